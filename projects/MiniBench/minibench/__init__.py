@@ -1,0 +1,26 @@
+"""MiniBench: a generated benchmark of zero-shot transfer. Importing it registers its datasets."""
+
+import os
+from pathlib import Path
+
+from tagclip.data.datasets.register import register_zero_shot_sem_seg
+
+__all__ = ["VOCABULARY_JSON", "dataset_root"]
+
+VOCABULARY_JSON = Path(__file__).with_name("minibench.json")
+
+
+def dataset_root() -> Path:
+    """Folder of the generated data: ``$DETECTRON2_DATASETS/minibench``."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "minibench"
+
+
+for _subset in ("train", "val", "test"):
+    register_zero_shot_sem_seg(
+        f"minibench_{_subset}",
+        image_root=dataset_root() / "images" / _subset,
+        sem_seg_root=dataset_root() / "labels" / _subset,
+        vocabulary_json=VOCABULARY_JSON,
+        image_ext="png",
+        prepare_command="python projects/MiniBench/generate_data.py",
+    )

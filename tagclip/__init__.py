@@ -1,0 +1,48 @@
+"""TagCLIP for Detectron2: zero-shot semantic segmentation with a trusty token.
+
+Importing this package registers the meta-architecture, the backbone and the head in detectron2.
+"""
+
+import importlib.util as _importlib_util
+
+
+def _require(module: str, command: str) -> None:
+    if _importlib_util.find_spec(module) is None:
+        raise ImportError(f"tagclip needs {module}, which is not installed; run: {command}")
+
+
+# Neither can be a plain requirement: detectron2 is not on PyPI under its name, and two
+# distributions provide cv2.
+_require("detectron2", "python tools/install_detectron2.py")
+_require("cv2", "pip install opencv-python-headless")
+
+from tagclip.config import add_tagclip_config, load_config  # noqa: E402
+from tagclip.data import ZeroShotDatasetMapper  # noqa: E402
+from tagclip.data.datasets.register import (  # noqa: E402
+    register_folder_dataset,
+    register_zero_shot_sem_seg,
+)
+from tagclip.engine import TagCLIPCheckpointer, ZeroShotTrainer  # noqa: E402
+from tagclip.errors import TagCLIPError  # noqa: E402
+from tagclip.evaluation import ZeroShotSemSegEvaluator  # noqa: E402
+from tagclip.modeling import CLIPViT, TagCLIP, TagCLIPHead, TextBank  # noqa: E402
+from tagclip.vocabulary import Vocabulary  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CLIPViT",
+    "TagCLIP",
+    "TagCLIPCheckpointer",
+    "TagCLIPError",
+    "TagCLIPHead",
+    "TextBank",
+    "Vocabulary",
+    "ZeroShotDatasetMapper",
+    "ZeroShotSemSegEvaluator",
+    "ZeroShotTrainer",
+    "add_tagclip_config",
+    "load_config",
+    "register_folder_dataset",
+    "register_zero_shot_sem_seg",
+]

@@ -1,0 +1,129 @@
+"""One class of a vocabulary, and how names are compared."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tagclip.errors import VocabularyError
+
+__all__ = [
+    "MAX_LABEL",
+    "ClassEntry",
+    "format_names",
+    "is_int",
+    "name_key",
+    "palette_color",
+    "refuse_duplicates",
+]
+
+# The largest value of a 16-bit label file.
+MAX_LABEL = 65535
+
+
+def name_key(name: str) -> str:
+    """What two spellings of one name have in common: case, spacing, Unicode form ignored."""
+    return " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
+
+
+def format_names(names: Iterable[str], limit: int = 10) -> str:
+    """Join names for a message, at most `limit` of them, sorted."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
+
+
+def is_int(value: object) -> bool:
+    """True for integers of Python and numpy, not for truth values."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class of a vocabulary.
+
+    Attributes:
+        id: value of the class in the label files, 0..65535.
+        name: display name, unique in its vocabulary; runs of white space become one blank.
+        prompts: names that are put into the prompt templates; defaults to ``(name,)``.
+        color: (red, green, blue), each 0..255, or None for a generated colour.
+
+    Raises:
+        VocabularyError: a field has the wrong type or range, or a prompt occurs twice.
+    """
+
+    id: int
+    name: str
+    prompts: tuple[str, ...] = ()
+    color: tuple[int, int, int] | None = None
+
+    @property
+    def keys(self) -> set[str]:
+        """`name_key` of the name and of every prompt."""
+        return {name_key(text) for text in (self.name, *self.prompts)}
+
+    def __post_init__(self) -> None:
+        where = f"class {self.name!r}"
+        if not is_int(self.id) or not 0 <= self.id <= MAX_LABEL:
+            raise VocabularyError(
+                f"{where}: id is {self.id!r}, expected an integer in 0..{MAX_LABEL}, "
+                "the value of this class in the label files"
+            )
+        if isinstance(self.prompts, str) or not isinstance(self.prompts, Sequence):
+            raise VocabularyError(
+                f"{where}: prompts is {self.prompts!r}, expected a list of texts; put it in [ ]"
+            )
+        object.__setattr__(self, "id", int(self.id))
+        object.__setattr__(self, "name", _clean(self.name, f"name of the class with id {self.id}"))
+        prompts = tuple(_clean(prompt, f"{where}: prompt") for prompt in self.prompts)
+        object.__setattr__(self, "prompts", prompts or (self.name,))
+        refuse_duplicates(self.prompts, f"{where}: prompts")
+        if self.color is not None:
+            object.__setattr__(self, "color", _checked_color(self.color, where))
+
+
+def _clean(text: object, what: str) -> str:
+    if not isinstance(text, str):
+        raise VocabularyError(f"{what} is {text!r}, expected a text; put it in quotes")
+    if not text.strip():
+        raise VocabularyError(f"{what} is empty ({text!r}); write the word that CLIP shall read")
+    return " ".join(text.split())
+
+
+def _checked_color(color: object, where: str) -> tuple[int, int, int]:
+    is_triple = isinstance(color, Sequence) and not isinstance(color, str) and len(color) == 3
+    if not is_triple or not all(is_int(c) and 0 <= c <= 255 for c in color):
+        raise VocabularyError(
+            f"{where}: color is {color!r}, expected [red, green, blue] with integers in 0..255"
+        )
+    return tuple(int(c) for c in color)
+
+
+def refuse_duplicates(names: Iterable[str], what: str) -> None:
+    """Raise VocabularyError if two names differ in case, spacing or Unicode form only."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name_key(name), []).append(name)
+    twice = [" = ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    if twice:
+        raise VocabularyError(
+            f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; "
+            "keep one of each"
+        )
+
+
+def palette_color(number: int) -> tuple[int, int, int]:
+    """Colour of a number below 2**24 in PASCAL VOC's map: low bits become high colour bits.
+
+    Bits 3j, 3j+1 and 3j+2 of the number are bit 7-j of red, green and blue.
+    """
+    red = green = blue = 0
+    for bit in range(8):
+        triple = number >> (3 * bit)
+        red |= (triple & 1) << (7 - bit)
+        green |= (triple >> 1 & 1) << (7 - bit)
+        blue |= (triple >> 2 & 1) << (7 - bit)
+    return red, green, blue

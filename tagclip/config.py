@@ -1,0 +1,261 @@
+"""Every config key that TagCLIP adds to detectron2, and the loading of layered yaml files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from tagclip.errors import ConfigError
+
+__all__ = ["add_tagclip_config", "load_config"]
+
+# A user means a folder relative to where the command is run, as everywhere in detectron2.
+_CWD_RELATIVE = ("OUTPUT_DIR",)
+
+
+def add_tagclip_config(cfg: CN) -> None:
+    """Add TagCLIP's keys, with their defaults, to a detectron2 config (in place)."""
+    # Projects (names of `tagclip.projects`) to import before anything is built.
+    cfg.PROJECTS = []
+    # Seed of everything random. -1 draws one, which is logged and stored with the results.
+    cfg.SEED = 0
+    _add_data(cfg)
+    _add_clip(cfg)
+    _add_tagclip(cfg)
+    _add_solver(cfg)
+
+
+def _add_data(cfg: CN) -> None:
+    cfg.DATASETS.ZERO_SHOT = CN()
+    # inductive: unseen labels never reach the model | supervised: every class has labels.
+    cfg.DATASETS.ZERO_SHOT.SETTING = "inductive"
+    # Name of a split in the vocabulary json; "" takes its default_split.
+    cfg.DATASETS.ZERO_SHOT.SPLIT = ""
+    # Lets TRUSTY.TARGET "novel" read the positions of unseen pixels, which breaks the protocol.
+    cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS = False
+
+    # CLIP and the class colours are RGB.
+    cfg.INPUT.FORMAT = "RGB"
+    # Training images are resized by a factor drawn from this range, times MIN/MAX_SIZE_TRAIN.
+    cfg.INPUT.SCALE_RANGE = [0.5, 2.0]
+    # A crop is redrawn (10 times at most) while one class covers more than this share of it.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
+    # Random brightness, contrast, saturation and hue in training (SSD's photometric distortion).
+    cfg.INPUT.COLOR_AUG_SSD = True
+    # Images with more pixels than this are refused before they are decoded.
+    cfg.INPUT.MAX_PIXELS = 64_000_000
+    # cv2: bilinear without antialiasing, as the released pipeline | pil: detectron2's own resize.
+    cfg.INPUT.RESIZE = "cv2"
+
+
+def _add_clip(cfg: CN) -> None:
+    cfg.MODEL.CLIP = CN()
+    # Name of an open_clip ViT with a class token, or the path of an open_clip model json.
+    cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
+    # open_clip tag, path of a weight file, or "" for random weights (tests).
+    cfg.MODEL.CLIP.PRETRAINED = "openai"
+    # Expected sha256 of the weight file; "" accepts any and records what was found.
+    cfg.MODEL.CLIP.SHA256 = ""
+    # Folder for downloaded CLIP weights; "" is open_clip's default.
+    cfg.MODEL.CLIP.CACHE_DIR = ""
+    # Resize of the position table: bilinear (released code) | bicubic (open_clip).
+    cfg.MODEL.CLIP.POS_EMBED_RESIZE = "bilinear"
+    # True counts the class embedding twice, as the released code; False is plain CLIP.
+    cfg.MODEL.CLIP.DOUBLE_CLS_EMBED = True
+    # Name of a set in prompt_templates.json, or a list of templates with one {} each.
+    cfg.MODEL.CLIP.TEMPLATES = "single"
+    # Prompts per text forward (time and memory only, never the result).
+    cfg.MODEL.CLIP.TEXT_BATCH = 256
+    # Folder of encoded class vectors shared between runs; "" keeps them in memory only.
+    cfg.MODEL.CLIP.TEXT_CACHE = ""
+    # Learned prompt tokens per layer; 0 switches deep prompts off.
+    cfg.MODEL.CLIP.PROMPT = CN({"NUM_TOKENS": 10})
+    # Layers that get prompts, counted from the input; 0 means all.
+    cfg.MODEL.CLIP.PROMPT.DEPTH = 0
+    # Dropout on the projected prompts.
+    cfg.MODEL.CLIP.PROMPT.DROPOUT = 0.1
+    # Trainable LayerNorm on all tokens before CLIP's ln_post.
+    cfg.MODEL.CLIP.PROMPT.POST_NORM = True
+    cfg.MODEL.BACKBONE.NAME = "CLIPViT"
+    # Recompute each block in the backward pass: a third more time, a fraction of the memory.
+    cfg.MODEL.BACKBONE.CHECKPOINT = False
+
+
+def _add_tagclip(cfg: CN) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "TagCLIP"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "TagCLIPHead"
+    cfg.MODEL.TAGCLIP = CN()
+    # cls_text: [class vector * image vector ; class vector] | none: the class vector alone.
+    cfg.MODEL.TAGCLIP.RELATION = "cls_text"
+    # One letter per decoder layer: a = with self-attention among the classes, n = without.
+    cfg.MODEL.TAGCLIP.LAYERS = "ann"
+    # Attention heads of the decoder; divides the CLIP embedding size.
+    cfg.MODEL.TAGCLIP.NUM_HEADS = 8
+    # Dropout inside the decoder.
+    cfg.MODEL.TAGCLIP.DROPOUT = 0.1
+    # Multiplies class, image and patch vectors (not the trusty token) before the decoder.
+    cfg.MODEL.TAGCLIP.FEATURE_SCALE = 1.0
+
+    cfg.MODEL.TAGCLIP.TRUSTY = CN()
+    # The learned query that says which pixels belong to seen classes.
+    cfg.MODEL.TAGCLIP.TRUSTY.ENABLED = True
+    # seen: 1 on seen-class pixels, reads no unseen label | novel: 1 on unseen-class pixels.
+    cfg.MODEL.TAGCLIP.TRUSTY.TARGET = "seen"
+
+    cfg.MODEL.TAGCLIP.LOSS = CN()
+    # Weights of the focal, Dice and trusty terms.
+    cfg.MODEL.TAGCLIP.LOSS.MASK = 20.0
+    cfg.MODEL.TAGCLIP.LOSS.DICE = 1.0
+    cfg.MODEL.TAGCLIP.LOSS.TRUSTY = 10.0
+    # Focal loss: weight of the positive term, and exponent.
+    cfg.MODEL.TAGCLIP.LOSS.FOCAL_ALPHA = 0.25
+    cfg.MODEL.TAGCLIP.LOSS.FOCAL_GAMMA = 2.0
+    # True: ignored and padded pixels are negatives of every class (released code) | False: none.
+    cfg.MODEL.TAGCLIP.LOSS.IGNORE_AS_NEGATIVE = True
+    # Side of the label grid on which the loss is computed, in pixels per label (1: every pixel).
+    cfg.MODEL.TAGCLIP.LOSS.STRIDE = 1
+    # Memory for full-resolution planes; the classes per chunk follow from it.
+    cfg.MODEL.TAGCLIP.LOSS.WORKSPACE_MIB = 256
+
+    cfg.MODEL.TAGCLIP.TEST = CN()
+    # Which scores the trusty map multiplies: none | seen | unseen | both.
+    cfg.MODEL.TAGCLIP.TEST.GATE = "both"
+    # Subtracted from the scores of seen classes.
+    cfg.MODEL.TAGCLIP.TEST.SEEN_BIAS = 0.1
+    # False: bias, then gate (released code) | True: gate, then bias.
+    cfg.MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE = False
+    # Classes of a vocabulary without a split: match (seen if in training) | seen | unseen.
+    cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES = "match"
+    # slide: overlapping windows | whole: one forward pass of the whole image.
+    cfg.MODEL.TAGCLIP.TEST.MODE = "slide"
+    # Side and step of the windows, in pixels of the resized image.
+    cfg.MODEL.TAGCLIP.TEST.WINDOW = 512
+    cfg.MODEL.TAGCLIP.TEST.STRIDE = 426
+    # Windows per forward pass (time and memory only, never the result).
+    cfg.MODEL.TAGCLIP.TEST.WINDOW_BATCH = 4
+    # Memory for full-resolution score planes; the classes per chunk follow from it.
+    cfg.MODEL.TAGCLIP.TEST.WORKSPACE_MIB = 256
+    # scores: (K, H, W) per image | labels: (H, W) labels and their scores.
+    cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
+
+
+def _add_solver(cfg: CN) -> None:
+    # ADAMW | SGD.
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Multiplies the learning rate of the deep prompts.
+    cfg.SOLVER.PROMPT_LR_FACTOR = 1.0
+    # Floor of the schedule, an absolute learning rate.
+    cfg.SOLVER.MIN_LR = 1e-6
+    # Exponent of the polynomial decay.
+    cfg.SOLVER.POLY_LR_POWER = 0.9
+    # The rest are detectron2's keys with the values of the official configs.
+    cfg.SOLVER.BASE_LR = 2e-4
+    cfg.SOLVER.WEIGHT_DECAY = 0.01
+    # The released rule meant 0 but never applied.
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.01
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupPolyLR"
+    cfg.SOLVER.WARMUP_ITERS = 1500
+    cfg.SOLVER.WARMUP_FACTOR = 1e-6
+    # bfloat16 | float16 under SOLVER.AMP.ENABLED.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # True evaluates although trainable tensors are missing or do not fit.
+    cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
+
+
+def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
+    """Build a config from the defaults, a layered yaml file and command-line overrides.
+
+    Inside a yaml, a string that starts with ``./`` or ``../`` is a path relative to that yaml
+    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``.
+
+    Args:
+        config_file: yaml file, possibly with ``_BASE_``; "" takes the defaults.
+        opts: alternating keys and values, as after detectron2's command line.
+
+    Raises:
+        ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
+            wrong type.
+    """
+    cfg = get_cfg()
+    add_tagclip_config(cfg)
+    if config_file:
+        for path, tree in _yaml_chain(Path(config_file), ()):
+            _check_keys(cfg, _key_paths(tree), path)
+            _merge(cfg.merge_from_other_cfg, CN(tree), str(path))
+    if len(opts) % 2:
+        raise ConfigError(
+            f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
+            "expected KEY VALUE pairs; add the missing key or value"
+        )
+    _check_keys(cfg, opts[0::2], "command line")
+    _merge(cfg.merge_from_list, list(opts), "command line")
+    return cfg
+
+
+def _merge(merge: Any, values: Any, source: str) -> None:
+    try:
+        merge(values)
+    except (ValueError, AssertionError, KeyError, TypeError) as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}; mend the value") from error
+
+
+def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
+    """Yield (file, its own keys), the deepest ``_BASE_`` first."""
+    path = path.expanduser().resolve()
+    if path in visited:
+        raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
+    tree = _read_yaml(path)
+    bases = tree.pop("_BASE_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _yaml_chain(path.parent / base, (*visited, path))
+    yield path, _resolve_paths(tree, path.parent)
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; check --config-file and _BASE_")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: not a plain yaml file ({' '.join(str(error).split())}); "
+            "expected keys and values without tags"
+        ) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found a {type(tree).__name__}, expected keys and values")
+    return tree
+
+
+def _resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
+    if isinstance(node, dict):
+        return {k: _resolve_paths(v, folder, str(k)) for k, v in node.items()}
+    is_relative = isinstance(node, str) and node.startswith(("./", "../"))
+    if is_relative and key not in _CWD_RELATIVE:
+        return str((folder / node).resolve())
+    return node
+
+
+def _check_keys(cfg: CN, keys: Iterable[str], source: str | Path) -> None:
+    """Refuse keys that the config does not have, naming the nearest one that it has."""
+    known = set(_key_paths(cfg))
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"did you mean {near[0]}?" if near else "see tagclip/config.py for all keys"
+            raise ConfigError(f"{source}: unknown config key {key}; {hint}")
+
+
+def _key_paths(tree: dict, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key and section of a nested dict."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _key_paths(value, f"{prefix}{key}.")

@@ -1,0 +1,31 @@
+"""Datasets, labels, augmentation and the zero-shot protocol."""
+
+from tagclip.data.augmentation import build_test_augmentations, build_train_augmentations
+from tagclip.data.dataset_mapper import ZeroShotDatasetMapper
+from tagclip.data.datasets.register import register_folder_dataset, register_zero_shot_sem_seg
+from tagclip.data.label_io import check_label, read_image, read_label
+from tagclip.data.protocol import (
+    dataset_vocabulary,
+    protocol_summary,
+    query_vocabulary,
+    resolve_seen,
+    training_vocabulary,
+    validate_protocol,
+)
+
+__all__ = [
+    "ZeroShotDatasetMapper",
+    "build_test_augmentations",
+    "build_train_augmentations",
+    "check_label",
+    "dataset_vocabulary",
+    "protocol_summary",
+    "query_vocabulary",
+    "read_image",
+    "read_label",
+    "register_folder_dataset",
+    "register_zero_shot_sem_seg",
+    "resolve_seen",
+    "training_vocabulary",
+    "validate_protocol",
+]

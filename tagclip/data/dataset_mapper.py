@@ -1,0 +1,159 @@
+"""From a dataset's file names to what the model takes; the only place that reads labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
+
+from tagclip.data.augmentation import build_test_augmentations, build_train_augmentations
+from tagclip.data.choices import require_choice
+from tagclip.data.label_io import check_label, read_image, read_label
+from tagclip.data.protocol import (
+    dataset_vocabulary,
+    query_vocabulary,
+    training_vocabulary,
+    validate_protocol,
+)
+from tagclip.errors import DatasetError
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["ZeroShotDatasetMapper"]
+
+
+class ZeroShotDatasetMapper:
+    """Read, re-index, augment.
+
+    In training, labels become indices of `target_vocabulary` before anything else looks at them:
+    pixels of classes that it lacks or does not call seen become ignored. At test time labels are
+    not read.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[Augmentation],
+        image_format: str,
+        source_vocabulary: Vocabulary,
+        target_vocabulary: Vocabulary,
+        novel_masks: bool,
+        max_pixels: int,
+    ):
+        """
+        Args:
+            is_train: whether to read labels.
+            augmentations: applied in order to image and re-indexed label.
+            image_format: "RGB" or "BGR".
+            source_vocabulary: full class list of the label files.
+            target_vocabulary: class list of the result; in training with a known partition.
+            novel_masks: add where pixels of unseen classes are, which breaks the protocol.
+            max_pixels: images with more pixels are refused; 0 sets no limit.
+        """
+        self.is_train = is_train
+        self.augmentations = AugmentationList(list(augmentations))
+        self.image_format = image_format
+        self.source_vocabulary = source_vocabulary
+        self.target_vocabulary = target_vocabulary
+        self.novel_masks = novel_masks
+        self.max_pixels = max_pixels
+        if is_train:
+            self._lut, self._novel_lut = _training_luts(source_vocabulary, target_vocabulary)
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, is_train: bool = True, dataset_name: str | None = None
+    ) -> dict[str, Any]:
+        """Arguments for a training dataset (None: all of DATASETS.TRAIN) or a test dataset."""
+        validate_protocol(cfg)
+        if not is_train and dataset_name is None:
+            raise ValueError("a test mapper needs dataset_name: every dataset has its own classes")
+        require_choice(cfg.INPUT.FORMAT, "INPUT.FORMAT", ("RGB", "BGR"))
+        source = dataset_vocabulary(cfg, dataset_name or cfg.DATASETS.TRAIN[0])
+        if is_train:
+            target = training_vocabulary(cfg)
+            augmentations = build_train_augmentations(cfg, target.ignore_index)
+        else:
+            target = query_vocabulary(cfg, dataset_name)
+            augmentations = build_test_augmentations(cfg)
+        trusty = cfg.MODEL.TAGCLIP.TRUSTY
+        return {
+            "is_train": is_train,
+            "augmentations": augmentations,
+            "image_format": cfg.INPUT.FORMAT,
+            "source_vocabulary": source,
+            "target_vocabulary": target,
+            "novel_masks": is_train and trusty.ENABLED and trusty.TARGET == "novel",
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Read one sample.
+
+        Args:
+            dataset_dict: "file_name", in training "sem_seg_file_name", maybe "image_id".
+
+        Returns:
+            "image": (3, h, w) uint8 tensor, augmented, in `image_format`, 0..255;
+            "height", "width": size of the upright image file in pixels;
+            "file_name", and "image_id" if given; and
+            in training "sem_seg": (h, w) uint8 or int32 tensor (`Vocabulary.target_dtype`) of
+            indices of the target vocabulary and its `ignore_index`, and with `novel_masks`
+            "novel_mask": (h, w) bool tensor, True on pixels of unseen classes;
+            at test time "vocabulary": the target vocabulary.
+
+        Raises:
+            DatasetError: a file is missing or damaged, or the label fits neither the image nor
+                the vocabulary.
+        """
+        image = read_image(dataset_dict["file_name"], self.image_format, self.max_pixels)
+        sample = {
+            key: dataset_dict[key] for key in ("file_name", "image_id") if key in dataset_dict
+        }
+        sample["height"], sample["width"] = image.shape[:2]
+        if self.is_train:
+            label = self._read_label(dataset_dict, image.shape[:2])
+            aug_input = AugInput(image, sem_seg=self._lut[label])
+            transforms = self.augmentations(aug_input)
+            sample["sem_seg"] = torch.from_numpy(np.ascontiguousarray(aug_input.sem_seg))
+            if self.novel_masks:
+                mask = transforms.apply_segmentation(self._novel_lut[label])
+                sample["novel_mask"] = torch.from_numpy(np.ascontiguousarray(mask)) != 0
+        else:
+            aug_input = AugInput(image)
+            self.augmentations(aug_input)
+            sample["vocabulary"] = self.target_vocabulary
+        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
+        sample["image"] = torch.from_numpy(pixels)
+        return sample
+
+    def _read_label(self, dataset_dict: dict[str, Any], image_size: tuple[int, int]) -> np.ndarray:
+        path = dataset_dict.get("sem_seg_file_name")
+        if path is None:
+            raise DatasetError(
+                f"{dataset_dict['file_name']}: no label file is registered for this image; train "
+                "on a dataset with labels"
+            )
+        label = read_label(path)
+        check_label(label, path, self.source_vocabulary, image_size)
+        return label
+
+
+def _training_luts(source: Vocabulary, target: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Tables over raw label values: index in `target`, and (uint8) whether it is an unseen class.
+
+    Values that mean nothing are ignored here: `check_label` has refused them before.
+    """
+    indices = source.label_lut(target)
+    seen = np.zeros(max(target.ignore_index + 1, len(target)), dtype=bool)
+    seen[: len(target)] = target.seen_mask
+    has_label = (indices >= 0) & seen[indices]
+    lut = np.where(has_label, indices, target.ignore_index).astype(target.target_dtype)
+    is_class = np.zeros(len(lut), dtype=bool)
+    is_class[[entry.id for entry in source.classes]] = True
+    return lut, (is_class & ~has_label).astype(np.uint8)

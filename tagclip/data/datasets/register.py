@@ -1,0 +1,177 @@
+"""Registering folders of images and label files; nothing is read until it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+from tagclip.errors import DatasetError
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["register_folder_dataset", "register_zero_shot_sem_seg"]
+
+_EXAMPLES = 5
+
+
+def register_zero_shot_sem_seg(
+    name: str,
+    image_root: str | Path,
+    sem_seg_root: str | Path,
+    vocabulary_json: str | Path,
+    image_ext: str = "jpg",
+    label_ext: str = "png",
+    prepare_command: str = "",
+) -> None:
+    """Register a dataset for zero-shot semantic segmentation.
+
+    Registering the same again does nothing. Images and labels are paired by their path below the
+    two folders, without extension; files with other extensions are left out.
+
+    Metadata of the dataset: `stuff_classes`, `stuff_colors`, `ignore_label` (read from the json
+    when first used), `evaluator_type` "zero_shot_sem_seg", `vocabulary` (path of the json),
+    `image_root`, `sem_seg_root`.
+
+    Args:
+        name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
+        image_root: folder of images.
+        sem_seg_root: folder of label files, whose values are class ids of the json.
+        vocabulary_json: the class list (format: `tagclip.vocabulary_json`).
+        image_ext, label_ext: extensions without the dot, in any case.
+        prepare_command: command that makes the folders, for error messages.
+
+    Raises:
+        DatasetError: the name belongs to another dataset.
+    """
+    files = _PairedFiles(
+        name,
+        str(image_root),
+        str(sem_seg_root),
+        (image_ext.lower().lstrip("."),),
+        (label_ext.lower().lstrip("."),),
+        prepare_command,
+    )
+    _register(files, str(vocabulary_json))
+
+
+def register_folder_dataset(
+    name: str, images: str | Path, labels: str | Path, vocabulary: str | Path
+) -> None:
+    """Register a folder of jpg, jpeg or png images and one of png labels with the same stems.
+
+    Args:
+        name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
+        images, labels: the folders.
+        vocabulary: vocabulary json.
+
+    Raises:
+        DatasetError: the name belongs to another dataset.
+    """
+    files = _PairedFiles(name, str(images), str(labels), ("jpg", "jpeg", "png"), ("png",), "")
+    _register(files, str(vocabulary))
+
+
+class _VocabularyMetadata(Metadata):
+    """Metadata whose class names and colours are read from the json when first used."""
+
+    def __getattr__(self, key: str) -> Any:
+        if key in ("stuff_classes", "stuff_colors", "ignore_label"):
+            vocabulary = Vocabulary.from_json(self.vocabulary)
+            # Metadata's own setter reads the old value first, which would come back here.
+            self.__dict__.update(
+                stuff_classes=vocabulary.names,
+                stuff_colors=vocabulary.colors.tolist(),
+                ignore_label=vocabulary.ignore_label,
+            )
+            return self.__dict__[key]
+        return super().__getattr__(key)
+
+
+def _register(files: _PairedFiles, vocabulary_json: str) -> None:
+    if files.name in DatasetCatalog.list():
+        old = DatasetCatalog[files.name]
+        old_json = MetadataCatalog.get(files.name).get("vocabulary")
+        if old != files or old_json != vocabulary_json:
+            raise DatasetError(
+                f"dataset name {files.name!r} is taken by another registration ({old}, vocabulary "
+                f"{old_json}), found {files}, vocabulary {vocabulary_json}; choose another name"
+            )
+        return
+    DatasetCatalog.register(files.name, files)
+    MetadataCatalog[files.name] = _VocabularyMetadata(
+        name=files.name,
+        evaluator_type="zero_shot_sem_seg",
+        vocabulary=vocabulary_json,
+        image_root=files.image_root,
+        sem_seg_root=files.label_root,
+    )
+
+
+@dataclass(frozen=True)
+class _PairedFiles:
+    """Lists a dataset when called; equal if it lists the same."""
+
+    name: str
+    image_root: str
+    label_root: str
+    image_exts: tuple[str, ...]
+    label_exts: tuple[str, ...]
+    prepare_command: str
+
+    def __call__(self) -> list[dict[str, str]]:
+        """One dict per image: "file_name", "sem_seg_file_name", "image_id"; sorted by image_id."""
+        images = self._list(self.image_root, self.image_exts, "image")
+        labels = self._list(self.label_root, self.label_exts, "label")
+        self._refuse_lonely(images.keys() - labels.keys(), "images", "label", self.label_root)
+        self._refuse_lonely(labels.keys() - images.keys(), "labels", "image", self.image_root)
+        return [
+            {"file_name": images[key], "sem_seg_file_name": labels[key], "image_id": key}
+            for key in sorted(images)
+        ]
+
+    def _list(self, root: str, extensions: Sequence[str], what: str) -> dict[str, str]:
+        """Path of every file, by its path below the root without extension."""
+        if not os.path.isdir(root):
+            raise DatasetError(f"dataset {self.name}: no {what} folder {root}{self._advice}")
+        files: dict[str, str] = {}
+        for path in _walk(root):
+            stem, extension = os.path.splitext(path)
+            if extension[1:].lower() not in extensions:
+                continue
+            key = os.path.relpath(stem, root).replace(os.sep, "/")
+            if key in files:
+                raise DatasetError(
+                    f"dataset {self.name}: {files[key]} and {path} share the name {key!r}; keep one"
+                )
+            files[key] = path
+        if not files:
+            raise DatasetError(
+                f"dataset {self.name}: no *.{' or *.'.join(extensions)} {what} in "
+                f"{root}{self._advice}"
+            )
+        return files
+
+    def _refuse_lonely(self, keys: set[str], these: str, other: str, root: str) -> None:
+        if keys:
+            examples = ", ".join(sorted(keys)[:_EXAMPLES])
+            raise DatasetError(
+                f"dataset {self.name}: {len(keys)} {these} without {other} in {root}, such as "
+                f"{examples}; add what is missing or remove them{self._advice}"
+            )
+
+    @property
+    def _advice(self) -> str:
+        value = os.environ.get("DETECTRON2_DATASETS")
+        variable = f"is {value!r}" if value else "is not set"
+        command = f"run: {self.prepare_command}" if self.prepare_command else "check the path"
+        return f" (DETECTRON2_DATASETS {variable}); {command}"
+
+
+def _walk(root: str) -> Iterator[str]:
+    for folder, _, names in os.walk(root, followlinks=True):
+        yield from (os.path.join(folder, name) for name in names)

@@ -1,0 +1,228 @@
+"""Reading and checking of images and label files, without silent conversions."""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from detectron2.utils.logger import log_first_n
+from PIL import Image, UnidentifiedImageError
+
+from tagclip.errors import DatasetError
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["check_label", "read_image", "read_label"]
+
+_EXIF_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow raises on damaged files of the common formats.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+# Pillow stretches 2-bit and 4-bit gray values to 0..255 by these factors.
+_GRAY_FACTORS = {"L;2": 85, "L;4": 17}
+
+
+@contextmanager
+def _opened(path: str | Path, what: str) -> Iterator[Image.Image]:
+    """Open a file lazily; everything Pillow says about it becomes a DatasetError."""
+    try:
+        with warnings.catch_warnings():
+            # A size limit of our own follows.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                yield image
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path}: no such {what}; check the dataset folder") from error
+    except Image.DecompressionBombError as error:
+        raise DatasetError(
+            f"{path}: {what} is larger than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS} "
+            "pixels; make it smaller"
+        ) from error
+    except _DAMAGE as error:
+        raise DatasetError(
+            f"{path}: cannot decode this {what} ({_describe_damage(path, error)}); replace or "
+            "remove the file"
+        ) from error
+
+
+def _describe_damage(path: str | Path, error: BaseException) -> str:
+    if os.path.isdir(path):
+        return "it is a folder"
+    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    if size == 0:
+        return "it has 0 bytes"
+    if isinstance(error, UnidentifiedImageError):
+        with open(path, "rb") as file:
+            start = file.read(512).lstrip().lower()
+        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+            return f"{size} bytes of html or xml text"
+        return f"{size} bytes of no known image format"
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np.ndarray:
+    """Read an image upright, as `detectron2.data.detection_utils.read_image` does.
+
+    EXIF orientation is applied; gray, palette and CMYK are converted; alpha is dropped. 16-bit
+    gray is scaled by 1/257 (65535 becomes 255) and rounded, which is logged once.
+
+    Args:
+        path: a file that Pillow can decode.
+        format: "RGB" or "BGR".
+        max_pixels: images with more pixels are refused before decoding; 0 sets no limit.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        DatasetError: the file is missing, damaged or too large, or holds other numbers.
+    """
+    if format not in ("RGB", "BGR"):
+        raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
+    with _opened(path, "image") as image:
+        width, height = image.size
+        if max_pixels and width * height > max_pixels:
+            raise DatasetError(
+                f"{path}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "
+                f"{max_pixels}; make the image smaller or raise the key"
+            )
+        # First: reading the EXIF data of a truncated PNG swallows its decoding error.
+        image.load()
+        orientation = _exif_orientation(image, path)
+        image = _to_rgb(image, path)
+        if orientation in _TRANSPOSE:
+            image = image.transpose(_TRANSPOSE[orientation])
+        pixels = np.asarray(image)
+    return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def _exif_orientation(image: Image.Image, path: str | Path) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (*_DAMAGE, KeyError, TypeError):
+        log_first_n(
+            logging.WARNING,
+            f"{path}: damaged EXIF data; this image and others like it are read unrotated",
+            name=__name__,
+        )
+        return 1
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise DatasetError(
+                f"{path}: image has {values.dtype} values {values.min()}..{values.max()}, expected "
+                "8-bit colour or 16-bit gray; convert it"
+            )
+        log_first_n(
+            logging.WARNING,
+            f"{path}: 16-bit gray image, read as 8 bits (divided by 257); so are others like it",
+            name=__name__,
+        )
+        # x / 257 never ends in exactly .5, so that this is the nearest integer.
+        image = Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """Read a label file losslessly: gray values or palette indices, never colours.
+
+    Returns:
+        (H, W) uint8, or int32 where the file has 16 or 32 bits. Class ids and ignore value of
+        the dataset, unchecked (see `check_label`).
+
+    Raises:
+        DatasetError: the file is missing, damaged, has several channels or float values.
+    """
+    with _opened(path, "label file") as image:
+        tile = image.tile[0] if getattr(image, "tile", None) else None
+        factor = _GRAY_FACTORS.get(tile[3] if tile and isinstance(tile[3], str) else "", 1)
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise DatasetError(
+                f"{path}: label must be single-channel with integer class ids; found "
+                f"{image.mode}; run the dataset's prepare_* command or save the ids as gray PNG"
+            )
+        values = np.asarray(image)
+    if values.dtype == np.uint8:
+        return values // factor if factor > 1 else values
+    return values.astype(np.uint8 if values.dtype == bool else np.int32)
+
+
+def check_label(
+    label: np.ndarray, path: str | Path, vocabulary: Vocabulary, image_size: tuple[int, int]
+) -> None:
+    """Refuse a label that does not belong to its image or its vocabulary.
+
+    Args:
+        label: (H, W) integers, raw values of the dataset.
+        path: label file, for the message.
+        vocabulary: the dataset's full class list.
+        image_size: (height, width) of the image after its EXIF rotation.
+
+    Raises:
+        DatasetError: another size, or a value that is neither a class id nor the ignore label.
+    """
+    height, width = label.shape
+    if (height, width) != tuple(image_size):
+        is_swapped = (width, height) == tuple(image_size)
+        raise DatasetError(
+            f"{path}: label is {width}x{height} (width x height), its image is "
+            f"{image_size[1]}x{image_size[0]}"
+            + ("; rotate the label as the image's EXIF tag says, or remove the tag" * is_swapped)
+            + ("; pair each image with its own label" * (not is_swapped))
+        )
+    unknown = _unknown_values(vocabulary)
+    bad = unknown[np.clip(label.astype(np.intp), -1, len(unknown) - 2) + 1]
+    if bad.any():
+        y, x = np.unravel_index(np.argmax(bad), bad.shape)
+        ids = _format_ranges(entry.id for entry in vocabulary.classes)
+        raise DatasetError(
+            f"{path}: label {label[y, x]} at ({x},{y}), vocabulary {vocabulary.name} has {ids} "
+            f"and ignore {vocabulary.ignore_label}; {_hint(label, bad, vocabulary)}"
+        )
+
+
+@lru_cache(maxsize=8)
+def _unknown_values(vocabulary: Vocabulary) -> np.ndarray:
+    """Flags of the label values -1, 0, 1, ...; the first and last stand for all outside."""
+    return np.concatenate([[True], vocabulary.label_lut() < 0, [True]])
+
+
+def _hint(label: np.ndarray, bad: np.ndarray, vocabulary: Vocabulary) -> str:
+    values, counts = np.unique(label, return_counts=True)
+    highest = max(entry.id for entry in vocabulary.classes)
+    if values[counts.argmax()] == 0 and (label[bad] == highest + 1).all():
+        return (
+            f"{len(values)} distinct values, 0 dominates: if 0 is background, run the dataset's "
+            "prepare_* command (reduce_zero_label: 0 becomes ignore, the others move down by one)"
+        )
+    return "run the dataset's prepare_* command or name the right vocabulary"
+
+
+def _format_ranges(ids: Iterable[int]) -> str:
+    """1, 2, 3, 7 as "1..3, 7"; at most six ranges."""
+    ranges: list[list[int]] = []
+    for value in sorted(ids):
+        if ranges and value == ranges[-1][1] + 1:
+            ranges[-1][1] = value
+        else:
+            ranges.append([value, value])
+    texts = [f"{low}..{high}" if high > low else f"{low}" for low, high in ranges]
+    return ", ".join(texts[:6]) + (f", ... {texts[-1]}" if len(texts) > 6 else "")

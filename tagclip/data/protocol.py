@@ -1,0 +1,173 @@
+"""The zero-shot protocol: which classes a run trains on and which it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from tagclip.data.choices import require_choice
+from tagclip.errors import ConfigError, VocabularyError
+from tagclip.vocabulary import Vocabulary
+
+__all__ = [
+    "dataset_vocabulary",
+    "protocol_summary",
+    "query_vocabulary",
+    "resolve_seen",
+    "training_vocabulary",
+    "validate_protocol",
+]
+
+_SETTINGS = ("inductive", "supervised")
+_TARGETS = ("seen", "novel")
+_UNKNOWN_CLASSES = ("match", "seen", "unseen")
+
+
+def dataset_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
+    """Full class list of a dataset with the partition for reporting.
+
+    The partition is the split `DATASETS.ZERO_SHOT.SPLIT`; a dataset that is not trained on and
+    lacks it uses its default split, or leaves the partition open if it has none.
+
+    Raises:
+        ConfigError: a training dataset lacks the split.
+        DatasetError, VocabularyError: the dataset is not registered, or its json is inconsistent.
+    """
+    split = cfg.DATASETS.ZERO_SHOT.SPLIT
+    default = Vocabulary.from_metadata(dataset_name)
+    is_trained = dataset_name in cfg.DATASETS.TRAIN
+    if not split:
+        if is_trained and default.seen is None and _setting(cfg) != "supervised":
+            raise ConfigError(
+                f"DATASETS.ZERO_SHOT.SPLIT is empty and {_json_of(dataset_name)} (dataset "
+                f"{dataset_name}) has no default_split; name one of its splits"
+            )
+        return default
+    try:
+        return Vocabulary.from_metadata(dataset_name, split)
+    except VocabularyError as error:
+        if is_trained:
+            raise ConfigError(
+                f"DATASETS.ZERO_SHOT.SPLIT is {split!r}, which training dataset {dataset_name} "
+                f"lacks ({error}); name one of its splits"
+            ) from error
+        return default
+
+
+def training_vocabulary(cfg: CfgNode) -> Vocabulary:
+    """The classes that the model is trained to segment, all of them seen.
+
+    Inductive: the seen classes of the split. Supervised: all classes.
+
+    Raises:
+        ConfigError: the setting is unknown, or DATASETS.TRAIN is empty or disagrees.
+    """
+    full = _trained_vocabulary(cfg)
+    if _setting(cfg) == "supervised":
+        return full.with_seen([True] * len(full))
+    return full.restrict("seen")
+
+
+def query_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
+    """The classes that evaluation asks for, where seen means: the model was trained on it.
+
+    With the class list of the training data, the partition is that of training. With another
+    one, `MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES` decides: by names that training has seen ("match"),
+    or all classes alike.
+    """
+    vocabulary = dataset_vocabulary(cfg, dataset_name)
+    trained = _trained_vocabulary(cfg)
+    if vocabulary.fingerprint == trained.fingerprint:
+        seen = set(training_vocabulary(cfg).names)
+        split = trained.split if _setting(cfg) != "supervised" else ""
+        flags = tuple(name in seen for name in vocabulary.names)
+        return replace(vocabulary, seen=flags, split=split)
+    policy = cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES
+    return resolve_seen(replace(vocabulary, seen=None), training_vocabulary(cfg), policy)
+
+
+def resolve_seen(vocabulary: Vocabulary, trained: Vocabulary, policy: str) -> Vocabulary:
+    """Decide which classes of a vocabulary are seen, unless that is known already.
+
+    Args:
+        vocabulary: any class list.
+        trained: the classes that the model is trained on.
+        policy: "match" by names, or all classes alike "seen" or "unseen".
+
+    Raises:
+        ConfigError: the policy is unknown.
+    """
+    if vocabulary.seen is not None:
+        return vocabulary
+    require_choice(policy, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES)
+    if policy == "match":
+        return vocabulary.match_seen(trained)
+    return vocabulary.with_seen([policy == "seen"] * len(vocabulary))
+
+
+def protocol_summary(cfg: CfgNode) -> str:
+    """One line: setting, split, numbers of classes, fate of unseen labels, trusty target."""
+    full, setting = _trained_vocabulary(cfg), _setting(cfg)
+    if setting == "supervised":
+        classes = f"{len(full)} classes, all with labels"
+    else:
+        classes = (
+            f"split {full.split}: {full.num_seen} seen / {len(full) - full.num_seen} unseen; "
+            "unseen labels dropped in the mapper"
+        )
+    trusty = cfg.MODEL.TAGCLIP.TRUSTY
+    target = f"trusty target = {trusty.TARGET}" if trusty.ENABLED else "no trusty token"
+    if trusty.ENABLED and trusty.TARGET == "novel":
+        target += " (reads where unseen pixels are, outside the inductive protocol)"
+    return f"{setting}, {classes}; {target}"
+
+
+def validate_protocol(cfg: CfgNode) -> None:
+    """Check all keys of the protocol together, before anything expensive is built.
+
+    Raises:
+        ConfigError: a value is unknown, keys contradict each other, or datasets disagree.
+        DatasetError, VocabularyError: see `dataset_vocabulary`.
+    """
+    trusty = cfg.MODEL.TAGCLIP.TRUSTY
+    require_choice(trusty.TARGET, "MODEL.TAGCLIP.TRUSTY.TARGET", _TARGETS)
+    reads_novel = trusty.ENABLED and trusty.TARGET == "novel"
+    if reads_novel and not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS:
+        raise ConfigError(
+            "MODEL.TAGCLIP.TRUSTY.TARGET is 'novel', which reads where unseen pixels are and "
+            "breaks the inductive protocol; set it to 'seen', or allow it with "
+            "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
+        )
+    require_choice(
+        cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES,
+        "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES",
+        _UNKNOWN_CLASSES,
+    )
+    training_vocabulary(cfg)
+
+
+def _setting(cfg: CfgNode) -> str:
+    require_choice(cfg.DATASETS.ZERO_SHOT.SETTING, "DATASETS.ZERO_SHOT.SETTING", _SETTINGS)
+    return cfg.DATASETS.ZERO_SHOT.SETTING
+
+
+def _trained_vocabulary(cfg: CfgNode) -> Vocabulary:
+    """Full class list of the training datasets, with the partition of the split."""
+    names = list(cfg.DATASETS.TRAIN)
+    if not names:
+        raise ConfigError("DATASETS.TRAIN is empty; name the dataset(s) that the model learns from")
+    first, *others = [dataset_vocabulary(cfg, name) for name in names]
+    for name, other in zip(names[1:], others, strict=True):
+        if other.partition_fingerprint != first.partition_fingerprint:
+            raise ConfigError(
+                f"DATASETS.TRAIN: {names[0]} ({len(first)} classes, {_json_of(names[0])}) and "
+                f"{name} ({len(other)} classes, {_json_of(name)}) differ in classes or split; "
+                "train on datasets with the same vocabulary"
+            )
+    return first
+
+
+def _json_of(dataset_name: str) -> str:
+    return str(MetadataCatalog.get(dataset_name).vocabulary)

@@ -1,0 +1,19 @@
+"""Training: trainer, data stream, optimizer, schedule and checkpoints."""
+
+from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, read_checkpoint
+from tagclip.engine.data_stream import StreamLoader
+from tagclip.engine.lr_scheduler import WarmupPolySchedule, build_lr_scheduler
+from tagclip.engine.optimizer import build_optimizer
+from tagclip.engine.trainer import ZeroShotTrainer, run_info
+
+__all__ = [
+    "StreamLoader",
+    "TagCLIPCheckpointer",
+    "WarmupPolySchedule",
+    "ZeroShotTrainer",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "checkpoint_metadata",
+    "read_checkpoint",
+    "run_info",
+]

@@ -1,0 +1,148 @@
+"""The training stream: sample and augmentation at position i are pure functions of (seed, i).
+
+So worker count, prefetching and resuming do not change what the model sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import DatasetFromList
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+__all__ = ["StreamLoader", "seeded", "seeded_step"]
+
+
+def _mix(*numbers: int) -> int:
+    """Hash integers to 32 well-mixed bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seed the random generators of Python, numpy and torch inside; restore them afterwards."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = _mix(*numbers)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+class _Stream(Dataset):
+    """Position in the stream -> mapped sample."""
+
+    def __init__(
+        self, dataset_dicts: Sequence[dict[str, Any]], mapper: Callable[[dict], dict], seed: int
+    ) -> None:
+        self._samples = DatasetFromList(list(dataset_dicts), copy=False)
+        self._mapper, self._seed = mapper, seed
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng([self._seed, epoch, 0])
+        return generator.permutation(len(self._samples))
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, offset = divmod(position, len(self._samples))
+        sample = self._samples[int(self._order(epoch)[offset])]
+        with seeded(self._seed, position, 1):
+            return self._mapper(sample)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A cache cannot travel to a worker process.
+        return {name: value for name, value in vars(self).items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+
+class _Positions(Sampler):
+    """Batches of positions: rank r of iteration t takes [t B + r b, t B + (r + 1) b)."""
+
+    def __init__(self, start: int, stop: int, batch: int, rank: int, world_size: int) -> None:
+        self._iterations = range(start, stop)
+        self._batch, self._rank, self._share = batch, rank, batch // world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for iteration in self._iterations:
+            first = iteration * self._batch + self._rank * self._share
+            yield list(range(first, first + self._share))
+
+    def __len__(self) -> int:
+        return len(self._iterations)
+
+
+class StreamLoader:
+    """Iterable over this process's training batches, from any iteration on."""
+
+    def __init__(
+        self,
+        dataset_dicts: Sequence[dict[str, Any]],
+        mapper: Callable[[dict], dict],
+        *,
+        batch_size: int,
+        max_iter: int,
+        seed: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Keep the parts; nothing is read before the first batch is asked for.
+
+        Args:
+            dataset_dicts: detectron2's standard dicts, at least one.
+            mapper: dict -> sample.
+            batch_size: of all processes together, a multiple of ``world_size``.
+            max_iter: iteration at which the stream ends.
+            seed: 0 to 2**32 - 1.
+            num_workers: loader processes.
+            rank: of this process.
+            world_size: number of processes.
+        """
+        self._stream = _Stream(dataset_dicts, mapper, seed)
+        self._batch, self._max_iter, self._workers = batch_size, max_iter, num_workers
+        self._rank, self._world_size = rank, world_size
+        self.start_iter = 0
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield the batches of iterations ``start_iter`` to ``max_iter``.
+
+        ``start_iter`` is read when the first batch is asked for: a trainer may make the iterator
+        before it knows where it resumes.
+        """
+        positions = _Positions(
+            self.start_iter, self._max_iter, self._batch, self._rank, self._world_size
+        )
+        yield from DataLoader(
+            self._stream,
+            batch_sampler=positions,
+            num_workers=self._workers,
+            collate_fn=_as_list,
+            # The loader draws a base seed for its workers, which ours do not use.
+            generator=torch.Generator(),
+        )
+
+
+def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return batch
+
+
+def seeded_step(seed: int, rank: int, iteration: int) -> None:
+    """Seed all generators for one training step; iteration -1 is the building of the model."""
+    mixed = _mix(seed, rank, iteration + 1, 2)
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)

@@ -1,0 +1,27 @@
+"""One family of exceptions for everything a user can mend.
+
+Each message is one line: which file or key, what was found, what was expected, what to do.
+`tools/*` print it without a traceback and exit with 1; ``TAGCLIP_DEBUG=1`` shows the traceback.
+"""
+
+__all__ = ["CheckpointError", "ConfigError", "DatasetError", "TagCLIPError", "VocabularyError"]
+
+
+class TagCLIPError(Exception):
+    """Base of all errors that the user, not the programmer, can mend."""
+
+
+class ConfigError(TagCLIPError):
+    """A config file, key or command-line option does not make sense."""
+
+
+class DatasetError(TagCLIPError):
+    """An image, label file or dataset folder is missing, damaged or holds unexpected values."""
+
+
+class VocabularyError(TagCLIPError):
+    """A class list, its split or its json file is inconsistent."""
+
+
+class CheckpointError(TagCLIPError):
+    """A checkpoint or CLIP weight file is missing, damaged, unsafe or does not fit the model."""

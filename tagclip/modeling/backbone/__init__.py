@@ -1,0 +1,7 @@
+"""CLIP's vision transformer with deep prompts, and where its weights come from."""
+
+from tagclip.modeling.backbone.clip_source import CLIPSource
+from tagclip.modeling.backbone.clip_vit import CLIPViT
+from tagclip.modeling.backbone.prompts import DeepPrompts
+
+__all__ = ["CLIPSource", "CLIPViT", "DeepPrompts"]

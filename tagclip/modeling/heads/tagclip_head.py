@@ -1,0 +1,132 @@
+"""TagCLIP's head: class queries and the trusty token against the patches."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from tagclip.modeling.heads.mask_decoder import MaskDecoder
+from tagclip.modeling.heads.relation import RelationDescriptor
+from tagclip.modeling.losses import SegLoss, SegTargets
+
+__all__ = ["TagCLIPHead"]
+
+logger = logging.getLogger(__name__)
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class TagCLIPHead(nn.Module):
+    """Low-resolution class logits and trusty logits (TagCLIP paper, section 3.2).
+
+    Knows neither names nor which classes are seen: one more learned query, the trusty token,
+    is all that distinguishes it from a plain matching decoder.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        relation: RelationDescriptor,
+        decoder: MaskDecoder,
+        loss: SegLoss,
+        dim: int,
+        feature_scale: float = 1.0,
+        trusty_enabled: bool = True,
+    ) -> None:
+        """Assemble built parts.
+
+        Args:
+            relation: (K, D) class vectors, (N, D) image vectors -> (N, K, D) queries.
+            decoder: queries and (N, n, D) patch vectors -> (N, Q, n) logits.
+            loss: logits and targets -> weighted losses.
+            dim: channels D.
+            feature_scale: multiplies class, image and patch vectors, not the trusty token.
+            trusty_enabled: whether the trusty token exists.
+        """
+        super().__init__()
+        self.relation, self.decoder, self.loss = relation, decoder, loss
+        self.feature_scale = feature_scale
+        self.trusty_token = nn.Parameter(torch.empty(1, dim)) if trusty_enabled else None
+        if trusty_enabled:
+            nn.init.xavier_uniform_(self.trusty_token)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        tagclip = cfg.MODEL.TAGCLIP
+        dim = input_shape["clip_dense"].channels
+        trusty = tagclip.TRUSTY
+        if trusty.ENABLED and trusty.TARGET == "seen" and not tagclip.LOSS.IGNORE_AS_NEGATIVE:
+            logger.warning(
+                "MODEL.TAGCLIP.LOSS.IGNORE_AS_NEGATIVE False leaves the trusty token with target "
+                "'seen' no negative pixels: its map will be 1 everywhere"
+            )
+        return {
+            "relation": RelationDescriptor(dim=dim, kind=tagclip.RELATION),
+            "decoder": MaskDecoder(
+                dim=dim,
+                num_heads=tagclip.NUM_HEADS,
+                layers=tagclip.LAYERS,
+                dropout=tagclip.DROPOUT,
+            ),
+            "loss": SegLoss(
+                mask_weight=tagclip.LOSS.MASK,
+                dice_weight=tagclip.LOSS.DICE,
+                trusty_weight=tagclip.LOSS.TRUSTY,
+                focal_alpha=tagclip.LOSS.FOCAL_ALPHA,
+                focal_gamma=tagclip.LOSS.FOCAL_GAMMA,
+                ignore_as_negative=tagclip.LOSS.IGNORE_AS_NEGATIVE,
+                stride=tagclip.LOSS.STRIDE,
+                workspace_mib=tagclip.LOSS.WORKSPACE_MIB,
+            ),
+            "dim": dim,
+            "feature_scale": tagclip.FEATURE_SCALE,
+            "trusty_enabled": trusty.ENABLED,
+        }
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        class_embed: Tensor,
+        targets: SegTargets | None = None,
+    ) -> tuple[tuple[Tensor, Tensor | None] | None, dict[str, Tensor]]:
+        """Compute losses if there are targets, logits otherwise.
+
+        Args:
+            features: ``clip_dense`` (N, D, h, w) and ``clip_global`` (N, D), unit over D.
+            class_embed: (K, D) unit class vectors.
+            targets: labels at full resolution, see `SegTargets`.
+
+        Returns:
+            (None, losses) or ((class logits (N, K, h, w), trusty logits (N, 1, h, w) or None), {}).
+        """
+        class_logits, trusty_logits = self.layers(features, class_embed)
+        if targets is not None:
+            return None, self.losses(class_logits, trusty_logits, targets)
+        return (class_logits, trusty_logits), {}
+
+    def layers(
+        self, features: dict[str, Tensor], class_embed: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return class logits (N, K, h, w) and trusty logits (N, 1, h, w) or None."""
+        dense = features["clip_dense"]
+        queries = class_embed * self.feature_scale
+        if self.trusty_token is not None:
+            queries = torch.cat([queries, self.trusty_token])
+        queries = self.relation(queries, features["clip_global"] * self.feature_scale)
+        memory = dense.flatten(2).transpose(1, 2) * self.feature_scale
+        logits = self.decoder(queries, memory).unflatten(2, dense.shape[-2:])
+        if self.trusty_token is None:
+            return logits, None
+        return logits[:, :-1], logits[:, -1:]
+
+    def losses(
+        self, class_logits: Tensor, trusty_logits: Tensor | None, targets: SegTargets
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses of `SegLoss`."""
+        return self.loss(class_logits, trusty_logits, targets)

@@ -1,0 +1,164 @@
+"""TagCLIP's training loss: focal, Dice and trusty terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from tagclip.modeling.mask_losses import (
+    LabelGrid,
+    MaskLosses,
+    binary_focal,
+    interpolation_matrix,
+)
+
+__all__ = ["SegLoss", "SegTargets", "pixel_accuracy"]
+
+
+@dataclass(frozen=True)
+class SegTargets:
+    """What a batch of images shows.
+
+    Attributes:
+        labels: (N, H, W) integer indices of the queried classes.
+        valid: (N, H, W) bool, False on padding.
+        trusty: (N, H, W) bool target of the trusty token, or None without one.
+        ignore: value of ``labels`` on pixels of no queried class, padding included.
+    """
+
+    labels: Tensor
+    valid: Tensor
+    trusty: Tensor | None
+    ignore: int
+
+
+class SegLoss(nn.Module):
+    """Weighted sum of three terms, each normalised by the number of (image, present class) pairs.
+
+    Formulas: TagCLIP paper, section 3.4, as the released code computes them (docs/method.md).
+    """
+
+    def __init__(
+        self,
+        *,
+        mask_weight: float = 20.0,
+        dice_weight: float = 1.0,
+        trusty_weight: float = 10.0,
+        focal_alpha: float = 0.25,
+        focal_gamma: float = 2.0,
+        ignore_as_negative: bool = True,
+        stride: int = 1,
+        workspace_mib: float = 256,
+    ) -> None:
+        """Keep the constants.
+
+        Args:
+            mask_weight: of the focal term.
+            dice_weight: of the Dice term.
+            trusty_weight: of the trusty term.
+            focal_alpha: focal weight of positives.
+            focal_gamma: focal exponent.
+            ignore_as_negative: ignored and padded pixels are negatives of every class (released
+                code); False leaves them out of all terms.
+            stride: use every ``stride``-th label in both directions.
+            workspace_mib: memory for full-resolution planes; never changes the result.
+        """
+        super().__init__()
+        self.mask_weight, self.dice_weight = mask_weight, dice_weight
+        self.trusty_weight = trusty_weight
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.ignore_as_negative = ignore_as_negative
+        self.stride, self.workspace_mib = stride, workspace_mib
+
+    def forward(
+        self, class_logits: Tensor, trusty_logits: Tensor | None, targets: SegTargets
+    ) -> dict[str, Tensor]:
+        """Compute the losses in float32, whatever the logits' type.
+
+        Args:
+            class_logits: (N, S, h, w).
+            trusty_logits: (N, 1, h, w) or None.
+            targets: labels of the H x W pixels that h x w stands for.
+
+        Returns:
+            ``loss_mask``, ``loss_dice`` and, with a token, ``loss_trusty``: weighted scalars.
+        """
+        with torch.autocast(class_logits.device.type, enabled=False):
+            logits = class_logits.float()
+            grid = self._grid(targets, logits.shape[-2:])
+            counts = grid.present(logits.shape[1])
+            pairs = _world_mean((counts > 0).sum().float()).clamp(min=1)
+            focal, dice = MaskLosses.apply(
+                logits, grid, counts, self.focal_alpha, self.focal_gamma, self.workspace_mib
+            )
+            losses = {
+                "loss_mask": self.mask_weight * focal / pairs,
+                "loss_dice": self.dice_weight * dice / pairs,
+            }
+            if trusty_logits is not None:
+                trusty = self._trusty_term(trusty_logits.float(), targets, grid)
+                losses["loss_trusty"] = self.trusty_weight * trusty / pairs
+        return losses
+
+    def _grid(self, targets: SegTargets, size: torch.Size) -> LabelGrid:
+        labels = self._strided(targets.labels).long()
+        # The ignore value may be a small number: -1 is no class for any vocabulary.
+        labels = labels.masked_fill(labels == targets.ignore, -1)
+        counted = None
+        if not self.ignore_as_negative:
+            counted = (labels >= 0) & self._strided(targets.valid)
+        (height, width), device = targets.labels.shape[-2:], labels.device
+        return LabelGrid(
+            labels=labels,
+            counted=counted,
+            rows=interpolation_matrix(height, size[0], self.stride, device),
+            columns=interpolation_matrix(width, size[1], self.stride, device),
+        )
+
+    def _strided(self, planes: Tensor) -> Tensor:
+        first = self.stride // 2
+        return planes[:, first :: self.stride, first :: self.stride]
+
+    def _trusty_term(self, logits: Tensor, targets: SegTargets, grid: LabelGrid) -> Tensor:
+        """Sum over images of the mean focal loss of the trusty token."""
+        loss = binary_focal(
+            grid.upsample(logits[:, 0]),
+            self._strided(targets.trusty),
+            self.focal_alpha,
+            self.focal_gamma,
+        )
+        if grid.counted is not None:
+            loss = loss * grid.counted
+        return (loss.sum(dim=(1, 2)) / grid.pixels()).sum()
+
+
+@torch.no_grad()
+def pixel_accuracy(class_logits: Tensor, targets: SegTargets) -> Tensor:
+    """Return the share of labelled patch centres whose best class is right.
+
+    Args:
+        class_logits: (N, S, h, w).
+        targets: labels of the H x W pixels that h x w stands for.
+
+    Returns:
+        Scalar in percent; 100 where nothing is labelled, as in mmseg.
+    """
+    (rows, columns), (height, width) = class_logits.shape[-2:], targets.labels.shape[-2:]
+    device = class_logits.device
+    y = ((torch.arange(rows, device=device) + 0.5) * height / rows).long()
+    x = ((torch.arange(columns, device=device) + 0.5) * width / columns).long()
+    labels = targets.labels[:, y[:, None], x]
+    labelled = (labels != targets.ignore).sum()
+    right = ((class_logits.argmax(dim=1) == labels) & (labels != targets.ignore)).sum()
+    return torch.where(labelled > 0, 100 * right / labelled.clamp(min=1), 100.0)
+
+
+def _world_mean(value: Tensor) -> Tensor:
+    """Average a scalar over all processes."""
+    if comm.get_world_size() == 1:
+        return value
+    torch.distributed.all_reduce(value)
+    return value / comm.get_world_size()

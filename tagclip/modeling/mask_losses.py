@@ -1,0 +1,230 @@
+"""Focal and Dice loss of low-resolution logits against full-resolution labels.
+
+Value and gradient are formed in one pass, a few classes at a time: no target, logit or gradient
+plane of all classes ever exists. The bilinear upsampling is separable, U = A_h Z A_w^T, so the
+gradient with respect to the low-resolution logits is A_h^T (dL/dU) A_w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+__all__ = ["LabelGrid", "MaskLosses", "binary_focal", "interpolation_matrix"]
+
+# Full-resolution planes per class that are alive at the peak of `_focal`.
+_PLANES = 6
+
+
+@lru_cache(maxsize=16)
+def interpolation_matrix(
+    size: int, source: int, stride: int = 1, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Return the linear map of bilinear upsampling (align_corners False) along one axis.
+
+    Args:
+        size: length of the result.
+        source: length of the input.
+        stride: keep every ``stride``-th row, starting in the middle of a step.
+        device: where the matrix lives.
+
+    Returns:
+        (ceil((size - stride // 2) / stride), source) float32; rows sum to 1.
+    """
+    position = (torch.arange(size, dtype=torch.float64) + 0.5) * source / size - 0.5
+    position = position.clamp(0, source - 1)
+    lower = position.floor().long()
+    fraction = position - lower
+    rows = torch.arange(size)
+    matrix = torch.zeros(size, source, dtype=torch.float64)
+    matrix[rows, lower] = 1 - fraction
+    matrix[rows, (lower + 1).clamp(max=source - 1)] += fraction
+    return matrix[stride // 2 :: stride].float().to(device)
+
+
+@dataclass(frozen=True)
+class LabelGrid:
+    """Labels on the grid where the loss is computed, and how logits get there.
+
+    Attributes:
+        labels: (N, H, W) int64 class indices; anything outside [0, K) is no class.
+        counted: (N, H, W) bool, pixels that take part; None counts all of them.
+        rows: (H, h) upsampling matrix.
+        columns: (W, w) upsampling matrix.
+    """
+
+    labels: Tensor
+    counted: Tensor | None
+    rows: Tensor
+    columns: Tensor
+
+    def upsample(self, logits: Tensor) -> Tensor:
+        """(..., h, w) -> (..., H, W)."""
+        return self.rows @ logits @ self.columns.T
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """(..., H, W) gradient of upsampled logits -> (..., h, w)."""
+        return self.rows.T @ (gradient @ self.columns)
+
+    def pixels(self) -> Tensor:
+        """(N,) float32: how many pixels of each image take part, at least 1."""
+        if self.counted is None:
+            n, height, width = self.labels.shape
+            return torch.full((n,), float(height * width), device=self.labels.device)
+        return self.counted.sum(dim=(1, 2)).clamp(min=1).float()
+
+    def present(self, classes: int) -> Tensor:
+        """(N, K) float32: number of pixels of every class in every image."""
+        n = len(self.labels)
+        inside = (self.labels >= 0) & (self.labels < classes)
+        if self.counted is not None:
+            inside &= self.counted
+        image = torch.arange(n, device=self.labels.device).view(-1, 1, 1) * (classes + 1)
+        index = torch.where(inside, self.labels, classes) + image
+        counts = torch.bincount(index.flatten(), minlength=n * (classes + 1))
+        return counts.view(n, classes + 1)[:, :classes].float()
+
+
+def binary_focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Focal loss per element (Lin et al., arXiv 1708.02002): alpha_t (1 - p_t)^gamma BCE.
+
+    Args:
+        logits: any shape, float32.
+        target: same shape, bool.
+        alpha: weight of positives; negatives weigh 1 - alpha.
+        gamma: exponent.
+    """
+    signed = torch.where(target, logits, -logits)
+    weight = torch.where(target, alpha, 1 - alpha)
+    return weight * torch.sigmoid(-signed).pow(gamma) * F.softplus(-signed)
+
+
+class MaskLosses(torch.autograd.Function):
+    """(N, K, h, w) logits -> focal sum over classes and Dice sum over present classes.
+
+    Focal is averaged over the counted pixels of each image and summed over images and classes;
+    Dice is summed over (image, present class) pairs. Only the logits are differentiable, once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        grid: LabelGrid,
+        counts: Tensor,
+        alpha: float,
+        gamma: float,
+        workspace_mib: float,
+    ) -> tuple[Tensor, Tensor]:
+        """See the class.
+
+        Args:
+            ctx: autograd's context.
+            logits: (N, K, h, w) float32.
+            grid: where the labels are.
+            counts: (N, K) pixels of each class, `LabelGrid.present`.
+            alpha: focal weight of positives.
+            gamma: focal exponent.
+            workspace_mib: memory for full-resolution planes.
+        """
+        pixels = grid.rows.shape[0] * grid.columns.shape[0]
+        step = max(1, int(workspace_mib * 2**20 / (4 * pixels * _PLANES)))
+        focal, focal_gradient = _focal(logits, grid, alpha, gamma, step)
+        dice, dice_gradient = _dice(logits, grid, counts, step)
+        ctx.save_for_backward(focal_gradient, dice_gradient)
+        return focal, dice
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale the stored gradients."""
+        focal_gradient, dice_gradient = ctx.saved_tensors
+        return focal * focal_gradient + dice * dice_gradient, None, None, None, None, None
+
+
+def _focal(
+    logits: Tensor, grid: LabelGrid, alpha: float, gamma: float, step: int
+) -> tuple[Tensor, Tensor]:
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    gradient = torch.empty_like(logits)
+    weight = 1 / grid.pixels()
+    for image in range(len(logits)):
+        for classes in _chunks(logits.shape[1], step):
+            full = grid.upsample(logits[image, classes])
+            value, slope = _focal_negative(full, alpha, gamma)
+            _add_positives(value, slope, full, grid.labels[image] - classes.start, alpha, gamma)
+            if grid.counted is not None:
+                value *= grid.counted[image]
+                slope *= grid.counted[image]
+            total += value.sum(dtype=torch.float64) * weight[image]
+            gradient[image, classes] = grid.adjoint(slope) * weight[image]
+    return total.float(), gradient
+
+
+def _focal_negative(full: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """Focal loss of pixels that are not of the class, and its derivative.
+
+    f = (1 - alpha) p^gamma s and f' = (1 - alpha) p^gamma (gamma (1 - p) s + p), where
+    p = sigmoid(u) and s = softplus(u) = -log(1 - p).
+    """
+    p = torch.sigmoid(full)
+    value = F.softplus(full)
+    slope = (1 - p).mul_(value).mul_(gamma).add_(p)
+    power = (p.square_() if gamma == 2 else p.pow_(gamma)).mul_(1 - alpha)
+    return value.mul_(power), slope.mul_(power)
+
+
+def _add_positives(
+    value: Tensor, slope: Tensor, full: Tensor, labels: Tensor, alpha: float, gamma: float
+) -> None:
+    """Replace, in place, the negative term by the positive one at pixels of each class.
+
+    Every pixel is of one class at most: (H, W) work, whatever the number of classes.
+    """
+    inside = (labels >= 0) & (labels < len(full))
+    index = labels.clamp(0, len(full) - 1)[None]
+    u = full.gather(0, index)[0]
+    q = torch.sigmoid(-u)
+    loss = F.softplus(-u)
+    weight = alpha * q.pow(gamma)
+    positive = weight * loss
+    positive_slope = -weight * (gamma * (1 - q) * loss + q)
+    for planes, new in ((value, positive), (slope, positive_slope)):
+        old = planes.gather(0, index)[0]
+        planes.scatter_(0, index, torch.where(inside, new, old)[None])
+
+
+def _dice(logits: Tensor, grid: LabelGrid, counts: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Sum of 1 - (2 I + 1) / (P + T + 1) over present (image, class) pairs, and its gradient."""
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    gradient = torch.zeros_like(logits)
+    images, classes = counts.nonzero(as_tuple=True)
+    for pairs in _chunks(len(images), step):
+        image, label = images[pairs], classes[pairs]
+        p = torch.sigmoid(grid.upsample(logits[image, label]))
+        slope = p * (1 - p)
+        if grid.counted is not None:
+            p *= grid.counted[image]
+            slope *= grid.counted[image]
+        inside = grid.labels[image] == label.view(-1, 1, 1)
+        intersection = (p * inside).sum(dim=(1, 2), dtype=torch.float64)
+        union = p.sum(dim=(1, 2), dtype=torch.float64) + counts[image, label] + 1
+        total += (1 - (2 * intersection + 1) / union).sum()
+        on_label = (2 / union).float().view(-1, 1, 1)
+        everywhere = ((2 * intersection + 1) / union**2).float().view(-1, 1, 1)
+        gradient[image, label] = grid.adjoint(slope) * everywhere - on_label * grid.adjoint(
+            slope.mul_(inside)
+        )
+    return total.float(), gradient
+
+
+def _chunks(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))

@@ -1,0 +1,206 @@
+"""Class vectors from CLIP's text tower: encoded once, cached in memory and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from tagclip.errors import ConfigError
+from tagclip.modeling.backbone.clip_source import CLIPSource
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["TextBank", "prompt_templates"]
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def _template_sets() -> dict[str, Any]:
+    file = resources.files("tagclip") / "prompt_templates.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def prompt_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the templates of a named set, or check a list of them.
+
+    Raises:
+        ConfigError: there is no such set, or a template does not hold exactly one ``{}``.
+    """
+    if isinstance(choice, str):
+        sets = _template_sets()
+        if choice not in sets:
+            raise ConfigError(
+                f"MODEL.CLIP.TEMPLATES: found {choice!r}, expected one of {', '.join(sets)} "
+                "or a list of templates"
+            )
+        choice = sets[choice]["templates"]
+    wrong = [template for template in choice if template.count("{}") != 1]
+    if wrong or not choice:
+        raise ConfigError(
+            f"MODEL.CLIP.TEMPLATES: found {wrong[0] if wrong else 'an empty list'!r}, expected "
+            "templates with exactly one {} each"
+        )
+    return tuple(choice)
+
+
+class TextBank(nn.Module):
+    """`Vocabulary` -> class vectors. Holds no parameters and never enters a checkpoint.
+
+    A class vector is the mean of its unit template vectors, made unit again, then the mean over
+    the class's prompt names, made unit again (CLIP's prompt ensembling, arXiv 2103.00020).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        source: CLIPSource,
+        templates: Sequence[str],
+        batch_size: int = 256,
+        cache_dir: str = "",
+    ) -> None:
+        """Prepare; the text tower is built at the first vocabulary that is in no cache.
+
+        Args:
+            source: the CLIP model.
+            templates: prompts with one ``{}`` each.
+            batch_size: prompts per text forward.
+            cache_dir: folder of encoded vocabularies; "" keeps them in memory only.
+        """
+        super().__init__()
+        self.source, self.templates = source, prompt_templates(templates)
+        self.batch_size, self.cache_dir = batch_size, cache_dir
+        self.num_text_forwards = 0
+        self._encoded: dict[str, Tensor] = {}
+        self.register_buffer("_where", torch.empty(0), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "source": CLIPSource.from_config(cfg),
+            "templates": cfg.MODEL.CLIP.TEMPLATES,
+            "batch_size": cfg.MODEL.CLIP.TEXT_BATCH,
+            "cache_dir": cfg.MODEL.CLIP.TEXT_CACHE,
+        }
+
+    def forward(self, vocabulary: Vocabulary) -> Tensor:
+        """Return (K, D) float32 unit vectors on the bank's device."""
+        key = self.fingerprint(vocabulary)
+        vectors = self._encoded.get(key)
+        if vectors is None:
+            vectors = self._read_cache(key)
+        if vectors is None:
+            vectors = self._encode(vocabulary)
+            self._write_cache(key, vectors)
+        self._encoded[key] = vectors.to(self._where.device)
+        return self._encoded[key]
+
+    def fingerprint(self, vocabulary: Vocabulary) -> str:
+        """sha256 (hex) of all that the vectors depend on: weights, model, templates, prompts."""
+        content = [
+            self.source.sha256,
+            self.source.config,
+            self.templates,
+            vocabulary.prompts,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @torch.no_grad()
+    def _encode(self, vocabulary: Vocabulary) -> Tensor:
+        names = list(dict.fromkeys(name for prompts in vocabulary.prompts for name in prompts))
+        logger.info(
+            "Encoding %d names with %d templates each", len(names), len(self.templates)
+        )
+        # Names are data: no format directives inside them.
+        texts = [template.replace("{}", name) for name in names for template in self.templates]
+        with torch.autocast(self._where.device.type, enabled=False):
+            vectors = _unit(self._encode_texts(texts))
+            vectors = _unit(vectors.view(len(names), len(self.templates), -1).mean(dim=1))
+            index = {name: i for i, name in enumerate(names)}
+            rows = [vectors[[index[n] for n in prompts]] for prompts in vocabulary.prompts]
+            return _unit(torch.stack([row.mean(dim=0) for row in rows]))
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        """(T,) prompts -> (T, D), in chunks, each truncated to its longest prompt.
+
+        Causal attention makes the truncation exact: no token looks at the padding behind it.
+        """
+        tower = self.source.text_tower().to(self._where.device)
+        ids = self._token_ids(texts)
+        vectors = []
+        for start in range(0, len(ids), self.batch_size):
+            chunk = ids[start : start + self.batch_size]
+            length = max(map(len, chunk))
+            padded = torch.tensor(
+                [row + [0] * (length - len(row)) for row in chunk], device=self._where.device
+            )
+            last = torch.tensor([len(row) - 1 for row in chunk], device=self._where.device)
+            vectors.append(_run_tower(tower, padded, last))
+            self.num_text_forwards += 1
+        return torch.cat(vectors)
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        limit, ids = self.source.context_length, self.source.tokenize(texts)
+        for i, row in enumerate(ids):
+            if len(row) > limit:
+                lost = self.source.decode(row[limit - 1 : -1]).strip()
+                logger.warning(
+                    "Prompt %r has %d tokens, CLIP reads %d: %r is lost; use a shorter name",
+                    texts[i], len(row), limit, lost,
+                )  # fmt: skip
+                ids[i] = [*row[: limit - 1], row[-1]]
+        return ids
+
+    def _cache_file(self, key: str) -> Path:
+        return Path(self.cache_dir).expanduser() / f"{key}.npz"
+
+    def _read_cache(self, key: str) -> Tensor | None:
+        if not self.cache_dir or not self._cache_file(key).is_file():
+            return None
+        try:
+            with np.load(self._cache_file(key), allow_pickle=False) as file:
+                vectors = file["vectors"]
+            if vectors.dtype != np.float32 or not np.isfinite(vectors).all():
+                raise ValueError("not finite float32 vectors")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logger.warning("%s: damaged (%s); encoding anew", self._cache_file(key), error)
+            return None
+        return torch.from_numpy(vectors)
+
+    def _write_cache(self, key: str, vectors: Tensor) -> None:
+        if not self.cache_dir:
+            return
+        path = self._cache_file(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, vectors=vectors.cpu().numpy())
+        os.replace(file.name, path)
+
+
+def _run_tower(tower: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
+    """(T, L) token ids and (T,) index of the end token -> (T, D) text vectors."""
+    length = ids.shape[1]
+    mask = torch.full((length, length), -torch.inf, device=ids.device).triu_(1)
+    x = tower.token_embedding(ids) + tower.positional_embedding[:length]
+    x = tower.transformer(x, attn_mask=mask)
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), last])
+    projection = tower.text_projection
+    return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)

@@ -1,0 +1,95 @@
+"""Shared set-up: one thread, no network, a tiny random CLIP, repositories' folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+
+torch.set_num_threads(1)
+
+TINY_CLIP = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {
+        "image_size": 64,
+        "layers": 4,
+        "width": 64,
+        "head_width": 16,
+        "patch_size": 16,
+    },
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_json(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of an open_clip model json that builds in milliseconds (use PRETRAINED "")."""
+    path = tmp_path_factory.mktemp("clip") / "tiny-clip.json"
+    path.write_text(json.dumps(TINY_CLIP))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Root folder of the repository."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def tiny_vocabulary_json(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a vocabulary of five classes, of which `dog` and `sky` are unseen."""
+    names = ["cat", "dog", "grass", "sky", "sofa"]
+    vocabulary = {
+        "format": 1,
+        "name": "tiny5",
+        "ignore_label": 255,
+        "classes": [{"id": i, "name": name} for i, name in enumerate(names)],
+        "default_split": "zs",
+        "splits": {"zs": {"unseen": ["dog", "sky"]}},
+    }
+    path = tmp_path_factory.mktemp("vocabulary") / "tiny5.json"
+    path.write_text(json.dumps(vocabulary))
+    return str(path)
+
+
+@pytest.fixture
+def tiny_cfg(tiny_clip_json: str, tiny_vocabulary_json: str, tmp_path: Path) -> CfgNode:
+    """Config of a random tiny model on the datasets `tiny_train` and `tiny_val`."""
+    from tagclip import load_config, register_zero_shot_sem_seg
+
+    for subset in ("train", "val"):
+        name = f"tiny_{subset}_{tmp_path.name}"
+        register_zero_shot_sem_seg(
+            name,
+            image_root=str(tmp_path / "images" / subset),
+            sem_seg_root=str(tmp_path / "labels" / subset),
+            vocabulary_json=tiny_vocabulary_json,
+            image_ext="png",
+        )
+    root = Path(__file__).resolve().parents[1]
+    options = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.CLIP.NAME": tiny_clip_json,
+        "MODEL.CLIP.PRETRAINED": "",
+        "MODEL.CLIP.PROMPT.NUM_TOKENS": 3,
+        "MODEL.TAGCLIP.NUM_HEADS": 4,
+        "MODEL.TAGCLIP.TEST.WINDOW": 64,
+        "MODEL.TAGCLIP.TEST.STRIDE": 48,
+        "INPUT.CROP.SIZE": [64, 64],
+        "INPUT.MIN_SIZE_TRAIN": [64],
+        "INPUT.MIN_SIZE_TEST": 64,
+        "DATALOADER.NUM_WORKERS": 0,
+        "DATASETS.TRAIN": (f"tiny_train_{tmp_path.name}",),
+        "DATASETS.TEST": (f"tiny_val_{tmp_path.name}",),
+        "OUTPUT_DIR": str(tmp_path / "output"),
+    }
+    opts = [value for pair in options.items() for value in pair]
+    return load_config(root / "configs" / "Base-ZeroShot.yaml", opts)
