@@ -18,9 +18,12 @@ def setup(args: argparse.Namespace):
     """Build the config and check what it names before anything is written."""
     import torch
     from detectron2.data import DatasetCatalog
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
 
     from tagclip import load_config
     from tagclip.data import validate_protocol
+    from tagclip.engine import read_checkpoint
     from tagclip.modeling.backbone import CLIPSource
     from tagclip.projects import import_projects
 
@@ -33,12 +36,15 @@ def setup(args: argparse.Namespace):
         cfg.SEED = secrets.randbelow(2**31)
     validate_protocol(cfg)
     CLIPSource.from_config(cfg).state_dict()
+    if args.eval_only and not args.resume:
+        read_checkpoint(cfg.MODEL.WEIGHTS)
     for name in cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST:
         DatasetCatalog.get(name)
     cfg.freeze()
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tagclip")
     if no_gpu:
-        logging.getLogger("detectron2").info("No GPU found: running on the CPU")
+        logging.getLogger("tagclip").info("No GPU found: running on the CPU")
     return cfg
 
 
@@ -56,7 +62,7 @@ def main(args: argparse.Namespace):
         trainer = ZeroShotTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    logging.getLogger("detectron2").info("Protocol: %s", protocol_summary(cfg))
+    logging.getLogger("tagclip").info("Protocol: %s", protocol_summary(cfg))
     model = ZeroShotTrainer.build_model(cfg)
     checkpointer = TagCLIPCheckpointer(
         model,

@@ -124,10 +124,10 @@ class ZeroShotTrainer(DefaultTrainer):
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self.data_loader = self.build_train_loader(cfg)
+        self._stream = self.build_train_loader(cfg)
         self._trainer = TrainingLoop(
             _distribute(model),
-            self.data_loader,
+            self._stream,
             optimizer,
             seed=cfg.SEED,
             amp_dtype=_amp_dtype(cfg),
@@ -146,7 +146,7 @@ class ZeroShotTrainer(DefaultTrainer):
 
     def before_train(self) -> None:
         """Start the stream where training starts."""
-        self.data_loader.start_iter = self.start_iter
+        self._stream.start_iter = self.start_iter
         super().before_train()
 
     @classmethod

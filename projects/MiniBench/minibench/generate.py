@@ -1,0 +1,101 @@
+"""Write MiniBench to disk in the VOC layout and check it against the committed checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from tagclip.errors import DatasetError
+from tagclip.projects.minibench import VOCABULARY_JSON
+from tagclip.projects.minibench.scenes import Scene, draw_scene
+from tagclip.projects.minibench.textures import Stream
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["SUBSETS", "checksum", "generate", "scene"]
+
+logger = logging.getLogger(__name__)
+
+# Number of images, and the seed that no other subset shares.
+SUBSETS = {"train": (400, 21), "val": (100, 22), "test": (100, 23)}
+_CHECKSUMS = Path(__file__).with_name("checksums.json")
+
+
+def scene(subset: str, index: int) -> Scene:
+    """Draw one image of a subset."""
+    return draw_scene(Stream(SUBSETS[subset][1], index))
+
+
+def checksum(root: Path, subset: str) -> str:
+    """sha256 (hex) over the decoded pixels and labels of a subset on disk, in order.
+
+    Raises:
+        DatasetError: an image is missing or damaged.
+    """
+    digest = hashlib.sha256()
+    for index in range(SUBSETS[subset][0]):
+        for kind in ("images", "labels"):
+            path = root / kind / subset / f"{index:06d}.png"
+            try:
+                with Image.open(path) as file:
+                    digest.update(np.asarray(file).tobytes())
+            except (OSError, SyntaxError) as error:
+                raise DatasetError(f"{path}: cannot be read ({error}); generate it anew") from error
+    return digest.hexdigest()
+
+
+def generate(root: Path) -> None:
+    """Write all subsets below ``root`` unless they are there already.
+
+    Each subset is written beside its place and renamed when it is complete and verified.
+
+    Args:
+        root: becomes ``root/images/{train,val,test}`` and ``root/labels/{train,val,test}``.
+
+    Raises:
+        DatasetError: the pixels are not those of the committed checksums.
+    """
+    expected = json.loads(_CHECKSUMS.read_text())
+    for subset in SUBSETS:
+        if (root / "labels" / subset).is_dir() and checksum(root, subset) == expected[subset]:
+            logger.info("%s: %s is complete and verified", root, subset)
+            continue
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".{subset}-") as folder:
+            temporary = Path(folder)
+            _write(temporary, subset)
+            found = checksum(temporary, subset)
+            if found != expected[subset]:
+                raise DatasetError(
+                    f"{root}: generated {subset} with sha256 {found}, expected "
+                    f"{expected[subset]}; report your numpy and Pillow versions"
+                )
+            for kind in ("images", "labels"):
+                place = root / kind / subset
+                place.parent.mkdir(exist_ok=True)
+                shutil.rmtree(place, ignore_errors=True)
+                os.replace(temporary / kind / subset, place)
+
+
+def _write(root: Path, subset: str) -> None:
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    colors = Vocabulary.from_json(VOCABULARY_JSON).colors
+    palette[: len(colors)] = colors
+    palette[255] = 255
+    for kind in ("images", "labels"):
+        (root / kind / subset).mkdir(parents=True)
+    for index in tqdm(range(SUBSETS[subset][0]), desc=f"MiniBench {subset}"):
+        drawn = scene(subset, index)
+        name = f"{subset}/{index:06d}.png"
+        Image.fromarray(drawn.image).save(root / "images" / name)
+        label = Image.fromarray(drawn.label)
+        label.putpalette(palette.tobytes())
+        label.save(root / "labels" / name)
