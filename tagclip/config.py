@@ -109,12 +109,15 @@ def _add_tagclip(cfg: CN) -> None:
     cfg.MODEL.TAGCLIP.TRUSTY.TARGET = "seen"
 
     cfg.MODEL.TAGCLIP.LOSS = CN()
-    # Weights of the focal, Dice and trusty terms.
+    # Weight of the focal term.
     cfg.MODEL.TAGCLIP.LOSS.MASK = 20.0
+    # Weight of the Dice term.
     cfg.MODEL.TAGCLIP.LOSS.DICE = 1.0
+    # Weight of the trusty term.
     cfg.MODEL.TAGCLIP.LOSS.TRUSTY = 10.0
-    # Focal loss: weight of the positive term, and exponent.
+    # Focal loss: weight of positives; negatives weigh 1 - alpha.
     cfg.MODEL.TAGCLIP.LOSS.FOCAL_ALPHA = 0.25
+    # Focal loss: exponent.
     cfg.MODEL.TAGCLIP.LOSS.FOCAL_GAMMA = 2.0
     # True: ignored and padded pixels are negatives of every class (released code) | False: none.
     cfg.MODEL.TAGCLIP.LOSS.IGNORE_AS_NEGATIVE = True
@@ -148,6 +151,8 @@ def _add_tagclip(cfg: CN) -> None:
 def _add_solver(cfg: CN) -> None:
     # ADAMW | SGD.
     cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # AdamW's decay of the gradient's mean and square.
+    cfg.SOLVER.ADAM_BETAS = [0.9, 0.999]
     # Multiplies the learning rate of the deep prompts.
     cfg.SOLVER.PROMPT_LR_FACTOR = 1.0
     # Floor of the schedule, an absolute learning rate.

@@ -2,7 +2,8 @@
 """Install detectron2 into this environment, without a compiler.
 
     python tools/install_detectron2.py             # from the package registry, 10 seconds
-    python tools/install_detectron2.py --official  # build the official source: needs git and C++
+    python tools/install_detectron2.py --official  # build the official source, some minutes:
+                                                   # needs git, GitHub and a C++ compiler
 
 detectron2 is not on PyPI under its own name. The sdist ``pb1-detectron2`` 0.6 holds the Python
 files of the official v0.6 tag without the C++ sources; TagCLIP needs none of the compiled
@@ -14,12 +15,17 @@ pure-Python package. A detectron2 that is already there is kept.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 SDIST = "pb1-detectron2==0.6"
@@ -28,7 +34,7 @@ OFFICIAL = "git+https://github.com/facebookresearch/detectron2.git"
 EDITS = Path(__file__).with_name("detectron2_edits.json")
 PROJECTS = ("PointRend/point_rend", "DeepLab/deeplab", "Panoptic-DeepLab/panoptic_deeplab")
 
-PLACEHOLDER = '''"""Stands in for detectron2's compiled operators, which this installation does not have."""
+PLACEHOLDER = '''"""Stands in for detectron2's compiled operators, which are not installed."""
 
 
 def get_compiler_version():
@@ -52,60 +58,144 @@ def __getattr__(name):
     )
 '''
 
+# install_requires: what v0.6 imports; black, future and pydot of its own list are not needed.
 SETUP = """from setuptools import find_packages, setup
 
 setup(
     name="detectron2",
     version="0.6",
-    packages=find_packages(),
+    description="detectron2 0.6 without compiled operators",
+    url="https://github.com/facebookresearch/detectron2",
+    license="Apache-2.0",
+    packages=find_packages(include=["detectron2", "detectron2.*"]),
     package_data={"detectron2.model_zoo": ["configs/**/*.yaml", "configs/**/*.py"]},
-    install_requires=%r,
+    install_requires=\"\"\"
+        torch torchvision numpy Pillow matplotlib pycocotools termcolor yacs tabulate cloudpickle
+        tqdm tensorboard fvcore>=0.1.5,<0.1.6 iopath omegaconf hydra-core
+    \"\"\".split(),
 )
 """
 
-# What v0.6 imports at run time; black, future and pydot of its own list are not used.
-REQUIRES = (
-    "torch torchvision numpy Pillow matplotlib pycocotools termcolor yacs tabulate cloudpickle "
-    "tqdm tensorboard fvcore<0.1.6,>=0.1.5 iopath omegaconf hydra-core"
-).split()
 
+def run_pip(*arguments: str, show: bool = False) -> None:
+    """Run this environment's pip.
 
-def pip(*arguments: str) -> None:
-    """Run this environment's pip."""
+    Args:
+        arguments: of pip.
+        show: let pip write to the terminal, instead of only when it fails.
+
+    Raises:
+        SystemExit: pip failed.
+    """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
-    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    result = subprocess.run(command, check=False, capture_output=not show, text=True)
     if result.returncode:
-        sys.stderr.write(result.stdout[-2000:] + result.stderr[-2000:])
+        if not show:
+            sys.stderr.write(result.stdout[-2000:] + result.stderr[-4000:])
         sys.exit(
             f"pip {arguments[0]}: failed with exit code {result.returncode}, see above; "
-            "check the connection to the package registry and run this again"
+            "check the connection to the package registry, then run this again"
         )
 
 
-def works() -> bool:
-    """Whether detectron2 can be imported here, tried in a process of its own."""
-    command = [sys.executable, "-c", "import detectron2.engine, detectron2.evaluation"]
-    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+def import_error() -> str:
+    """Last line of the error that importing detectron2 gives in a fresh process; "" if none."""
+    code = "import detectron2.engine, detectron2.evaluation, detectron2.model_zoo"
+    command = [sys.executable, "-P", "-c", code]
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    if not result.returncode:
+        return ""
+    return (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+
+
+def location() -> Path | None:
+    """Folder of the detectron2 that Python finds, whole or half; None if there is none."""
+    importlib.invalidate_caches()
+    spec = importlib.util.find_spec("detectron2")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether this tool installed it: the official one has no ``_C.py``."""
+    return (folder / "_C.py").is_file()
+
+
+def is_recorded() -> bool:
+    """Whether pip finished installing detectron2 (it writes these files last)."""
+    try:
+        distribution = importlib.metadata.distribution("detectron2")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return all(distribution.read_text(name) for name in ("INSTALLER", "RECORD"))
+
+
+def remove() -> None:
+    """Take away what this tool installed, whole or half."""
+    folder = location()
+    if folder is not None and is_ours(folder):
+        shutil.rmtree(folder)
+        for info in folder.parent.glob("detectron2-0.6.dist-info"):
+            shutil.rmtree(info)
+
+
+def check_prerequisites() -> None:
+    """Check what pip needs to read the sdist.
+
+    Raises:
+        SystemExit: torch, setuptools or a suitable pip is missing.
+    """
+    for module in ("torch", "setuptools"):
+        if importlib.util.find_spec(module) is None:
+            sys.exit(
+                f"{sys.executable}: {module} is not installed, but detectron2 needs it; "
+                "run: python -m pip install -r requirements.txt"
+            )
+    version = importlib.metadata.version("pip")
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) >= (26, 3):
+        sys.exit(
+            f"pip: found version {version}, expected one below 26.3, which refuses {SDIST}; "
+            "run: python -m pip install 'pip<26.3'"
+        )
+
+
+def check_sha256(archive: Path) -> None:
+    """Check the archive's content against the pinned checksum.
+
+    Raises:
+        SystemExit: it differs.
+    """
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SHA256:
+        sys.exit(
+            f"{archive.name}: found sha256 {found}, expected {SHA256}; nothing was installed: "
+            "the package registry serves another file"
+        )
 
 
 def download(folder: Path) -> Path:
-    """Fetch the sdist through pip (its index, its mirror), with the pinned checksum."""
+    """Fetch the sdist through pip (its index, mirror and certificates), with the pinned checksum.
+
+    Raises:
+        SystemExit: pip failed, or the file is not the pinned one.
+    """
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{SDIST} --hash=sha256:{SHA256}\n")
-    pip(
-        "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary", ":all:",
-        "--require-hashes", "--dest", str(folder), "--requirement", str(requirements),
-    )  # fmt: skip
+    requirements.write_text(f"{SDIST} --hash=sha256:{SHA256}\n", encoding="utf-8")
+    source_only = ("--no-deps", "--no-build-isolation", "--no-binary", ":all:")
+    place = ("--dest", str(folder), "--requirement", str(requirements))
+    run_pip("download", *source_only, "--require-hashes", *place)
     (archive,) = folder.glob("*.tar.gz")
+    check_sha256(archive)
     return archive
 
 
-def apply_edits(package: Path, edits: list[dict]) -> None:
+def apply_edits(package: Path, edits: Iterable[dict]) -> None:
     """Replace text in files below ``package``; nothing is written unless every count is right.
 
     Args:
         package: the folder ``detectron2``.
-        edits: dicts with ``file``, ``old``, ``new`` and ``count``.
+        edits: dicts with ``file``, ``old``, ``new`` and ``count``, applied in this order.
 
     Raises:
         SystemExit: a text occurs another number of times than expected.
@@ -113,34 +203,67 @@ def apply_edits(package: Path, edits: list[dict]) -> None:
     texts: dict[Path, str] = {}
     for edit in edits:
         path = package / edit["file"]
-        text = texts.get(path) or path.read_text(encoding="utf-8")
-        found = text.count(edit["old"])
+        if path not in texts:
+            texts[path] = path.read_text(encoding="utf-8") if path.is_file() else ""
+        found = texts[path].count(edit["old"])
         if found != edit["count"]:
             sys.exit(
                 f"{edit['file']}: found {edit['old']!r} {found} times, expected {edit['count']}; "
                 "this is not detectron2 0.6: nothing was installed"
             )
-        texts[path] = text.replace(edit["old"], edit["new"])
+        texts[path] = texts[path].replace(edit["old"], edit["new"])
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
 
 
 def stage(archive: Path, folder: Path) -> Path:
-    """Unpack, edit and complete the source tree; return its root."""
+    """Unpack the sdist into ``folder``, edit and complete it; return its root."""
+    # Pythons before 3.11.4 lack the filter; the checksum has fixed the content already.
+    safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
-    (root,) = (path for path in folder.iterdir() if path.is_dir())
-    package = root / "detectron2"
-    apply_edits(package, json.loads(EDITS.read_text(encoding="utf-8")))
-    (package / "_C.py").write_text(PLACEHOLDER, encoding="utf-8")
+        file.extractall(folder, **safe)
+    (source,) = (path for path in folder.iterdir() if (path / "detectron2").is_dir())
+    apply_edits(source / "detectron2", json.loads(EDITS.read_text(encoding="utf-8")))
+    root = folder / "staged"
+    shutil.copytree(source / "detectron2", root / "detectron2")
     for project in PROJECTS:
-        shutil.copytree(root / "projects" / project, package / "projects" / Path(project).name)
-    for name in ("setup.cfg", "pyproject.toml"):
-        (root / name).unlink(missing_ok=True)
-    shutil.rmtree(root / "tools", ignore_errors=True)
-    shutil.rmtree(root / "projects")
-    (root / "setup.py").write_text(SETUP % (REQUIRES,), encoding="utf-8")
+        name = Path(project).name
+        shutil.copytree(source / "projects" / project, root / "detectron2" / "projects" / name)
+    shutil.copy(source / "LICENSE", root)
+    (root / "detectron2" / "_C.py").write_text(PLACEHOLDER, encoding="utf-8")
+    (root / "setup.py").write_text(SETUP, encoding="utf-8")
     return root
+
+
+def install_pure() -> None:
+    """Install the pure-Python detectron2, or leave nothing of it."""
+    check_prerequisites()
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"Downloading {SDIST}", flush=True)
+        root = stage(download(Path(folder)), Path(folder))
+        print("Installing it as a pure-Python detectron2 0.6", flush=True)
+        try:
+            # --ignore-installed: pip refuses to uninstall what an interruption left half.
+            run_pip("install", "--no-deps", "--no-build-isolation", "--ignore-installed", str(root))
+            error = import_error()
+            if error:
+                sys.exit(
+                    f"detectron2: cannot be imported after the installation ({error}), so it was "
+                    "removed; run: python -m pip install -r requirements.txt, then this again"
+                )
+        except BaseException:
+            remove()
+            raise
+
+
+def install_official(replace: bool) -> None:
+    """Build and install the official source; ``replace`` the pure-Python one."""
+    print(f"Building {OFFICIAL}: some minutes, needs git, GitHub and a C++ compiler", flush=True)
+    force = ("--force-reinstall", "--no-deps") if replace else ()
+    run_pip("install", "--no-build-isolation", *force, OFFICIAL, show=True)
+    error = import_error()
+    if error:
+        sys.exit(f"detectron2: built, but cannot be imported ({error})")
 
 
 def main() -> None:
@@ -150,26 +273,27 @@ def main() -> None:
     )
     parser.add_argument("--official", action="store_true", help="build the official source")
     args = parser.parse_args()
-    if works():
-        print("detectron2 is installed and importable: nothing to do")
-        return
+    folder = location()
+    ours = folder is not None and is_ours(folder)
+    if folder is not None and not (ours and args.official):
+        error = import_error()
+        if not error and (is_recorded() or not ours):
+            print(f"{folder}: detectron2 is installed and can be imported, nothing to do")
+            return
+        if not ours:
+            sys.exit(
+                f"{folder}: this detectron2 cannot be imported ({error}); repair it, or run: "
+                "python -m pip uninstall detectron2, then this again"
+            )
     if args.official:
-        print(f"Building {OFFICIAL}: some minutes, needs git, GitHub and a C++ compiler")
-        pip("install", "--no-build-isolation", OFFICIAL)
+        install_official(replace=ours)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            print(f"Downloading {SDIST}")
-            root = stage(download(Path(folder)), Path(folder))
-            print("Installing it as a pure-Python detectron2 0.6")
-            pip("install", "--quiet", "--no-deps", "--no-build-isolation", str(root))
-    if not works():
-        pip("uninstall", "--yes", "detectron2")
-        sys.exit(
-            "detectron2: cannot be imported after the installation, which was removed; check that "
-            "the packages of requirements.txt are installed and run this again"
-        )
+        install_pure()
     print("detectron2 is ready")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; run this again")

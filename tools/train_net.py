@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train or evaluate TagCLIP from a config.
 
-    python tools/train_net.py --config-file projects/MiniBench/configs/tagclip_composition.yaml
-    python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
+python tools/train_net.py --config-file projects/MiniBench/configs/tagclip_composition.yaml
+python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import logging
 import secrets
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 
 
-def setup(args: argparse.Namespace):
+def setup(args: argparse.Namespace) -> CfgNode:
     """Build the config and check what it names before anything is written."""
     import torch
     from detectron2.data import DatasetCatalog
@@ -48,7 +50,7 @@ def setup(args: argparse.Namespace):
     return cfg
 
 
-def main(args: argparse.Namespace):
+def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with --eval-only; return the results."""
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm

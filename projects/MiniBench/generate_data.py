@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Generate MiniBench's images and labels (a few seconds).
 
-    python projects/MiniBench/generate_data.py
+python projects/MiniBench/generate_data.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train the mini CLIP of MiniBench on generated image-caption pairs and write its assets.
 
-    python projects/MiniBench/train_clip.py --output projects/MiniBench/assets
+python projects/MiniBench/train_clip.py --output projects/MiniBench/assets
 """
 
 from __future__ import annotations

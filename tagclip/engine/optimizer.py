@@ -71,7 +71,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     groups = parameter_groups(cfg, model)
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
         optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-            groups, cfg.SOLVER.BASE_LR, betas=(0.9, 0.999), eps=1e-8
+            groups, cfg.SOLVER.BASE_LR, betas=tuple(cfg.SOLVER.ADAM_BETAS), eps=1e-8
         )
     elif cfg.SOLVER.OPTIMIZER == "SGD":
         optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(

@@ -253,9 +253,7 @@ def _git_commit() -> str | None:
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     dtype = cfg.SOLVER.AMP.DTYPE
     if dtype not in _AMP_DTYPES:
-        raise ConfigError(
-            f"SOLVER.AMP.DTYPE: found {dtype!r}, expected {' or '.join(_AMP_DTYPES)}"
-        )
+        raise ConfigError(f"SOLVER.AMP.DTYPE: found {dtype!r}, expected {' or '.join(_AMP_DTYPES)}")
     return _AMP_DTYPES[dtype] if cfg.SOLVER.AMP.ENABLED else None
 
 

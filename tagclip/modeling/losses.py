@@ -8,11 +8,13 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from tagclip.errors import ConfigError
 from tagclip.modeling.mask_losses import (
     LabelGrid,
     MaskLosses,
     binary_focal,
     interpolation_matrix,
+    strided,
 )
 
 __all__ = ["SegLoss", "SegTargets", "pixel_accuracy"]
@@ -36,9 +38,17 @@ class SegTargets:
 
 
 class SegLoss(nn.Module):
-    """Weighted sum of three terms, each normalised by the number of (image, present class) pairs.
+    """Focal, Dice and trusty terms, each over the number of (image, present class) pairs.
 
-    Formulas: TagCLIP paper, section 3.4, as the released code computes them (docs/method.md).
+    With U the logits upsampled to H x W (bilinear, align_corners False), one-hot targets t,
+    p = sigmoid(U), b images, k classes and x pixels (golden README, section 5):
+
+    * focal = sum_b sum_k mean_x FL(U, t), FL = alpha_t (1 - p_t)^gamma BCE, over all classes;
+    * Dice = sum_b sum_k [1 - (2 sum_x p t + 1) / (sum_x p + sum_x t + 1)], present classes only;
+    * trusty = sum_b mean_x FL(trusty logit, trusty target).
+
+    The number of pairs is averaged over the processes and at least 1. Memory does not depend on
+    the number of classes: see `tagclip.modeling.mask_losses`.
     """
 
     def __init__(
@@ -62,10 +72,17 @@ class SegLoss(nn.Module):
             focal_alpha: focal weight of positives.
             focal_gamma: focal exponent.
             ignore_as_negative: ignored and padded pixels are negatives of every class (released
-                code); False leaves them out of all terms.
+                code); False leaves them out of all terms, means included.
             stride: use every ``stride``-th label in both directions.
             workspace_mib: memory for full-resolution planes; never changes the result.
+
+        Raises:
+            ConfigError: the stride is less than 1.
         """
+        if stride < 1:
+            raise ConfigError(
+                f"MODEL.TAGCLIP.LOSS.STRIDE: found {stride}, expected 1 (every pixel) or more"
+            )
         super().__init__()
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.trusty_weight = trusty_weight
@@ -104,7 +121,7 @@ class SegLoss(nn.Module):
         return losses
 
     def _grid(self, targets: SegTargets, size: torch.Size) -> LabelGrid:
-        labels = self._strided(targets.labels).long()
+        labels = self._strided(targets.labels).int()
         # The ignore value may be a small number: -1 is no class for any vocabulary.
         labels = labels.masked_fill(labels == targets.ignore, -1)
         counted = None
@@ -119,8 +136,8 @@ class SegLoss(nn.Module):
         )
 
     def _strided(self, planes: Tensor) -> Tensor:
-        first = self.stride // 2
-        return planes[:, first :: self.stride, first :: self.stride]
+        height, width = planes.shape[-2:]
+        return planes[:, strided(height, self.stride), strided(width, self.stride)]
 
     def _trusty_term(self, logits: Tensor, targets: SegTargets, grid: LabelGrid) -> Tensor:
         """Sum over images of the mean focal loss of the trusty token."""

@@ -17,13 +17,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["LabelGrid", "MaskLosses", "binary_focal", "interpolation_matrix"]
+__all__ = ["LabelGrid", "MaskLosses", "binary_focal", "interpolation_matrix", "strided"]
 
-# Full-resolution planes per class that are alive at the peak of `_focal`.
+# Full-resolution float32 planes per class that are alive at the peak of `_focal` or `_dice`.
 _PLANES = 6
 
 
+def strided(size: int, stride: int) -> slice:
+    """Return every ``stride``-th of ``size`` places, from the middle of a step; never none."""
+    return slice(min(stride, size) // 2, None, stride)
+
+
+# A matrix that is made under inference mode could not take part in a later backward pass.
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def interpolation_matrix(
     size: int, source: int, stride: int = 1, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -32,11 +39,11 @@ def interpolation_matrix(
     Args:
         size: length of the result.
         source: length of the input.
-        stride: keep every ``stride``-th row, starting in the middle of a step.
+        stride: keep the rows of `strided`.
         device: where the matrix lives.
 
     Returns:
-        (ceil((size - stride // 2) / stride), source) float32; rows sum to 1.
+        (kept rows, source) float32; rows sum to 1.
     """
     position = (torch.arange(size, dtype=torch.float64) + 0.5) * source / size - 0.5
     position = position.clamp(0, source - 1)
@@ -46,7 +53,7 @@ def interpolation_matrix(
     matrix = torch.zeros(size, source, dtype=torch.float64)
     matrix[rows, lower] = 1 - fraction
     matrix[rows, (lower + 1).clamp(max=source - 1)] += fraction
-    return matrix[stride // 2 :: stride].float().to(device)
+    return matrix[strided(size, stride)].float().to(device)
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class LabelGrid:
     """Labels on the grid where the loss is computed, and how logits get there.
 
     Attributes:
-        labels: (N, H, W) int64 class indices; anything outside [0, K) is no class.
+        labels: (N, H, W) int32 class indices; anything outside [0, K) is no class.
         counted: (N, H, W) bool, pixels that take part; None counts all of them.
         rows: (H, h) upsampling matrix.
         columns: (W, w) upsampling matrix.
@@ -157,15 +164,23 @@ def _focal(
     weight = 1 / grid.pixels()
     for image in range(len(logits)):
         for classes in _chunks(logits.shape[1], step):
-            full = grid.upsample(logits[image, classes])
-            value, slope = _focal_negative(full, alpha, gamma)
-            _add_positives(value, slope, full, grid.labels[image] - classes.start, alpha, gamma)
-            if grid.counted is not None:
-                value *= grid.counted[image]
-                slope *= grid.counted[image]
-            total += value.sum(dtype=torch.float64) * weight[image]
-            gradient[image, classes] = grid.adjoint(slope) * weight[image]
+            # The planes of a chunk die in its own function, before the next are made.
+            value, slope = _focal_chunk(logits, grid, image, classes, alpha, gamma)
+            total += value * weight[image]
+            gradient[image, classes] = slope * weight[image]
     return total.float(), gradient
+
+
+def _focal_chunk(
+    logits: Tensor, grid: LabelGrid, image: int, classes: slice, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    full = grid.upsample(logits[image, classes])
+    value, slope = _focal_negative(full, alpha, gamma)
+    _add_positives(value, slope, full, grid.labels[image] - classes.start, alpha, gamma)
+    if grid.counted is not None:
+        value *= grid.counted[image]
+        slope *= grid.counted[image]
+    return _plane_sums(value).sum(), grid.adjoint(slope)
 
 
 def _focal_negative(full: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
@@ -189,7 +204,7 @@ def _add_positives(
     Every pixel is of one class at most: (H, W) work, whatever the number of classes.
     """
     inside = (labels >= 0) & (labels < len(full))
-    index = labels.clamp(0, len(full) - 1)[None]
+    index = labels.clamp(0, len(full) - 1)[None].long()
     u = full.gather(0, index)[0]
     q = torch.sigmoid(-u)
     loss = F.softplus(-u)
@@ -208,21 +223,33 @@ def _dice(logits: Tensor, grid: LabelGrid, counts: Tensor, step: int) -> tuple[T
     images, classes = counts.nonzero(as_tuple=True)
     for pairs in _chunks(len(images), step):
         image, label = images[pairs], classes[pairs]
-        p = torch.sigmoid(grid.upsample(logits[image, label]))
-        slope = p * (1 - p)
-        if grid.counted is not None:
-            p *= grid.counted[image]
-            slope *= grid.counted[image]
-        inside = grid.labels[image] == label.view(-1, 1, 1)
-        intersection = (p * inside).sum(dim=(1, 2), dtype=torch.float64)
-        union = p.sum(dim=(1, 2), dtype=torch.float64) + counts[image, label] + 1
-        total += (1 - (2 * intersection + 1) / union).sum()
-        on_label = (2 / union).float().view(-1, 1, 1)
-        everywhere = ((2 * intersection + 1) / union**2).float().view(-1, 1, 1)
-        gradient[image, label] = grid.adjoint(slope) * everywhere - on_label * grid.adjoint(
-            slope.mul_(inside)
-        )
+        value, slope = _dice_chunk(logits, grid, counts, image, label)
+        total += value
+        gradient[image, label] = slope
     return total.float(), gradient
+
+
+def _dice_chunk(
+    logits: Tensor, grid: LabelGrid, counts: Tensor, image: Tensor, label: Tensor
+) -> tuple[Tensor, Tensor]:
+    p = torch.sigmoid(grid.upsample(logits[image, label]))
+    slope = p * (1 - p)
+    if grid.counted is not None:
+        p *= grid.counted[image]
+        slope *= grid.counted[image]
+    inside = grid.labels[image] == label.view(-1, 1, 1)
+    intersection = _plane_sums(p * inside)
+    union = _plane_sums(p) + counts[image, label] + 1
+    # d(-2 (I + 1/2) / union) needs the sums, which are known only now: two maps, then one.
+    everywhere = ((2 * intersection + 1) / union**2).float().view(-1, 1, 1)
+    on_label = (2 / union).float().view(-1, 1, 1)
+    gradient = everywhere * grid.adjoint(slope) - on_label * grid.adjoint(slope.mul_(inside))
+    return (1 - (2 * intersection + 1) / union).sum(), gradient
+
+
+def _plane_sums(planes: Tensor) -> Tensor:
+    """(c, H, W) float32 -> (c,) float64: rows in float32, so that no plane is copied."""
+    return planes.sum(dim=2).sum(dim=1, dtype=torch.float64)
 
 
 def _chunks(length: int, step: int) -> Iterator[slice]:

@@ -122,9 +122,7 @@ class TextBank(nn.Module):
     @torch.no_grad()
     def _encode(self, vocabulary: Vocabulary) -> Tensor:
         names = list(dict.fromkeys(name for prompts in vocabulary.prompts for name in prompts))
-        logger.info(
-            "Encoding %d names with %d templates each", len(names), len(self.templates)
-        )
+        logger.info("Encoding %d names with %d templates each", len(names), len(self.templates))
         # Names are data: no format directives inside them.
         texts = [template.replace("{}", name) for name in names for template in self.templates]
         with torch.autocast(self._where.device.type, enabled=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tagclip.projects.minibench.scenes import CLASSES, Scene, crop_scene, pair_scene
-from tagclip.projects.minibench.textures import HUES, NOUNS, STUFF, Stream
+from tagclip.projects.minibench.textures import HUES, NOUNS, Stream
 
 __all__ = ["PREFIXES", "caption", "crops", "pairs", "words"]
 
@@ -60,7 +60,6 @@ def crops(per_class: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Return (24 * per_class, 32, 32, 3) uint8 images of one class each, and (..., ) classes."""
     labels = np.repeat(np.arange(len(CLASSES)), per_class)
     images = [
-        crop_scene(Stream(_SEED_CROPS, seed, i), int(label)).image
-        for i, label in enumerate(labels)
+        crop_scene(Stream(_SEED_CROPS, seed, i), int(label)).image for i, label in enumerate(labels)
     ]
     return np.stack(images), labels

@@ -153,9 +153,7 @@ def pair_scene(stream: Stream, size: int = 32) -> Scene:
     draw = stream.integer(0, 99)
     count = 0 if draw < 10 else 1 if draw < 75 else 2
     for _ in range(count):
-        canvas.thing(
-            stream.integer(0, _THINGS - 1), canvas.blob(8, 20 if count == 1 else 14)
-        )
+        canvas.thing(stream.integer(0, _THINGS - 1), canvas.blob(8, 20 if count == 1 else 14))
     return canvas.finish()
 
 

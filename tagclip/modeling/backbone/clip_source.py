@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import zipfile
 from functools import cached_property
 from pathlib import Path

@@ -148,9 +148,7 @@ class CLIPViT(Backbone):
         positions = 1 + grid_size[0] * grid_size[1]
         self.positional_embedding = nn.Parameter(torch.randn(positions, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width) if ln_pre else nn.Identity()
-        self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, quick_gelu) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, quick_gelu) for _ in range(layers))
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
         if state is not None:

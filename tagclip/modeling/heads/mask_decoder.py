@@ -77,17 +77,21 @@ class MatchingLogits(nn.Module):
         self.scale = (dim // heads) ** -0.5 / heads
 
     def forward(self, queries: Tensor, key: Tensor) -> Tensor:
-        """(N, Q, D) queries, (N, n, D) projected key -> (N, Q, n) logits."""
+        """(N, Q, D) queries, (N, n, D) projected key -> (N, Q, n) float32 logits."""
         if self.self_attention is not None:
             queries = self.self_attention(queries)
-        return (self.query(queries) * self.scale) @ key.transpose(1, 2)
+        query = self.query(queries)
+        # Sigmoid and losses see these numbers directly: no half-precision product.
+        with torch.autocast(query.device.type, enabled=False):
+            return (query.float() * self.scale) @ key.float().transpose(1, 2)
 
 
 class MaskDecoder(nn.Module):
     """Class queries attend to patches; the last layer's logits are the masks.
 
-    The mathematics is that of the golden README, section 4. What cannot influence the logits
-    (the last layer's value, projection, FFN and norms) does not exist.
+    Golden README, section 4: the logits are the mean over heads of the last layer's
+    (q W_q)_h (m W_k)_h^T / sqrt(dim / heads), before any softmax. What cannot influence them (the
+    last layer's value, projection, FFN and norms) does not exist.
     """
 
     def __init__(
@@ -131,7 +135,7 @@ class MaskDecoder(nn.Module):
             memory: (N, n, D) patch vectors.
 
         Returns:
-            (N, Q, n) logits.
+            (N, Q, n) float32 logits, under autocast too.
         """
         *projected, key = self._project_memory(memory)
         for index, layer in enumerate(self.layers):

@@ -10,7 +10,7 @@ __all__ = ["RelationDescriptor"]
 
 
 class RelationDescriptor(nn.Module):
-    """r_k = W [t_k * g ; t_k] + b (ZegCLIP, arXiv 2212.03588; docs/method.md)."""
+    """r_k = W [t_k * g ; t_k] + b (ZegCLIP, arXiv 2212.03588; golden README, section 4)."""
 
     def __init__(self, *, dim: int, kind: str = "cls_text") -> None:
         """Create the projection, initialised Xavier-uniform with zero bias.

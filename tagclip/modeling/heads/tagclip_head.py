@@ -61,10 +61,10 @@ class TagCLIPHead(nn.Module):
         tagclip = cfg.MODEL.TAGCLIP
         dim = input_shape["clip_dense"].channels
         trusty = tagclip.TRUSTY
-        if trusty.ENABLED and trusty.TARGET == "seen" and not tagclip.LOSS.IGNORE_AS_NEGATIVE:
+        if trusty.ENABLED and not tagclip.LOSS.IGNORE_AS_NEGATIVE:
             logger.warning(
-                "MODEL.TAGCLIP.LOSS.IGNORE_AS_NEGATIVE False leaves the trusty token with target "
-                "'seen' no negative pixels: its map will be 1 everywhere"
+                "MODEL.TAGCLIP.LOSS.IGNORE_AS_NEGATIVE False leaves the trusty token seen pixels "
+                "only: its map will be 1 everywhere; disable MODEL.TAGCLIP.TRUSTY.ENABLED"
             )
         return {
             "relation": RelationDescriptor(dim=dim, kind=tagclip.RELATION),

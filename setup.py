@@ -1,0 +1,65 @@
+#!/usr/bin/env python
+"""Package TagCLIP. Tested versions are pinned in requirements.txt; here are only ranges."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+PROJECTS = {"tagclip.projects.minibench": "projects/MiniBench/minibench"}
+
+
+def version() -> str:
+    """``__version__`` of the package, without importing it."""
+    text = (ROOT / "tagclip" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+# Neither detectron2 nor cv2: the first is not on PyPI under its name (see
+# tools/install_detectron2.py), the second comes with one of two distributions.
+# `import tagclip` checks for both.
+setup(
+    name="tagclip",
+    version=version(),
+    description="Zero-shot semantic segmentation with TagCLIP, an extension of detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The TagCLIP for Detectron2 authors",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=[*find_packages(include=["tagclip", "tagclip.*"]), *PROJECTS],
+    package_dir=PROJECTS,
+    package_data={
+        "tagclip": ["*.json", "data/datasets/vocabularies/*.json"],
+        "tagclip.projects.minibench": ["*.json"],
+    },
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "numpy>=1.26",
+        "Pillow>=10",
+        "open_clip_torch>=3.3,<4",
+        "safetensors>=0.4.3",
+        "PyYAML>=6",
+        "matplotlib>=3.8",
+        "tabulate>=0.9",
+        "tqdm>=4.66",
+        # The rest of what detectron2 needs, which tools/install_detectron2.py does not bring.
+        "fvcore>=0.1.5,<0.1.6",
+        "iopath>=0.1.9",
+        "yacs>=0.1.8",
+        "omegaconf>=2.1",
+        "hydra-core>=1.1",
+        "cloudpickle>=2",
+        "termcolor>=1.1",
+        "pycocotools>=2.0.7",
+        "tensorboard>=2.15",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.17"],
+        "demo": ["gradio>=5"],
+    },
+)
