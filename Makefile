@@ -1,4 +1,4 @@
-# `make minibench` and `make test` need no preparation: they create .venv and install what is missing.
+# `make minibench` and `make test` need no preparation: they create .venv and install what it lacks.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,6 +13,8 @@ CREATED := $(VENV)/.created
 INSTALLED = $(VENV)/.installed-$(subst /,-,$(REQUIREMENTS))
 DETECTRON2 := $(VENV)/.detectron2
 READY := $(VENV)/.ready
+
+MINIBENCH := projects/MiniBench/configs/tagclip_noun_fence_board.yaml
 
 PYTHON_FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PIP_WORKS := import pip; from importlib.metadata import distribution; \
@@ -41,8 +43,7 @@ format: $(READY) ## Format the code
 minibench: $(READY) ## Generate MiniBench, train and evaluate TagCLIP on it, write output/minibench
 	$(RUN) projects/MiniBench/generate_data.py
 	rm -rf output/minibench
-	$(RUN) tools/train_net.py OUTPUT_DIR output/minibench \
-		--config-file projects/MiniBench/configs/tagclip_noun_fence_board.yaml
+	$(RUN) tools/train_net.py --config-file $(MINIBENCH) OUTPUT_DIR output/minibench
 	$(RUN) projects/MiniBench/make_report.py --run output/minibench
 
 clean-env: ## Remove .venv

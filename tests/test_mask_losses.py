@@ -1,6 +1,10 @@
-"""The upsampling matrices and the label grid behind the loss."""
+"""The upsampling matrices and the label grid behind the loss, and its memory."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,3 +89,39 @@ def test_binary_focal_is_the_formula() -> None:
     negative = binary_focal(logits, ~ones, 0.25, 2.0).double()
     torch.testing.assert_close(positive, -0.25 * (1 - p) ** 2 * p.log(), rtol=1e-5, atol=1e-9)
     torch.testing.assert_close(negative, -0.75 * p**2 * (1 - p).log(), rtol=1e-5, atol=1e-9)
+
+
+MEMORY = """
+import torch
+from tagclip.modeling.losses import SegLoss, SegTargets
+torch.set_num_threads(1)
+
+def mebibytes(field):
+    lines = dict(line.split(":") for line in open("/proc/self/status"))
+    return int(lines[field].split()[0]) / 1024
+
+labels = torch.arange(156).repeat(2, 512, 4)[:, :, :512].to(torch.uint8)
+targets = SegTargets(labels=labels, valid=labels < 255, trusty=labels < 80, ignore=255)
+logits = torch.randn(2, 156, 32, 32, requires_grad=True)
+trusty = torch.randn(2, 1, 32, 32, requires_grad=True)
+start = mebibytes("VmRSS")
+for options in ({"workspace_mib": 8, "stride": 2}, {}):
+    losses = SegLoss(**options)(logits, trusty, targets)
+    sum(losses.values()).backward()
+    print(mebibytes("VmHWM") - start)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_memory_follows_the_workspace_not_the_classes() -> None:
+    """One float plane of 2 x 156 x 512 x 512 is 312 MiB, the plain way takes 4 GiB."""
+    result = subprocess.run(
+        [sys.executable, "-c", MEMORY],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[1],
+    )
+    small, default = map(float, result.stdout.split())
+    assert small < 60
+    assert 60 < default < 450
