@@ -22,7 +22,7 @@ PIP_WORKS := import pip; from importlib.metadata import distribution; \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env test lint format minibench clean-env
+.PHONY: help env test test-slow lint format minibench clean-env
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ env: $(READY) ## Create .venv (PYTHON=python3) and install REQUIREMENTS=requirem
 
 test: $(READY) ## Run the tests (ARGS: arguments of pytest)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)
+
+test-slow: $(READY) ## Run the tests that need minutes: large models, long runs
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow $(ARGS)
 
 lint: $(READY) ## Check style and format
 	$(RUN) -m ruff check .
