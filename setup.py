@@ -33,7 +33,7 @@ setup(
     packages=[*find_packages(include=["tagclip", "tagclip.*"]), *PROJECTS],
     package_dir=PROJECTS,
     package_data={
-        "tagclip": ["*.json", "data/datasets/vocabularies/*.json"],
+        "tagclip": ["*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
         "tagclip.projects.minibench": ["*.json"],
     },
     install_requires=[

@@ -18,6 +18,7 @@ _require("cv2", "pip install opencv-python-headless")
 
 from tagclip.config import add_tagclip_config, load_config  # noqa: E402
 from tagclip.data import ZeroShotDatasetMapper  # noqa: E402
+from tagclip.data.datasets import builtin as _builtin  # noqa: E402, F401 (registers the benchmarks)
 from tagclip.data.datasets.register import (  # noqa: E402
     register_folder_dataset,
     register_zero_shot_sem_seg,

@@ -13,7 +13,7 @@ from detectron2.config import get_cfg
 
 from tagclip.errors import ConfigError
 
-__all__ = ["add_tagclip_config", "load_config"]
+__all__ = ["add_tagclip_config", "build_config", "load_config", "resolve_paths"]
 
 # A user means a folder relative to where the command is run, as everywhere in detectron2.
 _CWD_RELATIVE = ("OUTPUT_DIR",)
@@ -28,17 +28,23 @@ def add_tagclip_config(cfg: CN) -> None:
     _add_data(cfg)
     _add_clip(cfg)
     _add_tagclip(cfg)
+    _add_self_training(cfg)
     _add_solver(cfg)
 
 
 def _add_data(cfg: CN) -> None:
     cfg.DATASETS.ZERO_SHOT = CN()
-    # inductive: unseen labels never reach the model | supervised: every class has labels.
+    # inductive: unseen labels never reach the model | transductive: nor here, but unseen classes
+    # are asked and get pseudo-labels (SELF_TRAINING) | supervised: every class has labels.
     cfg.DATASETS.ZERO_SHOT.SETTING = "inductive"
     # Name of a split in the vocabulary json; "" takes its default_split.
     cfg.DATASETS.ZERO_SHOT.SPLIT = ""
-    # Lets TRUSTY.TARGET "novel" read the positions of unseen pixels, which breaks the protocol.
+    # Lets TRUSTY.TARGET and SELF_TRAINING.REGION "novel" read the positions of unseen pixels,
+    # which breaks the protocol.
     cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS = False
+    # Own data: a list of {name, images, labels, vocabulary} (folders and a vocabulary json; also
+    # image_list), each registered under its name for DATASETS.TRAIN and TEST.
+    cfg.DATASETS.FOLDER_DATASETS = []
 
     # CLIP and the class colours are RGB.
     cfg.INPUT.FORMAT = "RGB"
@@ -58,9 +64,10 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP = CN()
     # Name of an open_clip ViT with a class token, or the path of an open_clip model json.
     cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
-    # open_clip tag, path of a weight file, or "" for random weights (tests).
+    # open_clip tag, path of a weight file or Hugging Face folder, or "" for random weights (tests).
     cfg.MODEL.CLIP.PRETRAINED = "openai"
-    # Expected sha256 of the weight file; "" accepts any and records what was found.
+    # Expected sha256 of the weight file; "" accepts any and records what was found. A TorchScript
+    # archive that is not one of OpenAI's is read only if its checksum stands here.
     cfg.MODEL.CLIP.SHA256 = ""
     # Folder for downloaded CLIP weights; "" is open_clip's default.
     cfg.MODEL.CLIP.CACHE_DIR = ""
@@ -146,6 +153,19 @@ def _add_tagclip(cfg: CN) -> None:
     cfg.MODEL.TAGCLIP.TEST.WORKSPACE_MIB = 256
     # scores: (K, H, W) per image | labels: (H, W) labels and their scores.
     cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
+    # Pixels whose best score, after gate and bias, is below are -1, "other" (labels); 0 is off.
+    cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD = 0.0
+
+
+def _add_self_training(cfg: CN) -> None:
+    cfg.MODEL.TAGCLIP.SELF_TRAINING = CN()
+    # Which pixels get pseudo-labels in the transductive setting: unlabeled: ignored ones on which
+    # an unseen class wins | novel: those whose true class is unseen, as in ZegCLIP.
+    cfg.MODEL.TAGCLIP.SELF_TRAINING.REGION = "unlabeled"
+    # Least score, before the gate, of a pseudo-label (unlabeled).
+    cfg.MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD = 0.5
+    # True: the trusty map multiplies seen and unseen scores before they are compared (unlabeled).
+    cfg.MODEL.TAGCLIP.SELF_TRAINING.GATE = True
 
 
 def _add_solver(cfg: CN) -> None:
@@ -187,12 +207,20 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
         ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
             wrong type.
     """
+    return build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
+
+
+def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] = ()) -> CN:
+    """Merge (name for messages, nested dict) pairs and command-line overrides into the defaults.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
     cfg = get_cfg()
     add_tagclip_config(cfg)
-    if config_file:
-        for path, tree in _yaml_chain(Path(config_file), ()):
-            _check_keys(cfg, _key_paths(tree), path)
-            _merge(cfg.merge_from_other_cfg, CN(tree), str(path))
+    for source, tree in trees:
+        _check_keys(cfg, _key_paths(tree), source)
+        _merge(cfg.merge_from_other_cfg, CN(tree), str(source))
     if len(opts) % 2:
         raise ConfigError(
             f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
@@ -219,7 +247,7 @@ def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, d
     bases = tree.pop("_BASE_", [])
     for base in [bases] if isinstance(bases, str) else bases:
         yield from _yaml_chain(path.parent / base, (*visited, path))
-    yield path, _resolve_paths(tree, path.parent)
+    yield path, resolve_paths(tree, path.parent)
 
 
 def _read_yaml(path: Path) -> dict:
@@ -239,9 +267,12 @@ def _read_yaml(path: Path) -> dict:
     return tree
 
 
-def _resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
+def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
+    """Make texts that start with ``./`` or ``../`` paths below a folder (see `load_config`)."""
     if isinstance(node, dict):
-        return {k: _resolve_paths(v, folder, str(k)) for k, v in node.items()}
+        return {k: resolve_paths(v, folder, str(k)) for k, v in node.items()}
+    if isinstance(node, list):
+        return [resolve_paths(value, folder, key) for value in node]
     is_relative = isinstance(node, str) and node.startswith(("./", "../"))
     if is_relative and key not in _CWD_RELATIVE:
         return str((folder / node).resolve())

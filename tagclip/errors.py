@@ -4,7 +4,14 @@ Each message is one line: which file or key, what was found, what was expected, 
 `tools/*` print it without a traceback and exit with 1; ``TAGCLIP_DEBUG=1`` shows the traceback.
 """
 
-__all__ = ["CheckpointError", "ConfigError", "DatasetError", "TagCLIPError", "VocabularyError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "NonFiniteLossError",
+    "TagCLIPError",
+    "VocabularyError",
+]
 
 
 class TagCLIPError(Exception):
@@ -25,3 +32,7 @@ class VocabularyError(TagCLIPError):
 
 class CheckpointError(TagCLIPError):
     """A checkpoint or CLIP weight file is missing, damaged, unsafe or does not fit the model."""
+
+
+class NonFiniteLossError(TagCLIPError, FloatingPointError):
+    """A training loss became infinite or not a number."""

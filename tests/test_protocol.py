@@ -19,6 +19,7 @@ from tagclip.data import (
     training_vocabulary,
     validate_protocol,
 )
+from tagclip.data.protocol import reads_novel_masks
 from tagclip.errors import ConfigError, DatasetError
 
 NAMES = ["cat", "dog", "sky", "tree"]
@@ -49,6 +50,7 @@ def _config(*opts: Any, train: tuple[str, ...] = ("toy_train",)) -> CfgNode:
 
 
 SUPERVISED = ("DATASETS.ZERO_SHOT.SETTING", "supervised")
+TRANSDUCTIVE = ("DATASETS.ZERO_SHOT.SETTING", "transductive")
 HALF = ("DATASETS.ZERO_SHOT.SPLIT", "half")
 
 
@@ -74,6 +76,22 @@ def test_supervised_trains_on_all_and_reports_the_partition() -> None:
     assert training_vocabulary(cfg).seen_mask.all()
     assert query_vocabulary(cfg, "toy_val").seen_mask.all()
     assert dataset_vocabulary(cfg, "toy_val").unseen_names == ["sky"]
+
+
+def test_transductive_asks_all_classes_and_keeps_the_partition() -> None:
+    cfg = _config(*TRANSDUCTIVE)
+    assert training_vocabulary(cfg).names == NAMES
+    assert training_vocabulary(cfg).unseen_names == ["sky"]
+    assert query_vocabulary(cfg, "toy_val") == dataset_vocabulary(cfg, "toy_val")
+    # Without labels, a class of the training list is not seen on another dataset either.
+    assert query_vocabulary(cfg, "open").seen == (False, True, False)
+
+
+def test_transductive_needs_seen_and_unseen_classes(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "all.json", vocabulary_tree(NAMES))
+    register_zero_shot_sem_seg("all", tmp_path / "i", tmp_path / "l", path)
+    with pytest.raises(ConfigError, match="split 'zs' has 4 seen and 0 unseen classes"):
+        validate_protocol(_config(*TRANSDUCTIVE, train=("all",)))
 
 
 def test_other_datasets_use_their_own_split_for_reporting() -> None:
@@ -139,8 +157,9 @@ def test_unregistered_dataset() -> None:
 @pytest.mark.parametrize(
     ("key", "choices"),
     [
-        ("DATASETS.ZERO_SHOT.SETTING", "'inductive' or 'supervised'"),
+        ("DATASETS.ZERO_SHOT.SETTING", "'inductive' or 'transductive' or 'supervised'"),
         ("MODEL.TAGCLIP.TRUSTY.TARGET", "'seen' or 'novel'"),
+        ("MODEL.TAGCLIP.SELF_TRAINING.REGION", "'unlabeled' or 'novel'"),
         ("MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", "'match' or 'seen' or 'unseen'"),
     ],
 )
@@ -157,6 +176,22 @@ def test_novel_target_needs_permission() -> None:
     validate_protocol(_config(*novel, "MODEL.TAGCLIP.TRUSTY.ENABLED", False))
 
 
+def test_novel_region_needs_permission() -> None:
+    novel = (*TRANSDUCTIVE, "MODEL.TAGCLIP.SELF_TRAINING.REGION", "novel")
+    with pytest.raises(ConfigError, match=r"SELF_TRAINING\.REGION is 'novel'.* 'unlabeled'"):
+        validate_protocol(_config(*novel))
+    allowed = _config(*novel, "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS", True)
+    validate_protocol(allowed)
+    assert reads_novel_masks(allowed)
+    # The key has no effect in the other settings.
+    validate_protocol(_config("MODEL.TAGCLIP.SELF_TRAINING.REGION", "novel"))
+
+
+def test_threshold_is_a_score() -> None:
+    with pytest.raises(ConfigError, match=r"THRESHOLD is 50\.0, expected a score, 0 to 1"):
+        validate_protocol(_config("MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD", 50.0))
+
+
 def test_summary_states_the_protocol() -> None:
     assert protocol_summary(_config()) == (
         "inductive, split zs: 3 seen / 1 unseen; unseen labels dropped in the mapper; "
@@ -166,3 +201,9 @@ def test_summary_states_the_protocol() -> None:
     assert protocol_summary(off) == "supervised, 4 classes, all with labels; no trusty token"
     novel = protocol_summary(_config("MODEL.TAGCLIP.TRUSTY.TARGET", "novel"))
     assert "trusty target = novel (reads where unseen pixels are" in novel
+    assert protocol_summary(_config(*TRANSDUCTIVE)) == (
+        "transductive, split zs: 3 seen / 1 unseen; unseen labels dropped in the mapper; "
+        "pseudo-labels on unlabelled pixels, gated, from score 0.5; trusty target = seen"
+    )
+    region = _config(*TRANSDUCTIVE, "MODEL.TAGCLIP.SELF_TRAINING.REGION", "novel")
+    assert "pseudo-labels on unseen pixels (reads where they are)" in protocol_summary(region)

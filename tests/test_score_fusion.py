@@ -72,7 +72,7 @@ def test_chunks_of_classes_give_the_same_labels(step: int, monkeypatch: pytest.M
     """The chunked path that a GPU takes, run here on the CPU."""
     fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
     one_by_one = fusion.labels((64, 80))
-    monkeypatch.setattr(ScoreFusion, "_classes_per_chunk", lambda self, size: step)
+    monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
     chunked = fusion.labels((64, 80))
     assert torch.equal(one_by_one["sem_seg_labels"], chunked["sem_seg_labels"])
 

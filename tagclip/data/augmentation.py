@@ -35,7 +35,7 @@ def fit_size(height: int, width: int, short: int, long: int = 0) -> tuple[int, i
     """Size of an image that is resized, keeping its ratio, into (long, short).
 
     Scale s = min(long / max(height, width), short / min(height, width)), new sides
-    int(side * s + 0.5), at least 1 (mmcv's rule; the golden data's README, section 7).
+    int(side * s + 0.5), at least 1 (mmcv's rule; docs/method.md, section 7).
 
     Args:
         height, width: size in pixels.
@@ -139,7 +139,7 @@ class CategoryCrop(Augmentation):
     """Random crop in which no class covers too much.
 
     A crop is redrawn, 10 times at most, until it has more than one class and none of them covers
-    `max_area` or more of its labelled pixels (golden data's README, section 7). A side of the
+    `max_area` or more of its labelled pixels (docs/method.md, section 7). A side of the
     image that is shorter than the crop stays whole.
     """
 

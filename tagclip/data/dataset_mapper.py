@@ -10,12 +10,14 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
-from tagclip.data.augmentation import build_test_augmentations, build_train_augmentations
+from tagclip.data.augmentation import build_train_augmentations
 from tagclip.data.choices import require_choice
+from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_image, read_label
 from tagclip.data.protocol import (
     dataset_vocabulary,
     query_vocabulary,
+    reads_novel_masks,
     training_vocabulary,
     validate_protocol,
 )
@@ -44,19 +46,22 @@ class ZeroShotDatasetMapper:
         target_vocabulary: Vocabulary,
         novel_masks: bool,
         max_pixels: int,
+        inference_input: InferenceInput | None = None,
     ):
         """
         Args:
             is_train: whether to read labels.
-            augmentations: applied in order to image and re-indexed label.
+            augmentations: applied in order to image and, in training, re-indexed label.
             image_format: "RGB" or "BGR".
             source_vocabulary: full class list of the label files.
             target_vocabulary: class list of the result; in training with a known partition.
             novel_masks: add where pixels of unseen classes are, which breaks the protocol.
             max_pixels: images with more pixels are refused; 0 sets no limit.
+            inference_input: makes the test input instead of `augmentations`.
         """
         self.is_train = is_train
         self.augmentations = AugmentationList(list(augmentations))
+        self.inference_input = inference_input or InferenceInput([View(tuple(augmentations))])
         self.image_format = image_format
         self.source_vocabulary = source_vocabulary
         self.target_vocabulary = target_vocabulary
@@ -75,21 +80,22 @@ class ZeroShotDatasetMapper:
             raise ValueError("a test mapper needs dataset_name: every dataset has its own classes")
         require_choice(cfg.INPUT.FORMAT, "INPUT.FORMAT", ("RGB", "BGR"))
         source = dataset_vocabulary(cfg, dataset_name or cfg.DATASETS.TRAIN[0])
+        augmentations, inference_input = [], None
         if is_train:
             target = training_vocabulary(cfg)
             augmentations = build_train_augmentations(cfg, target.ignore_index)
         else:
             target = query_vocabulary(cfg, dataset_name)
-            augmentations = build_test_augmentations(cfg)
-        trusty = cfg.MODEL.TAGCLIP.TRUSTY
+            inference_input = InferenceInput.from_config(cfg)
         return {
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
             "source_vocabulary": source,
             "target_vocabulary": target,
-            "novel_masks": is_train and trusty.ENABLED and trusty.TARGET == "novel",
+            "novel_masks": is_train and reads_novel_masks(cfg),
             "max_pixels": cfg.INPUT.MAX_PIXELS,
+            "inference_input": inference_input,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +111,8 @@ class ZeroShotDatasetMapper:
             in training "sem_seg": (h, w) uint8 or int32 tensor (`Vocabulary.target_dtype`) of
             indices of the target vocabulary and its `ignore_index`, and with `novel_masks`
             "novel_mask": (h, w) bool tensor, True on pixels of unseen classes;
-            at test time "vocabulary": the target vocabulary.
+            at test time "vocabulary": the target vocabulary, and with TEST.AUG "views"
+            (`InferenceInput`).
 
         Raises:
             DatasetError: a file is missing or damaged, or the label fits neither the image nor
@@ -115,21 +122,24 @@ class ZeroShotDatasetMapper:
         sample = {
             key: dataset_dict[key] for key in ("file_name", "image_id") if key in dataset_dict
         }
-        sample["height"], sample["width"] = image.shape[:2]
-        if self.is_train:
-            label = self._read_label(dataset_dict, image.shape[:2])
-            aug_input = AugInput(image, sem_seg=self._lut[label])
-            transforms = self.augmentations(aug_input)
-            sample["sem_seg"] = torch.from_numpy(np.ascontiguousarray(aug_input.sem_seg))
-            if self.novel_masks:
-                mask = transforms.apply_segmentation(self._novel_lut[label])
-                sample["novel_mask"] = torch.from_numpy(np.ascontiguousarray(mask)) != 0
-        else:
-            aug_input = AugInput(image)
-            self.augmentations(aug_input)
+        if not self.is_train:
             sample["vocabulary"] = self.target_vocabulary
-        pixels = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
-        sample["image"] = torch.from_numpy(pixels)
+            return sample | self.inference_input(image)
+        return sample | self._training_sample(image, dataset_dict)
+
+    def _training_sample(self, image: np.ndarray, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        label = self._read_label(dataset_dict, image.shape[:2])
+        aug_input = AugInput(image, sem_seg=self._lut[label])
+        transforms = self.augmentations(aug_input)
+        sample: dict[str, Any] = {
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "image": torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))),
+            "sem_seg": torch.from_numpy(np.ascontiguousarray(aug_input.sem_seg)),
+        }
+        if self.novel_masks:
+            mask = transforms.apply_segmentation(self._novel_lut[label])
+            sample["novel_mask"] = torch.from_numpy(np.ascontiguousarray(mask)) != 0
         return sample
 
     def _read_label(self, dataset_dict: dict[str, Any], image_size: tuple[int, int]) -> np.ndarray:

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["check_label", "read_image", "read_label"]
+__all__ = ["check_label", "image_size", "read_image", "read_label"]
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -73,6 +73,18 @@ def _describe_damage(path: str | Path, error: BaseException) -> str:
             return f"{size} bytes of html or xml text"
         return f"{size} bytes of no known image format"
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image after its EXIF rotation; a JPEG is not decoded for it.
+
+    Raises:
+        DatasetError: the file is missing or no image.
+    """
+    with _opened(path, "image") as image:
+        width, height = image.size
+        is_turned = _exif_orientation(image, path) in (5, 6, 7, 8)
+    return (width, height) if is_turned else (height, width)
 
 
 def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from tagclip.data.choices import require_choice
+from tagclip.data.datasets.from_config import register_folder_datasets
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.vocabulary import Vocabulary
 
@@ -15,13 +18,16 @@ __all__ = [
     "dataset_vocabulary",
     "protocol_summary",
     "query_vocabulary",
+    "reads_novel_masks",
+    "requested_vocabulary",
     "resolve_seen",
     "training_vocabulary",
     "validate_protocol",
 ]
 
-_SETTINGS = ("inductive", "supervised")
+_SETTINGS = ("inductive", "transductive", "supervised")
 _TARGETS = ("seen", "novel")
+_REGIONS = ("unlabeled", "novel")
 _UNKNOWN_CLASSES = ("match", "seen", "unseen")
 
 
@@ -35,6 +41,7 @@ def dataset_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
         ConfigError: a training dataset lacks the split.
         DatasetError, VocabularyError: the dataset is not registered, or its json is inconsistent.
     """
+    register_folder_datasets(cfg)
     split = cfg.DATASETS.ZERO_SHOT.SPLIT
     default = Vocabulary.from_metadata(dataset_name)
     is_trained = dataset_name in cfg.DATASETS.TRAIN
@@ -57,17 +64,27 @@ def dataset_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
 
 
 def training_vocabulary(cfg: CfgNode) -> Vocabulary:
-    """The classes that the model is trained to segment, all of them seen.
+    """The classes that training asks for; those called seen have labels.
 
-    Inductive: the seen classes of the split. Supervised: all classes.
+    Inductive: the seen classes of the split. Transductive: all classes, with the partition of
+    the split. Supervised: all classes, all of them seen.
 
     Raises:
-        ConfigError: the setting is unknown, or DATASETS.TRAIN is empty or disagrees.
+        ConfigError: the setting is unknown or does not suit the split, or DATASETS.TRAIN is
+            empty or disagrees.
     """
-    full = _trained_vocabulary(cfg)
-    if _setting(cfg) == "supervised":
+    full, setting = _trained_vocabulary(cfg), _setting(cfg)
+    if setting == "supervised":
         return full.with_seen([True] * len(full))
-    return full.restrict("seen")
+    if setting == "inductive":
+        return full.restrict("seen")
+    if not 0 < full.num_seen < len(full):
+        raise ConfigError(
+            f"DATASETS.ZERO_SHOT.SETTING is 'transductive', but split {full.split!r} has "
+            f"{full.num_seen} seen and {len(full) - full.num_seen} unseen classes, expected some "
+            "of both; name another split or setting"
+        )
+    return full
 
 
 def query_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
@@ -80,12 +97,37 @@ def query_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
     vocabulary = dataset_vocabulary(cfg, dataset_name)
     trained = _trained_vocabulary(cfg)
     if vocabulary.fingerprint == trained.fingerprint:
-        seen = set(training_vocabulary(cfg).names)
-        split = trained.split if _setting(cfg) != "supervised" else ""
-        flags = tuple(name in seen for name in vocabulary.names)
-        return replace(vocabulary, seen=flags, split=split)
+        if _setting(cfg) == "supervised":
+            return replace(vocabulary, seen=(True,) * len(vocabulary), split="")
+        return replace(vocabulary, seen=trained.seen, split=trained.split)
     policy = cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES
     return resolve_seen(replace(vocabulary, seen=None), training_vocabulary(cfg), policy)
+
+
+def requested_vocabulary(
+    batched_inputs: Sequence[Mapping[str, Any]], default: Vocabulary
+) -> Vocabulary:
+    """The one vocabulary that the inputs of a batch ask for.
+
+    Args:
+        batched_inputs: "vocabulary" of each, if any: a `Vocabulary` or a registered dataset.
+        default: what the others ask for.
+
+    Raises:
+        VocabularyError: they ask for different ones.
+    """
+    asked = [item.get("vocabulary", default) for item in batched_inputs]
+    # The split in a dataset's own json says nothing about this model's training.
+    asked = [
+        replace(Vocabulary.from_metadata(v), seen=None) if isinstance(v, str) else v for v in asked
+    ]
+    if any(other != asked[0] for other in asked):
+        raise VocabularyError(
+            f"batch of {len(asked)} inputs: found several vocabularies "
+            f"({', '.join(sorted({v.name for v in asked}))}), expected one; "
+            "evaluate each dataset on its own"
+        )
+    return asked[0]
 
 
 def resolve_seen(vocabulary: Vocabulary, trained: Vocabulary, policy: str) -> Vocabulary:
@@ -117,11 +159,29 @@ def protocol_summary(cfg: CfgNode) -> str:
             f"split {full.split}: {full.num_seen} seen / {len(full) - full.num_seen} unseen; "
             "unseen labels dropped in the mapper"
         )
+    if setting == "transductive":
+        classes += f"; {_pseudo_label_summary(cfg)}"
     trusty = cfg.MODEL.TAGCLIP.TRUSTY
     target = f"trusty target = {trusty.TARGET}" if trusty.ENABLED else "no trusty token"
     if trusty.ENABLED and trusty.TARGET == "novel":
-        target += " (reads where unseen pixels are, outside the inductive protocol)"
+        target += f" (reads where unseen pixels are, outside the {setting} protocol)"
     return f"{setting}, {classes}; {target}"
+
+
+def _pseudo_label_summary(cfg: CfgNode) -> str:
+    rule = cfg.MODEL.TAGCLIP.SELF_TRAINING
+    if rule.REGION == "novel":
+        return "pseudo-labels on unseen pixels (reads where they are)"
+    gated = "gated" if rule.GATE else "ungated"
+    return f"pseudo-labels on unlabelled pixels, {gated}, from score {rule.THRESHOLD:g}"
+
+
+def reads_novel_masks(cfg: CfgNode) -> bool:
+    """Whether training reads where the pixels of unseen classes are (never which class)."""
+    tagclip = cfg.MODEL.TAGCLIP
+    if tagclip.TRUSTY.ENABLED and tagclip.TRUSTY.TARGET == "novel":
+        return True
+    return _setting(cfg) == "transductive" and tagclip.SELF_TRAINING.REGION == "novel"
 
 
 def validate_protocol(cfg: CfgNode) -> None:
@@ -131,19 +191,25 @@ def validate_protocol(cfg: CfgNode) -> None:
         ConfigError: a value is unknown, keys contradict each other, or datasets disagree.
         DatasetError, VocabularyError: see `dataset_vocabulary`.
     """
-    trusty = cfg.MODEL.TAGCLIP.TRUSTY
-    require_choice(trusty.TARGET, "MODEL.TAGCLIP.TRUSTY.TARGET", _TARGETS)
-    reads_novel = trusty.ENABLED and trusty.TARGET == "novel"
-    if reads_novel and not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS:
+    tagclip = cfg.MODEL.TAGCLIP
+    require_choice(tagclip.TRUSTY.TARGET, "MODEL.TAGCLIP.TRUSTY.TARGET", _TARGETS)
+    rule = tagclip.SELF_TRAINING
+    require_choice(rule.REGION, "MODEL.TAGCLIP.SELF_TRAINING.REGION", _REGIONS)
+    if not 0 <= rule.THRESHOLD <= 1:
         raise ConfigError(
-            "MODEL.TAGCLIP.TRUSTY.TARGET is 'novel', which reads where unseen pixels are and "
-            "breaks the inductive protocol; set it to 'seen', or allow it with "
+            f"MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD is {rule.THRESHOLD}, expected a score, 0 to 1"
+        )
+    if reads_novel_masks(cfg) and not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS:
+        key, other = "SELF_TRAINING.REGION", "unlabeled"
+        if tagclip.TRUSTY.ENABLED and tagclip.TRUSTY.TARGET == "novel":
+            key, other = "TRUSTY.TARGET", "seen"
+        raise ConfigError(
+            f"MODEL.TAGCLIP.{key} is 'novel', which reads where unseen pixels are and breaks the "
+            f"{_setting(cfg)} protocol; set it to {other!r}, or allow it with "
             "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
         )
     require_choice(
-        cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES,
-        "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES",
-        _UNKNOWN_CLASSES,
+        tagclip.TEST.UNKNOWN_CLASSES, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES
     )
     training_vocabulary(cfg)
 

@@ -4,7 +4,8 @@ from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, 
 from tagclip.engine.data_stream import StreamLoader
 from tagclip.engine.lr_scheduler import WarmupPolySchedule, build_lr_scheduler
 from tagclip.engine.optimizer import build_optimizer
-from tagclip.engine.trainer import ZeroShotTrainer, run_info
+from tagclip.engine.run_info import resolve_weights_and_seed, run_info
+from tagclip.engine.trainer import ZeroShotTrainer
 
 __all__ = [
     "StreamLoader",
@@ -15,5 +16,6 @@ __all__ = [
     "build_optimizer",
     "checkpoint_metadata",
     "read_checkpoint",
+    "resolve_weights_and_seed",
     "run_info",
 ]

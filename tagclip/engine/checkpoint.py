@@ -2,88 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
-from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import Tensor, nn
 
+from tagclip.engine.checkpoint_file import loadable_beside, read_checkpoint
+from tagclip.engine.checkpoint_metadata import (
+    changed_run_keys,
+    checkpoint_metadata,
+    metadata_differences,
+)
 from tagclip.errors import CheckpointError
+from tagclip.utils.files import write_atomic
 
-__all__ = ["TagCLIPCheckpointer", "checkpoint_metadata", "read_checkpoint"]
+__all__ = ["TRUSTY_TOKEN", "TagCLIPCheckpointer", "checkpoint_metadata", "read_checkpoint"]
 
-FORMAT = 1
-_PATH_KEYS = ("NAME", "PRETRAINED", "CACHE_DIR", "TEXT_CACHE")
-
-
-def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """Describe a model so that it can be rebuilt and compared: strings and numbers only.
-
-    The config's paths become relative to ``OUTPUT_DIR``, where checkpoints lie.
-    """
-    portable = cfg.clone()
-    portable.defrost()
-    folder = os.path.abspath(cfg.OUTPUT_DIR)
-    clip = portable.MODEL.CLIP
-    for key in _PATH_KEYS:
-        if os.path.isabs(clip[key]):
-            clip[key] = os.path.join(".", os.path.relpath(clip[key], folder))
-    portable.OUTPUT_DIR, portable.MODEL.WEIGHTS = "./output", ""
-    vocabulary = model.train_vocabulary
-    return {
-        "format": FORMAT,
-        "config": portable.dump(),
-        "clip_sha256": model.backbone.weights_sha256,
-        "trusty_target": model.trusty_target,
-        "classes": list(vocabulary.names),
-        "vocabulary_fingerprint": vocabulary.fingerprint,
-        "seed": cfg.SEED,
-    }
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint without executing anything that it may hold.
-
-    Returns:
-        A dict with ``model`` (name -> tensor) and whatever else was saved.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or no checkpoint.
-    """
-    path = Path(path)
-    if path.suffix not in (".pth", ".safetensors"):
-        raise CheckpointError(
-            f"{path}: found a {path.suffix or 'file without suffix'}, expected .pth or "
-            ".safetensors; other formats may execute code and are not read"
-        )
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; check MODEL.WEIGHTS")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return {"model": load_file(path)}
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}, {path.stat().st_size} bytes): "
-            "incomplete, damaged or unsafe; use the previous checkpoint beside it"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(
-            f"{path}: found a {type(checkpoint).__name__}, expected a dict of tensors"
-        )
-    return checkpoint if "model" in checkpoint else {"model": checkpoint}
+# The one tensor that a config may leave out of a checkpoint: MODEL.TAGCLIP.TRUSTY.ENABLED False.
+TRUSTY_TOKEN = "sem_seg_head.trusty_token"
+_LISTED = 8
 
 
 class TagCLIPCheckpointer(DetectionCheckpointer):
-    """Saves trainable parameters only, atomically; loads strictly.
+    """Saves what was trained, atomically; loads strictly and without executing code.
 
     CLIP itself and the text bank are never stored: their fingerprint is.
     """
@@ -106,101 +51,213 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             metadata: stored with every checkpoint, see `checkpoint_metadata`.
             allow_partial: load what fits and warn about the rest.
             save_to_disk: default: only in the main process.
-            checkpointables: optimizer, trainer and so on, restored on resume.
+            checkpointables: optimizer, trainer and so on, restored on resume. Without any, a
+                checkpoint is loaded for evaluation.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata, self.allow_partial = metadata or {}, allow_partial
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name``.pth and then ``last_checkpoint``; either is complete or absent."""
+        """Write ``name``.pth and then ``last_checkpoint``; either is complete or absent.
+
+        Args:
+            name: file name without suffix.
+            kwargs: more to store: tensors, numbers, text, and lists and dicts of them.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or the disk is full.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": _trainable(self.model), "tagclip": self.metadata}
+        data = {"model": _trained_state(self.model), "tagclip": self.metadata}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
-        _write_atomic(path, lambda file: torch.save(data | kwargs, file))
+        # Into memory first: torch.save hides a full disk behind an internal error.
+        buffer = io.BytesIO()
+        torch.save(data | kwargs, buffer)
+        _write(path, buffer.getbuffer())
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Name the checkpoint that ``--resume`` takes."""
-        content = last_filename_basename.encode()
-        _write_atomic(Path(self.save_dir) / "last_checkpoint", lambda file: file.write(content))
-
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint; "" starts from CLIP.
+        """Name the checkpoint that ``--resume`` takes.
 
         Raises:
-            CheckpointError: see `read_checkpoint`, or it does not fit the model.
+            CheckpointError: the folder cannot be written, or the disk is full.
         """
+        _write(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the checkpoint that ``last_checkpoint`` names.
+
+        Raises:
+            CheckpointError: it is not there.
+        """
+        tag = Path(self.save_dir) / "last_checkpoint"
+        try:
+            name = tag.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{tag}: cannot be read ({type(error).__name__}), expected the name of a "
+                f"checkpoint{_other_advice(tag)}"
+            ) from error
+        path = tag.with_name(name) if name and Path(name).name == name else tag
+        if path == tag or not path.is_file():
+            raise CheckpointError(
+                f"{tag}: found {name!r}, expected the name of a checkpoint beside it"
+                f"{_other_advice(tag)}"
+            )
+        return str(path)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from ``last_checkpoint``, or start from ``path``.
+
+        Args:
+            path: where a new run starts from; "" is CLIP.
+            resume: whether to continue. A folder without any checkpoint starts a new run, which
+                is logged, so that one command serves the first start and every restart.
+
+        Returns:
+            What else the checkpoint holds.
+
+        Raises:
+            CheckpointError: see `load`; or there are checkpoints, but no ``last_checkpoint``.
+        """
+        if resume and self.has_checkpoint():
+            return self.load(self.get_checkpoint_file())
+        if resume:
+            tag = Path(self.save_dir) / "last_checkpoint"
+            if advice := _other_advice(tag):
+                raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
+            self.logger.warning(
+                "%s holds no checkpoint to resume from: starting a new run", self.save_dir
+            )
+        return self.load(path, checkpointables=[])
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint; "" starts from CLIP.
+
+        Args:
+            path: see `read_checkpoint`.
+            checkpointables: names of those to restore; None restores all.
+
+        Returns:
+            What else the checkpoint holds.
+
+        Raises:
+            CheckpointError: see `read_checkpoint`; or it does not fit the model, or lacks what is
+                to be restored; or there is nothing to evaluate.
+        """
+        restored = list(self.checkpointables) if checkpointables is None else checkpointables
+        is_evaluation = not self.checkpointables
         if not path:
+            if is_evaluation and not self.allow_partial and _trained_state(self.model):
+                raise CheckpointError("MODEL.WEIGHTS is empty, expected a checkpoint to evaluate")
             self.logger.info("MODEL.WEIGHTS is empty: starting from CLIP")
             return {}
-        return super().load(str(path), *args, **kwargs)
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        checkpoint = read_checkpoint(filename)
-        checkpoint["__file__"] = filename
+        self.logger.info("Loading checkpoint %s", path)
+        checkpoint = self._load_file(str(path))
+        saved = checkpoint.get("tagclip")
+        if not isinstance(saved, dict):
+            self.logger.warning(
+                "%s holds no fingerprints: whether CLIP and the classes are those it was trained "
+                "with cannot be checked", path,
+            )  # fmt: skip
+            saved = {}
+        differences = metadata_differences(
+            saved, self.metadata, compare_classes=is_evaluation or bool(restored)
+        )
+        self._load_state(path, checkpoint.pop("model"), differences)
+        for key in restored:
+            self._restore(path, key, checkpoint)
+        for key, then, now in changed_run_keys(saved, self.metadata) if restored else ():
+            self.logger.warning(
+                "Resuming with %s %s, the run began with %s: its data go on at image iteration x "
+                "batch, the result is another one", key, now, then,
+            )  # fmt: skip
         return checkpoint
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
-        path, state = checkpoint.pop("__file__"), checkpoint.pop("model")
-        own = _trainable(self.model)
-        wrong = self._compare_metadata(checkpoint.get("tagclip", {}))
-        shapes = [n for n in sorted(own.keys() & state.keys()) if own[n].shape != state[n].shape]
-        wrong += [f"{n} is missing" for n in sorted(own.keys() - state.keys())]
-        wrong += [f"{n} is unknown" for n in sorted(state.keys() - own.keys())]
-        wrong += [f"{n} is {_size(state[n])} instead of {_size(own[n])}" for n in shapes]
-        if wrong:
-            text = f"{path}: does not fit the model: {'; '.join(wrong[:8])}"
-            text += f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_checkpoint(filename)
+
+    def _load_state(self, path: str, state: dict[str, Tensor], differences: list[str]) -> None:
+        """Load the tensors if everything fits; what does not fit is listed in one line.
+
+        Frozen tensors are in full copies of others only: they have to be those of the model. A
+        model without trusty token drops that of the checkpoint.
+        """
+        own, frozen = _trained_state(self.model), _frozen_parameters(self.model)
+        if TRUSTY_TOKEN in state and TRUSTY_TOKEN not in own:
+            self.logger.warning(
+                "%s: its trusty token is dropped, MODEL.TAGCLIP.TRUSTY.ENABLED is False", path
+            )
+            state = {name: tensor for name, tensor in state.items() if name != TRUSTY_TOKEN}
+        fitting = {}
+        for name in sorted(own.keys() | state.keys()):
+            found, expected = state.get(name), own.get(name, frozen.get(name))
+            if _size(found) != _size(expected):
+                differences.append(f"{name}: found {_size(found)}, expected {_size(expected)}")
+            elif name in own:
+                fitting[name] = found
+            elif not torch.equal(found.to(expected), expected):
+                differences.append(
+                    f"{name}: found other values, expected those of the config's CLIP"
+                )
+        if differences:
+            text = f"{path}: does not fit the model: {'; '.join(differences[:_LISTED])}"
+            if len(differences) > _LISTED:
+                text += f"; and {len(differences) - _LISTED} more"
             if not self.allow_partial:
                 raise CheckpointError(
                     f"{text}; use the config it was trained with, or evaluate what fits with "
                     "TEST.ALLOW_PARTIAL_WEIGHTS True"
                 )
             self.logger.warning("%s; loading the rest", text)
-        fitting = {n: t for n, t in state.items() if n in own and n not in shapes}
         self.model.load_state_dict(fitting, strict=False)
-        return _IncompatibleKeys([], [], [])
 
-    def _compare_metadata(self, saved: dict[str, Any]) -> list[str]:
-        differences = []
-        for key, remedy in (
-            ("clip_sha256", "MODEL.CLIP.PRETRAINED"),
-            ("trusty_target", "MODEL.TAGCLIP.TRUSTY.TARGET"),
-        ):
-            found, expected = saved.get(key), self.metadata.get(key)
-            if None not in (found, expected) and found != expected:
-                differences.append(f"{key} is {found}, the config's is {expected} ({remedy})")
-        return differences
-
-
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    def _restore(self, path: str, key: str, checkpoint: dict[str, Any]) -> None:
+        if key not in checkpoint:
+            raise CheckpointError(
+                f"{path}: found no state of the {key}, expected a checkpoint of this training to "
+                "resume from; start a new run from it with MODEL.WEIGHTS and without --resume"
+            )
+        try:
+            self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path}: the state of the {key} does not fit ({' '.join(str(error).split())}); "
+                "resume with the SOLVER keys of the interrupted run"
+            ) from error
 
 
-def _size(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a scalar"
+def _trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> tensor of everything but frozen parameters."""
+    frozen = _frozen_parameters(model)
+    return {name: t for name, t in model.state_dict().items() if name not in frozen}
 
 
-def _write_atomic(path: Path, write: Any) -> None:
-    """Write to a temporary file beside ``path``, flush it to the disk, then rename it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _frozen_parameters(model: nn.Module) -> dict[str, Tensor]:
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: p.detach() for name, p in parameters if not p.requires_grad}
+
+
+def _write(path: Path, content: bytes | memoryview | str) -> None:
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        write_atomic(path, content)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); earlier checkpoints are intact: free "
+            "space or make the folder writable, then continue with --resume"
+        ) from error
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def _other_advice(tag: Path) -> str:
+    other = loadable_beside(tag)
+    return f"; write the name of one into it, such as {other}" if other else ""
+
+
+def _size(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    return "x".join(map(str, tensor.shape)) or "a scalar"

@@ -10,11 +10,13 @@ from tagclip.errors import ConfigError
 __all__ = ["WarmupPolySchedule", "build_lr_scheduler"]
 
 
-class WarmupPolySchedule(torch.optim.lr_scheduler.LRScheduler):
+# The old name is a subclass of LRScheduler: detectron2 0.6 saves the state of these only.
+class WarmupPolySchedule(torch.optim.lr_scheduler._LRScheduler):
     """r(t) = (lr - min) (1 - t / T)^power + min, times the warm-up factor for t < warm-up.
 
-    The warm-up factor is 1 - (1 - t / warmup) (1 - factor). Source: the released code's schedule
-    (docs/method.md). Only the iteration is saved: a run may be resumed with another length.
+    The warm-up factor is 1 - (1 - t / warmup) (1 - factor). That is the released code's schedule
+    (docs/method.md, section 7). From t = T on the rate is min. Only the iteration is saved: a run
+    may be resumed with another length, and then follows the new schedule.
     """
 
     def __init__(
@@ -31,10 +33,10 @@ class WarmupPolySchedule(torch.optim.lr_scheduler.LRScheduler):
 
         Args:
             optimizer: each group's ``lr`` is its maximum.
-            max_iter: length T in iterations.
+            max_iter: length T in iterations, at least 1.
             power: exponent of the decay.
             min_lr: floor, an absolute learning rate.
-            warmup_iters: length of the warm-up.
+            warmup_iters: length of the warm-up in iterations; 0 leaves it out.
             warmup_factor: factor at t = 0.
         """
         self.max_iter, self.power, self.min_lr = max_iter, power, min_lr
@@ -68,13 +70,15 @@ def build_lr_scheduler(
     """Build ``SOLVER.LR_SCHEDULER_NAME``.
 
     Raises:
-        ConfigError: it is not WarmupPolyLR.
+        ConfigError: it is not WarmupPolyLR, or SOLVER.MAX_ITER is below 1.
     """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
         raise ConfigError(
             f"SOLVER.LR_SCHEDULER_NAME: found {solver.LR_SCHEDULER_NAME!r}, expected WarmupPolyLR"
         )
+    if solver.MAX_ITER < 1:
+        raise ConfigError(f"SOLVER.MAX_ITER: found {solver.MAX_ITER}, expected at least 1")
     return WarmupPolySchedule(
         optimizer,
         max_iter=solver.MAX_ITER,

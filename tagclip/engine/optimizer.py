@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,9 +25,13 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """Sort the trainable parameters into groups of one learning rate and weight decay.
 
+    The released code trains everything with one rate and decay (docs/method.md, section 7);
+    ``SOLVER.PROMPT_LR_FACTOR``, ``BIAS_LR_FACTOR``, ``WEIGHT_DECAY_NORM`` and
+    ``WEIGHT_DECAY_BIAS`` depart from that.
+
     Args:
         cfg: reads ``SOLVER``.
-        model: parameters below ``backbone.prompts.`` are deep prompts.
+        model: not wrapped; parameters below ``backbone.prompts.`` are deep prompts.
 
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; every trainable parameter
@@ -37,24 +42,21 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     """
     solver = cfg.SOLVER
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
-    known: set[nn.Parameter] = set()
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in known:
-                continue
-            known.add(parameter)
-            is_prompt = f"{module_name}.{name}".startswith(_PROMPTS)
-            part = "deep prompts" if is_prompt else "head"
-            lr = solver.BASE_LR * (solver.PROMPT_LR_FACTOR if is_prompt else 1.0)
-            decay = solver.WEIGHT_DECAY
-            if isinstance(module, _NORMS):
-                decay = solver.WEIGHT_DECAY_NORM
-            elif name == "bias" and solver.WEIGHT_DECAY_BIAS is not None:
+    for name, parameter, module in _trainable(model):
+        is_prompt, is_bias = name.startswith(_PROMPTS), name.endswith("bias")
+        part = "deep prompts" if is_prompt else "head"
+        lr = solver.BASE_LR * (solver.PROMPT_LR_FACTOR if is_prompt else 1.0)
+        decay = solver.WEIGHT_DECAY
+        if isinstance(module, _NORMS):
+            decay = solver.WEIGHT_DECAY_NORM
+        elif is_bias:
+            lr *= solver.BIAS_LR_FACTOR
+            if solver.WEIGHT_DECAY_BIAS is not None:
                 decay = solver.WEIGHT_DECAY_BIAS
-            group = groups.setdefault(
-                (part, lr, decay), {"params": [], "lr": lr, "weight_decay": decay, "name": part}
-            )
-            group["params"].append(parameter)
+        group = groups.setdefault(
+            (part, lr, decay), {"params": [], "lr": lr, "weight_decay": decay, "name": part}
+        )
+        group["params"].append(parameter)
     if not groups:
         raise ConfigError(
             "MODEL.CLIP.PROMPT.NUM_TOKENS 0 and a head without parameters leave nothing to train"
@@ -62,25 +64,33 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
+    """Yield (full name, parameter, the module that owns it), shared parameters once."""
+    known: set[nn.Parameter] = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            if parameter.requires_grad and parameter not in known:
+                known.add(parameter)
+                yield name, parameter, module
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` over the trainable parameters and log what it trains.
 
     Raises:
-        ConfigError: the optimizer is unknown.
+        ConfigError: the optimizer is unknown, or nothing is trainable.
     """
-    groups = parameter_groups(cfg, model)
-    if cfg.SOLVER.OPTIMIZER == "ADAMW":
+    groups, solver = parameter_groups(cfg, model), cfg.SOLVER
+    if solver.OPTIMIZER == "ADAMW":
         optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-            groups, cfg.SOLVER.BASE_LR, betas=tuple(cfg.SOLVER.ADAM_BETAS), eps=1e-8
+            groups, solver.BASE_LR, betas=tuple(solver.ADAM_BETAS), eps=1e-8
         )
-    elif cfg.SOLVER.OPTIMIZER == "SGD":
+    elif solver.OPTIMIZER == "SGD":
         optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
-            groups, cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM
+            groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
         )
     else:
-        raise ConfigError(
-            f"SOLVER.OPTIMIZER: found {cfg.SOLVER.OPTIMIZER!r}, expected ADAMW or SGD"
-        )
+        raise ConfigError(f"SOLVER.OPTIMIZER: found {solver.OPTIMIZER!r}, expected ADAMW or SGD")
     _log_table(groups, model)
     return optimizer
 
@@ -90,8 +100,10 @@ def _log_table(groups: list[dict[str, Any]], model: nn.Module) -> None:
         (g["name"], len(g["params"]), _count(g["params"]), g["lr"], g["weight_decay"])
         for g in groups
     ]
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    rows.append(("frozen CLIP", len(frozen), _count(frozen), "-", "-"))
+    trained = [parameter for g in groups for parameter in g["params"]]
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    rows.append(("trained", len(trained), _count(trained), "", ""))
+    rows.append(("frozen CLIP", len(frozen), _count(frozen), "", ""))
     header = ("part", "tensors", "parameters", "lr", "weight decay")
     logger.info("What is trained:\n%s", tabulate(rows, header, intfmt=","))
 

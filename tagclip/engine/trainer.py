@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import time
 import weakref
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,85 +22,20 @@ from tagclip.data import (
     ZeroShotDatasetMapper,
     dataset_vocabulary,
     protocol_summary,
-    training_vocabulary,
+    validate_protocol,
 )
 from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
 from tagclip.engine.data_stream import StreamLoader, seeded_step
 from tagclip.engine.lr_scheduler import build_lr_scheduler
 from tagclip.engine.optimizer import build_optimizer
-from tagclip.errors import ConfigError
+from tagclip.engine.run_info import run_info
+from tagclip.engine.training_loop import StopOnSigterm, TrainingLoop
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 
-__all__ = ["TrainingLoop", "ZeroShotTrainer"]
+__all__ = ["ZeroShotTrainer"]
 
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class TrainingLoop(SimpleTrainer):
-    """One optimization step; its randomness is a pure function of (seed, rank, iteration)."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable[list[dict[str, Any]]],
-        optimizer: torch.optim.Optimizer,
-        *,
-        seed: int,
-        amp_dtype: torch.dtype | None = None,
-    ) -> None:
-        """Keep the parts.
-
-        Args:
-            model: batch -> dict of losses.
-            data_loader: batches; asked for the first one when training starts.
-            optimizer: over the trainable parameters.
-            seed: of dropout, together with rank and iteration.
-            amp_dtype: type of autocast; None computes in float32.
-        """
-        super().__init__(model, data_loader, optimizer)
-        self.seed, self.amp_dtype = seed, amp_dtype
-        device = next(model.parameters()).device.type
-        self._autocast = torch.autocast(device, amp_dtype) if amp_dtype else nullcontext()
-        needs_scaling = amp_dtype is torch.float16 and device == "cuda"
-        self.grad_scaler = torch.amp.GradScaler(device, enabled=needs_scaling)
-
-    def run_step(self) -> None:
-        """Forward, backward, step.
-
-        Raises:
-            FloatingPointError: a loss is not finite; names losses and images.
-        """
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        seeded_step(self.seed, comm.get_rank(), self.iter)
-        with self._autocast:
-            losses = self.model(data)
-        self._write_losses(losses, data, data_time)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def _write_losses(
-        self, losses: dict[str, torch.Tensor], data: list[dict[str, Any]], data_time: float
-    ) -> None:
-        """Log the mean over processes, and stop before a broken gradient reaches the weights."""
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        everyone = comm.gather(values | {"data_time": data_time})
-        if not all(map(torch.isfinite, (loss.detach() for loss in losses.values()))):
-            files = ", ".join(str(item.get("file_name", "?")) for item in data)
-            raise FloatingPointError(
-                f"iteration {self.iter}: found losses {values}, expected finite ones; lower "
-                f"SOLVER.BASE_LR or check these images: {files}"
-            )
-        if not comm.is_main_process():
-            return
-        storage = get_event_storage()
-        storage.put_scalar("data_time", max(each.pop("data_time") for each in everyone))
-        mean = {k: sum(each[k] for each in everyone) / len(everyone) for k in values}
-        storage.put_scalar("total_loss", sum(mean.values()))
-        storage.put_scalars(**mean)
 
 
 class ZeroShotTrainer(DefaultTrainer):
@@ -119,7 +52,7 @@ class ZeroShotTrainer(DefaultTrainer):
         """
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
-        self.cfg = cfg
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         logging.getLogger(__name__).info("Protocol: %s", protocol_summary(cfg))
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
@@ -131,6 +64,7 @@ class ZeroShotTrainer(DefaultTrainer):
             optimizer,
             seed=cfg.SEED,
             amp_dtype=_amp_dtype(cfg),
+            dump_dir=cfg.OUTPUT_DIR,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = TagCLIPCheckpointer(
@@ -144,10 +78,67 @@ class ZeroShotTrainer(DefaultTrainer):
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
+    @classmethod
+    def check(cls, cfg: CfgNode, *, weights: str, train: bool) -> None:
+        """Build every part once and drop it: mistakes come out before anything is written.
+
+        Args:
+            cfg: see `tagclip.config`.
+            weights: path of the checkpoint that the run starts from; "" is CLIP.
+            train: whether the run trains; it only evaluates otherwise.
+
+        Raises:
+            TagCLIPError: a key, a dataset, a vocabulary, the CLIP weights or the checkpoint are
+                not in order.
+        """
+        with _silence():
+            _check_values(cfg)
+            validate_protocol(cfg)
+            for name in cfg.DATASETS.TEST:
+                _check_evaluator_type(name)
+                cls.build_test_loader(cfg, name)
+            parts = {}
+            if train:
+                cls.build_train_loader(cfg)
+            model = cls.build_model(cfg)
+            # Both look at their keys only when they are called.
+            model.gate(torch.zeros(1, 1, 1), None, torch.ones(1, dtype=torch.bool))
+            model.inference_settings.grid(1, 1)
+            if train:
+                parts["optimizer"] = cls.build_optimizer(cfg, model)
+                cls.build_lr_scheduler(cfg, parts["optimizer"])
+            TagCLIPCheckpointer(
+                model,
+                metadata=checkpoint_metadata(cfg, model),
+                allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS and not train,
+                save_to_disk=False,
+                **parts,
+            ).load(weights, checkpointables=[])
+
+    def build_hooks(self) -> list[HookBase]:
+        """detectron2's hooks, and a checkpoint on SIGTERM."""
+        return [*super().build_hooks(), StopOnSigterm(self.checkpointer)]
+
     def before_train(self) -> None:
         """Start the stream where training starts."""
         self._stream.start_iter = self.start_iter
         super().before_train()
+
+    def after_train(self) -> None:
+        """Evaluate a finished run only; detectron2 does so after a failed last iteration, too."""
+        if self.iter < self.max_iter:
+            self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
+        super().after_train()
+
+    def train(self) -> OrderedDict | None:
+        """Train and evaluate.
+
+        Returns:
+            In the main process the results of the last evaluation, if DATASETS.TEST names any
+            dataset.
+        """
+        super().train()
+        return getattr(self, "_last_eval_results", None)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -167,6 +158,7 @@ class ZeroShotTrainer(DefaultTrainer):
 
         Raises:
             ConfigError: the batch cannot be shared among the processes.
+            DatasetError: a dataset is missing or without images.
         """
         world_size, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
         if batch < 1 or batch % world_size:
@@ -175,6 +167,11 @@ class ZeroShotTrainer(DefaultTrainer):
                 "processes that share it"
             )
         samples = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
+        if not samples:
+            raise DatasetError(
+                f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: found 0 images, expected some; "
+                "check what the datasets list"
+            )
         return StreamLoader(
             samples,
             ZeroShotDatasetMapper(cfg, is_train=True),
@@ -202,12 +199,7 @@ class ZeroShotTrainer(DefaultTrainer):
         Raises:
             ConfigError: the dataset was registered for another kind of evaluation.
         """
-        found = MetadataCatalog.get(dataset_name).get("evaluator_type")
-        if found != "zero_shot_sem_seg":
-            raise ConfigError(
-                f"dataset {dataset_name}: found evaluator_type {found!r}, expected "
-                "'zero_shot_sem_seg'; register it with register_zero_shot_sem_seg"
-            )
+        _check_evaluator_type(dataset_name)
         return ZeroShotSemSegEvaluator(
             dataset_name,
             vocabulary=dataset_vocabulary(cfg, dataset_name),
@@ -216,38 +208,46 @@ class ZeroShotTrainer(DefaultTrainer):
         )
 
 
-def run_info(cfg: CfgNode) -> dict[str, Any]:
-    """Say what a result depends on: protocol, seed, fingerprints. Holds no paths."""
-    from tagclip.modeling.backbone import CLIPSource
-
-    tagclip = cfg.MODEL.TAGCLIP
-    return {
-        "protocol": protocol_summary(cfg),
-        "setting": cfg.DATASETS.ZERO_SHOT.SETTING,
-        "seed": cfg.SEED,
-        "weights": Path(cfg.MODEL.WEIGHTS).name,
-        "clip": Path(cfg.MODEL.CLIP.NAME).stem,
-        "clip_sha256": CLIPSource.from_config(cfg).sha256,
-        "templates": cfg.MODEL.CLIP.TEMPLATES,
-        "training_vocabulary": training_vocabulary(cfg).fingerprint,
-        "trusty_target": tagclip.TRUSTY.TARGET if tagclip.TRUSTY.ENABLED else None,
-        "gate": tagclip.TEST.GATE,
-        "seen_bias": tagclip.TEST.SEEN_BIAS,
-        "git_commit": _git_commit(),
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that this package is part of; None for an installed package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Log nothing inside."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return result.stdout.strip() or None
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _check_evaluator_type(dataset_name: str) -> None:
+    found = None
+    if dataset_name in DatasetCatalog.list():
+        found = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if found != "zero_shot_sem_seg":
+        raise ConfigError(
+            f"dataset {dataset_name}: found evaluator_type {found!r}, expected "
+            "'zero_shot_sem_seg'; check DATASETS.TEST, register the dataset with "
+            "register_zero_shot_sem_seg, or name its project in PROJECTS"
+        )
+
+
+def _check_values(cfg: CfgNode) -> None:
+    """Check the keys that nothing else checks before it uses them."""
+    if not 0 <= cfg.SEED < 2**32:
+        raise ConfigError(f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1, or -1 to draw one")
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise ConfigError(f"SOLVER.MAX_ITER: found {cfg.SOLVER.MAX_ITER}, expected at least 1")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise ConfigError(
+            f"DATALOADER.NUM_WORKERS: found {cfg.DATALOADER.NUM_WORKERS}, expected 0 or more"
+        )
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r}, expected cuda or cpu"
+        ) from error
+    _amp_dtype(cfg)
 
 
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:

@@ -4,28 +4,59 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["auroc", "confusion_matrix", "harmonic_mean", "per_class", "summarize"]
+__all__ = [
+    "auroc",
+    "confusion_matrix",
+    "defined_classes",
+    "harmonic_mean",
+    "per_class",
+    "summarize",
+]
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
     """Count pixels by true and predicted class.
 
     Args:
-        truth: integers of any shape; values outside [0, classes) are left out.
-        prediction: same shape, in [0, classes).
+        truth: integers >= 0 of any shape; pixels of K and above are left out (ignored).
+        prediction: integers in [0, K), same shape.
         classes: K.
 
     Returns:
         (K, K) int64, rows are true classes.
+
+    Raises:
+        ValueError: the shapes differ, or a value is no integer or out of range.
     """
-    truth, prediction = truth.reshape(-1), prediction.reshape(-1)
-    labelled = truth < classes
-    index = truth[labelled].astype(np.int64) * classes + prediction[labelled]
-    return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
+    if truth.shape != prediction.shape:
+        raise ValueError(f"found labels of {truth.shape}, predictions of {prediction.shape}")
+    if truth.dtype.kind not in "iu" or prediction.dtype.kind not in "iu":
+        raise ValueError(
+            f"found labels of {truth.dtype}, predictions of {prediction.dtype}, expected integers"
+        )
+    if not truth.size:
+        return np.zeros((classes, classes), dtype=np.int64)
+    if truth.min() < 0:
+        raise ValueError(f"found label {truth.min()}, expected 0 or more")
+    if prediction.min() < 0 or prediction.max() >= classes:
+        raise ValueError(
+            f"found predicted classes {prediction.min()} to {prediction.max()}, "
+            f"expected 0 to {classes - 1}"
+        )
+    # Row K takes the pixels that do not count.
+    index = truth.reshape(-1).astype(np.int64)
+    np.minimum(index, classes, out=index)
+    index *= classes
+    index += prediction.reshape(-1)
+    counts = np.bincount(index, minlength=classes * (classes + 1))
+    return counts[: classes * classes].reshape(classes, classes)
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """2ab / (a + b); nan if one is undefined, 0 if both are 0."""
+    """2ab / (a + b) of values >= 0; nan if one is undefined, 0 if both are 0.
+
+    Of mIoU-seen and mIoU-unseen it is hIoU (docs/method.md, section 7).
+    """
     return 2 * a * b / (a + b) if a + b != 0 else 0.0
 
 
@@ -36,7 +67,8 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
         confusion: (K, K), rows are true classes.
 
     Returns:
-        ``IoU`` and ``ACC``: (K,) float64 in percent, nan for classes without true pixels (as
+        ``IoU`` = hits / (true + predicted - hits) and ``ACC`` = hits / true: (K,) float64 in
+        percent, nan for classes without true pixels, also where they were predicted (as
         detectron2's main branch and COCO count them).
     """
     true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
@@ -74,8 +106,28 @@ def summarize(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, 
     return result
 
 
+def defined_classes(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, int]:
+    """Count the classes that each mean of `summarize` averages: those with true pixels.
+
+    Args:
+        confusion: (K, K), rows are true classes.
+        seen_mask: (K,) bool; None leaves the partition out.
+
+    Returns:
+        ``mIoU``, and with a partition ``mIoU-seen`` and ``mIoU-unseen``.
+    """
+    defined = confusion.sum(axis=1) > 0
+    counts = {"mIoU": int(defined.sum())}
+    if seen_mask is not None:
+        counts["mIoU-seen"] = int((defined & seen_mask).sum())
+        counts["mIoU-unseen"] = int((defined & ~seen_mask).sum())
+    return counts
+
+
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Probability that a positive scores above a negative, ties counting half.
+
+    That is the Mann-Whitney statistic over the number of pairs, the area under the ROC curve.
 
     Args:
         positive: (B,) counts of positives per bin, bins in ascending order of score.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,21 +11,33 @@ import numpy as np
 import torch
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from tabulate import tabulate
 
 from tagclip.data.label_io import check_label, read_label
-from tagclip.errors import DatasetError
-from tagclip.evaluation.metrics import auroc, confusion_matrix, per_class, summarize
+from tagclip.data.protocol import requested_vocabulary
+from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from tagclip.evaluation.metrics import (
+    auroc,
+    confusion_matrix,
+    defined_classes,
+    per_class,
+    summarize,
+)
+from tagclip.evaluation.report import format_json, format_table
+from tagclip.utils.files import write_atomic
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["ZeroShotSemSegEvaluator"]
 
+logger = logging.getLogger(__name__)
+
 _BINS = 4096
-_HEADLINES = ("mIoU", "mIoU-seen", "mIoU-unseen", "hIoU", "pAcc", "pAcc-seen", "pAcc-unseen")
 
 
 class ZeroShotSemSegEvaluator(SemSegEvaluator):
-    """Accumulates one confusion matrix and two histograms: memory does not grow with images."""
+    """Accumulates one confusion matrix and two histograms: memory does not grow with images.
+
+    Only labelled pixels count. A class without any is left out of the means and listed.
+    """
 
     def __init__(
         self,
@@ -53,8 +61,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         self._name, self._vocabulary = dataset_name, vocabulary
         self._run_info = run_info or {}
         lut = vocabulary.label_lut()
-        ignored = vocabulary.ignore_index
-        self._lut = np.where(lut < 0, ignored, lut).astype(np.int32)
+        # Values that mean nothing (-1) have been refused before the table is used.
+        self._lut = np.where(lut < 0, vocabulary.ignore_index, lut).astype(vocabulary.target_dtype)
         self._seen = None if vocabulary.seen is None else vocabulary.seen_mask
         self.reset()
 
@@ -69,140 +77,170 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         """Count one batch.
 
         Args:
-            inputs: dicts with ``file_name``.
-            outputs: dicts with ``sem_seg_labels`` (H, W) or ``sem_seg`` (K, H, W), and maybe
-                ``trusty`` (H, W) in [0, 1].
+            inputs: dicts with ``file_name``, and maybe ``vocabulary``, what the model was asked.
+            outputs: dicts with ``sem_seg_labels`` (H, W) integers or ``sem_seg`` (K, H, W)
+                scores, and maybe ``trusty`` (H, W), P(pixel belongs to a seen class).
 
         Raises:
-            DatasetError: a label file is missing or damaged, of another size than the
-                prediction, or holds a value outside the vocabulary.
+            DatasetError: an image is not of this dataset, or its label file is missing or
+                damaged, of another size than the prediction, or holds an unknown value.
+            VocabularyError: the model was asked for other classes.
             ValueError: a prediction names a class that the vocabulary does not have.
+            CheckpointError: scores or trusty map hold nan.
         """
         for item, output in zip(inputs, outputs, strict=True):
-            prediction = _labels_of(output)
-            path = self.input_file_to_gt_file[item["file_name"]]
-            raw = read_label(path)
-            check_label(raw, path, self._vocabulary, prediction.shape)
-            if prediction.min() < 0 or prediction.max() >= len(self._vocabulary):
-                raise ValueError(
-                    f"{item['file_name']}: found predicted classes {prediction.min()} to "
-                    f"{prediction.max()}, expected 0 to {len(self._vocabulary) - 1}"
+            name = item["file_name"]
+            asked = requested_vocabulary([item], self._vocabulary)
+            if asked.names != self._vocabulary.names:
+                raise VocabularyError(
+                    f"{name}: the model was asked for vocabulary {asked.name} ({len(asked)} "
+                    f"classes), expected the classes of {self._name} ({len(self._vocabulary)}) in "
+                    "their order; evaluate each dataset with its own class list"
                 )
-            truth = self._lut[raw]
-            self._confusion += confusion_matrix(truth, prediction, len(self._vocabulary))
-            if "trusty" in output and self._seen is not None:
-                self._count_trusty(truth, output["trusty"])
+            prediction = _predicted_labels(output, len(self._vocabulary), name)
+            truth = self._true_labels(name, prediction.shape)
+            try:
+                self._confusion += confusion_matrix(truth, prediction, len(self._vocabulary))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            if "trusty" in output:
+                # What is seen to the model, which is the trusty map's subject, may differ from
+                # the partition of the report: in supervised and in cross-dataset runs.
+                seen = self._seen if asked.seen is None else asked.seen_mask
+                self._count_trusty(truth, output["trusty"], seen, name)
             self._images += 1
 
-    def _count_trusty(self, truth: np.ndarray, trusty: torch.Tensor) -> None:
+    def _true_labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """Read (H, W) labels: an index, or the vocabulary's ``ignore_index``."""
+        if image not in self.input_file_to_gt_file:
+            raise DatasetError(
+                f"{image}: not an image of dataset {self._name}; evaluate with the loader of "
+                "this dataset"
+            )
+        path = self.input_file_to_gt_file[image]
+        raw = read_label(path)
+        check_label(raw, path, self._vocabulary, size)
+        return self._lut[raw]
+
+    def _count_trusty(
+        self, truth: np.ndarray, trusty: torch.Tensor, seen: np.ndarray | None, name: str
+    ) -> None:
+        """Add labelled pixels to the histogram of seen (row 0) or of unseen classes (row 1)."""
+        if seen is None:
+            return
+        if trusty.shape != truth.shape:
+            raise ValueError(
+                f"{name}: found a trusty map of {tuple(trusty.shape)}, expected {truth.shape}"
+            )
+        _refuse_nan(trusty, "trusty map", name)
         bins = (trusty.float().clamp(0, 1) * (_BINS - 1)).round().int().cpu().numpy()
-        labelled = truth < len(self._vocabulary)
-        seen = self._seen[truth[labelled]]
-        for row, mask in enumerate((seen, ~seen)):
-            self._trusty[row] += np.bincount(bins[labelled][mask], minlength=_BINS)
+        first_bin = np.full(self._vocabulary.ignore_index + 1, 2 * _BINS, dtype=np.int32)
+        first_bin[: len(seen)] = np.where(seen, 0, _BINS)
+        bins += first_bin[truth]
+        counts = np.bincount(bins.reshape(-1), minlength=3 * _BINS)
+        self._trusty += counts.reshape(3, _BINS)[:2]
 
     def evaluate(self) -> OrderedDict | None:
         """Add up over processes, log a table and write ``metrics.json``.
 
+        Values of single classes are in the file only.
+
         Returns:
-            In the main process ``{"sem_seg": metrics}`` in percent, nan where undefined;
-            None in the others.
+            In the main process ``{"sem_seg": metrics}``, those of `summarize` and
+            ``trusty-AUROC``, in percent, nan where undefined; None in the others.
 
         Raises:
             DatasetError: no image had a labelled pixel.
+            ConfigError: the file cannot be written.
         """
+        state = [(self._confusion, self._trusty, self._images)]
         if self._distributed:
-            gathered = comm.gather((self._confusion, self._trusty, self._images))
+            state = comm.gather(state[0])
             if not comm.is_main_process():
                 return None
-            self._confusion, self._trusty, self._images = map(sum, zip(*gathered, strict=True))
-        if not self._confusion.any():
+        confusion, trusty, images = map(sum, zip(*state, strict=True))
+        if not confusion.any():
             raise DatasetError(
-                f"dataset {self._name}: found 0 labelled pixels in {self._images} images, "
-                "expected some; check its label files and ignore_label"
+                f"dataset {self._name}: found 0 valid pixels in {images} images, expected "
+                "labelled ones; check its label files and ignore_label"
             )
-        metrics = summarize(self._confusion, self._seen)
-        trusty = auroc(*self._trusty)
-        if self._trusty.any():
-            metrics["trusty-AUROC"] = trusty
-        classes = per_class(self._confusion)
-        self._log(metrics, classes["IoU"])
-        self._write(metrics, classes)
-        for kind, values in classes.items():
-            metrics |= {
-                f"{kind}-{name}": float(value)
-                for name, value in zip(self._vocabulary.names, values, strict=True)
+        content = self._content(confusion, trusty, images)
+        self._log(content)
+        self._write(content)
+        return OrderedDict(sem_seg=content["metrics"])
+
+    def _content(self, confusion: np.ndarray, trusty: np.ndarray, images: int) -> dict[str, Any]:
+        """Return what ``metrics.json`` holds, nan where undefined."""
+        vocabulary, values = self._vocabulary, per_class(confusion)
+        metrics = summarize(confusion, self._seen)
+        if trusty.any():
+            metrics["trusty-AUROC"] = auroc(*trusty)
+        classes = [
+            {
+                "name": name,
+                "seen": None if self._seen is None else bool(self._seen[k]),
+                "IoU": float(values["IoU"][k]),
+                "ACC": float(values["ACC"][k]),
+                "pixels": int(confusion[k].sum()),
             }
-        return OrderedDict(sem_seg=metrics)
-
-    def _log(self, metrics: dict[str, float], iou: np.ndarray) -> None:
-        logger = logging.getLogger(__name__)
-        undefined = [
-            name
-            for name, value in zip(self._vocabulary.names, iou, strict=True)
-            if math.isnan(value)
+            for k, name in enumerate(vocabulary.names)
         ]
-        if undefined:
-            logger.info("IoU undefined (no labelled pixel) for: %s", ", ".join(undefined))
-        counts = {"mIoU": (~np.isnan(iou)).sum()}
-        if self._seen is not None:
-            counts["mIoU-seen"] = (~np.isnan(iou[self._seen])).sum()
-            counts["mIoU-unseen"] = (~np.isnan(iou[~self._seen])).sum()
-        rows = [
-            (name, _number(metrics[name]), counts.get(name, ""))
-            for name in (*_HEADLINES, "trusty-AUROC")
-            if name in metrics
-        ]
-        table = tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
-        logger.info("%s, %d images\n%s", self._name, self._images, table)
-
-    def _write(self, metrics: dict[str, float], classes: dict[str, np.ndarray]) -> None:
-        if not self._output_dir:
-            return
-        vocabulary = self._vocabulary
-        content = {
+        return {
             "dataset": self._name,
-            "images": self._images,
-            "metrics": metrics,
-            "classes": [
-                {
-                    "name": name,
-                    "seen": None if self._seen is None else bool(self._seen[k]),
-                    "IoU": float(classes["IoU"][k]),
-                    "ACC": float(classes["ACC"][k]),
-                    "pixels": int(self._confusion[k].sum()),
-                }
-                for k, name in enumerate(vocabulary.names)
-            ],
-            "confusion": self._confusion.tolist(),
+            "images": images,
+            "split": vocabulary.split,
             "vocabulary": vocabulary.name,
             "vocabulary_fingerprint": vocabulary.fingerprint,
-            "split": vocabulary.split,
+            "metrics": metrics,
+            "classes_averaged": defined_classes(confusion, self._seen),
+            "classes_without_pixels": [row["name"] for row in classes if not row["pixels"]],
             "run": self._run_info,
+            "classes": classes,
+            "confusion": confusion.tolist(),
         }
-        folder = Path(self._output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=folder, suffix=".tmp", delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(_without_nan(content), file, indent=1, allow_nan=False)
-        os.replace(file.name, folder / "metrics.json")
+
+    def _log(self, content: dict[str, Any]) -> None:
+        found, expected = content["images"], len(self.input_file_to_gt_file)
+        if found != expected:
+            logger.warning(
+                "%s: evaluated %d images, the dataset has %d", self._name, found, expected
+            )
+        if undefined := content["classes_without_pixels"]:
+            logger.info("IoU undefined (no labelled pixel) for: %s", ", ".join(undefined))
+        table = format_table(content["metrics"], content["classes_averaged"])
+        logger.info("%s, %d images\n%s", self._name, found, table)
+
+    def _write(self, content: dict[str, Any]) -> None:
+        if not self._output_dir:
+            return
+        path = Path(self._output_dir) / "metrics.json"
+        try:
+            write_atomic(path, format_json(content))
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be written ({error.strerror}); free space or set another "
+                "OUTPUT_DIR"
+            ) from error
 
 
-def _labels_of(output: dict[str, Any]) -> np.ndarray:
+def _predicted_labels(output: dict[str, Any], classes: int, name: str) -> np.ndarray:
+    """(H, W) integers of a model's output on the CPU."""
     if "sem_seg_labels" in output:
+        if "sem_seg_scores" in output:
+            _refuse_nan(output["sem_seg_scores"], "score", name)
         return output["sem_seg_labels"].cpu().numpy()
-    return output["sem_seg"].argmax(dim=0).cpu().numpy()
+    scores = output["sem_seg"]
+    if len(scores) != classes:
+        raise ValueError(f"{name}: found scores of {len(scores)} classes, expected {classes}")
+    best, labels = scores.max(dim=0)
+    _refuse_nan(best, "score", name)
+    return labels.cpu().numpy()
 
 
-def _number(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.2f}"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no nan: undefined values become null."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _refuse_nan(values: torch.Tensor, what: str, name: str) -> None:
+    # A label chosen among nan would count like any other. The maximum of numbers and nan is nan.
+    if values.max().isnan():
+        raise CheckpointError(
+            f"{name}: found nan in the {what}, expected numbers; the weights are broken (check "
+            "MODEL.WEIGHTS) or too large for half precision"
+        )

@@ -41,7 +41,7 @@ class SegLoss(nn.Module):
     """Focal, Dice and trusty terms, each over the number of (image, present class) pairs.
 
     With U the logits upsampled to H x W (bilinear, align_corners False), one-hot targets t,
-    p = sigmoid(U), b images, k classes and x pixels (golden README, section 5):
+    p = sigmoid(U), b images, k classes and x pixels (docs/method.md, section 5):
 
     * focal = sum_b sum_k mean_x FL(U, t), FL = alpha_t (1 - p_t)^gamma BCE, over all classes;
     * Dice = sum_b sum_k [1 - (2 sum_x p t + 1) / (sum_x p + sum_x t + 1)], present classes only;

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from tagclip.data.protocol import query_vocabulary, resolve_seen, training_vocabulary
-from tagclip.errors import DatasetError, VocabularyError
+from tagclip.data.protocol import (
+    query_vocabulary,
+    requested_vocabulary,
+    resolve_seen,
+    training_vocabulary,
+)
+from tagclip.modeling.batching import pad, stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.gating import gate_scores, trusty_probability
 from tagclip.modeling.losses import SegTargets, pixel_accuracy
-from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion
+from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion, ViewAverage
+from tagclip.modeling.self_training import SelfTraining
 from tagclip.modeling.sliding_window import WindowGrid
 from tagclip.modeling.text_bank import TextBank
+from tagclip.utils.events import log_scalars
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["TagCLIP"]
@@ -44,12 +48,13 @@ class TagCLIP(nn.Module):
         train_vocabulary: Vocabulary,
         vocabulary: Vocabulary,
         unknown_classes: str,
-        trusty_target: str,
+        trusty_target: str | None,
         gate: Callable[[Tensor, Tensor | None, Tensor], Tensor],
         inference: InferenceSettings,
         train_size: Sequence[int],
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        self_training: SelfTraining | None = None,
     ) -> None:
         """Assemble built parts.
 
@@ -60,23 +65,21 @@ class TagCLIP(nn.Module):
             train_vocabulary: the classes that training labels index.
             vocabulary: the classes asked when an input brings no ``vocabulary``.
             unknown_classes: ``match``, ``seen`` or ``unseen``, for vocabularies without a split.
-            trusty_target: ``seen`` or ``novel``, what the trusty token is trained on.
+            trusty_target: ``seen`` or ``novel``, what the trusty token is trained on; None
+                without a token.
             gate: (scores, trusty, seen_mask) -> gated scores, see `gate_scores`.
             inference: windows, memory and output form.
             train_size: (height, width) in pixels to which training batches are padded at least.
             pixel_mean: per channel, in units of the uint8 image.
             pixel_std: per channel, in units of the uint8 image.
+            self_training: writes pseudo-labels into the training targets; None: no pseudo-labels.
         """
         super().__init__()
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.text_bank = text_bank
-        self.train_vocabulary = train_vocabulary
-        self.vocabulary = vocabulary
-        self.unknown_classes = unknown_classes
-        self.trusty_target = trusty_target
-        self.gate = gate
-        self.inference_settings = inference
+        self.backbone, self.sem_seg_head, self.text_bank = backbone, sem_seg_head, text_bank
+        self.train_vocabulary, self.vocabulary = train_vocabulary, vocabulary
+        self.unknown_classes, self.trusty_target = unknown_classes, trusty_target
+        self.gate, self.inference_settings = gate, inference
+        self.self_training = self_training
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -88,7 +91,7 @@ class TagCLIP(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_backbone(cfg)
-        test = cfg.MODEL.TAGCLIP.TEST
+        test, trusty = cfg.MODEL.TAGCLIP.TEST, cfg.MODEL.TAGCLIP.TRUSTY
         train_vocabulary = training_vocabulary(cfg)
         return {
             "backbone": backbone,
@@ -99,7 +102,7 @@ class TagCLIP(nn.Module):
             if cfg.DATASETS.TEST
             else train_vocabulary,
             "unknown_classes": test.UNKNOWN_CLASSES,
-            "trusty_target": cfg.MODEL.TAGCLIP.TRUSTY.TARGET,
+            "trusty_target": trusty.TARGET if trusty.ENABLED else None,
             "gate": partial(
                 gate_scores,
                 mode=test.GATE,
@@ -110,6 +113,7 @@ class TagCLIP(nn.Module):
             "train_size": cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else (1, 1),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "self_training": SelfTraining.from_config(cfg),
         }
 
     @property
@@ -127,8 +131,11 @@ class TagCLIP(nn.Module):
                   ``INPUT.FORMAT``.
                 * ``sem_seg`` (training): (H, W) integer tensor of indices into the training
                   vocabulary, its ``ignore_index`` elsewhere.
-                * ``novel_mask`` (training, trusty target ``novel``): (H, W) bool.
+                * ``novel_mask`` (training, trusty target or pseudo-label region ``novel``):
+                  (H, W) bool.
                 * ``height``, ``width`` (inference): size of the result, default the image's.
+                * ``views`` (inference): dicts with ``image`` and ``mirrored`` instead of ``image``,
+                  whose scores are averaged.
                 * ``vocabulary`` (inference): `Vocabulary` or registered dataset name, default
                   ``self.vocabulary``; the same for the whole batch.
 
@@ -143,7 +150,11 @@ class TagCLIP(nn.Module):
         class_embed = self.text_bank(self.train_vocabulary)
         features = self.backbone(images)
         class_logits, trusty_logits = self.sem_seg_head.layers(features, class_embed)
-        _log_scalar("pixel_accuracy", pixel_accuracy(class_logits, targets))
+        log_scalars({"pixel_accuracy": float(pixel_accuracy(class_logits, targets))})
+        if self.self_training is not None:
+            targets = self.self_training.pseudo_label(
+                class_logits, trusty_logits, targets, batched_inputs, self.train_vocabulary
+            )
         return self.sem_seg_head.losses(class_logits, trusty_logits, targets)
 
     def preprocess_images(
@@ -158,7 +169,7 @@ class TagCLIP(nn.Module):
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         height = self._divisible(max(self.train_size[0], *(size[0] for size in sizes)))
         width = self._divisible(max(self.train_size[1], *(size[1] for size in sizes)))
-        return torch.stack([_pad(image, height, width, 0.0) for image in images]), sizes
+        return stack_padded(images, (height, width), 0.0), sizes
 
     def preprocess_targets(
         self,
@@ -166,28 +177,20 @@ class TagCLIP(nn.Module):
         padded_size: Sequence[int],
         sizes: list[tuple[int, int]],
     ) -> SegTargets:
-        """Pad the labels like the images and derive the target of the trusty token.
+        """Pad the labels like the images and derive the target of the trusty token, if any.
 
         Raises:
             DatasetError: the token is trained on unseen pixels and an input has no mask of them.
         """
         ignore = self.train_vocabulary.ignore_index
-        labels = torch.stack(
-            [_pad(x["sem_seg"].to(self.device), *padded_size, ignore) for x in batched_inputs]
-        )
-        valid = torch.zeros(labels.shape, dtype=torch.bool, device=self.device)
-        for mask, (rows, columns) in zip(valid, sizes, strict=True):
-            mask[:rows, :columns] = True
+        labels = [item["sem_seg"].to(self.device) for item in batched_inputs]
+        labels = stack_padded(labels, padded_size, ignore)
+        trusty = None
         if self.trusty_target == "seen":
             trusty = self.trusted_labels[labels.long()]
-        elif all("novel_mask" in item for item in batched_inputs):
-            masks = [item["novel_mask"].to(self.device) for item in batched_inputs]
-            trusty = torch.stack([_pad(mask, *padded_size, False) for mask in masks])
-        else:
-            raise DatasetError(
-                f"{batched_inputs[0].get('file_name', 'training input')}: found no novel_mask, "
-                "which MODEL.TAGCLIP.TRUSTY.TARGET novel needs; use ZeroShotDatasetMapper"
-            )
+        elif self.trusty_target == "novel":
+            trusty = stack_novel_masks(batched_inputs, padded_size, self.device)
+        valid = valid_mask(sizes, padded_size, self.device)
         return SegTargets(labels=labels, valid=valid, trusty=trusty, ignore=ignore)
 
     @torch.no_grad()
@@ -198,27 +201,38 @@ class TagCLIP(nn.Module):
             One dict per image, tensors on the model's device at the image's (height, width):
 
             * OUTPUT ``labels``: ``sem_seg_labels`` (H, W) int16 (int32 above 32767 classes),
-              indices into the vocabulary, and ``sem_seg_scores`` (H, W) half, their scores.
+              indices into the vocabulary, and ``sem_seg_scores`` (H, W) half, their scores;
+              the label is -1 where the score is below BACKGROUND_THRESHOLD.
             * OUTPUT ``scores``: ``sem_seg`` (K, H, W) float32.
             * ``trusty`` (H, W) half, P(pixel belongs to a seen class), if there is a token.
         """
-        vocabulary = self.resolve_vocabulary(batched_inputs)
+        vocabulary, settings = self.resolve_vocabulary(batched_inputs), self.inference_settings
         results = []
         for item in batched_inputs:
-            fusion = self.encode(item["image"], vocabulary)
+            fusion = self.encode_views(item, vocabulary)
             height, width = item["image"].shape[-2:]
             size = (item.get("height", height), item.get("width", width))
-            labels = self.inference_settings.output == "labels"
-            results.append(fusion.labels(size) if labels else fusion.scores(size))
+            if settings.output == "labels":
+                results.append(fusion.labels(size, settings.background_threshold))
+            else:
+                results.append(fusion.scores(size))
         return results
 
+    def encode_views(self, item: dict[str, Any], vocabulary: Vocabulary) -> ViewAverage:
+        """Run the networks on ``views``, or else ``image``, of an input (see `forward`)."""
+        views = item.get("views", [item])
+        return ViewAverage(
+            tuple(self.encode(v["image"], vocabulary, v.get("mirrored", False)) for v in views)
+        )
+
     @torch.no_grad()
-    def encode(self, image: Tensor, vocabulary: Vocabulary) -> ScoreFusion:
+    def encode(self, image: Tensor, vocabulary: Vocabulary, mirrored: bool = False) -> ScoreFusion:
         """Run the networks on one image; what is left to do is cheap and depends on the gate.
 
         Args:
             image: (3, h, w) uint8 or float, 0 to 255.
             vocabulary: K classes with seen and unseen decided.
+            mirrored: whether the image was flipped left to right; scores are flipped back.
 
         Returns:
             The low-resolution logits of its windows, ready for labels or scores of any size.
@@ -235,6 +249,7 @@ class TagCLIP(nn.Module):
             gate=self.gate,
             trusty_map=partial(trusty_probability, target=self.trusty_target),
             workspace_mib=self.inference_settings.workspace_mib,
+            mirrored=mirrored,
         )
 
     def resolve_vocabulary(self, batched_inputs: list[dict[str, Any]]) -> Vocabulary:
@@ -243,26 +258,15 @@ class TagCLIP(nn.Module):
         Raises:
             VocabularyError: the inputs of the batch ask for different vocabularies.
         """
-        asked = [item.get("vocabulary", self.vocabulary) for item in batched_inputs]
-        # The split in a dataset's own json says nothing about this model's training.
-        asked = [
-            replace(Vocabulary.from_metadata(v), seen=None) if isinstance(v, str) else v
-            for v in asked
-        ]
-        if any(other != asked[0] for other in asked):
-            raise VocabularyError(
-                f"batch of {len(asked)} inputs: found several vocabularies "
-                f"({', '.join(sorted({v.name for v in asked}))}), expected one; "
-                "evaluate each dataset on its own"
-            )
-        return resolve_seen(asked[0], self.train_vocabulary, self.unknown_classes)
+        asked = requested_vocabulary(batched_inputs, self.vocabulary)
+        return resolve_seen(asked, self.train_vocabulary, self.unknown_classes)
 
     def _window_logits(
         self, image: Tensor, grid: WindowGrid, class_embed: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Run backbone and head on all windows: (W, K, h, w) and (W, 1, h, w) float32 logits."""
         height, width = self._padded_window(grid)
-        windows = [_pad(image[:, rows, columns], height, width, 0.0) for rows, columns in grid]
+        windows = [pad(image[:, rows, columns], height, width, 0.0) for rows, columns in grid]
         class_logits, trusty_logits = [], []
         step = self._windows_per_batch()
         for start in range(0, len(windows), step):
@@ -287,18 +291,3 @@ class TagCLIP(nn.Module):
 
     def _normalise(self, image: Tensor) -> Tensor:
         return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std
-
-
-def _pad(image: Tensor, height: int, width: int, value: float) -> Tensor:
-    """Pad (..., h, w) with ``value`` at the right and bottom."""
-    rows, columns = height - image.shape[-2], width - image.shape[-1]
-    return F.pad(image, (0, columns, 0, rows), value=value) if rows or columns else image
-
-
-def _log_scalar(name: str, value: Tensor) -> None:
-    """Log into the trainer's storage; a model called without a trainer has none."""
-    try:
-        storage = get_event_storage()
-    except AssertionError:
-        return
-    storage.put_scalar(name, float(value))

@@ -6,7 +6,7 @@ Nothing here grows with the number of classes but the logits themselves (4 KiB p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tagclip.errors import ConfigError
 from tagclip.modeling.sliding_window import WindowGrid, fuse_windows
 
-__all__ = ["InferenceSettings", "ScoreFusion"]
+__all__ = ["InferenceSettings", "ScoreFusion", "ViewAverage"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class InferenceSettings:
     window_batch: int
     workspace_mib: float
     output: str
+    background_threshold: float = 0.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> InferenceSettings:
@@ -42,6 +43,7 @@ class InferenceSettings:
             window_batch=test.WINDOW_BATCH,
             workspace_mib=test.WORKSPACE_MIB,
             output=test.OUTPUT,
+            background_threshold=test.BACKGROUND_THRESHOLD,
         )
 
     def __post_init__(self) -> None:
@@ -54,6 +56,12 @@ class InferenceSettings:
                     f"MODEL.TAGCLIP.TEST.{key}: found {found!r}, "
                     f"expected one of {', '.join(expected)}"
                 )
+        threshold = self.background_threshold
+        if not 0 <= threshold <= 1 or (threshold and self.output != "labels"):
+            raise ConfigError(
+                f"MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found {threshold} with OUTPUT "
+                f"{self.output}, expected a score from 0 (off) to 1, with OUTPUT labels"
+            )
 
     def grid(self, height: int, width: int) -> WindowGrid:
         """Lay the windows over an image of (height, width) pixels."""
@@ -76,6 +84,7 @@ class ScoreFusion:
         gate: (scores (C, H, W), trusty (1, H, W) or None, seen_mask (C,)) -> gated scores.
         trusty_map: trusty logits -> P(seen), in [0, 1].
         workspace_mib: memory for planes of a chunk of classes.
+        mirrored: whether the image was flipped left to right; scores are flipped back.
     """
 
     class_logits: Tensor
@@ -86,44 +95,30 @@ class ScoreFusion:
     gate: Callable[[Tensor, Tensor | None, Tensor], Tensor]
     trusty_map: Callable[[Tensor], Tensor]
     workspace_mib: float
+    mirrored: bool = False
 
-    def labels(self, size: tuple[int, int]) -> dict[str, Tensor]:
+    def labels(self, size: tuple[int, int], threshold: float = 0.0) -> dict[str, Tensor]:
         """Return the best class of every pixel; ties go to the class that comes first.
 
         Args:
             size: (height, width) of the result in pixels.
+            threshold: pixels whose best score is below get the label -1; 0: none.
 
         Returns:
             ``sem_seg_labels`` (H, W) int16, or int32 above 32767 classes; ``sem_seg_scores``
             (H, W) half; ``trusty`` (H, W) half unless there is no token.
         """
-        count = self.class_logits.shape[1]
-        dtype = torch.int16 if count <= torch.iinfo(torch.int16).max else torch.int32
-        best = torch.full(size, -torch.inf, device=self.class_logits.device)
-        labels = torch.zeros(size, dtype=dtype, device=best.device)
-        for start, scores in self._chunks(size):
-            value, index = (scores[0], None) if len(scores) == 1 else scores.max(dim=0)
-            better = value > best
-            best = torch.where(better, value, best)
-            label = start if index is None else (index + start).to(dtype)
-            labels = torch.where(better, label, labels)
-        result = {"sem_seg_labels": labels, "sem_seg_scores": best.half()}
-        return result | self._trusty_result(size)
+        return ViewAverage((self,)).labels(size, threshold)
 
     def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
         """Return ``sem_seg`` (K, H, W) float32, and ``trusty`` as in `labels`."""
-        count = self.class_logits.shape[1]
-        sem_seg = torch.empty(count, *size, device=self.class_logits.device)
-        for start, scores in self._chunks(size):
-            sem_seg[start : start + len(scores)] = scores
-        return {"sem_seg": sem_seg} | self._trusty_result(size)
+        return ViewAverage((self,)).scores(size)
 
-    def _chunks(self, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first class, (C, H, W) final scores) over all classes."""
+    def chunks(self, size: tuple[int, int], step: int) -> Iterator[Tensor]:
+        """Yield (C, H, W) final scores of ``step`` classes at a time, over all classes."""
         trusty = self._trusty_windows()
         coverage = self.grid.coverage(self.class_logits.device)
         count = self.class_logits.shape[1]
-        step = self._classes_per_chunk(size)
         for start in range(0, count, step):
             classes = slice(start, min(start + step, count))
 
@@ -132,9 +127,22 @@ class ScoreFusion:
                 window_trusty = None if trusty is None else trusty[index]
                 return self.gate(scores, window_trusty, self.seen_mask[classes])
 
-            yield start, _resize(fuse_windows(window_scores, self.grid, coverage), size)
+            yield self._final(fuse_windows(window_scores, self.grid, coverage), size)
 
-    def _classes_per_chunk(self, size: tuple[int, int]) -> int:
+    def trusty(self, size: tuple[int, int]) -> Tensor | None:
+        """Return (H, W) float32, P(pixel belongs to a seen class); None without a token."""
+        windows = self._trusty_windows()
+        if windows is None:
+            return None
+        coverage = self.grid.coverage(windows[0].device)
+        return self._final(fuse_windows(windows.__getitem__, self.grid, coverage), size)[0]
+
+    def _final(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
+        resized = _resize(planes, size)
+        return resized.flip(-1) if self.mirrored else resized
+
+    def classes_per_chunk(self, size: tuple[int, int]) -> int:
+        """Return how many classes the workspace holds at a time."""
         # Vectorised CPU kernels round the last few elements of a tensor differently: one class
         # at a time makes the result the same for every workspace, and stays in the cache.
         if self.class_logits.device.type == "cpu":
@@ -148,18 +156,110 @@ class ScoreFusion:
             return None
         return [self.trusty_map(self._upsample(logits)) for logits in self.trusty_logits]
 
-    def _trusty_result(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        windows = self._trusty_windows()
-        if windows is None:
-            return {}
-        coverage = self.grid.coverage(windows[0].device)
-        fused = fuse_windows(windows.__getitem__, self.grid, coverage)
-        return {"trusty": _resize(fused, size)[0].half()}
-
     def _upsample(self, logits: Tensor) -> Tensor:
         """(C, h, w) logits of one window -> (C, window_height, window_width)."""
         full = _resize(logits, self.padded_size)
         return full[:, : self.grid.window_height, : self.grid.window_width].contiguous()
+
+
+@dataclass(frozen=True)
+class ViewAverage:
+    """Mean of the scores of several views of one image: scales, mirror images.
+
+    Attributes:
+        views: at least one; the same classes in each.
+    """
+
+    views: tuple[ScoreFusion, ...]
+
+    def labels(
+        self,
+        size: tuple[int, int],
+        threshold: float = 0.0,
+        top_k: int = 0,
+        ranked: int | None = None,
+    ) -> dict[str, Tensor]:
+        """Return what `ScoreFusion.labels` says, of the mean scores.
+
+        Args:
+            size, threshold: see there.
+            top_k: how many classes to rank at every pixel; 0: none.
+            ranked: only the first classes take part in that ranking; None: all, at least top_k.
+
+        Returns:
+            As there, and with ``top_k`` ``top_labels`` (k, H, W) of the labels' type and
+            ``top_scores`` (k, H, W) half, best first, whatever the threshold.
+        """
+        count, device = self.views[0].class_logits.shape[1], self.views[0].class_logits.device
+        dtype = torch.int16 if count <= torch.iinfo(torch.int16).max else torch.int32
+        best = torch.full(size, -torch.inf, device=device)
+        labels = torch.zeros(size, dtype=dtype, device=device)
+        top = _TopClasses(top_k, size, dtype, device)
+        for start, scores in self._chunks(size):
+            value, index = (scores[0], None) if len(scores) == 1 else scores.max(dim=0)
+            better = value > best
+            label = start if index is None else (index + start).to(dtype)
+            labels = torch.where(better, label, labels)
+            # Hands nan on, which no comparison would.
+            torch.maximum(best, value, out=best)
+            top.add(start, scores[: None if ranked is None else max(0, ranked - start)])
+        if threshold > 0:
+            labels[best < threshold] = -1
+        result = {"sem_seg_labels": labels, "sem_seg_scores": best.half()}
+        return result | top.result() | self._trusty(size)
+
+    def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return what `ScoreFusion.scores` says, of the mean scores."""
+        logits = self.views[0].class_logits
+        sem_seg = torch.empty(logits.shape[1], *size, device=logits.device)
+        for start, scores in self._chunks(size):
+            sem_seg[start : start + len(scores)] = scores
+        return {"sem_seg": sem_seg} | self._trusty(size)
+
+    def _chunks(self, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first class, (C, H, W) mean scores) over all classes."""
+        step = min(view.classes_per_chunk(size) for view in self.views)
+        start = 0
+        for planes in zip(*(view.chunks(size, step) for view in self.views), strict=True):
+            yield start, _mean(planes)
+            start += len(planes[0])
+
+    def _trusty(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        maps = [view.trusty(size) for view in self.views]
+        return {} if maps[0] is None else {"trusty": _mean(maps).half()}
+
+
+class _TopClasses:
+    """The k best classes of every pixel so far; ties go to the class that comes first."""
+
+    def __init__(
+        self, k: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.scores = torch.full((k, *size), -torch.inf, device=device)
+        self.labels = torch.zeros((k, *size), dtype=dtype, device=device)
+
+    def add(self, start: int, scores: Tensor) -> None:
+        """Rank (C, H, W) scores of the classes from ``start`` on."""
+        for label, score in enumerate(scores if len(self.scores) else (), start):
+            falling = torch.full_like(self.labels[0], label)
+            for place, held in zip(self.scores, self.labels, strict=True):
+                better = score > place
+                score_below = torch.where(better, place, score)
+                label_below = torch.where(better, held, falling)
+                place.copy_(torch.where(better, score, place))
+                held.copy_(torch.where(better, falling, held))
+                score, falling = score_below, label_below
+
+    def result(self) -> dict[str, Tensor]:
+        """``top_labels`` and ``top_scores`` of `ViewAverage.labels`; nothing if k is 0."""
+        if not len(self.scores):
+            return {}
+        return {"top_labels": self.labels, "top_scores": self.scores.half()}
+
+
+def _mean(planes: Sequence[Tensor]) -> Tensor:
+    """Mean of tensors of one shape; a single one comes back as it is."""
+    return planes[0] if len(planes) == 1 else sum(planes) / len(planes)
 
 
 def _resize(planes: Tensor, size: tuple[int, int]) -> Tensor:

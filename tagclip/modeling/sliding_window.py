@@ -17,7 +17,7 @@ def window_origins(size: int, window: int, stride: int) -> list[int]:
     """Return the first pixel of every window along one axis.
 
     Windows advance by ``stride``; the last one is shifted back so that it ends at ``size``
-    (golden README, section 4). An axis that is not longer than the window has one window.
+    (docs/method.md, section 4). An axis that is not longer than the window has one window.
 
     Args:
         size: length of the axis in pixels, at least 1.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-import os
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.backbone.clip_source import CLIPSource
+from tagclip.utils.files import write_atomic
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["TextBank", "prompt_templates"]
@@ -102,7 +103,7 @@ class TextBank(nn.Module):
         key = self.fingerprint(vocabulary)
         vectors = self._encoded.get(key)
         if vectors is None:
-            vectors = self._read_cache(key)
+            vectors = self._read_cache(key, len(vocabulary.prompts))
         if vectors is None:
             vectors = self._encode(vocabulary)
             self._write_cache(key, vectors)
@@ -143,11 +144,8 @@ class TextBank(nn.Module):
         for start in range(0, len(ids), self.batch_size):
             chunk = ids[start : start + self.batch_size]
             length = max(map(len, chunk))
-            padded = torch.tensor(
-                [row + [0] * (length - len(row)) for row in chunk], device=self._where.device
-            )
-            last = torch.tensor([len(row) - 1 for row in chunk], device=self._where.device)
-            vectors.append(_run_tower(tower, padded, last))
+            padded = [row + [0] * (length - len(row)) for row in chunk]
+            vectors.append(_run_tower(tower, torch.tensor(padded, device=self._where.device)))
             self.num_text_forwards += 1
         return torch.cat(vectors)
 
@@ -166,15 +164,18 @@ class TextBank(nn.Module):
     def _cache_file(self, key: str) -> Path:
         return Path(self.cache_dir).expanduser() / f"{key}.npz"
 
-    def _read_cache(self, key: str) -> Tensor | None:
+    def _read_cache(self, key: str, num_classes: int) -> Tensor | None:
         if not self.cache_dir or not self._cache_file(key).is_file():
             return None
         try:
             with np.load(self._cache_file(key), allow_pickle=False) as file:
                 vectors = file["vectors"]
-            if vectors.dtype != np.float32 or not np.isfinite(vectors).all():
-                raise ValueError("not finite float32 vectors")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            size = (num_classes, self.source.config["embed_dim"])
+            if vectors.shape != size or vectors.dtype != np.float32:
+                raise ValueError(f"{vectors.dtype} {vectors.shape} instead of float32 {size}")
+            if not np.isfinite(vectors).all():
+                raise ValueError("not finite")
+        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             logger.warning("%s: damaged (%s); encoding anew", self._cache_file(key), error)
             return None
         return torch.from_numpy(vectors)
@@ -182,20 +183,26 @@ class TextBank(nn.Module):
     def _write_cache(self, key: str, vectors: Tensor) -> None:
         if not self.cache_dir:
             return
-        path = self._cache_file(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, vectors=vectors.cpu().numpy())
-        os.replace(file.name, path)
+        content = io.BytesIO()
+        np.savez(content, vectors=vectors.cpu().numpy())
+        try:
+            write_atomic(self._cache_file(key), content.getbuffer())
+        except OSError as error:
+            logger.warning(
+                "MODEL.CLIP.TEXT_CACHE %s: cannot be written (%s); every run will encode the "
+                "classes anew: choose another folder",
+                self.cache_dir, error,
+            )  # fmt: skip
 
 
-def _run_tower(tower: nn.Module, ids: Tensor, last: Tensor) -> Tensor:
-    """(T, L) token ids and (T,) index of the end token -> (T, D) text vectors."""
+def _run_tower(tower: nn.Module, ids: Tensor) -> Tensor:
+    """(T, L) token ids padded with 0 -> (T, D) text vectors, read at the end token."""
     length = ids.shape[1]
     mask = torch.full((length, length), -torch.inf, device=ids.device).triu_(1)
     x = tower.token_embedding(ids) + tower.positional_embedding[:length]
     x = tower.transformer(x, attn_mask=mask)
-    x = tower.ln_final(x[torch.arange(len(x), device=x.device), last])
+    # CLIP's end token has the largest id.
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), ids.argmax(dim=1)])
     projection = tower.text_projection
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
 

@@ -13,9 +13,10 @@ from types import ModuleType
 
 from tagclip.errors import ConfigError
 
-__all__ = ["import_projects"]
+__all__ = ["PROJECT_NAMES", "import_projects"]
 
 _PROJECTS = {"minibench": "MiniBench"}
+PROJECT_NAMES = tuple(_PROJECTS)
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 
 

@@ -2,44 +2,130 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
+
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tagclip.errors import ConfigError, TagCLIPError
 
-__all__ = ["check_gpus", "run_tool"]
+__all__ = ["check_processes", "error_line", "forward_sigterm", "hide_tracebacks", "run_tool"]
+
+# Last line of the traceback that a loader or training process hands on as text.
+_LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
 
 
 def run_tool(main: Callable[..., Any], *args: Any) -> None:
-    """Call ``main`` and exit; a `TagCLIPError` becomes one line on stderr.
+    """Call ``main``; a `TagCLIPError`, in whichever process, becomes one line on stderr.
 
     ``TAGCLIP_DEBUG=1`` shows the traceback instead.
 
     Args:
         main: the tool.
         args: its arguments.
+
+    Raises:
+        SystemExit: with 1 after a `TagCLIPError` or the death of a process, 130 after Ctrl-C.
     """
     try:
         main(*args)
-    except TagCLIPError as error:
-        if os.environ.get("TAGCLIP_DEBUG") == "1":
+    except (TagCLIPError, ProcessRaisedException) as error:
+        line = error_line(error)
+        if line is None or _is_debugging():
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(line)
+    except ProcessExitedException as error:
+        sys.exit(f"{error}; see above or log.txt in OUTPUT_DIR for the reason")
+    except KeyboardInterrupt:
+        if _is_debugging():
+            raise
+        print("Interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
-def check_gpus(wanted: int) -> None:
-    """Refuse to start more processes than there are GPUs; one process runs anywhere.
+def error_line(error: BaseException) -> str | None:
+    """Kind and message of a `TagCLIPError` in one line; None for another error.
+
+    Args:
+        error: may come from a loader process (torch keeps its type and puts the traceback into
+            the message) or from a process of `launch` (torch keeps only the traceback).
+    """
+    text = str(error)
+    handed_on = _LAST_LINE.search(text)
+    if handed_on and "Traceback (most recent call last)" in text:
+        return f"{handed_on[1]}: {handed_on[2]}"
+    if isinstance(error, TagCLIPError):
+        return f"{type(error).__name__}: {' '.join(text.splitlines())}"
+    return None
+
+
+def hide_tracebacks(logger_name: str = "detectron2") -> None:
+    """Keep the traceback of a `TagCLIPError` off the terminal; log files get it all the same.
+
+    detectron2 logs every exception that ends a training with its traceback; `run_tool` prints
+    the line that counts. ``TAGCLIP_DEBUG=1`` hides nothing.
+
+    Args:
+        logger_name: logger whose handlers on stdout and stderr are changed.
+    """
+    if _is_debugging():
+        return
+    for handler in logging.getLogger(logger_name).handlers:
+        if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+            handler.addFilter(_has_no_mendable_error)
+
+
+def _has_no_mendable_error(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], TagCLIPError))
+
+
+def _is_debugging() -> bool:
+    return os.environ.get("TAGCLIP_DEBUG") == "1"
+
+
+def check_processes(num_gpus: int, num_machines: int = 1, machine_rank: int = 0) -> None:
+    """Refuse, before anything is started, processes that cannot run; one runs anywhere.
+
+    Args:
+        num_gpus: ``--num-gpus``, processes on this machine; 0 and 1 run in this process.
+        num_machines: ``--num-machines``.
+        machine_rank: ``--machine-rank`` of this machine.
 
     Raises:
-        ConfigError: there are fewer GPUs.
+        ConfigError: there are fewer GPUs, or the machines are numbered wrongly.
     """
     import torch
 
     found = torch.cuda.device_count()
-    if wanted > max(found, 1):
+    if num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ConfigError(
-            f"--num-gpus: found {found} GPUs on this machine, expected {wanted}; "
+            f"--machine-rank: found {machine_rank} of --num-machines {num_machines}, expected "
+            "0 to --num-machines - 1; give every machine its own number"
+        )
+    if num_machines > 1 and found == 0:
+        raise ConfigError(
+            f"--num-machines: found no GPU on this machine, expected one for each of "
+            f"{num_machines} machines; train on one machine without GPU with --num-machines 1"
+        )
+    if num_gpus < 0 or num_gpus > max(found, 1):
+        raise ConfigError(
+            f"--num-gpus: found {found} GPUs on this machine, expected {num_gpus}; "
             f"use --num-gpus {max(found, 1)}"
         )
+
+
+def forward_sigterm() -> None:
+    """Hand SIGTERM on to the child processes, which save and end by themselves."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    signal.signal(signal.SIGTERM, forward)

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -52,20 +53,21 @@ def checksum(root: Path, subset: str) -> str:
     return digest.hexdigest()
 
 
-def generate(root: Path) -> None:
-    """Write all subsets below ``root`` unless they are there already.
+def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
+    """Write subsets below ``root`` unless they are there already, whole and unchanged.
 
     Each subset is written beside its place and renamed when it is complete and verified.
 
     Args:
         root: becomes ``root/images/{train,val,test}`` and ``root/labels/{train,val,test}``.
+        subsets: keys of `SUBSETS`.
 
     Raises:
         DatasetError: the pixels are not those of the committed checksums.
     """
     expected = json.loads(_CHECKSUMS.read_text())
-    for subset in SUBSETS:
-        if (root / "labels" / subset).is_dir() and checksum(root, subset) == expected[subset]:
+    for subset in subsets:
+        if _is_complete(root, subset, expected[subset]):
             logger.info("%s: %s is complete and verified", root, subset)
             continue
         root.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,22 @@ def generate(root: Path) -> None:
                 place.parent.mkdir(exist_ok=True)
                 shutil.rmtree(place, ignore_errors=True)
                 os.replace(temporary / kind / subset, place)
+        logger.info("%s: wrote and verified %d images of %s", root, SUBSETS[subset][0], subset)
+
+
+def _is_complete(root: Path, subset: str, expected: str) -> bool:
+    folders = [root / kind / subset for kind in ("images", "labels")]
+    if not any(folder.is_dir() for folder in folders):
+        return False
+    names = {f"{index:06d}.png" for index in range(SUBSETS[subset][0])}
+    whole = all({file.name for file in folder.glob("*.png")} == names for folder in folders)
+    try:
+        if whole and checksum(root, subset) == expected:
+            return True
+    except DatasetError as error:
+        logger.info("%s", error)
+    logger.info("%s: %s is incomplete or changed, generating it anew", root, subset)
+    return False
 
 
 def _write(root: Path, subset: str) -> None:
@@ -92,7 +110,8 @@ def _write(root: Path, subset: str) -> None:
     palette[255] = 255
     for kind in ("images", "labels"):
         (root / kind / subset).mkdir(parents=True)
-    for index in tqdm(range(SUBSETS[subset][0]), desc=f"MiniBench {subset}"):
+    # None: a bar on terminals only.
+    for index in tqdm(range(SUBSETS[subset][0]), desc=f"MiniBench {subset}", disable=None):
         drawn = scene(subset, index)
         name = f"{subset}/{index:06d}.png"
         Image.fromarray(drawn.image).save(root / "images" / name)

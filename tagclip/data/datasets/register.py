@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["register_folder_dataset", "register_zero_shot_sem_seg"]
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
 
@@ -27,6 +31,8 @@ def register_zero_shot_sem_seg(
     image_ext: str = "jpg",
     label_ext: str = "png",
     prepare_command: str = "",
+    image_list: str | Path = "",
+    manifest: str | Path = "",
 ) -> None:
     """Register a dataset for zero-shot semantic segmentation.
 
@@ -44,6 +50,10 @@ def register_zero_shot_sem_seg(
         vocabulary_json: the class list (format: `tagclip.vocabulary_json`).
         image_ext, label_ext: extensions without the dot, in any case.
         prepare_command: command that makes the folders, for error messages.
+        image_list: text file with one image per line, its path below `image_root` without
+            extension; other files are left out. "": every file of the folders.
+        manifest: json of a prepare script (`LabelManifest`) without which the labels of the list
+            are refused; "": unknown labels are taken.
 
     Raises:
         DatasetError: the name belongs to another dataset.
@@ -55,12 +65,18 @@ def register_zero_shot_sem_seg(
         (image_ext.lower().lstrip("."),),
         (label_ext.lower().lstrip("."),),
         prepare_command,
+        str(image_list),
+        str(manifest),
     )
     _register(files, str(vocabulary_json))
 
 
 def register_folder_dataset(
-    name: str, images: str | Path, labels: str | Path, vocabulary: str | Path
+    name: str,
+    images: str | Path,
+    labels: str | Path,
+    vocabulary: str | Path,
+    image_list: str | Path = "",
 ) -> None:
     """Register a folder of jpg, jpeg or png images and one of png labels with the same stems.
 
@@ -68,11 +84,15 @@ def register_folder_dataset(
         name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
         images, labels: the folders.
         vocabulary: vocabulary json.
+        image_list: see `register_zero_shot_sem_seg`.
 
     Raises:
         DatasetError: the name belongs to another dataset.
     """
-    files = _PairedFiles(name, str(images), str(labels), ("jpg", "jpeg", "png"), ("png",), "")
+    extensions = ("jpg", "jpeg", "png")
+    files = _PairedFiles(
+        name, str(images), str(labels), extensions, ("png",), "", str(image_list), ""
+    )
     _register(files, str(vocabulary))
 
 
@@ -122,17 +142,34 @@ class _PairedFiles:
     image_exts: tuple[str, ...]
     label_exts: tuple[str, ...]
     prepare_command: str
+    image_list: str
+    manifest: str
 
     def __call__(self) -> list[dict[str, str]]:
         """One dict per image: "file_name", "sem_seg_file_name", "image_id"; sorted by image_id."""
         images = self._list(self.image_root, self.image_exts, "image")
         labels = self._list(self.label_root, self.label_exts, "label")
+        if self.image_list:
+            names = self._read_list()
+            if self.manifest:
+                self._check_manifest(len(names))
+            self._refuse_lonely(names - images.keys(), "listed names", "image", self.image_root)
+            images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
         self._refuse_lonely(images.keys() - labels.keys(), "images", "label", self.label_root)
         self._refuse_lonely(labels.keys() - images.keys(), "labels", "image", self.image_root)
         return [
             {"file_name": images[key], "sem_seg_file_name": labels[key], "image_id": key}
             for key in sorted(images)
         ]
+
+    def files_by_name(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Paths of images and of labels, also of those without a partner; checks nothing else."""
+        images = self._list(self.image_root, self.image_exts, "image")
+        labels = self._list(self.label_root, self.label_exts, "label")
+        if self.image_list:
+            names = self._read_list()
+            images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
+        return images, labels
 
     def _list(self, root: str, extensions: Sequence[str], what: str) -> dict[str, str]:
         """Path of every file, by its path below the root without extension."""
@@ -155,6 +192,43 @@ class _PairedFiles:
                 f"{root}{self._advice}"
             )
         return files
+
+    def _check_manifest(self, num_images: int) -> None:
+        manifest = LabelManifest.read(self.manifest)
+        found = ""
+        if manifest is None:
+            found = "no such file, so that nobody has checked what the label values mean"
+        elif not manifest.complete:
+            found = "the labels are not complete"
+        elif manifest.num_images != num_images:
+            found = f"is of {manifest.num_images} images, {self.image_list} names {num_images}"
+        if found:
+            raise DatasetError(f"dataset {self.name}: {self.manifest}: {found}{self._advice}")
+        manifest.check_classes(
+            Vocabulary.from_metadata(self.name), self.manifest, f"run: {self.prepare_command}"
+        )
+        if manifest.num_images != manifest.expected_images:
+            logger.warning(
+                "dataset %s: prepared from %d of %d images; results cannot be compared with others",
+                self.name,
+                manifest.num_images,
+                manifest.expected_images,
+            )
+
+    def _read_list(self) -> set[str]:
+        try:
+            with open(self.image_list, encoding="utf-8") as file:
+                names = {line.strip() for line in file} - {""}
+        except (OSError, UnicodeDecodeError) as error:
+            raise DatasetError(
+                f"dataset {self.name}: {self.image_list}: no readable list of images "
+                f"({type(error).__name__}){self._advice}"
+            ) from error
+        if not names:
+            raise DatasetError(
+                f"dataset {self.name}: {self.image_list} names no image{self._advice}"
+            )
+        return names
 
     def _refuse_lonely(self, keys: set[str], these: str, other: str, root: str) -> None:
         if keys:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +16,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.backbone.clip_layouts import describe_misfit
 from tagclip.modeling.backbone.clip_source import CLIPSource
 from tagclip.modeling.backbone.prompts import DeepPrompts
+from tagclip.modeling.backbone.vit_block import Block
 
-__all__ = ["CLIPViT"]
+__all__ = ["CLIPViT", "resize_positions"]
+
+logger = logging.getLogger(__name__)
 
 # open_clip's names inside `visual.`, and ours.
 _RENAMED = (
@@ -30,63 +36,47 @@ _RENAMED = (
 )
 
 
-class QuickGELU(nn.Module):
-    """OpenAI's approximation x * sigmoid(1.702 x)."""
+def resize_positions(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str
+) -> Tensor:
+    """Resize a position table (docs/method.md, section 3); the class token's row is kept.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+    Args:
+        table: (1 + rows * columns, W), the class token's position first, then the map row by row.
+        old: (rows, columns) of the table.
+        new: (rows, columns) of the result.
+        mode: ``bilinear`` as the released code, or ``bicubic`` as open_clip, with antialiasing.
 
-
-class Attention(nn.Module):
-    """Multi-head self-attention with packed query, key and value."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, length, width = x.shape
-        qkv = self.qkv(x).view(n, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(mixed.transpose(1, 2).reshape(n, length, width))
-
-
-class MLP(nn.Module):
-    """Two linear layers around the activation."""
-
-    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = QuickGELU() if quick_gelu else nn.GELU()
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+    Returns:
+        (1 + rows * columns of ``new``, W); ``table`` itself if the two are equal.
+    """
+    if old == new:
+        return table
+    patches = table[1:].T.unflatten(1, old)[None]
+    # torch 2.14 antialiases a map of one column wrongly on the CPU, of one row rightly.
+    transpose = mode == "bicubic" and new[1] == 1
+    if transpose:
+        patches, new = patches.mT, new[::-1]
+    resized = F.interpolate(
+        patches, new, mode=mode, align_corners=False, antialias=mode == "bicubic"
+    )
+    resized = resized.mT if transpose else resized
+    return torch.cat([table[:1], resized[0].flatten(1).T])
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block: (N, L, W) -> (N, L, W)."""
-
-    def __init__(self, width: int, heads: int, hidden: int, quick_gelu: bool) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, hidden, quick_gelu)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+def _check_resize(mode: str) -> str:
+    if mode not in ("bilinear", "bicubic"):
+        raise ConfigError(
+            f"MODEL.CLIP.POS_EMBED_RESIZE: found {mode!r}, expected bilinear or bicubic"
+        )
+    return mode
 
 
 @BACKBONE_REGISTRY.register()
 class CLIPViT(Backbone):
     """Frozen CLIP ViT with trainable deep prompts (TagCLIP paper, section 3.1).
 
-    The mathematics is that of the golden README, section 3.
+    The mathematics: docs/method.md, section 3.
     """
 
     @configurable
@@ -107,6 +97,7 @@ class CLIPViT(Backbone):
         double_cls_embed: bool = True,
         use_checkpoint: bool = False,
         state: Mapping[str, Tensor] | None = None,
+        weights_path: str = "",
         weights_sha256: str = "",
     ) -> None:
         """Build the tower, load and freeze CLIP's weights.
@@ -126,6 +117,7 @@ class CLIPViT(Backbone):
             double_cls_embed: count the class embedding twice, as the released code.
             use_checkpoint: recompute each block in the backward pass.
             state: open_clip's ``visual.`` tensors without that prefix; None keeps random ones.
+            weights_path: where ``state`` comes from, for messages.
             weights_sha256: recorded in checkpoints and compared when they are loaded.
 
         Raises:
@@ -133,29 +125,26 @@ class CLIPViT(Backbone):
             CheckpointError: ``state`` does not fit.
         """
         super().__init__()
-        if pos_embed_resize not in ("bilinear", "bicubic"):
-            raise ConfigError(
-                f"MODEL.CLIP.POS_EMBED_RESIZE: found {pos_embed_resize!r}, "
-                "expected bilinear or bicubic"
-            )
         self.patch_size, self.grid_size, self.embed_dim = patch_size, tuple(grid_size), embed_dim
-        self.pos_embed_resize = pos_embed_resize
-        self.double_cls_embed = double_cls_embed
-        self.use_checkpoint = use_checkpoint
+        self.pos_embed_resize = _check_resize(pos_embed_resize)
+        self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
         self.weights_sha256 = weights_sha256
-        self.patch_embed = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
-        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
-        positions = 1 + grid_size[0] * grid_size[1]
-        self.positional_embedding = nn.Parameter(torch.randn(positions, width) * width**-0.5)
+        self._add_embeddings(width)
         self.ln_pre = nn.LayerNorm(width) if ln_pre else nn.Identity()
         self.blocks = nn.ModuleList(Block(width, heads, hidden, quick_gelu) for _ in range(layers))
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
         if state is not None:
-            self._load_clip(state)
+            self._load_clip(state, weights_path)
         self.requires_grad_(False)
         self.prompts = prompts
         self._position_cache: dict[tuple, Tensor] = {}
+
+    def _add_embeddings(self, width: int) -> None:
+        self.patch_embed = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
+        positions = 1 + self.grid_size[0] * self.grid_size[1]
+        self.positional_embedding = nn.Parameter(torch.randn(positions, width) * width**-0.5)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
@@ -178,12 +167,17 @@ class CLIPViT(Backbone):
                 dropout=prompt.DROPOUT,
                 post_norm=prompt.POST_NORM,
             )
+        state = source.vision_state()
+        place = source.path or "random weights"
+        activation = "QuickGELU" if source.quick_gelu else "GELU"
+        logger.info("CLIP %s, %s: %s, sha256 %s", clip.NAME, activation, place, source.sha256)
         return tower | {
             "prompts": prompts,
             "pos_embed_resize": clip.POS_EMBED_RESIZE,
             "double_cls_embed": clip.DOUBLE_CLS_EMBED,
             "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
-            "state": source.vision_state(),
+            "state": state,
+            "weights_path": str(source.path or ""),
             "weights_sha256": source.sha256,
         }
 
@@ -199,29 +193,32 @@ class CLIPViT(Backbone):
             "clip_global": ShapeSpec(channels=self.embed_dim),
         }
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised images.
 
         Args:
             images: (N, 3, H, W) float, H and W multiples of the patch size.
+            positions: (1 + h*w, W) position table of the patch grid, default the resized one.
 
         Returns:
             ``clip_dense`` (N, D, h, w) and ``clip_global`` (N, D), float32, unit length over D.
         """
-        tokens, (rows, columns) = self.embed(images)
+        tokens, (rows, columns) = self.embed(images, positions)
         tokens = self.encode(tokens, rows * columns)
         vectors = self.project(tokens)
         dense = vectors[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
         return {"clip_dense": dense, "clip_global": vectors[:, 0]}
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def embed(
+        self, images: Tensor, positions: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int]]:
         """Return (N, 1 + h*w, W) tokens before ``ln_pre``, class token first, and (h, w)."""
         patches = self.patch_embed(images)
         grid = (patches.shape[-2], patches.shape[-1])
-        positions = self._positions(grid)
+        positions = self._positions(grid) if positions is None else positions
         cls = positions[:1] + self.class_embedding * (2 if self.double_cls_embed else 1)
         patches = patches.flatten(2).transpose(1, 2) + positions[1:]
-        return torch.cat([cls.expand(len(images), 1, -1), patches], dim=1), grid
+        return torch.cat([cls.expand(images.shape[0], 1, -1), patches], dim=1), grid
 
     def encode(self, tokens: Tensor, num_patches: int) -> Tensor:
         """Run ``ln_pre`` and all blocks: (N, 1 + n, W) -> (N, 1 + n, W), prompts dropped."""
@@ -250,38 +247,29 @@ class CLIPViT(Backbone):
         if grid == self.grid_size:
             return table
         key = (grid, table.device, table.dtype, table.data_ptr(), table._version)
-        if key not in self._position_cache:
-            patches = table[1:].T.unflatten(1, self.grid_size)[None]
-            resized = F.interpolate(
-                patches,
-                grid,
-                mode=self.pos_embed_resize,
-                align_corners=False,
-                # open_clip's own resize is bicubic with antialiasing.
-                antialias=self.pos_embed_resize == "bicubic",
-            )
-            self._position_cache.clear()
-            self._position_cache[key] = torch.cat([table[:1], resized[0].flatten(1).T])
-        return self._position_cache[key]
+        # A name of its own: another thread may replace the cache at any time.
+        cache = self._position_cache
+        if key not in cache:
+            resized = resize_positions(table, self.grid_size, grid, self.pos_embed_resize)
+            self._position_cache = cache = {key: resized}
+        return cache[key]
 
-    def _load_clip(self, state: Mapping[str, Tensor]) -> None:
+    def _load_clip(self, state: Mapping[str, Tensor], path: str) -> None:
         renamed = {}
         for name, tensor in state.items():
             for old, new in _RENAMED:
                 name = name.replace(old, new)
             renamed[name] = tensor
-        own = self.state_dict()
-        wrong = [f"{n} is missing" for n in sorted(own.keys() - renamed.keys())]
-        wrong += [f"{n} is unknown" for n in sorted(renamed.keys() - own.keys())]
-        wrong += [
-            f"{n} is {tuple(renamed[n].shape)} instead of {tuple(own[n].shape)}"
-            for n in sorted(own.keys() & renamed.keys())
-            if own[n].shape != renamed[n].shape
-        ]
-        if wrong:
+        table = renamed.get("positional_embedding")
+        side = math.isqrt(len(table) - 1) if table is not None else 0
+        if side > 0 and side**2 == len(table) - 1 and (side, side) != self.grid_size:
+            logger.info("CLIP's position table of %dx%d is resized to %dx%d",
+                        side, side, *self.grid_size)  # fmt: skip
+            table = resize_positions(table, (side, side), self.grid_size, self.pos_embed_resize)
+            renamed["positional_embedding"] = table
+        if misfit := describe_misfit(self.state_dict(), renamed):
             raise CheckpointError(
-                f"CLIP's vision weights do not fit the model config: {'; '.join(wrong[:5])}"
-                f"{f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''}; "
+                f"{path or 'CLIP'}: the vision weights do not fit the model config: {misfit}; "
                 "check MODEL.CLIP.NAME and MODEL.CLIP.PRETRAINED"
             )
         self.load_state_dict(renamed)

@@ -13,7 +13,7 @@ __all__ = ["DeepPrompts"]
 class DeepPrompts(nn.Module):
     """Learned tokens, replaced before every block (VPT-deep, arXiv 2203.12119).
 
-    All layers share one projection (golden README, section 3, step 4).
+    All layers share one projection (docs/method.md, section 3, step 4).
     """
 
     def __init__(
@@ -66,5 +66,5 @@ class DeepPrompts(nn.Module):
         """
         parts = [tokens[:, :1], tokens[:, -num_patches:]]
         if prompts is not None:
-            parts.insert(1, self.dropout(prompts.to(tokens.dtype).expand(len(tokens), -1, -1)))
+            parts.insert(1, self.dropout(prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1)))
         return torch.cat(parts, dim=1)

@@ -89,7 +89,7 @@ class MatchingLogits(nn.Module):
 class MaskDecoder(nn.Module):
     """Class queries attend to patches; the last layer's logits are the masks.
 
-    Golden README, section 4: the logits are the mean over heads of the last layer's
+    docs/method.md, section 4: the logits are the mean over heads of the last layer's
     (q W_q)_h (m W_k)_h^T / sqrt(dim / heads), before any softmax. What cannot influence them (the
     last layer's value, projection, FFN and norms) does not exist.
     """
@@ -97,7 +97,7 @@ class MaskDecoder(nn.Module):
     def __init__(
         self, *, dim: int, num_heads: int = 8, layers: str = "ann", dropout: float = 0.1
     ) -> None:
-        """Create the layers, every matrix Xavier-uniform (golden README, section 8.4).
+        """Create the layers, every matrix Xavier-uniform (docs/method.md, section 7).
 
         Args:
             dim: channels D.

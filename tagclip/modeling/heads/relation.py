@@ -10,7 +10,7 @@ __all__ = ["RelationDescriptor"]
 
 
 class RelationDescriptor(nn.Module):
-    """r_k = W [t_k * g ; t_k] + b (ZegCLIP, arXiv 2212.03588; golden README, section 4)."""
+    """r_k = W [t_k * g ; t_k] + b (ZegCLIP, arXiv 2212.03588; docs/method.md, section 4)."""
 
     def __init__(self, *, dim: int, kind: str = "cls_text") -> None:
         """Create the projection, initialised Xavier-uniform with zero bias.
@@ -43,7 +43,7 @@ class RelationDescriptor(nn.Module):
             (N, K, D) queries.
         """
         if self.kind == "none":
-            return self.proj(class_embed).expand(len(clip_global), -1, -1)
+            return self.proj(class_embed).expand(clip_global.shape[0], -1, -1)
         weight_product, weight_text = self.proj.weight.chunk(2, dim=1)
         # W [t*g ; t] = W1 (t*g) + W2 t: the second term is the same for all images.
         text = nn.functional.linear(class_embed, weight_text, self.proj.bias)

@@ -1,0 +1,161 @@
+"""Command line and processes of the prepare scripts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+__all__ = ["Options", "run_parallel", "run_script"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Command line of a prepare script.
+
+    Attributes:
+        root: folder of all datasets.
+        datasets: names of the datasets to prepare.
+        workers: processes.
+        allow_missing: prepare what is there although the data are not complete.
+        overwrite: write all files anew.
+        extra: values of the options that only this script has.
+    """
+
+    root: Path
+    datasets: tuple[str, ...]
+    workers: int
+    allow_missing: bool
+    overwrite: bool
+    extra: argparse.Namespace
+
+
+def run_script(
+    description: str,
+    datasets: Sequence[str],
+    prepare_dataset: Callable[[str, Options], None],
+    argv: Sequence[str] | None = None,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
+    """Read the command line and prepare the datasets; exits with 1 and one line on failure.
+
+    Args:
+        description: docstring of the script, with an example.
+        datasets: what the script can prepare.
+        prepare_dataset: called with the name of each.
+        argv: command line; None takes that of the process.
+        add_options: adds the script's own options.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser(),
+        help="folder of all datasets (default: $DETECTRON2_DATASETS, else datasets)",
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=datasets, metavar="NAME", help=f"some of {', '.join(datasets)}"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="prepare what is there although images or labels are missing",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write all files anew")
+    if add_options:
+        add_options(parser)
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        parser.error(f"--workers is {args.workers}, expected 1 or more")
+    options = Options(
+        args.root,
+        tuple(args.only or datasets),
+        args.workers,
+        args.allow_missing,
+        args.overwrite,
+        args,
+    )
+    _run(prepare_dataset, options)
+
+
+def _run(prepare_dataset: Callable[[str, Options], None], options: Options) -> None:
+    from tagclip.errors import DatasetError
+    from tagclip.utils.cli import run_tool
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    def prepare_all() -> None:
+        try:
+            for name in options.datasets:
+                prepare_dataset(name, options)
+        except KeyboardInterrupt:
+            print("\nRun the same command to go on", file=sys.stderr)
+            raise
+        except OSError as error:
+            raise DatasetError(
+                f"{error.filename or options.root}: {error.strerror or error}; mend it and run the "
+                "same command to go on"
+            ) from error
+
+    run_tool(prepare_all)
+
+
+def run_parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
+) -> Iterator[Result]:
+    """Call a function on every item, with a progress bar; results in order.
+
+    Args:
+        function: picklable.
+        items: what it is called with.
+        workers: processes; 1 stays in this one.
+        title: of the progress bar.
+
+    Raises:
+        DatasetError: a process died.
+        Exception: whatever the function raises; what has not begun is then dropped.
+    """
+    with tqdm(total=len(items), desc=title, unit="file") as progress:
+        for result in _results(function, items, workers):
+            progress.update()
+            yield result
+
+
+def _results(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    if workers == 1:
+        yield from map(function, items)
+        return
+    executor = ProcessPoolExecutor(
+        workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    )
+    try:
+        chunk = max(1, min(32, len(items) // (4 * workers)))
+        yield from executor.map(function, items, chunksize=chunk)
+    except BrokenProcessPool as error:
+        from tagclip.errors import DatasetError
+
+        raise DatasetError(
+            "a worker process died, maybe for lack of memory; run again with fewer --workers"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -1,0 +1,95 @@
+#!/usr/bin/env python
+"""Make the labels of coco_stuff_train and coco_stuff_val.
+
+    python datasets/prepare_coco_stuff.py --root datasets --workers 8
+
+Labels of other converters are taken with --converted: those with the same ids (mmsegmentation,
+zsseg, SAN, CAT-Seg) are linked, those of ZegFormer, which puts seen classes first, are remapped:
+
+    python datasets/prepare_coco_stuff.py --converted datasets/coco_stuff164k/annotations
+
+The order of the classes is found out from the raw labels of some of the images; without any it
+has to be named with --order. datasets/README.md tells what to download.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from prepare_cli import Options, run_script
+
+# Folders of detectron2, mmsegmentation, CAT-Seg and ZegFormer; {} is the subset.
+_IMAGES = (
+    "coco/{}",
+    "coco_stuff164k/images/{}",
+    "coco-stuff/images/{}",
+    "coco/coco_stuff/images/{}",
+)
+_LABELS = (
+    "coco/stuffthingmaps/{}",
+    "coco_stuff164k/annotations/{}",
+    "coco-stuff/annotations/{}",
+    "coco/coco_stuff/annotations/{}",
+)
+_RAW = "coco_stuff"
+_ORDERS = ("coco_stuff_converted", "coco_stuff_seen_first", _RAW)
+_CONVERTED = "_labelTrainIds.png"
+
+
+def prepare_dataset(name: str, options: Options) -> None:
+    """Make the labels of one dataset."""
+    from prepare_common import prepare
+    from prepare_sources import (
+        LabelSource,
+        converted_source,
+        find_folder,
+        list_files,
+        refuse_order,
+    )
+
+    subset = f"{name.removeprefix('coco_stuff_')}2017"
+    places = [options.root / place.format(subset) for place in _IMAGES]
+    folder = find_folder(places, f"images of {subset}")
+    _link_folder(folder, places[0])
+    images = list_files(folder, ".jpg")
+    places = [options.root / place.format(subset) for place in _LABELS]
+    converted = options.extra.converted
+    if not converted:
+        refuse_order(options.extra.order)
+        folder = find_folder(places, f"labels of {subset}")
+        source = LabelSource.of(name, list_files(folder, ".png"), _RAW)
+    else:
+        raw = [list_files(place, ".png") for place in places]
+        reference = LabelSource.of(name, next(filter(None, raw), {}), _RAW)
+        inner = [converted / subset, converted / f"{subset}_all", converted]
+        files = list_files(find_folder(inner, "converted labels"), _CONVERTED, ".png")
+        source = converted_source(name, files, _ORDERS, options.extra.order, reference)
+    prepare(name, options, list(images), images, [source])
+
+
+def _link_folder(folder: Path, place: Path) -> None:
+    """Make the images of another tree appear where the registered dataset looks for them."""
+    if not place.is_dir():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(folder.resolve(), place.parent.resolve()))
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--converted",
+        type=Path,
+        help="folder of another converter's labels, or the one above train2017 and val2017",
+    )
+    parser.add_argument("--order", choices=_ORDERS, default="", help="class order of --converted")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    run_script(__doc__, ("coco_stuff_train", "coco_stuff_val"), prepare_dataset, argv, _add_options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Finding raw label files, lists of images, and the labels of other converters."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tagclip.data.datasets.builtin import read_benchmarks, vocabulary_json
+from tagclip.data.datasets.label_map import LabelMap, recognize_order
+from tagclip.data.label_io import read_image, read_label
+from tagclip.errors import ConfigError, DatasetError
+from tagclip.vocabulary import Vocabulary
+
+__all__ = [
+    "README",
+    "LabelSource",
+    "converted_source",
+    "find_folder",
+    "list_files",
+    "read_context_mat",
+    "read_names",
+    "read_object_numbers",
+    "read_sbd_mat",
+    "refuse_order",
+]
+
+logger = logging.getLogger("prepare")
+
+README = "see datasets/README.md for the downloads and the expected folders"
+# Images that are looked at to find out the order of the classes.
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Raw label files of a dataset.
+
+    Attributes:
+        files: file by image name.
+        read: reads a file as (H, W) integers; a function at module level.
+        label_map: what the values mean, and the vocabulary to convert to.
+        void: raw value of pixels that other converters label or not; None if there is none.
+        link: the files hold the vocabulary's ids already and are linked, not converted.
+    """
+
+    files: Mapping[str, Path]
+    read: Callable[[Path], np.ndarray]
+    label_map: LabelMap
+    void: int | None = None
+    link: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        dataset: str,
+        files: Mapping[str, Path],
+        label_map: str,
+        read: Callable[[Path], np.ndarray] = read_label,
+        background: str = "",
+        void: int | None = None,
+    ) -> LabelSource:
+        """Labels to be converted to the class list of a dataset of `benchmarks.json`.
+
+        Args:
+            dataset: its name.
+            files, read, void: see the attributes.
+            label_map: name of a json in `label_maps`.
+            background: class that values without one in the class list get; "" ignores them.
+        """
+        return cls(files, read, LabelMap.read(label_map, _vocabulary(dataset), background), void)
+
+
+def _vocabulary(dataset: str) -> Vocabulary:
+    return Vocabulary.from_json(vocabulary_json(read_benchmarks()[dataset].vocabulary))
+
+
+def list_files(folder: Path, *suffixes: str) -> dict[str, Path]:
+    """Files of a folder by their name without suffix.
+
+    Args:
+        folder: a missing one has no files.
+        suffixes: ends of file names, such as ".png"; of two that fit, and of two files with the
+            same name, the first counts.
+    """
+    found: dict[str, dict[str, Path]] = {suffix: {} for suffix in suffixes}
+    for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        suffix = next((end for end in suffixes if name.endswith(end)), None)
+        if suffix and not name.startswith("."):
+            found[suffix][name.removesuffix(suffix)] = folder / name
+    return {name: path for files in reversed(found.values()) for name, path in files.items()}
+
+
+def find_folder(candidates: Iterable[Path], what: str) -> Path:
+    """First folder that exists.
+
+    Raises:
+        DatasetError: none does.
+    """
+    candidates = list(candidates)
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise DatasetError(
+        f"no folder with {what}: looked for {' and '.join(map(str, candidates))}; {README}, or "
+        "name the root of all datasets with --root"
+    )
+
+
+def read_names(path: Path) -> list[str]:
+    """First word of each line of a list of images.
+
+    Raises:
+        DatasetError: the file is missing or empty, or names an image twice.
+    """
+    try:
+        words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"{path}: no readable list of images ({type(error).__name__}); {README}"
+        ) from error
+    names = [word[0] for word in words if word]
+    if not names or len(set(names)) < len(names):
+        found = "no name" if not names else "a name twice"
+        raise DatasetError(f"{path}: found {found}, expected a list of images; {README}")
+    return names
+
+
+def converted_source(
+    dataset: str,
+    files: Mapping[str, Path],
+    orders: Sequence[str],
+    order: str,
+    reference: LabelSource,
+    background: str = "",
+) -> LabelSource:
+    """Label files of another converter, with the order of their classes found out.
+
+    Args:
+        dataset, files, background: see `LabelSource.of`.
+        orders: label maps that the files may follow.
+        order: one of them if the user says so; "" leaves it to the reference.
+        reference: other labels of some of the images, or of none.
+
+    Raises:
+        DatasetError: the order cannot be told, or is not what the user says.
+    """
+    shared = sorted(files.keys() & reference.files.keys())
+    shared = shared[:: max(len(shared) // _SAMPLES, 1)]
+    pairs = ((read_label(files[n]), reference.read(reference.files[n])) for n in shared)
+    candidates = {name: LabelMap.read(name, _vocabulary(dataset), background) for name in orders}
+    found = candidates[recognize_order(pairs, reference.label_map, candidates, order)]
+    logger.info(
+        "Converted labels: class order %s, by %s",
+        found.name,
+        f"{len(shared)} images" if shared else "--order",
+    )
+    ids = [entry.id for entry in found.vocabulary.classes]
+    is_same = all(value < len(found.table) and found.table[value] == value for value in ids)
+    return LabelSource(files, read_label, found, link=is_same)
+
+
+def refuse_order(order: str) -> None:
+    """Refuse --order where raw labels are read."""
+    if order:
+        raise ConfigError(
+            f"--order is {order}, but raw labels are converted, whose order is known; name other "
+            "labels with --converted, or leave --order out"
+        )
+
+
+def read_sbd_mat(path: Path) -> np.ndarray:
+    """(H, W) integers 0..20 of a file of SBD's folder cls."""
+    return _read_mat(path, lambda tree: tree["GTcls"][0, 0]["Segmentation"])
+
+
+def read_context_mat(path: Path) -> np.ndarray:
+    """(H, W) integers 0..459 of a file of PASCAL Context's folder trainval."""
+    return _read_mat(path, lambda tree: tree["LabelMap"])
+
+
+def _read_mat(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise DatasetError(
+            f"{path}: reading .mat files needs scipy; run: pip install scipy"
+        ) from error
+    try:
+        label = pick(loadmat(path))
+    # What scipy raises on damaged files is not documented.
+    except Exception as error:
+        raise DatasetError(
+            f"{path}: cannot read this label file ({type(error).__name__}: "
+            f"{' '.join(str(error).split())}); extract it again"
+        ) from error
+    if label.ndim != 2 or label.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{path}: found {label.dtype} values of shape {label.shape}, expected integers of "
+            "shape (height, width); extract it again"
+        )
+    return label
+
+
+def read_object_numbers(path: Path) -> np.ndarray:
+    """(H, W) int32 object numbers of a file *_seg.png of ADE20K: red // 10 * 256 + green."""
+    pixels = read_image(path).astype(np.int32)
+    return pixels[:, :, 0] // 10 * 256 + pixels[:, :, 1]

@@ -1,0 +1,77 @@
+#!/usr/bin/env python
+"""Make the labels of voc2012_train (with the annotations of SBD) and voc2012_val.
+
+    python datasets/prepare_voc.py --root datasets --workers 8
+
+Training images are the 1464 of VOC 2012, with its own labels, and those of SBD that are not
+in VOC's validation set, 10582 in all. datasets/README.md tells what to download.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prepare_cli import Options, run_script
+
+if TYPE_CHECKING:
+    from prepare_sources import LabelSource
+
+_VOC = Path("VOCdevkit/VOC2012")
+_SBD = ("VOCdevkit/VOCaug/dataset", "benchmark_RELEASE/dataset")
+_VOID = 255
+
+
+def prepare_dataset(name: str, options: Options) -> None:
+    """Make the labels of one dataset."""
+    from prepare_common import prepare
+    from prepare_sources import LabelSource, find_folder, list_files, read_names
+
+    voc = find_folder([options.root / _VOC], "VOC 2012")
+    lists = voc / "ImageSets" / "Segmentation"
+    files = list_files(voc / "SegmentationClass", ".png")
+    # Labels that others made from SegmentationClassAug have classes on the void borders, which
+    # does no harm in training and changes the result in evaluation.
+    void = _VOID if name == "voc2012_train" else None
+    sources = [LabelSource.of(name, files, "voc2012", void=void)]
+    names = read_names(lists / f"{name.removeprefix('voc2012_')}.txt")
+    if name == "voc2012_train":
+        added, source = _augmentation(name, options, voc)
+        names += sorted(added - set(names) - set(read_names(lists / "val.txt")))
+        sources.append(source)
+    prepare(name, options, names, list_files(voc / "JPEGImages", ".jpg"), sources)
+
+
+def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], LabelSource]:
+    """Image names and labels of SBD, or of its conversion SegmentationClassAug."""
+    from prepare_sources import LabelSource, find_folder, list_files, read_names, read_sbd_mat
+
+    converted = voc / "SegmentationClassAug"
+    places = [options.extra.sbd] if options.extra.sbd else [options.root / place for place in _SBD]
+    folder = find_folder([*places, converted], "the annotations of SBD")
+    if folder == converted:
+        files = list_files(converted, ".png")
+        return set(files), LabelSource.of(name, files, "voc2012", void=_VOID)
+    names = {name for subset in ("train", "val") for name in read_names(folder / f"{subset}.txt")}
+    files = list_files(folder / "cls", ".mat")
+    return names, LabelSource.of(name, files, "voc2012", read_sbd_mat)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sbd",
+        type=Path,
+        help=f"folder of SBD with cls, train.txt and val.txt (default: {' or '.join(_SBD)} "
+        "below --root, else the pngs in SegmentationClassAug)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the script."""
+    run_script(__doc__, ("voc2012_train", "voc2012_val"), prepare_dataset, argv, _add_options)
+
+
+if __name__ == "__main__":
+    main()

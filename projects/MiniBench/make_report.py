@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""Show what a trained and evaluated run learned: pictures and report.html in its folder.
+
+python projects/MiniBench/make_report.py --run output/minibench
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+
+def main() -> None:
+    """Parse the command line, write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the run")
+    args = parser.parse_args()
+    from tagclip.utils.cli import run_tool
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    run_tool(report, args.run)
+
+
+def report(folder: Path) -> None:
+    """Write the report; print the metrics and where everything lies."""
+    from tabulate import tabulate
+
+    from tagclip.projects.minibench.report import metric_rows, write_report
+
+    run, files = write_report(folder)
+    print(f"Protocol: {run.result['run']['protocol']}")
+    print(f"{run.dataset}, {run.result['images']} images")
+    print(
+        tabulate(metric_rows(run.result), ("metric", "percent", "classes"), disable_numparse=True)
+    )
+    for file in files:
+        print(f"Wrote {file}")
+
+
+if __name__ == "__main__":
+    main()

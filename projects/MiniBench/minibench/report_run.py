@@ -1,0 +1,115 @@
+"""A run on disk: its config, result and training curve, and its model built anew."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+
+from tagclip import TagCLIP, TagCLIPCheckpointer, Vocabulary, ZeroShotTrainer, load_config
+from tagclip.data import query_vocabulary
+from tagclip.engine import checkpoint_metadata
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.evaluation.results import read_metrics
+from tagclip.projects import import_projects
+
+__all__ = ["Run", "load_model", "read_run"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained and evaluated run.
+
+    Attributes:
+        folder: its ``OUTPUT_DIR``.
+        cfg: its config, on a device that this machine has.
+        dataset: name of the evaluated dataset.
+        vocabulary: the classes asked, with seen as the model was trained.
+        result: content of ``inference/<dataset>/metrics.json``.
+        curve: iteration -> what was logged there.
+    """
+
+    folder: Path
+    cfg: CfgNode
+    dataset: str
+    vocabulary: Vocabulary
+    result: dict[str, Any]
+    curve: dict[int, dict[str, float]]
+
+
+def read_run(folder: Path) -> Run:
+    """Read config, result and training curve.
+
+    Raises:
+        ConfigError: the folder holds no evaluated run, or its files are damaged or disagree.
+    """
+    config_file = folder / "config.yaml"
+    if not config_file.is_file():
+        raise ConfigError(
+            f"--run {folder}: found no config.yaml, expected the OUTPUT_DIR of a run; train one "
+            "with tools/train_net.py"
+        )
+    cfg = load_config(config_file)
+    import_projects(cfg.PROJECTS)
+    cfg.OUTPUT_DIR = str(folder)
+    cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    if not cfg.DATASETS.TEST:
+        raise ConfigError(f"{config_file}: DATASETS.TEST is empty, expected an evaluated dataset")
+    dataset = cfg.DATASETS.TEST[0]
+    vocabulary = query_vocabulary(cfg, dataset)
+    result = _read_result(folder / "inference" / dataset / "metrics.json", vocabulary)
+    return Run(folder, cfg, dataset, vocabulary, result, _read_curve(folder / "metrics.json"))
+
+
+def _read_result(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
+    result = read_metrics(path)
+    found = str(result.get("vocabulary_fingerprint"))
+    if found != vocabulary.fingerprint:
+        raise ConfigError(
+            f"{path}: found the vocabulary {found[:12]}, expected {vocabulary.fingerprint[:12]} "
+            f"of {vocabulary.name}; the class list has changed: evaluate the run again"
+        )
+    return result
+
+
+def _read_curve(path: Path) -> dict[int, dict[str, float]]:
+    """Merge the lines of each iteration; a resumed run replaces what it did again."""
+    curve: dict[int, dict[str, float]] = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            curve.setdefault(int(entry["iteration"]), {}).update(entry)
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s: line %d is damaged and left out of the curve", path, number)
+    return dict(sorted(curve.items()))
+
+
+def load_model(run: Run) -> TagCLIP:
+    """Build the model and load the run's last checkpoint, or the one that it only evaluated.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or does not fit the config.
+    """
+    model = ZeroShotTrainer.build_model(run.cfg).eval()
+    checkpointer = TagCLIPCheckpointer(
+        model, str(run.folder), metadata=checkpoint_metadata(run.cfg, model)
+    )
+    is_trained = checkpointer.has_checkpoint()
+    path = checkpointer.get_checkpoint_file() if is_trained else run.cfg.MODEL.WEIGHTS
+    if not path:
+        raise CheckpointError(
+            f"--run {run.folder}: found no last_checkpoint, expected that of a training; train "
+            "again or evaluate a checkpoint with tools/train_net.py --eval-only"
+        )
+    checkpointer.load(path)
+    return model

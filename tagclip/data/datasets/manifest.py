@@ -1,0 +1,104 @@
+"""The record that a prepare script leaves beside a folder of label files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tagclip.class_entry import format_names, name_key
+from tagclip.errors import DatasetError
+from tagclip.utils.files import write_atomic
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["LabelManifest"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LabelManifest:
+    """What is known about a folder of label files.
+
+    Attributes:
+        vocabulary: name of the class list.
+        ids: label value of each class name.
+        ignore_label: value of unlabelled pixels.
+        num_images: label files.
+        expected_images: label files of the whole benchmark.
+        complete: False while files are being written.
+    """
+
+    vocabulary: str
+    ids: Mapping[str, int]
+    ignore_label: int
+    num_images: int
+    expected_images: int
+    complete: bool
+
+    @classmethod
+    def of(
+        cls, vocabulary: Vocabulary, num_images: int, expected_images: int, complete: bool
+    ) -> LabelManifest:
+        """Describe labels of a vocabulary."""
+        ids = {entry.name: entry.id for entry in vocabulary.classes}
+        return cls(
+            vocabulary.name, ids, vocabulary.ignore_label, num_images, expected_images, complete
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> LabelManifest | None:
+        """Read the json; None if there is none.
+
+        Raises:
+            DatasetError: it is damaged or of another format.
+        """
+        try:
+            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            if tree.pop("format") != _FORMAT:
+                raise ValueError(f"format is not {_FORMAT}")
+            return cls(**tree)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DatasetError(
+                f"{path}: not a record of prepared labels ({reason}); remove it and run the "
+                "dataset's prepare script again"
+            ) from error
+
+    def write(self, path: str | Path) -> None:
+        """Write the json, unless it says the same already."""
+        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n"
+        path = Path(path)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, text)
+
+    def check_classes(self, vocabulary: Vocabulary, path: str | Path, remedy: str) -> None:
+        """Refuse labels of other classes, of another order, or with another ignore value.
+
+        Args:
+            vocabulary: the class list that is going to read the labels.
+            path: the json, for the message.
+            remedy: what to do, for the message.
+
+        Raises:
+            DatasetError: ids, names or the ignore label differ.
+        """
+        mine = {name_key(name): value for name, value in self.ids.items()}
+        other = {name_key(entry.name): entry.id for entry in vocabulary.classes}
+        if self.ignore_label != vocabulary.ignore_label:
+            found = f"ignore label {self.ignore_label}, not {vocabulary.ignore_label}"
+        elif mine.keys() != other.keys():
+            found = f"other classes, such as {format_names(mine.keys() ^ other.keys(), 3)}"
+        else:
+            moved = [name for name, value in other.items() if mine[name] != value]
+            if not moved:
+                return
+            found = f"another class order, such as {moved[0]!r} as {mine[moved[0]]}, not "
+            found += f"{other[moved[0]]}"
+        raise DatasetError(
+            f"{path}: the labels are of {self.vocabulary} with {found}, expected vocabulary "
+            f"{vocabulary.name}; {remedy}"
+        )

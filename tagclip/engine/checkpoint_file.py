@@ -1,0 +1,130 @@
+"""Reading checkpoint files: never executes what they hold, names what is wrong with them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tagclip.errors import CheckpointError
+
+__all__ = ["loadable_beside", "read_checkpoint", "read_dict"]
+
+_SUFFIXES = (".pth", ".safetensors")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without executing anything that it may hold.
+
+    Args:
+        path: a ``.pth`` file of tensors, numbers and text, or a ``.safetensors`` file.
+
+    Returns:
+        ``model``: name -> CPU tensor, and whatever else was saved.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or no checkpoint. If another one in
+            its folder can be read, the message names it.
+    """
+    if not str(path):
+        raise CheckpointError(
+            "MODEL.WEIGHTS is empty, expected a .pth or .safetensors file; name a checkpoint"
+        )
+    path = Path(path)
+    if path.suffix not in _SUFFIXES:
+        raise CheckpointError(
+            f"{path}: found a {path.suffix or 'file without suffix'}, expected .pth or "
+            ".safetensors; other formats may execute code and are not read"
+        )
+    try:
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: no such checkpoint; check MODEL.WEIGHTS or, with --resume, the file "
+                "last_checkpoint"
+            )
+        return _read(path)
+    except CheckpointError as error:
+        other = loadable_beside(path)
+        advice = f"; {other} beside it can be read" if other else ""
+        raise CheckpointError(f"{error}{advice}") from error.__cause__
+
+
+def loadable_beside(path: Path) -> str | None:
+    """Return the name of the newest other checkpoint of ours beside a file that can be read."""
+    others = [file for file in path.parent.glob("*.pth") if file != path and file.is_file()]
+    for file in sorted(others, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        try:
+            is_ours = "tagclip" in _read(file)
+        except CheckpointError:
+            continue
+        if is_ours:
+            return file.name
+    return None
+
+
+def read_dict(path: Path) -> dict[str, Any]:
+    """Read a file that holds a dict, whatever its keys, without executing anything.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or holds something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; check the path")
+    try:
+        checkpoint = _parse(path)
+    # A damaged file may end in any error of zip, pickle, safetensors or torch.
+    except Exception as error:
+        raise CheckpointError(f"{path}: {_describe(path, error)}") from error
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f"{path}: found a {type(checkpoint).__name__}, expected a dict of tensors"
+        )
+    return checkpoint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = read_dict(path)
+    if "model" not in checkpoint:
+        checkpoint = {"model": checkpoint}
+    state = checkpoint["model"]
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise CheckpointError(f"{path}: found other things than tensors, expected a model's state")
+    return checkpoint
+
+
+def _parse(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return {"model": load_file(path)}
+    if zipfile.is_zipfile(path):
+        # torch.load does not look at the checksums that torch.save writes.
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"checksum of {damaged}")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _describe(path: Path, error: Exception) -> str:
+    """Say what is wrong with a file that cannot be read, and what was expected."""
+    size = path.stat().st_size
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"cannot be opened ({error.strerror}), expected a readable file; check its rights"
+    if path.suffix == ".safetensors":
+        return f"file is incomplete or damaged ({size} bytes: {error}), expected safetensors"
+    is_zip = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        if not is_zip and file.read(2) in (b"PK", b"P", b""):
+            return f"file is incomplete ({size} bytes), expected the whole of what torch.save wrote"
+    if isinstance(error, pickle.UnpicklingError):
+        kind = "unsafe" if is_zip else "unsafe or no checkpoint"
+        return (
+            f"file is {kind}: found Python objects, which may execute code, expected tensors, "
+            "numbers and text only"
+        )
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
+    return f"file is damaged ({size} bytes; {reason}), expected what torch.save wrote"

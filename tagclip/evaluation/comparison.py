@@ -1,0 +1,187 @@
+"""Evaluated runs side by side: finding their results, and saying what sets them apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tagclip.errors import ConfigError
+from tagclip.evaluation.results import read_metrics
+
+__all__ = ["ClassRow", "Result", "class_rows", "differences", "load_results", "repetitions"]
+
+# What differs between repetitions of one experiment.
+_PER_REPETITION = ("seed", "weights", "weights_sha256", "git_commit")
+_SHORT_HASH = 12
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run on one dataset.
+
+    Attributes:
+        label: short name of the run.
+        content: its ``metrics.json``.
+    """
+
+    label: str
+    content: dict[str, Any]
+
+    def metric(self, name: str) -> float | None:
+        """A metric in percent; None where it is undefined."""
+        return self.content["metrics"].get(name)
+
+    def run(self, key: str) -> Any:
+        """What the run says about itself; None if it does not."""
+        return self.content["run"].get(key)
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class in all runs.
+
+    Attributes:
+        name: display name.
+        seen: as the first run reports it; None without a partition.
+        iou: one value per run in percent, nan where undefined.
+        difference: mean of the other runs minus the first, in percentage points; the IoU itself
+            for a single run.
+    """
+
+    name: str
+    seen: bool | None
+    iou: tuple[float, ...]
+    difference: float
+
+
+def load_results(runs: Sequence[str], dataset: str = "") -> dict[str, list[Result]]:
+    """Read the results of each dataset that all runs have.
+
+    Args:
+        runs: OUTPUT_DIR of a run, one of its inference/<dataset> folders, or a ``metrics.json``.
+        dataset: only this one; "" takes all that the runs have in common.
+
+    Returns:
+        Dataset -> one result per run, in their order.
+
+    Raises:
+        ConfigError: a run is named twice or has no result (on the dataset), or nothing is common.
+    """
+    labels = _labels_of(runs)
+    contents = [_contents_of(run) for run in runs]
+    for run, own in zip(runs, contents, strict=True):
+        if dataset and dataset not in own:
+            raise ConfigError(
+                f"--dataset: found no result on {dataset!r} in {run}, expected one of "
+                f"{', '.join(sorted(own))}"
+            )
+    common = {dataset} if dataset else set.intersection(*map(set, contents))
+    if not common:
+        found = zip(runs, contents, strict=True)
+        texts = [f"{run} on {', '.join(sorted(own))}" for run, own in found]
+        raise ConfigError(
+            f"found results of {'; '.join(texts)}, expected a dataset that all runs share; "
+            "evaluate them on the same one"
+        )
+    return {
+        name: [Result(label, own[name]) for label, own in zip(labels, contents, strict=True)]
+        for name in sorted(common)
+    }
+
+
+def _contents_of(run: str) -> dict[str, dict[str, Any]]:
+    path = Path(run)
+    if path.is_file():
+        files = [path]
+    elif path.parent.name == "inference":
+        files = list(path.glob("metrics.json"))
+    else:
+        files = sorted(path.glob("inference/*/metrics.json"))
+    if not files:
+        found = "no inference/<dataset>/metrics.json in it" if path.is_dir() else "no such folder"
+        raise ConfigError(f"{run}: {found}; name the OUTPUT_DIR of a run that has been evaluated")
+    contents = [read_metrics(file) for file in files]
+    return {content["dataset"]: content for content in contents}
+
+
+def _labels_of(runs: Sequence[str]) -> list[str]:
+    """The shortest ends of the paths that tell all of them apart."""
+    paths = [Path(run).resolve() for run in runs]
+    twice = [run for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]
+    if twice:
+        raise ConfigError(f"{twice[-1]}: the run is named twice; name it once")
+    length = 1
+    while True:
+        labels = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            return labels
+        length += 1
+
+
+def differences(results: Sequence[Result]) -> list[str]:
+    """Say what forbids to compare runs with the first one: one line per run and fact."""
+    first = results[0]
+    lines = []
+    for other in results[1:]:
+        pairs = zip(_facts(first).items(), _facts(other).values(), strict=True)
+        lines += [
+            f"{other.label} is not comparable with {first.label}: {fact} is {found}, not {expected}"
+            for (fact, expected), found in pairs
+            if found != expected
+        ]
+    return lines
+
+
+def _facts(result: Result) -> dict[str, str]:
+    content = result.content
+    fingerprint = str(content.get("vocabulary_fingerprint"))
+    return {
+        "class list": f"{content.get('vocabulary')} {fingerprint[:_SHORT_HASH]}",
+        "split": repr(content.get("split")),
+        "number of images": str(content.get("images")),
+        "protocol": _protocol(result),
+        "list of trained classes": str(result.run("training_vocabulary"))[:_SHORT_HASH],
+        "CLIP sha256": str(result.run("clip_sha256"))[:_SHORT_HASH],
+    }
+
+
+def _protocol(result: Result) -> str:
+    """Which labels training read; how the model was trained on them is no matter of protocol."""
+    # Said by `protocol_summary` wherever a key makes training do so.
+    reads_novel = "reads where" in str(result.run("protocol"))
+    return f"{result.run('setting')}{', which reads where unseen pixels are' * reads_novel}"
+
+
+def repetitions(results: Sequence[Result]) -> list[list[Result]]:
+    """Groups of runs that differ in nothing but the seed, with at least two seeds each."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        run = {k: v for k, v in result.content["run"].items() if k not in _PER_REPETITION}
+        key = json.dumps([_facts(result), run], sort_keys=True)
+        groups.setdefault(key, []).append(result)
+    return [group for group in groups.values() if len({r.run("seed") for r in group}) > 1]
+
+
+def class_rows(results: Sequence[Result]) -> list[ClassRow]:
+    """Classes that all runs have, by name, from the largest gain to the largest loss.
+
+    Classes without a defined difference come last, in the order of the first run.
+    """
+    tables = [{entry["name"]: entry for entry in result.content["classes"]} for result in results]
+    rows = []
+    for name, entry in tables[0].items():
+        if not all(name in table for table in tables):
+            continue
+        iou = tuple(_number(table[name]["IoU"]) for table in tables)
+        others = iou[1:]
+        difference = sum(others) / len(others) - iou[0] if others else iou[0]
+        rows.append(ClassRow(name, entry["seen"], iou, difference))
+    return sorted(rows, key=lambda row: math.inf if math.isnan(row.difference) else -row.difference)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,151 @@
+"""Bookkeeping of results: the table of all evaluations, per-class tables, reading them back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from iopath.common.file_io import file_lock
+
+from tagclip.errors import ConfigError
+from tagclip.utils.files import write_atomic
+
+__all__ = ["append_result_row", "read_metrics", "result_row", "write_per_class_csv"]
+
+_CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels")
+# Keys of metrics.json that are one value each; "metrics" and "run" are spread out behind them.
+_VALUES = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
+_REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
+
+
+def write_per_class_csv(path: str | Path, classes: Sequence[Mapping[str, Any]]) -> Path:
+    """Write one line per class, in the order of the vocabulary.
+
+    Args:
+        path: the file; its folder is created.
+        classes: the "classes" of ``metrics.json``: dicts with "name", "seen" (bool or None),
+            "IoU" and "ACC" in percent (nan or None where undefined), "pixels".
+
+    Returns:
+        ``path``.
+    """
+    rows = [{"index": index} | dict(entry) for index, entry in enumerate(classes)]
+    return write_atomic(path, _format_csv(_CLASS_COLUMNS, rows))
+
+
+def result_row(content: Mapping[str, Any], time: datetime) -> dict[str, Any]:
+    """Flatten the content of ``metrics.json`` to a row of the table of results.
+
+    Args:
+        content: "dataset", "images", "split", "metrics" (percent), "run" and the like.
+        time: when the evaluation ended.
+
+    Returns:
+        "time" (ISO 8601, seconds), what was evaluated, the metrics, and what "run" says.
+    """
+    row = {"time": time.isoformat(timespec="seconds")}
+    row |= {key: content.get(key) for key in _VALUES}
+    return {**row, **content["metrics"], **content["run"]}
+
+
+def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:
+    """Append one row to a csv table; processes that do so at the same time wait for each other.
+
+    The table is replaced as a whole: it is complete at every moment, also when the process is
+    killed. A column that the table lacks is added behind the others, empty in the old rows; a
+    column that the row lacks stays empty in the new one. None and nan are empty cells, floats
+    are rounded to 4 digits, lists and dicts become json.
+
+    Args:
+        path: the table; it and its folder are created.
+        row: column -> value; "dataset" is one of them.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ConfigError: the file is no such table.
+    """
+    path = Path(path).absolute()
+    # Locked beside the table, which is renamed over; the lock file stays.
+    with file_lock(str(path.with_name(f".{path.name}"))):
+        columns, rows = _read_csv(path)
+        columns += [name for name in row if name not in columns]
+        return write_atomic(path, _format_csv(columns, [*rows, row]))
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    if not path.is_file():
+        return [], []
+    advice = "move the file away, the next evaluation starts a new one"
+    try:
+        # Spreadsheet programs put a byte order mark in front.
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [cells for cells in reader if cells]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a csv table ({error}); {advice}") from error
+    if not lines:
+        return [], []
+    columns = lines[0]
+    if "dataset" not in columns or len(set(columns)) < len(columns):
+        raise ConfigError(
+            f"{path}: found the header {','.join(columns)!r}, expected different names separated "
+            f"by commas, one of them 'dataset'; {advice}"
+        )
+    for number, cells in enumerate(lines[1:], start=2):
+        if len(cells) != len(columns):
+            raise ConfigError(
+                f"{path}: row {number} has {len(cells)} cells, expected {len(columns)}; mend the "
+                f"row, or {advice}"
+            )
+    return columns, [dict(zip(columns, cells, strict=True)) for cells in lines[1:]]
+
+
+def _format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (float, np.floating)):
+        return "" if math.isnan(value) else str(round(float(value), 4))
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, (list, tuple, dict)) else str(value)
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """Read a ``metrics.json`` that the evaluator wrote.
+
+    Returns:
+        Its content; undefined values are None.
+
+    Raises:
+        ConfigError: the file is missing, or is no such json.
+    """
+    advice = "name a run that has been evaluated (tools/train_net.py --eval-only)"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; {advice}") from error
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a readable json file ({reason}); {advice}") from error
+    for key, kind in _REQUIRED.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise ConfigError(
+                f"{path}: found no {key!r} of an evaluation's result, expected the metrics.json "
+                f"of an inference folder; {advice}"
+            )
+    return content

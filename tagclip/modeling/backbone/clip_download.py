@@ -1,0 +1,53 @@
+"""The weight file of an open_clip tag: from the cache, or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from tagclip.errors import CheckpointError
+
+__all__ = ["fetch_tag"]
+
+# Seconds after which the hub counts as out of reach. Its own client retries for much longer.
+_PATIENCE = 10
+
+
+def fetch_tag(label: str, tag: Mapping[str, str], cache_dir: str = "") -> Path:
+    """Return the weight file of a tag; a cached one needs no network.
+
+    Args:
+        label: how to call the weights in an error, "MODEL/TAG".
+        tag: open_clip's entry (``open_clip.get_pretrained_cfg``); its ``hf_hub`` is read.
+        cache_dir: folder of the downloads; "" is huggingface_hub's default.
+
+    Raises:
+        CheckpointError: it is not cached and cannot be downloaded.
+    """
+    import open_clip
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+
+    repository, files = _files(tag)
+    for file in files:
+        cached = try_to_load_from_cache(repository, file, cache_dir or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    address = hf_hub_url(repository, files[0])
+    try:
+        get_session().head(address, timeout=_PATIENCE)
+        return Path(open_clip.download_pretrained(dict(tag), cache_dir=cache_dir or None))
+    except Exception as error:
+        raise CheckpointError(
+            f"CLIP weights {label}: not cached, and {address} cannot be downloaded "
+            f"({type(error).__name__}); fetch that file on a machine with a network, put it "
+            "anywhere and set MODEL.CLIP.PRETRAINED to its path"
+        ) from error
+
+
+def _files(tag: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Split open_clip's "organisation/repository/file"; without a file it is one of two."""
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, file = os.path.split(tag["hf_hub"])
+    return repository, [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]

@@ -1,0 +1,6 @@
+"""Comparison of this library with golden tensors of the official model (docs/method.md)."""
+
+from pathlib import Path
+
+# Made by `golden.trim` of the public golden file: every key, planes at every third pixel.
+TRIMMED = Path(__file__).parents[1] / "data" / "public_golden.pt"

@@ -1,0 +1,160 @@
+"""Metrics against loops over single pixels and single pairs."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tagclip.evaluation.metrics import (
+    auroc,
+    confusion_matrix,
+    defined_classes,
+    harmonic_mean,
+    per_class,
+    summarize,
+)
+
+labels = st.lists(st.integers(0, 6), min_size=1, max_size=40)
+# Values of 4 and above are ignored.
+CLASSES = 4
+
+
+def pixels(values: list[int], limit: int) -> np.ndarray:
+    return np.array([min(value, limit) for value in values], dtype=np.uint8)
+
+
+def brute_force(truth: np.ndarray, prediction: np.ndarray, part: list[int]) -> dict[str, float]:
+    """Mean IoU, mean accuracy and pixel accuracy over the classes of one part, pixel by pixel."""
+    ious, accuracies, right, total = [], [], 0, 0
+    for k in part:
+        hits = union = true = 0
+        for t, p in zip(truth.tolist(), prediction.tolist(), strict=True):
+            if t >= CLASSES:
+                continue
+            hits += t == k and p == k
+            union += t == k or p == k
+            true += t == k
+        if true:
+            ious.append(hits / union)
+            accuracies.append(hits / true)
+        right, total = right + hits, total + true
+    mean = [
+        100 * sum(values) / len(values) if values else math.nan for values in (ious, accuracies)
+    ]
+    return {"mIoU": mean[0], "mACC": mean[1], "pAcc": 100 * right / total if total else math.nan}
+
+
+@settings(max_examples=60, deadline=None)
+@given(truth=labels, seed=st.integers(0, 99), seen=st.lists(st.booleans(), min_size=4, max_size=4))
+def test_metrics_equal_a_count_pixel_by_pixel(
+    truth: list[int], seed: int, seen: list[bool]
+) -> None:
+    true = pixels(truth, 6)
+    prediction = np.random.default_rng(seed).integers(0, CLASSES, len(true)).astype(np.int16)
+    confusion = confusion_matrix(true, prediction, CLASSES)
+    assert confusion.sum() == sum(t < CLASSES for t in truth)
+    for t, p in itertools.product(range(CLASSES), repeat=2):
+        assert confusion[t, p] == sum((true == t) & (prediction == p))
+    found = summarize(confusion, np.array(seen))
+    parts = {
+        "": list(range(CLASSES)),
+        "-seen": [k for k in range(CLASSES) if seen[k]],
+        "-unseen": [k for k in range(CLASSES) if not seen[k]],
+    }
+    for suffix, part in parts.items():
+        expected = brute_force(true, prediction, part)
+        assert found[f"mIoU{suffix}"] == pytest.approx(expected["mIoU"], nan_ok=True)
+        assert found[f"pAcc{suffix}"] == pytest.approx(expected["pAcc"], nan_ok=True)
+    assert found["mACC"] == pytest.approx(
+        brute_force(true, prediction, parts[""])["mACC"], nan_ok=True
+    )
+    counts = defined_classes(confusion, np.array(seen))
+    for suffix, part in parts.items():
+        assert counts[f"mIoU{suffix}"] == len({t for t in truth if t in part})
+    assert defined_classes(confusion, None) == {"mIoU": counts["mIoU"]}
+
+
+def test_a_class_without_true_pixels_is_undefined_even_if_predicted() -> None:
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 4]])
+    values = per_class(confusion)
+    np.testing.assert_array_equal(values["IoU"], [75, np.nan, 100])
+    np.testing.assert_array_equal(values["ACC"], [75, np.nan, 100])
+    found = summarize(confusion, np.array([True, True, False]))
+    assert found["mIoU"] == 87.5
+    assert (found["mIoU-seen"], found["mIoU-unseen"]) == (75, 100)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_one_part_without_classes_leaves_hiou_undefined(seen: bool) -> None:
+    found = summarize(np.array([[3, 1], [0, 4]]), np.array([seen, seen]))
+    assert found["mIoU"] == pytest.approx((75 + 80) / 2)
+    assert math.isnan(found["hIoU"])
+    assert math.isnan(found["mIoU-seen"]) is not seen
+    assert math.isnan(found["pAcc-unseen"]) is seen
+
+
+def test_without_a_partition_nothing_is_said_about_one() -> None:
+    assert set(summarize(np.eye(2, dtype=int), None)) == {"mIoU", "mACC", "pAcc"}
+
+
+def test_harmonic_mean() -> None:
+    assert harmonic_mean(90, 45) == 60
+    assert harmonic_mean(0, 0) == 0
+    assert harmonic_mean(80, 0) == 0
+    assert math.isnan(harmonic_mean(80, math.nan))
+
+
+def test_no_pixel_at_all() -> None:
+    confusion = confusion_matrix(np.zeros((0, 3), np.uint8), np.zeros((0, 3), np.int16), 2)
+    assert not confusion.any() and confusion.shape == (2, 2)
+    assert all(
+        math.isnan(value) for value in summarize(confusion, np.array([True, False])).values()
+    )
+
+
+def test_more_classes_than_a_byte_holds() -> None:
+    truth = np.array([0, 299, 300, 65535], dtype=np.int32)
+    confusion = confusion_matrix(truth, np.array([299, 299, 5, 5], dtype=np.int16), 300)
+    assert confusion.sum() == 2
+    assert confusion[0, 299] == confusion[299, 299] == 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "message"),
+    [
+        ([0, 1], [0, 2], "predicted classes 0 to 2, expected 0 to 1"),
+        ([255, 255], [0, 2], "predicted classes 0 to 2, expected 0 to 1"),
+        ([0, 1], [-1, 1], "predicted classes -1 to 1"),
+        ([0, -1], [0, 1], "label -1, expected 0 or more"),
+        ([0, 1], [0, 1, 1], r"labels of \(2,\), predictions of \(3,\)"),
+        ([0, 1], [0.0, 1.0], "predictions of float64, expected integers"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(truth: list, prediction: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        confusion_matrix(np.array(truth), np.array(prediction), 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    positive=st.lists(st.integers(0, 5), max_size=12),
+    negative=st.lists(st.integers(0, 5), max_size=12),
+)
+def test_auroc_counts_pairs_and_half_of_the_ties(positive: list[int], negative: list[int]) -> None:
+    found = auroc(
+        *(np.bincount(scores, minlength=6) for scores in map(np.int64, (positive, negative)))
+    )
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    expected = 100 * sum(pairs) / len(pairs) if pairs else math.nan
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_auroc_of_very_many_pixels_does_not_overflow() -> None:
+    many = np.array([0, 10**12, 0])
+    assert auroc(many, many) == 50
+    assert auroc(np.array([0, 0, 10**12]), many) == 100

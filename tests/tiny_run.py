@@ -1,0 +1,124 @@
+"""A tiny dataset on disk and short runs on it, for the tests of training and evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import logger as detectron2_logger
+from PIL import Image
+
+CLASSES, UNSEEN, VOID = 5, (1, 3), 255
+_LOGGERS = ("detectron2", "fvcore", "tagclip")
+
+
+def write_tiny_dataset(root: Path, train: int = 6, val: int = 3) -> None:
+    """Write images and labels of blocks, of different sizes, for the fixture ``tiny_cfg``."""
+    generator = np.random.default_rng(0)
+    for subset, count in (("train", train), ("val", val)):
+        for kind in ("images", "labels"):
+            (root / kind / subset).mkdir(parents=True)
+        for index in range(count):
+            height, width = generator.integers(64, 90, 2)
+            blocks = generator.choice([*range(CLASSES), VOID], (3, 3)).astype(np.uint8)
+            label = blocks.repeat(30, 0).repeat(30, 1)[:height, :width]
+            image = generator.integers(0, 80, (height, width, 3)) + label[..., None] % 7 * 25
+            for kind, array in (("images", image.astype(np.uint8)), ("labels", label)):
+                Image.fromarray(array).save(root / kind / subset / f"{index}.png")
+
+
+def train_labels(root: Path) -> list[Path]:
+    """Label files of the training set."""
+    return sorted((root / "labels" / "train").iterdir())
+
+
+def changed(cfg: CfgNode, *opts: Any) -> CfgNode:
+    """Copy of a config with other values: opts are keys and values."""
+    cfg = cfg.clone()
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def write_run_config(cfg: CfgNode, root: Path) -> Path:
+    """Write the dataset of ``tiny_cfg`` and a config file of a training of four steps."""
+    write_tiny_dataset(root)
+    cfg = changed(cfg, "SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 4, "SOLVER.WARMUP_ITERS", 1)
+    path = root / "config.yaml"
+    path.write_text(cfg.dump())
+    return path
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two dicts of tensors hold the same bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def losses(trainer: Any) -> dict[int, dict[str, float]]:
+    """Iteration -> losses, as a trainer recorded them."""
+    found: dict[int, dict[str, float]] = {}
+    for name, history in trainer.storage.histories().items():
+        if "loss" in name:
+            for value, iteration in history.values():
+                found.setdefault(int(iteration), {})[name] = value
+    return found
+
+
+def run_arguments(config_file: str | Path = "", *opts: Any, **options: Any) -> argparse.Namespace:
+    """What ``tools/train_net.py`` parses from a command line."""
+    return argparse.Namespace(
+        **{
+            "config_file": str(config_file),
+            "opts": [str(value) for value in opts],
+            "resume": False,
+            "eval_only": False,
+            "num_gpus": 1,
+            "num_machines": 1,
+            "machine_rank": 0,
+            "dist_url": "auto",
+            **options,
+        }
+    )
+
+
+def load_tool(path: Path) -> ModuleType:
+    """Import a script by its path."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def own_loggers() -> Iterator[None]:
+    """Give the loggers back as they were: each run adds handlers for its folder and terminal."""
+    before = {name: list(logging.getLogger(name).handlers) for name in _LOGGERS}
+    detectron2_logger.setup_logger.cache_clear()
+    try:
+        yield
+    finally:
+        for name, handlers in before.items():
+            logging.getLogger(name).handlers[:] = handlers
+        detectron2_logger.setup_logger.cache_clear()
+
+
+def exit_of(function: Callable[..., Any], *args: Any) -> int | str | None:
+    """Code or message with which a function leaves the process; None if it returns."""
+    try:
+        function(*args)
+    except SystemExit as leave:
+        return leave.code
+    return None

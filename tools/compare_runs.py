@@ -1,0 +1,234 @@
+#!/usr/bin/env python
+"""Compare evaluated runs side by side: metrics, what the runs depend on, every class.
+
+    python tools/compare_runs.py output/run_a output/run_b
+    python tools/compare_runs.py output/seed_* --dataset minibench_test --output output/seeds
+
+Prints the metrics of each dataset, with differences to the first run in brackets, and warns where
+runs are not comparable. Writes <dataset>.md (with every class) and <dataset>.png below --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from tagclip.evaluation.comparison import ClassRow, Result
+
+METRICS = {
+    "seen": "mIoU-seen",
+    "unseen": "mIoU-unseen",
+    "hIoU": "hIoU",
+    "mIoU": "mIoU",
+    "pAcc": "pAcc",
+    "AUROC": "trusty-AUROC",
+}
+CONDITIONS = {
+    "setting": "setting",
+    "seed": "seed",
+    "trusty target": "trusty_target",
+    "gate": "gate",
+    "seen bias": "seen_bias",
+    "templates": "templates",
+    "weights": "weights",
+    "CLIP": "clip",
+    "commit": "git_commit",
+}
+RUN_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+RUN_MARKERS = "os^Dv*P"
+STAR = "\N{BLACK STAR}"
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of an evaluated run")
+    parser.add_argument("--dataset", default="", help="only this one (default: all in common)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/compare_runs"), help="folder (%(default)s)"
+    )
+    return parser.parse_args(args)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Compare on every dataset."""
+    from tagclip.evaluation.comparison import class_rows, differences, load_results
+    from tagclip.utils.files import write_atomic
+
+    for dataset, results in load_results(args.runs, args.dataset).items():
+        rows = class_rows(results)
+        warnings = differences(results)
+        summary = format_summary(dataset, results, warnings)
+        print(summary)
+        path = args.output / f"{dataset}.md"
+        write_atomic(path, f"{summary}\n{format_classes(rows, results)}")
+        message = f"Written: {path}"
+        if rows:
+            draw_classes(rows, results, dataset, path.with_suffix(".png"))
+            message += f" and {path.with_suffix('.png')}"
+        print(message)
+
+
+def format_summary(dataset: str, results: Sequence[Result], warnings: Sequence[str]) -> str:
+    """Markdown of the metrics, of what the runs depend on, and of warnings."""
+    conditions = [
+        [str(index), *(_condition(result, key) for key in CONDITIONS.values())]
+        for index, result in enumerate(results, start=1)
+    ]
+    lines = [
+        f"# {dataset}, {results[0].content['images']} images",
+        "",
+        _table(["", "run", *METRICS], metric_rows(results)),
+        "",
+        "In percent; in brackets the difference to the first run.",
+        "",
+        _table(["", *CONDITIONS], conditions),
+        "",
+    ]
+    protocols = {}
+    for index, result in enumerate(results, start=1):
+        protocols.setdefault(str(result.run("protocol")), []).append(str(index))
+    lines += [f"- Protocol of {', '.join(runs)}: {text}" for text, runs in protocols.items()]
+    lines += [f"- **Warning:** {text}" for text in warnings]
+    return "\n".join(lines) + "\n"
+
+
+def metric_rows(results: Sequence[Result]) -> list[list[str]]:
+    """One row per run, then mean and standard deviation of runs that differ in the seed only."""
+    from tagclip.evaluation.comparison import repetitions
+
+    rows = []
+    for index, result in enumerate(results, start=1):
+        cells = []
+        for name in METRICS.values():
+            value, base = result.metric(name), results[0].metric(name)
+            text = "n/a" if value is None else f"{value:.2f}"
+            if index > 1 and value is not None and base is not None:
+                text += f" ({value - base:+.2f})"
+            cells.append(text)
+        rows.append([str(index), result.label, *cells])
+    for group in repetitions(results):
+        numbers = ", ".join(str(results.index(result) + 1) for result in group)
+        cells = []
+        for name in METRICS.values():
+            values = [result.metric(name) for result in group]
+            known = None not in values
+            cells.append(
+                f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}"
+                if known
+                else "n/a"
+            )
+        rows.append(["", f"mean ± std of {numbers}", *cells])
+    return rows
+
+
+def format_classes(rows: Sequence[ClassRow], results: Sequence[Result]) -> str:
+    """Markdown of the IoU of every class, largest gain first."""
+    numbers = [str(index) for index in range(1, len(results) + 1)]
+    several = len(results) > 1
+    cells = []
+    for row in rows:
+        values = [_percent(value) for value in row.iou]
+        change = [_percent(row.difference, "+")] if several else []
+        part = {True: "seen", False: "unseen", None: ""}[row.seen]
+        cells.append([row.name, part, *values, *change])
+    head = ["class", "", *(f"IoU {number}" for number in numbers)]
+    head += ["difference" if len(results) == 2 else "mean difference"] * several
+    missing = len(results[0].content["classes"]) - len(rows)
+    note = f"\n{missing} classes of the first run are not in all runs.\n" if missing else ""
+    return f"{_table(head, cells)}\n{note}"
+
+
+def draw_classes(
+    rows: Sequence[ClassRow], results: Sequence[Result], dataset: str, path: Path
+) -> None:
+    """Draw the IoU of every class in every run, and the differences to the first run."""
+    from matplotlib.lines import Line2D
+
+    from tagclip.utils.class_charts import class_chart, save_chart
+
+    unseen = [row.seen is False for row in rows]
+    names = [f"{STAR} {row.name}" if row.seen is False else row.name for row in rows]
+    several = len(results) > 1
+    panels = ["IoU (%)", *["difference to run 1 (points)"] * several]
+    title = f"{dataset}: IoU per class" + f" ({STAR}: unseen class)" * any(unseen)
+    figure, columns = class_chart(names, unseen, panels, title, max(0.18, 0.05 * len(results)))
+    for column in columns:
+        draw_values(column.axes[0], [rows[k].iou for k in column.classes])
+        if several:
+            draw_differences(column.axes[1], [rows[k].iou for k in column.classes])
+    if several:
+        reach = max(abs(end) for column in columns for end in column.axes[1].get_xlim())
+        for column in columns:
+            column.axes[1].set_xlim(-reach, reach)
+    handles = [
+        Line2D([], [], linestyle="", **style(i), label=f"{i + 1}: {result.label}")
+        for i, result in enumerate(results)
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=1, fontsize=8)
+    save_chart(figure, path)
+
+
+def style(run: int) -> dict[str, str]:
+    """Colour and marker of a run, by its index."""
+    return {
+        "color": RUN_COLORS[run % len(RUN_COLORS)],
+        "marker": RUN_MARKERS[run % len(RUN_MARKERS)],
+    }
+
+
+def draw_values(axis: Axes, values: Sequence[Sequence[float]]) -> None:
+    """One line per class from its lowest to its highest IoU, one mark per run on it."""
+    axis.set_xlim(-2, 102)
+    known = [(y, [v for v in row if not math.isnan(v)]) for y, row in enumerate(values)]
+    ends = [(y, min(row), max(row)) for y, row in known if row]
+    if ends:
+        axis.hlines(*zip(*ends, strict=True), color="0.7", linewidth=2, zorder=1)
+    for y, row in known:
+        if not row:
+            axis.text(0, y, "no labelled pixel", fontsize=7, va="center", color="0.4")
+    for run, column in enumerate(zip(*values, strict=True)):
+        places = range(len(column))
+        axis.plot(column, places, linestyle="", markersize=5, alpha=0.9, **style(run))
+
+
+def draw_differences(axis: Axes, values: Sequence[Sequence[float]]) -> None:
+    """One bar per class and run after the first."""
+    axis.axvline(0, color="0.3", linewidth=0.8)
+    height = 0.8 / (len(values[0]) - 1)
+    for run in range(1, len(values[0])):
+        lengths = [row[run] - row[0] for row in values]
+        places = [y - 0.4 + (run - 0.5) * height for y in range(len(values))]
+        axis.barh(places, lengths, height=height, color=style(run)["color"])
+
+
+def _condition(result: Result, key: str) -> str:
+    value = result.run(key)
+    text = "" if value is None else str(value)
+    return text[:8] if key == "git_commit" else text
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return "n/a" if math.isnan(value) else f"{value:{sign}.2f}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    from tabulate import tabulate
+
+    safe = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return tabulate(safe, head, tablefmt="github", disable_numparse=True)
+
+
+if __name__ == "__main__":
+    from tagclip.utils.cli import run_tool
+
+    run_tool(main, parse_args())

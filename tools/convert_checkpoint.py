@@ -1,0 +1,91 @@
+#!/usr/bin/env python
+"""Convert checkpoints of the released TagCLIP and of ZegCLIP, or CLIP weights of any kind.
+
+python tools/convert_checkpoint.py iter_20000.pth tagclip_voc.pth --config-file CONFIG
+python tools/convert_checkpoint.py iter_20000.pth tagclip_voc.pth --clip-out clip.safetensors
+python tools/convert_checkpoint.py ViT-B-16.pt clip.safetensors
+python tools/convert_checkpoint.py model_final.pth full.pth --full --config-file CONFIG
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="mmseg checkpoint of TagCLIP or ZegCLIP (.pth), a checkpoint of ours (with --full), "
+        "OpenAI's archive, open_clip's .pt, .bin or .safetensors, or a folder in the Hugging Face "
+        "layout",
+    )
+    parser.add_argument(
+        "target", metavar="OUT", help=".pth for a checkpoint, .safetensors or .pt for CLIP weights"
+    )
+    parser.add_argument(
+        "--config-file",
+        default="",
+        help="config whose model the checkpoint has to fit; its fingerprints are stored",
+    )
+    parser.add_argument(
+        "--clip-out",
+        default="",
+        metavar="FILE",
+        help="write the frozen CLIP weights of an mmseg checkpoint (.safetensors or .pt) and their "
+        "model json",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="store the frozen weights of the vision tower, too"
+    )
+    parser.add_argument(
+        "--sha256",
+        default="",
+        metavar="HEX",
+        help="confirms a TorchScript archive that is not one of OpenAI's",
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="config keys to override; last",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Convert, and print what was kept, dropped and recorded."""
+    from tagclip import load_config
+    from tagclip.engine.convert_files import convert_file
+    from tagclip.errors import ConfigError
+    from tagclip.projects import import_projects
+
+    cfg = None
+    if args.config_file:
+        cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+        import_projects(cfg.PROJECTS)
+    elif args.opts:
+        raise ConfigError(
+            f"--opts: found {' '.join(args.opts)} without --config-file; name the config"
+        )
+    lines = convert_file(
+        args.source,
+        args.target,
+        cfg=cfg,
+        clip_target=args.clip_out,
+        full=args.full,
+        sha256=args.sha256,
+    )
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    arguments = parse_arguments()
+    from tagclip.utils.cli import run_tool
+
+    run_tool(main, arguments)

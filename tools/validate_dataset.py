@@ -1,0 +1,225 @@
+#!/usr/bin/env python
+"""Read every image and label file of a dataset, say what is wrong and which command mends it.
+
+    python tools/validate_dataset.py voc2012_train voc2012_val
+    python tools/validate_dataset.py --config-file projects/MiniBench/configs/supervised.yaml
+
+Checks pairs, sizes, EXIF, channels, values, duplicates and damaged files, counts the pixels of
+every class, and looks for images that two datasets share. Writes report.json, histogram.png and
+contact_sheet.png below --output, one folder per dataset. Ends with 1 if there are problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from itertools import combinations, product
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from tagclip.data.validation import DatasetScan, Sample
+    from tagclip.vocabulary import Vocabulary
+
+_MMSEG_SUFFIX = "_labelTrainIds"
+
+
+class Target(NamedTuple):
+    """A dataset to validate.
+
+    Attributes:
+        name: registered name.
+        vocabulary: its full class list.
+        samples: its files.
+        refusal: why training and evaluation refuse it; "" if they do not.
+        convert: what mends wrong label values.
+        prepare_command: what makes the label files; "" if there is none.
+        verified: whether a prepare script has made sure which value is which class.
+    """
+
+    name: str
+    vocabulary: Vocabulary
+    samples: list[Sample]
+    refusal: str
+    convert: str
+    prepare_command: str
+    verified: bool
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="registered dataset")
+    parser.add_argument("--config-file", help="validate DATASETS.TRAIN and DATASETS.TEST of this")
+    parser.add_argument("--split", default="", help="split of the class list (default: its own)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/validate_dataset"), help="folder (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
+    )
+    parsed = parser.parse_args(args)
+    if bool(parsed.names) == bool(parsed.config_file):
+        parser.error("expected either dataset names or --config-file")
+    if parsed.workers < 0:
+        parser.error("--workers: expected 0 or more")
+    return parsed
+
+
+def main(args: argparse.Namespace) -> int:
+    """Validate; return the exit code."""
+    from tagclip.data.diagnosis import list_problems, shared_images
+
+    # What single files are like is counted, not logged.
+    logging.getLogger("tagclip.data.label_io").setLevel(logging.ERROR)
+    targets, pairs, max_pixels = find_targets(args)
+    scans = {target.name: scan(target, args.workers, max_pixels) for target in targets}
+    clean = True
+    for target in targets:
+        found = scans[target.name][0]
+        problems = list_problems(found, target.convert, target.prepare_command, target.verified)
+        for first, second in pairs:
+            if second == target.name:
+                problems += shared_images(scans[first][0], found)
+        problems.sort(key=lambda problem: not problem.is_problem)
+        clean &= not any(problem.is_problem for problem in problems)
+        write_report(*scans[target.name], problems, args.output / target.name)
+    return 0 if clean else 1
+
+
+def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str, str]], int]:
+    """Find the files of all datasets before any is read.
+
+    Returns:
+        The datasets; pairs of names that should share no image; and INPUT.MAX_PIXELS.
+
+    Raises:
+        ConfigError, DatasetError, VocabularyError: a config, dataset or split does not exist.
+    """
+    from tagclip import load_config
+    from tagclip.data import dataset_vocabulary
+    from tagclip.projects import PROJECT_NAMES, import_projects
+    from tagclip.vocabulary import Vocabulary
+
+    cfg = load_config(args.config_file or "")
+    if args.names:
+        import_projects(PROJECT_NAMES)
+        names = list(dict.fromkeys(args.names))
+        vocabularies = [Vocabulary.from_metadata(name, args.split) for name in names]
+        pairs = list(combinations(names, 2))
+    else:
+        import_projects(cfg.PROJECTS)
+        cfg.DATASETS.ZERO_SHOT.SPLIT = args.split or cfg.DATASETS.ZERO_SHOT.SPLIT
+        names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
+        vocabularies = [dataset_vocabulary(cfg, name) for name in names]
+        pairs = [p for p in product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) if p[0] != p[1]]
+    targets = [find_target(name, v) for name, v in zip(names, vocabularies, strict=True)]
+    return targets, pairs, cfg.INPUT.MAX_PIXELS
+
+
+def find_target(name: str, vocabulary: Vocabulary) -> Target:
+    """List the files of a dataset, also those without a partner.
+
+    Raises:
+        DatasetError: there are no files.
+    """
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    from tagclip.data.validation import Sample
+    from tagclip.errors import DatasetError
+
+    registered, refusal = DatasetCatalog[name], ""
+    images, labels = registered.files_by_name()
+    try:
+        DatasetCatalog.get(name)
+    except DatasetError as error:
+        # What lacks a partner is listed file by file.
+        refusal = str(error) if images.keys() == labels.keys() else ""
+    samples = [
+        Sample(key, images.get(key), labels.get(key)) for key in sorted(images.keys() | labels)
+    ]
+    command = registered.prepare_command
+    convert = _remedy(command, MetadataCatalog.get(name).vocabulary)
+    verified = bool(registered.manifest) and not refusal
+    return Target(name, vocabulary, samples, refusal, convert, command, verified)
+
+
+def _remedy(prepare_command: str, vocabulary_json: str) -> str:
+    """What mends label values: the dataset's own command, or a benchmark's with these classes."""
+    from tagclip.data.datasets.builtin import read_benchmarks
+    from tagclip.data.datasets.builtin import vocabulary_json as json_of
+
+    if prepare_command:
+        return f"run: {prepare_command}"
+    for benchmark in read_benchmarks().values():
+        names = (benchmark.vocabulary, benchmark.readable)
+        if any(name and Path(vocabulary_json) == json_of(name) for name in names):
+            return f"convert the labels, as python datasets/{benchmark.prepare} does"
+    return f"convert the labels to the ids of {vocabulary_json}"
+
+
+def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, list[Sample]]:
+    """Read all files of a dataset.
+
+    Returns:
+        What was found, and the samples whose image and label fit together.
+    """
+    from tqdm import tqdm
+
+    from tagclip.data.validation import DatasetScan, iterate_scans
+
+    found, usable = DatasetScan(target.name, target.vocabulary), []
+    if target.refusal:
+        found.note("refused", target.refusal)
+    images = {sample.key for sample in target.samples if sample.image}
+    for sample in target.samples:
+        key = sample.key.removesuffix(_MMSEG_SUFFIX)
+        if sample.image is None and key != sample.key and key in images:
+            found.note("naming", sample.label)
+    scans = iterate_scans(target.samples, workers, max_pixels)
+    # disable=None: no bar unless stderr is a terminal.
+    for each in tqdm(scans, total=len(target.samples), desc=target.name, disable=None):
+        found.add(each)
+        if each.image_size and each.image_size == each.label_size:
+            usable.append(each.sample)
+    return found, usable
+
+
+def write_report(
+    found: DatasetScan, usable: Sequence[Sample], problems: Sequence, folder: Path
+) -> None:
+    """Print the report of a dataset, write it and its pictures."""
+    from tagclip.data.validation_report import (
+        draw_contact_sheet,
+        draw_histogram,
+        format_report,
+        report_content,
+    )
+    from tagclip.utils.files import write_atomic
+
+    content = report_content(found, problems)
+    written = [
+        write_atomic(folder / "report.json", json.dumps(content, indent=1) + "\n"),
+        draw_histogram(found, folder / "histogram.png"),
+        draw_contact_sheet(found, usable, folder / "contact_sheet.png"),
+    ]
+    print(format_report(content))
+    print(f"Written: {', '.join(str(path) for path in written if path)}\n")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Validate and end with the exit code."""
+    sys.exit(main(args))
+
+
+if __name__ == "__main__":
+    parsed_args = parse_args()
+    from tagclip.utils.cli import run_tool
+
+    run_tool(run, parsed_args)
