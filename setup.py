@@ -37,8 +37,8 @@ setup(
         "tagclip.projects.minibench": ["*.json"],
     },
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.5",
+        "torchvision>=0.20",
         "numpy>=1.26",
         "Pillow>=10",
         "open_clip_torch>=3.3,<4",

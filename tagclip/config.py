@@ -163,7 +163,7 @@ def _add_self_training(cfg: CN) -> None:
     # an unseen class wins | novel: those whose true class is unseen, as in ZegCLIP.
     cfg.MODEL.TAGCLIP.SELF_TRAINING.REGION = "unlabeled"
     # Least score, before the gate, of a pseudo-label (unlabeled).
-    cfg.MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD = 0.5
+    cfg.MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD = 0.3
     # True: the trusty map multiplies seen and unseen scores before they are compared (unlabeled).
     cfg.MODEL.TAGCLIP.SELF_TRAINING.GATE = True
 

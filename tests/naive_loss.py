@@ -52,6 +52,10 @@ def naive_losses(
     counted = torch.ones_like(labelled) if ignore_as_negative else labelled & valid
     counted = counted.double()[:, None]
     pixels = counted.sum(dim=(2, 3)).clamp(min=1)
+    by_class = counted
+    if targets.open_classes is not None:
+        is_open = targets.open_classes.view(1, -1, 1, 1)
+        by_class = counted * (labelled[:, None] | ~is_open)
     onehot = onehot * counted
 
     def upsample(logits: Tensor) -> Tensor:
@@ -60,7 +64,7 @@ def naive_losses(
         )
         return full[:, :, stride // 2 :: stride, stride // 2 :: stride]
 
-    def focal(logits: Tensor, target: Tensor) -> Tensor:
+    def focal(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         p = torch.sigmoid(logits)
         wrong = p * (1 - target) + (1 - p) * target
@@ -68,16 +72,17 @@ def naive_losses(
         return ((weight * wrong**gamma * cross_entropy * counted).sum(dim=(2, 3)) / pixels).sum()
 
     full = upsample(class_logits)
-    p = torch.sigmoid(full) * counted
+    p = torch.sigmoid(full) * by_class
     counts = onehot.sum(dim=(2, 3))
     intersection = (p * onehot).sum(dim=(2, 3))
     dice = 1 - (2 * intersection + 1) / (p.sum(dim=(2, 3)) + counts + 1)
     number = max(1.0, float((counts > 0).sum()) if pairs is None else pairs)
     losses = {
-        "loss_mask": 20 * focal(full, onehot) / number,
+        "loss_mask": 20 * focal(full, onehot, by_class) / number,
         "loss_dice": dice[counts > 0].sum() / number,
     }
     if trusty_logits is not None:
         target = targets.trusty[:, None, stride // 2 :: stride, stride // 2 :: stride]
-        losses["loss_trusty"] = 10 * focal(upsample(trusty_logits), target.double()) / number
+        trusty = focal(upsample(trusty_logits), target.double(), counted)
+        losses["loss_trusty"] = 10 * trusty / number
     return losses

@@ -56,6 +56,7 @@ def assert_equals_naive(
     gamma=st.sampled_from([0.0, 1.0, 1.5, 2.0]),
     chunk=st.sampled_from([0.0, 0.05, 256]),
     with_token=st.booleans(),
+    with_open_classes=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_value_and_gradient_equal_the_plain_way(
@@ -71,12 +72,15 @@ def test_value_and_gradient_equal_the_plain_way(
     gamma: float,
     chunk: float,
     with_token: bool,
+    with_open_classes: bool,
     seed: int,
 ) -> None:
     size = (low[0] * factor[0] + 1, low[1] * factor[1] + 2)
     targets = random_targets(classes, size, images, ignored, padding, seed)
     if not with_token:
         targets = replace(targets, trusty=None)
+    if with_open_classes:
+        targets = replace(targets, open_classes=torch.arange(classes) % 2 == seed % 2)
     options = {"ignore_as_negative": ignore_as_negative, "stride": stride}
     loss = SegLoss(focal_alpha=alpha, focal_gamma=gamma, workspace_mib=chunk, **options)
     assert_equals_naive(

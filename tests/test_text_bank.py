@@ -105,6 +105,12 @@ def test_names_are_data(clip: CLIP, shared_source: CLIPSource, names: list[str])
     assert (vectors - expected).abs().max() < 1e-5
 
 
+def test_templates_may_hold_other_braces(clip: CLIP, source: CLIPSource) -> None:
+    template = "{a} 100% {} {0}"
+    vectors = TextBank(source=source, templates=[template])(class_list(["cat"]))
+    assert (vectors - open_clip_vectors(clip, [["cat"]], (template,))).abs().max() < 1e-5
+
+
 def test_the_end_token_inside_a_name_is_read_as_open_clip_does(
     clip: CLIP, source: CLIPSource
 ) -> None:

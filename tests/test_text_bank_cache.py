@@ -76,6 +76,12 @@ def damage(path: Path, how: str) -> None:
         content = bytearray(path.read_bytes())
         content[200] ^= 255
         path.write_bytes(content)
+    elif how == "deflated":
+        np.savez_compressed(path, vectors=vectors)
+        content = bytearray(path.read_bytes())
+        start = content.index(b"vectors.npy") + 31
+        content[start : start + 40] = b"\xff" * 40
+        path.write_bytes(content)
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "name":
@@ -91,7 +97,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "flipped", "empty", "name", "rows", "type", "nan", "pickle"]
+    "how", ["truncated", "flipped", "deflated", "empty", "name", "rows", "type", "nan", "pickle"]
 )
 def test_a_damaged_cache_file_is_replaced(
     how: str, model_files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture

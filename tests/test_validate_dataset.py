@@ -18,7 +18,6 @@ from faulty_dataset import (
     NAMES,
     WIDTH,
     make_dataset,
-    random_image,
     random_label,
     set_orientation,
     spoil,

@@ -29,12 +29,15 @@ class SegTargets:
         valid: (N, H, W) bool, False on padding.
         trusty: (N, H, W) bool target of the trusty token, or None without one.
         ignore: value of ``labels`` on pixels of no queried class, padding included.
+        open_classes: (K,) bool, queried classes that may stand on ignored pixels, which are then
+            no negatives of theirs; None: no class does.
     """
 
     labels: Tensor
     valid: Tensor
     trusty: Tensor | None
     ignore: int
+    open_classes: Tensor | None = None
 
 
 class SegLoss(nn.Module):
@@ -133,6 +136,7 @@ class SegLoss(nn.Module):
             counted=counted,
             rows=interpolation_matrix(height, size[0], self.stride, device),
             columns=interpolation_matrix(width, size[1], self.stride, device),
+            open_classes=targets.open_classes,
         )
 
     def _strided(self, planes: Tensor) -> Tensor:

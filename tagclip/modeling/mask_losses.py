@@ -65,12 +65,15 @@ class LabelGrid:
         counted: (N, H, W) bool, pixels that take part; None counts all of them.
         rows: (H, h) upsampling matrix.
         columns: (W, w) upsampling matrix.
+        open_classes: (K,) bool, classes of which pixels without label are no negatives; None: they
+            are of every class.
     """
 
     labels: Tensor
     counted: Tensor | None
     rows: Tensor
     columns: Tensor
+    open_classes: Tensor | None = None
 
     def upsample(self, logits: Tensor) -> Tensor:
         """(..., h, w) -> (..., H, W)."""
@@ -79,6 +82,20 @@ class LabelGrid:
     def adjoint(self, gradient: Tensor) -> Tensor:
         """(..., H, W) gradient of upsampled logits -> (..., h, w)."""
         return self.rows.T @ (gradient @ self.columns)
+
+    def mask(self, images: int | Tensor, classes: slice | Tensor) -> Tensor | None:
+        """Return which pixels count, broadcastable to (c, H, W) bool; None if all do.
+
+        Args:
+            images: one image, or (c,) one for each class.
+            classes: c classes.
+        """
+        counted = None if self.counted is None else self.counted[images]
+        if self.open_classes is None:
+            return counted
+        is_open = self.open_classes[classes].view(-1, 1, 1)
+        mask = (self.labels[images] >= 0) | ~is_open
+        return mask if counted is None else mask & counted
 
     def pixels(self) -> Tensor:
         """(N,) float32: how many pixels of each image take part, at least 1."""
@@ -177,9 +194,10 @@ def _focal_chunk(
     full = grid.upsample(logits[image, classes])
     value, slope = _focal_negative(full, alpha, gamma)
     _add_positives(value, slope, full, grid.labels[image] - classes.start, alpha, gamma)
-    if grid.counted is not None:
-        value *= grid.counted[image]
-        slope *= grid.counted[image]
+    mask = grid.mask(image, classes)
+    if mask is not None:
+        value *= mask
+        slope *= mask
     return _plane_sums(value).sum(), grid.adjoint(slope)
 
 
@@ -234,9 +252,10 @@ def _dice_chunk(
 ) -> tuple[Tensor, Tensor]:
     p = torch.sigmoid(grid.upsample(logits[image, label]))
     slope = p * (1 - p)
-    if grid.counted is not None:
-        p *= grid.counted[image]
-        slope *= grid.counted[image]
+    mask = grid.mask(image, label)
+    if mask is not None:
+        p *= mask
+        slope *= mask
     inside = grid.labels[image] == label.view(-1, 1, 1)
     intersection = _plane_sums(p * inside)
     union = _plane_sums(p) + counts[image, label] + 1

@@ -34,8 +34,9 @@ class SelfTraining:
 
     Attributes:
         region: ``unlabeled``: a pixel that is ignored and no padding gets the best class of all
-            if that is unseen and its score before the gate is at least ``threshold``; ``novel``:
-            a pixel whose true class is unseen gets the best unseen class (ZegCLIP).
+            if that is unseen and its score before the gate is at least ``threshold``, and what
+            stays ignored is no negative of unseen classes; ``novel``: a pixel whose true class is
+            unseen gets the best unseen class (ZegCLIP).
         threshold: least score of a pseudo-label, in [0, 1]; ``unlabeled`` only.
         gate: (scores (C, H, W), trusty (1, H, W) or None, seen_mask (C,)) -> the scores that are
             compared; ``unlabeled`` only.
@@ -116,6 +117,8 @@ class SelfTraining:
             novel: (N, H, W) bool, pixels of unseen classes; for region ``novel``.
         """
         labels = targets.labels.clone()
+        # What stays ignored may well be an unseen class: it must not push unseen scores down.
+        open_classes = None if self.region == "novel" else ~seen_mask
         size = labels.shape[-2:]
         unseen = (~seen_mask).nonzero().flatten()
         for image, logits in enumerate(class_logits):
@@ -131,7 +134,7 @@ class SelfTraining:
                 chosen = (labels[image] == targets.ignore) & targets.valid[image]
                 chosen &= ~seen_mask[best] & (score >= self.threshold)
             labels[image] = torch.where(chosen, best.to(labels.dtype), labels[image])
-        return replace(targets, labels=labels)
+        return replace(targets, labels=labels, open_classes=open_classes)
 
 
 def _ungated(scores: Tensor, classes: slice) -> Tensor:
