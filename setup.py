@@ -61,6 +61,7 @@ setup(
     extras_require={
         "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.17"],
         "demo": ["gradio>=5"],
+        "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
         # Reads the .mat files of SBD and PASCAL Context.
         "prepare": ["scipy>=1.11"],
     },

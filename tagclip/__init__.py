@@ -4,6 +4,7 @@ Importing this package registers the meta-architecture, the backbone and the hea
 """
 
 import importlib.util as _importlib_util
+import warnings as _warnings
 
 
 def _require(module: str, command: str) -> None:
@@ -16,6 +17,11 @@ def _require(module: str, command: str) -> None:
 _require("detectron2", "python tools/install_detectron2.py")
 _require("cv2", "pip install opencv-python-headless")
 
+with _warnings.catch_warnings():
+    # detectron2 0.6 scripts two functions when it is imported, which no user can mend.
+    _warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+    import detectron2.modeling as _modeling  # noqa: F401
+
 from tagclip.config import add_tagclip_config, load_config  # noqa: E402
 from tagclip.data import ZeroShotDatasetMapper  # noqa: E402
 from tagclip.data.datasets import builtin as _builtin  # noqa: E402, F401 (registers the benchmarks)
@@ -27,6 +33,7 @@ from tagclip.engine import TagCLIPCheckpointer, ZeroShotTrainer  # noqa: E402
 from tagclip.errors import TagCLIPError  # noqa: E402
 from tagclip.evaluation import ZeroShotSemSegEvaluator  # noqa: E402
 from tagclip.modeling import CLIPViT, TagCLIP, TagCLIPHead, TextBank  # noqa: E402
+from tagclip.predictor import TagCLIPPredictor  # noqa: E402
 from tagclip.vocabulary import Vocabulary  # noqa: E402
 
 __version__ = "0.1.0"
@@ -37,6 +44,7 @@ __all__ = [
     "TagCLIPCheckpointer",
     "TagCLIPError",
     "TagCLIPHead",
+    "TagCLIPPredictor",
     "TextBank",
     "Vocabulary",
     "ZeroShotDatasetMapper",

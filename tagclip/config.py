@@ -25,6 +25,8 @@ def add_tagclip_config(cfg: CN) -> None:
     cfg.PROJECTS = []
     # Seed of everything random. -1 draws one, which is logged and stored with the results.
     cfg.SEED = 0
+    # Name of the config in results; "" is that of the yaml file.
+    cfg.CONFIG_NAME = ""
     _add_data(cfg)
     _add_clip(cfg)
     _add_tagclip(cfg)
@@ -33,14 +35,13 @@ def add_tagclip_config(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
-    cfg.DATASETS.ZERO_SHOT = CN()
     # inductive: unseen labels never reach the model | transductive: nor here, but unseen classes
     # are asked and get pseudo-labels (SELF_TRAINING) | supervised: every class has labels.
-    cfg.DATASETS.ZERO_SHOT.SETTING = "inductive"
+    cfg.DATASETS.ZERO_SHOT = CN({"SETTING": "inductive"})
     # Name of a split in the vocabulary json; "" takes its default_split.
     cfg.DATASETS.ZERO_SHOT.SPLIT = ""
     # Lets TRUSTY.TARGET and SELF_TRAINING.REGION "novel" read the positions of unseen pixels,
-    # which breaks the protocol.
+    # which breaks the protocol, and the log say how many pseudo-labels are on such pixels.
     cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS = False
     # Own data: a list of {name, images, labels, vocabulary} (folders and a vocabulary json; also
     # image_list), each registered under its name for DATASETS.TRAIN and TEST.
@@ -61,9 +62,8 @@ def _add_data(cfg: CN) -> None:
 
 
 def _add_clip(cfg: CN) -> None:
-    cfg.MODEL.CLIP = CN()
     # Name of an open_clip ViT with a class token, or the path of an open_clip model json.
-    cfg.MODEL.CLIP.NAME = "ViT-B-16-quickgelu"
+    cfg.MODEL.CLIP = CN({"NAME": "ViT-B-16-quickgelu"})
     # open_clip tag, path of a weight file or Hugging Face folder, or "" for random weights (tests).
     cfg.MODEL.CLIP.PRETRAINED = "openai"
     # Expected sha256 of the weight file; "" accepts any and records what was found. A TorchScript
@@ -77,6 +77,8 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.DOUBLE_CLS_EMBED = True
     # Name of a set in prompt_templates.json, or a list of templates with one {} each.
     cfg.MODEL.CLIP.TEMPLATES = "single"
+    # Prompt names of a class: mean of their vectors | max: the highest of their logits.
+    cfg.MODEL.CLIP.SYNONYMS = "mean"
     # Prompts per text forward (time and memory only, never the result).
     cfg.MODEL.CLIP.TEXT_BATCH = 256
     # Folder of encoded class vectors shared between runs; "" keeps them in memory only.
@@ -97,9 +99,8 @@ def _add_clip(cfg: CN) -> None:
 def _add_tagclip(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "TagCLIP"
     cfg.MODEL.SEM_SEG_HEAD.NAME = "TagCLIPHead"
-    cfg.MODEL.TAGCLIP = CN()
     # cls_text: [class vector * image vector ; class vector] | none: the class vector alone.
-    cfg.MODEL.TAGCLIP.RELATION = "cls_text"
+    cfg.MODEL.TAGCLIP = CN({"RELATION": "cls_text"})
     # One letter per decoder layer: a = with self-attention among the classes, n = without.
     cfg.MODEL.TAGCLIP.LAYERS = "ann"
     # Attention heads of the decoder; divides the CLIP embedding size.
@@ -109,15 +110,13 @@ def _add_tagclip(cfg: CN) -> None:
     # Multiplies class, image and patch vectors (not the trusty token) before the decoder.
     cfg.MODEL.TAGCLIP.FEATURE_SCALE = 1.0
 
-    cfg.MODEL.TAGCLIP.TRUSTY = CN()
     # The learned query that says which pixels belong to seen classes.
-    cfg.MODEL.TAGCLIP.TRUSTY.ENABLED = True
+    cfg.MODEL.TAGCLIP.TRUSTY = CN({"ENABLED": True})
     # seen: 1 on seen-class pixels, reads no unseen label | novel: 1 on unseen-class pixels.
     cfg.MODEL.TAGCLIP.TRUSTY.TARGET = "seen"
 
-    cfg.MODEL.TAGCLIP.LOSS = CN()
     # Weight of the focal term.
-    cfg.MODEL.TAGCLIP.LOSS.MASK = 20.0
+    cfg.MODEL.TAGCLIP.LOSS = CN({"MASK": 20.0})
     # Weight of the Dice term.
     cfg.MODEL.TAGCLIP.LOSS.DICE = 1.0
     # Weight of the trusty term.
@@ -133,9 +132,8 @@ def _add_tagclip(cfg: CN) -> None:
     # Memory for full-resolution planes; the classes per chunk follow from it.
     cfg.MODEL.TAGCLIP.LOSS.WORKSPACE_MIB = 256
 
-    cfg.MODEL.TAGCLIP.TEST = CN()
     # Which scores the trusty map multiplies: none | seen | unseen | both.
-    cfg.MODEL.TAGCLIP.TEST.GATE = "both"
+    cfg.MODEL.TAGCLIP.TEST = CN({"GATE": "both"})
     # Subtracted from the scores of seen classes.
     cfg.MODEL.TAGCLIP.TEST.SEEN_BIAS = 0.1
     # False: bias, then gate (released code) | True: gate, then bias.
@@ -158,10 +156,9 @@ def _add_tagclip(cfg: CN) -> None:
 
 
 def _add_self_training(cfg: CN) -> None:
-    cfg.MODEL.TAGCLIP.SELF_TRAINING = CN()
     # Which pixels get pseudo-labels in the transductive setting: unlabeled: ignored ones on which
     # an unseen class wins | novel: those whose true class is unseen, as in ZegCLIP.
-    cfg.MODEL.TAGCLIP.SELF_TRAINING.REGION = "unlabeled"
+    cfg.MODEL.TAGCLIP.SELF_TRAINING = CN({"REGION": "unlabeled"})
     # Least score, before the gate, of a pseudo-label (unlabeled).
     cfg.MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD = 0.3
     # True: the trusty map multiplies seen and unseen scores before they are compared (unlabeled).
@@ -191,13 +188,16 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.AMP.DTYPE = "bfloat16"
     # True evaluates although trainable tensors are missing or do not fit.
     cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
+    # Written to inference/<dataset>/predictions: png: indices, trusty map | json: RLE | "": none.
+    cfg.TEST.SAVE_PREDICTIONS = ""
 
 
 def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     """Build a config from the defaults, a layered yaml file and command-line overrides.
 
     Inside a yaml, a string that starts with ``./`` or ``../`` is a path relative to that yaml
-    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``.
+    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``. ``CONFIG_NAME`` becomes the
+    file's name unless it is set, as in the config.yaml of a run.
 
     Args:
         config_file: yaml file, possibly with ``_BASE_``; "" takes the defaults.
@@ -207,7 +207,9 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
         ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
             wrong type.
     """
-    return build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
+    cfg = build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
+    cfg.CONFIG_NAME = cfg.CONFIG_NAME or Path(config_file).name
+    return cfg
 
 
 def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] = ()) -> CN:

@@ -121,7 +121,18 @@ def test_a_bad_model_json_is_refused(tmp_path: Path) -> None:
         fails(ConfigError, lambda: CLIPSource(str(path)).config, path, "text_cfg")
 
 
-def test_a_missing_merges_file_is_named(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "model.json", tiny_config(tokenizer={"bpe_path": "merges.gz"}))
+def test_a_missing_merges_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies beside the json: one of that name in the current folder is another one."""
+    config = tiny_config(text_tokenizer_kwargs={"bpe_path": "merges.gz"})
+    path = write_json(tmp_path / "model.json", config)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "merges.gz").touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     tokenize = CLIPSource(str(path)).tokenize
     fails(ConfigError, lambda: tokenize(["cat"]), path, tmp_path / "merges.gz")
+
+
+@pytest.mark.parametrize("options", [{"clean": "lower"}, {"bpe_path": "m.gz", "clean": "lower"}])
+def test_other_tokenizer_options_are_refused(options: dict[str, str], tmp_path: Path) -> None:
+    path = write_json(tmp_path / "model.json", tiny_config(text_tokenizer_kwargs=options))
+    fails(ConfigError, lambda: CLIPSource(str(path)).tokenize(["cat"]), path, "tokenizer_kwargs")

@@ -73,7 +73,7 @@ def test_paths_resolve_against_their_own_yaml(tmp_path: Path) -> None:
 
 
 def test_dumped_config_loads_again(tmp_path: Path) -> None:
-    cfg = load_config("", ["MODEL.CLIP.TEMPLATES", "zegclip15"])
+    cfg = load_config("", ["MODEL.CLIP.TEMPLATES", "zegclip15", "CONFIG_NAME", "mine.yaml"])
     dumped = tmp_path / "config.yaml"
     dumped.write_text(cfg.dump())
     assert yaml.safe_load(load_config(dumped).dump()) == yaml.safe_load(cfg.dump())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import math
@@ -9,6 +10,7 @@ import multiprocessing
 import os
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,24 @@ def test_labels_and_scores_agree(toy: Toy) -> None:
     assert scores.evaluate() == labels.evaluate()
 
 
+def test_a_pixel_without_class_is_wrong_for_its_true_class(toy: Toy, tmp_path: Path) -> None:
+    evaluator, output = toy.evaluator(output_dir=str(tmp_path / "out")), toy.output(0)
+    output["sem_seg_labels"][:, 3:] = -1
+    evaluator.process([toy.input(0)], [output])
+    metrics = evaluator.evaluate()["sem_seg"]
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    lut, predicted = toy.vocabulary.label_lut(), output["sem_seg_labels"].numpy()
+    truth = lut[toy.labels[0]]
+    labelled = truth < 5
+    for k, row in enumerate(content["classes"]):
+        true = truth == k
+        union = (true | (predicted == k)) & labelled
+        if true.any():
+            assert row["IoU"] == pytest.approx(100 * (true & (predicted == k)).sum() / union.sum())
+        assert (row["pixels"], row["other"]) == (true.sum(), (true & (predicted == -1)).sum())
+    assert metrics["pAcc"] == pytest.approx(100 * (truth == predicted).sum() / labelled.sum())
+
+
 def test_reset_forgets_and_evaluate_can_be_repeated(toy: Toy) -> None:
     evaluator = toy.run(toy.evaluator(), 0)
     first = evaluator.evaluate()
@@ -109,7 +129,33 @@ def test_the_file_holds_what_the_result_depends_on(toy: Toy, tmp_path: Path) -> 
         for true in NAMES
     ]
     assert [row["pixels"] for row in content["classes"]] == list(map(sum, content["confusion"]))
-    assert os.listdir(tmp_path / "out") == ["metrics.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["metrics.json", "per_class.csv"]
+
+
+def test_every_evaluation_adds_a_row_and_a_table_per_class(toy: Toy, tmp_path: Path) -> None:
+    def rows(path: Path) -> list[dict[str, str]]:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    out, table = tmp_path / "out", tmp_path / "results.csv"
+    options = {"output_dir": str(out), "results_table": table, "run_info": {"seed": 3}}
+    first = toy.run(toy.evaluator(**options), 0, 1, 2).evaluate()["sem_seg"]
+    classes = json.loads((out / "metrics.json").read_text())["classes"]
+    assert rows(out / "per_class.csv") == [
+        {"index": str(k)}
+        | {key: "" if v is None else str(round(v, 4)) for key, v in row.items() if v != row["name"]}
+        | {"name": row["name"], "seen": str(row["seen"])}
+        for k, row in enumerate(classes)
+    ]
+    second = toy.run(toy.evaluator(**options), 0).evaluate()["sem_seg"]
+    found = rows(table)
+    assert [row["images"] for row in found] == ["3", "1"]
+    for row, metrics in zip(found, (first, second), strict=True):
+        assert row["mIoU"] == str(round(metrics["mIoU"], 4))
+        assert (row["dataset"], row["seed"]) == (toy.name, "3")
+        assert datetime.fromisoformat(row["time"]).tzinfo is not None
+    # One file per class and dataset, of the last evaluation.
+    assert len(rows(out / "per_class.csv")) == len(NAMES)
 
 
 def test_the_table_shows_the_number_of_classes(toy: Toy, caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ def test_a_label_out_of_range_is_refused(toy: Toy, tmp_path: Path) -> None:
     ("change", "error", "message"),
     [
         ({"sem_seg_labels": torch.full((9, 7), 5)}, ValueError, "classes 5 to 5, expected 0 to 4"),
-        ({"sem_seg_labels": torch.full((9, 7), -1)}, ValueError, "classes -1 to -1"),
+        ({"sem_seg_labels": torch.full((9, 7), -2)}, ValueError, "classes -2 to -2"),
         ({"sem_seg_labels": torch.ones(9, 7)}, ValueError, "predictions of float32"),
         ({"sem_seg_scores": torch.full((9, 7), math.nan)}, CheckpointError, "nan in the score"),
         ({"trusty": torch.full((9, 7), math.nan)}, CheckpointError, "nan in the trusty map"),
@@ -96,4 +96,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(toy: Toy, tmp_path: Path) -
     (tmp_path / "out").write_text("a file")
     evaluator = toy.run(toy.evaluator(output_dir=str(tmp_path / "out")), 0)
     with pytest.raises(ConfigError, match=r"metrics\.json: cannot be written .*OUTPUT_DIR"):
+        evaluator.evaluate()
+    evaluator = toy.run(toy.evaluator(results_table=tmp_path / "out" / "results.csv"), 0)
+    with pytest.raises(ConfigError, match=r"results\.csv: cannot be written .*OUTPUT_DIR"):
         evaluator.evaluate()

@@ -241,14 +241,13 @@ def test_mini_clip_names_crops_and_is_open_clips_model(clip_cfg: CfgNode) -> Non
     accuracy = ((vectors @ text.T).argmax(dim=1).numpy() == classes).mean()
     assert accuracy >= 0.95
 
-    source = CLIPSource.from_config(clip_cfg)
-    known = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
-    reference = open_clip.model.CLIP(**{key: source.config[key] for key in known}).eval()
-    reference.load_state_dict(source.state_dict())
-    merges = Path(clip_cfg.MODEL.CLIP.NAME).with_name("mini_bpe.txt.gz")
-    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(merges), context_length=32)
-    assert tokenizer.vocab_size == source.config["text_cfg"]["vocab_size"]
+    model_json = Path(clip_cfg.MODEL.CLIP.NAME)
+    merges = str(model_json.with_name("mini_bpe.txt.gz"))
+    open_clip.add_model_config(model_json)
+    reference = open_clip.create_model("mini_clip", clip_cfg.MODEL.CLIP.PRETRAINED).eval()
+    tokenizer = open_clip.get_tokenizer("mini_clip", bpe_path=merges)
     tokens = tokenizer([f"a photo of a {name}" for name in VOCABULARY.names])
+    assert (tokenizer.vocab_size, tokens.shape) == (588, (24, 32))
     torch.testing.assert_close(vectors, reference.encode_image(inputs, True), atol=1e-5, rtol=0)
     torch.testing.assert_close(text, reference.encode_text(tokens, True), atol=1e-5, rtol=0)
 

@@ -131,7 +131,7 @@ def test_evaluation_config_only_turns_the_gate_on(facts: dict[str, Any]) -> None
     name = facts["name"].replace("/", "_")
     trained, cfg = official(name.removesuffix("_eval")), official(name)
     assert GATES[facts["eval_disc_weight"]] == cfg.MODEL.TAGCLIP.TEST.GATE
-    changed = {"OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.TAGCLIP.TEST.GATE"}
+    changed = {"CONFIG_NAME", "OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.TAGCLIP.TEST.GATE"}
     assert changed_keys(trained, cfg) == changed
     assert f"{trained.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
 

@@ -203,7 +203,7 @@ def test_summary_states_the_protocol() -> None:
     assert "trusty target = novel (reads where unseen pixels are" in novel
     assert protocol_summary(_config(*TRANSDUCTIVE)) == (
         "transductive, split zs: 3 seen / 1 unseen; unseen labels dropped in the mapper; "
-        "pseudo-labels on unlabelled pixels, gated, from score 0.5; trusty target = seen"
+        "pseudo-labels on unlabelled pixels, gated, from score 0.3; trusty target = seen"
     )
     region = _config(*TRANSDUCTIVE, "MODEL.TAGCLIP.SELF_TRAINING.REGION", "novel")
     assert "pseudo-labels on unseen pixels (reads where they are)" in protocol_summary(region)

@@ -172,12 +172,13 @@ def test_failed_write_keeps_the_table(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_per_class_table(tmp_path: Path) -> None:
     classes = [
-        {"name": "cat", "seen": True, "IoU": 50.0, "ACC": 66.66666, "pixels": 30},
-        {"name": 'a "b", c', "seen": False, "IoU": math.nan, "ACC": None, "pixels": 0},
+        {"name": "cat", "seen": True, "IoU": 50.0, "ACC": 66.66666, "pixels": 30, "other": 2},
+        {"name": 'a "b", c', "seen": False, "IoU": math.nan, "ACC": None, "pixels": 0, "other": 0},
     ]
     path = write_per_class_csv(tmp_path / "inference" / "per_class.csv", classes)
     assert path.read_text() == (
-        'index,name,seen,IoU,ACC,pixels\n0,cat,True,50.0,66.6667,30\n1,"a ""b"", c",False,,,0\n'
+        "index,name,seen,IoU,ACC,pixels,other\n"
+        '0,cat,True,50.0,66.6667,30,2\n1,"a ""b"", c",False,,,0,0\n'
     )
 
 

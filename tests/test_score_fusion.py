@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.gating import gate_scores, trusty_probability
-from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion
+from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion, ViewAverage
 from tagclip.modeling.sliding_window import WindowGrid
 
 CLASSES = 7
@@ -88,6 +90,77 @@ def test_ties_go_to_the_first_class() -> None:
         }
     )
     assert tied.labels((8, 8))["sem_seg_labels"].unique().tolist() == [0]
+
+
+def test_pixels_below_the_threshold_have_no_class() -> None:
+    fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+    best, labels = fusion.scores((30, 40))["sem_seg"].max(0)
+    threshold = float(best.median())
+    found = fusion.labels((30, 40), threshold)
+    assert torch.equal(found["sem_seg_labels"].long(), torch.where(best < threshold, -1, labels))
+    assert torch.equal(found["sem_seg_scores"], best.half())
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("ranked", [3, 5, None])
+def test_top_classes_equal_a_stable_sort(
+    step: int, ranked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+    # Two equal classes: the first one goes before the other.
+    fusion.class_logits[:, 2] = fusion.class_logits[:, 0]
+    fusion.seen_mask[2] = fusion.seen_mask[0]
+    scores = fusion.scores((30, 40))["sem_seg"][:ranked]
+    expected, order = scores.sort(dim=0, descending=True, stable=True)
+    monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
+    found = ViewAverage((fusion,)).labels((30, 40), top_k=3, ranked=ranked)
+    assert torch.equal(found["top_labels"].long(), order[:3])
+    assert torch.equal(found["top_scores"], expected[:3].half())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest number of elements of any result."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if torch.is_tensor(tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_no_tensor_grows_with_the_classes(top_k: int) -> None:
+    largest = []
+    for repeats in (10, 30):
+        fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+        logits, seen = (
+            fusion.class_logits.repeat(1, repeats, 1, 1),
+            fusion.seen_mask.repeat(repeats),
+        )
+        many = ScoreFusion(**{**vars(fusion), "class_logits": logits, "seen_mask": seen})
+        with LargestTensor() as mode:
+            ViewAverage((many,)).labels((300, 400), 0.1, top_k)
+        largest.append(mode.elements)
+    assert largest[0] == largest[1]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_nan_stays_visible(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = build(WindowGrid.cover(8, 8, 8, 8), (8, 8))
+    fusion.class_logits[:, 2] = torch.nan
+    monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
+    assert fusion.labels((8, 8))["sem_seg_scores"].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "output"), [(-0.1, "labels"), (1.5, "labels"), (0.3, "scores")]
+)
+def test_a_threshold_that_means_nothing_is_refused(threshold: float, output: str) -> None:
+    with pytest.raises(ConfigError, match="BACKGROUND_THRESHOLD: found .* expected a score from 0"):
+        InferenceSettings("slide", 16, 12, 4, 256, output, threshold)
 
 
 def test_no_trusty_map_without_a_token() -> None:

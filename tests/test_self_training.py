@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy_dataset import write_sample
 
-from tagclip.data import ZeroShotDatasetMapper
+from tagclip.data import ZeroShotDatasetMapper, protocol_summary
 from tagclip.errors import DatasetError
 from tagclip.modeling.gating import gate_scores, trusty_probability
 from tagclip.modeling.losses import SegTargets
@@ -131,6 +131,13 @@ def test_shares_are_percent_of_the_pixels_inside_the_images(scene) -> None:
     labels[0, places[:5, 0], places[:5, 1]] = 4
     labels[0, places[5:, 0], places[5:, 1]] = 1
     shares = pseudo_label_shares(targets, replace(targets, labels=labels), list("abcdef"))
+    novel = torch.zeros_like(targets.valid)
+    novel[0, places[3:, 0], places[3:, 1]] = True
+    compared = pseudo_label_shares(targets, replace(targets, labels=labels), list("abcdef"), novel)
+    assert compared == shares | {"pseudo_labels_on_unseen_pixels": pytest.approx(400 / 7)}
+    assert "pseudo_labels_on_unseen_pixels" not in pseudo_label_shares(
+        targets, targets, list("abcdef"), novel
+    )
     pixels = 24 * 40 + 20 * 40
     assert shares == pytest.approx(
         {"pseudo_labels": 700 / pixels, "pseudo_labels/b": 200 / pixels,
@@ -174,6 +181,38 @@ def test_the_model_asks_all_classes_and_logs_what_it_wrote(tiny_cfg: CfgNode) ->
     share = storage.latest()["pseudo_labels"][0]
     written = (targets.labels[0, 20:, :50] != IGNORE).sum().item()
     assert written and share == pytest.approx(100 * written / (64 * 50))
+
+
+def test_comparing_pseudo_labels_with_the_truth_teaches_nothing(
+    tiny_cfg: CfgNode, tmp_path
+) -> None:
+    """Masks of unseen pixels come only where the key allows them, and only the log sees them."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    label = random.choice([0, 1, 3, 255], (64, 64)).astype(np.uint8)
+    sample = write_sample(tmp_path, "x", image, label)
+    results, logs = [], []
+    for allowed in (False, True):
+        cfg = transductive(tiny_cfg, THRESHOLD=0.0)
+        cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS = allowed
+        assert ("compared with" in protocol_summary(cfg)) == allowed
+        np.random.seed(0)
+        inputs = [ZeroShotDatasetMapper(cfg, is_train=True)(sample)]
+        assert ("novel_mask" in inputs[0]) == allowed
+        torch.manual_seed(0)
+        model = build_model(cfg)
+        written = []
+        model.sem_seg_head.loss.register_forward_hook(lambda _, args, __: written.append(args[2]))  # noqa: B023
+        with EventStorage() as storage:
+            results.append(model(inputs))
+        logs.append({name: value for name, (value, _) in storage.latest().items()})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    # What is written where the data say nothing: right if an unseen class stands there.
+    chosen = written[0].labels[0] != inputs[0]["sem_seg"]
+    assert chosen.any() and inputs[0]["novel_mask"].any()
+    share = logs[1].pop("pseudo_labels_on_unseen_pixels")
+    assert share == pytest.approx(100 * inputs[0]["novel_mask"][chosen].double().mean().item())
+    assert logs[0] == logs[1]
 
 
 def test_novel_region_and_seen_token_in_one_run(tiny_cfg: CfgNode) -> None:

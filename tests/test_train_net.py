@@ -18,6 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from tiny_run import exit_of, load_tool, own_loggers, run_arguments, write_run_config
 
+from tagclip.evaluation.results import read_result_rows
 from tagclip.utils.cli import run_tool
 
 
@@ -75,6 +76,11 @@ def test_evaluation_reproduces_the_training_run(
     results = train_net.main(run_arguments(config, "OUTPUT_DIR", output, "SEED", 3))
     trained = read_result(output)
     assert results["sem_seg"]["mIoU"] == trained["metrics"]["mIoU"]
+    rows = read_result_rows(output / "results.csv")[1]
+    assert [(row["config"], row["iterations"], row["seed"]) for row in rows] == [
+        ("Base-ZeroShot.yaml", "4", "3")
+    ]
+    assert rows[0]["mIoU"] == str(round(results["sem_seg"]["mIoU"], 4))
     log = (output / "log.txt").read_text()
     assert log.count("Protocol: inductive, split zs: 3 seen / 2 unseen") == 1
     assert len(np.unique(np.array(trained["confusion"]).nonzero()[1])) > 1
@@ -95,6 +101,7 @@ def test_evaluation_reproduces_the_training_run(
         again = read_result(folder)
         for key in ("metrics", "classes", "confusion", "vocabulary_fingerprint"):
             assert again[key] == trained[key], (name, key)
+        assert len(read_result_rows(folder / "results.csv")[1]) == 1
         # The seed is the one that the weights were trained with, not the config's.
         assert again["run"]["seed"] == trained["run"]["seed"] == 3
         assert again["run"]["weights"] == "model_final.pth"
@@ -159,6 +166,18 @@ def test_output_that_cannot_be_written(train_net: ModuleType, config: Path, tmp_
     arguments = run_arguments(config, "OUTPUT_DIR", tmp_path / "file" / "run")
     line = exit_of(run_tool, train_net.start, arguments)
     assert line.startswith(f"ConfigError: OUTPUT_DIR {tmp_path}/file/run: found no folder to write")
+
+
+def test_a_table_of_results_that_is_none_stops_the_run_before_it_starts(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "run" / "results.csv"
+    table.parent.mkdir()
+    table.write_text("dataset;mIoU\n")
+    arguments = run_arguments(config, "OUTPUT_DIR", table.parent)
+    line = exit_of(run_tool, train_net.start, arguments)
+    assert line.startswith(f"ConfigError: {table}: found the header 'dataset;mIoU'")
+    assert list(table.parent.iterdir()) == [table]
 
 
 def test_as_a_process(repository: Path, config: Path, tmp_path: Path) -> None:

@@ -104,14 +104,16 @@ def load_tool(path: Path) -> ModuleType:
 
 @contextmanager
 def own_loggers() -> Iterator[None]:
-    """Give the loggers back as they were: each run adds handlers for its folder and terminal."""
-    before = {name: list(logging.getLogger(name).handlers) for name in _LOGGERS}
+    """Give the loggers back as they were: each run adds handlers and lets everything through."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     detectron2_logger.setup_logger.cache_clear()
     try:
         yield
     finally:
-        for name, handlers in before.items():
-            logging.getLogger(name).handlers[:] = handlers
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers[:], logger.propagate = handlers, propagate
+            logger.setLevel(level)
         detectron2_logger.setup_logger.cache_clear()
 
 

@@ -31,6 +31,7 @@ METRICS = {
     "AUROC": "trusty-AUROC",
 }
 CONDITIONS = {
+    "config": "config",
     "setting": "setting",
     "seed": "seed",
     "trusty target": "trusty_target",

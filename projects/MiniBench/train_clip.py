@@ -67,15 +67,15 @@ def model_config(vocab_size: int) -> dict:
             "width": 64,
             "heads": 4,
             "layers": 2,
+            # open_clip itself wants the path: get_tokenizer(name, bpe_path=...).
+            "tokenizer_kwargs": {"bpe_path": "mini_bpe.txt.gz"},
         },
-        "tokenizer": {"bpe_path": "mini_bpe.txt.gz"},
     }
 
 
 def build_model(config: dict) -> CLIP:
     """Build open_clip's model with temperature 20."""
-    arguments = {key: value for key, value in config.items() if key != "tokenizer"}
-    return CLIP(**arguments, init_logit_scale=math.log(20.0))
+    return CLIP(**config, init_logit_scale=math.log(20.0))
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, captions: list[str]) -> Tensor:

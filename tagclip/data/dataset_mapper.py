@@ -16,6 +16,7 @@ from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_image, read_label
 from tagclip.data.protocol import (
     dataset_vocabulary,
+    monitors_pseudo_labels,
     query_vocabulary,
     reads_novel_masks,
     training_vocabulary,
@@ -93,7 +94,7 @@ class ZeroShotDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "source_vocabulary": source,
             "target_vocabulary": target,
-            "novel_masks": is_train and reads_novel_masks(cfg),
+            "novel_masks": is_train and (reads_novel_masks(cfg) or monitors_pseudo_labels(cfg)),
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "inference_input": inference_input,
         }

@@ -14,9 +14,9 @@ from fvcore.transforms.transform import HFlipTransform
 
 from tagclip.data.augmentation import ResizeShortSide, build_test_augmentations
 from tagclip.data.choices import require_choice
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, DatasetError
 
-__all__ = ["InferenceInput", "View"]
+__all__ = ["InferenceInput", "View", "check_bgr_array"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,14 @@ class InferenceInput:
         if not augmentation.ENABLED:
             return cls([View(tuple(build_test_augmentations(cfg)))])
         sizes = tuple(augmentation.MIN_SIZES)
-        if not sizes or min(sizes) < 1:
-            raise ConfigError(f"TEST.AUG.MIN_SIZES is {sizes}, expected pixels above 0")
+        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ConfigError(
+                f"TEST.AUG.MIN_SIZES is {sizes}, expected short sides in pixels, such as (448, 512)"
+            )
+        if augmentation.MAX_SIZE < 0:
+            raise ConfigError(
+                f"TEST.AUG.MAX_SIZE is {augmentation.MAX_SIZE}, expected pixels, or 0 for no bound"
+            )
         require_choice(cfg.INPUT.RESIZE, "INPUT.RESIZE", ("cv2", "pil"))
         resizes = [ResizeShortSide(size, augmentation.MAX_SIZE, cfg.INPUT.RESIZE) for size in sizes]
         mirrored = (False, True) if augmentation.FLIP else (False,)
@@ -89,3 +95,31 @@ class InferenceInput:
                 for pixels, view in zip(images, self.views, strict=True)
             ]
         return sample
+
+
+def check_bgr_array(image: object, name: str) -> None:
+    """Refuse what is no (H, W, 3) uint8 array.
+
+    Raises:
+        DatasetError: says what was found instead, under this name.
+    """
+    expected = "expected a BGR array (H, W, 3) of uint8, a PIL image or a path"
+    if not isinstance(image, np.ndarray):
+        raise DatasetError(f"{name}: found a {type(image).__name__}, {expected}")
+    shape, advice = image.shape, ""
+    if not image.size:
+        raise DatasetError(f"{name}: found an empty array {shape}, {expected}")
+    if len(shape) == 3 and shape[0] == 3 and shape[2] != 3:
+        advice = "; channels come last: image.transpose(1, 2, 0)"
+    elif len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 4)):
+        kind = "BGRA" if len(shape) == 3 and shape[2] == 4 else "GRAY"
+        advice = f"; convert with cv2.cvtColor(image, cv2.COLOR_{kind}2BGR)"
+    elif len(shape) == 4:
+        advice = "; several images are a list"
+    if len(shape) != 3 or shape[2] != 3:
+        raise DatasetError(f"{name}: found an array {shape}, {expected}{advice}")
+    if image.dtype != np.uint8:
+        values = f"values {image.min()} to {image.max()}" if image.dtype.kind in "fiu" else "values"
+        if image.dtype.kind == "f" and image.min() >= 0 and image.max() <= 1:
+            advice = "; scale it: (image * 255).round().astype('uint8')"
+        raise DatasetError(f"{name}: found {image.dtype} {values}, {expected}, 0 to 255{advice}")

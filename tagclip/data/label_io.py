@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["check_label", "image_size", "read_image", "read_label"]
+__all__ = ["check_label", "image_pixels", "image_size", "read_image", "read_label"]
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -87,7 +87,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
-def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np.ndarray:
+def read_image(
+    path: str | Path, format: str = "RGB", max_pixels: int = 0, over_white: bool = False
+) -> np.ndarray:
     """Read an image upright, as `detectron2.data.detection_utils.read_image` does.
 
     EXIF orientation is applied; gray, palette and CMYK are converted; alpha is dropped. 16-bit
@@ -97,6 +99,7 @@ def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np
         path: a file that Pillow can decode.
         format: "RGB" or "BGR".
         max_pixels: images with more pixels are refused before decoding; 0 sets no limit.
+        over_white: lay transparent images over white instead of dropping alpha.
 
     Returns:
         (H, W, 3) uint8.
@@ -107,20 +110,30 @@ def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
     with _opened(path, "image") as image:
-        width, height = image.size
-        if max_pixels and width * height > max_pixels:
-            raise DatasetError(
-                f"{path}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "
-                f"{max_pixels}; make the image smaller or raise the key"
-            )
-        # First: reading the EXIF data of a truncated PNG swallows its decoding error.
-        image.load()
-        orientation = _exif_orientation(image, path)
-        image = _to_rgb(image, path)
-        if orientation in _TRANSPOSE:
-            image = image.transpose(_TRANSPOSE[orientation])
-        pixels = np.asarray(image)
+        pixels = image_pixels(image, path, max_pixels, over_white)
     return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+def image_pixels(
+    image: Image.Image, name: str | Path, max_pixels: int = 0, over_white: bool = False
+) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an opened image, as `read_image` says; name is for messages."""
+    width, height = image.size
+    if max_pixels and width * height > max_pixels:
+        raise DatasetError(
+            f"{name}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "
+            f"{max_pixels}; make the image smaller or raise the key"
+        )
+    # First: reading the EXIF data of a truncated PNG swallows its decoding error.
+    image.load()
+    orientation = _exif_orientation(image, name)
+    if over_white and image.has_transparency_data and not image.mode.startswith("I"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = _to_rgb(image, name)
+    if orientation in _TRANSPOSE:
+        image = image.transpose(_TRANSPOSE[orientation])
+    return np.asarray(image)
 
 
 def _exif_orientation(image: Image.Image, path: str | Path) -> int:

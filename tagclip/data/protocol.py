@@ -16,6 +16,7 @@ from tagclip.vocabulary import Vocabulary
 
 __all__ = [
     "dataset_vocabulary",
+    "monitors_pseudo_labels",
     "protocol_summary",
     "query_vocabulary",
     "reads_novel_masks",
@@ -173,7 +174,8 @@ def _pseudo_label_summary(cfg: CfgNode) -> str:
     if rule.REGION == "novel":
         return "pseudo-labels on unseen pixels (reads where they are)"
     gated = "gated" if rule.GATE else "ungated"
-    return f"pseudo-labels on unlabelled pixels, {gated}, from score {rule.THRESHOLD:g}"
+    compared = ", compared with the unseen pixels in the log" * monitors_pseudo_labels(cfg)
+    return f"pseudo-labels on unlabelled pixels, {gated}, from score {rule.THRESHOLD:g}{compared}"
 
 
 def reads_novel_masks(cfg: CfgNode) -> bool:
@@ -182,6 +184,11 @@ def reads_novel_masks(cfg: CfgNode) -> bool:
     if tagclip.TRUSTY.ENABLED and tagclip.TRUSTY.TARGET == "novel":
         return True
     return _setting(cfg) == "transductive" and tagclip.SELF_TRAINING.REGION == "novel"
+
+
+def monitors_pseudo_labels(cfg: CfgNode) -> bool:
+    """Whether the log says how many pseudo-labels are on unseen pixels: nothing learns from it."""
+    return _setting(cfg) == "transductive" and cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
 
 
 def validate_protocol(cfg: CfgNode) -> None:

@@ -1,6 +1,7 @@
 """Training: trainer, data stream, optimizer, schedule and checkpoints."""
 
 from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, read_checkpoint
+from tagclip.engine.checkpoint_config import checkpoint_config
 from tagclip.engine.data_stream import StreamLoader
 from tagclip.engine.lr_scheduler import WarmupPolySchedule, build_lr_scheduler
 from tagclip.engine.optimizer import build_optimizer
@@ -14,6 +15,7 @@ __all__ = [
     "ZeroShotTrainer",
     "build_lr_scheduler",
     "build_optimizer",
+    "checkpoint_config",
     "checkpoint_metadata",
     "read_checkpoint",
     "resolve_weights_and_seed",

@@ -55,10 +55,19 @@ class _Stream(Dataset):
         return generator.permutation(len(self._samples))
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        epoch, offset = divmod(position, len(self._samples))
-        sample = self._samples[int(self._order(epoch)[offset])]
+        sample = self.source(position)
         with seeded(self._seed, position, 1):
             return self._mapper(sample)
+
+    def source(self, position: int) -> dict[str, Any]:
+        epoch, offset = divmod(position, len(self._samples))
+        return self._samples[int(self._order(epoch)[offset])]
+
+    def repetition(self, position: int, epochs: int) -> int:
+        """Position of the same image so many epochs later."""
+        epoch, offset = divmod(position, len(self._samples))
+        later = self._order(epoch + epochs) == self._order(epoch)[offset]
+        return (epoch + epochs) * len(self._samples) + int(later.argmax())
 
     def __getstate__(self) -> dict[str, Any]:
         # A cache cannot travel to a worker process.
@@ -134,6 +143,18 @@ class StreamLoader:
             # The loader draws a base seed for its workers, which ours do not use.
             generator=torch.Generator(),
         )
+
+    def sample(self, position: int) -> dict[str, Any]:
+        """What the mapper makes of a position; iteration t begins at t times the batch size."""
+        return self._stream[position]
+
+    def source(self, position: int) -> dict[str, Any]:
+        """The dataset dict that `sample` is made of."""
+        return self._stream.source(position)
+
+    def positions(self, position: int, count: int) -> list[int]:
+        """Where an image comes: at ``position``, and once in each of the epochs after it."""
+        return [self._stream.repetition(position, epochs) for epochs in range(count)]
 
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:

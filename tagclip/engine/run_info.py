@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import secrets
 import subprocess
 from pathlib import Path
@@ -10,13 +12,29 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from tagclip.data import protocol_summary, training_vocabulary
 from tagclip.engine.checkpoint import TRUSTY_TOKEN, TagCLIPCheckpointer, read_checkpoint
 from tagclip.modeling.backbone import CLIPSource
 
-__all__ = ["resolve_weights_and_seed", "run_info"]
+__all__ = ["config_hash", "resolve_weights_and_seed", "run_info"]
+
+# Keys that repetitions of one experiment differ in, here or on another machine.
+_NOT_HASHED = (
+    "CONFIG_NAME",
+    "DATALOADER.NUM_WORKERS",
+    "MODEL.CLIP.CACHE_DIR",
+    "MODEL.CLIP.TEXT_CACHE",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "SEED",
+    "TEST.SAVE_PREDICTIONS",
+)
+# Paths, also where they are relative, or other names.
+_MAY_BE_PATHS = ("MODEL.CLIP.NAME", "MODEL.CLIP.PRETRAINED")
 
 
 def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> str:
@@ -51,30 +69,65 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
 
 
 def run_info(cfg: CfgNode) -> dict[str, Any]:
-    """Say what a result depends on: protocol, seed, fingerprints. Holds no paths.
+    """Say what a result depends on: config, protocol, seed, fingerprints. Holds no paths.
 
     ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only, what
     training started from otherwise ("" for CLIP). ``weights_dropped`` lists what the config
-    leaves out of it.
+    leaves out of it. ``iterations`` is how long a run has trained that evaluates in between or
+    at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     tagclip = cfg.MODEL.TAGCLIP
     return {
+        "config": cfg.CONFIG_NAME,
+        "config_hash": config_hash(cfg),
         "protocol": protocol_summary(cfg),
         "setting": cfg.DATASETS.ZERO_SHOT.SETTING,
         "seed": cfg.SEED,
+        "iterations": _iterations(cfg),
         "weights": weights.name,
         "weights_sha256": _sha256(weights) if weights.is_file() else None,
         "weights_dropped": _dropped(cfg, weights),
         "clip": Path(cfg.MODEL.CLIP.NAME).stem,
         "clip_sha256": CLIPSource.from_config(cfg).sha256,
         "templates": cfg.MODEL.CLIP.TEMPLATES,
+        "synonyms": cfg.MODEL.CLIP.SYNONYMS,
         "training_vocabulary": training_vocabulary(cfg).fingerprint,
         "trusty_target": tagclip.TRUSTY.TARGET if tagclip.TRUSTY.ENABLED else None,
         "gate": tagclip.TEST.GATE,
         "seen_bias": tagclip.TEST.SEEN_BIAS,
+        "test_augmentation": dict(cfg.TEST.AUG) if cfg.TEST.AUG.ENABLED else None,
         "git_commit": _git_commit(),
     }
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """12 hex digits, the same for runs whose configs differ in no more than the seed.
+
+    Output folder, initial weights, device and workers do not count either, and of a path only its
+    last part does: the same experiment has the same digits on every machine.
+    """
+    text = json.dumps(_hashed(cfg, ""), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _hashed(node: Any, key: str) -> Any:
+    if isinstance(node, dict):
+        paths = {name: f"{key}.{name}".lstrip(".") for name in node}
+        return {n: _hashed(node[n], path) for n, path in paths.items() if path not in _NOT_HASHED}
+    if isinstance(node, (list, tuple)):
+        return [_hashed(value, key) for value in node]
+    if isinstance(node, str) and (os.path.isabs(node) or key in _MAY_BE_PATHS):
+        return Path(node).name
+    return node
+
+
+def _iterations(cfg: CfgNode) -> int | None:
+    try:
+        # A finished run that is resumed counts one more.
+        return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
+    except AssertionError:
+        return None
 
 
 def _git_commit() -> str | None:

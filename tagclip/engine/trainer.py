@@ -24,6 +24,7 @@ from tagclip.data import (
     protocol_summary,
     validate_protocol,
 )
+from tagclip.data.choices import require_choice
 from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
 from tagclip.engine.data_stream import StreamLoader, seeded_step
 from tagclip.engine.lr_scheduler import build_lr_scheduler
@@ -32,6 +33,8 @@ from tagclip.engine.run_info import run_info
 from tagclip.engine.training_loop import StopOnSigterm, TrainingLoop
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
+from tagclip.evaluation.results import read_result_rows
+from tagclip.evaluation.saved_predictions import FORMATS as PREDICTION_FORMATS
 
 __all__ = ["ZeroShotTrainer"]
 
@@ -94,6 +97,7 @@ class ZeroShotTrainer(DefaultTrainer):
         with _silence():
             _check_values(cfg)
             validate_protocol(cfg)
+            read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
                 _check_evaluator_type(name)
                 cls.build_test_loader(cfg, name)
@@ -194,7 +198,7 @@ class ZeroShotTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
-        """Evaluator that writes ``OUTPUT_DIR/inference/<dataset>/metrics.json``.
+        """Evaluator that writes to ``OUTPUT_DIR/inference/<dataset>`` and the table of results.
 
         Raises:
             ConfigError: the dataset was registered for another kind of evaluation.
@@ -204,7 +208,9 @@ class ZeroShotTrainer(DefaultTrainer):
             dataset_name,
             vocabulary=dataset_vocabulary(cfg, dataset_name),
             output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
+            results_table=_results_table(cfg),
             run_info=run_info(cfg),
+            save_predictions=cfg.TEST.SAVE_PREDICTIONS,
         )
 
 
@@ -217,6 +223,11 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _results_table(cfg: CfgNode) -> Path:
+    """One row for every evaluation of a run."""
+    return Path(cfg.OUTPUT_DIR) / "results.csv"
 
 
 def _check_evaluator_type(dataset_name: str) -> None:
@@ -247,6 +258,7 @@ def _check_values(cfg: CfgNode) -> None:
         raise ConfigError(
             f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r}, expected cuda or cpu"
         ) from error
+    require_choice(cfg.TEST.SAVE_PREDICTIONS, "TEST.SAVE_PREDICTIONS", PREDICTION_FORMATS)
     _amp_dtype(cfg)
 
 

@@ -15,7 +15,7 @@ from tagclip.evaluation.results import read_metrics
 __all__ = ["ClassRow", "Result", "class_rows", "differences", "load_results", "repetitions"]
 
 # What differs between repetitions of one experiment.
-_PER_REPETITION = ("seed", "weights", "weights_sha256", "git_commit")
+_PER_REPETITION = ("seed", "iterations", "weights", "weights_sha256", "git_commit")
 _SHORT_HASH = 12
 
 

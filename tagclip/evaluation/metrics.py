@@ -64,14 +64,14 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Return IoU and accuracy of every class.
 
     Args:
-        confusion: (K, K), rows are true classes.
+        confusion: (K, K), rows are true classes; a column K counts pixels without a class.
 
     Returns:
         ``IoU`` = hits / (true + predicted - hits) and ``ACC`` = hits / true: (K,) float64 in
         percent, nan for classes without true pixels, also where they were predicted (as
         detectron2's main branch and COCO count them).
     """
-    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)[: len(confusion)]
     hits = np.diag(confusion)
     with np.errstate(invalid="ignore"):
         iou = np.where(true > 0, 100 * hits / (true + predicted - hits), np.nan)
@@ -83,7 +83,7 @@ def summarize(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, 
     """Average over all, seen and unseen classes and pixels.
 
     Args:
-        confusion: (K, K), rows are true classes.
+        confusion: see `per_class`.
         seen_mask: (K,) bool; None leaves the partition out.
 
     Returns:
@@ -110,7 +110,7 @@ def defined_classes(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict
     """Count the classes that each mean of `summarize` averages: those with true pixels.
 
     Args:
-        confusion: (K, K), rows are true classes.
+        confusion: see `per_class`.
         seen_mask: (K,) bool; None leaves the partition out.
 
     Returns:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,50 @@ import numpy as np
 from iopath.common.file_io import file_lock
 
 from tagclip.errors import ConfigError
+from tagclip.evaluation.report import format_json
 from tagclip.utils.files import write_atomic
 
-__all__ = ["append_result_row", "read_metrics", "result_row", "write_per_class_csv"]
+__all__ = [
+    "append_result_row",
+    "read_metrics",
+    "read_result_rows",
+    "result_row",
+    "write_per_class_csv",
+    "write_result",
+]
 
-_CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels")
+_CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels", "other")
 # Keys of metrics.json that are one value each; "metrics" and "run" are spread out behind them.
 _VALUES = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
 _REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
+
+
+def write_result(
+    content: Mapping[str, Any], folder: str | Path | None, table: str | Path | None
+) -> None:
+    """Write the files of one evaluation.
+
+    Args:
+        content: what ``metrics.json`` holds, nan where undefined.
+        folder: for ``metrics.json`` and ``per_class.csv``; None or "" writes neither.
+        table: csv that gets a row more; None or "" is none.
+
+    Raises:
+        ConfigError: a file cannot be written, or the table is no such table.
+    """
+    try:
+        if folder:
+            path = Path(folder) / "metrics.json"
+            write_atomic(path, format_json(content))
+            path = path.with_name("per_class.csv")
+            write_per_class_csv(path, content["classes"])
+        if table:
+            path = Path(table)
+            append_result_row(path, result_row(content, datetime.now(UTC)))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); free space or set another OUTPUT_DIR"
+        ) from error
 
 
 def write_per_class_csv(path: str | Path, classes: Sequence[Mapping[str, Any]]) -> Path:
@@ -31,7 +67,8 @@ def write_per_class_csv(path: str | Path, classes: Sequence[Mapping[str, Any]]) 
     Args:
         path: the file; its folder is created.
         classes: the "classes" of ``metrics.json``: dicts with "name", "seen" (bool or None),
-            "IoU" and "ACC" in percent (nan or None where undefined), "pixels".
+            "IoU" and "ACC" in percent (nan or None where undefined), "pixels", and "other", those
+            of them that got no class.
 
     Returns:
         ``path``.
@@ -61,7 +98,8 @@ def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:
     The table is replaced as a whole: it is complete at every moment, also when the process is
     killed. A column that the table lacks is added behind the others, empty in the old rows; a
     column that the row lacks stays empty in the new one. None and nan are empty cells, floats
-    are rounded to 4 digits, lists and dicts become json.
+    are rounded to 4 digits, lists and dicts become json. An evaluation that is repeated gets a
+    second row: nothing is ever replaced, the time tells them apart.
 
     Args:
         path: the table; it and its folder are created.
@@ -76,12 +114,21 @@ def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:
     path = Path(path).absolute()
     # Locked beside the table, which is renamed over; the lock file stays.
     with file_lock(str(path.with_name(f".{path.name}"))):
-        columns, rows = _read_csv(path)
+        columns, rows = read_result_rows(path)
         columns += [name for name in row if name not in columns]
         return write_atomic(path, _format_csv(columns, [*rows, row]))
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def read_result_rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read the table that `append_result_row` writes.
+
+    Returns:
+        Its columns, and its rows as column -> text; nothing if there is no such file.
+
+    Raises:
+        ConfigError: the file is no such table.
+    """
+    path = Path(path)
     if not path.is_file():
         return [], []
     advice = "move the file away, the next evaluation starts a new one"

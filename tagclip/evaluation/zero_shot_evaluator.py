@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from tagclip.data.label_io import check_label, read_label
 from tagclip.data.protocol import requested_vocabulary
-from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from tagclip.errors import CheckpointError, DatasetError, VocabularyError
 from tagclip.evaluation.metrics import (
     auroc,
     confusion_matrix,
@@ -22,8 +22,10 @@ from tagclip.evaluation.metrics import (
     per_class,
     summarize,
 )
-from tagclip.evaluation.report import format_json, format_table
-from tagclip.utils.files import write_atomic
+from tagclip.evaluation.prediction_writer import PredictionWriter
+from tagclip.evaluation.report import format_table
+from tagclip.evaluation.results import write_result
+from tagclip.evaluation.saved_predictions import FOLDER
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["ZeroShotSemSegEvaluator"]
@@ -46,7 +48,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         vocabulary: Vocabulary,
         distributed: bool = True,
         output_dir: str | None = None,
+        results_table: str | Path | None = None,
         run_info: dict[str, Any] | None = None,
+        save_predictions: str = "",
     ) -> None:
         """Prepare for one registered dataset.
 
@@ -54,32 +58,45 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             dataset_name: registered with ``sem_seg_file_name`` in its dicts.
             vocabulary: class list of predictions and labels; its partition, if any, is reported.
             distributed: add up over all processes.
-            output_dir: where ``metrics.json`` goes; None writes nothing.
+            output_dir: where ``metrics.json`` and ``per_class.csv`` go; None writes neither.
+            results_table: csv to which every evaluation appends a row; None appends none.
             run_info: stored with the metrics.
+            save_predictions: "png" or "json" writes each image's into ``predictions/`` of it, too.
         """
         super().__init__(dataset_name, distributed=distributed, output_dir=output_dir)
         self._name, self._vocabulary = dataset_name, vocabulary
-        self._run_info = run_info or {}
+        self._results_table, self._run_info = results_table, run_info or {}
         lut = vocabulary.label_lut()
         # Values that mean nothing (-1) have been refused before the table is used.
         self._lut = np.where(lut < 0, vocabulary.ignore_index, lut).astype(vocabulary.target_dtype)
         self._seen = None if vocabulary.seen is None else vocabulary.seen_mask
+        self._writer = None
+        if save_predictions and output_dir:
+            folder, images = Path(output_dir) / FOLDER, self.input_file_to_gt_file
+            self._writer = PredictionWriter(
+                folder, save_predictions, vocabulary, images, distributed
+            )
         self.reset()
 
     def reset(self) -> None:
         """Forget everything that was processed."""
         classes = len(self._vocabulary)
         self._confusion = np.zeros((classes, classes), dtype=np.int64)
+        # Of each true class: pixels that the model gives to none (BACKGROUND_THRESHOLD).
+        self._other = np.zeros(classes, dtype=np.int64)
         self._trusty = np.zeros((2, _BINS), dtype=np.int64)
         self._images = 0
+        if self._writer is not None:
+            self._writer.start()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count one batch.
 
         Args:
             inputs: dicts with ``file_name``, and maybe ``vocabulary``, what the model was asked.
-            outputs: dicts with ``sem_seg_labels`` (H, W) integers or ``sem_seg`` (K, H, W)
-                scores, and maybe ``trusty`` (H, W), P(pixel belongs to a seen class).
+            outputs: dicts with ``sem_seg_labels`` (H, W) integers, -1 for no class, which is wrong
+                on a labelled pixel, or ``sem_seg`` (K, H, W) scores, and maybe ``trusty`` (H, W),
+                P(pixel belongs to a seen class).
 
         Raises:
             DatasetError: an image is not of this dataset, or its label file is missing or
@@ -100,7 +117,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             prediction = _predicted_labels(output, len(self._vocabulary), name)
             truth = self._true_labels(name, prediction.shape)
             try:
-                self._confusion += confusion_matrix(truth, prediction, len(self._vocabulary))
+                self._count(truth, prediction)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             if "trusty" in output:
@@ -108,7 +125,16 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
                 # the partition of the report: in supervised and in cross-dataset runs.
                 seen = self._seen if asked.seen is None else asked.seen_mask
                 self._count_trusty(truth, output["trusty"], seen, name)
+            if self._writer is not None:
+                self._writer.write(name, prediction, output.get("trusty"))
             self._images += 1
+
+    def _count(self, truth: np.ndarray, prediction: np.ndarray) -> None:
+        other, classes = prediction == -1, len(self._vocabulary)
+        if other.any():
+            self._other += np.bincount(truth[other], minlength=classes)[:classes]
+            truth, prediction = truth[~other], prediction[~other]
+        self._confusion += confusion_matrix(truth, prediction, classes)
 
     def _true_labels(self, image: str, size: tuple[int, int]) -> np.ndarray:
         """Read (H, W) labels: an index, or the vocabulary's ``ignore_index``."""
@@ -141,9 +167,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         self._trusty += counts.reshape(3, _BINS)[:2]
 
     def evaluate(self) -> OrderedDict | None:
-        """Add up over processes, log a table and write ``metrics.json``.
+        """Add up over processes, log a table and write the files.
 
-        Values of single classes are in the file only.
+        Values of single classes are in the files only.
 
         Returns:
             In the main process ``{"sem_seg": metrics}``, those of `summarize` and
@@ -151,9 +177,11 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
 
         Raises:
             DatasetError: no image had a labelled pixel.
-            ConfigError: the file cannot be written.
+            ConfigError: a file cannot be written, or the table of results is no such table.
         """
-        state = [(self._confusion, self._trusty, self._images)]
+        # (K, K + 1): behind the classes, pixels that got none.
+        counts = np.column_stack([self._confusion, self._other])
+        state = [(counts, self._trusty, self._images)]
         if self._distributed:
             state = comm.gather(state[0])
             if not comm.is_main_process():
@@ -166,7 +194,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             )
         content = self._content(confusion, trusty, images)
         self._log(content)
-        self._write(content)
+        write_result(content, self._output_dir, self._results_table)
+        if self._writer is not None:
+            self._writer.finish(images)
         return OrderedDict(sem_seg=content["metrics"])
 
     def _content(self, confusion: np.ndarray, trusty: np.ndarray, images: int) -> dict[str, Any]:
@@ -182,6 +212,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
                 "IoU": float(values["IoU"][k]),
                 "ACC": float(values["ACC"][k]),
                 "pixels": int(confusion[k].sum()),
+                "other": int(confusion[k, -1]),
             }
             for k, name in enumerate(vocabulary.names)
         ]
@@ -196,7 +227,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             "classes_without_pixels": [row["name"] for row in classes if not row["pixels"]],
             "run": self._run_info,
             "classes": classes,
-            "confusion": confusion.tolist(),
+            "confusion": confusion[:, :-1].tolist(),
         }
 
     def _log(self, content: dict[str, Any]) -> None:
@@ -209,18 +240,6 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             logger.info("IoU undefined (no labelled pixel) for: %s", ", ".join(undefined))
         table = format_table(content["metrics"], content["classes_averaged"])
         logger.info("%s, %d images\n%s", self._name, found, table)
-
-    def _write(self, content: dict[str, Any]) -> None:
-        if not self._output_dir:
-            return
-        path = Path(self._output_dir) / "metrics.json"
-        try:
-            write_atomic(path, format_json(content))
-        except OSError as error:
-            raise ConfigError(
-                f"{path}: cannot be written ({error.strerror}); free space or set another "
-                "OUTPUT_DIR"
-            ) from error
 
 
 def _predicted_labels(output: dict[str, Any], classes: int, name: str) -> np.ndarray:

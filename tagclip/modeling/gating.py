@@ -60,14 +60,12 @@ def gate_scores(
         raise ConfigError(
             f"MODEL.TAGCLIP.TEST.GATE: found {mode!r}, expected one of {', '.join(GATE_MODES)}"
         )
-    seen = seen_mask.to(scores.device)[:, None, None]
-    offset = seen.to(scores.dtype) * bias
+    seen = seen_mask.to(scores.device, scores.dtype)[:, None, None]
+    offset = seen * bias
     if mode == "none" or trusty is None:
         return scores - offset
-    one = torch.ones((), dtype=scores.dtype, device=scores.device)
-    factor = torch.where(
-        seen,
-        trusty if mode in ("seen", "both") else one,
-        1 - trusty if mode in ("unseen", "both") else one,
-    )
-    return scores * factor - offset if bias_after_gate else (scores - offset) * factor
+    # w of a class is 0 + 1 * w, 1 - w is 1 - 1 * w, no factor is 1 + 0 * w: exact, and for a CPU
+    # several times as fast as a choice between planes.
+    sign = seen * (mode in ("seen", "both")) - (1 - seen) * (mode in ("unseen", "both"))
+    factor = (trusty * sign).add_(1 - sign.clamp(min=0))
+    return factor.mul_(scores).sub_(offset) if bias_after_gate else factor.mul_(scores - offset)

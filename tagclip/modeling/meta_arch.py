@@ -23,7 +23,7 @@ from tagclip.modeling.losses import SegTargets, pixel_accuracy
 from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion, ViewAverage
 from tagclip.modeling.self_training import SelfTraining
 from tagclip.modeling.sliding_window import WindowGrid
-from tagclip.modeling.text_bank import TextBank
+from tagclip.modeling.text_bank import TextBank, class_maximum
 from tagclip.utils.events import log_scalars
 from tagclip.vocabulary import Vocabulary
 
@@ -61,7 +61,7 @@ class TagCLIP(nn.Module):
         Args:
             backbone: images (N, 3, H, W) -> ``clip_dense`` and ``clip_global``.
             sem_seg_head: features and class vectors -> low-resolution logits or losses.
-            text_bank: `Vocabulary` -> (K, D) class vectors.
+            text_bank: `Vocabulary` -> (K, D) class vectors, or one per prompt name.
             train_vocabulary: the classes that training labels index.
             vocabulary: the classes asked when an input brings no ``vocabulary``.
             unknown_classes: ``match``, ``seen`` or ``unseen``, for vocabularies without a split.
@@ -148,8 +148,10 @@ class TagCLIP(nn.Module):
         images, sizes = self.preprocess_images(batched_inputs)
         targets = self.preprocess_targets(batched_inputs, images.shape[-2:], sizes)
         class_embed = self.text_bank(self.train_vocabulary)
+        prompt_rows = self.text_bank.prompt_rows(self.train_vocabulary)
         features = self.backbone(images)
         class_logits, trusty_logits = self.sem_seg_head.layers(features, class_embed)
+        class_logits = class_maximum(class_logits, prompt_rows)
         log_scalars({"pixel_accuracy": float(pixel_accuracy(class_logits, targets))})
         if self.self_training is not None:
             targets = self.self_training.pseudo_label(
@@ -239,7 +241,7 @@ class TagCLIP(nn.Module):
         """
         image = self._normalise(image)
         grid = self.inference_settings.grid(*image.shape[-2:])
-        logits, trusty_logits = self._window_logits(image, grid, self.text_bank(vocabulary))
+        logits, trusty_logits = self._window_logits(image, grid, vocabulary)
         return ScoreFusion(
             class_logits=logits,
             trusty_logits=trusty_logits,
@@ -262,9 +264,11 @@ class TagCLIP(nn.Module):
         return resolve_seen(asked, self.train_vocabulary, self.unknown_classes)
 
     def _window_logits(
-        self, image: Tensor, grid: WindowGrid, class_embed: Tensor
+        self, image: Tensor, grid: WindowGrid, vocabulary: Vocabulary
     ) -> tuple[Tensor, Tensor | None]:
         """Run backbone and head on all windows: (W, K, h, w) and (W, 1, h, w) float32 logits."""
+        class_embed = self.text_bank(vocabulary)
+        prompt_rows = self.text_bank.prompt_rows(vocabulary)
         height, width = self._padded_window(grid)
         windows = [pad(image[:, rows, columns], height, width, 0.0) for rows, columns in grid]
         class_logits, trusty_logits = [], []
@@ -272,7 +276,7 @@ class TagCLIP(nn.Module):
         for start in range(0, len(windows), step):
             features = self.backbone(torch.stack(windows[start : start + step]))
             (logits, trusty), _ = self.sem_seg_head(features, class_embed)
-            class_logits.append(logits.float())
+            class_logits.append(class_maximum(logits, prompt_rows).float())
             if trusty is not None:
                 trusty_logits.append(trusty.float())
         return torch.cat(class_logits), torch.cat(trusty_logits) if trusty_logits else None

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
-from torch.nn import functional as F
 
 from tagclip.errors import ConfigError
+from tagclip.modeling.ranking import BestClass, TopClasses, label_dtype
 from tagclip.modeling.sliding_window import WindowGrid, fuse_windows
+from tagclip.modeling.upsampling import resize, upsample
 
 __all__ = ["InferenceSettings", "ScoreFusion", "ViewAverage"]
+
+# MODEL.TAGCLIP.TEST.WORKSPACE_MIB of a CPU.
+_CPU_WORKSPACE_MIB = 8
 
 
 @dataclass(frozen=True)
@@ -138,18 +142,19 @@ class ScoreFusion:
         return self._final(fuse_windows(windows.__getitem__, self.grid, coverage), size)[0]
 
     def _final(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
-        resized = _resize(planes, size)
+        resized = resize(planes, size)
         return resized.flip(-1) if self.mirrored else resized
 
     def classes_per_chunk(self, size: tuple[int, int]) -> int:
         """Return how many classes the workspace holds at a time."""
-        # Vectorised CPU kernels round the last few elements of a tensor differently: one class
-        # at a time makes the result the same for every workspace, and stays in the cache.
-        if self.class_logits.device.type == "cpu":
-            return 1
         pixels = size[0] * size[1] + self.grid.height * self.grid.width
         pixels += 3 * self.padded_size[0] * self.padded_size[1]
-        return max(1, int(self.workspace_mib * 2**20 / (4 * pixels)))
+        workspace = self.workspace_mib
+        # Vectorised CPU kernels round the last few elements of a tensor differently: a workspace
+        # of its own makes the result the same for every setting, and stays in the cache.
+        if self.class_logits.device.type == "cpu":
+            workspace = _CPU_WORKSPACE_MIB
+        return max(1, int(workspace * 2**20 / (4 * pixels)))
 
     def _trusty_windows(self) -> list[Tensor] | None:
         if self.trusty_logits is None:
@@ -158,7 +163,7 @@ class ScoreFusion:
 
     def _upsample(self, logits: Tensor) -> Tensor:
         """(C, h, w) logits of one window -> (C, window_height, window_width)."""
-        full = _resize(logits, self.padded_size)
+        full = upsample(logits, self.padded_size)
         return full[:, : self.grid.window_height, : self.grid.window_width].contiguous()
 
 
@@ -191,21 +196,15 @@ class ViewAverage:
             ``top_scores`` (k, H, W) half, best first, whatever the threshold.
         """
         count, device = self.views[0].class_logits.shape[1], self.views[0].class_logits.device
-        dtype = torch.int16 if count <= torch.iinfo(torch.int16).max else torch.int32
-        best = torch.full(size, -torch.inf, device=device)
-        labels = torch.zeros(size, dtype=dtype, device=device)
-        top = _TopClasses(top_k, size, dtype, device)
+        dtype = label_dtype(count)
+        best, top = BestClass(size, device), TopClasses(top_k, size, dtype, device)
         for start, scores in self._chunks(size):
-            value, index = (scores[0], None) if len(scores) == 1 else scores.max(dim=0)
-            better = value > best
-            label = start if index is None else (index + start).to(dtype)
-            labels = torch.where(better, label, labels)
-            # Hands nan on, which no comparison would.
-            torch.maximum(best, value, out=best)
+            best.add(start, scores)
             top.add(start, scores[: None if ranked is None else max(0, ranked - start)])
+        labels = best.labels(dtype)
         if threshold > 0:
-            labels[best < threshold] = -1
-        result = {"sem_seg_labels": labels, "sem_seg_scores": best.half()}
+            labels[best.scores < threshold] = -1
+        result = {"sem_seg_labels": labels, "sem_seg_scores": best.scores.half()}
         return result | top.result() | self._trusty(size)
 
     def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -229,41 +228,6 @@ class ViewAverage:
         return {} if maps[0] is None else {"trusty": _mean(maps).half()}
 
 
-class _TopClasses:
-    """The k best classes of every pixel so far; ties go to the class that comes first."""
-
-    def __init__(
-        self, k: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.scores = torch.full((k, *size), -torch.inf, device=device)
-        self.labels = torch.zeros((k, *size), dtype=dtype, device=device)
-
-    def add(self, start: int, scores: Tensor) -> None:
-        """Rank (C, H, W) scores of the classes from ``start`` on."""
-        for label, score in enumerate(scores if len(self.scores) else (), start):
-            falling = torch.full_like(self.labels[0], label)
-            for place, held in zip(self.scores, self.labels, strict=True):
-                better = score > place
-                score_below = torch.where(better, place, score)
-                label_below = torch.where(better, held, falling)
-                place.copy_(torch.where(better, score, place))
-                held.copy_(torch.where(better, falling, held))
-                score, falling = score_below, label_below
-
-    def result(self) -> dict[str, Tensor]:
-        """``top_labels`` and ``top_scores`` of `ViewAverage.labels`; nothing if k is 0."""
-        if not len(self.scores):
-            return {}
-        return {"top_labels": self.labels, "top_scores": self.scores.half()}
-
-
 def _mean(planes: Sequence[Tensor]) -> Tensor:
     """Mean of tensors of one shape; a single one comes back as it is."""
     return planes[0] if len(planes) == 1 else sum(planes) / len(planes)
-
-
-def _resize(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, align_corners False, no antialiasing: (C, h, w) -> (C, H, W)."""
-    if planes.shape[-2:] == tuple(size):
-        return planes
-    return F.interpolate(planes[None], size, mode="bilinear", align_corners=False)[0]

@@ -78,24 +78,25 @@ class SelfTraining:
         batched_inputs: Sequence[dict[str, Any]],
         vocabulary: Vocabulary,
     ) -> SegTargets:
-        """Add pseudo-labels of unseen classes to a batch's targets, and log how many they are.
+        """Add pseudo-labels of unseen classes to a batch's targets, and log what they cover.
 
         Args:
             class_logits: (N, K, h, w) logits of all classes from the current forward pass.
             trusty_logits: (N, 1, h, w), or None without a trusty token.
             targets: labels of the H x W pixels that h x w stands for.
-            batched_inputs: N training inputs; for region ``novel`` with ``novel_mask``.
+            batched_inputs: N training inputs; for region ``novel`` with ``novel_mask``, which the
+                region ``unlabeled`` only compares its pseudo-labels with.
             vocabulary: K classes with their partition.
 
         Raises:
             DatasetError: an input has no ``novel_mask``, and the rule needs it.
         """
         novel, device = None, class_logits.device
-        if self.region == "novel":
+        if self.region == "novel" or all("novel_mask" in item for item in batched_inputs):
             novel = stack_novel_masks(batched_inputs, targets.labels.shape[-2:], device)
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(device)
         result = self(class_logits, trusty_logits, seen_mask, targets, novel)
-        log_scalars(pseudo_label_shares(targets, result, vocabulary.names))
+        log_scalars(pseudo_label_shares(targets, result, vocabulary.names, novel))
         return result
 
     @torch.no_grad()
@@ -186,7 +187,7 @@ def best_class(
 
 
 def pseudo_label_shares(
-    before: SegTargets, after: SegTargets, names: Sequence[str]
+    before: SegTargets, after: SegTargets, names: Sequence[str], novel: Tensor | None = None
 ) -> dict[str, float]:
     """Say how much of the images the pseudo-labels cover.
 
@@ -194,17 +195,22 @@ def pseudo_label_shares(
         before: targets as the data has them.
         after: the same with pseudo-labels.
         names: K class names.
+        novel: (N, H, W) bool, pixels of unseen classes, if the data say where they are.
 
     Returns:
         ``pseudo_labels`` and, for the classes that got any, ``pseudo_labels/<name>``: percent of
-        the pixels that are no padding.
+        the pixels that are no padding. With ``novel`` and any pseudo-label,
+        ``pseudo_labels_on_unseen_pixels``: percent of the pixels that got one.
     """
-    written = after.labels[after.labels != before.labels].long()
-    counts = torch.bincount(written, minlength=len(names)).tolist()
+    chosen = after.labels != before.labels
+    counts = torch.bincount(after.labels[chosen].long(), minlength=len(names)).tolist()
     percent = 100 / max(1, int(before.valid.sum()))
     shares = {"pseudo_labels": sum(counts) * percent}
     pairs = zip(names, counts, strict=True)
-    return shares | {f"pseudo_labels/{name}": count * percent for name, count in pairs if count}
+    shares |= {f"pseudo_labels/{name}": count * percent for name, count in pairs if count}
+    if novel is not None and sum(counts):
+        shares["pseudo_labels_on_unseen_pixels"] = 100 * float(novel[chosen].float().mean())
+    return shares
 
 
 def _upsample(planes: Tensor, size: Sequence[int]) -> Tensor:

@@ -19,12 +19,13 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from tagclip.data.choices import require_choice
 from tagclip.errors import ConfigError
 from tagclip.modeling.backbone.clip_source import CLIPSource
 from tagclip.utils.files import write_atomic
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["TextBank", "prompt_templates"]
+__all__ = ["TextBank", "class_maximum", "prompt_templates"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,10 @@ def prompt_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
 class TextBank(nn.Module):
     """`Vocabulary` -> class vectors. Holds no parameters and never enters a checkpoint.
 
-    A class vector is the mean of its unit template vectors, made unit again, then the mean over
-    the class's prompt names, made unit again (CLIP's prompt ensembling, arXiv 2103.00020).
+    The vector of a prompt name is the mean of its unit template vectors, made unit again, that of
+    a class the mean over its prompt names, made unit again (CLIP's prompt ensembling, arXiv
+    2103.00020). With ``synonyms`` "max" every prompt name keeps a vector of its own, and the
+    logits that come of them are brought together by `class_maximum`.
     """
 
     @configurable
@@ -71,6 +74,7 @@ class TextBank(nn.Module):
         *,
         source: CLIPSource,
         templates: Sequence[str],
+        synonyms: str = "mean",
         batch_size: int = 256,
         cache_dir: str = "",
     ) -> None:
@@ -79,11 +83,14 @@ class TextBank(nn.Module):
         Args:
             source: the CLIP model.
             templates: prompts with one ``{}`` each.
+            synonyms: what unites the prompt names of a class, "mean" or "max".
             batch_size: prompts per text forward.
             cache_dir: folder of encoded vocabularies; "" keeps them in memory only.
         """
         super().__init__()
+        require_choice(synonyms, "MODEL.CLIP.SYNONYMS", ("mean", "max"))
         self.source, self.templates = source, prompt_templates(templates)
+        self.synonyms = synonyms
         self.batch_size, self.cache_dir = batch_size, cache_dir
         self.num_text_forwards = 0
         self._encoded: dict[str, Tensor] = {}
@@ -94,21 +101,46 @@ class TextBank(nn.Module):
         return {
             "source": CLIPSource.from_config(cfg),
             "templates": cfg.MODEL.CLIP.TEMPLATES,
+            "synonyms": cfg.MODEL.CLIP.SYNONYMS,
             "batch_size": cfg.MODEL.CLIP.TEXT_BATCH,
             "cache_dir": cfg.MODEL.CLIP.TEXT_CACHE,
         }
 
     def forward(self, vocabulary: Vocabulary) -> Tensor:
-        """Return (K, D) float32 unit vectors on the bank's device."""
+        """Return float32 unit vectors on the bank's device.
+
+        Returns:
+            (K, D), one row per class; with "max" (P, D), one per prompt name, class after class.
+        """
         key = self.fingerprint(vocabulary)
         vectors = self._encoded.get(key)
         if vectors is None:
-            vectors = self._read_cache(key, len(vocabulary.prompts))
+            vectors = self._read_cache(key, len(self._rows(vocabulary)))
         if vectors is None:
-            vectors = self._encode(vocabulary)
+            vectors = self._encode(self._rows(vocabulary))
             self._write_cache(key, vectors)
         self._encoded[key] = vectors.to(self._where.device)
         return self._encoded[key]
+
+    def prompt_rows(self, vocabulary: Vocabulary) -> Tensor | None:
+        """Say which rows of `forward` belong to which class.
+
+        Returns:
+            (K, M) int64 for `class_maximum`, M the most prompt names that a class has; a class
+            with fewer repeats its last one. None where every row is a class.
+        """
+        counts = [len(names) for names in vocabulary.prompts]
+        if self.synonyms == "mean" or max(counts) == 1:
+            return None
+        ends = torch.tensor(counts).cumsum(0)
+        rows = (ends - torch.tensor(counts))[:, None] + torch.arange(max(counts))
+        return rows.minimum(ends[:, None] - 1).to(self._where.device)
+
+    def _rows(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        """The prompt names of each row of `forward`."""
+        if self.synonyms == "mean":
+            return vocabulary.prompts
+        return tuple((name,) for names in vocabulary.prompts for name in names)
 
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """sha256 (hex) of all that the vectors depend on: weights, model, templates, prompts."""
@@ -116,13 +148,14 @@ class TextBank(nn.Module):
             self.source.sha256,
             self.source.config,
             self.templates,
-            vocabulary.prompts,
+            self._rows(vocabulary),
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
-    def _encode(self, vocabulary: Vocabulary) -> Tensor:
-        names = list(dict.fromkeys(name for prompts in vocabulary.prompts for name in prompts))
+    def _encode(self, groups: Sequence[Sequence[str]]) -> Tensor:
+        """Prompt names of each row -> (rows, D)."""
+        names = list(dict.fromkeys(name for prompts in groups for name in prompts))
         logger.info("Encoding %d names with %d templates each", len(names), len(self.templates))
         # Names are data: no format directives inside them.
         texts = [template.replace("{}", name) for name in names for template in self.templates]
@@ -130,7 +163,7 @@ class TextBank(nn.Module):
             vectors = _unit(self._encode_texts(texts))
             vectors = _unit(vectors.view(len(names), len(self.templates), -1).mean(dim=1))
             index = {name: i for i, name in enumerate(names)}
-            rows = [vectors[[index[n] for n in prompts]] for prompts in vocabulary.prompts]
+            rows = [vectors[[index[n] for n in prompts]] for prompts in groups]
             return _unit(torch.stack([row.mean(dim=0) for row in rows]))
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
@@ -193,6 +226,19 @@ class TextBank(nn.Module):
                 "classes anew: choose another folder",
                 self.cache_dir, error,
             )  # fmt: skip
+
+
+def class_maximum(logits: Tensor, rows: Tensor | None) -> Tensor:
+    """Take the highest logit among the prompt names of each class (FC-CLIP, arXiv 2308.02487).
+
+    Args:
+        logits: (N, P, h, w), one plane per row of `TextBank.forward`.
+        rows: `TextBank.prompt_rows`.
+
+    Returns:
+        (N, K, h, w); ``logits`` itself if ``rows`` is None.
+    """
+    return logits if rows is None else logits[:, rows].amax(dim=2)
 
 
 def _run_tower(tower: nn.Module, ids: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from tagclip.vocabulary import Vocabulary
 __all__ = [
     "UNLABELLED_NOTE",
     "UNSEEN_NOTE",
+    "draw_heading",
     "draw_legend",
     "draw_panels",
     "draw_trusty_bar",
@@ -36,6 +37,8 @@ _MARGIN = 10
 _LINE = 20
 # Height of text in pixels.
 _FONT = 12.5
+# Letters on whole pixels make a line that much longer, at most.
+_HINTED = 1.15
 # From the upper end of a line to its base, in pixels.
 _ASCENT = 12
 
@@ -45,6 +48,7 @@ def draw_legend(
     width: int,
     classes: Iterable[int] | None = None,
     unlabelled: bool = True,
+    outside: tuple[str, str] = ("unlabelled", UNLABELLED_NOTE),
 ) -> np.ndarray:
     """List classes with their colours, unseen ones starred and bold.
 
@@ -53,6 +57,7 @@ def draw_legend(
         width: of the result in pixels; its height follows.
         classes: indices to list; None lists all.
         unlabelled: whether to list the hatch of unlabelled pixels, too.
+        outside: name of hatched pixels, and the note on them.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -62,8 +67,8 @@ def draw_legend(
     entries = [(k, names[k], seen[k]) for k in chosen]
     notes = [UNSEEN_NOTE] * (not all(flag for _, _, flag in entries))
     if unlabelled:
-        entries.append((-1, "unlabelled", True))
-        notes.append(UNLABELLED_NOTE)
+        entries.append((-1, outside[0], True))
+        notes.append(outside[1])
     column = 45 + max(_text_width(name, _weight(flag)) for _, name, flag in entries)
     columns = max(1, int((width - _MARGIN) // column))
     rows = -(-len(entries) // columns)
@@ -78,12 +83,35 @@ def draw_legend(
     return _write(page, texts)
 
 
-def draw_trusty_bar(width: int) -> np.ndarray:
-    """Scale of `colorize_trusty`: (38, width, 3) uint8 RGB."""
+def draw_trusty_bar(width: int, low: str = "0: unseen", high: str = "1: seen") -> np.ndarray:
+    """Scale of `colorize_trusty` with its ends named: (38, width, 3) uint8 RGB."""
     page = _blank(width, 38)
     page[4:16] = colorize_trusty(np.linspace(0, 1, width))
-    ends = (("0: unseen", 0, "left"), ("0.5", width / 2, "center"), ("1: seen", width, "right"))
+    ends = ((low, 0, "left"), ("0.5", width / 2, "center"), (high, width, "right"))
     return _write(page, [(text, x, 19, {"ha": side}) for text, x, side in ends])
+
+
+def draw_heading(title: str, lines: Sequence[str], width: int) -> np.ndarray:
+    """Write a bold title and lines below it, broken where they are too long.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    rows = []
+    for text, weight in [(title, "bold"), *((line, "normal") for line in lines)]:
+        row = ""
+        for word in text.split():
+            longer = f"{row} {word}".strip()
+            if row and _HINTED * _text_width(longer, weight) > width - 2 * _MARGIN:
+                rows.append((row, weight))
+                longer = word
+            row = longer
+        rows.append((row, weight))
+    page = _blank(width, _LINE * len(rows) + _MARGIN)
+    texts = [
+        (row, _MARGIN, i * _LINE + 6, {"weight": weight}) for i, (row, weight) in enumerate(rows)
+    ]
+    return _write(page, texts)
 
 
 def draw_panels(

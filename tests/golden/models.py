@@ -35,6 +35,9 @@ class GivenVectors(nn.Module):
     def forward(self, vocabulary: Vocabulary) -> Tensor:
         return self.vectors[[self.rows[name] for name in vocabulary.names]]
 
+    def prompt_rows(self, vocabulary: Vocabulary) -> None:
+        """Every row is a class."""
+
 
 class Workspace:
     """Builds configs and models for one golden file.

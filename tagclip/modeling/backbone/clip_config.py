@@ -8,7 +8,7 @@ from typing import Any
 
 from tagclip.errors import ConfigError
 
-__all__ = ["check_text_config", "read_clip_config", "vision_sizes"]
+__all__ = ["check_text_config", "merges_file", "read_clip_config", "vision_sizes"]
 
 # Vision options of open_clip whose towers are built differently from CLIPViT.
 _UNSUPPORTED_VISION = (
@@ -30,7 +30,6 @@ _UNSUPPORTED_VISION = (
 _UNSUPPORTED_TEXT = (
     "hf_model_name",
     "hf_tokenizer_name",
-    "tokenizer_kwargs",
     "embed_cls",
     "no_causal_mask",
 )
@@ -113,6 +112,9 @@ def check_text_config(name: str, config: dict[str, Any]) -> None:
     """
     text = config["text_cfg"]
     unsupported = [f"{key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
+    tokenizer = text.get("tokenizer_kwargs") or {}
+    if tokenizer and merges_file(name, config) is None:
+        unsupported.append(f"tokenizer_kwargs {tokenizer}")
     for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
         if text.get(key, expected) != expected:
             unsupported.append(f"{key} {text[key]}")
@@ -121,3 +123,14 @@ def check_text_config(name: str, config: dict[str, Any]) -> None:
             f"MODEL.CLIP.NAME {name}: found the text options {', '.join(unsupported)}, expected "
             "CLIP's own causal text transformer; choose another CLIP"
         )
+
+
+def merges_file(name: str, config: dict[str, Any]) -> Path | None:
+    """Path of the merges that a model json names for CLIP's tokenizer; None means CLIP's own.
+
+    It lies beside the json, wherever the command is run.
+    """
+    options = config["text_cfg"].get("tokenizer_kwargs") or {}
+    if not name.endswith(".json") or list(options) != ["bpe_path"]:
+        return None
+    return Path(name).parent / options["bpe_path"]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone.clip_config import (
     check_text_config,
+    merges_file,
     read_clip_config,
     vision_sizes,
 )
@@ -41,8 +42,8 @@ class CLIPSource:
         """Name a model.
 
         Args:
-            name: open_clip model name, or path of an open_clip model json. Such a json may hold
-                ``"tokenizer": {"bpe_path": FILE}``, a merges file beside it.
+            name: open_clip model name, or path of an open_clip model json. In such a json, text_cfg
+                may hold ``"tokenizer_kwargs": {"bpe_path": FILE}``, a merges file beside it.
             pretrained: open_clip tag, path of a file or folder that `read_clip_weights` reads, or
                 "" for random weights (always the same ones).
             cache_dir: folder for downloads; "" is huggingface_hub's default.
@@ -193,13 +194,12 @@ class CLIPSource:
         from open_clip import SimpleTokenizer
 
         check_text_config(self.name, self.config)
-        merges = self.config.get("tokenizer", {}).get("bpe_path")
+        merges = merges_file(self.name, self.config)
         if merges is None:
             return SimpleTokenizer()
-        path = Path(self.name).parent / merges
-        if not path.is_file():
-            raise ConfigError(f"{self.name}: its tokenizer file {path} is missing; restore it")
-        return SimpleTokenizer(bpe_path=str(path))
+        if not merges.is_file():
+            raise ConfigError(f"{self.name}: its tokenizer file {merges} is missing; restore it")
+        return SimpleTokenizer(bpe_path=str(merges))
 
     def _build(self) -> nn.Module:
         """Build open_clip's model on the current default device."""

@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Serve a web page: an image, any words, and sliders for what follows the forward pass.
+
+python projects/WebDemo/serve.py
+python projects/WebDemo/serve.py --weights model_final.pth --examples photos/ --port 8080
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import tempfile
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+# detectron2 is imported inside the functions: --help answers at once.
+warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+WEIGHTS = "output/minibench/model_final.pth"
+# Visitors bring anything: smaller images than elsewhere, and no folder that grows with their words.
+OPTS = ["INPUT.MAX_PIXELS", "25000000", "MODEL.CLIP.TEXT_CACHE", ""]
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--weights", default=WEIGHTS, metavar="FILE", help="a checkpoint (%(default)s)")
+    add("--examples", metavar="FOLDER", help="images to try; MiniBench's models bring their own")
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
+    add("--port", type=int, default=7860, help="(%(default)s)")
+    add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size (%(default)s)")
+    add("--max-words", type=int, default=200, help="per image, at most 250 (%(default)s)")
+    add(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+        help="config keys to override, at the end of the command line",
+    )  # fmt: skip
+    return parser.parse_args(args)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Load the model once and serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        TagCLIPError: gradio or the weights are missing, or an option does not make sense.
+    """
+    from detectron2.utils.logger import setup_logger
+
+    from tagclip import TagCLIPPredictor
+    from tagclip.errors import CheckpointError, ConfigError
+    from tagclip.projects.webdemo.server import find_examples, serve
+    from tagclip.projects.webdemo.session import Limits
+
+    if find_spec("gradio") is None:
+        raise ConfigError("gradio: not installed, the page needs it; run pip install '.[demo]'")
+    if not Path(args.weights).is_file() and args.weights == WEIGHTS:
+        raise CheckpointError(
+            f"{WEIGHTS}: no such file; run make minibench, or name a checkpoint with --weights"
+        )
+    if not 1 <= args.max_words <= 250 or args.max_upload_mb < 1 or not 1 <= args.port <= 65535:
+        raise ConfigError(
+            f"--max-words, --max-upload-mb, --port: found {args.max_words}, {args.max_upload_mb}, "
+            f"{args.port}, expected 1 to 250, at least 1, 1 to 65535"
+        )
+    setup_logger(name="tagclip")
+    predictor = TagCLIPPredictor.from_checkpoint(args.weights, [*OPTS, *args.opts])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="tagclip-webdemo-") as folder:
+        serve(
+            predictor,
+            find_examples(predictor, args.examples, Path(folder)),
+            Path(folder),
+            host=args.host,
+            port=args.port,
+            max_upload_mb=args.max_upload_mb,
+            limits=Limits(words=args.max_words),
+        )
+
+
+if __name__ == "__main__":
+    parsed_args = parse_args()
+    from tagclip.utils.cli import run_tool
+
+    run_tool(main, parsed_args)

@@ -1,0 +1,96 @@
+"""What happens when a visitor does something; all state is in the arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+
+from tagclip.errors import DatasetError, TagCLIPError
+from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.result import render_result, write_result
+from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
+
+__all__ = ["Handlers"]
+
+
+class Handlers:
+    """The functions behind the page.
+
+    ``encoded`` is the visitor's image after its forward pass, None before the first; ``sliders``
+    are gate, seen bias, background threshold and opacity.
+    """
+
+    def __init__(self, predictor: TagCLIPPredictor, limits: Limits) -> None:
+        """Keep the model that all visitors share."""
+        self.predictor, self.limits = predictor, limits
+
+    def segment(
+        self,
+        encoded: EncodedImage | None,
+        image: dict[str, Any] | None,
+        words: str,
+        context: str,
+        *sliders: Any,
+    ) -> tuple[Any, ...]:
+        """Run the model; return its logits, the words to choose among, and the result.
+
+        A word that was asked before stays seen or unseen as the visitor left it.
+        """
+        path = image["path"] if image else None
+        with _shown_errors():
+            found = encode_image(self.predictor, path, words, context, self.limits)
+        names = found.vocabulary.names
+        if encoded is not None:
+            known = dict(zip(encoded.vocabulary.names, encoded.vocabulary.seen, strict=True))
+            pairs = zip(names, found.vocabulary.seen, strict=True)
+            found = found.with_seen([known.get(name, seen) for name, seen in pairs])
+        if len(names) == 1 and not found.context and not sliders[2]:
+            gr.Warning(
+                f"The only word, {escape(names[0])}, gets every pixel; write context words or "
+                "raise the background threshold"
+            )
+        chosen = [name for name, s in zip(names, found.vocabulary.seen, strict=True) if s]
+        boxes = gr.update(choices=names, value=chosen, visible=True)
+        return found, boxes, *self.adjust(found, *sliders)
+
+    def choose_seen(
+        self, encoded: EncodedImage | None, chosen: Sequence[str], *sliders: Any
+    ) -> tuple[Any, ...]:
+        """Call the chosen words seen and the others unseen."""
+        if encoded is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        encoded = encoded.with_seen([name in chosen for name in encoded.vocabulary.names])
+        return encoded, *self.adjust(encoded, *sliders)
+
+    def adjust(self, encoded: EncodedImage | None, *sliders: Any) -> tuple[Any, Any]:
+        """Draw the result anew; files that were written before are out of date."""
+        if encoded is None:
+            return gr.skip(), gr.skip()
+        with _shown_errors():
+            result = render_result(encoded, Settings(*sliders[:3]), sliders[3])
+        return result, gr.update(value=None, visible=False)
+
+    def save(self, encoded: EncodedImage | None, *sliders: Any) -> Iterator[dict[str, Any]]:
+        """Write labels and json; gradio copies them for download before they are deleted."""
+        with _shown_errors():
+            if encoded is None:
+                raise DatasetError("result: found none, expected one; press Segment first")
+            with TemporaryDirectory() as folder:
+                files = write_result(encoded, Settings(*sliders[:3]), Path(folder))
+                yield gr.update(value=[str(file) for file in files], visible=True)
+
+
+@contextmanager
+def _shown_errors() -> Iterator[None]:
+    """Show what the visitor can mend, in one line; gradio renders messages as HTML."""
+    try:
+        yield
+    except TagCLIPError as error:
+        line = escape(" ".join(str(error).split()))
+        raise gr.Error(line, print_exception=False) from error

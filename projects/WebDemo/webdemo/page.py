@@ -1,0 +1,158 @@
+"""The page: what is where, and what calls what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+
+from tagclip.modeling.gating import GATE_MODES
+from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.handlers import Handlers
+from tagclip.projects.webdemo.result import EMPTY
+from tagclip.projects.webdemo.session import Limits, Settings
+
+__all__ = ["KEPT_SECONDS", "build_page"]
+
+# How long the scores and files of a visitor who does nothing are kept.
+KEPT_SECONDS = 3600
+_HERE = Path(__file__).parent
+_TITLE = "TagCLIP: any words on any image"
+
+
+class _Widgets:
+    """Everything on the page, laid out in the current gradio context."""
+
+    def __init__(self, predictor: TagCLIPPredictor, examples: Sequence[tuple[str, str]]) -> None:
+        gr.Markdown(f"# {_TITLE}")
+        self.encoded = gr.State(None, time_to_live=KEPT_SECONDS)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self._lay_out_question(examples)
+            with gr.Column(scale=4, min_width=480):
+                self._lay_out_answer(predictor)
+
+    def _lay_out_question(self, examples: Sequence[tuple[str, str]]) -> None:
+        image, words = examples[0] if examples else (None, "")
+        self.image = gr.Image(
+            image,
+            label="Image",
+            type="filepath",
+            image_mode=None,
+            height=260,
+            sources=["upload", "clipboard"],
+            elem_id="image",
+        )
+        self.words = gr.Textbox(
+            words,
+            label="Words, separated by commas",
+            lines=2,
+            placeholder="cat, dining table, sky",
+            elem_id="words",
+        )
+        self.context = gr.Textbox(
+            label="Context words (optional)",
+            info="They compete for pixels, too; where one wins, the pixel is called other.",
+            elem_id="context",
+        )
+        self.segment = gr.Button("Segment", variant="primary", elem_id="segment")
+        self.seen = gr.CheckboxGroup(
+            [],
+            label="Seen in training",
+            info="Ticked by the names of the training classes; change what is wrong.",
+            visible=False,
+            elem_id="seen",
+        )
+        self.examples = None
+        if examples:
+            columns = 2 if all(words for _, words in examples) else 1
+            rows = [list(pair[:columns]) for pair in examples]
+            self.examples = gr.Examples(rows, [self.image, self.words][:columns])
+
+    def _lay_out_answer(self, predictor: TagCLIPPredictor) -> None:
+        start = Settings.from_config(predictor.cfg)
+        has_token = predictor.model.trusty_target is not None
+        self.result = gr.HTML(
+            EMPTY,
+            apply_default_css=False,
+            js_on_load=(_HERE / "hover.js").read_text(encoding="utf-8"),
+            css_template=(_HERE / "result.css").read_text(encoding="utf-8"),
+            elem_id="result",
+        )
+        with gr.Row():
+            gate = gr.Radio(
+                list(GATE_MODES),
+                value=start.gate,
+                label="Gate",
+                info="Which classes the trusty map weights.",
+                visible=has_token,
+                elem_id="gate",
+            )
+            bias = _slider("Seen bias", "Taken off the scores of seen classes.", start.seen_bias)
+        with gr.Row():
+            limit = start.background_threshold
+            threshold = _slider("Background threshold", "Lower scores become other.", limit)
+            opacity = _slider("Opacity", "Of the colours.", 0.5)
+        self.sliders = [gate, bias, threshold, opacity]
+        self.save = gr.Button("Save labels and summary", size="sm", elem_id="save")
+        self.files = gr.Files(label="Result", visible=False, interactive=False, elem_id="files")
+
+
+def build_page(
+    predictor: TagCLIPPredictor,
+    examples: Sequence[tuple[str, str]] = (),
+    limits: Limits | None = None,
+) -> gr.Blocks:
+    """Lay out the page and connect it.
+
+    Args:
+        predictor: shared by all visitors.
+        examples: (image file, words) pairs; the first is there from the start.
+        limits: what a visitor may ask for.
+    """
+    with gr.Blocks(
+        title=_TITLE,
+        analytics_enabled=False,
+        # Looked for every ten minutes; all are deleted at the end.
+        delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS),
+    ) as page:
+        _connect(_Widgets(predictor, examples), Handlers(predictor, limits or Limits()))
+    return page
+
+
+def _connect(on: _Widgets, handlers: Handlers) -> None:
+    # Without gradio's decoding of images: tagclip.data reads the file and says what is wrong.
+    raw = {"preprocess": False}
+    segment = {
+        "fn": handlers.segment,
+        "inputs": [on.encoded, on.image, on.words, on.context, *on.sliders],
+        "outputs": [on.encoded, on.seen, on.result, on.files],
+        "show_progress_on": on.result,
+    } | raw
+    gr.on([on.segment.click, on.words.submit, on.context.submit], **segment, api_name="segment")
+    if on.examples is not None:
+        on.examples.load_input_event.then(**segment, api_visibility="private")
+    look = {"show_progress": "hidden", "trigger_mode": "always_last"} | raw
+    shown = [on.result, on.files]
+    gr.on(
+        [slider.change for slider in on.sliders],
+        handlers.adjust,
+        [on.encoded, *on.sliders],
+        shown,
+        api_name="adjust",
+        **look,
+    )
+    on.seen.input(
+        handlers.choose_seen,
+        [on.encoded, on.seen, *on.sliders],
+        [on.encoded, *shown],
+        api_name="choose_seen",
+        **look,
+    )
+    on.save.click(handlers.save, [on.encoded, *on.sliders], on.files, api_name="save", **raw)
+
+
+def _slider(label: str, info: str, value: float) -> gr.Slider:
+    name = label.lower().replace(" ", "-")
+    return gr.Slider(0, 1, value, step=0.005, label=label, info=info, elem_id=name)

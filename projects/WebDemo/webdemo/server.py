@@ -1,0 +1,136 @@
+"""Example images, and the server with everything switched off that would leave this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from tagclip.errors import ConfigError
+from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.session import Limits
+from tagclip.utils.media import find_images
+from tagclip.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+__all__ = ["find_examples", "serve"]
+
+_MAX_EXAMPLES = 5
+# Visitors whose scores are kept; some MB each.
+_SESSIONS = 200
+_CONCURRENT, _WAITING = 2, 50
+
+# A small image fills its place.
+_CSS = "#image img { height: 100%; object-fit: contain; width: 100%; }"
+
+logger = logging.getLogger(__name__)
+
+
+def find_examples(
+    predictor: TagCLIPPredictor, folder: str | None, target: Path
+) -> list[tuple[str, str]]:
+    """Images to try, copied into a folder that the server may show.
+
+    Args:
+        predictor: a model of MiniBench gets its first test scenes and what is on them.
+        folder: of images, or None; the words stay open.
+        target: where to write.
+
+    Returns:
+        (image file, words) pairs, at most five.
+
+    Raises:
+        ConfigError: the folder holds no image.
+    """
+    if folder is not None:
+        examples = []
+        for index, (path, _) in enumerate(find_images([folder], target)[:_MAX_EXAMPLES]):
+            (target / str(index)).mkdir()
+            examples.append((str(shutil.copy(path, target / str(index) / path.name)), ""))
+        return examples
+    if "minibench" not in predictor.cfg.PROJECTS:
+        return []
+    from tagclip.projects.minibench import VOCABULARY_JSON
+    from tagclip.projects.minibench.generate import scene
+
+    names, examples = Vocabulary.from_json(VOCABULARY_JSON).names, []
+    for index in range(_MAX_EXAMPLES):
+        drawn, path = scene("test", index), target / f"scene_{index}.png"
+        Image.fromarray(drawn.image).save(path)
+        values, counts = np.unique(drawn.label[drawn.label < len(names)], return_counts=True)
+        words = [names[value] for value in values[np.argsort(-counts, kind="stable")]]
+        examples.append((str(path), ", ".join(words)))
+    return examples
+
+
+def serve(
+    predictor: TagCLIPPredictor,
+    examples: Sequence[tuple[str, str]],
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_upload_mb: int = 20,
+    limits: Limits | None = None,
+    wait: bool = True,
+) -> gr.Blocks:
+    """Serve the page.
+
+    Args:
+        predictor: shared by all visitors.
+        examples: of `find_examples`.
+        folder: for uploads and results.
+        host, port: where to listen.
+        max_upload_mb: larger files are refused before they are read.
+        limits: what a visitor may ask for.
+        wait: return only after Ctrl-C.
+
+    Returns:
+        The running page; ``close()`` ends it.
+
+    Raises:
+        ConfigError: the port is taken.
+    """
+    # Read when gradio is imported and when the page is built.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    from tagclip.projects.webdemo.page import build_page
+
+    page = build_page(predictor, examples, limits).queue(
+        default_concurrency_limit=_CONCURRENT, max_size=_WAITING
+    )
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=f"{max_upload_mb}mb",
+            state_session_capacity=_SESSIONS,
+            share=False,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            pwa=False,
+            ssr_mode=False,
+            css=_CSS,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: cannot listen there ({error}); name another --port"
+        ) from error
+    logger.info("The page is at %s (Ctrl-C ends it)", page.local_url)
+    if wait:
+        page.block_thread()
+    return page

@@ -1,0 +1,202 @@
+"""What a visitor asks for: one forward pass per image, any number of looks at its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+
+from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
+from tagclip.modeling.gating import gate_scores
+from tagclip.modeling.score_fusion import ViewAverage
+from tagclip.predictor import AskedClasses, TagCLIPPredictor
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["EncodedImage", "Limits", "Settings", "encode_image"]
+
+# Longer side, in pixels, of what is drawn; the result to download has the image's own size.
+_SHOWN_SIZE = 800
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one visitor may ask for; INPUT.MAX_PIXELS limits the image, too.
+
+    Attributes:
+        words: number of words, context included; at most 250.
+        characters: length of a word.
+    """
+
+    words: int = 200
+    characters: int = 80
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the sliders say.
+
+    Attributes:
+        gate: one of `GATE_MODES`.
+        seen_bias: subtracted from the scores of seen classes.
+        background_threshold: pixels whose best score is below are "other"; 0: none.
+    """
+
+    gate: str
+    seen_bias: float
+    background_threshold: float
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Settings:
+        """Those that the model is evaluated with."""
+        test = cfg.MODEL.TAGCLIP.TEST
+        return cls(test.GATE, test.SEEN_BIAS, test.BACKGROUND_THRESHOLD)
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image after its forward pass: all else about it is cheap. The page keeps one per visitor.
+
+    Attributes:
+        name: of its file.
+        size: (height, width) in pixels.
+        picture: (h, w, 3) uint8 RGB, at most 800 pixels long; `size` if that is smaller.
+        asked: the classes.
+        views: their logits.
+        bias_after_gate: MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE.
+    """
+
+    name: str
+    size: tuple[int, int]
+    picture: np.ndarray
+    asked: AskedClasses
+    views: ViewAverage
+    bias_after_gate: bool
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The K classes of the result."""
+        return self.asked.shown
+
+    @property
+    def context(self) -> list[str]:
+        """Names of the classes that compete but are not shown."""
+        return self.asked.all.names[len(self.vocabulary) :]
+
+    def with_seen(self, flags: Sequence[bool]) -> EncodedImage:
+        """Call classes seen or unseen.
+
+        Args:
+            flags: K truth values; the context stays as it is.
+        """
+        context = self.asked.all.seen_mask[len(flags) :].tolist()
+        asked = AskedClasses(
+            self.asked.shown.with_seen(flags), self.asked.all.with_seen([*flags, *context])
+        )
+        return replace(self, asked=asked)
+
+    @torch.no_grad()
+    def predict(
+        self, settings: Settings, size: tuple[int, int], top_k: int = 0
+    ) -> dict[str, torch.Tensor]:
+        """Gate, fuse and compare the scores.
+
+        Args:
+            settings: what the visitor chose.
+            size: (height, width) of the result in pixels.
+            top_k: how many classes, context included, to rank at every pixel; 0: none.
+
+        Returns:
+            ``sem_seg_labels``, ``sem_seg_scores``, ``trusty``, ``top_labels`` and ``top_scores``
+            as a call of `TagCLIPPredictor`; a label from K on in ``top_labels`` is context.
+        """
+        seen = self.asked.all.seen_mask.tolist()
+        gate = partial(
+            gate_scores,
+            mode=settings.gate,
+            bias=settings.seen_bias,
+            bias_after_gate=self.bias_after_gate,
+        )
+        views = tuple(
+            replace(v, gate=gate, seen_mask=v.seen_mask.new_tensor(seen)) for v in self.views.views
+        )
+        result = ViewAverage(views).labels(size, settings.background_threshold, top_k)
+        labels = result["sem_seg_labels"]
+        labels[labels >= len(self.vocabulary)] = -1
+        return {key: value.cpu() for key, value in result.items()}
+
+
+def encode_image(
+    predictor: TagCLIPPredictor, path: str | Path | None, words: str, context: str, limits: Limits
+) -> EncodedImage:
+    """Run the model on an uploaded file.
+
+    Args:
+        predictor: shared by all visitors; stays as it is.
+        path: the file; None: the visitor gave none.
+        words: class names, separated by commas.
+        context: more of them, which compete but are not shown; may be empty.
+        limits: what a visitor may ask for.
+
+    Raises:
+        DatasetError: there is no image, or it is damaged, too large or too thin.
+        VocabularyError: there are no words, too many, too long ones, or one twice.
+    """
+    if path is None:
+        raise DatasetError("image: found none, expected one; drop a file or choose an example")
+    names, others = _split_words(words, limits), _split_words(context, limits)
+    if not names:
+        raise VocabularyError("words: found none, expected at least one; write what to look for")
+    if len(names) + len(others) > limits.words:
+        raise VocabularyError(
+            f"words: found {len(names)}, and {len(others)} of context, expected at most "
+            f"{limits.words} together; ask for fewer at a time"
+        )
+    name = Path(path).name
+    try:
+        pixels = predictor.read_image(path)
+        asked = predictor.resolve(names, context=others or None)
+        views = predictor.encode(pixels, asked)
+    except TagCLIPError as error:
+        # Where the server keeps the file is of no use to the visitor.
+        raise type(error)(str(error).replace(str(path), name)) from error
+    return EncodedImage(
+        name=name,
+        size=pixels.shape[:2],
+        picture=_shrunk(pixels[:, :, ::-1]),
+        asked=asked,
+        views=views,
+        bias_after_gate=predictor.cfg.MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE,
+    )
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> at most _SHOWN_SIZE pixels long, a copy."""
+    height, width = image.shape[:2]
+    scale = _SHOWN_SIZE / max(height, width)
+    if scale >= 1:
+        return image.copy()
+    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+
+
+def _split_words(text: str, limits: Limits) -> list[str]:
+    """Words between commas or ends of lines; empty ones are dropped.
+
+    Raises:
+        VocabularyError: a word is too long.
+    """
+    words = [" ".join(word.split()) for word in text.replace("\n", ",").split(",")]
+    words = [word for word in words if word]
+    long = [word for word in words if len(word) > limits.characters]
+    if long:
+        raise VocabularyError(
+            f"words: found {len(long[0])} characters in {long[0][:20]!r}..., expected at most "
+            f"{limits.characters}; separate words by commas"
+        )
+    return words

@@ -1,0 +1,43 @@
+"""The config that travels in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode
+
+from tagclip.config import build_config, resolve_paths
+from tagclip.engine.checkpoint_file import read_checkpoint
+from tagclip.errors import CheckpointError
+
+__all__ = ["checkpoint_config"]
+
+
+def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Build the config that a checkpoint was trained with; MODEL.WEIGHTS is the checkpoint.
+
+    Args:
+        path: a checkpoint of `TagCLIPCheckpointer`. Relative paths in its config mean files below
+            its folder, where it was written.
+        opts: alternating keys and values that go before those of the checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or holds no config.
+        ConfigError: a key is unknown (in `opts`, or to this version), or a value is wrong.
+    """
+    metadata = read_checkpoint(path).get("tagclip")
+    text = metadata.get("config") if isinstance(metadata, dict) else None
+    try:
+        tree = yaml.safe_load(text) if isinstance(text, str) else None
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise CheckpointError(
+            f"{path}: found no config in it, expected a checkpoint of tools/train_net.py; load "
+            "the weights with a config of their own (--config-file, MODEL.WEIGHTS)"
+        )
+    tree = resolve_paths(tree, Path(path).resolve().parent)
+    tree.setdefault("MODEL", {})["WEIGHTS"] = str(path)
+    return build_config([(path, tree)], opts)

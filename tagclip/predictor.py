@@ -1,0 +1,299 @@
+"""TagCLIPPredictor: any words on any image, without a dataset."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+from tagclip.data.augmentation import fit_size
+from tagclip.data.inference_input import InferenceInput, check_bgr_array
+from tagclip.data.label_io import image_pixels, read_image
+from tagclip.data.protocol import query_vocabulary, resolve_seen
+from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.engine.checkpoint_config import checkpoint_config
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
+from tagclip.modeling.score_fusion import ViewAverage
+from tagclip.projects import import_projects
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
+
+logger = logging.getLogger(__name__)
+
+ImageLike = np.ndarray | Image.Image | str | Path
+VocabularyLike = Sequence[str] | Vocabulary | str | Path
+
+
+@dataclass(frozen=True)
+class AskedClasses:
+    """What an image is asked for.
+
+    Attributes:
+        shown: the K classes of the result.
+        all: these and, behind them, the context: classes that compete but are not shown.
+    """
+
+    shown: Vocabulary
+    all: Vocabulary
+
+
+class TagCLIPPredictor:
+    """Segments images into the classes of a vocabulary, which may be any words.
+
+    A vocabulary costs one text encoding, which the model's text bank keeps; an image costs the
+    same whatever was asked before. Several threads may call one predictor at the same time: a call
+    answers for the vocabulary that was set when it began.
+
+    Attributes:
+        cfg: the model's config, on a device that this machine has.
+        model: `TagCLIP` with its trained weights.
+        asked: the vocabulary in use, at first that of DATASETS.TEST, or else of training.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build the model and load MODEL.WEIGHTS.
+
+        Args:
+            cfg: see `tagclip.config`; OUTPUT does not matter. MODEL.DEVICE becomes cpu where
+                there is no GPU, which is logged.
+
+        Raises:
+            TagCLIPError: a key, a vocabulary, the CLIP weights or the checkpoint are not in order.
+        """
+        self.cfg = cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
+        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
+            cfg.MODEL.DEVICE = "cpu"
+        cfg.freeze()
+        import_projects(cfg.PROJECTS)
+        self.model = build_model(cfg).eval()
+        TagCLIPCheckpointer(
+            self.model,
+            metadata=checkpoint_metadata(cfg, self.model),
+            allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS,
+            save_to_disk=False,
+        ).load(cfg.MODEL.WEIGHTS)
+        self._input = InferenceInput.from_config(cfg)
+        self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, opts: Sequence[str] = ()) -> TagCLIPPredictor:
+        """Build from a checkpoint alone: its config travels in it.
+
+        Args:
+            path: see `checkpoint_config`.
+            opts: alternating config keys and values that go before those of the checkpoint.
+
+        Raises:
+            TagCLIPError: see `checkpoint_config` and the constructor.
+        """
+        return cls(checkpoint_config(path, opts))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The K classes of the results, with seen and unseen decided."""
+        return self.asked.shown
+
+    def set_vocabulary(
+        self,
+        vocabulary: VocabularyLike,
+        seen: Sequence[bool] | Iterable[str] | None = None,
+        context: VocabularyLike | None = None,
+    ) -> None:
+        """Choose the classes of the images that follow, and encode their names.
+
+        Arguments and errors are those of `resolve`.
+        """
+        asked = self.resolve(vocabulary, seen, context)
+        if len(asked.all) == 1 and not self.model.inference_settings.background_threshold:
+            logger.warning(
+                "The only class, %r, gets every pixel; name others as context, or set "
+                "MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", asked.shown.names[0],
+            )  # fmt: skip
+        with torch.no_grad():
+            self.model.text_bank(asked.all)
+        self.asked = asked
+
+    def resolve(
+        self,
+        vocabulary: VocabularyLike,
+        seen: Sequence[bool] | Iterable[str] | None = None,
+        context: VocabularyLike | None = None,
+    ) -> AskedClasses:
+        """Decide what `encode` is asked, without changing it for anyone else.
+
+        Args:
+            vocabulary: K class names, a `Vocabulary`, the name of a registered dataset, or the
+                path of a vocabulary json.
+            seen: K flags, or the names of the seen classes; None: a `Vocabulary` may say so, a
+                dataset that the model is trained on is known, and otherwise
+                MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES decides (by the names seen in training).
+            context: more classes, in the same forms, that compete for pixels but are not shown:
+                where one wins, the label is -1. Those that the vocabulary has, too, are dropped.
+
+        Raises:
+            VocabularyError: names are empty or occur twice, or a file is inconsistent.
+            DatasetError: the dataset is not registered with a vocabulary.
+        """
+        shown = self._resolved(vocabulary)
+        shown = shown if seen is None else shown.with_seen(seen)
+        everything = shown if context is None else _joined(shown, self._resolved(context))
+        return AskedClasses(shown, everything)
+
+    def __call__(
+        self, image: ImageLike | Sequence[ImageLike], top_k: int = 0
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Segment one image, or each of a list.
+
+        Args:
+            image: BGR (H, W, 3) uint8 as everywhere in detectron2, a PIL image, a path, or a list
+                of these. Transparent images are laid over white.
+            top_k: how many of the K classes to rank at every pixel; 0: none.
+
+        Returns:
+            A dict, or a list of them, with CPU tensors of the image's own size:
+
+            * ``sem_seg_labels``: (H, W) int16 (int32 above 32767 classes), indices into
+              ``class_names``; -1 is "other": a context class won, or the score is below
+              MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD.
+            * ``sem_seg_scores``: (H, W) half, the score that won, after gate and bias; at most 1.
+            * ``trusty``: (H, W) half, P(pixel belongs to a seen class), if there is a token.
+            * ``top_labels``, ``top_scores``: (k, H, W), with ``top_k``; best first, among the K
+              classes only, whatever the context or the threshold say.
+            * ``class_names``: list of K names.
+
+        Raises:
+            DatasetError: an image is damaged, too large, too thin, or of another form.
+            ConfigError: ``top_k`` is not between 0 and K.
+        """
+        asked = self.asked
+        if not 0 <= top_k <= len(asked.shown):
+            raise ConfigError(
+                f"top_k: found {top_k}, expected 0 to {len(asked.shown)}, the number of classes"
+            )
+        if not isinstance(image, (list, tuple)):
+            return self._segment(self._pixels(image, "image"), asked, top_k)
+        return [
+            self._segment(self._pixels(each, f"image {number}"), asked, top_k)
+            for number, each in enumerate(image)
+        ]
+
+    def read_image(self, path: str | Path) -> np.ndarray:
+        """Read a file upright, over white, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
+
+        Raises:
+            DatasetError: the file is missing, damaged or too large.
+        """
+        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, over_white=True)
+
+    def encode(self, image: ImageLike, asked: AskedClasses) -> ViewAverage:
+        """Run the networks on one image; gate, bias, threshold and size can follow, many times.
+
+        Args:
+            image: in the forms of a call.
+            asked: what `resolve` returns.
+
+        Returns:
+            The low-resolution logits of the classes of ``asked.all``.
+
+        Raises:
+            DatasetError: the image is damaged, too large, too thin, or of another form.
+        """
+        pixels = self._pixels(image, "image")
+        self._check_resized(*pixels.shape[:2])
+        if self.cfg.INPUT.FORMAT == "RGB":
+            pixels = pixels[:, :, ::-1]
+        return self.model.encode_views(self._input(np.ascontiguousarray(pixels)), asked.all)
+
+    @torch.no_grad()
+    def _segment(self, pixels: np.ndarray, asked: AskedClasses, top_k: int) -> dict[str, Any]:
+        """Segment (H, W, 3) uint8 BGR."""
+        result = self.encode(pixels, asked).labels(
+            pixels.shape[:2],
+            self.model.inference_settings.background_threshold,
+            top_k,
+            len(asked.shown),
+        )
+        labels = result["sem_seg_labels"]
+        labels[labels >= len(asked.shown)] = -1
+        return {key: value.cpu() for key, value in result.items()} | {
+            "class_names": asked.shown.names
+        }
+
+    def _check_resized(self, height: int, width: int) -> None:
+        """Refuse thin strips that the resize of the short side would make enormous."""
+        inputs, aug = self.cfg.INPUT, self.cfg.TEST.AUG
+        short, long, key = inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "INPUT.MAX_SIZE_TEST"
+        if aug.ENABLED:
+            short, long, key = max(aug.MIN_SIZES), aug.MAX_SIZE, "TEST.AUG.MAX_SIZE"
+        height, width = fit_size(height, width, short, long) if short else (height, width)
+        if 0 < inputs.MAX_PIXELS < height * width:
+            raise DatasetError(
+                f"image would be resized to {width}x{height} pixels, INPUT.MAX_PIXELS allows "
+                f"{inputs.MAX_PIXELS}; bound its long side with {key} 4096"
+            )
+
+    def _pixels(self, image: ImageLike, name: str) -> np.ndarray:
+        """(H, W, 3) uint8 BGR of any image."""
+        if isinstance(image, (str, Path)):
+            return self.read_image(image)
+        if isinstance(image, Image.Image):
+            try:
+                rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, over_white=True)
+            except (OSError, SyntaxError, ValueError) as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise DatasetError(f"{name}: cannot decode this PIL image ({reason})") from error
+            return rgb[:, :, ::-1]
+        check_bgr_array(image, name)
+        return image
+
+    def _resolved(self, source: VocabularyLike) -> Vocabulary:
+        return resolve_seen(
+            self._named(source),
+            self.model.train_vocabulary,
+            self.cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES,
+        )
+
+    def _named(self, source: VocabularyLike) -> Vocabulary:
+        """The vocabulary that is meant; its partition is open unless somebody set it."""
+        if isinstance(source, Vocabulary):
+            return source
+        if isinstance(source, str) and source in DatasetCatalog.list():
+            return query_vocabulary(self.cfg, source)
+        if isinstance(source, (str, Path)):
+            if Path(source).suffix != ".json":
+                raise VocabularyError(
+                    f"vocabulary: found the text {str(source)!r}, expected a list of class names, "
+                    "a registered dataset or the path of a vocabulary json; put a name in [ ]"
+                )
+            # A split in the json says nothing about this model's training.
+            return replace(Vocabulary.from_json(source), seen=None, split="")
+        return Vocabulary.from_names(list(source))
+
+
+def _joined(shown: Vocabulary, context: Vocabulary) -> Vocabulary:
+    """Both class lists, the context behind, without what the first has already."""
+    taken = set().union(*(entry.keys for entry in shown.classes))
+    pairs = zip(context.classes, context.seen_mask, strict=True)
+    extra = [(entry, bool(seen)) for entry, seen in pairs if not entry.keys & taken]
+    classes = (*shown.classes, *(entry for entry, _ in extra))
+    # Ids mean label values, of which a result has none.
+    classes = tuple(replace(entry, id=index) for index, entry in enumerate(classes))
+    return Vocabulary(
+        f"{shown.name}+{context.name}",
+        classes,
+        (*map(bool, shown.seen_mask), *(seen for _, seen in extra)),
+        ignore_label=max(255, len(classes)),
+    )

@@ -1,0 +1,193 @@
+"""Images and videos that a command line names, and writing of videos."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tagclip.errors import ConfigError, DatasetError
+
+__all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video", "open_writer"]
+
+logger = logging.getLogger(__name__)
+
+_IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+_VIDEOS = {*_CODECS, ".m4v", ".mkv", ".mov", ".mpeg", ".mpg", ".webm"}
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether a file name is that of a video."""
+    return Path(path).suffix.lower() in _VIDEOS
+
+
+def find_images(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
+    """List images and where their pictures go.
+
+    Args:
+        inputs: files (of any suffix), folders (with the folders below) and globs.
+        output: a folder, whose own files are no input; or a .png file for a single image.
+
+    Returns:
+        (image, picture) pairs without doubles, folders and globs in alphabetical order. Pictures
+        keep their place below an input folder; NAME.png, or NAME.jpg.png if two would share it.
+
+    Raises:
+        ConfigError: an input does not exist or holds no image, or two images share a picture.
+    """
+    unique: dict[Path, tuple[Path, Path]] = {}
+    for text in inputs:
+        for path, relative in _expand(text, output):
+            unique.setdefault(path.resolve(), (path, relative))
+    found = dict(unique.values())
+    if output.suffix.lower() == ".png":
+        if len(found) > 1:
+            raise ConfigError(
+                f"--output {output}: found {len(found)} images for one file, expected a folder"
+            )
+        return [(path, output) for path in found]
+    if output.suffix and not output.is_dir():
+        raise ConfigError(f"--output {output}: expected a folder, or NAME.png for a single image")
+    names = Counter(relative.with_suffix(".png") for relative in found.values())
+    pairs = []
+    for path, relative in found.items():
+        short = relative.with_suffix(".png")
+        name = short if names[short] == 1 else relative.with_name(f"{relative.name}.png")
+        pairs.append((path, output / name))
+    doubles = [str(p) for p, count in Counter(picture for _, picture in pairs).items() if count > 1]
+    if doubles:
+        raise ConfigError(
+            f"--input: several images would be drawn as {doubles[0]}; give them in separate runs "
+            "or with the folder that holds them all"
+        )
+    return pairs
+
+
+def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
+    """(file, its path below the input) pairs of one input."""
+    path = Path(text).expanduser()
+    if path.is_file():
+        return [(path, Path(path.name))]
+    if path.is_dir():
+        files = [file for file in sorted(path.rglob("*")) if _is_input(file, output)]
+        pairs = [(file, file.relative_to(path)) for file in files]
+    else:
+        matches = sorted(glob.glob(str(path), recursive=True))
+        pairs = [(Path(m), Path(Path(m).name)) for m in matches if _is_input(Path(m), output)]
+    if not pairs:
+        what = "no image in this folder" if path.is_dir() else "no such file, folder or match"
+        raise ConfigError(f"--input {text}: {what}; expected images ({', '.join(sorted(_IMAGES))})")
+    return pairs
+
+
+def _is_input(file: Path, output: Path) -> bool:
+    is_image = file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+    return is_image and file.is_file() and output.resolve() not in file.resolve().parents
+
+
+class Video:
+    """Frames of a video file or a camera."""
+
+    def __init__(self, source: str | int) -> None:
+        """Open a file, or a camera by its number.
+
+        Raises:
+            DatasetError: it cannot be opened.
+        """
+        self.name = source if isinstance(source, str) else f"camera {source}"
+        if isinstance(source, str) and not os.path.isfile(source):
+            raise DatasetError(f"{source}: no such video; check --input")
+        self._capture = cv2.VideoCapture(source)
+        if not self._capture.isOpened():
+            kind = "a video that cv2 can decode" if isinstance(source, str) else "a webcam"
+            raise DatasetError(f"{self.name}: cannot be opened, expected {kind}; try another one")
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        # Cameras, and some files, do not know.
+        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield (H, W, 3) uint8 BGR frames; says so if fewer come than the file announces.
+
+        Raises:
+            DatasetError: there is not a single one.
+        """
+        count = 0
+        try:
+            while True:
+                is_read, frame = self._capture.read()
+                if not is_read:
+                    break
+                count += 1
+                yield frame
+        finally:
+            self._capture.release()
+        if not count:
+            raise DatasetError(f"{self.name}: found no frame that can be decoded, expected some")
+        if count < self.length:
+            logger.warning("%s: %d of %d frames can be decoded", self.name, count, self.length)
+
+
+class VideoFile:
+    """Writes frames; the size of the first one is that of the video."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        """Prepare; the file is opened with the first frame."""
+        self._path, self._fps, self._writer = path, fps, None
+
+    def write(self, picture: np.ndarray) -> None:
+        """Append (H, W, 3) uint8 RGB.
+
+        Raises:
+            ConfigError: this file cannot be written.
+        """
+        # Most codecs take even sizes only.
+        height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
+        if self._writer is None:
+            code = cv2.VideoWriter_fourcc(*_CODECS[self._path.suffix.lower()])
+            self._writer = cv2.VideoWriter(str(self._path), code, self._fps, (width, height))
+        if not self._writer.isOpened():
+            raise ConfigError(f"--output {self._path}: cannot be written; choose another file")
+        self._writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._writer is not None:
+            self._writer.release()
+
+
+@contextmanager
+def open_writer(path: Path, fps: float) -> Iterator[VideoFile]:
+    """Write a video that appears under its name when it is complete, or after Ctrl-C."""
+    if path.suffix.lower() not in _CODECS:
+        raise ConfigError(f"--output {path}: expected a folder or {' or '.join(_CODECS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    writer = VideoFile(temporary, fps)
+    try:
+        yield writer
+    except KeyboardInterrupt:
+        logger.info("Interrupted: %s ends here", path)
+    except BaseException:
+        writer.close()
+        temporary.unlink(missing_ok=True)
+        raise
+    writer.close()
+    if temporary.is_file():
+        os.replace(temporary, path)
+
+
+def has_display() -> bool:
+    """Whether cv2 can open a window; to try would abort the process where it cannot."""
+    if any("GUI:" in line and "NONE" in line for line in cv2.getBuildInformation().splitlines()):
+        return False
+    is_linux = sys.platform.startswith("linux")
+    return not is_linux or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,294 @@
+"""Words in, labels out: the predictor against the model's own scores, and its refusals."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from PIL import Image
+from tiny_checkpoint import save_tiny
+from tiny_run import changed
+
+from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotDatasetMapper
+from tagclip.engine import checkpoint_config
+from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+
+WORDS = ["cat", "zebra", "sky"]
+
+
+@pytest.fixture
+def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
+    """Config whose MODEL.WEIGHTS is a checkpoint."""
+    return changed(tiny_cfg, "MODEL.WEIGHTS", str(save_tiny(tiny_cfg, tmp_path / "output")))
+
+
+@pytest.fixture
+def predictor(cfg: CfgNode) -> TagCLIPPredictor:
+    return TagCLIPPredictor(cfg)
+
+
+def picture(height: int = 70, width: int = 95, seed: int = 0) -> np.ndarray:
+    """Smooth BGR noise."""
+    small = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(small).resize((width, height)))
+
+
+def scores_of(predictor: TagCLIPPredictor, bgr: np.ndarray, vocabulary: Vocabulary) -> torch.Tensor:
+    """(K, H, W) scores of all classes at once, from an image resized by hand."""
+    height, width = bgr.shape[:2]
+    resized = predictor._input.views[0].augmentations[0].get_transform(bgr).apply_image(bgr)
+    image = torch.from_numpy(resized[:, :, ::-1].transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        return predictor.model.encode(image, vocabulary).scores((height, width))["sem_seg"]
+
+
+def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        same = torch.equal(value, second[key]) if torch.is_tensor(value) else value == second[key]
+        assert same, key
+
+
+def test_equals_what_an_evaluation_computes(cfg: CfgNode, tmp_path: Path) -> None:
+    predictor = TagCLIPPredictor(cfg)
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    mapper = ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=cfg.DATASETS.TEST[0])
+    expected = predictor.model([mapper({"file_name": str(tmp_path / "a.png")})])[0]
+    found = predictor(tmp_path / "a.png")
+    assert found.pop("class_names") == predictor.vocabulary.names
+    assert (
+        found["sem_seg_labels"].dtype == torch.int16 and len(found["sem_seg_labels"].unique()) > 1
+    )
+    assert_same(found, expected)
+
+
+def test_arrays_are_bgr_and_all_forms_of_an_image_agree(
+    predictor: TagCLIPPredictor, tmp_path: Path
+) -> None:
+    bgr = picture()
+    image = Image.fromarray(bgr[:, :, ::-1])
+    image.save(tmp_path / "a.png")
+    results = predictor([bgr, image, str(tmp_path / "a.png"), tmp_path / "a.png"])
+    for result in results:
+        assert_same(result, results[0])
+    assert_same(predictor(bgr), results[0])
+    other = predictor(bgr[:, :, ::-1])
+    assert not torch.equal(other["sem_seg_scores"], results[0]["sem_seg_scores"])
+    assert predictor([]) == []
+
+
+def test_views_of_a_test_augmentation_are_averaged(cfg: CfgNode) -> None:
+    images = [picture(), picture()[:, ::-1]]
+    plain, mirrored = (r["trusty"].float() for r in TagCLIPPredictor(cfg)(images))
+    cfg = changed(cfg, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.FLIP", True)
+    found = TagCLIPPredictor(cfg)(images[0])["trusty"].float()
+    difference = (found - (plain + mirrored.flip(-1)) / 2).abs().max()
+    assert 20 * difference < (found - plain).abs().max()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "I;16", "CMYK"])
+def test_pil_modes(predictor: TagCLIPPredictor, mode: str) -> None:
+    rgb = Image.fromarray(picture())
+    if mode == "I;16":
+        gray = np.array(rgb.convert("L"))
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
+        expected = gray[..., None].repeat(3, 2)
+    else:
+        image = rgb.convert(mode)
+        if "A" in mode:
+            alpha = Image.fromarray(np.indices((70, 95))[1].astype(np.uint8) // 48 * 255)
+            image.putalpha(alpha)
+        expected = np.array(image.convert("RGB"))
+        if "A" in mode:
+            expected[:, :48] = 255
+    assert_same(predictor(image), predictor(expected[:, :, ::-1]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1)])
+def test_any_size_gives_labels_of_that_size(
+    predictor: TagCLIPPredictor, size: tuple[int, int]
+) -> None:
+    assert predictor(np.zeros((*size, 3), np.uint8))["sem_seg_labels"].shape == size
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 5, 3), np.float32), r"float32 values 0\.0 to 0\.0, .*scale it"),
+        (np.full((4, 5, 3), 200.0), "float64 values 200.0 to 200.0, expected a BGR array"),
+        (np.zeros((3, 4, 5), np.uint8), r"array \(3, 4, 5\), .*image\.transpose\(1, 2, 0\)"),
+        (np.zeros((4, 5), np.uint8), "COLOR_GRAY2BGR"),
+        (np.zeros((4, 5, 4), np.uint8), "COLOR_BGRA2BGR"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "several images are a list"),
+        (np.zeros((0, 5, 3), np.uint8), r"empty array \(0, 5, 3\)"),
+        (np.zeros((4, 5, 3), bool), "found bool values"),
+        (torch.zeros(3, 4, 5), "found a Tensor"),
+        (None, "found a NoneType"),
+        (Path("nowhere.png"), "nowhere.png: no such image"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(
+    predictor: TagCLIPPredictor, image: Any, message: str
+) -> None:
+    with pytest.raises(DatasetError, match=message) as error:
+        predictor([picture(), image])
+    assert "\n" not in str(error.value)
+
+
+def test_a_strip_that_would_become_enormous_is_refused(cfg: CfgNode) -> None:
+    predictor = TagCLIPPredictor(changed(cfg, "INPUT.MAX_PIXELS", 64 * 6400))
+    predictor(np.zeros((1, 100, 3), np.uint8))
+    with pytest.raises(DatasetError, match="6464x64 pixels, .*INPUT.MAX_SIZE_TEST 4096"):
+        predictor(np.zeros((1, 101, 3), np.uint8))
+    with pytest.raises(DatasetError, match="image has 1000x500 pixels"):
+        predictor(Image.new("RGB", (1000, 500)))
+
+
+def test_vocabularies_of_every_kind(
+    predictor: TagCLIPPredictor, tiny_vocabulary_json: str, cfg: CfgNode
+) -> None:
+    predictor.set_vocabulary(["CAT", "zebra", "sky"])
+    assert predictor.vocabulary.seen == (True, False, False)
+    assert predictor(picture())["class_names"] == ["CAT", "zebra", "sky"]
+    predictor.set_vocabulary(["a", "b"], seen=["b"])
+    assert predictor.vocabulary.seen == (False, True)
+    predictor.set_vocabulary(Vocabulary.from_names(["cat", "dog"], seen=[False, True]))
+    assert predictor.vocabulary.seen == (False, True)
+    for source in (cfg.DATASETS.TRAIN[0], tiny_vocabulary_json, Path(tiny_vocabulary_json)):
+        predictor.set_vocabulary(source)
+        assert predictor.vocabulary.seen == (True, False, True, False, True)
+    for source, message in (("cat", "the text 'cat'"), ([], "empty"), (["a", "A "], "once")):
+        with pytest.raises(VocabularyError, match=message):
+            predictor.set_vocabulary(source)
+
+
+def test_unknown_classes_follow_a_policy(cfg: CfgNode) -> None:
+    predictor = TagCLIPPredictor(changed(cfg, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", "unseen"))
+    predictor.set_vocabulary(WORDS)
+    assert predictor.vocabulary.seen == (False, False, False)
+
+
+def test_context_competes_and_is_hidden(predictor: TagCLIPPredictor) -> None:
+    predictor.set_vocabulary(["cat", "zebra"], context=["Zebra", "grass", "tree", "road"])
+    everything = predictor.asked.all
+    assert everything.names == ["cat", "zebra", "grass", "tree", "road"]
+    assert everything.seen == (True, False, True, False, False)
+    scores = scores_of(predictor, picture(), everything)
+    found = predictor(picture(), top_k=2)
+    labels = scores.argmax(0)
+    assert (labels < 2).any() and (labels >= 2).any()
+    assert torch.equal(found["sem_seg_labels"].long(), torch.where(labels < 2, labels, -1))
+    order = scores[:2].sort(dim=0, descending=True, stable=True)
+    assert torch.equal(found["top_labels"].long(), order.indices)
+    assert torch.equal(found["top_scores"], order.values.half())
+    for wrong in (-1, 3):
+        with pytest.raises(ConfigError, match=f"top_k: found {wrong}, expected 0 to 2"):
+            predictor(picture(), top_k=wrong)
+
+
+def test_pixels_below_the_background_threshold_are_other(cfg: CfgNode, tmp_path: Path) -> None:
+    scores = TagCLIPPredictor(cfg)(picture())
+    threshold = round(float(scores["sem_seg_scores"].float().median()), 4)
+    cfg = changed(cfg, "MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", threshold)
+    predictor = TagCLIPPredictor(cfg)
+    best, labels = scores_of(predictor, picture(), predictor.vocabulary).max(0)
+    expected = torch.where(best < threshold, -1, labels)
+    assert 0.2 < (expected < 0).float().mean() < 0.8
+    assert torch.equal(predictor(picture())["sem_seg_labels"].long(), expected)
+    Image.fromarray(picture()[:, :, ::-1]).save(tmp_path / "a.png")
+    mapper = ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=cfg.DATASETS.TEST[0])
+    evaluated = predictor.model([mapper({"file_name": str(tmp_path / "a.png")})])[0]
+    assert torch.equal(evaluated["sem_seg_labels"].long(), expected)
+
+
+def test_a_single_class_is_warned_about(
+    cfg: CfgNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("tagclip"), "propagate", True)
+    predictor = TagCLIPPredictor(cfg)
+    predictor.set_vocabulary(["cat"], context=["dog"])
+    assert "gets every pixel" not in caplog.text
+    predictor.set_vocabulary(["cat"], context=["Cat"])
+    assert "The only class, 'cat', gets every pixel" in caplog.text
+
+
+def test_a_vocabulary_is_encoded_once(predictor: TagCLIPPredictor) -> None:
+    bank = predictor.model.text_bank
+    predictor.set_vocabulary(WORDS)
+    count = bank.num_text_forwards
+    predictor(picture())
+    predictor.set_vocabulary(["dog"], context=WORDS)
+    predictor.set_vocabulary(WORDS, seen=[True, True, False])
+    predictor(picture())
+    assert bank.num_text_forwards == count + 1
+
+
+@pytest.fixture
+def restless_threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that take turns after a microsecond."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+    sys.setswitchinterval(interval)
+
+
+def test_threads_give_the_results_of_a_series(
+    predictor: TagCLIPPredictor, restless_threads: ThreadPoolExecutor
+) -> None:
+    predictor.set_vocabulary(WORDS, context=["dog"])
+    images = [picture(40 + 20 * (i % 3), 60 + 15 * (i % 2), i) for i in range(12)]
+    expected = [predictor(image) for image in images]
+    found = restless_threads.map(predictor, images)
+    for result, other in zip(found, expected, strict=True):
+        assert_same(result, other)
+
+
+def test_threads_share_the_cached_position_table(
+    predictor: TagCLIPPredictor, restless_threads: ThreadPoolExecutor
+) -> None:
+    """Images of other shapes replace it all the time."""
+    backbone = predictor.model.backbone
+    grids = [(3 + i % 3, 5) for i in range(8000)]
+    for grid, table in zip(grids, restless_threads.map(backbone._positions, grids), strict=True):
+        assert len(table) == 1 + grid[0] * grid[1]
+
+
+def test_from_checkpoint_takes_its_config(cfg: CfgNode, tmp_path: Path) -> None:
+    found = TagCLIPPredictor.from_checkpoint(cfg.MODEL.WEIGHTS)
+    assert_same(found(picture()), TagCLIPPredictor(cfg)(picture()))
+    assert found.cfg.MODEL.CLIP.NAME == cfg.MODEL.CLIP.NAME
+    changed_cfg = checkpoint_config(cfg.MODEL.WEIGHTS, ["MODEL.TAGCLIP.TEST.GATE", "none"])
+    assert changed_cfg.MODEL.TAGCLIP.TEST.GATE == "none"
+    assert cfg.MODEL.WEIGHTS == changed_cfg.MODEL.WEIGHTS
+    with pytest.raises(ConfigError, match="unknown config key GATES"):
+        checkpoint_config(cfg.MODEL.WEIGHTS, ["GATES", "none"])
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"config": "a: [1"}, {"config": "- 1"}])
+def test_a_checkpoint_without_config_is_refused(metadata: dict | None, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"model": {}} | ({} if metadata is None else {"tagclip": metadata}), path)
+    with pytest.raises(CheckpointError, match=r"x\.pth: found no config in it"):
+        TagCLIPPredictor.from_checkpoint(path)
+
+
+def test_weights_are_needed(tiny_cfg: CfgNode) -> None:
+    with pytest.raises(CheckpointError, match="MODEL.WEIGHTS is empty"):
+        TagCLIPPredictor(tiny_cfg)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_without_a_gpu_the_cpu_is_used(cfg: CfgNode) -> None:
+    cfg = changed(cfg, "MODEL.DEVICE", "cuda", "MODEL.TAGCLIP.TEST.OUTPUT", "scores")
+    predictor = TagCLIPPredictor(cfg)
+    assert (predictor.model.device.type, predictor.cfg.MODEL.DEVICE) == ("cpu", "cpu")
+    assert cfg.MODEL.DEVICE == "cuda"

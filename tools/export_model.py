@@ -1,0 +1,205 @@
+#!/usr/bin/env python
+"""Write a model with a baked vocabulary as ONNX and TorchScript, and a json on how to run them.
+
+python tools/export_model.py --weights model_final.pth --vocab "cat, dining table" --output out
+python tools/export_model.py --config-file CONFIG --weights W --output out --format onnx --dynamic
+
+The files take windows, uint8 (N, 3, H, W), neither normalised nor padded, and return the final
+class scores, the labels and the trusty map of each. model.json says how an image becomes windows
+and their scores become its labels; tools/run_onnx.py does so without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tagclip.predictor import TagCLIPPredictor
+
+# detectron2 is imported inside the functions: --help answers at once.
+warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+
+FILES = {"onnx": "model.onnx", "torchscript": "model.ts"}
+# Of a score, between an exported file and the model.
+TOLERANCE = 1e-4
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="default: of --weights")
+    parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--vocab", metavar="NAMES", help='class names: "cat, dining table"')
+    words.add_argument("--vocab-file", metavar="FILE", help="vocabulary json, or a name per line")
+    words.add_argument("--vocab-from-dataset", metavar="NAME", help="default: DATASETS.TEST")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--format", nargs="+", choices=list(FILES), default=list(FILES), help="default: both"
+    )
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--size", type=_size, metavar="HxW", help="pixels of a window, default MODEL.TAGCLIP.TEST's"
+    )
+    size.add_argument("--dynamic", action="store_true", help="windows of any size")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        metavar="KEY VALUE",
+        help="config keys to override, at the end of the command line",
+    )
+    return parser.parse_args(args)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected pixels such as 512x512")
+    return int(height), int(width)
+
+
+def main(args: argparse.Namespace) -> dict[str, Any]:
+    """Export, compare each file with the model, write; return the content of the json."""
+    from tagclip.errors import ConfigError
+    from tagclip.export import require_onnx
+    from tagclip.export_recipe import export_recipe
+    from tagclip.utils.files import write_atomic
+
+    if "onnx" in args.format:
+        require_onnx()
+    predictor = build_predictor(args)
+    size = window_size(args, predictor)
+    folder = Path(args.output)
+    files = export(predictor, size, args.format)
+    recipe = export_recipe(predictor, size, files)
+    try:
+        for name, (content, _) in files.items():
+            print(f"Wrote {write_atomic(folder / name, content)}")
+        # Last: its checksums say whether the files beside it belong to it.
+        print(f"Wrote {write_atomic(folder / 'model.json', json.dumps(recipe, indent=1))}")
+    except OSError as error:
+        raise ConfigError(
+            f"--output {folder}: found no folder to write to ({error.strerror}), expected one; "
+            "name another"
+        ) from error
+    return recipe
+
+
+def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
+    """Build the model and set the vocabulary.
+
+    Raises:
+        TagCLIPError: options, config, checkpoint or vocabulary are not in order.
+    """
+    from tagclip import TagCLIPPredictor, load_config
+    from tagclip.data import query_vocabulary
+    from tagclip.engine.checkpoint_config import checkpoint_config
+    from tagclip.errors import ConfigError
+
+    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    if not args.config_file and not args.weights:
+        raise ConfigError("command line: found no model, expected --weights or --config-file")
+    if args.config_file:
+        weights = ["MODEL.WEIGHTS", args.weights] if args.weights else []
+        cfg = load_config(args.config_file, [*opts, *weights])
+    else:
+        cfg = checkpoint_config(args.weights, opts)
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError(
+            "TEST.AUG.ENABLED: found True, expected False; an exported model sees one view"
+        )
+    predictor = TagCLIPPredictor(cfg)
+    if args.vocab_from_dataset:
+        predictor.set_vocabulary(query_vocabulary(predictor.cfg, args.vocab_from_dataset))
+    elif args.vocab is not None:
+        predictor.set_vocabulary([name.strip() for name in args.vocab.split(",")])
+    elif args.vocab_file:
+        predictor.set_vocabulary(read_names(Path(args.vocab_file)))
+    else:
+        predictor.set_vocabulary(predictor.vocabulary)
+    return predictor
+
+
+def read_names(path: Path) -> Path | list[str]:
+    """Return the path of a vocabulary json as it is, else the lines of a text file.
+
+    Raises:
+        VocabularyError: the file cannot be read.
+    """
+    from tagclip.errors import VocabularyError
+
+    if path.suffix == ".json":
+        return path
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VocabularyError(
+            f"{path}: cannot be read ({' '.join(str(error).split())}), expected a class name per "
+            "line or a vocabulary json; check --vocab-file"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
+
+
+def window_size(args: argparse.Namespace, predictor: TagCLIPPredictor) -> tuple[int, int] | None:
+    """(height, width) of a window in pixels; None leaves it open."""
+    settings = predictor.model.inference_settings
+    if args.dynamic or (args.size is None and settings.mode == "whole"):
+        return None
+    return args.size or (settings.window, settings.window)
+
+
+def export(
+    predictor: TagCLIPPredictor, size: tuple[int, int] | None, formats: Sequence[str]
+) -> dict[str, tuple[bytes, float]]:
+    """Make the files in memory and compare each with the model on one window of noise.
+
+    Returns:
+        File name -> content and largest difference of a score.
+
+    Raises:
+        TagCLIPError: a format cannot be written, or a file computes something else.
+    """
+    import numpy as np
+
+    from tagclip import export as exporting
+    from tagclip.errors import TagCLIPError
+
+    vocabulary = predictor.vocabulary
+    window_model = exporting.WindowModel(predictor.model, vocabulary, size)
+    convert = {"onnx": exporting.to_onnx, "torchscript": exporting.to_torchscript}
+    # An open size is tried at another one than the graph was made with, no whole patches.
+    height, width = size or (4 * window_model.patch_size + 1, 2 * window_model.patch_size + 3)
+    noise = np.random.default_rng(0).integers(0, 256, (1, 3, height, width), np.uint8)
+    files = {}
+    for kind in dict.fromkeys(formats):
+        start = time.monotonic()
+        content = convert[kind](window_model)
+        run = exporting.RUNNERS[kind](content)
+        difference = exporting.largest_difference(run, predictor.model, vocabulary, noise)
+        # Not ">": a difference may be nan.
+        if not difference <= TOLERANCE:
+            raise TagCLIPError(
+                f"{FILES[kind]}: scores differ by {difference:.2g} from the model's, expected at "
+                f"most {TOLERANCE:g}; nothing was written: export another --format"
+            )
+        seconds = time.monotonic() - start
+        print(
+            f"{kind}: {len(content) / 2**20:.1f} MiB in {seconds:.0f} s, scores differ from the "
+            f"model's by {difference:.1g} at most"
+        )
+        files[FILES[kind]] = (content, difference)
+    return files
+
+
+if __name__ == "__main__":
+    from tagclip.utils.cli import run_tool
+
+    run_tool(main, parse_args())

@@ -1,0 +1,291 @@
+#!/usr/bin/env python
+"""Show where an evaluated run fails: worst and best images, and which classes it confuses.
+
+    python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS FILE \\
+        OUTPUT_DIR output/run TEST.SAVE_PREDICTIONS png
+    python tools/visualize_results.py output/run --num 8
+
+Writes below --output, for each dataset: worst.png and best.png (image, ground truth, prediction,
+trusty map), confusions.png (the largest confusions of seen and unseen classes), confusions.md
+(more of them, with numbers) and confusion_map.png (true and predicted classes).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from tagclip.evaluation.saved_predictions import SavedPredictions
+    from tagclip.utils.result_images import Predicted, Ranked
+    from tagclip.vocabulary import Vocabulary
+
+# detectron2 is imported inside the functions: --help answers at once.
+warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+PANEL_SIZE = 384
+# Confusions of a kind: drawn, and listed.
+BARS, ROWS = 12, 50
+MAP_CLASSES = 24
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of the run")
+    parser.add_argument("--dataset", default="", help="only this one (default: all evaluated)")
+    parser.add_argument("--num", type=int, default=6, help="worst and best images (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, help="folder (default: visualize_results in RUN_DIR)"
+    )
+    parsed = parser.parse_args(args)
+    if parsed.num < 1:
+        parser.error("--num: expected at least 1")
+    return parsed
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw all datasets.
+
+    Raises:
+        TagCLIPError: the folder holds no evaluated run, its parts do not belong together, or
+            predictions were not saved.
+    """
+    from tagclip.data import query_vocabulary
+    from tagclip.evaluation.comparison import load_results
+
+    cfg = run_config(args.run)
+    for dataset, (result,) in load_results([str(args.run)], args.dataset).items():
+        vocabulary = query_vocabulary(cfg, dataset)
+        counts = stored_counts(args.run, result.content, vocabulary)
+        output = (args.output or args.run / "visualize_results") / dataset
+        draw_confusions(counts, vocabulary, dataset, output)
+        draw_images(args, cfg, result.content, counts, vocabulary, output)
+
+
+def run_config(run: Path) -> CfgNode:
+    """Config of a run, with its projects imported.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from tagclip import load_config
+    from tagclip.errors import ConfigError
+    from tagclip.projects import import_projects
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{run}: found no config.yaml, expected the OUTPUT_DIR of a run; train or evaluate "
+            "one with tools/train_net.py"
+        )
+    cfg = load_config(path)
+    import_projects(cfg.PROJECTS)
+    return cfg
+
+
+def stored_counts(run: Path, content: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:
+    """(K, K + 1) counts of ``metrics.json``; the last column is pixels without a class.
+
+    Raises:
+        ConfigError: there are none, or they are of other classes.
+    """
+    from tagclip.errors import ConfigError
+
+    path = run / "inference" / content["dataset"] / "metrics.json"
+    found = str(content.get("vocabulary_fingerprint"))
+    if found != vocabulary.fingerprint:
+        raise ConfigError(
+            f"{path}: found the class list {found[:12]}, expected {vocabulary.fingerprint[:12]} "
+            f"of {vocabulary.name}, which has changed; evaluate the run again"
+        )
+    confusion = np.array(content.get("confusion"), dtype=object)
+    if confusion.shape != (len(vocabulary),) * 2:
+        raise ConfigError(
+            f"{path}: found a confusion of shape {confusion.shape}, expected "
+            f"{len(vocabulary)} x {len(vocabulary)}; evaluate the run again"
+        )
+    other = [entry.get("other", 0) for entry in content["classes"]]
+    return np.column_stack([confusion, other]).astype(np.int64)
+
+
+def draw_confusions(counts: np.ndarray, vocabulary: Vocabulary, dataset: str, output: Path) -> None:
+    """Write table, bars and map of the confusions, and print the largest."""
+    from tagclip.evaluation.confusions import (
+        confused_classes,
+        format_confusions,
+        group_confusions,
+        kind_share,
+        list_confusions,
+    )
+    from tagclip.utils.class_charts import save_chart
+    from tagclip.utils.confusion_charts import draw_confusion_bars, draw_confusion_map
+    from tagclip.utils.files import write_atomic
+
+    confusion, pixels, seen = counts[:, :-1], counts.sum(axis=1), vocabulary.seen_mask
+    pairs = list_confusions(confusion, pixels)
+    if not pairs:
+        print(f"{dataset}: no pixel has a wrong class")
+        return
+    groups = group_confusions(pairs, seen, ROWS)
+    shares = {kind: kind_share(counts, seen, kind) for kind in groups}
+    # With both kinds of classes, confusions between the two are what zero-shot is about.
+    crossing = [kind for kind in groups if kind.split()[0] != kind.split()[-1]]
+    drawn = {kind: groups[kind][:BARS] for kind in crossing or groups}
+    text = format_confusions(groups, shares, vocabulary.names, f"{dataset}: confusions")
+    files = [write_atomic(output / "confusions.md", text)]
+    if any(drawn.values()):
+        bars = draw_confusion_bars(drawn, shares, vocabulary, f"{dataset}: largest confusions")
+        files.append(save_chart(bars, output / "confusions.png"))
+    classes = confused_classes(groups, seen, MAP_CLASSES)
+    title = f"{dataset}: {len(classes)} of {len(vocabulary)} classes, the most confused ones"
+    if len(classes) == len(vocabulary):
+        title = f"{dataset}: true and predicted classes"
+    heat_map = draw_confusion_map(confusion, pixels, classes, vocabulary, title)
+    files.append(save_chart(heat_map, output / "confusion_map.png"))
+    for kind, found in drawn.items():
+        print(f"{dataset}, {kind}: {shares[kind]:.1f} % of all {kind.split()[0]} pixels")
+        for pair in found[:3]:
+            print(f"  {pair.text(vocabulary.names)}")
+    print(f"Written: {', '.join(map(str, files))}")
+
+
+def draw_images(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    content: Mapping[str, Any],
+    counts: np.ndarray,
+    vocabulary: Vocabulary,
+    output: Path,
+) -> None:
+    """Rank the images by their own mIoU and draw the worst and the best.
+
+    Raises:
+        ConfigError: predictions were not saved, or are not those of ``metrics.json``.
+    """
+    from detectron2.data import DatasetCatalog
+    from tqdm import tqdm
+
+    from tagclip.errors import ConfigError
+    from tagclip.evaluation.saved_predictions import FOLDER, INDEX, SavedPredictions
+    from tagclip.utils.panels import save_png
+    from tagclip.utils.result_images import rank_images
+
+    dataset = content["dataset"]
+    folder = args.run / "inference" / dataset / FOLDER
+    command = saving_command(args.run, cfg, dataset)
+    if not (folder / INDEX).is_file():
+        raise ConfigError(f"{folder}: found no predictions to draw; save them with: {command}")
+    samples = DatasetCatalog.get(dataset)
+    saved = SavedPredictions.open(folder, vocabulary, [s["file_name"] for s in samples])
+    read = partial(read_sample, saved=saved, vocabulary=vocabulary)
+    evaluated = [sample for sample in samples if saved.has(sample["file_name"])]
+    progress = tqdm(evaluated, desc=f"Ranking {dataset}", unit="image", disable=None)
+    ranking, total = rank_images(progress, read, vocabulary.seen_mask)
+    if (total != counts).any():
+        raise ConfigError(
+            f"{folder}: found predictions that do not add up to the metrics.json beside them, "
+            f"expected those of one evaluation; save them again with: {command}"
+        )
+    count = min(args.num, len(ranking) // 2)
+    parts = {"worst": ranking[::-1][:count], "best": ranking[: max(count, 1)]}
+    for part, chosen in parts.items():
+        if chosen:
+            images = [titled(image, ranking, read(image.sample), vocabulary) for image in chosen]
+            page = draw_page(images, f"{len(chosen)} {part} of {len(ranking)}", content, vocabulary)
+            print(f"Written: {save_png(output / f'{part}.png', page)}")
+
+
+def saving_command(run: Path, cfg: CfgNode, dataset: str) -> str:
+    """What evaluates a run again and saves its predictions."""
+    words = ["python tools/train_net.py --config-file", str(run / "config.yaml"), "--eval-only"]
+    if (run / "last_checkpoint").is_file():
+        words.append("--resume")
+    elif not cfg.MODEL.WEIGHTS:
+        words.append("MODEL.WEIGHTS CHECKPOINT")
+    if dataset not in cfg.DATASETS.TEST:
+        words.append(f"DATASETS.TEST \"('{dataset}',)\"")
+    return " ".join([*words, "OUTPUT_DIR", str(run), "TEST.SAVE_PREDICTIONS png"])
+
+
+def read_sample(
+    sample: Mapping[str, Any], saved: SavedPredictions, vocabulary: Vocabulary
+) -> Predicted:
+    """Image, labels and saved prediction of one image.
+
+    Raises:
+        TagCLIPError: a file is missing or damaged, or its size has changed.
+    """
+    from tagclip.data import read_image, read_label
+    from tagclip.data.label_io import check_label
+    from tagclip.utils.result_images import Predicted
+
+    labels, trusty = saved.read(sample["file_name"])
+    path = sample["sem_seg_file_name"]
+    raw = read_label(path)
+    check_label(raw, path, vocabulary, labels.shape)
+    image = read_image(sample["file_name"])
+    return Predicted("", image, vocabulary.label_lut()[raw], labels, trusty)
+
+
+def titled(
+    image: Ranked, ranking: Sequence[Ranked], shown: Predicted, vocabulary: Vocabulary
+) -> Predicted:
+    """Give an image its place, file, mIoU and largest confusion as title."""
+    from tagclip.utils.result_images import count_pixels
+    from tagclip.utils.visualize import marked_names
+
+    place = ranking.index(image) + 1
+    name = Path(image.sample["file_name"]).name
+    title = f"rank {place} of {len(ranking)}: {name}, mIoU {image.score:.1f}"
+    wrong = count_pixels(shown.truth, shown.labels, len(vocabulary))
+    labelled = wrong.sum()
+    np.fill_diagonal(wrong, 0)
+    if wrong.any():
+        true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+        names = [*marked_names(vocabulary), "no class"]
+        title += f"; {100 * wrong.max() / labelled:.0f} % of its pixels are "
+        title += f"{names[true]} taken for {names[predicted]}"
+    return replace(shown, title=title)
+
+
+def draw_page(
+    images: Sequence[Predicted], which: str, content: Mapping[str, Any], vocabulary: Vocabulary
+) -> np.ndarray:
+    """Images below each other, with a heading and a legend of the classes on them."""
+    from tagclip.utils.panels import draw_heading, stack_pictures
+    from tagclip.utils.result_images import draw_gallery
+
+    on_images = np.unique(
+        np.concatenate([np.unique(m) for i in images for m in (i.truth, i.labels)])
+    )
+    classes = [k for k in on_images.tolist() if 0 <= k < len(vocabulary)]
+    gallery = draw_gallery(images, vocabulary, PANEL_SIZE, classes)
+    metrics = [
+        f"{name} {content['metrics'][name]:.1f}"
+        for name in ("mIoU-seen", "mIoU-unseen", "hIoU", "mIoU")
+        if content["metrics"].get(name) is not None
+    ]
+    title = f"{content['dataset']}: {which} images by mIoU over the classes on them"
+    lines = [f"Protocol: {content['run'].get('protocol')}", f"All images: {', '.join(metrics)}"]
+    return stack_pictures([draw_heading(title, lines, gallery.shape[1]), gallery])
+
+
+if __name__ == "__main__":
+    parsed_args = parse_args()
+    from tagclip.utils.cli import run_tool
+
+    run_tool(main, parsed_args)
