@@ -184,20 +184,42 @@ def _focal(
     gradient = torch.empty_like(logits)
     weight = 1 / grid.pixels()
     for image in range(len(logits)):
+        pixels = _LabelledPixels(grid.labels[image], logits.shape[1])
         for classes in _chunks(logits.shape[1], step):
             # The planes of a chunk die in its own function, before the next are made.
-            value, slope = _focal_chunk(logits, grid, image, classes, alpha, gamma)
+            value, slope = _focal_chunk(logits, grid, pixels, image, classes, alpha, gamma)
             total += value * weight[image]
             gradient[image, classes] = slope * weight[image]
     return total.float(), gradient
 
 
+class _LabelledPixels:
+    """The labelled pixels of an image, sorted by class: each is looked at once, not per chunk."""
+
+    def __init__(self, labels: Tensor, classes: int) -> None:
+        self._labels, self._pixels = labels.flatten().sort()
+        bounds = torch.arange(classes + 1, dtype=labels.dtype, device=labels.device)
+        self._starts = torch.searchsorted(self._labels, bounds).tolist()
+        self._size = labels.numel()
+
+    def places(self, classes: slice) -> Tensor:
+        """(P,) places of pixels inside the flat (C, H, W) planes of their own classes."""
+        chosen = slice(self._starts[classes.start], self._starts[classes.stop])
+        return (self._labels[chosen].long() - classes.start) * self._size + self._pixels[chosen]
+
+
 def _focal_chunk(
-    logits: Tensor, grid: LabelGrid, image: int, classes: slice, alpha: float, gamma: float
+    logits: Tensor,
+    grid: LabelGrid,
+    pixels: _LabelledPixels,
+    image: int,
+    classes: slice,
+    alpha: float,
+    gamma: float,
 ) -> tuple[Tensor, Tensor]:
     full = grid.upsample(logits[image, classes])
     value, slope = _focal_negative(full, alpha, gamma)
-    _add_positives(value, slope, full, grid.labels[image] - classes.start, alpha, gamma)
+    _add_positives(value, slope, full, pixels.places(classes), alpha, gamma)
     mask = grid.mask(image, classes)
     if mask is not None:
         value *= mask
@@ -219,23 +241,15 @@ def _focal_negative(full: Tensor, alpha: float, gamma: float) -> tuple[Tensor, T
 
 
 def _add_positives(
-    value: Tensor, slope: Tensor, full: Tensor, labels: Tensor, alpha: float, gamma: float
+    value: Tensor, slope: Tensor, full: Tensor, places: Tensor, alpha: float, gamma: float
 ) -> None:
-    """Replace, in place, the negative term by the positive one at pixels of each class.
-
-    Every pixel is of one class at most: (H, W) work, whatever the number of classes.
-    """
-    inside = (labels >= 0) & (labels < len(full))
-    index = labels.clamp(0, len(full) - 1)[None].long()
-    u = full.gather(0, index)[0]
+    """Replace, in place, the negative term by the positive one at pixels of each class."""
+    u = full.flatten()[places]
     q = torch.sigmoid(-u)
     loss = F.softplus(-u)
     weight = alpha * q.pow(gamma)
-    positive = weight * loss
-    positive_slope = -weight * (gamma * (1 - q) * loss + q)
-    for planes, new in ((value, positive), (slope, positive_slope)):
-        old = planes.gather(0, index)[0]
-        planes.scatter_(0, index, torch.where(inside, new, old)[None])
+    value.view(-1)[places] = weight * loss
+    slope.view(-1)[places] = -weight * (gamma * (1 - q) * loss + q)
 
 
 def _dice(logits: Tensor, grid: LabelGrid, counts: Tensor, step: int) -> tuple[Tensor, Tensor]:

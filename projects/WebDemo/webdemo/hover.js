@@ -41,7 +41,7 @@ function show(event) {
   const x = Math.floor((event.clientX - box.left) / box.width * data.width);
   const y = Math.floor((event.clientY - box.top) / box.height * data.height);
   const column = Math.min(Math.max(x, 0), data.width - 1);
-  fill(tip, Math.min(Math.max(y, 0), data.height - 1) * data.height + column);
+  fill(tip, Math.min(Math.max(y, 0), data.height - 1) * data.width + column);
   const frame = element.getBoundingClientRect();
   const left = event.clientX - frame.left + 14;
   const room = frame.width - tip.offsetWidth;
