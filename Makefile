@@ -7,12 +7,17 @@ RUN := $(VENV)/bin/python
 REQUIREMENTS ?= $(shell cat $(VENV)/.requirements 2>/dev/null || echo requirements.txt)
 # Arguments of pytest: make test ARGS="tests/test_gating.py -x"
 ARGS ?=
+# Processes of pytest.
+WORKERS ?= 2
+# Port of the web page.
+PORT ?= 7860
 
 # Each step of the set-up ends with its stamp, so an interrupted one is done again.
 CREATED := $(VENV)/.created
 INSTALLED = $(VENV)/.installed-$(subst /,-,$(REQUIREMENTS))
 DETECTRON2 := $(VENV)/.detectron2
 READY := $(VENV)/.ready
+DEMO := $(VENV)/.demo
 
 MINIBENCH := projects/MiniBench/configs/tagclip_noun_fence_board.yaml
 
@@ -22,7 +27,7 @@ PIP_WORKS := import pip; from importlib.metadata import distribution; \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env test test-slow lint format minibench clean-env
+.PHONY: help env demo-env test test-slow lint format minibench webdemo clean-env
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +35,7 @@ help: ## List the targets
 env: $(READY) ## Create .venv (PYTHON=python3) and install REQUIREMENTS=requirements.txt into it
 
 test: $(READY) ## Run the tests (ARGS: arguments of pytest)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -n $(WORKERS) $(ARGS)
 
 test-slow: $(READY) ## Run the tests that need minutes: large models, long runs
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m pytest -m slow $(ARGS)
@@ -48,6 +53,11 @@ minibench: $(READY) ## Generate MiniBench, train and evaluate TagCLIP on it, wri
 	rm -rf output/minibench
 	$(RUN) tools/train_net.py --config-file $(MINIBENCH) OUTPUT_DIR output/minibench
 	$(RUN) projects/MiniBench/make_report.py --run output/minibench
+
+webdemo: $(DEMO) ## Serve the web page on MiniBench's model (PORT=7860)
+	$(RUN) projects/WebDemo/serve.py --port $(PORT)
+
+demo-env: $(DEMO) ## Install what the web page needs, too
 
 clean-env: ## Remove .venv
 	rm -rf $(VENV)
@@ -82,4 +92,8 @@ $(DETECTRON2): $(INSTALLED) tools/install_detectron2.py tools/detectron2_edits.j
 
 $(READY): $(DETECTRON2) setup.py pyproject.toml
 	$(RUN) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEMO): $(READY) requirements-demo.txt
+	$(RUN) -m pip install -r $(REQUIREMENTS) -r requirements-demo.txt
 	@touch $@

@@ -9,7 +9,10 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-PROJECTS = {"tagclip.projects.minibench": "projects/MiniBench/minibench"}
+PROJECTS = {
+    "tagclip.projects.minibench": "projects/MiniBench/minibench",
+    "tagclip.projects.webdemo": "projects/WebDemo/webdemo",
+}
 
 
 def version() -> str:
@@ -35,6 +38,7 @@ setup(
     package_data={
         "tagclip": ["*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
         "tagclip.projects.minibench": ["*.json"],
+        "tagclip.projects.webdemo": ["*.js", "*.css"],
     },
     install_requires=[
         "torch>=2.5",
@@ -59,8 +63,8 @@ setup(
         "tensorboard>=2.15",
     ],
     extras_require={
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.17"],
-        "demo": ["gradio>=5"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.17"],
+        "demo": ["gradio>=6.31,<7"],
         "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
         # Reads the .mat files of SBD and PASCAL Context.
         "prepare": ["scipy>=1.11"],

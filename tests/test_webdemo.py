@@ -23,7 +23,7 @@ from webdemo_server import Calls, served
 from tagclip import TagCLIPPredictor
 from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
 from tagclip.projects.webdemo.result import render_result, write_result
-from tagclip.projects.webdemo.server import find_examples
+from tagclip.projects.webdemo.server import find_examples, serve
 from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
 
 WORDS, CONTEXT = "cat, zebra", "grass, dog"
@@ -261,6 +261,9 @@ def test_sessions_of_the_running_page_do_not_mix(
     (folder := tmp_path / "served").mkdir()
     sliders = ("both", 0.1, 0.0, 0.5)
     with served(predictor, image, folder, monkeypatch) as address:
+        port = int(address.rstrip("/").rsplit(":", 1)[1])
+        with pytest.raises(ConfigError, match=f"--port {port}: found it taken"):
+            serve(predictor, [], folder, port=port, wait=False)
         first, second = (Client(address, verbose=False) for _ in range(2))
         upload = handle_file(str(image))
         with pytest.raises(AppError, match="press Segment first"):

@@ -37,7 +37,7 @@ def served(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    examples = [(str(image), "cat, zebra")]
+    examples = [(str(image), "cat, grass")]
     page = serve(predictor, examples, folder, port=port, max_upload_mb=1, wait=False)
     try:
         assert (page.share, page.server_name, page.analytics_enabled) == (False, "127.0.0.1", False)

@@ -29,6 +29,9 @@ __all__ = ["TextBank", "class_maximum", "prompt_templates"]
 
 logger = logging.getLogger(__name__)
 
+# Vocabularies in memory: a long-running server must not grow with every list of words.
+_KEPT = 64
+
 
 @cache
 def _template_sets() -> dict[str, Any]:
@@ -119,8 +122,10 @@ class TextBank(nn.Module):
         if vectors is None:
             vectors = self._encode(self._rows(vocabulary))
             self._write_cache(key, vectors)
-        self._encoded[key] = vectors.to(self._where.device)
-        return self._encoded[key]
+        vectors = self._encoded[key] = vectors.to(self._where.device)
+        for oldest in list(self._encoded)[:-_KEPT]:
+            self._encoded.pop(oldest, None)
+        return vectors
 
     def prompt_rows(self, vocabulary: Vocabulary) -> Tensor | None:
         """Say which rows of `forward` belong to which class.

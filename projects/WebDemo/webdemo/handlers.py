@@ -44,12 +44,12 @@ class Handlers:
         """
         path = image["path"] if image else None
         with _shown_errors():
-            found = encode_image(self.predictor, path, words, context, self.limits)
+            found = encode_image(self.predictor, path, words or "", context or "", self.limits)
         names = found.vocabulary.names
         if encoded is not None:
             known = dict(zip(encoded.vocabulary.names, encoded.vocabulary.seen, strict=True))
             pairs = zip(names, found.vocabulary.seen, strict=True)
-            found = found.with_seen([seen for name, seen in pairs])
+            found = found.with_seen([known.get(name, seen) for name, seen in pairs])
         if len(names) == 1 and not found.context and not sliders[2]:
             gr.Warning(
                 f"The only word, {escape(names[0])}, gets every pixel; write context words or "

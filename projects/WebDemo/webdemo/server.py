@@ -28,6 +28,17 @@ _MAX_EXAMPLES = 5
 _SESSIONS = 200
 _CONCURRENT, _WAITING = 2, 50
 
+_LOCAL_ONLY = {
+    "share": False,
+    "inbrowser": False,
+    "quiet": True,
+    "footer_links": [],
+    "run_history": False,
+    "enable_monitoring": False,
+    "mcp_server": False,
+    "pwa": False,
+    "ssr_mode": False,
+}
 # A small image fills its place.
 _CSS = "#image img { height: 100%; object-fit: contain; width: 100%; }"
 
@@ -97,7 +108,7 @@ def serve(
         The running page; ``close()`` ends it.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or the address is not this machine's.
     """
     # Read when gradio is imported and when the page is built.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -114,21 +125,14 @@ def serve(
             server_port=port,
             max_file_size=f"{max_upload_mb}mb",
             state_session_capacity=_SESSIONS,
-            share=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            pwa=False,
-            ssr_mode=False,
             css=_CSS,
+            prevent_thread_lock=True,
+            **_LOCAL_ONLY,
         )
     except OSError as error:
         raise ConfigError(
-            f"--host {host} --port {port}: cannot listen there ({error}); name another --port"
+            f"--host {host} --port {port}: found it taken, or no address of this machine, expected "
+            "one to listen on; name another --port"
         ) from error
     logger.info("The page is at %s (Ctrl-C ends it)", page.local_url)
     if wait:
