@@ -46,7 +46,6 @@ def _add_data(cfg: CN) -> None:
     # Own data: a list of {name, images, labels, vocabulary} (folders and a vocabulary json; also
     # image_list), each registered under its name for DATASETS.TRAIN and TEST.
     cfg.DATASETS.FOLDER_DATASETS = []
-
     # CLIP and the class colours are RGB.
     cfg.INPUT.FORMAT = "RGB"
     # Training images are resized by a factor drawn from this range, times MIN/MAX_SIZE_TRAIN.
@@ -97,8 +96,9 @@ def _add_clip(cfg: CN) -> None:
 
 
 def _add_tagclip(cfg: CN) -> None:
-    cfg.MODEL.META_ARCHITECTURE = "TagCLIP"
-    cfg.MODEL.SEM_SEG_HEAD.NAME = "TagCLIPHead"
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NAME = "TagCLIP", "TagCLIPHead"
+    # torch.compile of the ViT's blocks and the loss: minutes at first, faster afterwards.
+    cfg.MODEL.COMPILE = False
     # cls_text: [class vector * image vector ; class vector] | none: the class vector alone.
     cfg.MODEL.TAGCLIP = CN({"RELATION": "cls_text"})
     # One letter per decoder layer: a = with self-attention among the classes, n = without.

@@ -13,6 +13,7 @@ from detectron2.modeling import build_sem_seg_head
 from naive_loss import random_targets
 from torch import Tensor
 
+from tagclip.modeling.focal import Focal
 from tagclip.modeling.heads import MaskDecoder, RelationDescriptor, TagCLIPHead
 from tagclip.modeling.losses import SegLoss
 
@@ -172,8 +173,7 @@ def test_config_reaches_the_parts(tiny_cfg: CfgNode) -> None:
             "mask_weight": 1.0,
             "dice_weight": 2.0,
             "trusty_weight": 3.0,
-            "focal_alpha": 0.4,
-            "focal_gamma": 1.5,
+            "focal": Focal(0.4, 1.5),
             "ignore_as_negative": False,
             "stride": 3,
             "workspace_mib": 7,

@@ -104,7 +104,7 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
     from tagclip.engine.checkpoint_config import checkpoint_config
     from tagclip.errors import ConfigError
 
-    opts = [*args.opts, "MODEL.DEVICE", "cpu"]
+    opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", False]
     if not args.config_file and not args.weights:
         raise ConfigError("command line: found no model, expected --weights or --config-file")
     if args.config_file:

@@ -60,12 +60,39 @@ def gate_scores(
         raise ConfigError(
             f"MODEL.TAGCLIP.TEST.GATE: found {mode!r}, expected one of {', '.join(GATE_MODES)}"
         )
-    seen = seen_mask.to(scores.device, scores.dtype)[:, None, None]
-    offset = seen * bias
-    if mode == "none" or trusty is None:
+    if trusty is None:
+        mode = "none"
+    factor, offset = _factor_and_offset(scores, trusty, seen_mask, mode, bias)
+    if factor is None:
         return scores - offset
+    return scores * factor - offset if bias_after_gate else (scores - offset).mul_(factor)
+
+
+def _factor_and_offset(
+    scores: Tensor, trusty: Tensor | None, seen_mask: Tensor, mode: str, bias: float
+) -> tuple[Tensor | None, Tensor | float]:
+    """What multiplies the scores (None: nothing does), and what is subtracted."""
+    modes = {True: ("seen", "both"), False: ("unseen", "both")}
+    if _is_uniform(seen_mask):
+        seen = bool(seen_mask[:1].any())
+        offset = bias if seen else 0.0
+        if mode not in modes[seen]:
+            return None, offset
+        return trusty if seen else 1 - trusty, offset
+    seen = seen_mask.to(scores.device, scores.dtype)[:, None, None]
+    if mode == "none":
+        return None, seen * bias
     # w of a class is 0 + 1 * w, 1 - w is 1 - 1 * w, no factor is 1 + 0 * w: exact, and for a CPU
     # several times as fast as a choice between planes.
-    sign = seen * (mode in ("seen", "both")) - (1 - seen) * (mode in ("unseen", "both"))
-    factor = (trusty * sign).add_(1 - sign.clamp(min=0))
-    return factor.mul_(scores).sub_(offset) if bias_after_gate else factor.mul_(scores - offset)
+    sign = seen * (mode in modes[True]) - (1 - seen) * (mode in modes[False])
+    return (trusty * sign).add_(1 - sign.clamp(min=0)), seen * bias
+
+
+def _is_uniform(seen_mask: Tensor) -> bool:
+    """Whether all classes are on one side, as on a CPU, where they mostly come one by one.
+
+    Not asked on a GPU, which would be waited for, nor in graphs, which hold for any mask.
+    """
+    if seen_mask.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return bool((seen_mask == seen_mask[:1]).all())

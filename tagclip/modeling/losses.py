@@ -9,13 +9,8 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.mask_losses import (
-    LabelGrid,
-    MaskLosses,
-    binary_focal,
-    interpolation_matrix,
-    strided,
-)
+from tagclip.modeling.focal import Focal, binary_focal
+from tagclip.modeling.mask_losses import LabelGrid, MaskLosses, interpolation_matrix, strided
 
 __all__ = ["SegLoss", "SegTargets", "pixel_accuracy"]
 
@@ -65,6 +60,7 @@ class SegLoss(nn.Module):
         ignore_as_negative: bool = True,
         stride: int = 1,
         workspace_mib: float = 256,
+        compiled: bool = False,
     ) -> None:
         """Keep the constants.
 
@@ -78,6 +74,7 @@ class SegLoss(nn.Module):
                 code); False leaves them out of all terms, means included.
             stride: use every ``stride``-th label in both directions.
             workspace_mib: memory for full-resolution planes; never changes the result.
+            compiled: let `torch.compile` fuse the passes over these planes.
 
         Raises:
             ConfigError: the stride is less than 1.
@@ -89,7 +86,7 @@ class SegLoss(nn.Module):
         super().__init__()
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.trusty_weight = trusty_weight
-        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.focal = Focal(focal_alpha, focal_gamma, compiled)
         self.ignore_as_negative = ignore_as_negative
         self.stride, self.workspace_mib = stride, workspace_mib
 
@@ -111,9 +108,7 @@ class SegLoss(nn.Module):
             grid = self._grid(targets, logits.shape[-2:])
             counts = grid.present(logits.shape[1])
             pairs = _world_mean((counts > 0).sum().float()).clamp(min=1)
-            focal, dice = MaskLosses.apply(
-                logits, grid, counts, self.focal_alpha, self.focal_gamma, self.workspace_mib
-            )
+            focal, dice = MaskLosses.apply(logits, grid, counts, self.focal, self.workspace_mib)
             losses = {
                 "loss_mask": self.mask_weight * focal / pairs,
                 "loss_dice": self.dice_weight * dice / pairs,
@@ -148,8 +143,8 @@ class SegLoss(nn.Module):
         loss = binary_focal(
             grid.upsample(logits[:, 0]),
             self._strided(targets.trusty),
-            self.focal_alpha,
-            self.focal_gamma,
+            self.focal.alpha,
+            self.focal.gamma,
         )
         if grid.counted is not None:
             loss = loss * grid.counted

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-__all__ = ["LabelGrid", "MaskLosses", "binary_focal", "interpolation_matrix", "strided"]
+from tagclip.modeling.focal import Focal, LabelledPixels
+
+__all__ = ["LabelGrid", "MaskLosses", "interpolation_matrix", "strided"]
 
 # Full-resolution float32 planes per class that are alive at the peak of `_focal` or `_dice`.
 _PLANES = 6
-# More would leave a CPU's cache, which takes three times as long.
-_CPU_WORKSPACE_MIB = 16
+# More would leave a CPU's cache, which takes twice as long.
+_CPU_WORKSPACE_MIB = 24
 
 
 def strided(size: int, stride: int) -> slice:
@@ -118,20 +119,6 @@ class LabelGrid:
         return counts.view(n, classes + 1)[:, :classes].float()
 
 
-def binary_focal(logits: Tensor, target: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Focal loss per element (Lin et al., arXiv 1708.02002): alpha_t (1 - p_t)^gamma BCE.
-
-    Args:
-        logits: any shape, float32.
-        target: same shape, bool.
-        alpha: weight of positives; negatives weigh 1 - alpha.
-        gamma: exponent.
-    """
-    signed = torch.where(target, logits, -logits)
-    weight = torch.where(target, alpha, 1 - alpha)
-    return weight * torch.sigmoid(-signed).pow(gamma) * F.softplus(-signed)
-
-
 class MaskLosses(torch.autograd.Function):
     """(N, K, h, w) logits -> focal sum over classes and Dice sum over present classes.
 
@@ -145,8 +132,7 @@ class MaskLosses(torch.autograd.Function):
         logits: Tensor,
         grid: LabelGrid,
         counts: Tensor,
-        alpha: float,
-        gamma: float,
+        focal: Focal,
         workspace_mib: float,
     ) -> tuple[Tensor, Tensor]:
         """See the class.
@@ -156,100 +142,56 @@ class MaskLosses(torch.autograd.Function):
             logits: (N, K, h, w) float32.
             grid: where the labels are.
             counts: (N, K) pixels of each class, `LabelGrid.present`.
-            alpha: focal weight of positives.
-            gamma: focal exponent.
+            focal: constants of the focal loss.
             workspace_mib: memory for full-resolution planes.
         """
         pixels = grid.rows.shape[0] * grid.columns.shape[0]
         if logits.device.type == "cpu":
             workspace_mib = min(workspace_mib, _CPU_WORKSPACE_MIB)
         step = max(1, int(workspace_mib * 2**20 / (4 * pixels * _PLANES)))
-        focal, focal_gradient = _focal(logits, grid, alpha, gamma, step)
-        dice, dice_gradient = _dice(logits, grid, counts, step)
+        focal_sum, focal_gradient = _focal(logits, grid, focal, step)
+        dice_sum, dice_gradient = _dice(logits, grid, counts, step)
         ctx.save_for_backward(focal_gradient, dice_gradient)
-        return focal, dice
+        return focal_sum, dice_sum
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the stored gradients."""
         focal_gradient, dice_gradient = ctx.saved_tensors
-        return focal * focal_gradient + dice * dice_gradient, None, None, None, None, None
+        return focal * focal_gradient + dice * dice_gradient, None, None, None, None
 
 
-def _focal(
-    logits: Tensor, grid: LabelGrid, alpha: float, gamma: float, step: int
-) -> tuple[Tensor, Tensor]:
+def _focal(logits: Tensor, grid: LabelGrid, focal: Focal, step: int) -> tuple[Tensor, Tensor]:
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     gradient = torch.empty_like(logits)
     weight = 1 / grid.pixels()
     for image in range(len(logits)):
-        pixels = _LabelledPixels(grid.labels[image], logits.shape[1])
+        pixels = LabelledPixels(grid.labels[image], logits.shape[1])
         for classes in _chunks(logits.shape[1], step):
             # The planes of a chunk die in its own function, before the next are made.
-            value, slope = _focal_chunk(logits, grid, pixels, image, classes, alpha, gamma)
+            value, slope = _focal_chunk(logits[image], grid, focal, pixels, image, classes)
             total += value * weight[image]
             gradient[image, classes] = slope * weight[image]
     return total.float(), gradient
 
 
-class _LabelledPixels:
-    """The labelled pixels of an image, sorted by class: each is looked at once, not per chunk."""
-
-    def __init__(self, labels: Tensor, classes: int) -> None:
-        self._labels, self._pixels = labels.flatten().sort()
-        bounds = torch.arange(classes + 1, dtype=labels.dtype, device=labels.device)
-        self._starts = torch.searchsorted(self._labels, bounds).tolist()
-        self._size = labels.numel()
-
-    def places(self, classes: slice) -> Tensor:
-        """(P,) places of pixels inside the flat (C, H, W) planes of their own classes."""
-        chosen = slice(self._starts[classes.start], self._starts[classes.stop])
-        return (self._labels[chosen].long() - classes.start) * self._size + self._pixels[chosen]
-
-
 def _focal_chunk(
     logits: Tensor,
     grid: LabelGrid,
-    pixels: _LabelledPixels,
+    focal: Focal,
+    pixels: LabelledPixels,
     image: int,
     classes: slice,
-    alpha: float,
-    gamma: float,
 ) -> tuple[Tensor, Tensor]:
-    full = grid.upsample(logits[image, classes])
-    value, slope = _focal_negative(full, alpha, gamma)
-    _add_positives(value, slope, full, pixels.places(classes), alpha, gamma)
+    full = grid.upsample(logits[classes])
+    value, slope = focal.negative(full)
+    focal.put_positive(value, slope, full, pixels.places(classes))
     mask = grid.mask(image, classes)
     if mask is not None:
         value *= mask
         slope *= mask
     return _plane_sums(value).sum(), grid.adjoint(slope)
-
-
-def _focal_negative(full: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """Focal loss of pixels that are not of the class, and its derivative.
-
-    f = (1 - alpha) p^gamma s and f' = (1 - alpha) p^gamma (gamma (1 - p) s + p), where
-    p = sigmoid(u) and s = softplus(u) = -log(1 - p).
-    """
-    p = torch.sigmoid(full)
-    value = F.softplus(full)
-    slope = (1 - p).mul_(value).mul_(gamma).add_(p)
-    power = (p.square_() if gamma == 2 else p.pow_(gamma)).mul_(1 - alpha)
-    return value.mul_(power), slope.mul_(power)
-
-
-def _add_positives(
-    value: Tensor, slope: Tensor, full: Tensor, places: Tensor, alpha: float, gamma: float
-) -> None:
-    """Replace, in place, the negative term by the positive one at pixels of each class."""
-    u = full.flatten()[places]
-    q = torch.sigmoid(-u)
-    loss = F.softplus(-u)
-    weight = alpha * q.pow(gamma)
-    value.view(-1)[places] = weight * loss
-    slope.view(-1)[places] = -weight * (gamma * (1 - q) * loss + q)
 
 
 def _dice(logits: Tensor, grid: LabelGrid, counts: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,13 +18,13 @@ from tagclip.data.protocol import (
     resolve_seen,
     training_vocabulary,
 )
-from tagclip.modeling.batching import pad, stack_novel_masks, stack_padded, valid_mask
+from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.gating import gate_scores, trusty_probability
 from tagclip.modeling.losses import SegTargets, pixel_accuracy
 from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion, ViewAverage
 from tagclip.modeling.self_training import SelfTraining
-from tagclip.modeling.sliding_window import WindowGrid
 from tagclip.modeling.text_bank import TextBank, class_maximum
+from tagclip.modeling.window_batches import WindowedImage, window_logits
 from tagclip.utils.events import log_scalars
 from tagclip.vocabulary import Vocabulary
 
@@ -210,8 +211,8 @@ class TagCLIP(nn.Module):
         """
         vocabulary, settings = self.resolve_vocabulary(batched_inputs), self.inference_settings
         results = []
-        for item in batched_inputs:
-            fusion = self.encode_views(item, vocabulary)
+        fusions = self._encode_items(batched_inputs, vocabulary)
+        for item, fusion in zip(batched_inputs, fusions, strict=True):
             height, width = item["image"].shape[-2:]
             size = (item.get("height", height), item.get("width", width))
             if settings.output == "labels":
@@ -222,12 +223,8 @@ class TagCLIP(nn.Module):
 
     def encode_views(self, item: dict[str, Any], vocabulary: Vocabulary) -> ViewAverage:
         """Run the networks on ``views``, or else ``image``, of an input (see `forward`)."""
-        views = item.get("views", [item])
-        return ViewAverage(
-            tuple(self.encode(v["image"], vocabulary, v.get("mirrored", False)) for v in views)
-        )
+        return self._encode_items([item], vocabulary)[0]
 
-    @torch.no_grad()
     def encode(self, image: Tensor, vocabulary: Vocabulary, mirrored: bool = False) -> ScoreFusion:
         """Run the networks on one image; what is left to do is cheap and depends on the gate.
 
@@ -239,20 +236,31 @@ class TagCLIP(nn.Module):
         Returns:
             The low-resolution logits of its windows, ready for labels or scores of any size.
         """
-        image = self._normalise(image)
-        grid = self.inference_settings.grid(*image.shape[-2:])
-        logits, trusty_logits = self._window_logits(image, grid, vocabulary)
-        return ScoreFusion(
-            class_logits=logits,
-            trusty_logits=trusty_logits,
+        view = {"image": image, "mirrored": mirrored}
+        return self._encode_items([view], vocabulary)[0].views[0]
+
+    @torch.no_grad()
+    def _encode_items(
+        self, items: Sequence[dict[str, Any]], vocabulary: Vocabulary
+    ) -> list[ViewAverage]:
+        """Run the networks on all views of all inputs; windows of one size share batches."""
+        groups = [item.get("views", [item]) for item in items]
+        images = [self._windowed(view) for views in groups for view in views]
+        bank = self.text_bank
+        networks = partial(self._networks, bank(vocabulary), bank.prompt_rows(vocabulary))
+        fusion = partial(
+            ScoreFusion,
             seen_mask=torch.from_numpy(vocabulary.seen_mask).to(self.device),
-            grid=grid,
-            padded_size=self._padded_window(grid),
             gate=self.gate,
             trusty_map=partial(trusty_probability, target=self.trusty_target),
             workspace_mib=self.inference_settings.workspace_mib,
-            mirrored=mirrored,
         )
+        logits = window_logits(images, networks, self._windows_per_batch())
+        found = (
+            fusion(*pair, grid=image.grid, padded_size=image.padded_size, mirrored=image.mirrored)
+            for image, pair in zip(images, logits, strict=True)
+        )
+        return [ViewAverage(tuple(islice(found, len(views)))) for views in groups]
 
     def resolve_vocabulary(self, batched_inputs: list[dict[str, Any]]) -> Vocabulary:
         """Return the one vocabulary that a batch asks for, with seen and unseen decided.
@@ -263,31 +271,24 @@ class TagCLIP(nn.Module):
         asked = requested_vocabulary(batched_inputs, self.vocabulary)
         return resolve_seen(asked, self.train_vocabulary, self.unknown_classes)
 
-    def _window_logits(
-        self, image: Tensor, grid: WindowGrid, vocabulary: Vocabulary
+    def _networks(
+        self, class_embed: Tensor, prompt_rows: Tensor | None, windows: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Run backbone and head on all windows: (W, K, h, w) and (W, 1, h, w) float32 logits."""
-        class_embed = self.text_bank(vocabulary)
-        prompt_rows = self.text_bank.prompt_rows(vocabulary)
-        height, width = self._padded_window(grid)
-        windows = [pad(image[:, rows, columns], height, width, 0.0) for rows, columns in grid]
-        class_logits, trusty_logits = [], []
-        step = self._windows_per_batch()
-        for start in range(0, len(windows), step):
-            features = self.backbone(torch.stack(windows[start : start + step]))
-            (logits, trusty), _ = self.sem_seg_head(features, class_embed)
-            class_logits.append(class_maximum(logits, prompt_rows).float())
-            if trusty is not None:
-                trusty_logits.append(trusty.float())
-        return torch.cat(class_logits), torch.cat(trusty_logits) if trusty_logits else None
+        """(N, 3, H, W) windows -> (N, K, h, w) and (N, 1, h, w) float32 logits."""
+        (logits, trusty), _ = self.sem_seg_head(self.backbone(windows), class_embed)
+        logits = class_maximum(logits, prompt_rows).float()
+        return logits, None if trusty is None else trusty.float()
 
     def _windows_per_batch(self) -> int:
         # Matrix products on a CPU round differently for every batch size, and larger batches
         # gain nothing there: one window at a time keeps results independent of WINDOW_BATCH.
         return 1 if self.device.type == "cpu" else self.inference_settings.window_batch
 
-    def _padded_window(self, grid: WindowGrid) -> tuple[int, int]:
-        return self._divisible(grid.window_height), self._divisible(grid.window_width)
+    def _windowed(self, view: dict[str, Any]) -> WindowedImage:
+        pixels = self._normalise(view["image"])
+        grid = self.inference_settings.grid(*pixels.shape[-2:])
+        padded = self._divisible(grid.window_height), self._divisible(grid.window_width)
+        return WindowedImage(pixels, grid, padded, view.get("mirrored", False))
 
     def _divisible(self, length: int) -> int:
         divisor = max(self.backbone.size_divisibility, 1)

@@ -24,7 +24,7 @@ class BestClass:
         """Begin with no class: a score of -inf, label 0."""
         self.scores = torch.full(size, -torch.inf, device=device)
         # Floats hold indices up to 2^24 exactly, and a CPU compares and blends them in vectors.
-        self._labels = torch.zeros(size, device=device)
+        self._labels, self._better = torch.zeros(2, *size, device=device)
 
     def add(self, start: int, scores: Tensor) -> None:
         """Compare (C, H, W) scores of the classes from ``start`` on, in ascending order."""
@@ -35,9 +35,8 @@ class BestClass:
 
     def add_each(self, start: int, scores: Tensor) -> None:
         """`add` with three cheap passes per class."""
-        better = torch.empty_like(self.scores)
         for label, score in enumerate(scores, start):
-            torch.gt(score, self.scores, out=better)
+            better = torch.gt(score, self.scores, out=self._better)
             # The classes ascend, so a better one has a larger index than any before.
             torch.maximum(self._labels, better.mul_(label), out=self._labels)
             # Hands nan on, which no comparison would.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,8 +43,15 @@ def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
     first, last = factor // 2, height - (factor - factor // 2)
     full[:, :first] = wide[:, :1]
     full[:, last:] = wide[:, -1:]
-    steps = torch.arange(factor, dtype=wide.dtype, device=wide.device)
-    weight = (first + steps + 0.5) / factor - 0.5
     between = full[:, first:last].view(len(planes), rows - 1, factor, width)
-    torch.lerp(wide[:, :-1, None], wide[:, 1:, None], weight[:, None], out=between)
+    weights = _row_weights(factor, wide.dtype, wide.device)
+    torch.lerp(wide[:, :-1, None], wide[:, 1:, None], weights, out=between)
     return full
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _row_weights(factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(factor, 1): how far each row between two others is on its way to the second."""
+    steps = torch.arange(factor, dtype=dtype, device=device)[:, None]
+    return (factor // 2 + steps + 0.5) / factor - 0.5

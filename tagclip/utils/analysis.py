@@ -81,6 +81,7 @@ class ModelAnalysis:
         cfg.defrost()
         clip = cfg.MODEL.CLIP
         clip.PRETRAINED, clip.SHA256, clip.TEXT_CACHE, cfg.MODEL.DEVICE = "", "", "", "cpu"
+        cfg.MODEL.COMPILE = False
         self._cfg = cfg
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake():

@@ -96,6 +96,7 @@ class CLIPViT(Backbone):
         pos_embed_resize: str = "bilinear",
         double_cls_embed: bool = True,
         use_checkpoint: bool = False,
+        compile_blocks: bool = False,
         state: Mapping[str, Tensor] | None = None,
         weights_path: str = "",
         weights_sha256: str = "",
@@ -116,6 +117,7 @@ class CLIPViT(Backbone):
             pos_embed_resize: ``bilinear`` or ``bicubic`` for other grids.
             double_cls_embed: count the class embedding twice, as the released code.
             use_checkpoint: recompute each block in the backward pass.
+            compile_blocks: `torch.compile` them, when they are first called.
             state: open_clip's ``visual.`` tensors without that prefix; None keeps random ones.
             weights_path: where ``state`` comes from, for messages.
             weights_sha256: recorded in checkpoints and compared when they are loaded.
@@ -138,6 +140,8 @@ class CLIPViT(Backbone):
             self._load_clip(state, weights_path)
         self.requires_grad_(False)
         self.prompts = prompts
+        for block in self.blocks if compile_blocks else ():
+            block.compile()
         self._position_cache: dict[tuple, Tensor] = {}
 
     def _add_embeddings(self, width: int) -> None:
@@ -176,6 +180,7 @@ class CLIPViT(Backbone):
             "pos_embed_resize": clip.POS_EMBED_RESIZE,
             "double_cls_embed": clip.DOUBLE_CLS_EMBED,
             "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
+            "compile_blocks": cfg.MODEL.COMPILE,
             "state": state,
             "weights_path": str(source.path or ""),
             "weights_sha256": source.sha256,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,11 +11,33 @@ from torch.nn import functional as F
 __all__ = ["Block"]
 
 
+class _QuickGELUFunction(torch.autograd.Function):
+    """Keeps x alone for the backward pass, instead of x and the sigmoid."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _quick_gelu(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        s = torch.sigmoid(1.702 * x)
+        return grad * s + 1.702 * torch.ops.aten.sigmoid_backward(grad * x, s)
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    """One new tensor, not three."""
+    return torch.mul(x, 1.702).sigmoid_().mul_(x)
+
+
 class QuickGELU(nn.Module):
     """OpenAI's approximation x * sigmoid(1.702 x)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _QuickGELUFunction.apply(x)
+        return _quick_gelu(x)
 
 
 class Attention(nn.Module):

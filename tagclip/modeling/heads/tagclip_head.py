@@ -83,6 +83,7 @@ class TagCLIPHead(nn.Module):
                 ignore_as_negative=tagclip.LOSS.IGNORE_AS_NEGATIVE,
                 stride=tagclip.LOSS.STRIDE,
                 workspace_mib=tagclip.LOSS.WORKSPACE_MIB,
+                compiled=cfg.MODEL.COMPILE,
             ),
             "dim": dim,
             "feature_scale": tagclip.FEATURE_SCALE,
