@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
@@ -19,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["check_label", "image_pixels", "image_size", "read_image", "read_label"]
+__all__ = ["check_label", "image_pixels", "image_size", "look_up", "read_image", "read_label"]
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -214,11 +215,11 @@ def check_label(
             + ("; pair each image with its own label" * (not is_swapped))
         )
     unknown = _unknown_values(vocabulary)
-    # Bytes have few values: a table of all of them takes a quarter of the time.
+    # Bytes have few values: all of them are judged, then looked up.
     values = np.arange(256) if label.dtype == np.uint8 else label.astype(np.intp)
     bad = unknown[np.clip(values, -1, len(unknown) - 2) + 1]
     if label.dtype == np.uint8:
-        bad = bad[label]
+        bad = look_up(bad.view(np.uint8), label).view(bool)
     if bad.any():
         y, x = np.unravel_index(np.argmax(bad), bad.shape)
         ids = _format_ranges(entry.id for entry in vocabulary.classes)
@@ -226,6 +227,23 @@ def check_label(
             f"{path}: label {label[y, x]} at ({x},{y}), vocabulary {vocabulary.name} has {ids} "
             f"and ignore {vocabulary.ignore_label}; {_hint(label, bad, vocabulary)}"
         )
+
+
+def look_up(table: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """``table[label]``, for bytes in a quarter of the time.
+
+    Args:
+        table: (n,) uint8 or int32.
+        label: (H, W) integers from 0 to n - 1.
+
+    Returns:
+        (H, W) of the table's type.
+    """
+    if label.dtype != np.uint8:
+        return table[label]
+    whole = np.zeros(256, table.dtype)
+    whole[: len(table)] = table[:256]
+    return cv2.LUT(label, whole)
 
 
 @lru_cache(maxsize=8)

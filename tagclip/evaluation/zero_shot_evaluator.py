@@ -12,7 +12,7 @@ import torch
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 
-from tagclip.data.label_io import check_label, read_label
+from tagclip.data.label_io import check_label, look_up, read_label
 from tagclip.data.protocol import requested_vocabulary
 from tagclip.errors import CheckpointError, DatasetError, VocabularyError
 from tagclip.evaluation.metrics import (
@@ -146,7 +146,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         path = self.input_file_to_gt_file[image]
         raw = read_label(path)
         check_label(raw, path, self._vocabulary, size)
-        return self._lut[raw]
+        return look_up(self._lut, raw)
 
     def _count_trusty(
         self, truth: np.ndarray, trusty: torch.Tensor, seen: np.ndarray | None, name: str
@@ -162,7 +162,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         bins = (trusty.float().clamp(0, 1) * (_BINS - 1)).round().int().cpu().numpy()
         first_bin = np.full(self._vocabulary.ignore_index + 1, 2 * _BINS, dtype=np.int32)
         first_bin[: len(seen)] = np.where(seen, 0, _BINS)
-        bins += first_bin[truth]
+        bins += look_up(first_bin, truth)
         counts = np.bincount(bins.reshape(-1), minlength=3 * _BINS)
         self._trusty += counts.reshape(3, _BINS)[:2]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = ["Block"]
@@ -20,10 +21,14 @@ class _QuickGELUFunction(torch.autograd.Function):
         return _quick_gelu(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """grad (s + 1.702 x s (1 - s)), s = sigmoid(1.702 x), in two new tensors."""
         (x,) = ctx.saved_tensors
-        s = torch.sigmoid(1.702 * x)
-        return grad * s + 1.702 * torch.ops.aten.sigmoid_backward(grad * x, s)
+        s = torch.mul(x, 1.702).sigmoid_()
+        inner = grad * x
+        torch.ops.aten.sigmoid_backward.grad_input(inner, s, grad_input=inner)
+        return inner.mul_(1.702).add_(s.mul_(grad))
 
 
 def _quick_gelu(x: Tensor) -> Tensor:

@@ -1,0 +1,155 @@
+"""Tables of a benchmark, for the terminal and for PERFORMANCE.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+__all__ = ["format_markdown", "format_text"]
+
+NOT_MEASURED = "not measured"
+_HEADINGS = {
+    "ViT": "The ViT alone",
+    "inference": "One image, from the file to labels",
+    "training": "One training step, without the optimizer",
+    "text": "Class vectors",
+    "evaluator": "Evaluator, per image",
+    "large": "Large image, many classes",
+    "throughput": "Throughput",
+}
+# What a GPU run of the tool fills.
+_GPU_ROWS = [
+    *(
+        (f"{dtype}, batch {n}", unit)
+        for dtype in ("float32", "bfloat16")
+        for n in (1, 8)
+        for unit in ("ms", "images/s", "MiB")
+    ),
+    *(
+        (f"{dtype}, training step, batch {n}", unit)
+        for dtype in ("float32", "bfloat16")
+        for n in (2, 4, 8)
+        for unit in ("ms", "images/s", "MiB")
+    ),
+]
+_CURVES = {
+    "classes": "Time and memory of head, fusion and argmax against the number of classes",
+    "side": "Time and memory of fusion and argmax against the side of the image",
+    "prompts": "Time and memory of the ViT against the number of prompts",
+}
+
+
+def format_text(result: Mapping[str, Any]) -> str:
+    """Tables for a terminal.
+
+    Args:
+        result: as `tools/benchmark.py --json` prints it.
+    """
+    sections = [_machine(result["machine"]), tabulate(_bars(result["bars"]), _BAR_HEAD, **_PLAIN)]
+    sections += [
+        f"{_HEADINGS[part]}\n{tabulate(rows, ('what', 'median', 'unit', 'range'), **_PLAIN)}"
+        for part, rows in _parts(result["rows"]).items()
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+_BAR_HEAD = ("what", "released", "bar", "goal", "measured", "")
+_PLAIN = {"disable_numparse": True}
+
+
+def format_markdown(
+    cpu: Mapping[str, Any] | None, gpu: Mapping[str, Any] | None, pictures: Mapping[str, str]
+) -> str:
+    """The text of PERFORMANCE.md.
+
+    Args:
+        cpu, gpu: results on either device; None: there is none.
+        pictures: axis -> path of its picture, relative to the text.
+    """
+    sections = [_INTRODUCTION]
+    for name, result in (("CPU", cpu), ("GPU", gpu)):
+        machine = NOT_MEASURED if result is None else _machine(result["machine"])
+        sections.append(f"{name}: {machine}")
+    if cpu is not None:
+        sections.append("## Bars\n\n" + _github(_bars(cpu["bars"]), _BAR_HEAD))
+    found = {
+        name: {_key(row): row for row in (result or {"rows": []})["rows"]}
+        for name, result in (("CPU", cpu), ("GPU", gpu))
+    }
+    for part, heading in _HEADINGS.items():
+        keys = [key for rows in found.values() for key in rows if key[0] == part]
+        if part == "throughput":
+            keys += [(part, *row) for row in _GPU_ROWS]
+        if not keys:
+            continue
+        rows = [
+            (key[1], key[2], *(_cell(found[name].get(key)) for name in found))
+            for key in dict.fromkeys(keys)
+        ]
+        sections.append(f"## {heading}\n\n" + _github(rows, ("what", "unit", "CPU", "GPU")))
+    sections += [f"![{_CURVES[axis]}]({path})" for axis, path in pictures.items()]
+    return "\n\n".join(sections) + "\n"
+
+
+_INTRODUCTION = """# Performance
+
+Written by `python tools/benchmark.py --write PERFORMANCE.md --images docs/images`; see there for
+what is measured. ViT-B/16 with random weights, 100 prompts, the sizes of COCO-Stuff. Times are
+medians of runs that alternate in one process, with least and greatest in brackets; ratios are
+medians of the ratios of neighbouring runs. Memory is the growth of the peak beyond what the process
+held before the call, the model for one, each in a process of its own (on a GPU, what torch
+allocates). "Released" is the sequence of operations of the released code around the same networks:
+planes of all classes, windows padded to the whole image, dense one-hot targets. Absolute times do
+not carry over to another machine; the ratios to the bare ViT do."""
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in machine.items()) + "."
+
+
+def _bars(bars: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (
+            bar["name"],
+            bar["released"],
+            f"{bar['limit']:g} {bar['unit']}",
+            "-" if bar["goal"] is None else f"{bar['goal']:g}",
+            _number(bar["value"]),
+            "met" if bar["met"] else "MISSED",
+        )
+        for bar in bars
+    ]
+
+
+def _parts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, ...]]]:
+    parts: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        spread = f"{_number(row['low'])}-{_number(row['high'])}" if row["runs"] > 1 else ""
+        parts.setdefault(row["part"], []).append(
+            (row["name"], _number(row["value"]), row["unit"], spread)
+        )
+    return parts
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["part"], row["name"], row["unit"]
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return NOT_MEASURED
+    spread = f" ({_number(row['low'])}-{_number(row['high'])})" if row["runs"] > 1 else ""
+    return _number(row["value"]) + spread
+
+
+def _number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value == round(value) or abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _github(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True)

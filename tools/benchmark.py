@@ -1,0 +1,183 @@
+#!/usr/bin/env python
+"""Measure time and memory beside the bare ViT and the released sequence of operations.
+
+python tools/benchmark.py                         # all parts but the curves: some ten minutes
+python tools/benchmark.py --part inference training --runs 5
+python tools/benchmark.py --quick                 # everything on tiny sizes: does it run?
+python tools/benchmark.py --curves --write PERFORMANCE.md --images docs/images
+python tools/benchmark.py --device cuda --json | tail -n 1 > gpu.json
+python tools/benchmark.py --merge gpu.json --write PERFORMANCE.md
+
+ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is downloaded. Parts:
+vit (ours and open_clip's), inference and training by stage, text (encoding and cache), evaluator,
+large (4000x3000, 847 classes), throughput. The machine should have nothing else to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tagclip.utils.benchmark.curves import Curve
+
+# detectron2 is imported inside the functions: --help answers at once.
+warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+
+PART_NAMES = ("vit", "inference", "training", "text", "evaluator", "large", "throughput")
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--part", nargs="+", choices=PART_NAMES, default=PART_NAMES, help="default: all"
+    )
+    parser.add_argument("--curves", action="store_true", help="scaling curves: five minutes more")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default 5)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: numbers mean nothing")
+    parser.add_argument("--json", action="store_true", help="results as the last line of stdout")
+    parser.add_argument(
+        "--write", metavar="FILE.md", help="write the tables, both devices' columns"
+    )
+    parser.add_argument("--images", metavar="FOLDER", help="write the pictures of --curves")
+    parser.add_argument("--merge", metavar="FILE.json", help="result of the other device")
+    return parser.parse_args(args)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Measure, print and write.
+
+    Raises:
+        ConfigError: there is no GPU, a number is below 1, or a file cannot be read or written.
+    """
+    from tagclip.utils.benchmark.report import format_text
+
+    _check(args)
+    other = _read(args.merge) if args.merge else None
+    result, curves = measure(args)
+    print(format_text(result))
+    files = _draw(args, curves, result) if curves and args.images else {}
+    if args.write:
+        _write(args, result, other, files)
+    if args.json:
+        print(json.dumps(result), flush=True)
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
+    """Run the parts.
+
+    Returns:
+        A tree of plain values: ``machine``, ``rows``, ``bars`` and ``curves``, and the curves.
+    """
+    import torch
+
+    from tagclip.utils.benchmark.curves import measure_curves
+    from tagclip.utils.benchmark.measure import machine
+    from tagclip.utils.benchmark.parts import PARTS
+    from tagclip.utils.benchmark.subject import FULL, QUICK, Subject
+
+    torch.set_num_threads(args.threads)
+    # Random weights, encoded names: what is normal here need not be told.
+    logging.disable(logging.WARNING)
+    rows, bars, curves = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "dataset"
+        place.mkdir()
+        subject = Subject(QUICK if args.quick else FULL, args.device, place)
+        for name in args.part:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            found = PARTS[name](subject, args.runs)
+            rows += [asdict(row) for row in found.rows]
+            bars += [asdict(bar) | {"met": bar.met} for bar in found.bars]
+        if args.curves:
+            curves = measure_curves(subject, Path(folder))
+        described = machine(args.device)
+    logging.disable(logging.NOTSET)
+    scale = "tiny sizes (numbers mean nothing)" if args.quick else "ViT-B/16, COCO-Stuff"
+    result = {
+        "machine": {"scale": scale} | described,
+        "rows": rows,
+        "bars": bars,
+        "curves": [asdict(curve) for curve in curves],
+    }
+    return result, curves
+
+
+def _check(args: argparse.Namespace) -> None:
+    import torch
+
+    from tagclip.errors import ConfigError
+
+    for name in ("runs", "threads"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name}: found {getattr(args, name)}, expected at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: found no GPU, expected one for cuda; use --device cpu")
+
+
+def _read(path: str) -> dict[str, Any]:
+    from tagclip.errors import ConfigError
+
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result["machine"]["device"], result["rows"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--merge {path}: found no result of this tool ({type(error).__name__}: {error}), "
+            "expected the last line that --json prints"
+        ) from error
+    return result
+
+
+def _draw(
+    args: argparse.Namespace, curves: list[Curve], result: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Axis -> file."""
+    from tagclip.utils.benchmark.curves import draw
+
+    machine = result["machine"]
+    note = ", ".join(f"{key} {machine[key]}" for key in ("processor", "threads", "load", "torch"))
+    return draw(curves, Path(args.images), note)
+
+
+def _write(
+    args: argparse.Namespace,
+    result: Mapping[str, Any],
+    other: Mapping[str, Any] | None,
+    files: Mapping[str, Path],
+) -> None:
+    from tagclip.errors import ConfigError
+    from tagclip.utils.benchmark.report import format_markdown
+    from tagclip.utils.files import write_atomic
+
+    by_device = {found["machine"]["device"]: found for found in (other, result) if found}
+    path = Path(args.write)
+    pictures = {
+        axis: Path(os.path.relpath(file, path.parent)).as_posix() for axis, file in files.items()
+    }
+    text = format_markdown(by_device.get("cpu"), by_device.get("cuda"), pictures)
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise ConfigError(f"--write {path}: cannot be written ({error.strerror})") from error
+    print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    from tagclip.utils.cli import run_tool
+
+    run_tool(main, parse_args())
