@@ -22,7 +22,8 @@ with _warnings.catch_warnings():
     _warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
     import detectron2.modeling as _modeling  # noqa: F401
 
-from tagclip.config import add_tagclip_config, load_config  # noqa: E402
+from tagclip.config import add_tagclip_config  # noqa: E402
+from tagclip.config_files import load_config  # noqa: E402
 from tagclip.data import ZeroShotDatasetMapper  # noqa: E402
 from tagclip.data.datasets import builtin as _builtin  # noqa: E402, F401 (registers the benchmarks)
 from tagclip.data.datasets.register import (  # noqa: E402

@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from miniature_trees import benchmarks_at, random_label, write_gray, write_jpg, write_list
 from toy_dataset import forget, toy_config, vocabulary_tree, write_json
 
-from tagclip.config import load_config
+from tagclip.config_files import load_config
 from tagclip.data import ZeroShotDatasetMapper, dataset_vocabulary
 from tagclip.data.datasets.builtin import read_benchmarks, register_benchmarks, vocabulary_json
 from tagclip.data.datasets.manifest import LabelManifest

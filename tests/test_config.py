@@ -9,7 +9,8 @@ import pytest
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from tagclip.config import add_tagclip_config, load_config
+from tagclip.config import add_tagclip_config
+from tagclip.config_files import load_config
 from tagclip.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from tagclip.config import load_config
+from tagclip.config_files import load_config
 
 
 def vocabulary_tree(names: Sequence[str], unseen: Sequence[str] = (), **extra: Any) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from detectron2.config import CfgNode
 
-from tagclip.config import build_config, resolve_paths
+from tagclip.config_files import build_config, resolve_paths
 from tagclip.engine.checkpoint_file import read_checkpoint
 from tagclip.errors import CheckpointError
 

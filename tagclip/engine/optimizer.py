@@ -14,11 +14,13 @@ from torch import nn
 
 from tagclip.errors import ConfigError
 
-__all__ = ["build_optimizer", "parameter_groups"]
+__all__ = ["TRUSTY_HEAD", "build_optimizer", "parameter_groups"]
 
 logger = logging.getLogger(__name__)
 
 _PROMPTS = "backbone.prompts."
+# Has an optimizer of its own: `tagclip.engine.trusty_training`.
+TRUSTY_HEAD = "sem_seg_head.trusty_head."
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -35,7 +37,7 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; every trainable parameter
-        is in exactly one.
+        but those of a convolutional trusty head is in exactly one.
 
     Raises:
         ConfigError: nothing is trainable.
@@ -65,11 +67,15 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]]:
-    """Yield (full name, parameter, the module that owns it), shared parameters once."""
+    """Yield (full name, parameter, the module that owns it), shared parameters once.
+
+    The convolutional trusty head is left out: it has an optimizer of its own.
+    """
     known: set[nn.Parameter] = set()
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            if parameter.requires_grad and parameter not in known:
+            is_own = name.startswith(TRUSTY_HEAD)
+            if parameter.requires_grad and parameter not in known and not is_own:
                 known.add(parameter)
                 yield name, parameter, module
 

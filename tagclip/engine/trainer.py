@@ -28,9 +28,10 @@ from tagclip.data.choices import require_choice
 from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
 from tagclip.engine.data_stream import StreamLoader, seeded_step
 from tagclip.engine.lr_scheduler import build_lr_scheduler
-from tagclip.engine.optimizer import build_optimizer
+from tagclip.engine.optimizer import TRUSTY_HEAD, build_optimizer
 from tagclip.engine.run_info import run_info
 from tagclip.engine.training_loop import StopOnSigterm, TrainingLoop
+from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
@@ -70,6 +71,8 @@ class ZeroShotTrainer(DefaultTrainer):
             dump_dir=cfg.OUTPUT_DIR,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self._trusty_training = TrustyTraining.from_config(cfg, model)
+        parts = {"trusty_training": self._trusty_training} if self._trusty_training else {}
         self.checkpointer = TagCLIPCheckpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -77,6 +80,7 @@ class ZeroShotTrainer(DefaultTrainer):
             optimizer=optimizer,
             scaler=self._trainer.grad_scaler,
             trainer=weakref.proxy(self),
+            **parts,
         )
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -120,8 +124,9 @@ class ZeroShotTrainer(DefaultTrainer):
             ).load(weights, checkpointables=[])
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, and a checkpoint on SIGTERM."""
-        return [*super().build_hooks(), StopOnSigterm(self.checkpointer)]
+        """detectron2's hooks, after the trusty head's steps, and a checkpoint on SIGTERM."""
+        first = [self._trusty_training] if self._trusty_training else []
+        return [*first, *super().build_hooks(), StopOnSigterm(self.checkpointer)]
 
     def before_train(self) -> None:
         """Start the stream where training starts."""
@@ -273,6 +278,9 @@ def _distribute(model: nn.Module) -> nn.Module:
     """Wrap for several processes; every trainable parameter gets a gradient in every step."""
     if comm.get_world_size() == 1:
         return model
+    # A convolutional trusty head averages its own gradients.
+    own = [name for name, _ in model.named_parameters() if name.startswith(TRUSTY_HEAD)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
     on_gpu = next(model.parameters()).device.type == "cuda"
     return DistributedDataParallel(
         model,

@@ -119,12 +119,12 @@ class SegLoss(nn.Module):
         return losses
 
     def _grid(self, targets: SegTargets, size: torch.Size) -> LabelGrid:
-        labels = self._strided(targets.labels).int()
+        labels = self.strided(targets.labels).int()
         # The ignore value may be a small number: -1 is no class for any vocabulary.
         labels = labels.masked_fill(labels == targets.ignore, -1)
         counted = None
         if not self.ignore_as_negative:
-            counted = (labels >= 0) & self._strided(targets.valid)
+            counted = (labels >= 0) & self.strided(targets.valid)
         (height, width), device = targets.labels.shape[-2:], labels.device
         return LabelGrid(
             labels=labels,
@@ -134,7 +134,8 @@ class SegLoss(nn.Module):
             open_classes=targets.open_classes,
         )
 
-    def _strided(self, planes: Tensor) -> Tensor:
+    def strided(self, planes: Tensor) -> Tensor:
+        """Keep the pixels of (N, H, W) planes on which the loss is computed."""
         height, width = planes.shape[-2:]
         return planes[:, strided(height, self.stride), strided(width, self.stride)]
 
@@ -142,7 +143,7 @@ class SegLoss(nn.Module):
         """Sum over images of the mean focal loss of the trusty token."""
         loss = binary_focal(
             grid.upsample(logits[:, 0]),
-            self._strided(targets.trusty),
+            self.strided(targets.trusty),
             self.focal.alpha,
             self.focal.gamma,
         )

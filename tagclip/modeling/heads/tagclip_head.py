@@ -11,6 +11,9 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from tagclip.data.choices import require_choice
+from tagclip.errors import ConfigError
+from tagclip.modeling.heads.conv_trusty import PADDING, UNLABELLED, ConvTrustyHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
 from tagclip.modeling.heads.relation import RelationDescriptor
 from tagclip.modeling.losses import SegLoss, SegTargets
@@ -25,7 +28,8 @@ class TagCLIPHead(nn.Module):
     """Low-resolution class logits and trusty logits (TagCLIP paper, section 3.2).
 
     Knows neither names nor which classes are seen: one more learned query, the trusty token,
-    is all that distinguishes it from a plain matching decoder.
+    is all that distinguishes it from a plain matching decoder. Instead of the token there may be
+    a convolutional network, which leaves the decoder as it is without either.
     """
 
     @configurable
@@ -38,6 +42,7 @@ class TagCLIPHead(nn.Module):
         dim: int,
         feature_scale: float = 1.0,
         trusty_enabled: bool = True,
+        trusty_head: ConvTrustyHead | None = None,
     ) -> None:
         """Assemble built parts.
 
@@ -48,6 +53,7 @@ class TagCLIPHead(nn.Module):
             dim: channels D.
             feature_scale: multiplies class, image and patch vectors, not the trusty token.
             trusty_enabled: whether the trusty token exists.
+            trusty_head: patch vectors (N, D, h, w) -> trusty logits, instead of the token.
         """
         super().__init__()
         self.relation, self.decoder, self.loss = relation, decoder, loss
@@ -55,13 +61,16 @@ class TagCLIPHead(nn.Module):
         self.trusty_token = nn.Parameter(torch.empty(1, dim)) if trusty_enabled else None
         if trusty_enabled:
             nn.init.xavier_uniform_(self.trusty_token)
+        self.trusty_head = trusty_head
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         tagclip = cfg.MODEL.TAGCLIP
         dim = input_shape["clip_dense"].channels
         trusty = tagclip.TRUSTY
-        if trusty.ENABLED and not tagclip.LOSS.IGNORE_AS_NEGATIVE:
+        require_choice(trusty.KIND, "MODEL.TAGCLIP.TRUSTY.KIND", ("token", "conv"))
+        has_token = trusty.ENABLED and trusty.KIND == "token"
+        if has_token and not tagclip.LOSS.IGNORE_AS_NEGATIVE:
             logger.warning(
                 "MODEL.TAGCLIP.LOSS.IGNORE_AS_NEGATIVE False leaves the trusty token seen pixels "
                 "only: its map will be 1 everywhere; disable MODEL.TAGCLIP.TRUSTY.ENABLED"
@@ -87,7 +96,11 @@ class TagCLIPHead(nn.Module):
             ),
             "dim": dim,
             "feature_scale": tagclip.FEATURE_SCALE,
-            "trusty_enabled": trusty.ENABLED,
+            "trusty_enabled": has_token,
+            # Made last: the class path begins with the same numbers as without it.
+            "trusty_head": _conv_trusty_head(trusty, dim)
+            if trusty.ENABLED and not has_token
+            else None,
         }
 
     def forward(
@@ -108,6 +121,7 @@ class TagCLIPHead(nn.Module):
         """
         class_logits, trusty_logits = self.layers(features, class_embed)
         if targets is not None:
+            self.remember(features, targets)
             return None, self.losses(class_logits, trusty_logits, targets)
         return (class_logits, trusty_logits), {}
 
@@ -122,12 +136,50 @@ class TagCLIPHead(nn.Module):
         queries = self.relation(queries, features["clip_global"] * self.feature_scale)
         memory = dense.flatten(2).transpose(1, 2) * self.feature_scale
         logits = self.decoder(queries, memory).unflatten(2, dense.shape[-2:])
-        if self.trusty_token is None:
-            return logits, None
-        return logits[:, :-1], logits[:, -1:]
+        if self.trusty_token is not None:
+            return logits[:, :-1], logits[:, -1:]
+        return logits, self._conv_logits(dense)
+
+    def _conv_logits(self, dense: Tensor) -> Tensor | None:
+        if self.trusty_head is None:
+            return None
+        # It learns from what `remember` keeps, never from the model's loss.
+        with torch.no_grad():
+            return self.trusty_head(dense.detach() * self.feature_scale)
+
+    def remember(self, features: dict[str, Tensor], targets: SegTargets) -> None:
+        """Let the convolutional trusty head, if there is one, keep a batch to learn from.
+
+        Args:
+            features: of the training images, see `forward`.
+            targets: with ``trusty``, 1 on the pixels of seen classes.
+        """
+        if self.trusty_head is None:
+            return
+        labels = targets.labels.int().masked_fill(~targets.trusty, UNLABELLED)
+        labels = self.loss.strided(labels.masked_fill(~targets.valid, PADDING))
+        dense = features["clip_dense"] * self.feature_scale
+        size = targets.labels.shape[-2:]
+        self.trusty_head.replay.add(dense, labels, size, self.loss.stride)
 
     def losses(
         self, class_logits: Tensor, trusty_logits: Tensor | None, targets: SegTargets
     ) -> dict[str, Tensor]:
         """Return the weighted losses of `SegLoss`."""
+        if self.trusty_head is not None:
+            trusty_logits = None
         return self.loss(class_logits, trusty_logits, targets)
+
+
+def _conv_trusty_head(trusty: CfgNode, dim: int) -> ConvTrustyHead:
+    if trusty.TARGET != "seen":
+        raise ConfigError(
+            f"MODEL.TAGCLIP.TRUSTY.TARGET: found {trusty.TARGET!r} with KIND conv, expected seen, "
+            "the only target that it learns"
+        )
+    return ConvTrustyHead(
+        dim=dim,
+        channels=trusty.CONV.CHANNELS,
+        dropout=trusty.CONV.DROPOUT,
+        replay_batches=trusty.CONV.REPLAY_BATCHES,
+    )

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tagclip.config import load_config
+from tagclip.config_files import load_config
 from tagclip.modeling.losses import SegTargets
 from tagclip.modeling.score_fusion import ScoreFusion
 from tagclip.vocabulary import Vocabulary

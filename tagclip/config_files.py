@@ -1,0 +1,127 @@
+"""Loading of layered yaml files and command-line overrides into a config."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from tagclip.config import add_tagclip_config
+from tagclip.errors import ConfigError
+
+__all__ = ["build_config", "load_config", "resolve_paths"]
+
+# A user means a folder relative to where the command is run, as everywhere in detectron2.
+_CWD_RELATIVE = ("OUTPUT_DIR",)
+
+
+def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
+    """Build a config from the defaults, a layered yaml file and command-line overrides.
+
+    Inside a yaml, a string that starts with ``./`` or ``../`` is a path relative to that yaml
+    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``. ``CONFIG_NAME`` becomes the
+    file's name unless it is set, as in the config.yaml of a run.
+
+    Args:
+        config_file: yaml file, possibly with ``_BASE_``; "" takes the defaults.
+        opts: alternating keys and values, as after detectron2's command line.
+
+    Raises:
+        ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
+            wrong type.
+    """
+    cfg = build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
+    cfg.CONFIG_NAME = cfg.CONFIG_NAME or Path(config_file).name
+    return cfg
+
+
+def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] = ()) -> CN:
+    """Merge (name for messages, nested dict) pairs and command-line overrides into the defaults.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    cfg = get_cfg()
+    add_tagclip_config(cfg)
+    for source, tree in trees:
+        _check_keys(cfg, _key_paths(tree), source)
+        _merge(cfg.merge_from_other_cfg, CN(tree), str(source))
+    if len(opts) % 2:
+        raise ConfigError(
+            f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
+            "expected KEY VALUE pairs; add the missing key or value"
+        )
+    _check_keys(cfg, opts[0::2], "command line")
+    _merge(cfg.merge_from_list, list(opts), "command line")
+    return cfg
+
+
+def _merge(merge: Any, values: Any, source: str) -> None:
+    try:
+        merge(values)
+    except (ValueError, AssertionError, KeyError, TypeError) as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}; mend the value") from error
+
+
+def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
+    """Yield (file, its own keys), the deepest ``_BASE_`` first."""
+    path = path.expanduser().resolve()
+    if path in visited:
+        raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
+    tree = _read_yaml(path)
+    bases = tree.pop("_BASE_", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        yield from _yaml_chain(path.parent / base, (*visited, path))
+    yield path, resolve_paths(tree, path.parent)
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; check --config-file and _BASE_")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: not a plain yaml file ({' '.join(str(error).split())}); "
+            "expected keys and values without tags"
+        ) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found a {type(tree).__name__}, expected keys and values")
+    return tree
+
+
+def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
+    """Make texts that start with ``./`` or ``../`` paths below a folder (see `load_config`)."""
+    if isinstance(node, dict):
+        return {k: resolve_paths(v, folder, str(k)) for k, v in node.items()}
+    if isinstance(node, list):
+        return [resolve_paths(value, folder, key) for value in node]
+    is_relative = isinstance(node, str) and node.startswith(("./", "../"))
+    if is_relative and key not in _CWD_RELATIVE:
+        return str((folder / node).resolve())
+    return node
+
+
+def _check_keys(cfg: CN, keys: Iterable[str], source: str | Path) -> None:
+    """Refuse keys that the config does not have, naming the nearest one that it has."""
+    known = set(_key_paths(cfg))
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f"did you mean {near[0]}?" if near else "see tagclip/config.py for all keys"
+            raise ConfigError(f"{source}: unknown config key {key}; {hint}")
+
+
+def _key_paths(tree: dict, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key and section of a nested dict."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _key_paths(value, f"{prefix}{key}.")
