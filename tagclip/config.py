@@ -31,6 +31,8 @@ def _add_data(cfg: CN) -> None:
     # Lets TRUSTY.TARGET and SELF_TRAINING.REGION "novel" read the positions of unseen pixels,
     # which breaks the protocol, and the log say how many pseudo-labels are on such pixels.
     cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS = False
+    # Trains without the images that show any pixel of an unseen class.
+    cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
     # Own data: a list of {name, images, labels, vocabulary} (folders and a vocabulary json; also
     # image_list), each registered under its name for DATASETS.TRAIN and TEST.
     cfg.DATASETS.FOLDER_DATASETS = []
@@ -137,6 +139,11 @@ def _add_tagclip(cfg: CN) -> None:
 
     # Which scores the trusty map multiplies: none | seen | unseen | both.
     cfg.MODEL.TAGCLIP.TEST = CN({"GATE": "both"})
+    # product: that (the paper) | additive, lift: the map's logit is added to unseen scores instead,
+    # clipped to [-4, 4] or [0, 4].
+    cfg.MODEL.TAGCLIP.TEST.GATE_FORM = "product"
+    # additive, lift: weight of half that logit.
+    cfg.MODEL.TAGCLIP.TEST.GATE_SCALE = 0.5
     # Subtracted from the scores of seen classes.
     cfg.MODEL.TAGCLIP.TEST.SEEN_BIAS = 0.1
     # False: bias, then gate (released code) | True: gate, then bias.
@@ -193,3 +200,6 @@ def _add_solver(cfg: CN) -> None:
     cfg.TEST.ALLOW_PARTIAL_WEIGHTS = False
     # Written to inference/<dataset>/predictions: png: indices, trusty map | json: RLE | "": none.
     cfg.TEST.SAVE_PREDICTIONS = ""
+    # Writes low-resolution logits to inference/<dataset>/logits/, for tools/analyze_predictions.py
+    # (2 bytes per class, patch and window: 0.35 MB per window of 32 x 32 patches and 171 classes).
+    cfg.TEST.SAVE_LOGITS = False

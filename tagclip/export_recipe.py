@@ -83,6 +83,8 @@ def export_recipe(
             "mode": test.GATE,
             "seen_bias": test.SEEN_BIAS,
             "bias_after_gate": test.BIAS_AFTER_GATE,
+            "form": test.GATE_FORM,
+            "scale": test.GATE_SCALE,
             "where": "in the graph",
         },
         "resize": {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.gating import GATE_MODES, gate_scores, trusty_probability
+from tagclip.modeling.gating import GATE_FORMS, GATE_MODES, gate_scores, trusty_probability
 
 SEEN = torch.tensor([True, False, True])
 
@@ -64,5 +65,30 @@ def test_both_targets_give_the_probability_of_seen() -> None:
 
 
 def test_unknown_mode_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"GATE: found 'all', expected one of none, seen"):
+    with pytest.raises(ConfigError, match="GATE is .all., expected .none. or .seen."):
         gate_scores(torch.rand(3, 2, 2), None, SEEN, mode="all")
+
+
+@pytest.mark.parametrize(("form", "lowest"), [("additive", -4.0), ("lift", 0.0)])
+def test_added_maps_truth_table(form: str, lowest: float) -> None:
+    scores = torch.rand(3, 4, 5, dtype=torch.float64)
+    trusty = torch.rand(1, 4, 5)
+    trusty[0, 0, :4] = torch.tensor([0.0, 1.0, 1e-4, 0.5])
+    found = gate_scores(scores, trusty, SEEN, mode="both", bias=0.2, form=form, scale=0.6)
+    for k, y, x in itertools.product(range(3), range(4), range(5)):
+        w = trusty[0, y, x].double().item()
+        logit = math.log((1 - w) / w) if 0 < w < 1 else math.copysign(math.inf, 0.5 - w)
+        added = -0.2 if SEEN[k] else 0.6 * min(max(logit, lowest), 4.0) / 2
+        assert found[k, y, x].item() == pytest.approx(scores[k, y, x].item() + added, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_every_form_can_be_switched_off(form: str) -> None:
+    scores, trusty = torch.rand(3, 4, 5), torch.rand(1, 4, 5)
+    found = gate_scores(scores, trusty, SEEN, mode="none", bias=0.25, form=form)
+    assert torch.equal(found, scores - 0.25 * SEEN[:, None, None])
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ConfigError, match="GATE_FORM is 'sum', expected 'product' or 'additive'"):
+        gate_scores(torch.rand(3, 4, 5), torch.rand(1, 4, 5), SEEN, form="sum")

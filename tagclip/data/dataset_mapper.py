@@ -143,7 +143,17 @@ class ZeroShotDatasetMapper:
             sample["novel_mask"] = torch.from_numpy(np.ascontiguousarray(mask)) != 0
         return sample
 
-    def _read_label(self, dataset_dict: dict[str, Any], image_size: tuple[int, int]) -> np.ndarray:
+    def shows_unseen(self, dataset_dict: dict[str, Any]) -> bool:
+        """Whether a training image has any pixel of a class without labels.
+
+        Raises:
+            DatasetError: the label file is missing or damaged, or holds unknown values.
+        """
+        return bool(self._novel_lut[self._read_label(dataset_dict)].any())
+
+    def _read_label(
+        self, dataset_dict: dict[str, Any], image_size: tuple[int, int] | None = None
+    ) -> np.ndarray:
         path = dataset_dict.get("sem_seg_file_name")
         if path is None:
             raise DatasetError(
@@ -151,7 +161,7 @@ class ZeroShotDatasetMapper:
                 "on a dataset with labels"
             )
         label = read_label(path)
-        check_label(label, path, self.source_vocabulary, image_size)
+        check_label(label, path, self.source_vocabulary, image_size or label.shape)
         return label
 
 

@@ -16,7 +16,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from tagclip.data import protocol_summary, training_vocabulary
-from tagclip.engine.checkpoint import TRUSTY_TOKEN, TagCLIPCheckpointer, read_checkpoint
+from tagclip.engine.checkpoint import TRUSTY_PARTS, TagCLIPCheckpointer, read_checkpoint
 from tagclip.modeling.backbone import CLIPSource
 
 __all__ = ["config_hash", "resolve_weights_and_seed", "run_info"]
@@ -31,6 +31,7 @@ _NOT_HASHED = (
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
     "SEED",
+    "TEST.SAVE_LOGITS",
     "TEST.SAVE_PREDICTIONS",
 )
 # Paths, also where they are relative, or other names.
@@ -93,8 +94,10 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "templates": cfg.MODEL.CLIP.TEMPLATES,
         "synonyms": cfg.MODEL.CLIP.SYNONYMS,
         "training_vocabulary": training_vocabulary(cfg).fingerprint,
+        "trusty_kind": tagclip.TRUSTY.KIND if tagclip.TRUSTY.ENABLED else None,
         "trusty_target": tagclip.TRUSTY.TARGET if tagclip.TRUSTY.ENABLED else None,
         "gate": tagclip.TEST.GATE,
+        "gate_form": tagclip.TEST.GATE_FORM,
         "seen_bias": tagclip.TEST.SEEN_BIAS,
         "test_augmentation": dict(cfg.TEST.AUG) if cfg.TEST.AUG.ENABLED else None,
         "git_commit": _git_commit(),
@@ -147,7 +150,7 @@ def _dropped(cfg: CfgNode, weights: Path) -> list[str]:
     """Tensors of a checkpoint that the model has no place for, as `TagCLIPCheckpointer` drops."""
     if cfg.MODEL.TAGCLIP.TRUSTY.ENABLED or not weights.is_file():
         return []
-    return [TRUSTY_TOKEN] if TRUSTY_TOKEN in read_checkpoint(weights)["model"] else []
+    return [name for name in read_checkpoint(weights)["model"] if name.startswith(TRUSTY_PARTS)]
 
 
 def _sha256(path: Path) -> str:

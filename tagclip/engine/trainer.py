@@ -25,6 +25,7 @@ from tagclip.data import (
     validate_protocol,
 )
 from tagclip.data.choices import require_choice
+from tagclip.data.unseen_images import without_unseen_images
 from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
 from tagclip.engine.data_stream import StreamLoader, seeded_step
 from tagclip.engine.lr_scheduler import build_lr_scheduler
@@ -68,7 +69,7 @@ class ZeroShotTrainer(DefaultTrainer):
             optimizer,
             seed=cfg.SEED,
             amp_dtype=_amp_dtype(cfg),
-            dump_dir=cfg.OUTPUT_DIR,
+            dump_dir=cfg.OUTPUT_DIR or None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._trusty_training = TrustyTraining.from_config(cfg, model)
@@ -181,9 +182,12 @@ class ZeroShotTrainer(DefaultTrainer):
                 f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: found 0 images, expected some; "
                 "check what the datasets list"
             )
+        mapper = ZeroShotDatasetMapper(cfg, is_train=True)
+        if cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES:
+            samples = without_unseen_images(samples, mapper.shows_unseen)
         return StreamLoader(
             samples,
-            ZeroShotDatasetMapper(cfg, is_train=True),
+            mapper,
             batch_size=batch,
             max_iter=cfg.SOLVER.MAX_ITER,
             seed=cfg.SEED,
@@ -216,6 +220,7 @@ class ZeroShotTrainer(DefaultTrainer):
             results_table=_results_table(cfg),
             run_info=run_info(cfg),
             save_predictions=cfg.TEST.SAVE_PREDICTIONS,
+            save_logits=cfg.TEST.SAVE_LOGITS,
         )
 
 

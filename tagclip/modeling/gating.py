@@ -5,14 +5,41 @@ Formulas: TagCLIP paper (arXiv 2304.07547), section 3.3, as the released code co
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
-from tagclip.errors import ConfigError
+from tagclip.data.choices import require_choice
 
-__all__ = ["GATE_MODES", "gate_scores", "trusty_probability"]
+__all__ = ["GATE_FORMS", "GATE_MODES", "build_gate", "gate_scores", "trusty_probability"]
 
 GATE_MODES = ("none", "seen", "unseen", "both")
+GATE_FORMS = ("product", "additive", "lift")
+# Logits of the trusty map beyond this count as this.
+_CLIP = 4.0
+
+
+def build_gate(
+    cfg: CfgNode, mode: str | None = None
+) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:
+    """Return `gate_scores` with the constants of ``MODEL.TAGCLIP.TEST``.
+
+    Args:
+        cfg: see `tagclip.config`.
+        mode: instead of ``GATE``.
+    """
+    test = cfg.MODEL.TAGCLIP.TEST
+    return partial(
+        gate_scores,
+        mode=test.GATE if mode is None else mode,
+        bias=test.SEEN_BIAS,
+        bias_after_gate=test.BIAS_AFTER_GATE,
+        form=test.GATE_FORM,
+        scale=test.GATE_SCALE,
+    )
 
 
 def trusty_probability(trusty_logits: Tensor, target: str) -> Tensor:
@@ -36,36 +63,53 @@ def gate_scores(
     mode: str = "both",
     bias: float = 0.1,
     bias_after_gate: bool = False,
+    form: str = "product",
+    scale: float = 0.5,
 ) -> Tensor:
     """Combine class scores s with the trusty map w.
 
-    Seen classes become (s - bias) * w and unseen ones s * (1 - w); with ``bias_after_gate``
-    the seen ones become s * w - bias. A side that ``mode`` leaves out keeps the factor 1.
+    ``product``: seen classes become (s - bias) * w and unseen ones s * (1 - w); with
+    ``bias_after_gate`` the seen ones become s * w - bias. A side that ``mode`` leaves out keeps the
+    factor 1. ``additive``: seen classes become s - bias and unseen ones
+    s + scale * clip(t, -4, 4) / 2 with t = log((1 - w) / w); ``lift``: the same with
+    clip(t, 0, 4), so that the map never lowers an unseen class (docs/method.md, section 8).
 
     Args:
         scores: (..., K, H, W) class scores in [0, 1].
         trusty: (..., 1, H, W), P(pixel belongs to a seen class); None leaves only the bias.
         seen_mask: (K,) bool, which classes are seen.
-        mode: the gated side: ``none``, ``seen``, ``unseen`` or ``both``.
-        bias: subtracted from the scores of seen classes.
+        mode: the gated side: ``none``, ``seen``, ``unseen`` or ``both``; every form but
+            ``product`` only asks whether it is ``none``.
+        bias: subtracted from the scores of seen classes; negative favours them.
         bias_after_gate: subtract it after the multiplication instead of before.
+        form: one of `GATE_FORMS`.
+        scale: weight of the map where it is added.
 
     Returns:
-        (..., K, H, W) new tensor; biased scores can be negative.
+        (..., K, H, W) new tensor; biased and added scores can leave [0, 1].
 
     Raises:
-        ConfigError: ``mode`` is none of `GATE_MODES`.
+        ConfigError: ``mode`` or ``form`` is unknown.
     """
-    if mode not in GATE_MODES:
-        raise ConfigError(
-            f"MODEL.TAGCLIP.TEST.GATE: found {mode!r}, expected one of {', '.join(GATE_MODES)}"
-        )
+    require_choice(mode, "MODEL.TAGCLIP.TEST.GATE", GATE_MODES)
+    require_choice(form, "MODEL.TAGCLIP.TEST.GATE_FORM", GATE_FORMS)
     if trusty is None:
         mode = "none"
+    if form != "product" and mode != "none":
+        return _add(scores, trusty, seen_mask, bias, scale, 0.0 if form == "lift" else -_CLIP)
     factor, offset = _factor_and_offset(scores, trusty, seen_mask, mode, bias)
     if factor is None:
         return scores - offset
     return scores * factor - offset if bias_after_gate else (scores - offset).mul_(factor)
+
+
+def _add(
+    scores: Tensor, trusty: Tensor, seen_mask: Tensor, bias: float, scale: float, lowest: float
+) -> Tensor:
+    # The clip hides the rounding of w near 0 and 1.
+    logit = torch.logit(1 - trusty.float(), eps=1e-6).clamp(lowest, _CLIP)
+    unseen = (~seen_mask).to(scores.device, scores.dtype)[:, None, None]
+    return scores - (1 - unseen) * bias + unseen * (scale / 2 * logit).to(scores.dtype)
 
 
 def _factor_and_offset(

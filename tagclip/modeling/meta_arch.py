@@ -19,7 +19,7 @@ from tagclip.data.protocol import (
     training_vocabulary,
 )
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
-from tagclip.modeling.gating import gate_scores, trusty_probability
+from tagclip.modeling.gating import build_gate, trusty_probability
 from tagclip.modeling.losses import SegTargets, pixel_accuracy
 from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion, ViewAverage
 from tagclip.modeling.self_training import SelfTraining
@@ -104,12 +104,7 @@ class TagCLIP(nn.Module):
             else train_vocabulary,
             "unknown_classes": test.UNKNOWN_CLASSES,
             "trusty_target": trusty.TARGET if trusty.ENABLED else None,
-            "gate": partial(
-                gate_scores,
-                mode=test.GATE,
-                bias=test.SEEN_BIAS,
-                bias_after_gate=test.BIAS_AFTER_GATE,
-            ),
+            "gate": build_gate(cfg),
             "inference": InferenceSettings.from_config(cfg),
             "train_size": cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else (1, 1),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -198,7 +193,7 @@ class TagCLIP(nn.Module):
         return SegTargets(labels=labels, valid=valid, trusty=trusty, ignore=ignore)
 
     @torch.no_grad()
-    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+    def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Segment images.
 
         Returns:
@@ -209,6 +204,7 @@ class TagCLIP(nn.Module):
               the label is -1 where the score is below BACKGROUND_THRESHOLD.
             * OUTPUT ``scores``: ``sem_seg`` (K, H, W) float32.
             * ``trusty`` (H, W) half, P(pixel belongs to a seen class), if there is a token.
+            * TEST.SAVE_LOGITS: ``logits``, the `ViewAverage` that all of these come from.
         """
         vocabulary, settings = self.resolve_vocabulary(batched_inputs), self.inference_settings
         results = []
@@ -216,10 +212,7 @@ class TagCLIP(nn.Module):
         for item, fusion in zip(batched_inputs, fusions, strict=True):
             height, width = item["image"].shape[-2:]
             size = (item.get("height", height), item.get("width", width))
-            if settings.output == "labels":
-                results.append(fusion.labels(size, settings.background_threshold))
-            else:
-                results.append(fusion.scores(size))
+            results.append(settings.result(fusion, size))
         return results
 
     def encode_views(self, item: dict[str, Any], vocabulary: Vocabulary) -> ViewAverage:

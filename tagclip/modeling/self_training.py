@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip.modeling.batching import stack_novel_masks
-from tagclip.modeling.gating import gate_scores, trusty_probability
+from tagclip.modeling.gating import build_gate, trusty_probability
 from tagclip.modeling.losses import SegTargets
 from tagclip.utils.events import log_scalars
 from tagclip.vocabulary import Vocabulary
@@ -55,17 +55,11 @@ class SelfTraining:
         """Read ``MODEL.TAGCLIP.SELF_TRAINING``; None in the other settings."""
         if cfg.DATASETS.ZERO_SHOT.SETTING != "transductive":
             return None
-        rule, test = cfg.MODEL.TAGCLIP.SELF_TRAINING, cfg.MODEL.TAGCLIP.TEST
-        gate = partial(
-            gate_scores,
-            mode="both" if rule.GATE else "none",
-            bias=test.SEEN_BIAS,
-            bias_after_gate=test.BIAS_AFTER_GATE,
-        )
+        rule = cfg.MODEL.TAGCLIP.SELF_TRAINING
         return cls(
             region=rule.REGION,
             threshold=rule.THRESHOLD,
-            gate=gate,
+            gate=build_gate(cfg, "both" if rule.GATE else "none"),
             trusty_map=partial(trusty_probability, target=cfg.MODEL.TAGCLIP.TRUSTY.TARGET),
             workspace_mib=cfg.MODEL.TAGCLIP.LOSS.WORKSPACE_MIB,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ import torch
 from detectron2.config import CfgNode
 
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
-from tagclip.modeling.gating import gate_scores
 from tagclip.modeling.score_fusion import ViewAverage
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.vocabulary import Vocabulary
@@ -68,7 +67,7 @@ class EncodedImage:
         picture: (h, w, 3) uint8 RGB, at most 800 pixels long; `size` if that is smaller.
         asked: the classes.
         views: their logits.
-        bias_after_gate: MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE.
+        gate: the model's, see `gate_scores`; the visitor chooses its mode and bias.
     """
 
     name: str
@@ -76,7 +75,7 @@ class EncodedImage:
     picture: np.ndarray
     asked: AskedClasses
     views: ViewAverage
-    bias_after_gate: bool
+    gate: Callable[..., torch.Tensor]
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -116,12 +115,7 @@ class EncodedImage:
             as a call of `TagCLIPPredictor`; a label from K on in ``top_labels`` is context.
         """
         seen = self.asked.all.seen_mask.tolist()
-        gate = partial(
-            gate_scores,
-            mode=settings.gate,
-            bias=settings.seen_bias,
-            bias_after_gate=self.bias_after_gate,
-        )
+        gate = partial(self.gate, mode=settings.gate, bias=settings.seen_bias)
         views = tuple(
             replace(v, gate=gate, seen_mask=v.seen_mask.new_tensor(seen)) for v in self.views.views
         )
@@ -144,7 +138,7 @@ def encode_image(
         limits: what a visitor may ask for.
 
     Raises:
-        DatasetError: there is no image, or it is damaged, too large or too thin.
+        DatasetError: there is no image, or it is damaged or too large.
         VocabularyError: there are no words, too many, too long ones, or one twice.
     """
     if path is None:
@@ -171,7 +165,7 @@ def encode_image(
         picture=_shrunk(pixels[:, :, ::-1]),
         asked=asked,
         views=views,
-        bias_after_gate=predictor.cfg.MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE,
+        gate=predictor.model.gate,
     )
 
 
