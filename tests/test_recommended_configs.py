@@ -14,10 +14,31 @@ from tagclip.modeling.text_bank import prompt_templates
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECOMMENDED = sorted(CONFIGS.glob("*/tagclip_*.yaml"))
+CONV = "_convtrust"
 
 
 def test_every_dataset_has_every_setting() -> None:
-    assert len(RECOMMENDED) == 4 * 3
+    plain = [path for path in RECOMMENDED if not path.stem.endswith(CONV)]
+    assert len(plain) == 4 * 3
+    conv = {path.stem.removesuffix(CONV) for path in RECOMMENDED if path not in plain}
+    assert conv == {path.stem for path in plain if not path.stem.endswith("supervised")}
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECOMMENDED if path.stem.endswith("_convtrust")], ids=lambda p: p.stem
+)
+def test_a_convolutional_head_is_one_base_away(path: Path) -> None:
+    found = load_config(path)
+    plain = load_config(path.with_name(f"{path.stem.removesuffix(CONV)}.yaml"))
+    assert found.MODEL.TAGCLIP.TRUSTY.KIND == "conv" and found.MODEL.TAGCLIP.TEST.SEEN_BIAS == 0
+    other, here = Path(plain.MODEL.WEIGHTS), Path(found.MODEL.WEIGHTS)
+    if plain.MODEL.WEIGHTS:
+        assert here == other.parent.with_name(other.parent.name + CONV) / other.name
+    for key in ("OUTPUT_DIR", "CONFIG_NAME", "MODEL.WEIGHTS", "MODEL.TAGCLIP.TRUSTY.KIND"):
+        plain.merge_from_list([key, found.OUTPUT_DIR if key == "OUTPUT_DIR" else ""])
+        found.merge_from_list([key, found.OUTPUT_DIR if key == "OUTPUT_DIR" else ""])
+    plain.MODEL.TAGCLIP.TEST.SEEN_BIAS = 0.0
+    assert found == plain
 
 
 @pytest.mark.parametrize("path", RECOMMENDED, ids=lambda path: path.stem)
@@ -26,7 +47,7 @@ def test_recommended_configs_read_no_unseen_label(path: Path) -> None:
     validate_protocol(cfg)
     assert not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
     assert not reads_novel_masks(cfg)
-    assert path.stem.rpartition("_")[2] == cfg.DATASETS.ZERO_SHOT.SETTING
+    assert path.stem.removesuffix(CONV).rpartition("_")[2] == cfg.DATASETS.ZERO_SHOT.SETTING
     assert f"output/{path.stem}" == cfg.OUTPUT_DIR
     counts = {"voc": (15, 20), "context": (49, 59)}.get(path.parent.name, (156, 171))
     setting, asked = cfg.DATASETS.ZERO_SHOT.SETTING, training_vocabulary(cfg)

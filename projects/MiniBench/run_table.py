@@ -3,7 +3,8 @@
 
     python projects/MiniBench/run_table.py --seeds 5 --jobs 2
 
-Writes table.md and one json per run below --output.
+Below --output: table.md, curves.png, results.json, and a json, a log and the checkpoints of every
+run. With --readme the table also replaces the one in projects/MiniBench/README.md.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+
+RunKey = tuple[str, str, int]
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,38 +34,73 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/minibench_table"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--one", nargs=3, metavar=("SPLIT", "VARIANT", "SEED"), help="one run only")
+    parser.add_argument("--readme", action="store_true", help="put the table into the README")
+    parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
     return parser.parse_args()
 
 
-def result_file(output: Path, split: str, variant: str, seed: int) -> Path:
+def result_file(output: Path, key: RunKey) -> Path:
     """Where the result of a run is kept."""
-    return output / f"{split}-{variant.replace(' ', '_')}-{seed}.json"
+    from tagclip.projects.minibench.table_runs import run_folder
+
+    return run_folder(output, *key).with_suffix(".json")
 
 
-def run_here(output: Path, split: str, variant: str, seed: int) -> None:
+def run_here(output: Path, key: RunKey) -> None:
     """Do one run in this process and write its result."""
-    from tagclip.projects.minibench.table import run_one
+    from tagclip.projects.minibench.table_runs import run_one
+    from tagclip.utils.files import write_atomic
 
-    path = result_file(output, split, variant, seed)
-    result = run_one(split, variant, seed, output / path.stem)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)
+    result = run_one(*key, output)
+    write_atomic(result_file(output, key), json.dumps(result, indent=1) + "\n")
 
 
-def run_as_process(output: Path, split: str, variant: str, seed: int) -> None:
+def run_as_process(output: Path, key: RunKey) -> None:
     """Do one run in a process with one thread; its log lies beside its result."""
-    path = result_file(output, split, variant, seed)
-    command = [sys.executable, __file__, "--output", str(output), "--one", split, variant]
-    with path.with_suffix(".log").open("w") as log:
-        subprocess.run(
-            [*command, str(seed)],
+    command = [sys.executable, __file__, "--output", str(output), "--one", *map(str, key)]
+    path = result_file(output, key).with_suffix(".log")
+    with path.open("w") as log:
+        done = subprocess.run(
+            command,
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=True,
+            check=False,
         )
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, key))}: exit code {done.returncode}; see {path}")
+
+
+def wanted_runs(seeds: int) -> list[RunKey]:
+    """Every run of the table, those that others start from first."""
+    from tagclip.projects.minibench.table_runs import RUNS, SPLITS
+
+    keys = [
+        (split, name, seed)
+        for seed in range(seeds)
+        for split in SPLITS
+        for name, run in RUNS.items()
+        if run.seeds is None or seed < run.seeds
+    ]
+    return sorted(keys, key=lambda key: bool(RUNS[key[1]].start))
+
+
+def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
+    """Write table, picture and figures of finished runs; return the table."""
+    from tagclip.projects.minibench.table import format_table
+    from tagclip.projects.minibench.table_curves import draw_curves
+    from tagclip.utils.files import write_atomic
+
+    results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
+    text = format_table(results)
+    write_atomic(output / "table.md", text)
+    write_atomic(output / "results.json", json.dumps(list(results.values())) + "\n")
+    draw_curves(results).savefig(output / "curves.png", dpi=100)
+    if readme:
+        before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+        write_atomic(README, f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}")
+        shutil.copy(output / "curves.png", README.parent / "assets" / "curves.png")
+    return text
 
 
 def main() -> None:
@@ -66,25 +108,20 @@ def main() -> None:
     args = parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
-        split, variant, seed = args.one
-        run_here(args.output, split, variant, int(seed))
+        split, name, seed = args.one
+        run_here(args.output, (split, name, int(seed)))
         return
-    from tagclip.projects.minibench.table import SPLITS, SUPERVISED, VARIANTS, format_table
+    from tagclip.projects.minibench.table_runs import RUNS
 
-    runs = [
-        (args.output, split, variant, seed)
-        for seed in range(args.seeds)
-        for split in (*SPLITS, SUPERVISED)
-        for variant in (VARIANTS if split != SUPERVISED else ["no token"])
-    ]
-    missing = [run for run in runs if not result_file(*run).is_file()]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        done = pool.map(lambda run: run_as_process(*run), missing)
-        list(tqdm(done, total=len(missing), desc="MiniBench table"))
-    results = [json.loads(result_file(*run).read_text()) for run in runs]
-    text = format_table(results)
-    (args.output / "table.md").write_text(text + "\n")
-    print(text)
+    keys = wanted_runs(args.seeds)
+    missing = [key for key in keys if not result_file(args.output, key).is_file()]
+    with tqdm(total=len(missing), desc="MiniBench table") as bar:
+        for is_started in (False, True):
+            part = [key for key in missing if bool(RUNS[key[1]].start) == is_started]
+            with ThreadPoolExecutor(args.jobs) as pool:
+                for _ in pool.map(lambda key: run_as_process(args.output, key), part):
+                    bar.update()
+    print(write_table(args.output, keys, args.readme))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,202 @@
+"""One run of MiniBench's table: train, then measure every gate and bias from one pass."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from tagclip import TagCLIP, Vocabulary, ZeroShotTrainer, load_config
+from tagclip.data import query_vocabulary
+from tagclip.evaluation.analysis_curves import Curve
+from tagclip.evaluation.gate_analysis import analyze_gates
+from tagclip.modeling.gating import gate_scores
+from tagclip.projects import import_projects
+
+__all__ = [
+    "RUNS",
+    "SPLITS",
+    "Run",
+    "gates_of",
+    "run_folder",
+    "run_one",
+    "swap_unseen_prompts",
+]
+
+SPLITS = ("composition", "noun_fence_board", "noun_dice_board")
+_PROJECT = Path(__file__).resolve().parents[1]
+# Scale and bias of the additive gate by split, as `tools/fit_gate.py` found them.
+_CONSTANTS = Path(__file__).with_name("gate_constants.json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained and how it is asked.
+
+    Attributes:
+        config: path below projects/MiniBench, {} is the split.
+        bias: the seen bias that is reported beside the chosen one.
+        gates: forms of the gate; ``none`` leaves the trusty map out.
+        opts: more keys and values.
+        start: run whose half-way checkpoint it starts from; "" is CLIP.
+        seeds: at most so many; None: all.
+    """
+
+    config: str
+    bias: float
+    gates: tuple[str, ...] = ("none", "product")
+    opts: tuple[str, ...] = ()
+    start: str = ""
+    seeds: int | None = None
+
+
+_CONV = "configs/convtrust_{}.yaml"
+RUNS = {
+    "MaskCLIP": Run("../MaskCLIP/configs/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
+    # The class path of a model with a convolutional head is that of the model without any.
+    "ZegCLIP": Run(_CONV, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
+    "TagCLIP conv": Run(_CONV, 0.0, ("none", "product", "additive", "lift")),
+    "TagCLIP token seen": Run("configs/tagclip_{}.yaml", 0.1),
+    "TagCLIP token novel": Run("configs/tagclip_{}_novel.yaml", 0.1),
+    "conv without unseen images": Run(
+        _CONV,
+        0.0,
+        ("none", "product", "lift"),
+        opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "True"),
+    ),
+    "transductive token": Run("configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen"),
+    "transductive conv": Run(
+        _CONV,
+        0.0,
+        opts=("DATASETS.ZERO_SHOT.SETTING", "transductive"),
+        start="TagCLIP conv",
+    ),
+    "supervised": Run("configs/supervised.yaml", 0.0, ("none",)),
+}
+
+
+def run_folder(output: Path, split: str, name: str, seed: int) -> Path:
+    """Where a run of the table keeps its files."""
+    return output / f"{split}-{name.replace(' ', '_')}-{seed}"
+
+
+def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
+    """Train one model and measure it; constants are chosen on ``val``, figures are of ``test``.
+
+    Args:
+        split: one of `SPLITS`, which is the partition of the report.
+        name: key of `RUNS`.
+        seed: of initial values, data order and augmentation.
+        output: see `run_folder`; the run it starts from is there, too.
+
+    Returns:
+        JSON-ready dict: ``gates`` (name -> figures in percent), ``detector``, ``calibration``,
+        ``oracle``, ``swapped`` and ``seconds``.
+    """
+    run, folder = RUNS[name], run_folder(output, split, name, seed)
+    cfg = _config(run, split, seed, output, folder)
+    start = time.process_time()
+    model = _trained(cfg)
+    seconds = time.process_time() - start
+    vocabulary = query_vocabulary(cfg, "minibench_test")
+    partition = Vocabulary.from_metadata("minibench_test", split)
+    gates = gates_of(run, split)
+    val, test = (
+        analyze_gates(cfg, model, f"minibench_{subset}", vocabulary, partition, gates)
+        for subset in ("val", "test")
+    )
+    figures = test["product" if "product" in test else "none"].figures()
+    result = {"split": split, "run": name, "seed": seed, "seconds": round(seconds, 1)}
+    result |= {key: figures[key] for key in ("detector", "calibration", "oracle")}
+    result["gates"] = {
+        gate: _gate_figures(test[gate].bias, val[gate].curves["own"], test[gate].curves["own"])
+        for gate in gates
+    }
+    if name == "ZegCLIP":
+        swapped, plain = swap_unseen_prompts(vocabulary), {"none": gates["none"]}
+        curve = analyze_gates(cfg, model, "minibench_test", swapped, partition, plain)[
+            "none"
+        ].curves
+        result["swapped"] = float(curve["own"].unseen[curve["own"].at(0.0)])
+    return result
+
+
+def _config(run: Run, split: str, seed: int, output: Path, folder: Path) -> CfgNode:
+    weights = ""
+    if run.start:
+        weights = str(run_folder(output, split, run.start, seed) / "model_0000159.pth")
+    opts = ["SEED", str(seed), "OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights, *run.opts]
+    cfg = load_config(_PROJECT / run.config.format(split), [*opts, "DATASETS.TEST", "()"])
+    cfg.DATASETS.TEST = ("minibench_test",)
+    cfg.TEST.EVAL_PERIOD = 0
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    import_projects(cfg.PROJECTS)
+    folder.mkdir(parents=True, exist_ok=True)
+    return cfg
+
+
+def _trained(cfg: CfgNode) -> TagCLIP:
+    """Train, unless nothing can be trained."""
+    if cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskCLIPHead":
+        return ZeroShotTrainer.build_model(cfg).eval()
+    trainer = ZeroShotTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    return trainer.model.eval()
+
+
+def gates_of(run: Run, split: str) -> dict[str, Callable[..., Tensor]]:
+    """Name -> gate with the run's own bias."""
+    constants = json.loads(_CONSTANTS.read_text(encoding="utf-8"))[split]
+    known = {
+        "none": partial(gate_scores, mode="none", bias=run.bias),
+        "product": partial(gate_scores, bias=run.bias),
+        "additive": partial(
+            gate_scores, form="additive", bias=constants["bias"], scale=constants["scale"]
+        ),
+        "lift": partial(gate_scores, form="lift", bias=run.bias),
+    }
+    return {name: known[name] for name in run.gates}
+
+
+def _gate_figures(bias: float, val: Curve, test: Curve) -> dict[str, Any]:
+    """Figures on test at a given bias, at the one with the best hIoU on val, and all others."""
+    finite = np.clip(val.biases[val.best()], test.biases[1], test.biases[-2])
+    figures: dict[str, Any] = {"AUSUC": test.area()}
+    for key, value in (("given", bias), ("val", float(finite))):
+        at = test.at(value)
+        figures[key] = {
+            "bias": value,
+            "S": float(test.seen[at]),
+            "U": float(test.unseen[at]),
+            "hIoU": float(test.hiou[at]),
+        }
+    thin = test.thinned(0.5)
+    figures["curve"] = np.round(np.stack([thin.unseen, thin.seen], 1), 2).tolist()
+    return figures
+
+
+def swap_unseen_prompts(vocabulary: Vocabulary) -> Vocabulary:
+    """Give every unseen class the text of another one: transfer through text must collapse.
+
+    The list is turned by half its length: with two unseen nouns, each class gets the other noun
+    in its own colour.
+    """
+    unseen = [k for k, seen in enumerate(vocabulary.seen_mask) if not seen]
+    shift = max(len(unseen) // 2, 1)
+    donor = dict(zip(unseen, unseen[shift:] + unseen[:shift], strict=True))
+    classes = tuple(
+        replace(entry, prompts=vocabulary.classes[donor.get(k, k)].prompts)
+        for k, entry in enumerate(vocabulary.classes)
+    )
+    return replace(vocabulary, classes=classes)
