@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from tagclip.data.datasets.bad_samples import UsableSamples, find_usable
 from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["register_folder_dataset", "register_zero_shot_sem_seg"]
+__all__ = [
+    "left_out",
+    "register_again",
+    "register_folder_dataset",
+    "register_zero_shot_sem_seg",
+    "skip_bad_samples",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +103,47 @@ def register_folder_dataset(
     _register(files, str(vocabulary))
 
 
+def register_again(name: str, new_name: str, vocabulary: str | Path) -> None:
+    """Register the files of a dataset under another name, with another vocabulary json.
+
+    Args:
+        name: registered by one of the functions above.
+        new_name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
+        vocabulary: vocabulary json that fits the same label files.
+
+    Raises:
+        DatasetError: there is no such dataset, or the new name belongs to another one.
+    """
+    files = DatasetCatalog[name] if name in DatasetCatalog.list() else None
+    if not isinstance(files, _PairedFiles):
+        raise DatasetError(
+            f"dataset {name}: found no registration by register_zero_shot_sem_seg, expected one; "
+            "check the name, or name its project in PROJECTS"
+        )
+    _register(replace(files, name=new_name), str(vocabulary))
+
+
+def skip_bad_samples(name: str, max_pixels: int | None) -> None:
+    """Let a dataset leave out its bad samples when it is listed; others than ours stay as they are.
+
+    The first listing reads every file once. What is left out is logged.
+
+    Args:
+        name: of a registered dataset.
+        max_pixels: images with more pixels are bad, too (0: no limit); None refuses a dataset with
+            bad samples, as at first.
+    """
+    files = DatasetCatalog[name] if name in DatasetCatalog.list() else None
+    if isinstance(files, _PairedFiles) and files.max_pixels != max_pixels:
+        DatasetCatalog[name] = replace(files, max_pixels=max_pixels, cache=[])
+
+
+def left_out(name: str) -> dict[str, int]:
+    """What is wrong -> how many samples of a dataset its last listing left out for it."""
+    files = DatasetCatalog[name] if name in DatasetCatalog.list() else None
+    return files.cache[0].totals if isinstance(files, _PairedFiles) and files.cache else {}
+
+
 class _VocabularyMetadata(Metadata):
     """Metadata whose class names and colours are read from the json when first used."""
 
@@ -134,7 +182,10 @@ def _register(files: _PairedFiles, vocabulary_json: str) -> None:
 
 @dataclass(frozen=True)
 class _PairedFiles:
-    """Lists a dataset when called; equal if it lists the same."""
+    """Lists a dataset when called; equal if it lists the same.
+
+    With ``max_pixels`` bad samples are left out (`skip_bad_samples`); ``cache`` keeps what is left.
+    """
 
     name: str
     image_root: str
@@ -144,23 +195,32 @@ class _PairedFiles:
     prepare_command: str
     image_list: str
     manifest: str
+    max_pixels: int | None = field(default=None, compare=False, repr=False)
+    cache: list[UsableSamples] = field(default_factory=list, compare=False, repr=False)
 
     def __call__(self) -> list[dict[str, str]]:
         """One dict per image: "file_name", "sem_seg_file_name", "image_id"; sorted by image_id."""
-        images = self._list(self.image_root, self.image_exts, "image")
-        labels = self._list(self.label_root, self.label_exts, "label")
-        if self.image_list:
-            names = self._read_list()
-            if self.manifest:
-                self._check_manifest(len(names))
-            self._refuse_lonely(names - images.keys(), "listed names", "image", self.image_root)
-            images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
+        images, labels = self.files_by_name()
+        names = self._read_list() if self.image_list else set()
+        if names and self.manifest:
+            self._check_manifest(len(names))
+        if self.max_pixels is not None:
+            return self._usable(images, labels)
+        self._refuse_lonely(names - images.keys(), "listed names", "image", self.image_root)
         self._refuse_lonely(images.keys() - labels.keys(), "images", "label", self.label_root)
         self._refuse_lonely(labels.keys() - images.keys(), "labels", "image", self.image_root)
         return [
             {"file_name": images[key], "sem_seg_file_name": labels[key], "image_id": key}
             for key in sorted(images)
         ]
+
+    def _usable(self, images: dict[str, str], labels: dict[str, str]) -> list[dict[str, str]]:
+        if not self.cache:
+            vocabulary = Vocabulary.from_metadata(self.name)
+            found = find_usable(self.name, images, labels, vocabulary, self.max_pixels)
+            self.cache.append(found)
+        self.cache[0].report(self.name)
+        return [dict(sample) for sample in self.cache[0].samples]
 
     def files_by_name(self) -> tuple[dict[str, str], dict[str, str]]:
         """Paths of images and of labels, also of those without a partner; checks nothing else."""
