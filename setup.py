@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 PROJECTS = {
+    "tagclip.projects.maskclip": "projects/MaskCLIP/maskclip",
     "tagclip.projects.minibench": "projects/MiniBench/minibench",
     "tagclip.projects.webdemo": "projects/WebDemo/webdemo",
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from detectron2.utils.logger import log_first_n
 
 from tagclip.errors import VocabularyError
 
@@ -47,7 +49,8 @@ class ClassEntry:
 
     Attributes:
         id: value of the class in the label files, 0..65535.
-        name: display name, unique in its vocabulary; runs of white space become one blank.
+        name: display name, unique in its vocabulary; runs of white space become one blank, which
+            is logged.
         prompts: names that are put into the prompt templates; defaults to ``(name,)``.
         color: (red, green, blue), each 0..255, or None for a generated colour.
 
@@ -90,7 +93,11 @@ def _clean(text: object, what: str) -> str:
         raise VocabularyError(f"{what} is {text!r}, expected a text; put it in quotes")
     if not text.strip():
         raise VocabularyError(f"{what} is empty ({text!r}); write the word that CLIP shall read")
-    return " ".join(text.split())
+    clean = " ".join(text.split())
+    if clean != text.strip():
+        line = f"{what}: {text!r} is taken as {clean!r}"
+        log_first_n(logging.INFO, line, key="message", name=__name__)
+    return clean
 
 
 def _checked_color(color: object, where: str) -> tuple[int, int, int]:

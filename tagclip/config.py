@@ -31,6 +31,9 @@ def _add_data(cfg: CN) -> None:
     # Lets TRUSTY.TARGET and SELF_TRAINING.REGION "novel" read the positions of unseen pixels,
     # which breaks the protocol, and the log say how many pseudo-labels are on such pixels.
     cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS = False
+    # Images without label, labels without image: raise | skip, which goes on without them, and
+    # without images and labels that cannot be read, and says how many.
+    cfg.DATASETS.ON_BAD_SAMPLE = "raise"
     # Trains without the images that show any pixel of an unseen class.
     cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
     # Own data: a list of {name, images, labels, vocabulary} (folders and a vocabulary json; also

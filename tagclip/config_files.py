@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["build_config", "load_config", "resolve_paths"]
 
 # A user means a folder relative to where the command is run, as everywhere in detectron2.
 _CWD_RELATIVE = ("OUTPUT_DIR",)
+# A name or a list; yacs would insist on the type of the default.
+_NAME_OR_LIST = "MODEL.CLIP.TEMPLATES"
 
 
 def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
@@ -50,6 +53,7 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     add_tagclip_config(cfg)
     for source, tree in trees:
         _check_keys(cfg, _key_paths(tree), source)
+        _fit_type(cfg, reduce(_child, _NAME_OR_LIST.split("."), tree))
         _merge(cfg.merge_from_other_cfg, CN(tree), str(source))
     if len(opts) % 2:
         raise ConfigError(
@@ -57,8 +61,19 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
             "expected KEY VALUE pairs; add the missing key or value"
         )
     _check_keys(cfg, opts[0::2], "command line")
+    _fit_type(cfg, dict(zip(opts[0::2], opts[1::2], strict=True)).get(_NAME_OR_LIST))
     _merge(cfg.merge_from_list, list(opts), "command line")
     return cfg
+
+
+def _fit_type(cfg: CN, templates: Any) -> None:
+    """Give `_NAME_OR_LIST` the type of the value that is about to be merged."""
+    if templates is not None:
+        cfg.MODEL.CLIP.TEMPLATES = [] if str(templates).startswith("[") else ""
+
+
+def _child(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, dict) else None
 
 
 def _merge(merge: Any, values: Any, source: str) -> None:

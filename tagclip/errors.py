@@ -9,6 +9,8 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "NonFiniteLossError",
+    "ProcessError",
+    "ProtocolError",
     "TagCLIPError",
     "VocabularyError",
 ]
@@ -36,3 +38,11 @@ class CheckpointError(TagCLIPError):
 
 class NonFiniteLossError(TagCLIPError, FloatingPointError):
     """A training loss became infinite or not a number."""
+
+
+class ProcessError(TagCLIPError):
+    """Another process of the same run ended, or cannot be reached."""
+
+
+class ProtocolError(TagCLIPError):
+    """Training depends on what the zero-shot protocol hides, or nothing could be shown."""

@@ -15,7 +15,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
-from tagclip.data.augmentation import fit_size
 from tagclip.data.inference_input import InferenceInput, check_bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import query_vocabulary, resolve_seen
@@ -175,7 +174,7 @@ class TagCLIPPredictor:
             * ``class_names``: list of K names.
 
         Raises:
-            DatasetError: an image is damaged, too large, too thin, or of another form.
+            DatasetError: an image is damaged, too large, or of another form.
             ConfigError: ``top_k`` is not between 0 and K.
         """
         asked = self.asked
@@ -209,10 +208,9 @@ class TagCLIPPredictor:
             The low-resolution logits of the classes of ``asked.all``.
 
         Raises:
-            DatasetError: the image is damaged, too large, too thin, or of another form.
+            DatasetError: the image is damaged, too large, or of another form.
         """
         pixels = self._pixels(image, "image")
-        self._check_resized(*pixels.shape[:2])
         if self.cfg.INPUT.FORMAT == "RGB":
             pixels = pixels[:, :, ::-1]
         return self.model.encode_views(self._input(np.ascontiguousarray(pixels)), asked.all)
@@ -231,19 +229,6 @@ class TagCLIPPredictor:
         return {key: value.cpu() for key, value in result.items()} | {
             "class_names": asked.shown.names
         }
-
-    def _check_resized(self, height: int, width: int) -> None:
-        """Refuse thin strips that the resize of the short side would make enormous."""
-        inputs, aug = self.cfg.INPUT, self.cfg.TEST.AUG
-        short, long, key = inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, "INPUT.MAX_SIZE_TEST"
-        if aug.ENABLED:
-            short, long, key = max(aug.MIN_SIZES), aug.MAX_SIZE, "TEST.AUG.MAX_SIZE"
-        height, width = fit_size(height, width, short, long) if short else (height, width)
-        if 0 < inputs.MAX_PIXELS < height * width:
-            raise DatasetError(
-                f"image would be resized to {width}x{height} pixels, INPUT.MAX_PIXELS allows "
-                f"{inputs.MAX_PIXELS}; bound its long side with {key} 4096"
-            )
 
     def _pixels(self, image: ImageLike, name: str) -> np.ndarray:
         """(H, W, 3) uint8 BGR of any image."""

@@ -143,11 +143,14 @@ def test_what_is_no_image_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_strip_that_would_become_enormous_is_refused(cfg: CfgNode) -> None:
+def test_a_strip_that_would_become_enormous_is_not_enlarged(cfg: CfgNode) -> None:
     predictor = TagCLIPPredictor(changed(cfg, "INPUT.MAX_PIXELS", 64 * 6400))
-    predictor(np.zeros((1, 100, 3), np.uint8))
-    with pytest.raises(DatasetError, match="6464x64 pixels, .*INPUT.MAX_SIZE_TEST 4096"):
-        predictor(np.zeros((1, 101, 3), np.uint8))
+    for width, size in ((100, (64, 6400)), (101, (1, 101))):
+        strip = np.zeros((1, width, 3), np.uint8)
+        assert predictor._input(strip)["image"].shape[1:] == size
+        assert predictor(strip)["sem_seg_labels"].shape == (1, width)
+    with pytest.raises(DatasetError, match="allows 409600; .*INPUT.MAX_SIZE_TEST 4096"):
+        predictor(np.zeros((1, 64 * 6400 + 1, 3), np.uint8))
     with pytest.raises(DatasetError, match="image has 1000x500 pixels"):
         predictor(Image.new("RGB", (1000, 500)))
 

@@ -58,7 +58,8 @@ def test_the_command_line_is_detectron2s(
     line: str, train_net: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_net.py", *line.split()])
-    assert vars(train_net.parse_args()) == vars(default_argument_parser().parse_args(line.split()))
+    expected = vars(default_argument_parser().parse_args(line.split()))
+    assert vars(train_net.parse_args()) == expected | {"prove_protocol": None}
 
 
 def test_help_imports_nothing_slow(repository: Path) -> None:
@@ -157,8 +158,10 @@ def test_a_checkpoint_that_does_not_fit(
 
 def test_more_processes_than_gpus(train_net: ModuleType, config: Path) -> None:
     wanted = torch.cuda.device_count() + 2
-    line = exit_of(run_tool, train_net.start, run_arguments(config, num_gpus=wanted))
+    arguments = run_arguments(config, "MODEL.DEVICE", "cuda", num_gpus=wanted)
+    line = exit_of(run_tool, train_net.start, arguments)
     assert line.startswith("ConfigError: --num-gpus: found ")
+    assert line.endswith(f", or MODEL.DEVICE cpu for {wanted} processes on CPUs")
 
 
 def test_output_that_cannot_be_written(train_net: ModuleType, config: Path, tmp_path: Path) -> None:

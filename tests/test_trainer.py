@@ -96,8 +96,9 @@ def test_stopped_by_sigterm_and_resumed_equals_straight(cfg: CfgNode, tmp_path: 
     output = Path(cfg.OUTPUT_DIR)
     assert [path.name for path in output.glob("*.pth")] == ["model_0000004.pth"]
     resumed = run(cfg, resume=True)
-    assert sorted(losses(resumed)) == [5, 6, 7, 8, 9]
-    assert losses(resumed) == {i: losses(straight)[i] for i in range(5, 10)}
+    assert resumed.start_iter == 5
+    # Those of the steps before come from the checkpoint: the curve shows medians.
+    assert losses(resumed) == losses(straight)
     assert equal(weights(resumed.model), weights(straight.model))
     final = [torch.load(path / "model_final.pth") for path in (output, tmp_path / "straight")]
     for slot in ("exp_avg", "exp_avg_sq"):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 import time
@@ -198,7 +199,7 @@ def read_words(text: str, dedup: bool, is_file: bool = False) -> VocabularyLike:
     if text in DatasetCatalog.list() or Path(text).suffix == ".json":
         return text
     names = text.split(",")
-    if is_file or Path(text).is_file():
+    if is_file or os.path.isfile(text):
         try:
             lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -208,7 +209,12 @@ def read_words(text: str, dedup: bool, is_file: bool = False) -> VocabularyLike:
             ) from error
         names = [line for line in lines if line.strip()]
     names = [name.strip() for name in names]
-    return list({name_key(n): n for n in reversed(names)}.values())[::-1] if dedup else names
+    if dedup:
+        first: dict[str, str] = {}
+        for name in names:
+            first.setdefault(name_key(name), name)
+        names = list(first.values())
+    return names
 
 
 def draw_video(args: argparse.Namespace, source: str | int) -> None:

@@ -4,6 +4,10 @@
 python tools/train_net.py --config-file projects/MiniBench/configs/tagclip_noun_fence_board.yaml
 python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
 python tools/train_net.py --config-file CONFIG --num-gpus 8 SOLVER.BASE_LR 0.001 OUTPUT_DIR out
+python tools/train_net.py --config-file CONFIG --num-gpus 2 MODEL.DEVICE cpu
+python tools/train_net.py --config-file CONFIG --prove-protocol 10
+
+docs/many_processes.md tells how to train on several machines.
 """
 
 from __future__ import annotations
@@ -19,13 +23,16 @@ if TYPE_CHECKING:
 
 # detectron2 is imported inside the functions: --help answers at once.
 # What no user can mend should not stand around an error's one line: detectron2's imports make
-# torch warn about torch.jit.script, and its environment report that nvcc is there without a GPU.
+# torch warn about torch.jit.script, and its environment report that nvcc is there without a GPU;
+# several processes make it warn about what detectron2 and torch themselves call.
 warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def parse_args() -> argparse.Namespace:
-    """Read the command line: the options of detectron2's ``default_argument_parser``."""
+    """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,6 +43,13 @@ def parse_args() -> argparse.Namespace:
         help="continue from the last checkpoint in OUTPUT_DIR, if there is one",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument(
+        "--prove-protocol",
+        type=int,
+        metavar="N",
+        help="instead of a run, train N iterations repeatedly, with labels of unseen classes "
+        "scrambled and with their names replaced, and compare all weights; writes nothing",
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument(
@@ -53,21 +67,24 @@ def parse_args() -> argparse.Namespace:
         metavar="KEY VALUE",
         help="config keys to override, at the end of the command line",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
+    if args.prove_protocol is not None and (args.resume or not is_one):
+        parser.error("--prove-protocol is one new training in one process: give no other option")
+    return args
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Build the config and check all that it names before anything is written."""
+def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
+    """Build the config and check all that it names.
+
+    Returns:
+        The config, and whether it asks for a GPU that is not there.
+    """
     import torch
-    from detectron2.engine import default_setup
-    from detectron2.utils import comm
-    from detectron2.utils.logger import setup_logger
 
     from tagclip import ZeroShotTrainer, load_config
     from tagclip.engine import resolve_weights_and_seed
-    from tagclip.errors import ConfigError
     from tagclip.projects import import_projects
-    from tagclip.utils.cli import hide_tracebacks
 
     cfg = load_config(args.config_file, args.opts)
     import_projects(cfg.PROJECTS)
@@ -77,6 +94,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
     weights = resolve_weights_and_seed(cfg, eval_only=args.eval_only, resume=args.resume)
     ZeroShotTrainer.check(cfg, weights=weights, train=not args.eval_only)
     cfg.freeze()
+    return cfg, no_gpu
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Build the config and check all that it names before anything is written."""
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
+
+    from tagclip.errors import ConfigError
+    from tagclip.utils.cli import hide_tracebacks
+
+    cfg, no_gpu = read_config(args)
     try:
         default_setup(cfg, args)
     except OSError as error:
@@ -126,26 +156,24 @@ def invoke_main() -> None:
     args = parse_args()
     from tagclip.utils.cli import run_tool
 
-    run_tool(start, args)
+    run_tool(start if args.prove_protocol is None else prove, args)
+
+
+def prove(args: argparse.Namespace) -> None:
+    """Show that this training depends on nothing that its protocol hides; print the figures."""
+    from tagclip.engine.protocol_proof import prove_protocol
+
+    proof = prove_protocol(read_config(args)[0], args.prove_protocol)
+    print(proof.report())
+    print(proof.conclusion())
 
 
 def start(args: argparse.Namespace) -> None:
-    """Run `main` in this process, or in one process per GPU."""
-    from detectron2.engine import launch
+    """Run `main` in this process, or in one process per GPU (MODEL.DEVICE cpu: on the CPU)."""
+    from tagclip import load_config
+    from tagclip.engine.launch import launch
 
-    from tagclip.utils.cli import check_processes, forward_sigterm
-
-    check_processes(args.num_gpus, args.num_machines, args.machine_rank)
-    if args.num_gpus * args.num_machines > 1:
-        forward_sigterm()
-    launch(
-        main,
-        args.num_gpus,
-        args.num_machines,
-        args.machine_rank,
-        args.dist_url,
-        (args,),
-    )
+    launch(main, args, load_config(args.config_file, args.opts).MODEL.DEVICE)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,20 @@ Every random number comes from numpy's global generator, so that its state alone
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import Augmentation, RandomFlip
+from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import CropTransform, Transform
 from PIL import Image
 
 from tagclip.data.choices import require_choice
 from tagclip.data.photometric import PhotometricDistortion
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, DatasetError
 
 __all__ = [
     "CategoryCrop",
@@ -122,17 +124,44 @@ class RandomResize(Augmentation):
 
 
 class ResizeShortSide(Augmentation):
-    """Resize the short side to exactly `short` pixels unless the long side passes `long` (> 0)."""
+    """Resize the short side to exactly `short` pixels unless the long side passes `long` (> 0).
 
-    def __init__(self, short: int, long: int, library: str):
+    A thin strip that would become larger than `max_pixels` (> 0) is not enlarged, which is logged.
+    """
+
+    def __init__(self, short: int, long: int, library: str, max_pixels: int = 0):
         super().__init__()
         self.short, self.long, self.library = short, long, library
+        self.max_pixels = max_pixels
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """For an (H, W, 3) image."""
+        """For an (H, W, 3) image.
+
+        Raises:
+            DatasetError: it is larger than `max_pixels` even so.
+        """
         height, width = image.shape[:2]
         size = fit_size(height, width, self.short, self.long)
+        if 0 < self.max_pixels < size[0] * size[1]:
+            size = self._not_enlarged(height, width, size)
         return ResizeTransform(height, width, *size, self.library)
+
+    def _not_enlarged(self, height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+        kept = min(size, (height, width))
+        is_too_large = kept[0] * kept[1] > self.max_pixels
+        text = (
+            f"image of {width}x{height} pixels: a short side of {self.short} would make it "
+            f"{size[1]}x{size[0]}, INPUT.MAX_PIXELS allows {self.max_pixels}"
+        )
+        advice = "INPUT.MAX_SIZE_TEST 4096 (TEST.AUG.MAX_SIZE)"
+        if is_too_large:
+            raise DatasetError(f"{text}; bound its long side with {advice}")
+        log_first_n(
+            logging.WARNING,
+            f"{text}; it and others like it are not enlarged: choose their long side with {advice}",
+            name=__name__,
+        )
+        return kept
 
 
 class CategoryCrop(Augmentation):
@@ -228,7 +257,8 @@ def build_test_augmentations(cfg: CfgNode) -> list[Augmentation]:
     library = _resize_library(cfg)
     if cfg.INPUT.MIN_SIZE_TEST == 0:
         return []
-    return [ResizeShortSide(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, library)]
+    inputs = cfg.INPUT
+    return [ResizeShortSide(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, library, inputs.MAX_PIXELS)]
 
 
 def _build_crop(cfg: CfgNode, ignore_index: int) -> CategoryCrop:

@@ -71,7 +71,8 @@ class InferenceInput:
                 f"TEST.AUG.MAX_SIZE is {augmentation.MAX_SIZE}, expected pixels, or 0 for no bound"
             )
         require_choice(cfg.INPUT.RESIZE, "INPUT.RESIZE", ("cv2", "pil"))
-        resizes = [ResizeShortSide(size, augmentation.MAX_SIZE, cfg.INPUT.RESIZE) for size in sizes]
+        rest = augmentation.MAX_SIZE, cfg.INPUT.RESIZE, cfg.INPUT.MAX_PIXELS
+        resizes = [ResizeShortSide(size, *rest) for size in sizes]
         mirrored = (False, True) if augmentation.FLIP else (False,)
         return cls([View((resize,), flip) for resize in resizes for flip in mirrored])
 
@@ -85,6 +86,9 @@ class InferenceInput:
             ``height`` and ``width`` of the image in pixels, ``image`` (3, h, w) uint8 of the
             first view, and with several views ``views``, a list of dicts with ``image`` and
             ``mirrored``.
+
+        Raises:
+            DatasetError: the resized image would have more than INPUT.MAX_PIXELS.
         """
         sample: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
         images = [view(image) for view in self.views]

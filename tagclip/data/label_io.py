@@ -39,7 +39,7 @@ _GRAY_FACTORS = {"L;2": 85, "L;4": 17}
 
 
 @contextmanager
-def _opened(path: str | Path, what: str) -> Iterator[Image.Image]:
+def _opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.Image]:
     """Open a file lazily; everything Pillow says about it becomes a DatasetError."""
     try:
         with warnings.catch_warnings():
@@ -51,8 +51,9 @@ def _opened(path: str | Path, what: str) -> Iterator[Image.Image]:
         raise DatasetError(f"{path}: no such {what}; check the dataset folder") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"{path}: {what} is larger than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS} "
-            "pixels; make it smaller"
+            f"{path}: {what} is larger than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS} pixels"
+            + (f", INPUT.MAX_PIXELS allows {max_pixels}" if max_pixels else "")
+            + "; make it smaller"
         ) from error
     except _DAMAGE as error:
         raise DatasetError(
@@ -110,7 +111,7 @@ def read_image(
     """
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
-    with _opened(path, "image") as image:
+    with _opened(path, "image", max_pixels) as image:
         pixels = image_pixels(image, path, max_pixels, over_white)
     return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
 

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from tagclip.data.choices import require_choice
-from tagclip.data.datasets.from_config import register_folder_datasets
+from tagclip.data.datasets.from_config import apply_bad_sample_policy, register_folder_datasets
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.vocabulary import Vocabulary
 
@@ -43,6 +43,7 @@ def dataset_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
         DatasetError, VocabularyError: the dataset is not registered, or its json is inconsistent.
     """
     register_folder_datasets(cfg)
+    apply_bad_sample_policy(cfg)
     split = cfg.DATASETS.ZERO_SHOT.SPLIT
     default = Vocabulary.from_metadata(dataset_name)
     is_trained = dataset_name in cfg.DATASETS.TRAIN

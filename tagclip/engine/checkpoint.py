@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,25 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from tagclip.engine.checkpoint_file import loadable_beside, read_checkpoint
+from tagclip.engine.checkpoint_folder import (
+    LAST,
+    clean_folder,
+    newest_resumable,
+    probe_room,
+    write_durably,
+)
 from tagclip.engine.checkpoint_metadata import (
     changed_run_keys,
     checkpoint_metadata,
     metadata_differences,
 )
 from tagclip.errors import CheckpointError
-from tagclip.utils.files import write_atomic
 
-__all__ = ["TRUSTY_TOKEN", "TagCLIPCheckpointer", "checkpoint_metadata", "read_checkpoint"]
+__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "checkpoint_metadata", "read_checkpoint"]
 
-# The one tensor that a config may leave out of a checkpoint: MODEL.TAGCLIP.TRUSTY.ENABLED False.
-TRUSTY_TOKEN = "sem_seg_head.trusty_token"
+# Begins the names of what a config may leave out of a checkpoint, the trusty token or the
+# convolutional trusty head: MODEL.TAGCLIP.TRUSTY.ENABLED False.
+TRUSTY_PARTS = "sem_seg_head.trusty_"
 _LISTED = 8
 
 
@@ -73,11 +81,12 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         data = {"model": _trained_state(self.model), "tagclip": self.metadata}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
+        clean_folder(path.parent)
         self.logger.info("Saving checkpoint to %s", path)
         # Into memory first: torch.save hides a full disk behind an internal error.
         buffer = io.BytesIO()
         torch.save(data | kwargs, buffer)
-        _write(path, buffer.getbuffer())
+        write_durably(path, buffer.getbuffer())
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -86,15 +95,37 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: the folder cannot be written, or the disk is full.
         """
-        _write(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+        write_durably(Path(self.save_dir) / LAST, last_filename_basename)
+
+    def probe(self) -> None:
+        """Find out before a training whether a checkpoint of it can be written.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or has no room for the weights and
+                AdamW's two moments of each.
+        """
+        if self.save_dir and self.save_to_disk:
+            tensors = _trained_state(self.model).values()
+            size = 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            probe_room(Path(self.save_dir), size)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to continue from, see `get_checkpoint_file`."""
+        if super().has_checkpoint():
+            return True
+        return bool(self.save_dir) and newest_resumable(Path(self.save_dir)) is not None
 
     def get_checkpoint_file(self) -> str:
         """Return the path of the checkpoint that ``last_checkpoint`` names.
 
+        Without that file it is the newest one that a training can continue from.
+
         Raises:
             CheckpointError: it is not there.
         """
-        tag = Path(self.save_dir) / "last_checkpoint"
+        tag = Path(self.save_dir) / LAST
+        if name := newest_resumable(tag.parent):
+            return str(tag.with_name(name))
         try:
             name = tag.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
@@ -122,12 +153,15 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             What else the checkpoint holds.
 
         Raises:
-            CheckpointError: see `load`; or there are checkpoints, but no ``last_checkpoint``.
+            CheckpointError: see `load`; or there are checkpoints, but none of a training, and no
+                ``last_checkpoint``.
         """
+        tag = Path(self.save_dir) / LAST
         if resume and self.has_checkpoint():
+            if not tag.exists():
+                self.logger.warning("%s: no such file: continuing from the newest checkpoint", tag)
             return self.load(self.get_checkpoint_file())
         if resume:
-            tag = Path(self.save_dir) / "last_checkpoint"
             if advice := _other_advice(tag):
                 raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
             self.logger.warning(
@@ -188,11 +222,11 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         model without trusty token drops that of the checkpoint.
         """
         own, frozen = _trained_state(self.model), _frozen_parameters(self.model)
-        if TRUSTY_TOKEN in state and TRUSTY_TOKEN not in own:
+        if _trusty_parts(state) and not _trusty_parts(own):
             self.logger.warning(
                 "%s: its trusty token is dropped, MODEL.TAGCLIP.TRUSTY.ENABLED is False", path
             )
-            state = {name: tensor for name, tensor in state.items() if name != TRUSTY_TOKEN}
+            state = {n: tensor for n, tensor in state.items() if not n.startswith(TRUSTY_PARTS)}
         fitting = {}
         for name in sorted(own.keys() | state.keys()):
             found, expected = state.get(name), own.get(name, frozen.get(name))
@@ -237,19 +271,13 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in model.state_dict().items() if name not in frozen}
 
 
+def _trusty_parts(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(TRUSTY_PARTS)]
+
+
 def _frozen_parameters(model: nn.Module) -> dict[str, Tensor]:
     parameters = model.named_parameters(remove_duplicate=False)
     return {name: p.detach() for name, p in parameters if not p.requires_grad}
-
-
-def _write(path: Path, content: bytes | memoryview | str) -> None:
-    try:
-        write_atomic(path, content)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); earlier checkpoints are intact: free "
-            "space or make the folder writable, then continue with --resume"
-        ) from error
 
 
 def _other_advice(tag: Path) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{error}{advice}") from error.__cause__
 
 
-def loadable_beside(path: Path) -> str | None:
-    """Return the name of the newest other checkpoint of ours beside a file that can be read."""
+def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:
+    """Return the name of the newest other checkpoint of ours beside a file that can be read.
+
+    Args:
+        path: the file.
+        parts: what the checkpoint has to hold, such as ``optimizer``.
+    """
+    wanted = {"tagclip", *parts}
     others = [file for file in path.parent.glob("*.pth") if file != path and file.is_file()]
     for file in sorted(others, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         try:
-            is_ours = "tagclip" in _read(file)
+            is_wanted = wanted <= _read(file).keys()
         except CheckpointError:
             continue
-        if is_ours:
+        if is_wanted:
             return file.name
     return None
 
@@ -115,7 +123,7 @@ def _describe(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"cannot be opened ({error.strerror}), expected a readable file; check its rights"
     if path.suffix == ".safetensors":
-        return f"file is incomplete or damaged ({size} bytes: {error}), expected safetensors"
+        return _describe_safetensors(path, size, error)
     is_zip = zipfile.is_zipfile(path)
     with path.open("rb") as file:
         if not is_zip and file.read(2) in (b"PK", b"P", b""):
@@ -128,3 +136,18 @@ def _describe(path: Path, error: Exception) -> str:
         )
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
     return f"file is damaged ({size} bytes; {reason}), expected what torch.save wrote"
+
+
+def _describe_safetensors(path: Path, size: int, error: Exception) -> str:
+    """The header of a safetensors file says how long it has to be."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length) if length < size else b"")
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
+        whole = 8 + length + max(ends)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError):
+        whole = 0
+    if size < whole:
+        return f"file is incomplete ({size} of {whole} bytes), expected the whole of it"
+    return f"file is incomplete or damaged ({size} bytes: {error}), expected safetensors"

@@ -5,7 +5,10 @@ So worker count, prefetching and resuming do not change what the model sees.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,7 +19,7 @@ import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["StreamLoader", "seeded", "seeded_step"]
+__all__ = ["StreamLoader", "leave_signals_to_main", "seeded", "seeded_step"]
 
 
 def _mix(*numbers: int) -> int:
@@ -142,6 +145,7 @@ class StreamLoader:
             collate_fn=_as_list,
             # The loader draws a base seed for its workers, which ours do not use.
             generator=torch.Generator(),
+            worker_init_fn=leave_signals_to_main,
         )
 
     def sample(self, position: int) -> dict[str, Any]:
@@ -159,6 +163,28 @@ class StreamLoader:
 
 def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return batch
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """Let a loader process outlive the SIGTERM and Ctrl-C that its whole group gets.
+
+    A terminal or a cluster sends them to every process; the main one saves, for which it may need
+    more batches, and ends its workers itself. They also end when it dies, as torch sees to.
+
+    Args:
+        worker: number of the loader process; `torch.utils.data.DataLoader` gives it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Elsewhere than on Linux nothing tells who sent a signal.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_main_says, daemon=True).start()
+
+
+def _end_when_main_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def seeded_step(seed: int, rank: int, iteration: int) -> None:

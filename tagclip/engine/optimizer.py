@@ -61,7 +61,8 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         group["params"].append(parameter)
     if not groups:
         raise ConfigError(
-            "MODEL.CLIP.PROMPT.NUM_TOKENS 0 and a head without parameters leave nothing to train"
+            "MODEL.CLIP.PROMPT.NUM_TOKENS 0 and a head without parameters leave nothing to train; "
+            "evaluate with --eval-only"
         )
     return list(groups.values())
 

@@ -19,7 +19,7 @@ from tagclip.data import protocol_summary, training_vocabulary
 from tagclip.engine.checkpoint import TRUSTY_PARTS, TagCLIPCheckpointer, read_checkpoint
 from tagclip.modeling.backbone import CLIPSource
 
-__all__ = ["config_hash", "resolve_weights_and_seed", "run_info"]
+__all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
 
 # Keys that repetitions of one experiment differ in, here or on another machine.
 _NOT_HASHED = (
@@ -131,6 +131,12 @@ def _iterations(cfg: CfgNode) -> int | None:
         return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
     except AssertionError:
         return None
+
+
+def training_goes_on(cfg: CfgNode) -> bool:
+    """Whether an evaluation that begins now is one between two steps of a training."""
+    iterations = _iterations(cfg)
+    return iterations is not None and iterations < cfg.SOLVER.MAX_ITER
 
 
 def _git_commit() -> str | None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tes
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,16 +27,18 @@ from tagclip.data import (
 from tagclip.data.choices import require_choice
 from tagclip.data.unseen_images import without_unseen_images
 from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
-from tagclip.engine.data_stream import StreamLoader, seeded_step
+from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
+from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.lr_scheduler import build_lr_scheduler
 from tagclip.engine.optimizer import TRUSTY_HEAD, build_optimizer
-from tagclip.engine.run_info import run_info
-from tagclip.engine.training_loop import StopOnSigterm, TrainingLoop
+from tagclip.engine.run_info import run_info, training_goes_on
+from tagclip.engine.training_loop import TrainingLoop
 from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
 from tagclip.evaluation.saved_predictions import FORMATS as PREDICTION_FORMATS
+from tagclip.utils.events import silence
 
 __all__ = ["ZeroShotTrainer"]
 
@@ -99,7 +101,7 @@ class ZeroShotTrainer(DefaultTrainer):
             TagCLIPError: a key, a dataset, a vocabulary, the CLIP weights or the checkpoint are
                 not in order.
         """
-        with _silence():
+        with silence():
             _check_values(cfg)
             validate_protocol(cfg)
             read_result_rows(_results_table(cfg))
@@ -125,9 +127,13 @@ class ZeroShotTrainer(DefaultTrainer):
             ).load(weights, checkpointables=[])
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks, after the trusty head's steps, and a checkpoint on SIGTERM."""
+        """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
         first = [self._trusty_training] if self._trusty_training else []
-        return [*first, *super().build_hooks(), StopOnSigterm(self.checkpointer)]
+        return [*first, *interruptible(super().build_hooks(), self.checkpointer)]
+
+    def build_writers(self) -> list[EventWriter]:
+        """detectron2's writers of the training curve."""
+        return [PatientWriter(writer) for writer in super().build_writers()]
 
     def before_train(self) -> None:
         """Start the stream where training starts."""
@@ -136,6 +142,8 @@ class ZeroShotTrainer(DefaultTrainer):
 
     def after_train(self) -> None:
         """Evaluate a finished run only; detectron2 does so after a failed last iteration, too."""
+        # A finished run that is resumed has counted one more.
+        self.iter = min(self.iter, self.max_iter)
         if self.iter < self.max_iter:
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
@@ -147,7 +155,10 @@ class ZeroShotTrainer(DefaultTrainer):
             In the main process the results of the last evaluation, if DATASETS.TEST names any
             dataset.
         """
-        super().train()
+        try:
+            super().train()
+        finally:
+            stop_listening(self._hooks)
         return getattr(self, "_last_eval_results", None)
 
     @classmethod
@@ -199,11 +210,13 @@ class ZeroShotTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Loader whose samples carry the vocabulary of their own dataset."""
-        return build_detection_test_loader(
+        loader = build_detection_test_loader(
             DatasetCatalog.get(dataset_name),
             mapper=ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset_name),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )
+        loader.worker_init_fn = leave_signals_to_main
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
@@ -220,19 +233,9 @@ class ZeroShotTrainer(DefaultTrainer):
             results_table=_results_table(cfg),
             run_info=run_info(cfg),
             save_predictions=cfg.TEST.SAVE_PREDICTIONS,
+            files_may_fail=training_goes_on(cfg),
             save_logits=cfg.TEST.SAVE_LOGITS,
         )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Log nothing inside."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _results_table(cfg: CfgNode) -> Path:

@@ -1,31 +1,27 @@
-"""One optimization step, and what may end a run early: a broken loss, SIGTERM."""
+"""One optimization step, which a broken loss ends."""
 
 from __future__ import annotations
 
 import io
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from fvcore.common.checkpoint import Checkpointer
 from torch import Tensor, nn
 
 from tagclip.engine.data_stream import seeded_step
-from tagclip.errors import NonFiniteLossError
+from tagclip.errors import ConfigError, NonFiniteLossError
 from tagclip.utils.files import write_atomic
 
-__all__ = ["StopOnSigterm", "TrainingLoop"]
+__all__ = ["TrainingLoop"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +64,24 @@ class TrainingLoop(SimpleTrainer):
         Raises:
             NonFiniteLossError: a loss is not finite in some process; names losses and images.
                 The weights are still those before the step.
+            ConfigError: the GPU's memory is too small for the step.
         """
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         seeded_step(self.seed, comm.get_rank(), self.iter)
-        with self._autocast:
-            losses = self.model(data)
-        self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        try:
+            with self._autocast:
+                losses = self.model(data)
+            self.optimizer.zero_grad()
+            self.grad_scaler.scale(sum(losses.values())).backward()
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(
+                f"SOLVER.IMS_PER_BATCH: found the GPU's memory full in iteration {self.iter} with "
+                f"{len(data)} images in a process, expected room for them; lower the key, set "
+                "MODEL.BACKBONE.CHECKPOINT True, lower MODEL.TAGCLIP.LOSS.WORKSPACE_MIB, or use "
+                "more GPUs, and continue with --resume"
+            ) from error
         self._write_losses(losses, data, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -126,44 +131,6 @@ class TrainingLoop(SimpleTrainer):
         suffix = f"_rank{comm.get_rank()}" if comm.get_rank() else ""
         path = write_atomic(Path(self._dump_dir) / f"nan_dump{suffix}.pth", buffer.getvalue())
         logger.error("Loss is not finite: batch and weights of this step are in %s", path)
-
-
-class StopOnSigterm(HookBase):
-    """After SIGTERM, saves a checkpoint at the next step boundary and ends with exit code 0.
-
-    With several processes all stop at the same step, whichever got the signal.
-    """
-
-    def __init__(self, checkpointer: Checkpointer) -> None:
-        """Keep the checkpointer, which writes in the main process only."""
-        self._checkpointer = checkpointer
-        self._is_asked, self._previous = False, None
-
-    def before_train(self) -> None:
-        """Start to listen (Python allows it in the main thread only)."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._is_asked = True
-
-    def after_step(self) -> None:
-        """Save and leave, if asked to.
-
-        Raises:
-            SystemExit: the checkpoint is written.
-        """
-        if not any(comm.all_gather(self._is_asked)):
-            return
-        iteration = self.trainer.iter
-        self._checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
-        logger.warning("SIGTERM: saved iteration %d; continue with --resume", iteration)
-        raise SystemExit(0)
-
-    def after_train(self) -> None:
-        """Stop listening."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
 
 
 def _format(values: dict[str, float]) -> str:

@@ -12,9 +12,12 @@ import torch
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 
+from tagclip.data.datasets.bad_samples import left_out
 from tagclip.data.label_io import check_label, look_up, read_label
 from tagclip.data.protocol import requested_vocabulary
-from tagclip.errors import CheckpointError, DatasetError, VocabularyError
+from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from tagclip.evaluation.analysis_logits import FOLDER as LOGITS_FOLDER
+from tagclip.evaluation.analysis_logits import LogitWriter
 from tagclip.evaluation.metrics import (
     auroc,
     confusion_matrix,
@@ -51,6 +54,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         results_table: str | Path | None = None,
         run_info: dict[str, Any] | None = None,
         save_predictions: str = "",
+        save_logits: bool = False,
+        files_may_fail: bool = False,
     ) -> None:
         """Prepare for one registered dataset.
 
@@ -62,10 +67,13 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             results_table: csv to which every evaluation appends a row; None appends none.
             run_info: stored with the metrics.
             save_predictions: "png" or "json" writes each image's into ``predictions/`` of it, too.
+            save_logits: write each image's low-resolution logits into ``logits/`` of it, too.
+            files_may_fail: a full disk is logged and ends nothing: a training goes on.
         """
         super().__init__(dataset_name, distributed=distributed, output_dir=output_dir)
         self._name, self._vocabulary = dataset_name, vocabulary
         self._results_table, self._run_info = results_table, run_info or {}
+        self._files_may_fail = files_may_fail
         lut = vocabulary.label_lut()
         # Values that mean nothing (-1) have been refused before the table is used.
         self._lut = np.where(lut < 0, vocabulary.ignore_index, lut).astype(vocabulary.target_dtype)
@@ -75,6 +83,11 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             folder, images = Path(output_dir) / FOLDER, self.input_file_to_gt_file
             self._writer = PredictionWriter(
                 folder, save_predictions, vocabulary, images, distributed
+            )
+        self._logits = None
+        if save_logits and output_dir:
+            self._logits = LogitWriter(
+                Path(output_dir) / LOGITS_FOLDER, self.input_file_to_gt_file, distributed
             )
         self.reset()
 
@@ -86,8 +99,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         self._other = np.zeros(classes, dtype=np.int64)
         self._trusty = np.zeros((2, _BINS), dtype=np.int64)
         self._images = 0
-        if self._writer is not None:
-            self._writer.start()
+        for writer in (self._writer, self._logits):
+            if writer is not None:
+                writer.start()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count one batch.
@@ -96,7 +110,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             inputs: dicts with ``file_name``, and maybe ``vocabulary``, what the model was asked.
             outputs: dicts with ``sem_seg_labels`` (H, W) integers, -1 for no class, which is wrong
                 on a labelled pixel, or ``sem_seg`` (K, H, W) scores, and maybe ``trusty`` (H, W),
-                P(pixel belongs to a seen class).
+                P(pixel belongs to a seen class), and ``logits`` (a `ViewAverage`) to be saved.
 
         Raises:
             DatasetError: an image is not of this dataset, or its label file is missing or
@@ -127,6 +141,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
                 self._count_trusty(truth, output["trusty"], seen, name)
             if self._writer is not None:
                 self._writer.write(name, prediction, output.get("trusty"))
+            if self._logits is not None:
+                self._logits.write(name, output.get("logits"), prediction.shape)
             self._images += 1
 
     def _count(self, truth: np.ndarray, prediction: np.ndarray) -> None:
@@ -177,7 +193,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
 
         Raises:
             DatasetError: no image had a labelled pixel.
-            ConfigError: a file cannot be written, or the table of results is no such table.
+            ConfigError: a file cannot be written, unless ``files_may_fail``.
         """
         # (K, K + 1): behind the classes, pixels that got none.
         counts = np.column_stack([self._confusion, self._other])
@@ -194,9 +210,16 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             )
         content = self._content(confusion, trusty, images)
         self._log(content)
-        write_result(content, self._output_dir, self._results_table)
+        try:
+            write_result(content, self._output_dir, self._results_table)
+        except ConfigError as error:
+            if not self._files_may_fail:
+                raise
+            logger.error("%s; training goes on", error)
         if self._writer is not None:
             self._writer.finish(images)
+        if self._logits is not None:
+            self._logits.finish(content)
         return OrderedDict(sem_seg=content["metrics"])
 
     def _content(self, confusion: np.ndarray, trusty: np.ndarray, images: int) -> dict[str, Any]:
@@ -219,6 +242,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         return {
             "dataset": self._name,
             "images": images,
+            "left_out": left_out(self._name),
             "split": vocabulary.split,
             "vocabulary": vocabulary.name,
             "vocabulary_fingerprint": vocabulary.fingerprint,

@@ -7,26 +7,33 @@ Nothing here grows with the number of classes but the logits themselves (4 KiB p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
 from tagclip.errors import ConfigError
+from tagclip.modeling.out_of_memory import none_if_out_of_memory, warn_and_free
 from tagclip.modeling.ranking import BestClass, TopClasses, label_dtype
 from tagclip.modeling.sliding_window import WindowGrid, fuse_windows
 from tagclip.modeling.upsampling import resize, upsample
 
 __all__ = ["InferenceSettings", "ScoreFusion", "ViewAverage"]
 
+Compute = Callable[["ViewAverage"], dict[str, Tensor]]
 # MODEL.TAGCLIP.TEST.WORKSPACE_MIB of a CPU.
 _CPU_WORKSPACE_MIB = 8
 
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """Values of ``MODEL.TAGCLIP.TEST`` that say how an image is cut and what is returned."""
+    """Values of ``MODEL.TAGCLIP.TEST`` that say how an image is cut and what is returned.
+
+    ``keep_logits`` (TEST.SAVE_LOGITS) is whether the logits themselves are returned, too.
+    """
 
     mode: str
     window: int
@@ -35,6 +42,7 @@ class InferenceSettings:
     workspace_mib: float
     output: str
     background_threshold: float = 0.0
+    keep_logits: bool = False
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> InferenceSettings:
@@ -48,6 +56,7 @@ class InferenceSettings:
             workspace_mib=test.WORKSPACE_MIB,
             output=test.OUTPUT,
             background_threshold=test.BACKGROUND_THRESHOLD,
+            keep_logits=cfg.TEST.SAVE_LOGITS,
         )
 
     def __post_init__(self) -> None:
@@ -72,6 +81,14 @@ class InferenceSettings:
         if self.mode == "whole":
             return WindowGrid.cover(height, width, max(height, width), max(height, width))
         return WindowGrid.cover(height, width, self.window, self.stride)
+
+    def result(self, views: ViewAverage, size: tuple[int, int]) -> dict[str, Any]:
+        """Return what ``output`` asks for at (height, width), and ``logits`` if they are kept."""
+        if self.output == "labels":
+            found = views.labels(size, self.background_threshold)
+        else:
+            found = views.scores(size)
+        return found | {"logits": views} if self.keep_logits else found
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,16 @@ class ScoreFusion:
         coverage = self.grid.coverage(windows[0].device)
         return self._final(fuse_windows(windows.__getitem__, self.grid, coverage), size)[0]
 
+    def cpu(self) -> ScoreFusion:
+        """Return the same, to be computed on the CPU."""
+        trusty = self.trusty_logits
+        return replace(
+            self,
+            class_logits=self.class_logits.cpu(),
+            trusty_logits=None if trusty is None else trusty.cpu(),
+            seen_mask=self.seen_mask.cpu(),
+        )
+
     def _final(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
         resized = resize(planes, size)
         return resized.flip(-1) if self.mirrored else resized
@@ -171,6 +198,8 @@ class ScoreFusion:
 class ViewAverage:
     """Mean of the scores of several views of one image: scales, mirror images.
 
+    Where the accelerator's memory is too small for it, results come from the CPU, which is logged.
+
     Attributes:
         views: at least one; the same classes in each.
     """
@@ -195,6 +224,38 @@ class ViewAverage:
             As there, and with ``top_k`` ``top_labels`` (k, H, W) of the labels' type and
             ``top_scores`` (k, H, W) half, best first, whatever the threshold.
         """
+        labels = partial(
+            ViewAverage._labels, size=size, threshold=threshold, top_k=top_k, ranked=ranked
+        )
+        return self._or_on_cpu(labels)
+
+    def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return what `ScoreFusion.scores` says, of the mean scores."""
+        return self._or_on_cpu(partial(ViewAverage._scores, size=size))
+
+    def best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return the (H, W) labels of `labels` and their scores, these in float32."""
+        count, device = self.views[0].class_logits.shape[1], self.views[0].class_logits.device
+        best = BestClass(size, device)
+        for start, scores in self._chunks(size):
+            best.add(start, scores)
+        return best.labels(label_dtype(count)), best.scores
+
+    def _or_on_cpu(self, compute: Compute) -> dict[str, Tensor]:
+        found = none_if_out_of_memory(partial(compute, self))
+        if found is not None:
+            return found
+        warn_and_free(
+            "MODEL.TAGCLIP.TEST.WORKSPACE_MIB: found the GPU's memory full while the scores of an "
+            "image were merged: merging on the CPU, which takes longer; lower the key, or set "
+            "MODEL.TAGCLIP.TEST.OUTPUT labels",
+            __name__,
+        )
+        return compute(ViewAverage(tuple(view.cpu() for view in self.views)))
+
+    def _labels(
+        self, size: tuple[int, int], threshold: float, top_k: int, ranked: int | None
+    ) -> dict[str, Tensor]:
         count, device = self.views[0].class_logits.shape[1], self.views[0].class_logits.device
         dtype = label_dtype(count)
         best, top = BestClass(size, device), TopClasses(top_k, size, dtype, device)
@@ -207,8 +268,7 @@ class ViewAverage:
         result = {"sem_seg_labels": labels, "sem_seg_scores": best.scores.half()}
         return result | top.result() | self._trusty(size)
 
-    def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Return what `ScoreFusion.scores` says, of the mean scores."""
+    def _scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
         logits = self.views[0].class_logits
         sem_seg = torch.empty(logits.shape[1], *size, device=logits.device)
         for start, scores in self._chunks(size):

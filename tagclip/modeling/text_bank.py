@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from tagclip.data.choices import require_choice
@@ -162,6 +163,7 @@ class TextBank(nn.Module):
         """Prompt names of each row -> (rows, D)."""
         names = list(dict.fromkeys(name for prompts in groups for name in prompts))
         logger.info("Encoding %d names with %d templates each", len(names), len(self.templates))
+        self._show_changed(names)
         # Names are data: no format directives inside them.
         texts = [template.replace("{}", name) for name in names for template in self.templates]
         with torch.autocast(self._where.device.type, enabled=False):
@@ -170,6 +172,14 @@ class TextBank(nn.Module):
             index = {name: i for i, name in enumerate(names)}
             rows = [vectors[[index[n] for n in prompts]] for prompts in groups]
             return _unit(torch.stack([row.mean(dim=0) for row in rows]))
+
+    def _show_changed(self, names: Sequence[str]) -> None:
+        """Log once what CLIP reads where that is more than lower case."""
+        for name in names:
+            read = self.source.normalize(name)
+            if read != name.lower():
+                text = f"CLIP reads the name {name!r} as {read!r}"
+                log_first_n(logging.INFO, text, key="message", name=__name__)
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         """(T,) prompts -> (T, D), in chunks, each truncated to its longest prompt.

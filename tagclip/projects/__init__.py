@@ -15,7 +15,7 @@ from tagclip.errors import ConfigError
 
 __all__ = ["PROJECT_NAMES", "import_projects"]
 
-_PROJECTS = {"minibench": "MiniBench", "webdemo": "WebDemo"}
+_PROJECTS = {"maskclip": "MaskCLIP", "minibench": "MiniBench", "webdemo": "WebDemo"}
 PROJECT_NAMES = tuple(_PROJECTS)
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 

@@ -12,11 +12,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from torch.distributed import DistError
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from tagclip.errors import ConfigError, TagCLIPError
 
-__all__ = ["check_processes", "error_line", "forward_sigterm", "hide_tracebacks", "run_tool"]
+__all__ = [
+    "check_processes",
+    "error_line",
+    "forward_sigterm",
+    "hide_tracebacks",
+    "is_lost_connection",
+    "run_tool",
+]
 
 # Last line of the traceback that a loader or training process hands on as text.
 _LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
@@ -42,7 +50,8 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
             raise
         sys.exit(line)
     except ProcessExitedException as error:
-        sys.exit(f"{error}; see above or log.txt in OUTPUT_DIR for the reason")
+        memory = " (memory may have run out)" if error.signal_name == "SIGKILL" else ""
+        sys.exit(f"{error}{memory}; see above or log.txt in OUTPUT_DIR for the reason")
     except KeyboardInterrupt:
         if _is_debugging():
             raise
@@ -67,7 +76,7 @@ def error_line(error: BaseException) -> str | None:
 
 
 def hide_tracebacks(logger_name: str = "detectron2") -> None:
-    """Keep the traceback of a `TagCLIPError` off the terminal; log files get it all the same.
+    """Keep the tracebacks of errors that become one line off the terminal; log files get them.
 
     detectron2 logs every exception that ends a training with its traceback; `run_tool` prints
     the line that counts. ``TAGCLIP_DEBUG=1`` hides nothing.
@@ -83,41 +92,70 @@ def hide_tracebacks(logger_name: str = "detectron2") -> None:
 
 
 def _has_no_mendable_error(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], TagCLIPError))
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, TagCLIPError) or is_lost_connection(error))
+
+
+def is_lost_connection(error: BaseException | None) -> bool:
+    """Whether a process fails because another one of its run has ended.
+
+    Args:
+        error: gloo's has no type of its own, but names the file of its transport.
+    """
+    return isinstance(error, DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport/" in str(error)
+    )
 
 
 def _is_debugging() -> bool:
     return os.environ.get("TAGCLIP_DEBUG") == "1"
 
 
-def check_processes(num_gpus: int, num_machines: int = 1, machine_rank: int = 0) -> None:
+def check_processes(
+    num_gpus: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    device: str | None = None,
+    option: str = "--num-gpus",
+) -> None:
     """Refuse, before anything is started, processes that cannot run; one runs anywhere.
 
     Args:
         num_gpus: ``--num-gpus``, processes on this machine; 0 and 1 run in this process.
         num_machines: ``--num-machines``.
         machine_rank: ``--machine-rank`` of this machine.
+        device: MODEL.DEVICE; on cpu the processes need no GPUs. None if the tool has no such way.
+        option: what says how many processes there are.
 
     Raises:
-        ConfigError: there are fewer GPUs, or the machines are numbered wrongly.
+        ConfigError: there are fewer GPUs, the machines are numbered wrongly, or all processes
+            would share one GPU.
     """
     import torch
 
-    found = torch.cuda.device_count()
     if num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise ConfigError(
             f"--machine-rank: found {machine_rank} of --num-machines {num_machines}, expected "
             "0 to --num-machines - 1; give every machine its own number"
         )
-    if num_machines > 1 and found == 0:
+    processes = max(num_gpus, 1) * num_machines
+    if device is not None and device.startswith("cuda:") and processes > 1:
+        raise ConfigError(
+            f"MODEL.DEVICE: found {device}, expected cuda with {processes} processes; each takes "
+            "a GPU of its own"
+        )
+    found = torch.cuda.device_count()
+    needs_gpu = device is None or device.startswith("cuda")
+    other = f", or MODEL.DEVICE cpu for {processes} processes on CPUs" if device else ""
+    if num_machines > 1 and found == 0 and needs_gpu:
         raise ConfigError(
             f"--num-machines: found no GPU on this machine, expected one for each of "
-            f"{num_machines} machines; train on one machine without GPU with --num-machines 1"
+            f"{num_machines} machines; use one machine{other}"
         )
-    if num_gpus < 0 or num_gpus > max(found, 1):
+    if num_gpus < 0 or (needs_gpu and num_gpus > max(found, 1)):
         raise ConfigError(
-            f"--num-gpus: found {found} GPUs on this machine, expected {num_gpus}; "
-            f"use --num-gpus {max(found, 1)}"
+            f"{option}: found {found} GPUs on this machine, expected {num_gpus}; "
+            f"use {option} {max(found, 1)}{other if num_gpus > 0 else ''}"
         )
 
 

@@ -1,12 +1,14 @@
-"""Logging from inside the model."""
+"""Logging from inside the model, and none at all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from detectron2.utils.events import get_event_storage
 
-__all__ = ["log_scalars"]
+__all__ = ["log_scalars", "silence"]
 
 
 def log_scalars(values: Mapping[str, float]) -> None:
@@ -16,3 +18,14 @@ def log_scalars(values: Mapping[str, float]) -> None:
     except AssertionError:
         return
     storage.put_scalars(**values)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Log nothing inside."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,12 +1,17 @@
-"""Writing files so that they are either complete or absent."""
+"""Writing files so that they are either complete or absent, and room for them."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
 
-__all__ = ["write_atomic"]
+import numpy as np
+
+__all__ = ["probe_folder", "remove_leftovers", "sync_folder", "write_atomic"]
+
+_CHUNK = 1 << 24
 
 
 def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:
@@ -39,3 +44,60 @@ def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush the names in a folder to the disk: what was renamed there survives a power cut.
+
+    Args:
+        folder: a file system that cannot flush it keeps names as well as it can.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def probe_folder(folder: str | Path, size: int) -> None:
+    """Write a file of ``size`` bytes and remove it: whether a later one finds room and rights.
+
+    Args:
+        folder: is created.
+        size: bytes. They are random ones, which no file system compresses.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk has no such room.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
+    generator = np.random.default_rng(0)
+    try:
+        with temporary.open("xb") as file:
+            for start in range(0, size, _CHUNK):
+                file.write(generator.bytes(min(_CHUNK, size - start)))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | Path, name: str) -> None:
+    """Remove the temporary files that killed processes left in a folder.
+
+    Args:
+        folder: nobody else may be writing these files there.
+        name: glob pattern of the names that `write_atomic` was called with, or of ``probe``.
+    """
+    for path in Path(folder).glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
+        path.unlink(missing_ok=True)

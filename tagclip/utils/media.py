@@ -94,6 +94,22 @@ def _is_input(file: Path, output: Path) -> bool:
     return is_image and file.is_file() and output.resolve() not in file.resolve().parents
 
 
+@contextmanager
+def _quiet_decoder() -> Iterator[None]:
+    """Keep what cv2 and ffmpeg print about a bad source off the terminal: an error says it."""
+    if os.environ.get("TAGCLIP_DEBUG") == "1":
+        yield
+        return
+    # ffmpeg reads it once, AV_LOG_QUIET; a level of the user's own stays.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    log = cv2.utils.logging
+    before = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        log.setLogLevel(before)
+
+
 class Video:
     """Frames of a video file or a camera."""
 
@@ -106,7 +122,8 @@ class Video:
         self.name = source if isinstance(source, str) else f"camera {source}"
         if isinstance(source, str) and not os.path.isfile(source):
             raise DatasetError(f"{source}: no such video; check --input")
-        self._capture = cv2.VideoCapture(source)
+        with _quiet_decoder():
+            self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
             kind = "a video that cv2 can decode" if isinstance(source, str) else "a webcam"
             raise DatasetError(f"{self.name}: cannot be opened, expected {kind}; try another one")
@@ -115,25 +132,36 @@ class Video:
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield (H, W, 3) uint8 BGR frames; says so if fewer come than the file announces.
+        """Yield (H, W, 3) uint8 BGR frames.
+
+        Broken frames of a file are left out, which is logged.
 
         Raises:
             DatasetError: there is not a single one.
         """
-        count = 0
+        attempts = count = 0
         try:
             while True:
                 is_read, frame = self._capture.read()
-                if not is_read:
+                attempts += 1
+                if is_read:
+                    count += 1
+                    yield frame
+                # Behind a broken frame of a file there may be good ones; a camera has stopped.
+                elif attempts >= self.length:
                     break
-                count += 1
-                yield frame
         finally:
             self._capture.release()
         if not count:
-            raise DatasetError(f"{self.name}: found no frame that can be decoded, expected some")
+            raise DatasetError(
+                f"{self.name}: found no frame that can be decoded, expected some; convert the "
+                "video or try another one"
+            )
         if count < self.length:
-            logger.warning("%s: %d of %d frames can be decoded", self.name, count, self.length)
+            logger.warning(
+                "%s: found %d frames that can be decoded, expected %d; the others are left out",
+                self.name, count, self.length,
+            )  # fmt: skip
 
 
 class VideoFile:

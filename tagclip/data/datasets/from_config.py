@@ -7,10 +7,12 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
+from tagclip.data.choices import require_choice
+from tagclip.data.datasets.bad_samples import skip_bad_samples
 from tagclip.data.datasets.register import register_folder_dataset
 from tagclip.errors import ConfigError
 
-__all__ = ["register_folder_datasets"]
+__all__ = ["apply_bad_sample_policy", "register_folder_datasets"]
 
 _REQUIRED = ("name", "images", "labels", "vocabulary")
 _KNOWN = (*_REQUIRED, "image_list")
@@ -43,3 +45,15 @@ def register_folder_datasets(cfg: CfgNode) -> None:
         if missing:
             raise ConfigError(f"{where}: {', '.join(missing)} is missing; add it")
         register_folder_dataset(**entry)
+
+
+def apply_bad_sample_policy(cfg: CfgNode) -> None:
+    """Let the datasets of a config refuse bad samples, or skip them (DATASETS.ON_BAD_SAMPLE).
+
+    Raises:
+        ConfigError: the value is unknown.
+    """
+    policy = cfg.DATASETS.ON_BAD_SAMPLE
+    require_choice(policy, "DATASETS.ON_BAD_SAMPLE", ("raise", "skip"))
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        skip_bad_samples(name, cfg.INPUT.MAX_PIXELS if policy == "skip" else None)

@@ -17,13 +17,7 @@ from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
-__all__ = [
-    "left_out",
-    "register_again",
-    "register_folder_dataset",
-    "register_zero_shot_sem_seg",
-    "skip_bad_samples",
-]
+__all__ = ["register_again", "register_folder_dataset", "register_zero_shot_sem_seg"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,27 +117,6 @@ def register_again(name: str, new_name: str, vocabulary: str | Path) -> None:
     _register(replace(files, name=new_name), str(vocabulary))
 
 
-def skip_bad_samples(name: str, max_pixels: int | None) -> None:
-    """Let a dataset leave out its bad samples when it is listed; others than ours stay as they are.
-
-    The first listing reads every file once. What is left out is logged.
-
-    Args:
-        name: of a registered dataset.
-        max_pixels: images with more pixels are bad, too (0: no limit); None refuses a dataset with
-            bad samples, as at first.
-    """
-    files = DatasetCatalog[name] if name in DatasetCatalog.list() else None
-    if isinstance(files, _PairedFiles) and files.max_pixels != max_pixels:
-        DatasetCatalog[name] = replace(files, max_pixels=max_pixels, cache=[])
-
-
-def left_out(name: str) -> dict[str, int]:
-    """What is wrong -> how many samples of a dataset its last listing left out for it."""
-    files = DatasetCatalog[name] if name in DatasetCatalog.list() else None
-    return files.cache[0].totals if isinstance(files, _PairedFiles) and files.cache else {}
-
-
 class _VocabularyMetadata(Metadata):
     """Metadata whose class names and colours are read from the json when first used."""
 
@@ -196,7 +169,7 @@ class _PairedFiles:
     image_list: str
     manifest: str
     max_pixels: int | None = field(default=None, compare=False, repr=False)
-    cache: list[UsableSamples] = field(default_factory=list, compare=False, repr=False)
+    cache: list[UsableSamples] = field(default_factory=list, init=False, compare=False, repr=False)
 
     def __call__(self) -> list[dict[str, str]]:
         """One dict per image: "file_name", "sem_seg_file_name", "image_id"; sorted by image_id."""

@@ -180,6 +180,11 @@ class CLIPSource:
         start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
         return [[start, *tokenizer.encode(text), end] for text in texts]
 
+    def normalize(self, text: str) -> str:
+        """Return what the tokenizer makes of a text before it looks up tokens: repaired Unicode, no
+        html entities, lower case."""
+        return self._tokenizer.clean_fn(text)
+
     def decode(self, ids: list[int]) -> str:
         """Return the text that token ids stand for."""
         return self._tokenizer.decode(ids)

@@ -1,0 +1,150 @@
+"""Training datasets that differ in nothing but what the zero-shot protocol hides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from tqdm import tqdm
+
+from tagclip.class_entry import name_key
+from tagclip.data.label_io import check_label, read_label
+from tagclip.vocabulary import Vocabulary
+
+__all__ = ["changed_datasets", "scramble_files", "scramble_unseen", "write_renamed"]
+
+
+def scramble_unseen(
+    label: np.ndarray, vocabulary: Vocabulary, generator: np.random.Generator
+) -> tuple[np.ndarray, int]:
+    """Give every pixel of an unseen class another unseen id or the ignore label.
+
+    Args:
+        label: (H, W) integers, ids of the vocabulary and its ignore label.
+        vocabulary: full class list with its partition.
+        generator: draws the new values.
+
+    Returns:
+        (H, W) uint8, or uint16 if a value needs it, and the number of changed pixels.
+    """
+    pairs = zip(vocabulary.classes, vocabulary.seen_mask, strict=True)
+    values = np.array([*(entry.id for entry, seen in pairs if not seen), vocabulary.ignore_label])
+    place = np.full(max(int(label.max()), int(values.max())) + 1, -1)
+    place[values[:-1]] = np.arange(len(values) - 1)
+    places = place[label]
+    hidden = places >= 0
+    count = int(hidden.sum())
+    shift = generator.integers(1, len(values), count)
+    result = label.astype(np.uint8 if len(place) <= 256 else np.uint16)
+    result[hidden] = values[(places[hidden] + shift) % len(values)]
+    return result, count
+
+
+def scramble_files(
+    paths: Sequence[str], vocabulary: Vocabulary, seed: int, folder: str | Path
+) -> tuple[dict[str, str], int]:
+    """Write scrambled copies of label files.
+
+    Args:
+        paths: different label files.
+        vocabulary: their full class list with its partition.
+        seed: decides the new labels, together with the path.
+        folder: where the copies go.
+
+    Returns:
+        Path -> path of its copy, and the number of changed pixels.
+
+    Raises:
+        DatasetError: a label file is missing or damaged, or holds unknown values.
+    """
+    copies, pixels = {}, 0
+    for number, path in enumerate(tqdm(paths, "Scrambling", disable=None, leave=False)):
+        label = read_label(path)
+        check_label(label, path, vocabulary, label.shape)
+        generator = np.random.default_rng([seed, crc32(path.encode())])
+        scrambled, count = scramble_unseen(label, vocabulary, generator)
+        copies[path] = str(Path(folder) / f"{number:07d}.png")
+        Image.fromarray(scrambled).save(copies[path])
+        pixels += count
+    return copies, pixels
+
+
+def write_renamed(vocabulary: Vocabulary, path: str | Path) -> str:
+    """Write a vocabulary json with other names for the unseen classes.
+
+    Args:
+        vocabulary: full class list with its partition, which has a name.
+        path: the json file.
+
+    Returns:
+        The path.
+    """
+    taken = {key for entry in vocabulary.classes for key in entry.keys}
+    classes, seen_names = [], []
+    for entry, seen in zip(vocabulary.classes, vocabulary.seen_mask, strict=True):
+        name, prompts = entry.name, entry.prompts
+        if seen:
+            seen_names.append(name)
+        else:
+            name = f"replaced {entry.id}"
+            while name_key(name) in taken:
+                name += " again"
+            prompts = (name,)
+        classes.append({"id": entry.id, "name": name, "prompts": prompts})
+    tree = {
+        "format": 1,
+        "name": vocabulary.name,
+        "ignore_label": vocabulary.ignore_label,
+        "classes": classes,
+        "default_split": vocabulary.split,
+        "splits": {vocabulary.split: {"seen": seen_names}},
+    }
+    Path(path).write_text(json.dumps(tree), encoding="utf-8")
+    return str(path)
+
+
+@contextmanager
+def changed_datasets(
+    cfg: CfgNode, *, labels: Mapping[str, str] | None = None, vocabulary: str = ""
+) -> Iterator[CfgNode]:
+    """Register copies of the training datasets; yields a config that trains on them.
+
+    Args:
+        cfg: names the datasets; is left as it is.
+        labels: label file -> the file to take instead.
+        vocabulary: vocabulary json to take instead of the datasets' own.
+    """
+    names = {f"{name}:changed": name for name in cfg.DATASETS.TRAIN}
+    for name, original in names.items():
+        DatasetCatalog.register(name, partial(_samples, original, labels or {}))
+        metadata = MetadataCatalog.get(original)
+        MetadataCatalog.get(name).set(
+            evaluator_type=metadata.evaluator_type, vocabulary=vocabulary or metadata.vocabulary
+        )
+    changed = cfg.clone()
+    changed.defrost()
+    changed.DATASETS.TRAIN = tuple(names)
+    try:
+        yield changed
+    finally:
+        for name in names:
+            DatasetCatalog.pop(name)
+            MetadataCatalog.pop(name)
+
+
+def _samples(dataset: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    samples = [dict(sample) for sample in DatasetCatalog.get(dataset)]
+    for sample in samples:
+        path = sample.get("sem_seg_file_name")
+        if path in labels:
+            sample["sem_seg_file_name"] = labels[path]
+    return samples

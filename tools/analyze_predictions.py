@@ -1,0 +1,127 @@
+#!/usr/bin/env python
+"""Analyze evaluated runs from their saved logits: what the trusty map adds, and what it could add.
+
+    python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS FILE \\
+        OUTPUT_DIR output/run_a TEST.SAVE_LOGITS True
+    python tools/analyze_predictions.py --runs output/run_a output/run_b --output output/analysis
+
+No model runs again. Writes below --output, for each dataset and run: report.html (seen-unseen curve
+over the seen bias, AUSUC, best hIoU, oracle gate, AUROC and calibration of the trusty map, confused
+classes, images), its pictures, analysis.json and csv tables. Several runs also get comparison.html,
+.json and .csv, with differences to the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from tagclip.evaluation.analysis_run import AnalyzedRun
+
+# detectron2 is imported inside the functions: --help answers at once.
+warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--runs", nargs="+", required=True, metavar="DIR", help="OUTPUT_DIR of evaluated runs"
+    )
+    parser.add_argument("--dataset", default="", help="only this one (default: all in common)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/analysis"), help="folder (%(default)s)"
+    )
+    parser.add_argument("--num", type=int, default=4, help="images to draw (%(default)s)")
+    parser.add_argument("--device", default="", help="cuda or cpu (default: cuda if there is one)")
+    parsed = parser.parse_args(args)
+    if parsed.num < 1:
+        parser.error("--num: expected at least 1")
+    return parsed
+
+
+def main(args: argparse.Namespace) -> None:
+    """Analyze on every dataset.
+
+    Raises:
+        TagCLIPError: a folder holds no evaluated run, its parts do not belong together, or logits
+            were not saved.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from tagclip.evaluation.analysis_run import analyze_run
+    from tagclip.evaluation.comparison import differences, load_results
+    from tagclip.utils.analysis_report import write_comparison, write_run
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    results = load_results(args.runs, args.dataset)
+    configs = [run_config(Path(run)) for run in args.runs]
+    for dataset, found in results.items():
+        runs = []
+        for folder, cfg, result in zip(args.runs, configs, found, strict=True):
+            progress = partial(
+                tqdm, desc=f"{result.label} on {dataset}", unit="image", disable=None
+            )
+            run = analyze_run(Path(folder), cfg, result.content, result.label, device, progress)
+            print(f"Written: {write_run(run, args.output / dataset / run.label, args.num)}")
+            runs.append(run)
+        if len(runs) > 1:
+            warned = differences(found)
+            print(f"Written: {write_comparison(runs, warned, args.output / dataset)}")
+            print("".join(f"Warning: {text}\n" for text in warned), end="")
+        print_figures(runs)
+
+
+def run_config(run: Path) -> CfgNode:
+    """Config of a run, with its projects imported.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from tagclip import load_config
+    from tagclip.errors import ConfigError
+    from tagclip.projects import import_projects
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{run}: found no config.yaml, expected the OUTPUT_DIR of a run; train or evaluate "
+            "one with tools/train_net.py"
+        )
+    cfg = load_config(path)
+    import_projects(cfg.PROJECTS)
+    return cfg
+
+
+def print_figures(runs: Sequence[AnalyzedRun]) -> None:
+    """Print the table of all figures."""
+    from tabulate import tabulate
+
+    from tagclip.utils.analysis_page import comparison_rows
+
+    rows = comparison_rows([run.analysis.figures() for run in runs])
+    head = ("", "", *(run.label for run in runs))
+    print(
+        tabulate(
+            rows, head, disable_numparse=True, colalign=("left", "left", *["right"] * len(runs))
+        )
+    )
+
+
+if __name__ == "__main__":
+    parsed_args = parse_args()
+    from tagclip.utils.cli import run_tool
+
+    run_tool(main, parsed_args)
