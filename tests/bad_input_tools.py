@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
-from bad_rows import TOOLS, Bench, refused
+from bad_rows import TOOLS, Bench, picture, refused
 from detectron2.data import DatasetCatalog
+from open_clip.model import CLIP
 from PIL import Image
 from tiny_run import CLASSES, VOID, load_tool
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_dataset import vocabulary_tree, write_json
 
 from tagclip import (
+    TagCLIPPredictor,
     Vocabulary,
     ZeroShotDatasetMapper,
     ZeroShotSemSegEvaluator,
@@ -139,3 +143,35 @@ def assert_read_as(folder: Path, name: str, truth: Sequence[np.ndarray]) -> None
     evaluator.evaluate()
     found = json.loads((folder / name / "metrics.json").read_text())["confusion"]
     assert found == expected.tolist() and expected.sum()
+
+
+def clip_vectors(predictor: TagCLIPPredictor, names: list[str]) -> torch.Tensor:
+    """(K, D) unit vectors of "a photo of a NAME", by open_clip itself."""
+    source = predictor.model.text_bank.source
+    config = {k: source.config[k] for k in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+    clip = CLIP(**config).eval()
+    clip.load_state_dict(source.state_dict(), strict=False)
+    texts = ["a photo of a " + name for name in names]
+    with torch.no_grad():
+        return clip.encode_text(open_clip.tokenize(texts), normalize=True)
+
+
+def assert_read_literally(bench: DataBench, names: list[str]) -> None:
+    """Names stay as they are, and their vectors are those of open_clip."""
+    predictor = bench.predictor()
+    predictor.set_vocabulary(names)
+    assert predictor(picture())["class_names"] == names
+    found = predictor.model.text_bank(predictor.vocabulary)
+    assert (found - clip_vectors(predictor, names)).abs().max() < 1e-5
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements that a result of any operation has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from bad_input_tools import NAMES, NO_TEST, DataBench, tiny_tree
+from bad_input_tools import (
+    NAMES,
+    NO_TEST,
+    DataBench,
+    LargestTensor,
+    assert_read_literally,
+    tiny_tree,
+)
 from bad_rows import TOOLS, Rows, files_below, picture, refused, refused_as_process
-from detectron2.config import CfgNode
-from open_clip.model import CLIP
 from PIL import Image
 from tiny_run import load_tool, own_loggers
-from torch.utils._python_dispatch import TorchDispatchMode
 from toy_dataset import write_json
 
-from tagclip import TagCLIPPredictor, Vocabulary
+from tagclip import Vocabulary
 
 ROWS = Rows()
 
 
 @pytest.fixture
-def bench(
-    tiny_cfg: CfgNode,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    caplog: pytest.LogCaptureFixture,
-) -> Iterator[DataBench]:
+def bench(request: pytest.FixtureRequest) -> Iterator[DataBench]:
     with own_loggers():
-        yield DataBench(tmp_path, tiny_cfg, monkeypatch, capsys, caplog)
+        yield DataBench.of(request)
 
 
 def refused_words(bench: DataBench, words: tuple[Any, ...], *parts: str) -> None:
@@ -150,26 +146,6 @@ def row22_long_name(bench: DataBench) -> None:
     assert f"{' '.join(['big'] * 9)} red fire engine' is lost; use a shorter name" in line
 
 
-def clip_vectors(predictor: TagCLIPPredictor, names: list[str]) -> torch.Tensor:
-    """(K, D) unit vectors of "a photo of a NAME", by open_clip itself."""
-    source = predictor.model.text_bank.source
-    config = {k: source.config[k] for k in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
-    clip = CLIP(**config).eval()
-    clip.load_state_dict(source.state_dict(), strict=False)
-    texts = ["a photo of a " + name for name in names]
-    with torch.no_grad():
-        return clip.encode_text(open_clip.tokenize(texts), normalize=True)
-
-
-def assert_read_literally(bench: DataBench, names: list[str]) -> None:
-    """Names stay as they are, and their vectors are those of open_clip."""
-    predictor = bench.predictor()
-    predictor.set_vocabulary(names)
-    assert predictor(picture())["class_names"] == names
-    found = predictor.model.text_bank(predictor.vocabulary)
-    assert (found - clip_vectors(predictor, names)).abs().max() < 1e-5
-
-
 @ROWS
 def row23_directives(bench: DataBench) -> None:
     """Names are data, also those that look like format strings."""
@@ -211,18 +187,6 @@ def row25_one_class(bench: DataBench) -> None:
     assert warning in bench.said()
     demo_classes(bench, "--vocab", "cat", "--context", "dog, sky")
     assert warning not in bench.said()
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the most elements that a result of any operation has."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
 
 
 @ROWS

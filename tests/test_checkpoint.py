@@ -98,7 +98,7 @@ def test_safetensors_and_bare_state_dicts_are_read(
         assert f"{name} holds no fingerprints" in caplog.text
     content = (tmp_path / "x.safetensors").read_bytes()
     (tmp_path / "x.safetensors").write_bytes(content[:-7])
-    with pytest.raises(CheckpointError, match=r"incomplete or damaged \(\d+ bytes"):
+    with pytest.raises(CheckpointError, match=r"file is incomplete \(\d+ of \d+ bytes\)"):
         read_checkpoint(tmp_path / "x.safetensors")
 
 

@@ -227,6 +227,8 @@ def test_what_is_missing_is_named(run_folder: Path, tmp_path: Path) -> None:
     assert f"{path}: no such file" in message(ConfigError)
     path.write_text(json.dumps(result))
     (run_folder / "last_checkpoint").unlink()
+    for checkpoint in run_folder.glob("*.pth"):
+        checkpoint.unlink()
     assert "found no last_checkpoint" in message(CheckpointError)
 
 
