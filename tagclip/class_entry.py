@@ -94,6 +94,12 @@ def _clean(text: object, what: str) -> str:
     if not text.strip():
         raise VocabularyError(f"{what} is empty ({text!r}); write the word that CLIP shall read")
     clean = " ".join(text.split())
+    # Cc and Cs: control characters act on a terminal, half a surrogate pair cannot be encoded.
+    control = [char for char in clean if unicodedata.category(char) in ("Cc", "Cs")]
+    if control:
+        raise VocabularyError(
+            f"{what} {text!r} holds the control character {control[0]!r}; remove it"
+        )
     if clean != text.strip():
         line = f"{what}: {text!r} is taken as {clean!r}"
         log_first_n(logging.INFO, line, key="message", name=__name__)

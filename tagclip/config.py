@@ -71,7 +71,7 @@ def _add_clip(cfg: CN) -> None:
     cfg.MODEL.CLIP.TEMPLATES = "single"
     # Prompt names of a class: mean of their vectors | max: the highest of their logits.
     cfg.MODEL.CLIP.SYNONYMS = "mean"
-    # Prompts per text forward (time and memory only, never the result).
+    # Prompts per text forward (time, memory and rounding).
     cfg.MODEL.CLIP.TEXT_BATCH = 256
     # Folder of encoded class vectors shared between runs; "" keeps them in memory only.
     cfg.MODEL.CLIP.TEXT_CACHE = ""

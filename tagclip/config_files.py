@@ -8,12 +8,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from tagclip.config import add_tagclip_config
 from tagclip.errors import ConfigError
+from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["build_config", "load_config", "resolve_paths"]
 
@@ -54,7 +54,7 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     for source, tree in trees:
         _check_keys(cfg, _key_paths(tree), source)
         _fit_type(cfg, reduce(_child, _NAME_OR_LIST.split("."), tree))
-        _merge(cfg.merge_from_other_cfg, CN(tree), str(source))
+        _merge(lambda tree: cfg.merge_from_other_cfg(CN(tree)), tree, str(source))
     if len(opts) % 2:
         raise ConfigError(
             f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
@@ -85,22 +85,44 @@ def _merge(merge: Any, values: Any, source: str) -> None:
 
 def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
     """Yield (file, its own keys), the deepest ``_BASE_`` first."""
-    path = path.expanduser().resolve()
+    path = _resolved(path)
     if path in visited:
         raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
     tree = _read_yaml(path)
     bases = tree.pop("_BASE_", [])
-    for base in [bases] if isinstance(bases, str) else bases:
+    bases = bases if isinstance(bases, list) else [bases]
+    for base in bases:
+        if not isinstance(base, str):
+            raise ConfigError(
+                f"{path}: found _BASE_ {base!r:.60}, expected the name of a yaml file"
+            )
         yield from _yaml_chain(path.parent / base, (*visited, path))
     yield path, resolve_paths(tree, path.parent)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        path = path.expanduser().resolve()
+        path.is_file()
+    # A folder of nobody, a zero byte, a name longer than any file's.
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{str(path)!r:.200}: found no config file's name ({error}); check --config-file and "
+            "_BASE_"
+        ) from error
+    return path
 
 
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file; check --config-file and _BASE_")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: config file cannot be read ({error.strerror}); check its rights"
+        ) from error
+    except ValueError as error:
         raise ConfigError(
             f"{path}: not a plain yaml file ({' '.join(str(error).split())}); "
             "expected keys and values without tags"
@@ -129,9 +151,10 @@ def _check_keys(cfg: CN, keys: Iterable[str], source: str | Path) -> None:
     known = set(_key_paths(cfg))
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
+            near = difflib.get_close_matches(str(key), sorted(known), n=1)
             hint = f"did you mean {near[0]}?" if near else "see tagclip/config.py for all keys"
-            raise ConfigError(f"{source}: unknown config key {key}; {hint}")
+            shown = key if str(key).isprintable() else repr(key)
+            raise ConfigError(f"{source}: unknown config key {shown}; {hint}")
 
 
 def _key_paths(tree: dict, prefix: str = "") -> Iterator[str]:

@@ -15,7 +15,6 @@ Only "format", "name" and "classes" are required. "description" and "source" are
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 from tagclip.class_entry import ClassEntry, format_names, name_key
 from tagclip.errors import VocabularyError
+from tagclip.utils.untrusted import load_json
 
 __all__ = ["VocabularyFile", "read_vocabulary_json"]
 
@@ -99,10 +99,10 @@ def read_vocabulary_json(path: str | Path) -> VocabularyFile:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_pairs)
+        tree = load_json(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_pairs)
     except FileNotFoundError as error:
         raise VocabularyError(f"{path}: no such vocabulary json; check the path") from error
-    except (OSError, ValueError, RecursionError, VocabularyError) as error:
+    except (OSError, ValueError, VocabularyError) as error:
         reason = " ".join(str(error).split())
         raise VocabularyError(f"{path}: not a readable json file ({reason}); mend it") from error
     if not isinstance(tree, dict):

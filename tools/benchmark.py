@@ -131,9 +131,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _read(path: str) -> dict[str, Any]:
     from tagclip.errors import ConfigError
+    from tagclip.utils.untrusted import load_json
 
     try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
+        result = load_json(Path(path).read_text(encoding="utf-8"))
         result["machine"]["device"], result["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -37,4 +37,7 @@ def main(folder: str, image_path: str, labels_path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception as error:
+        sys.exit(f"{' '.join(sys.argv)}: {type(error).__name__}: {' '.join(str(error).split())}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tagclip.engine.checkpoint_folder import (
 )
 from tagclip.engine.checkpoint_metadata import (
     changed_run_keys,
+    check_metadata,
     checkpoint_metadata,
     metadata_differences,
 )
@@ -134,7 +136,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 f"checkpoint{_other_advice(tag)}"
             ) from error
         path = tag.with_name(name) if name and Path(name).name == name else tag
-        if path == tag or not path.is_file():
+        if path == tag or not os.path.isfile(path):
             raise CheckpointError(
                 f"{tag}: found {name!r}, expected the name of a checkpoint beside it"
                 f"{_other_advice(tag)}"
@@ -199,6 +201,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 "with cannot be checked", path,
             )  # fmt: skip
             saved = {}
+        check_metadata(saved, path)
         differences = metadata_differences(
             saved, self.metadata, compare_classes=is_evaluation or bool(restored)
         )
@@ -258,7 +261,8 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             )
         try:
             self.checkpointables[key].load_state_dict(checkpoint.pop(key))
-        except (KeyError, ValueError, RuntimeError) as error:
+        # A damaged state ends in whatever the optimizer or detectron2 makes of it.
+        except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path}: the state of the {key} does not fit ({' '.join(str(error).split())}); "
                 "resume with the SOLVER keys of the interrupted run"

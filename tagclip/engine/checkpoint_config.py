@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from detectron2.config import CfgNode
 
 from tagclip.config_files import build_config, resolve_paths
 from tagclip.engine.checkpoint_file import read_checkpoint
 from tagclip.errors import CheckpointError
+from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["checkpoint_config"]
 
@@ -30,14 +30,14 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     metadata = read_checkpoint(path).get("tagclip")
     text = metadata.get("config") if isinstance(metadata, dict) else None
     try:
-        tree = yaml.safe_load(text) if isinstance(text, str) else None
-    except yaml.YAMLError:
+        tree = load_yaml(text) if isinstance(text, str) else None
+    except ValueError:
         tree = None
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict) or not isinstance(tree.setdefault("MODEL", {}), dict):
         raise CheckpointError(
             f"{path}: found no config in it, expected a checkpoint of tools/train_net.py; load "
             "the weights with a config of their own (--config-file, MODEL.WEIGHTS)"
         )
     tree = resolve_paths(tree, Path(path).resolve().parent)
-    tree.setdefault("MODEL", {})["WEIGHTS"] = str(path)
+    tree["MODEL"]["WEIGHTS"] = str(path)
     return build_config([(path, tree)], opts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
+from tagclip.utils.untrusted import UnsafeFileError, check_content, check_zip, load_json
 
 __all__ = ["loadable_beside", "read_checkpoint", "read_dict"]
 
@@ -84,6 +84,7 @@ def read_dict(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; check the path")
     try:
         checkpoint = _parse(path)
+        check_content(checkpoint, path.stat().st_size)
     # A damaged file may end in any error of zip, pickle, safetensors or torch.
     except Exception as error:
         raise CheckpointError(f"{path}: {_describe(path, error)}") from error
@@ -101,6 +102,9 @@ def _read(path: Path) -> dict[str, Any]:
     state = checkpoint["model"]
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise CheckpointError(f"{path}: found other things than tensors, expected a model's state")
+    for name in (*checkpoint, *state):
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path}: found the key {name!r:.40}, expected names as keys")
     return checkpoint
 
 
@@ -110,6 +114,7 @@ def _parse(path: Path) -> Any:
 
         return {"model": load_file(path)}
     if zipfile.is_zipfile(path):
+        check_zip(path)
         # torch.load does not look at the checksums that torch.save writes.
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -122,6 +127,8 @@ def _describe(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"cannot be opened ({error.strerror}), expected a readable file; check its rights"
+    if isinstance(error, UnsafeFileError):
+        return f"file is unsafe: found {error}, expected what torch.save wrote"
     if path.suffix == ".safetensors":
         return _describe_safetensors(path, size, error)
     is_zip = zipfile.is_zipfile(path)
@@ -143,11 +150,12 @@ def _describe_safetensors(path: Path, size: int, error: Exception) -> str:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length) if length < size else b"")
+            header = load_json(file.read(length).decode() if length < size else "")
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
         whole = 8 + length + max(ends)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError):
         whole = 0
     if size < whole:
         return f"file is incomplete ({size} of {whole} bytes), expected the whole of it"
-    return f"file is incomplete or damaged ({size} bytes: {error}), expected safetensors"
+    reason = " ".join(str(error).split())[:80]
+    return f"file is incomplete or damaged ({size} bytes: {reason}), expected safetensors"

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
+from tagclip.errors import CheckpointError
 from tagclip.modeling.backbone import CLIPSource
+from tagclip.utils.untrusted import load_yaml
 
-__all__ = ["changed_run_keys", "checkpoint_metadata", "metadata_differences"]
+__all__ = ["changed_run_keys", "check_metadata", "checkpoint_metadata", "metadata_differences"]
 
 FORMAT = 1
 # Safe, and several times as fast where PyYAML has its C part.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 # Fingerprints that must agree, and what mends a difference.
 _FINGERPRINTS = {
@@ -36,6 +38,18 @@ _FUNCTION_KEYS = (
     "MODEL.TAGCLIP.NUM_HEADS",
     "MODEL.TAGCLIP.FEATURE_SCALE",
 )
+# Types of what is compared; None stands for what is not known.
+_TYPES = {
+    "format": int,
+    "config": str,
+    "clip_sha256": str,
+    "quick_gelu": bool,
+    "trusty_target": str,
+    "classes": list,
+    "seen_classes": list,
+    "vocabulary_fingerprint": str,
+    "seed": int,
+}
 # A resumed run is another run if these change.
 _RUN_KEYS = ("SOLVER.IMS_PER_BATCH", "SEED")
 
@@ -68,6 +82,36 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "vocabulary_fingerprint": vocabulary.fingerprint,
         "seed": cfg.SEED,
     }
+
+
+def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
+    """Refuse metadata that `checkpoint_metadata` cannot have written.
+
+    Args:
+        saved: metadata of a checkpoint; any of them may be missing.
+        path: its file, for the message.
+
+    Raises:
+        CheckpointError: an entry has another type, or the config is no plain yaml.
+    """
+    for key, kind in _TYPES.items():
+        value = saved.get(key)
+        names = value if kind is list and isinstance(value, list) else ()
+        if not isinstance(value, (kind, type(None))) or any(not isinstance(n, str) for n in names):
+            what = "list of names" if kind is list else kind.__name__
+            raise CheckpointError(
+                f"{path}: found tagclip.{key} {value!r:.60}, expected a {what}; the file is "
+                "damaged or was not written by tools/train_net.py"
+            )
+    try:
+        is_tree = isinstance(load_yaml(saved.get("config") or "{}"), dict)
+    except ValueError:
+        is_tree = False
+    if not is_tree:
+        raise CheckpointError(
+            f"{path}: found no config in it that can be read, expected the yaml text that "
+            "tools/train_net.py stores"
+        )
 
 
 def metadata_differences(
@@ -113,13 +157,14 @@ def _config_values(
     saved: dict[str, Any], own: dict[str, Any], keys: Iterable[str]
 ) -> Iterator[tuple[str, Any, Any]]:
     """Yield (key, saved value, own value); None stands for a key that is not there."""
-    configs = [yaml.load(data.get("config") or "{}", _LOADER) for data in (saved, own)]
+    configs = [load_yaml(data.get("config") or "{}") for data in (saved, own)]
     for key in keys:
-        found, expected = (
-            reduce(lambda node, part: (node or {}).get(part), key.split("."), config)
-            for config in configs
-        )
+        found, expected = (reduce(_child, key.split("."), config) for config in configs)
         yield key, found, expected
+
+
+def _child(node: Any, part: str) -> Any:
+    return node.get(part) if isinstance(node, dict) else None
 
 
 def _portable(node: Any, folder: str) -> Any:

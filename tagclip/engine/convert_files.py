@@ -30,6 +30,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone import CLIPSource
 from tagclip.modeling.backbone.clip_weights import file_sha256
 from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["convert_file"]
 
@@ -74,6 +75,7 @@ def convert_file(
         return convert_clip(source, target, sha256)
     content = read_dict(source)
     state = content.get("state_dict", content)
+    _check_names(source, state, content.get("meta") or {})
     if is_official(state):
         return _convert_official(source, target, content, cfg, clip_target, full)
     if "tagclip" not in content:
@@ -85,6 +87,21 @@ def convert_file(
             "with the frozen weights"
         )
     return _copy_full(source, target, cfg)
+
+
+def _check_names(source: Path, state: Any, meta: Any) -> None:
+    for what, found in (("state_dict", state), ("meta", meta)):
+        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+            raise CheckpointError(
+                f"{source}: found a {type(found).__name__} as {what}, expected one of values by "
+                "name; save the model's state dict"
+            )
+    others = [n for n, t in state.items() if is_official([n]) and not isinstance(t, Tensor)]
+    if others or not isinstance(meta.get("CLASSES") or (), (list, tuple)):
+        raise CheckpointError(
+            f"{source}: found {', '.join(others[:5]) or 'meta.CLASSES'} of another type, expected "
+            "tensors, and a list of class names; save the model's state dict"
+        )
 
 
 def _refuse(kind: str, **options: Any) -> None:
@@ -135,7 +152,7 @@ def _recorded(metadata: Mapping[str, Any]) -> list[str]:
     lines = []
     for key, value in metadata.items():
         if key == "config":
-            config = yaml.safe_load(value)
+            config = load_yaml(value)
             # A whole config is as long as its file.
             value = "the whole" if "SOLVER" in config else json.dumps(config)
         elif isinstance(value, list):

@@ -29,6 +29,7 @@ from tagclip.modeling.gating import gate_scores, trusty_probability
 from tagclip.modeling.score_fusion import ScoreFusion, ViewAverage
 from tagclip.modeling.sliding_window import WindowGrid
 from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import load_json
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["FOLDER", "INDEX", "LogitWriter", "SavedLogits"]
@@ -110,7 +111,7 @@ class LogitWriter:
                 f"{self._folder}: found logits of {len(paths)} images, expected {content['images']}"
                 "; set an OUTPUT_DIR that all machines share"
             )
-        fusion = _read(paths[0], lambda file: json.loads(file.metadata()[_FUSION]))
+        fusion = _read(paths[0], lambda file: load_json(file.metadata()[_FUSION]))
         index = {
             "format": _FORMAT,
             "dataset": content["dataset"],
@@ -154,7 +155,7 @@ class SavedLogits:
         """
         path = Path(folder) / INDEX
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = load_json(path.read_text(encoding="utf-8"))
             found = index["format"], str(index["vocabulary_fingerprint"]), index["seen"]
         except FileNotFoundError as error:
             raise ConfigError(f"{path}: no such file, no complete logits; {_ADVICE}") from error
@@ -219,7 +220,7 @@ def _describe(views: ViewAverage, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _parse(file: Any, device: torch.device) -> tuple[ViewAverage, tuple[int, int]]:
-    fusion = json.loads(file.metadata()[_FUSION])
+    fusion = load_json(file.metadata()[_FUSION])
     target, names, views = fusion["trusty_target"], set(file.keys()), []
     for number, entry in enumerate(fusion["views"]):
         pair = [f"class_logits.{number}", f"trusty_logits.{number}"]

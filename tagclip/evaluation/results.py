@@ -17,6 +17,7 @@ from iopath.common.file_io import file_lock
 from tagclip.errors import ConfigError
 from tagclip.evaluation.report import format_json
 from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import load_json
 
 __all__ = [
     "append_result_row",
@@ -183,7 +184,7 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     """
     advice = "name a run that has been evaluated (tools/train_net.py --eval-only)"
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = load_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; {advice}") from error
     except (OSError, ValueError) as error:

@@ -8,7 +8,6 @@ complete. `tagclip.evaluation.prediction_writer` writes them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError
+from tagclip.utils.untrusted import load_json
 from tagclip.vocabulary import Vocabulary
 
 __all__ = [
@@ -163,7 +163,7 @@ class SavedPredictions:
 
 def _read_json(path: Path, kind: type) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file, no complete predictions; {_ADVICE}") from error
     except (OSError, ValueError) as error:

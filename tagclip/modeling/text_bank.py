@@ -24,6 +24,7 @@ from tagclip.data.choices import require_choice
 from tagclip.errors import ConfigError
 from tagclip.modeling.backbone.clip_source import CLIPSource
 from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import check_zip
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["TextBank", "class_maximum", "prompt_templates"]
@@ -32,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 # Vocabularies in memory: a long-running server must not grow with every list of words.
 _KEPT = 64
+# What zipfile and numpy raise on damaged, unsafe and foreign files.
+_CACHE_DAMAGE = (
+    OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, SyntaxError, TypeError,
+    zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @cache
@@ -216,6 +222,7 @@ class TextBank(nn.Module):
         if not self.cache_dir or not self._cache_file(key).is_file():
             return None
         try:
+            check_zip(self._cache_file(key))
             with np.load(self._cache_file(key), allow_pickle=False) as file:
                 vectors = file["vectors"]
             size = (num_classes, self.source.config["embed_dim"])
@@ -223,7 +230,7 @@ class TextBank(nn.Module):
                 raise ValueError(f"{vectors.dtype} {vectors.shape} instead of float32 {size}")
             if not np.isfinite(vectors).all():
                 raise ValueError("not finite")
-        except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        except _CACHE_DAMAGE as error:
             logger.warning("%s: damaged (%s); encoding anew", self._cache_file(key), error)
             return None
         return torch.from_numpy(vectors)

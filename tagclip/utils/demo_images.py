@@ -32,6 +32,7 @@ from tagclip.utils.prediction import (
     save_noted_png,
     summarize_prediction,
 )
+from tagclip.utils.untrusted import load_json
 
 __all__ = ["draw_images"]
 
@@ -234,7 +235,7 @@ def _read_json(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None or not path.is_file():
         return {}
     try:
-        return {entry["file"]: entry for entry in json.loads(path.read_text("utf-8"))["images"]}
+        return {entry["file"]: entry for entry in load_json(path.read_text("utf-8"))["images"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--json {path}: found another kind of file, expected that of an earlier run, or "

@@ -72,15 +72,19 @@ RUNS = {
         0.0,
         ("none", "product", "lift"),
         opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "True"),
+        seeds=3,
     ),
-    "transductive token": Run("configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen"),
+    "transductive token": Run(
+        "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=3
+    ),
     "transductive conv": Run(
         _CONV,
         0.0,
         opts=("DATASETS.ZERO_SHOT.SETTING", "transductive"),
         start="TagCLIP conv",
+        seeds=3,
     ),
-    "supervised": Run("configs/supervised.yaml", 0.0, ("none",)),
+    "supervised": Run("configs/supervised.yaml", 0.0, ("none",), seeds=1),
 }
 
 

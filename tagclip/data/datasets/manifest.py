@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tagclip.class_entry import format_names, name_key
+from tagclip.class_entry import format_names, is_int, name_key
 from tagclip.errors import DatasetError
 from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import load_json
 from tagclip.vocabulary import Vocabulary
 
 __all__ = ["LabelManifest"]
@@ -55,10 +56,10 @@ class LabelManifest:
             DatasetError: it is damaged or of another format.
         """
         try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            tree = load_json(Path(path).read_text(encoding="utf-8"))
             if tree.pop("format") != _FORMAT:
                 raise ValueError(f"format is not {_FORMAT}")
-            return cls(**tree)
+            return cls(**tree)._checked()
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -67,6 +68,14 @@ class LabelManifest:
                 f"{path}: not a record of prepared labels ({reason}); remove it and run the "
                 "dataset's prepare script again"
             ) from error
+
+    def _checked(self) -> LabelManifest:
+        numbers = (self.ignore_label, self.num_images, self.expected_images)
+        if not isinstance(self.ids, dict) or not isinstance(self.vocabulary, str):
+            raise TypeError("ids is no object of label values, or vocabulary no text")
+        if not all(map(is_int, (*numbers, *self.ids.values()))) or self.complete not in (0, 1):
+            raise TypeError("found other values than integers and complete true or false")
+        return self
 
     def write(self, path: str | Path) -> None:
         """Write the json, unless it says the same already."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tagclip.errors import ConfigError
+from tagclip.utils.untrusted import load_json
 
 __all__ = ["check_text_config", "merges_file", "read_clip_config", "vision_sizes"]
 
@@ -53,7 +53,7 @@ def read_clip_config(name: str) -> dict[str, Any]:
         return config
     path = Path(name)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"MODEL.CLIP.NAME: cannot read the model json {path} ({error}); check the path"
@@ -129,8 +129,17 @@ def merges_file(name: str, config: dict[str, Any]) -> Path | None:
     """Path of the merges that a model json names for CLIP's tokenizer; None means CLIP's own.
 
     It lies beside the json, wherever the command is run.
+
+    Raises:
+        ConfigError: the json names a file elsewhere.
     """
     options = config["text_cfg"].get("tokenizer_kwargs") or {}
     if not name.endswith(".json") or list(options) != ["bpe_path"]:
         return None
-    return Path(name).parent / options["bpe_path"]
+    file = options["bpe_path"]
+    if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+        raise ConfigError(
+            f"{name}: found bpe_path {file!r}, expected the name of a file beside this json; move "
+            "the merges there"
+        )
+    return Path(name).parent / file

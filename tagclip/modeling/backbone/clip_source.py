@@ -27,10 +27,13 @@ from tagclip.modeling.backbone.clip_weights import (
     find_weight_file,
     read_clip_weights,
 )
+from tagclip.utils.untrusted import read_gzip
 
 __all__ = ["CLIPSource"]
 
 _RANDOM_SEED = 0
+# Ten times CLIP's own merges, unpacked.
+_MERGES_BYTES = 32 << 20
 
 
 class CLIPSource:
@@ -204,6 +207,13 @@ class CLIPSource:
             return SimpleTokenizer()
         if not merges.is_file():
             raise ConfigError(f"{self.name}: its tokenizer file {merges} is missing; restore it")
+        try:
+            read_gzip(merges, _MERGES_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.name}: its tokenizer file {merges} cannot be read ({error}), expected a "
+                "gzipped list of merges; restore it"
+            ) from error
         return SimpleTokenizer(bpe_path=str(merges))
 
     def _build(self) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,6 +16,7 @@ from torch import Tensor
 from tagclip.errors import CheckpointError
 from tagclip.modeling.backbone.clip_layouts import is_openai, to_open_clip
 from tagclip.modeling.backbone.torchscript_archive import is_torchscript, read_torchscript_tensors
+from tagclip.utils.untrusted import UnsafeFileError, check_content, check_zip, load_json
 
 __all__ = ["CLIPWeights", "file_sha256", "find_weight_file", "read_clip_weights"]
 
@@ -127,10 +128,14 @@ def _read_tensors(path: Path, archive: bool) -> Mapping[str, Tensor]:
 
             state = load_file(path)
         else:
+            if zipfile.is_zipfile(path):
+                check_zip(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
+        check_content(state, path.stat().st_size)
     except Exception as error:
+        reason = f"{type(error).__name__}{f': {error}' * isinstance(error, UnsafeFileError)}"
         raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}, {path.stat().st_size} bytes): "
+            f"{path}: cannot be read ({reason}, {path.stat().st_size} bytes): "
             "incomplete, damaged or unsafe; expected tensors only: download it again or convert it "
             "to .safetensors"
         ) from error
@@ -138,12 +143,12 @@ def _read_tensors(path: Path, archive: bool) -> Mapping[str, Tensor]:
         state = state.get("state_dict", state)
     if not isinstance(state, Mapping):
         raise CheckpointError(f"{path}: found a {type(state).__name__}, expected a state dict")
-    wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: found a {type(state[wrong[0]]).__name__} named {wrong[0]!r}, expected only "
-            "tensors; save the model's state dict"
-        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or not isinstance(name, str):
+            raise CheckpointError(
+                f"{path}: found a {type(value).__name__} named {name!r:.80}, expected only tensors "
+                "with names; save the model's state dict"
+            )
     return state
 
 
@@ -161,7 +166,7 @@ def _declared_quick_gelu(path: Path) -> bool | None:
         declared = path.with_name(config)
         if path.name in weights and declared.is_file():
             try:
-                content = json.loads(declared.read_text(encoding="utf-8"))
+                content = load_json(declared.read_text(encoding="utf-8"))
                 if config == "config.json":
                     return _transformers_quick_gelu(content)
                 return bool(content["model_cfg"].get("quick_gelu", False))

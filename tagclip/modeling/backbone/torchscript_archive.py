@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.jit import _pickle
 
+from tagclip.utils.untrusted import UnsafeFileError, check_zip
+
 __all__ = ["is_torchscript", "read_torchscript_tensors"]
 
 # Everything that is needed to rebuild the tensors; the rest is code, constants and traces.
 _TENSOR_RECORDS = ("data.pkl", "version", "byteorder")
+# CLIP has a thousand; shared ones count each time.
+_MODULES = 100_000
 # torch's own functions that return a list or dict unchanged.
 _CONTAINERS = (
     _pickle.build_boollist,
@@ -35,8 +39,12 @@ def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive of `torch.jit.save`."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        members = check_zip(path, _TENSOR_RECORDS)
+    except (UnsafeFileError, zipfile.BadZipFile):
+        # Whoever reads it says what is wrong.
+        return False
+    return any(member.filename.endswith("/constants.pkl") for member in members)
 
 
 def read_torchscript_tensors(path: Path) -> dict[str, Tensor]:
@@ -49,6 +57,7 @@ def read_torchscript_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         Exception: whatever zipfile and `torch.load` raise for a damaged or unsafe archive.
     """
+    check_zip(path, (*_TENSOR_RECORDS, "data/"))
     kept = io.BytesIO()
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(kept, "w") as target:
         for name in source.namelist():
@@ -61,7 +70,13 @@ def read_torchscript_tensors(path: Path) -> dict[str, Tensor]:
     kept.seek(0)
     with torch.serialization.safe_globals([*classes, *_CONTAINERS]):
         root = torch.load(kept, map_location="cpu", weights_only=True)
-    return dict(_tensors(root))
+    tensors = {}
+    for count, (name, tensor) in enumerate(_tensors(root)):
+        if count > _MODULES:
+            raise UnsafeFileError(f"more than {_MODULES} modules")
+        if tensor is not None:
+            tensors[name] = tensor
+    return tensors
 
 
 def _module_classes(pickled: bytes) -> Iterator[type]:
@@ -72,7 +87,9 @@ def _module_classes(pickled: bytes) -> Iterator[type]:
             yield type(name, (_Module,), {"__module__": module})
 
 
-def _tensors(node: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _tensors(node: Any, prefix: str = "") -> Iterator[tuple[str, Tensor | None]]:
+    """Yield every module's own name, with None, and those of its tensors."""
+    yield prefix, None
     for name, value in vars(node).items():
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value.detach()

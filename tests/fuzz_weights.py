@@ -1,0 +1,123 @@
+"""Fuzz targets: checkpoints, their metadata, CLIP weights."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from clip_files import random_clip, save_archive, sha256
+from fuzzing import (
+    Space,
+    Target,
+    changed_bytes,
+    changed_tree,
+    json_values,
+    rezipped,
+    safetensors_header,
+    target,
+    tried,
+)
+from hypothesis import strategies as st
+from safetensors.torch import save
+from tiny_checkpoint import build, checkpointer, save_tiny
+
+from tagclip.engine import read_checkpoint
+from tagclip.engine.checkpoint_config import checkpoint_config
+from tagclip.engine.convert_files import convert_file
+from tagclip.modeling.backbone import read_clip_weights
+
+
+@target
+def checkpoint_metadata(space: Space) -> Target:
+    """What a checkpoint says about itself and its training, loaded for every purpose."""
+    cfg, model = build(space.cfg, seed=1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    parts = {"optimizer": optimizer}
+    apart = space.folder / "whole"
+    apart.mkdir()
+    checkpointer(cfg, model, apart, **parts).save("whole", iteration=3)
+    whole = torch.load(apart / "whole.pth", weights_only=True)
+    state = whole.pop("model")
+    config = yaml.safe_load(whole["tagclip"]["config"])
+    whole["tagclip"]["config"] = {key: config[key] for key in ("INPUT", "MODEL", "SEED")}
+    path = space.folder / "changed.pth"
+    evaluated, resumed = (checkpointer(cfg, model, space.folder, **p) for p in ({}, parts))
+    uses = (
+        evaluated.load,
+        resumed.load,
+        checkpoint_config,
+        lambda path: convert_file(path, space.folder / "out.pth"),
+    )
+
+    def call(drawn: tuple[Any, int]) -> None:
+        tree, use = drawn
+        about = tree.get("tagclip")
+        if isinstance(about, dict) and isinstance(about.get("config"), dict):
+            about["config"] = yaml.safe_dump(about["config"])
+        torch.save({"model": state} | tree, path)
+        tried(lambda: uses[use](str(path)))
+
+    changes = changed_tree(whole, json_values())
+    return st.tuples(changes, st.integers(0, len(uses) - 1)), call
+
+
+USES = {
+    "checkpoint.pth": read_checkpoint,
+    "clip.pt": lambda path: read_clip_weights(path, confirmed_sha256=sha256(path)),
+    "in.pth": lambda path: convert_file(path, path.with_name("out.pth")),
+}
+
+
+@target
+def checkpoint_files(space: Space) -> Target:
+    """Checkpoints and TorchScript archives: changed files, and changed pickles in whole ones."""
+    whole = save_tiny(space.cfg, space.folder / "whole")
+    archive = whole.with_name("archive.pt")
+    save_archive(random_clip(), archive)
+    files = {path: path.read_bytes() for path in (whole, archive)}
+    pickles = {path: pickled(path) for path in files}
+    inputs = st.sampled_from(sorted(files)).flatmap(
+        lambda path: st.one_of(
+            st.tuples(st.just(path), st.just(""), changed_bytes(files[path])),
+            st.tuples(st.just(path), st.just("/data.pkl"), changed_bytes(pickles[path])),
+        )
+    )
+
+    def call(drawn: tuple[str, tuple[Path, str, bytes]]) -> None:
+        use, (path, record, content) = drawn
+        if record:
+            content = rezipped(path, record, content)
+        path = space.write(use, content)
+        tried(lambda: USES[use](path))
+
+    return st.tuples(st.sampled_from(sorted(USES)), inputs), call
+
+
+def pickled(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl")))
+
+
+@target
+def safetensors_files(space: Space) -> Target:
+    """Changed files, and changed headers with a length that fits."""
+    whole = save({"visual.class_embedding": torch.zeros(3), "b": torch.ones(2, 5)}, {"a": "b"})
+    header, data = safetensors_header(whole)
+    inputs = st.one_of(
+        changed_bytes(whole, head=16),
+        changed_tree(header, json_values(("dtype", "shape", "data_offsets"))),
+    )
+
+    def call(drawn: Any) -> None:
+        if not isinstance(drawn, bytes):
+            text = json.dumps(drawn).encode()
+            drawn = len(text).to_bytes(8, "little") + text + data
+        for number, use in enumerate(USES.values()):
+            path = space.write(f"{number}.safetensors", drawn)
+            tried(lambda use=use, path=path: use(path))
+
+    return inputs, call
