@@ -51,10 +51,12 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     """
     cfg = get_cfg()
     add_tagclip_config(cfg)
+    defaults = dict(_leaves(cfg))
     for source, tree in trees:
         _check_keys(cfg, _key_paths(tree), source)
         _fit_type(cfg, reduce(_child, _NAME_OR_LIST.split("."), tree))
         _merge(lambda tree: cfg.merge_from_other_cfg(CN(tree)), tree, str(source))
+        _refuse_nulls(cfg, defaults, source)
     if len(opts) % 2:
         raise ConfigError(
             f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
@@ -63,7 +65,28 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     _check_keys(cfg, opts[0::2], "command line")
     _fit_type(cfg, dict(zip(opts[0::2], opts[1::2], strict=True)).get(_NAME_OR_LIST))
     _merge(cfg.merge_from_list, list(opts), "command line")
+    _refuse_nulls(cfg, defaults, "command line")
     return cfg
+
+
+def _leaves(tree: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every key that is no section."""
+    for key, value in tree.items():
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _refuse_nulls(cfg: CN, defaults: dict[str, Any], source: str | Path) -> None:
+    """yacs takes None for every type; what reads the key would fail somewhere."""
+    for key, value in _leaves(cfg):
+        default = defaults.get(key)
+        if value is None and default is not None:
+            raise ConfigError(
+                f"{source}: {key} is null, expected {type(default).__name__}, such as "
+                f"{default!r:.60}; mend the value"
+            )
 
 
 def _fit_type(cfg: CN, templates: Any) -> None:

@@ -17,7 +17,18 @@ __all__ = [
 
 
 class TagCLIPError(Exception):
-    """Base of all errors that the user, not the programmer, can mend."""
+    """Base of all errors that the user, not the programmer, can mend.
+
+    Names and values from files stand in messages: what would act on a terminal is shown escaped.
+    Line feeds stay, for torch puts tracebacks of other processes into messages.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if text.isprintable():
+            return text
+        # An escape of Python, without its quotes.
+        return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class ConfigError(TagCLIPError):

@@ -43,7 +43,9 @@ def checkpoint_metadata(space: Space) -> Target:
     whole = torch.load(apart / "whole.pth", weights_only=True)
     state = whole.pop("model")
     config = yaml.safe_load(whole["tagclip"]["config"])
-    whole["tagclip"]["config"] = {key: config[key] for key in ("INPUT", "MODEL", "SEED")}
+    # What is read of it; the rest would be changed most of the time.
+    kept = {key: config["MODEL"][key] for key in ("CLIP", "TAGCLIP", "PIXEL_MEAN")}
+    whole["tagclip"]["config"] = {"MODEL": kept, "INPUT": {"FORMAT": "RGB"}, "SEED": config["SEED"]}
     path = space.folder / "changed.pth"
     evaluated, resumed = (checkpointer(cfg, model, space.folder, **p) for p in ({}, parts))
     uses = (
@@ -57,7 +59,7 @@ def checkpoint_metadata(space: Space) -> Target:
         tree, use = drawn
         about = tree.get("tagclip")
         if isinstance(about, dict) and isinstance(about.get("config"), dict):
-            about["config"] = yaml.safe_dump(about["config"])
+            about["config"] = json.dumps(about["config"])
         torch.save({"model": state} | tree, path)
         tried(lambda: uses[use](str(path)))
 
@@ -107,17 +109,18 @@ def safetensors_files(space: Space) -> Target:
     """Changed files, and changed headers with a length that fits."""
     whole = save({"visual.class_embedding": torch.zeros(3), "b": torch.ones(2, 5)}, {"a": "b"})
     header, data = safetensors_header(whole)
-    inputs = st.one_of(
+    contents = st.one_of(
         changed_bytes(whole, head=16),
         changed_tree(header, json_values(("dtype", "shape", "data_offsets"))),
     )
+    inputs = st.tuples(contents, st.sampled_from(sorted(USES)))
 
-    def call(drawn: Any) -> None:
-        if not isinstance(drawn, bytes):
-            text = json.dumps(drawn).encode()
-            drawn = len(text).to_bytes(8, "little") + text + data
-        for number, use in enumerate(USES.values()):
-            path = space.write(f"{number}.safetensors", drawn)
-            tried(lambda use=use, path=path: use(path))
+    def call(drawn: tuple[Any, str]) -> None:
+        content, use = drawn
+        if not isinstance(content, bytes):
+            text = json.dumps(content).encode()
+            content = len(text).to_bytes(8, "little") + text + data
+        path = space.write("changed.safetensors", content)
+        tried(lambda: USES[use](path))
 
     return inputs, call

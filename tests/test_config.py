@@ -85,6 +85,7 @@ def test_dumped_config_loads_again(tmp_path: Path) -> None:
     [
         ("MODEL:\n  TAGCLIP:\n    LAYER: n\n", r"LAYER; did you mean MODEL\.TAGCLIP\.LAYERS\?"),
         ("SEED: many\n", r"many"),
+        ("SEED: null\n", r"SEED is null, expected int, such as 0"),
         ("- 1\n- 2\n", r"found a list, expected keys and values"),
         ("a: [1\n", r"not a plain yaml file"),
         ("SEED: !!python/object/apply:os.system ['true']\n", r"not a plain yaml file"),

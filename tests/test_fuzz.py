@@ -50,21 +50,21 @@ def config_values(space: Space) -> Target:
     known = st.one_of(st.sampled_from(keys), st.text(max_size=5))
     pairs = st.lists(st.tuples(known, json_values()), min_size=1, max_size=4)
 
-    def call(drawn: list[tuple[str, Any]]) -> None:
+    def call(drawn: tuple[list[tuple[str, Any]], int]) -> None:
+        pairs, way = drawn
         tree: dict[str, Any] = {}
-        for key, value in drawn:
+        for key, value in pairs:
             *sections, last = key.split(".")
             node = tree
             for section in sections:
                 child = node.get(section)
                 node[section] = node = child if isinstance(child, dict) else {}
             node[last] = value
-        words = [word for pair in drawn for word in pair]
-        tried(lambda: build_config([("config", tree)]))
-        tried(lambda: build_config([], words))
-        tried(lambda: build_config([], list(map(str, words))))
+        words = [word for pair in pairs for word in pair]
+        ways = ([("config", tree)], ()), ((), words), ((), list(map(str, words)))
+        tried(lambda: build_config(*ways[way]))
 
-    return pairs, call
+    return st.tuples(pairs, st.integers(0, 2)), call
 
 
 def key_paths(cfg: CfgNode, prefix: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.table import (
     ROWS,
     STRICT_ROWS,
+    format_summary,
     format_table,
     mean_and_spread,
     paired_interval,
@@ -68,20 +69,29 @@ def test_lines_hold_means_and_paired_differences(results: dict) -> None:
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if "|" in line}
     base = "**ZegCLIP** (`nnn`, no trusty map)"
     assert lines[base] == (
-        f"| {base} | none | from val, 0.20 | 62.0 ± 2.0 | 42.0 ± 2.0 | 53.0 ± 2.0 |  |"
+        f"| {base} | none | from val, 0.20 | 62.0 ± 2.0 | 42.0 ± 2.0 | 53.0 ± 2.0 |  "
+        f"| {paired_interval([-10, -14, -12])} |"
     )
     # 60, 66, 66 at the given bias, 51, 53, 55 with the chosen one.
     interval = stats.ttest_1samp([9.0, 13.0, 11.0], 0).confidence_interval()
     head = "**TagCLIP, convolutional head**"
     assert lines[head].endswith(
-        f"| 64.0 ± 3.5 | +11.0 [{interval.low:+.1f}, {interval.high:+.1f}] |"
+        f"| 64.0 ± 3.5 | +11.0 [{interval.low:+.1f}, {interval.high:+.1f}] "
+        f"| {paired_interval([-1, -1, -1])} |"
     )
-    assert "| MaskCLIP, no training | none | from val, 0.20 | 30.0 | 10.0 | 21.0 |  |" in text
+    assert "| MaskCLIP, no training | none | from val, 0.20 | 30.0 | 10.0 | 21.0 |  |  |" in text
     assert "supervised" not in text
     assert lines["TagCLIP conv"].endswith(
         "| 91.0 ± 1.0 | 80.0 ± 0.0 | 91.0 ± 1.0 | 5.0 ± 0.0 | 95.0 ± 0.0 |"
     )
     assert "Control, ZegCLIP with the texts of unseen classes swapped: U 3.0." in text
+
+
+def test_the_summary_has_a_column_for_each_split(results: dict) -> None:
+    text = format_summary(results)
+    assert "| model | composition S / U / h |  |  | h minus ZegCLIP |" not in text
+    assert "| **convolutional head**, bias 0 | 74.0 / 54.0 / **64.0 ± 3.5** |" in text
+    assert "| +11.0 [" in text and len({line.count("|") for line in text.splitlines()}) == 1
 
 
 def test_intervals_are_those_of_students_t() -> None:

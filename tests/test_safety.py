@@ -33,7 +33,7 @@ from toy_dataset import forget, vocabulary_tree, write_json
 from tagclip import Vocabulary, load_config, register_zero_shot_sem_seg
 from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.engine import read_checkpoint
-from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
+from tagclip.errors import CheckpointError, ConfigError, DatasetError, TagCLIPError
 from tagclip.evaluation.results import read_metrics
 from tagclip.modeling.backbone import CLIPSource, read_clip_weights
 
@@ -190,14 +190,20 @@ def test_a_checkpoint_with_a_deep_config_ends_in_one_line(bench: Bench) -> None:
     assert line.startswith(f"CheckpointError: {bench.weights}: found no config in it")
 
 
+def config_error(key: str) -> ConfigError:
+    with pytest.raises(ConfigError) as error:
+        load_config("", [key, "1"])
+    return error.value
+
+
 def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
     """A class name could clear the screen; half a surrogate pair cannot be written anywhere."""
     for name in ("\x1b[2J", "a\0b", "cat\ud800"):
         path = write_json(tmp_path / "v.json", vocabulary_tree(["dog", name]))
         fails(lambda path=path: Vocabulary.from_json(path), path, "control character")
-    with pytest.raises(ConfigError) as error:
-        load_config("", ["\x1b[2J", "1"])
-    assert "\x1b" not in str(error.value)
+    for error in (DatasetError("\x1b[2J\r\u2028: é"), config_error("\x1b[2J")):
+        assert str(error).isprintable()
+    assert "é" in str(DatasetError("é\0"))
 
 
 # Paths

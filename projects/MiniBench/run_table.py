@@ -4,7 +4,8 @@
     python projects/MiniBench/run_table.py --seeds 5 --jobs 2
 
 Below --output: table.md, curves.png, results.json, and a json, a log and the checkpoints of every
-run. With --readme the table also replaces the one in projects/MiniBench/README.md.
+run. With --readme the table also replaces that in projects/MiniBench/README.md, and a summary that
+of the main README.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 README = Path(__file__).with_name("README.md")
+MAIN_README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
 RunKey = tuple[str, str, int]
@@ -34,7 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output/minibench_table"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--readme", action="store_true", help="put the table into the README")
+    parser.add_argument("--readme", action="store_true", help="put the table into the READMEs")
     parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
     return parser.parse_args()
 
@@ -87,7 +89,7 @@ def wanted_runs(seeds: int) -> list[RunKey]:
 
 def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
     """Write table, picture and figures of finished runs; return the table."""
-    from tagclip.projects.minibench.table import format_table
+    from tagclip.projects.minibench.table import format_summary, format_table
     from tagclip.projects.minibench.table_curves import draw_curves
     from tagclip.utils.files import write_atomic
 
@@ -97,10 +99,18 @@ def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
     write_atomic(output / "results.json", json.dumps(list(results.values())) + "\n")
     draw_curves(results).savefig(output / "curves.png", dpi=100)
     if readme:
-        before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-        write_atomic(README, f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}")
+        replace_table(README, text)
+        replace_table(MAIN_README, format_summary(results))
         shutil.copy(output / "curves.png", README.parent / "assets" / "curves.png")
     return text
+
+
+def replace_table(path: Path, text: str) -> None:
+    """Put a table between the two marks of a file."""
+    from tagclip.utils.files import write_atomic
+
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    write_atomic(path, f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}")
 
 
 def main() -> None:

@@ -242,7 +242,8 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                     f"{name}: found other values, expected those of the config's CLIP"
                 )
         if differences:
-            text = f"{path}: does not fit the model: {'; '.join(differences[:_LISTED])}"
+            listed = " ".join("; ".join(differences[:_LISTED]).split())
+            text = f"{path}: does not fit the model: {listed}"
             if len(differences) > _LISTED:
                 text += f"; and {len(differences) - _LISTED} more"
             if not self.allow_partial:

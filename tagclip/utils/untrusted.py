@@ -76,7 +76,7 @@ def load_yaml(text: str) -> Any:
                 raise UnsafeFileError("merge keys (<<) are not read")
         tree = yaml.load(text, Loader=_LOADER)
     # PyYAML lets errors of int(), date() and of a missing match through.
-    except (yaml.YAMLError, TypeError, AttributeError, OverflowError, KeyError) as error:
+    except (yaml.YAMLError, TypeError, AttributeError, OverflowError, LookupError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
     _check_tree(tree, _YAML_NODES, 0)
     return tree

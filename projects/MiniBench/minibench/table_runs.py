@@ -75,7 +75,7 @@ RUNS = {
         seeds=3,
     ),
     "transductive token": Run(
-        "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=3
+        "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=2
     ),
     "transductive conv": Run(
         _CONV,
