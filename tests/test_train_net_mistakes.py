@@ -159,6 +159,18 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
         option("MODEL.DEVICE", "gpu"),
         "...MODEL.DEVICE: found 'gpu', expected cuda",
     ),
+    "unknown head": (
+        option("MODEL.SEM_SEG_HEAD.NAME", "x"),
+        "...MODEL.SEM_SEG_HEAD.NAME: found 'x', expected a registered name",
+    ),
+    "two means": (
+        option("MODEL.PIXEL_MEAN", [1.0, 2.0]),
+        "...MODEL.PIXEL_MEAN: found [1.0, 2.0], expected three numbers",
+    ),
+    "dropout above 1": (
+        option("MODEL.TAGCLIP.DROPOUT", 1.5),
+        "...MODEL.TAGCLIP.DROPOUT: found 1.5, expected a probability",
+    ),
     "unknown project": (
         option("PROJECTS", "['maxi']"),
         "...PROJECTS: found 'maxi', expected some of",

@@ -24,9 +24,9 @@ from tagclip.data import (
     protocol_summary,
     validate_protocol,
 )
-from tagclip.data.choices import require_choice
 from tagclip.data.unseen_images import without_unseen_images
 from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.engine.config_values import amp_dtype, check_values
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.lr_scheduler import build_lr_scheduler
@@ -37,12 +37,9 @@ from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
-from tagclip.evaluation.saved_predictions import FORMATS as PREDICTION_FORMATS
 from tagclip.utils.events import silence
 
 __all__ = ["ZeroShotTrainer"]
-
-_AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class ZeroShotTrainer(DefaultTrainer):
@@ -70,7 +67,7 @@ class ZeroShotTrainer(DefaultTrainer):
             self._stream,
             optimizer,
             seed=cfg.SEED,
-            amp_dtype=_amp_dtype(cfg),
+            amp_dtype=amp_dtype(cfg),
             dump_dir=cfg.OUTPUT_DIR or None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -102,7 +99,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 not in order.
         """
         with silence():
-            _check_values(cfg)
+            check_values(cfg)
             validate_protocol(cfg)
             read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
@@ -253,33 +250,6 @@ def _check_evaluator_type(dataset_name: str) -> None:
             "'zero_shot_sem_seg'; check DATASETS.TEST, register the dataset with "
             "register_zero_shot_sem_seg, or name its project in PROJECTS"
         )
-
-
-def _check_values(cfg: CfgNode) -> None:
-    """Check the keys that nothing else checks before it uses them."""
-    if not 0 <= cfg.SEED < 2**32:
-        raise ConfigError(f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1, or -1 to draw one")
-    if cfg.SOLVER.MAX_ITER < 1:
-        raise ConfigError(f"SOLVER.MAX_ITER: found {cfg.SOLVER.MAX_ITER}, expected at least 1")
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        raise ConfigError(
-            f"DATALOADER.NUM_WORKERS: found {cfg.DATALOADER.NUM_WORKERS}, expected 0 or more"
-        )
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r}, expected cuda or cpu"
-        ) from error
-    require_choice(cfg.TEST.SAVE_PREDICTIONS, "TEST.SAVE_PREDICTIONS", PREDICTION_FORMATS)
-    _amp_dtype(cfg)
-
-
-def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    dtype = cfg.SOLVER.AMP.DTYPE
-    if dtype not in _AMP_DTYPES:
-        raise ConfigError(f"SOLVER.AMP.DTYPE: found {dtype!r}, expected {' or '.join(_AMP_DTYPES)}")
-    return _AMP_DTYPES[dtype] if cfg.SOLVER.AMP.ENABLED else None
 
 
 def _distribute(model: nn.Module) -> nn.Module:
