@@ -75,14 +75,14 @@ RUNS = {
         seeds=3,
     ),
     "transductive token": Run(
-        "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=2
+        "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=1
     ),
     "transductive conv": Run(
         _CONV,
         0.0,
         opts=("DATASETS.ZERO_SHOT.SETTING", "transductive"),
         start="TagCLIP conv",
-        seeds=3,
+        seeds=2,
     ),
     "supervised": Run("configs/supervised.yaml", 0.0, ("none",), seeds=1),
 }
