@@ -67,6 +67,7 @@ STRICT_ROWS = (
     Row("TagCLIP without token", "conv without unseen images", "none", "val"),
     Row("convolutional head, product gate", "conv without unseen images", "product", "given"),
     Row("convolutional head, gate only lifts", "conv without unseen images", "lift", "given"),
+    Row("convolutional head, gate only lifts", "conv without unseen images", "lift", "val"),
 )
 
 
