@@ -20,7 +20,7 @@ from toy_dataset import forget
 from toy_evaluation import Toy
 
 from tagclip import Vocabulary, ZeroShotSemSegEvaluator
-from tagclip.engine.trainer import _check_values
+from tagclip.engine.config_values import check_values
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.prediction_writer import PredictionWriter
 from tagclip.evaluation.saved_predictions import SavedPredictions, image_names
@@ -231,4 +231,4 @@ def test_what_cannot_be_written_is_one_line(toy: Toy, tmp_path: Path) -> None:
 def test_the_key_is_checked_before_anything_starts(tiny_cfg: CfgNode) -> None:
     tiny_cfg.TEST.SAVE_PREDICTIONS = "jpg"
     with pytest.raises(ConfigError, match=r"TEST\.SAVE_PREDICTIONS is 'jpg', expected '' or 'png'"):
-        _check_values(tiny_cfg)
+        check_values(tiny_cfg)
