@@ -1,4 +1,5 @@
 # Environment for training, evaluation and the tools, on CPUs and NVIDIA GPUs. It has been linted, not built.
+# The steps are those of `make env`, without a virtual environment and what development needs.
 #
 #   docker build -t tagclip .
 #   docker run --rm tagclip tools/train_net.py --help

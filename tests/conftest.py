@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from detectron2.config import CfgNode
+from tiny_run import load_tool, own_loggers, write_run_config
 
 torch.set_num_threads(1)
 
@@ -93,3 +96,22 @@ def tiny_cfg(tiny_clip_json: str, tiny_vocabulary_json: str, tmp_path: Path) -> 
     }
     opts = [value for pair in options.items() for value in pair]
     return load_config(root / "configs" / "Base-ZeroShot.yaml", opts)
+
+
+@pytest.fixture(scope="session")
+def train_net(repository: Path) -> ModuleType:
+    """tools/train_net.py as a module."""
+    return load_tool(repository / "tools" / "train_net.py")
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """Leave the loggers as they were before a run."""
+    with own_loggers():
+        yield
+
+
+@pytest.fixture
+def config(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
+    """Config file of four steps of two images, on a dataset that exists."""
+    return write_run_config(tiny_cfg, tmp_path)

@@ -109,10 +109,11 @@ def train(cfg: CfgNode, name: str, hook: HookBase | None = None) -> ZeroShotTrai
 
 
 def trained(cfg: CfgNode, name: str) -> dict[str, Any]:
-    """What a training ends with: weights, and in the main process the losses of each step."""
+    """What a training ends with: weights, statistics, in the main process losses of each step."""
     trainer = train(changed(cfg, "DATASETS.TEST", "()"), name)
     model = getattr(trainer.model, "module", trainer.model)
-    return {"weights": weights(model), "losses": losses(trainer)}
+    statistics = {name: b.clone() for name, b in model.named_buffers() if ".running_" in name}
+    return {"weights": weights(model), "statistics": statistics, "losses": losses(trainer)}
 
 
 def untrained(cfg: CfgNode, name: str) -> dict[str, torch.Tensor]:

@@ -133,6 +133,9 @@ def test_the_container_has_a_pinned_base_and_no_root(
     keywords = [keyword for keyword, _ in instructions]
     base = next(arguments for keyword, arguments in instructions if keyword == "FROM")
     minor = re.fullmatch(r"python:(3\.\d+)\.\d+-slim-\w+", base)[1]
+    setup = (repository / "setup.py").read_text()
+    low, high = re.search(r'python_requires=">=3\.(\d+),<3\.(\d+)"', setup).groups()
+    assert int(low) <= int(minor.split(".")[1]) < int(high)
     assert (
         f'target-version = "py{minor.replace(".", "")}"'
         in (repository / "pyproject.toml").read_text()

@@ -15,13 +15,18 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from processes import check_same_training, joined, make_config, train, trained, untrained
-from tiny_run import changed, exit_of, write_tiny_dataset
+from tiny_run import changed, equal, exit_of, write_tiny_dataset
 from torch.multiprocessing import spawn
 
 from tagclip import ZeroShotTrainer
 from tagclip.errors import ConfigError, NonFiniteLossError
 
 WORLD = 2
+CONV = (
+    "MODEL.TAGCLIP.TRUSTY.KIND", "conv",
+    "MODEL.TAGCLIP.TRUSTY.CONV.STEPS", 2,
+    "MODEL.TAGCLIP.TRUSTY.CONV.REPLAY_BATCHES", 3,
+)  # fmt: skip
 
 
 class BreakInTheSecondProcess(HookBase):
@@ -45,6 +50,7 @@ def in_process(rank: int, root: Path, clip: str, vocabulary: str) -> None:
         cfg = make_config(root, clip, vocabulary)
         found: dict[str, Any] = {
             **trained(cfg, "pair"),
+            "conv": trained(changed(cfg, *CONV), "pair_conv"),
             "evaluation": evaluate(cfg),
             "sigterm": exit_of(train, cfg, "sigterm", BreakInTheSecondProcess("sigterm")),
         }
@@ -83,7 +89,15 @@ def alone(
         shutil.copy(root / kind / "val" / "1.png", root / kind / "single")
     cfg = make_config(root, tiny_clip_json, tiny_vocabulary_json)
     before = untrained(cfg, "unused")
-    return {"root": root, "before": before, **trained(cfg, "alone"), "evaluation": evaluate(cfg)}
+    conv = changed(cfg, *CONV)
+    return {
+        "root": root,
+        "before": before,
+        "before_conv": untrained(conv, "unused"),
+        **trained(cfg, "alone"),
+        "conv": trained(conv, "alone_conv"),
+        "evaluation": evaluate(cfg),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +112,21 @@ def pair(
 
 def test_two_processes_train_as_one(alone: dict[str, Any], pair: list[dict[str, Any]]) -> None:
     check_same_training(alone, pair, alone["before"])
+
+
+def test_a_convolutional_trusty_head_is_the_same_in_both_processes(
+    alone: dict[str, Any], pair: list[dict[str, Any]]
+) -> None:
+    first, second = (found["conv"] for found in pair)
+    assert first["statistics"] and equal(first["statistics"], second["statistics"])
+    assert equal(first["weights"], second["weights"])
+    for name, weight in first["weights"].items():
+        if ".trusty_head." in name:
+            # Each process learns from batches of its own: another head than that of one process.
+            assert not torch.equal(weight, alone["before_conv"][name]), name
+        else:
+            expected = alone["conv"]["weights"][name]
+            assert (weight - expected).norm() <= 1e-5 * expected.norm(), name
 
 
 @pytest.mark.parametrize("dataset", ["distributed_val", "distributed_single"])

@@ -13,15 +13,15 @@ from tiny_run import CLASSES, UNSEEN, changed, exit_of, load_tool, write_tiny_da
 
 from tagclip import Vocabulary, ZeroShotTrainer
 from tagclip.data import query_vocabulary, read_label, training_vocabulary
-from tagclip.data.datasets.register import register_again
+from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
 from tagclip.engine.gate_fitting import (
     SCALES,
-    _held_out_config,
+    _without_labels,
     best_constants,
     held_out_classes,
     held_out_curves,
 )
-from tagclip.errors import ConfigError, DatasetError, VocabularyError
+from tagclip.errors import ConfigError, VocabularyError
 from tagclip.evaluation import confusion_matrix
 from tagclip.evaluation.analysis_curves import Curve
 from tagclip.evaluation.gate_analysis import analyze_gates
@@ -59,11 +59,10 @@ def test_words_name_whole_classes_or_parts_of_names() -> None:
 def test_held_out_classes_join_the_unseen_ones(cfg: CfgNode, tmp_path: Path) -> None:
     full = Vocabulary.from_metadata(cfg.DATASETS.TRAIN[0], cfg.DATASETS.ZERO_SHOT.SPLIT)
     seen = [name for name in full.names if name not in full.unseen_names]
-    folder = tmp_path / "held_out_0"
-    folder.mkdir()
-    changed_cfg = _held_out_config(cfg, seen[:1], folder)
-    assert training_vocabulary(changed_cfg).names == seen[1:]
-    assert cfg.DATASETS.TRAIN != changed_cfg.DATASETS.TRAIN
+    path = write_vocabulary(_without_labels(full, seen[:1]), tmp_path / "held_out.json")
+    with changed_datasets(cfg, vocabulary=path) as other:
+        other.DATASETS.ZERO_SHOT.SPLIT = ""
+        assert training_vocabulary(other).names == seen[1:]
 
 
 def curve(biases: list[float], hiou: list[float]) -> Curve:
@@ -128,11 +127,6 @@ def test_a_run_without_map_or_of_another_setting_is_refused(cfg: CfgNode, tmp_pa
     ):
         with pytest.raises(ConfigError, match="expected inductive and True to fit a gate"):
             held_out_curves(changed(cfg, key, value), "tiny_val", ["a"], tmp_path)
-
-
-def test_only_own_datasets_are_registered_again() -> None:
-    with pytest.raises(DatasetError, match="dataset coco_2017_val: found no registration"):
-        register_again("coco_2017_val", "again", "x.json")
 
 
 def test_the_command_writes_the_keys(

@@ -22,15 +22,14 @@ from tiny_run import (
     changed,
     equal,
     exit_of,
-    load_tool,
     own_loggers,
     run_arguments,
+    train,
     weights,
     write_run_config,
     write_tiny_dataset,
 )
 
-from tagclip import ZeroShotTrainer
 from tagclip.engine import read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.utils.cli import run_tool
@@ -71,15 +70,6 @@ class FullDisk(HookBase):
         resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
 
 
-def train(cfg: CfgNode, hook: HookBase | None = None, *, resume: bool = False) -> ZeroShotTrainer:
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    trainer = ZeroShotTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.register_hooks([hook])
-    trainer.train()
-    return trainer
-
-
 def saved(cfg: CfgNode) -> dict[str, int]:
     """Name -> iteration of every checkpoint; all are complete."""
     files = Path(cfg.OUTPUT_DIR).glob("*.pth")
@@ -91,7 +81,7 @@ def test_a_disk_that_is_full_for_a_while_costs_one_checkpoint(
 ) -> None:
     straight = train(changed(cfg, "OUTPUT_DIR", str(tmp_path / "straight")))
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    trainer = train(cfg, FullDisk(2, 4))
+    trainer = train(cfg, hook=FullDisk(2, 4))
     assert saved(cfg) == {"model_0000001.pth": 1, "model_0000005.pth": 5, "model_final.pth": 5}
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.getMessage() == (
@@ -107,7 +97,7 @@ def test_a_disk_that_stays_full_ends_with_the_last_good_checkpoint(
     with pytest.raises(
         CheckpointError, match=r"model_0000005\.pth: cannot be written \(File too l"
     ):
-        train(cfg, FullDisk(2, 99))
+        train(cfg, hook=FullDisk(2, 99))
     assert saved(cfg) == {"model_0000001.pth": 1}
     assert (Path(cfg.OUTPUT_DIR) / "last_checkpoint").read_text() == "model_0000001.pth"
     resumed = train(cfg, resume=True)
@@ -138,11 +128,6 @@ def test_a_curve_and_a_result_that_cannot_be_written_do_not_end_a_training(
         "free space"
     ]
     assert all(e.endswith(("; training goes on", ": free space")) for e in errors[:2])
-
-
-@pytest.fixture(scope="module")
-def train_net() -> ModuleType:
-    return load_tool(Path(__file__).resolve().parents[1] / "tools" / "train_net.py")
 
 
 def start(train_net: ModuleType, config: Path, *opts: Any) -> Any:

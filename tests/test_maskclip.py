@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from naive_vit import block, gelu, layer_norm, naive_positions, quick_gelu, to_float64
 from open_clip.model import CLIP
 from test_clip_vit import SIZES, images, vision_state
-from tiny_run import changed, load_tool, own_loggers, run_arguments, write_run_config
+from tiny_run import changed, own_loggers, run_arguments, write_run_config
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,11 +35,6 @@ CONFIGS = Path(__file__).resolve().parents[1] / "projects" / "MaskCLIP" / "confi
 LEAVES = sorted(CONFIGS.glob("maskclip_*.yaml"))
 MINIBENCH = CONFIGS / "maskclip_minibench_composition.yaml"
 SMOOTHING = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["clip_dense", "clip_keys"])
-
-
-@pytest.fixture(scope="module")
-def train_net(repository: Path) -> ModuleType:
-    return load_tool(repository / "tools" / "train_net.py")
 
 
 @pytest.fixture

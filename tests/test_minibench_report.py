@@ -257,7 +257,8 @@ def test_the_tool_prints_the_table_and_the_files(
     monkeypatch.setattr(sys, "argv", ["make_report.py", "--run", str(run_folder / "none")])
     with pytest.raises(SystemExit) as caught:
         tool.main()
-    assert str(caught.value).startswith("ConfigError: --run") and "\n" not in str(caught.value)
+    line = f"ConfigError: {run_folder / 'none'}: found no config.yaml"
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
 
 def test_the_curve_is_what_was_logged_last(

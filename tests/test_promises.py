@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +22,7 @@ from tiny_run import (
     changed,
     equal,
     exit_of,
-    load_tool,
-    own_loggers,
     run_arguments,
-    write_run_config,
 )
 
 from tagclip import TagCLIPPredictor
@@ -34,23 +30,7 @@ from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.modeling.score_fusion import ScoreFusion
 from tagclip.utils.cli import run_tool
 
-
-@pytest.fixture(scope="module")
-def train_net() -> ModuleType:
-    """The script as a module."""
-    return load_tool(Path(__file__).resolve().parents[1] / "tools" / "train_net.py")
-
-
-@pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
-    with own_loggers():
-        yield
-
-
-@pytest.fixture
-def config(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
-    """Config file of four steps on a dataset that exists."""
-    return write_run_config(tiny_cfg, tmp_path)
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 # 6: window batch, class chunk

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,17 +19,19 @@ from tiny_run import (
     VOID,
     changed,
     exit_of,
-    load_tool,
-    own_loggers,
     run_arguments,
     train_labels,
     weights,
-    write_run_config,
 )
 
 from tagclip import ZeroShotTrainer, load_config
 from tagclip.data import dataset_mapper, dataset_vocabulary
-from tagclip.data.protocol_variants import changed_datasets, scramble_unseen, write_renamed
+from tagclip.data.protocol_variants import (
+    changed_datasets,
+    rename_unseen,
+    scramble_unseen,
+    write_vocabulary,
+)
 from tagclip.engine import training_loop
 from tagclip.engine.protocol_proof import prove_protocol
 from tagclip.errors import ConfigError, DatasetError, ProtocolError
@@ -43,22 +43,7 @@ LABELS, NAMES = "unseen labels scrambled", "unseen names replaced"
 NOVEL = ("MODEL.TAGCLIP.TRUSTY.TARGET", "novel", "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS", True)
 
 
-@pytest.fixture(scope="module")
-def train_net() -> ModuleType:
-    """The script as a module."""
-    return load_tool(Path(__file__).resolve().parents[1] / "tools" / "train_net.py")
-
-
-@pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
-    with own_loggers():
-        yield
-
-
-@pytest.fixture
-def config(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
-    """Config file of four steps of two images, on a dataset that exists."""
-    return write_run_config(tiny_cfg, tmp_path)
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 def prove(config: Path, iterations: int, *opts: Any) -> Any:
@@ -262,7 +247,9 @@ def test_renamed_vocabularies_keep_everything_else(tmp_path: Path) -> None:
         ClassEntry(2, "sky"),
     )
     vocabulary = Vocabulary("pets", classes, (True, False, True, False), "zs", ignore_label=77)
-    renamed = Vocabulary.from_json(write_renamed(vocabulary, tmp_path / "renamed.json"), "zs")
+    renamed = Vocabulary.from_json(
+        write_vocabulary(rename_unseen(vocabulary), tmp_path / "renamed.json"), "zs"
+    )
     assert renamed == Vocabulary.from_json(tmp_path / "renamed.json")
     assert (renamed.name, renamed.seen, renamed.ignore_label) == ("pets", vocabulary.seen, 77)
     assert [entry.id for entry in renamed.classes] == [4, 9, 0, 2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,30 +13,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
-from tiny_run import exit_of, load_tool, own_loggers, run_arguments, write_run_config
+from tiny_run import exit_of, run_arguments
 
 from tagclip.evaluation.results import read_result_rows
 from tagclip.utils.cli import run_tool
 
-
-@pytest.fixture(scope="module")
-def train_net() -> ModuleType:
-    """The script as a module."""
-    return load_tool(Path(__file__).resolve().parents[1] / "tools" / "train_net.py")
-
-
-@pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
-    with own_loggers():
-        yield
-
-
-@pytest.fixture
-def config(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
-    """Config file of four steps on a dataset that exists."""
-    return write_run_config(tiny_cfg, tmp_path)
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 def read_result(output: Path) -> dict[str, Any]:

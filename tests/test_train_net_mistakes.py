@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,30 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode
 from PIL import Image
-from tiny_run import exit_of, load_tool, own_loggers, run_arguments, train_labels, write_run_config
+from tiny_run import exit_of, run_arguments, train_labels
 
 from tagclip import register_zero_shot_sem_seg
 from tagclip.utils.cli import run_tool
 
-
-@pytest.fixture(scope="module")
-def train_net() -> ModuleType:
-    """The script as a module."""
-    return load_tool(Path(__file__).resolve().parents[1] / "tools" / "train_net.py")
-
-
-@pytest.fixture(autouse=True)
-def loggers() -> Iterator[None]:
-    with own_loggers():
-        yield
-
-
-@pytest.fixture
-def config(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
-    """Config file of four steps on a dataset that exists."""
-    return write_run_config(tiny_cfg, tmp_path)
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 Spoil = Callable[[Path], tuple[Any, ...]]

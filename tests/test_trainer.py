@@ -7,7 +7,6 @@ import math
 import os
 import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,21 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from PIL import Image
 from tiny_run import (
     UNSEEN,
     VOID,
+    Call,
     changed,
     equal,
     exit_of,
     losses,
+    train,
     train_labels,
     weights,
     write_tiny_dataset,
 )
 
-from tagclip import ZeroShotTrainer
 from tagclip.errors import NonFiniteLossError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 
@@ -50,52 +49,30 @@ def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
     )  # fmt: skip
 
 
-class Call(HookBase):
-    """Call a function at the beginning of one iteration."""
-
-    def __init__(self, iteration: int, function: Callable[[Any], None]) -> None:
-        self.iteration, self.function = iteration, function
-
-    def before_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            self.function(self.trainer)
-
-
-def run(cfg: CfgNode, *opts: Any, hook: HookBase | None = None, resume: bool = False) -> Any:
-    """Train; return the trainer."""
-    cfg = changed(cfg, *opts)
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    trainer = ZeroShotTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.register_hooks([hook])
-    trainer.train()
-    return trainer
-
-
 def send_sigterm(trainer: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_same_seed_same_bits_whatever_the_workers(cfg: CfgNode) -> None:
-    first = run(cfg)
+    first = train(cfg)
     assert len(losses(first)) == 10
-    again = run(cfg, "DATALOADER.NUM_WORKERS", 2)
+    again = train(cfg, "DATALOADER.NUM_WORKERS", 2)
     assert losses(again) == losses(first)
     assert equal(weights(again.model), weights(first.model))
-    other = run(cfg, "SEED", 1)
+    other = train(cfg, "SEED", 1)
     assert not equal(weights(other.model), weights(first.model))
     assert all(losses(other)[i] != losses(first)[i] for i in range(10))
 
 
 def test_stopped_by_sigterm_and_resumed_equals_straight(cfg: CfgNode, tmp_path: Path) -> None:
-    straight = run(cfg, "OUTPUT_DIR", str(tmp_path / "straight"))
+    straight = train(cfg, "OUTPUT_DIR", str(tmp_path / "straight"))
     handler = signal.getsignal(signal.SIGTERM)
     stop = Call(4, send_sigterm)
-    assert exit_of(lambda: run(cfg, hook=stop)) == 0
+    assert exit_of(lambda: train(cfg, hook=stop)) == 0
     assert signal.getsignal(signal.SIGTERM) == handler
     output = Path(cfg.OUTPUT_DIR)
     assert [path.name for path in output.glob("*.pth")] == ["model_0000004.pth"]
-    resumed = run(cfg, resume=True)
+    resumed = train(cfg, resume=True)
     assert resumed.start_iter == 5
     # Those of the steps before come from the checkpoint: the curve shows medians.
     assert losses(resumed) == losses(straight)
@@ -108,7 +85,7 @@ def test_stopped_by_sigterm_and_resumed_equals_straight(cfg: CfgNode, tmp_path: 
 
 
 def test_scrambled_unseen_labels_leave_the_weights_alone(cfg: CfgNode, tmp_path: Path) -> None:
-    inductive, novel = run(cfg), run(cfg, *NOVEL)
+    inductive, novel = train(cfg), train(cfg, *NOVEL)
     generator = np.random.default_rng(1)
     for path in train_labels(tmp_path):
         label = np.asarray(Image.open(path)).copy()
@@ -116,16 +93,16 @@ def test_scrambled_unseen_labels_leave_the_weights_alone(cfg: CfgNode, tmp_path:
         assert hidden.any() and not hidden.all()
         label[hidden] = generator.choice([*UNSEEN, VOID], hidden.sum())
         Image.fromarray(label).save(path)
-    scrambled = run(cfg)
+    scrambled = train(cfg)
     assert equal(weights(scrambled.model), weights(inductive.model))
     assert losses(scrambled) == losses(inductive)
     # The released code's target reads where unseen pixels are: the comparison can fail.
-    assert not equal(weights(run(cfg, *NOVEL).model), weights(novel.model))
+    assert not equal(weights(train(cfg, *NOVEL).model), weights(novel.model))
 
 
 def test_trainable_parameters_learn_and_frozen_ones_never_change(cfg: CfgNode) -> None:
     before: dict[str, torch.Tensor] = {}
-    trainer = run(cfg, hook=Call(0, lambda trainer: before.update(weights(trainer.model))))
+    trainer = train(cfg, hook=Call(0, lambda trainer: before.update(weights(trainer.model))))
     after = weights(trainer.model)
     trainable = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
     assert 0 < len(trainable) < len(after)
@@ -136,8 +113,8 @@ def test_trainable_parameters_learn_and_frozen_ones_never_change(cfg: CfgNode) -
 
 
 def test_bfloat16_trains(cfg: CfgNode) -> None:
-    full = run(cfg)
-    mixed = run(cfg, "SOLVER.AMP.ENABLED", True)
+    full = train(cfg)
+    mixed = train(cfg, "SOLVER.AMP.ENABLED", True)
     values = [value for step in losses(mixed).values() for value in step.values()]
     assert len(values) == 40 and all(map(math.isfinite, values))
     assert losses(mixed)[0] != losses(full)[0]
@@ -154,7 +131,7 @@ def test_broken_loss_stops_with_the_images_and_a_dump(
     cfg: CfgNode, tmp_path: Path, iteration: int
 ) -> None:
     with pytest.raises(NonFiniteLossError) as caught:
-        run(cfg, hook=Call(iteration, break_a_weight))
+        train(cfg, hook=Call(iteration, break_a_weight))
     assert isinstance(caught.value, FloatingPointError)
     message = str(caught.value)
     assert "\n" not in message
@@ -170,7 +147,7 @@ def test_broken_loss_stops_with_the_images_and_a_dump(
 
 def test_a_run_that_fails_in_its_last_step_is_not_evaluated(tiny_cfg: CfgNode, cfg: CfgNode):
     with pytest.raises(NonFiniteLossError):
-        run(cfg, "DATASETS.TEST", tiny_cfg.DATASETS.TEST, hook=Call(9, break_a_weight))
+        train(cfg, "DATASETS.TEST", tiny_cfg.DATASETS.TEST, hook=Call(9, break_a_weight))
     assert not (Path(cfg.OUTPUT_DIR) / "inference").exists()
 
 
@@ -185,7 +162,7 @@ def test_evaluates_on_the_way_and_keeps_no_checkpoint_for_its_score(
         lambda self: evaluated.append(evaluate(self)) or evaluated[-1],
     )
     test = tiny_cfg.DATASETS.TEST
-    trainer = run(cfg, "DATASETS.TEST", test, "TEST.EVAL_PERIOD", 3, "SEED", 5)
+    trainer = train(cfg, "DATASETS.TEST", test, "TEST.EVAL_PERIOD", 3, "SEED", 5)
     assert len(evaluated) == 4
     output = Path(cfg.OUTPUT_DIR)
     # Only the period and the end make checkpoints; none is chosen by seen, unseen or any mIoU.
@@ -196,7 +173,7 @@ def test_evaluates_on_the_way_and_keeps_no_checkpoint_for_its_score(
     (step,) = [line for line in curve if line["iteration"] == 9]
     assert {"total_loss", "loss_mask", "loss_dice", "loss_trusty", "lr"} <= set(step)
     # Evaluation between the steps leaves the training alone.
-    plain = run(cfg, "SEED", 5, "OUTPUT_DIR", str(output / "plain"))
+    plain = train(cfg, "SEED", 5, "OUTPUT_DIR", str(output / "plain"))
     assert equal(weights(plain.model), weights(trainer.model))
 
 

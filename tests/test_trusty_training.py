@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,19 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase
 from PIL import Image
-from tiny_run import UNSEEN, VOID, changed, equal, losses, train_labels, weights, write_tiny_dataset
+from tiny_run import (
+    UNSEEN,
+    VOID,
+    Call,
+    changed,
+    equal,
+    losses,
+    train,
+    train_labels,
+    weights,
+    write_tiny_dataset,
+)
 
 from tagclip import ZeroShotTrainer
 from tagclip.engine.trusty_training import TrustyTraining
@@ -39,27 +48,6 @@ def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
     )  # fmt: skip
 
 
-class After(HookBase):
-    """Call a function after one iteration."""
-
-    def __init__(self, iteration: int, function: Callable[[Any], None]) -> None:
-        self.iteration, self.function = iteration, function
-
-    def after_step(self) -> None:
-        if self.trainer.iter == self.iteration:
-            self.function(self.trainer)
-
-
-def run(cfg: CfgNode, *opts: Any, hook: HookBase | None = None, resume: bool = False) -> Any:
-    cfg = changed(cfg, *opts)
-    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
-    trainer = ZeroShotTrainer(cfg)
-    trainer.resume_or_load(resume=resume)
-    trainer.register_hooks([hook])
-    trainer.train()
-    return trainer
-
-
 def split_weights(trainer: Any) -> tuple[dict, dict]:
     """Weights of the class path and of the trusty head."""
     every = weights(trainer.model)
@@ -68,10 +56,10 @@ def split_weights(trainer: Any) -> tuple[dict, dict]:
 
 
 def test_the_class_path_ends_as_without_it_and_every_part_of_the_head_learns(cfg: CfgNode) -> None:
-    plain = run(cfg, "MODEL.TAGCLIP.TRUSTY.ENABLED", False)
+    plain = train(cfg, "MODEL.TAGCLIP.TRUSTY.ENABLED", False)
     torch.manual_seed(0)
     first = {}
-    trainer = run(cfg, hook=After(0, lambda t: first.update(split_weights(t)[1])))
+    trainer = train(cfg, hook=Call(0, lambda t: first.update(split_weights(t)[1]), after=True))
     path, own = split_weights(trainer)
     assert equal(path, weights(plain.model))
     assert own and all(not torch.equal(own[name], first[name]) for name in own)
@@ -83,7 +71,7 @@ def test_the_class_path_ends_as_without_it_and_every_part_of_the_head_learns(cfg
 
 
 def test_resume_is_exact(cfg: CfgNode) -> None:
-    whole = run(cfg)
+    whole = train(cfg)
     half = changed(cfg, "OUTPUT_DIR", f"{cfg.OUTPUT_DIR}_half")
 
     def stop(trainer: Any) -> None:
@@ -91,15 +79,15 @@ def test_resume_is_exact(cfg: CfgNode) -> None:
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        run(half, hook=After(4, stop))
-    resumed = run(half, resume=True)
+        train(half, hook=Call(4, stop, after=True))
+    resumed = train(half, resume=True)
     assert resumed.start_iter == 5
     assert equal(weights(resumed.model), weights(whole.model))
     assert equal(dict(resumed.model.named_buffers()), dict(whole.model.named_buffers()))
 
 
 def test_it_is_blind_to_unseen_labels(cfg: CfgNode, tmp_path: Path) -> None:
-    before = weights(run(cfg).model)
+    before = weights(train(cfg).model)
     generator = np.random.default_rng(5)
     for path in train_labels(tmp_path):
         label = np.array(Image.open(path))
@@ -107,7 +95,7 @@ def test_it_is_blind_to_unseen_labels(cfg: CfgNode, tmp_path: Path) -> None:
         assert hidden.any()
         label[hidden] = generator.choice([*UNSEEN, VOID], hidden.sum())
         Image.fromarray(label).save(path)
-    assert equal(weights(run(cfg).model), before)
+    assert equal(weights(train(cfg).model), before)
 
 
 def small_training(**options: Any) -> TrustyTraining:

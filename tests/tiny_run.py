@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.utils import logger as detectron2_logger
 from PIL import Image
 
@@ -65,6 +66,43 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two dicts of tensors hold the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class Call(HookBase):
+    """Call a function with the trainer before or after one iteration."""
+
+    def __init__(
+        self, iteration: int, function: Callable[[Any], None], after: bool = False
+    ) -> None:
+        self.iteration, self.function, self.is_after = iteration, function, after
+
+    def before_step(self) -> None:
+        if not self.is_after and self.trainer.iter == self.iteration:
+            self.function(self.trainer)
+
+    def after_step(self) -> None:
+        if self.is_after and self.trainer.iter == self.iteration:
+            self.function(self.trainer)
+
+
+def train(cfg: CfgNode, *opts: Any, hook: HookBase | None = None, resume: bool = False) -> Any:
+    """Train; return the trainer.
+
+    Args:
+        cfg: on a dataset that exists.
+        opts: keys and values that differ from it.
+        hook: the last one.
+        resume: whether to continue what is in OUTPUT_DIR.
+    """
+    from tagclip import ZeroShotTrainer
+
+    cfg = changed(cfg, *opts)
+    Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    trainer = ZeroShotTrainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.register_hooks([hook])
+    trainer.train()
+    return trainer
 
 
 def losses(trainer: Any) -> dict[int, dict[str, float]]:

@@ -22,8 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
     from tagclip.evaluation.analysis_run import AnalyzedRun
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -63,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
     from tagclip.evaluation.analysis_run import analyze_run
     from tagclip.evaluation.comparison import differences, load_results
+    from tagclip.evaluation.run_folder import run_config
     from tagclip.utils.analysis_report import write_comparison, write_run
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,27 +81,6 @@ def main(args: argparse.Namespace) -> None:
             print(f"Written: {write_comparison(runs, warned, args.output / dataset)}")
             print("".join(f"Warning: {text}\n" for text in warned), end="")
         print_figures(runs)
-
-
-def run_config(run: Path) -> CfgNode:
-    """Config of a run, with its projects imported.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from tagclip import load_config
-    from tagclip.errors import ConfigError
-    from tagclip.projects import import_projects
-
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(
-            f"{run}: found no config.yaml, expected the OUTPUT_DIR of a run; train or evaluate "
-            "one with tools/train_net.py"
-        )
-    cfg = load_config(path)
-    import_projects(cfg.PROJECTS)
-    return cfg
 
 
 def print_figures(runs: Sequence[AnalyzedRun]) -> None:

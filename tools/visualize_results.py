@@ -66,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
     """
     from tagclip.data import query_vocabulary
     from tagclip.evaluation.comparison import load_results
+    from tagclip.evaluation.run_folder import run_config
 
     cfg = run_config(args.run)
     for dataset, (result,) in load_results([str(args.run)], args.dataset).items():
@@ -74,27 +75,6 @@ def main(args: argparse.Namespace) -> None:
         output = (args.output or args.run / "visualize_results") / dataset
         draw_confusions(counts, vocabulary, dataset, output)
         draw_images(args, cfg, result.content, counts, vocabulary, output)
-
-
-def run_config(run: Path) -> CfgNode:
-    """Config of a run, with its projects imported.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from tagclip import load_config
-    from tagclip.errors import ConfigError
-    from tagclip.projects import import_projects
-
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(
-            f"{run}: found no config.yaml, expected the OUTPUT_DIR of a run; train or evaluate "
-            "one with tools/train_net.py"
-        )
-    cfg = load_config(path)
-    import_projects(cfg.PROJECTS)
-    return cfg
 
 
 def stored_counts(run: Path, content: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:
@@ -180,13 +160,14 @@ def draw_images(
     from tqdm import tqdm
 
     from tagclip.errors import ConfigError
+    from tagclip.evaluation.run_folder import evaluation_command
     from tagclip.evaluation.saved_predictions import FOLDER, INDEX, SavedPredictions
     from tagclip.utils.panels import save_png
     from tagclip.utils.result_images import rank_images
 
     dataset = content["dataset"]
     folder = args.run / "inference" / dataset / FOLDER
-    command = saving_command(args.run, cfg, dataset)
+    command = evaluation_command(args.run, cfg, dataset, "TEST.SAVE_PREDICTIONS png")
     if not (folder / INDEX).is_file():
         raise ConfigError(f"{folder}: found no predictions to draw; save them with: {command}")
     samples = DatasetCatalog.get(dataset)
@@ -209,18 +190,6 @@ def draw_images(
             print(f"Written: {save_png(output / f'{part}.png', page)}")
 
 
-def saving_command(run: Path, cfg: CfgNode, dataset: str) -> str:
-    """What evaluates a run again and saves its predictions."""
-    words = ["python tools/train_net.py --config-file", str(run / "config.yaml"), "--eval-only"]
-    if (run / "last_checkpoint").is_file():
-        words.append("--resume")
-    elif not cfg.MODEL.WEIGHTS:
-        words.append("MODEL.WEIGHTS CHECKPOINT")
-    if dataset not in cfg.DATASETS.TEST:
-        words.append(f"DATASETS.TEST \"('{dataset}',)\"")
-    return " ".join([*words, "OUTPUT_DIR", str(run), "TEST.SAVE_PREDICTIONS png"])
-
-
 def read_sample(
     sample: Mapping[str, Any], saved: SavedPredictions, vocabulary: Vocabulary
 ) -> Predicted:
@@ -229,16 +198,12 @@ def read_sample(
     Raises:
         TagCLIPError: a file is missing or damaged, or its size has changed.
     """
-    from tagclip.data import read_image, read_label
-    from tagclip.data.label_io import check_label
+    from tagclip.data import read_image, read_indices
     from tagclip.utils.result_images import Predicted
 
     labels, trusty = saved.read(sample["file_name"])
-    path = sample["sem_seg_file_name"]
-    raw = read_label(path)
-    check_label(raw, path, vocabulary, labels.shape)
-    image = read_image(sample["file_name"])
-    return Predicted("", image, vocabulary.label_lut()[raw], labels, trusty)
+    truth = read_indices(sample["sem_seg_file_name"], vocabulary, labels.shape)
+    return Predicted("", read_image(sample["file_name"]), truth, labels, trusty)
 
 
 def titled(

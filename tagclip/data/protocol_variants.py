@@ -1,10 +1,11 @@
-"""Training datasets that differ in nothing but what the zero-shot protocol hides."""
+"""Copies of the training datasets with other labels or another class list."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from tagclip.class_entry import name_key
+from tagclip.class_entry import ClassEntry, name_key
 from tagclip.data.label_io import check_label, read_label
+from tagclip.utils.files import write_atomic
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["changed_datasets", "scramble_files", "scramble_unseen", "write_renamed"]
+__all__ = [
+    "changed_datasets",
+    "rename_unseen",
+    "scramble_files",
+    "scramble_unseen",
+    "write_vocabulary",
+]
 
 
 def scramble_unseen(
@@ -78,8 +86,22 @@ def scramble_files(
     return copies, pixels
 
 
-def write_renamed(vocabulary: Vocabulary, path: str | Path) -> str:
-    """Write a vocabulary json with other names for the unseen classes.
+def rename_unseen(vocabulary: Vocabulary) -> Vocabulary:
+    """Give the unseen classes other names and prompts."""
+    taken = {key for entry in vocabulary.classes for key in entry.keys}
+    classes = []
+    for entry, seen in zip(vocabulary.classes, vocabulary.seen_mask, strict=True):
+        if not seen:
+            name = f"replaced {entry.id}"
+            while name_key(name) in taken:
+                name += " again"
+            entry = ClassEntry(entry.id, name)
+        classes.append(entry)
+    return replace(vocabulary, classes=tuple(classes))
+
+
+def write_vocabulary(vocabulary: Vocabulary, path: str | Path) -> str:
+    """Write a vocabulary json with one split, which is its default.
 
     Args:
         vocabulary: full class list with its partition, which has a name.
@@ -88,28 +110,19 @@ def write_renamed(vocabulary: Vocabulary, path: str | Path) -> str:
     Returns:
         The path.
     """
-    taken = {key for entry in vocabulary.classes for key in entry.keys}
-    classes, seen_names = [], []
-    for entry, seen in zip(vocabulary.classes, vocabulary.seen_mask, strict=True):
-        name, prompts = entry.name, entry.prompts
-        if seen:
-            seen_names.append(name)
-        else:
-            name = f"replaced {entry.id}"
-            while name_key(name) in taken:
-                name += " again"
-            prompts = (name,)
-        classes.append({"id": entry.id, "name": name, "prompts": prompts})
+    pairs = zip(vocabulary.names, vocabulary.seen_mask, strict=True)
     tree = {
         "format": 1,
         "name": vocabulary.name,
         "ignore_label": vocabulary.ignore_label,
-        "classes": classes,
+        "classes": [
+            {"id": entry.id, "name": entry.name, "prompts": entry.prompts}
+            for entry in vocabulary.classes
+        ],
         "default_split": vocabulary.split,
-        "splits": {vocabulary.split: {"seen": seen_names}},
+        "splits": {vocabulary.split: {"seen": [name for name, seen in pairs if seen]}},
     }
-    Path(path).write_text(json.dumps(tree), encoding="utf-8")
-    return str(path)
+    return str(write_atomic(path, json.dumps(tree) + "\n"))
 
 
 @contextmanager

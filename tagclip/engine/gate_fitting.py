@@ -6,32 +6,35 @@ Neither the labels nor the names of the classes that are unseen to the user's ow
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 
 from tagclip.data import dataset_vocabulary
-from tagclip.data.datasets.register import register_again
+from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.evaluation.analysis_curves import Curve
 from tagclip.evaluation.gate_analysis import analyze_gates
 from tagclip.modeling.gating import gate_scores
-from tagclip.utils.files import write_atomic
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["SCALES", "Constants", "best_constants", "held_out_classes", "held_out_curves"]
+__all__ = [
+    "SCALES",
+    "Constants",
+    "best_constants",
+    "held_out_classes",
+    "held_out_curves",
+    "to_json",
+]
 
 # Candidates of MODEL.TAGCLIP.TEST.GATE_SCALE; 0 leaves the map out where it does not help.
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-_SPLIT = "held_out"
 
 
 @dataclass(frozen=True)
@@ -99,37 +102,29 @@ def held_out_curves(
             f"DATASETS.ZERO_SHOT.SETTING {cfg.DATASETS.ZERO_SHOT.SETTING}, MODEL.TAGCLIP.TRUSTY."
             f"ENABLED {cfg.MODEL.TAGCLIP.TRUSTY.ENABLED}: expected inductive and True to fit a gate"
         )
-    own = dataset_vocabulary(cfg, dataset)
-    asked = own.restrict("seen")
-    cfg = _held_out_config(cfg, held_out, folder)
-    trainer = ZeroShotTrainer(cfg)
-    trainer.resume_or_load(resume=True)
-    trainer.train()
+    full = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
+    asked = dataset_vocabulary(cfg, dataset).restrict("seen")
     partition = asked.with_seen([name not in held_out for name in asked.names])
     gates = {
         str(scale): partial(gate_scores, form="additive", scale=scale, bias=0.0) for scale in SCALES
     }
-    model = trainer.model.eval()
-    found = analyze_gates(cfg, model, dataset, partition, partition, gates)
+    path = write_vocabulary(_without_labels(full, held_out), folder / "held_out.json")
+    with changed_datasets(cfg, vocabulary=path) as changed:
+        changed.DATASETS.TEST, changed.DATASETS.ZERO_SHOT.SPLIT = (), ""
+        changed.OUTPUT_DIR, changed.MODEL.WEIGHTS = str(folder), ""
+        trainer = ZeroShotTrainer(changed)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        model = trainer.model.eval()
+        found = analyze_gates(changed, model, dataset, partition, partition, gates)
     return {scale: found[str(scale)].curves["own"] for scale in SCALES}
 
 
-def _held_out_config(cfg: CfgNode, held_out: Sequence[str], folder: Path) -> CfgNode:
-    """The user's config with more unseen classes."""
-    cfg = cfg.clone()
-    unseen = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0]).unseen_names
-    names = []
-    for name in cfg.DATASETS.TRAIN:
-        tree = json.loads(Path(MetadataCatalog.get(name).vocabulary).read_text(encoding="utf-8"))
-        tree["splits"] = {_SPLIT: {"unseen": [*unseen, *held_out]}}
-        tree["default_split"] = _SPLIT
-        path = write_atomic(folder / f"{name}.json", json.dumps(tree, indent=1) + "\n")
-        names.append(f"{name}_{folder.name}")
-        register_again(name, names[-1], path)
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = tuple(names), ()
-    cfg.DATASETS.ZERO_SHOT.SPLIT = _SPLIT
-    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = str(folder), ""
-    return cfg
+def _without_labels(full: Vocabulary, held_out: Sequence[str]) -> Vocabulary:
+    """The class list of the run with more unseen classes."""
+    pairs = zip(full.names, full.seen_mask, strict=True)
+    names = [name for name, seen in pairs if seen and name not in held_out]
+    return replace(full.with_seen(names), split="held out")
 
 
 def best_constants(curves: Sequence[dict[float, Curve]]) -> Constants:

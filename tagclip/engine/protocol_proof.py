@@ -24,7 +24,12 @@ from tqdm import tqdm
 
 from tagclip.data import dataset_vocabulary, protocol_summary
 from tagclip.data.protocol import reads_novel_masks
-from tagclip.data.protocol_variants import changed_datasets, scramble_files, write_renamed
+from tagclip.data.protocol_variants import (
+    changed_datasets,
+    rename_unseen,
+    scramble_files,
+    write_vocabulary,
+)
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, ProtocolError
 from tagclip.vocabulary import Vocabulary
@@ -186,9 +191,10 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
                 f"of {iterations} iterations, expected some, or the proof says nothing; take more "
                 "iterations or another split"
             )
+        renamed = Path(folder) / "renamed.json"
         changes = {
             _LABELS: {"labels": copies},
-            _NAMES: {"vocabulary": write_renamed(vocabulary, Path(folder) / "renamed.json")},
+            _NAMES: {"vocabulary": write_vocabulary(rename_unseen(vocabulary), renamed)},
         }
         with tqdm(total=iterations * (1 + len(names)), disable=None, leave=False) as bar:
             original = _train(cfg, iterations, bar)

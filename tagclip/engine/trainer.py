@@ -107,7 +107,8 @@ class ZeroShotTrainer(DefaultTrainer):
                 cls.build_test_loader(cfg, name)
             parts = {}
             if train:
-                cls.build_train_loader(cfg)
+                # The training itself looks for unseen classes, once.
+                cls.build_train_loader(_with_all_images(cfg))
             model = cls.build_model(cfg)
             # Both look at their keys only when they are called.
             model.gate(torch.zeros(1, 1, 1), None, torch.ones(1, dtype=torch.bool))
@@ -233,6 +234,12 @@ class ZeroShotTrainer(DefaultTrainer):
             files_may_fail=training_goes_on(cfg),
             save_logits=cfg.TEST.SAVE_LOGITS,
         )
+
+
+def _with_all_images(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
+    return cfg
 
 
 def _results_table(cfg: CfgNode) -> Path:

@@ -9,21 +9,20 @@ gate. ``index.json``, written last, says what all of it is; without it the files
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.utils import comm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tagclip.errors import ConfigError
 from tagclip.evaluation.report import format_json
+from tagclip.evaluation.run_folder import empty_folder, writable
 from tagclip.evaluation.saved_predictions import ImageName, image_names
 from tagclip.modeling.gating import gate_scores, trusty_probability
 from tagclip.modeling.score_fusion import ScoreFusion, ViewAverage
@@ -56,7 +55,6 @@ class LogitWriter:
         """
         self._folder, self._names = Path(folder), image_names(images)
         self._distributed = distributed
-        self._rank = comm.get_rank() if distributed else 0
 
     def start(self) -> None:
         """Remove what an earlier evaluation left; every process of the evaluation calls this.
@@ -64,11 +62,8 @@ class LogitWriter:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        with _writable(self._folder):
-            if self._rank == 0 and self._folder.exists():
-                shutil.rmtree(self._folder)
-        if self._distributed:
-            comm.synchronize()
+        with self._writable():
+            empty_folder(self._folder, self._distributed)
 
     def write(self, image: str, views: ViewAverage | None, size: tuple[int, int]) -> None:
         """Write one image.
@@ -92,7 +87,7 @@ class LogitWriter:
             if view.trusty_logits is not None:
                 tensors[f"trusty_logits.{number}"] = _half(view.trusty_logits)
         content = save(tensors, {_FUSION: json.dumps(_describe(views, size))})
-        with _writable(self._folder):
+        with self._writable():
             write_atomic(_path(self._folder, self._names[image]), content)
 
     def finish(self, content: Mapping[str, Any]) -> None:
@@ -124,8 +119,11 @@ class LogitWriter:
             "run": content["run"],
             "classes": [entry["name"] for entry in content["classes"]],
         }
-        with _writable(self._folder):
+        with self._writable():
             write_atomic(self._folder / INDEX, format_json(index))
+
+    def _writable(self) -> AbstractContextManager[None]:
+        return writable(self._folder, "logits", "TEST.SAVE_LOGITS False")
 
 
 @dataclass(frozen=True)
@@ -257,15 +255,3 @@ def _read(path: Path, parse: Any) -> Any:
 def _damaged(path: Path, error: Exception) -> ConfigError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return ConfigError(f"{path}: found damaged logits ({reason}); {_ADVICE}")
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Say in one line why logits cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: logits cannot be written ({error.strerror}); free space, set another "
-            "OUTPUT_DIR, or TEST.SAVE_LOGITS False"
-        ) from error

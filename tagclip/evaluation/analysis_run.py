@@ -12,17 +12,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from tagclip.data import query_vocabulary, read_label
-from tagclip.data.label_io import check_label
+from tagclip.data import query_vocabulary, read_indices
 from tagclip.errors import ConfigError
 from tagclip.evaluation.analysis import LogitAnalysis
 from tagclip.evaluation.analysis_logits import FOLDER, INDEX, SavedLogits
 from tagclip.evaluation.confusions import Confusion, group_confusions, list_confusions
 from tagclip.evaluation.metrics import per_class, summarize
+from tagclip.evaluation.run_folder import evaluation_command
 from tagclip.utils.result_images import Ranked
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["AnalyzedRun", "analyze_run", "crossing_confusions", "true_labels"]
+__all__ = ["AnalyzedRun", "analyze_run", "crossing_confusions"]
 
 # In percent: half precision moves a few pixels on the border of two classes.
 _TOLERANCE = 0.5
@@ -79,20 +79,6 @@ def crossing_confusions(analysis: LogitAnalysis) -> dict[str, list[Confusion]]:
     return {k: found for k, found in groups.items() if k.split()[0] != k.split()[-1]}
 
 
-def true_labels(
-    sample: Mapping[str, Any], vocabulary: Vocabulary, size: tuple[int, int]
-) -> np.ndarray:
-    """(H, W) int32 indices of a sample's label file; its ``ignore_index`` where unlabelled.
-
-    Raises:
-        DatasetError: the file is missing or damaged, or its size or values do not fit.
-    """
-    path = sample["sem_seg_file_name"]
-    raw = read_label(path)
-    check_label(raw, path, vocabulary, size)
-    return vocabulary.label_lut()[raw]
-
-
 def analyze_run(
     run: Path,
     cfg: CfgNode,
@@ -119,7 +105,7 @@ def analyze_run(
     vocabulary, samples = query_vocabulary(cfg, dataset), DatasetCatalog.get(dataset)
     folder = run / "inference" / dataset / FOLDER
     if not (folder / INDEX).is_file():
-        command = _saving_command(run, cfg, dataset)
+        command = evaluation_command(run, cfg, dataset, "TEST.SAVE_LOGITS True")
         raise ConfigError(f"{folder}: found no logits to analyze; save them with: {command}")
     saved = SavedLogits.open(folder, vocabulary, [sample["file_name"] for sample in samples])
     gate = saved.index["gate"]
@@ -129,7 +115,8 @@ def analyze_run(
     for sample in progress([s for s in samples if saved.has(s["file_name"])]):
         with torch.inference_mode():
             views, size = saved.read(sample["file_name"], device)
-            confusion = analysis.add(true_labels(sample, vocabulary, size), views, size)
+            truth = read_indices(sample["sem_seg_file_name"], vocabulary, size)
+            confusion = analysis.add(truth, views, size)
         present = confusion.any(axis=1)
         if present.any():
             score = float(np.nanmean(per_class(confusion)["IoU"]))
@@ -153,15 +140,3 @@ def _check(
             f"{folder}: found logits that reach mIoU {found:.2f}, expected the {stored:.2f} of the "
             "metrics.json beside them; evaluate again with TEST.SAVE_LOGITS True"
         )
-
-
-def _saving_command(run: Path, cfg: CfgNode, dataset: str) -> str:
-    """What evaluates a run again and saves its logits."""
-    words = ["python tools/train_net.py --config-file", str(run / "config.yaml"), "--eval-only"]
-    if (run / "last_checkpoint").is_file():
-        words.append("--resume")
-    elif not cfg.MODEL.WEIGHTS:
-        words.append("MODEL.WEIGHTS CHECKPOINT")
-    if dataset not in cfg.DATASETS.TEST:
-        words.append(f"DATASETS.TEST \"('{dataset}',)\"")
-    return " ".join([*words, "OUTPUT_DIR", str(run), "TEST.SAVE_LOGITS True"])

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader
 from torch import Tensor
 from tqdm import tqdm
 
-from tagclip.data import ZeroShotDatasetMapper, read_label
+from tagclip.data import ZeroShotDatasetMapper, read_indices
 from tagclip.evaluation.analysis import LogitAnalysis
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.modeling.score_fusion import ViewAverage
@@ -43,7 +43,7 @@ def analyze_gates(
         Name -> analysis; pixels of other classes than these K are not counted.
 
     Raises:
-        DatasetError: a file is missing or damaged.
+        DatasetError: a file is missing or damaged, or a label does not fit its image.
     """
     seen = partition.seen_mask
     found = {
@@ -53,16 +53,17 @@ def analyze_gates(
     flags = torch.from_numpy(seen).to(model.device)
     samples = DatasetCatalog.get(dataset)
     truths = {item["file_name"]: item["sem_seg_file_name"] for item in samples}
-    lut = Vocabulary.from_metadata(dataset).label_lut(partition)
+    full = Vocabulary.from_metadata(dataset)
     loader = build_detection_test_loader(
         samples,
         mapper=ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     for (item,) in tqdm(loader, desc=dataset, disable=None, leave=False):
-        truth = lut[read_label(truths[item["file_name"]])]
+        size = item["height"], item["width"]
+        truth = read_indices(truths[item["file_name"]], full, size, partition)
         views = model.encode_views(item, vocabulary)
         for name, gate in gates.items():
             own = tuple(replace(view, gate=gate, seen_mask=flags) for view in views.views)
-            found[name].add(truth, ViewAverage(own), (item["height"], item["width"]))
+            found[name].add(truth, ViewAverage(own), size)
     return found

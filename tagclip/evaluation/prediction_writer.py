@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pycocotools import mask as coco_mask
 
 from tagclip.errors import ConfigError
 from tagclip.evaluation.report import format_json
+from tagclip.evaluation.run_folder import empty_folder, writable
 from tagclip.evaluation.saved_predictions import INDEX, SEGMENTS, image_names
 from tagclip.utils.files import write_atomic
 from tagclip.vocabulary import Vocabulary
@@ -64,11 +64,8 @@ class PredictionWriter:
         Raises:
             ConfigError: the folder cannot be written.
         """
-        with _writable(self._folder):
-            if self._rank == 0 and self._folder.exists():
-                shutil.rmtree(self._folder)
-            if self._distributed:
-                comm.synchronize()
+        with self._writable():
+            empty_folder(self._folder, self._distributed)
             if self._kind == "json":
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._part(self._rank).write_bytes(b"")
@@ -85,7 +82,7 @@ class PredictionWriter:
         Raises:
             ConfigError: a file cannot be written.
         """
-        with _writable(self._folder):
+        with self._writable():
             if self._kind == "json":
                 segments = [json.dumps(row) for row in encode_rle(labels, self._names[image].file)]
                 with self._part(self._rank).open("a", encoding="utf-8") as part:
@@ -116,7 +113,7 @@ class PredictionWriter:
         Raises:
             ConfigError: a file cannot be written, or the parts of other machines are not here.
         """
-        with _writable(self._folder):
+        with self._writable():
             # They are gone if the result was asked for before.
             if self._kind == "json" and not (self._folder / INDEX).is_file():
                 self._join_parts()
@@ -157,6 +154,9 @@ class PredictionWriter:
     def _part(self, rank: int) -> Path:
         return self._folder / f".{SEGMENTS}.{rank}"
 
+    def _writable(self) -> AbstractContextManager[None]:
+        return writable(self._folder, "predictions", "TEST.SAVE_PREDICTIONS ''")
+
 
 def encode_rle(labels: np.ndarray, image: str) -> Iterator[dict[str, Any]]:
     """Yield one segment per class as detectron2's ``SemSegEvaluator`` writes it.
@@ -179,15 +179,3 @@ def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    """Say in one line why predictions cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: predictions cannot be written ({error.strerror}); free space, set another "
-            "OUTPUT_DIR, or TEST.SAVE_PREDICTIONS ''"
-        ) from error

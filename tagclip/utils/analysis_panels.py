@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagclip.data import read_image
+from tagclip.data import read_image, read_indices
 from tagclip.evaluation.analysis import contest, ungated
-from tagclip.evaluation.analysis_run import AnalyzedRun, true_labels
+from tagclip.evaluation.analysis_run import AnalyzedRun
 from tagclip.utils.panels import draw_legend, draw_panels, draw_trusty_bar, stack_pictures
 from tagclip.utils.result_images import Ranked, fit, spread_ranks
 from tagclip.utils.visualize import colorize_trusty, draw_segments
@@ -72,7 +72,7 @@ def _row(
         maps = [view.trusty(shape) for view in views.views]
         gated = contest(views, shape).labels(run.gate["bias"]).reshape(shape)
         plain = contest(ungated(views), shape).labels(best).reshape(shape)
-    truth = true_labels(sample, run.vocabulary, shape)
+    truth = read_indices(sample["sem_seg_file_name"], run.vocabulary, shape)
     pixels = fit(read_image(sample["file_name"]), size)
     row = [pixels]
     for labels in (truth, gated, plain):

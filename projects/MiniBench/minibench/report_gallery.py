@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from tagclip import TagCLIP, Vocabulary, ZeroShotDatasetMapper
-from tagclip.data import read_image, read_label
+from tagclip.data import read_image, read_indices
 from tagclip.errors import CheckpointError, DatasetError
 from tagclip.evaluation import summarize
 from tagclip.projects.minibench.report_run import Run
@@ -63,11 +63,11 @@ def _predict(
     sample: dict[str, str], model: TagCLIP, mapper: ZeroShotDatasetMapper, vocabulary: Vocabulary
 ) -> Predicted:
     (output,) = model([mapper(sample)])
-    trusty = output.get("trusty")
+    trusty, image = output.get("trusty"), read_image(sample["file_name"])
     return Predicted(
         title="",
-        image=read_image(sample["file_name"]),
-        truth=vocabulary.label_lut()[read_label(sample["sem_seg_file_name"])],
+        image=image,
+        truth=read_indices(sample["sem_seg_file_name"], vocabulary, image.shape[:2]),
         labels=output["sem_seg_labels"].cpu().numpy(),
         trusty=None if trusty is None else trusty.float().cpu().numpy(),
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from tagclip.projects.minibench.report_run import Run
+from tagclip.utils.html_page import html_page, html_picture, html_table
 from tagclip.utils.panels import UNLABELLED_NOTE, UNSEEN_NOTE
 from tagclip.utils.visualize import marked_names
 from tagclip.vocabulary import Vocabulary
@@ -15,14 +15,6 @@ from tagclip.vocabulary import Vocabulary
 __all__ = ["metric_rows", "render_page"]
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 1220px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; margin: .5rem 0; }
-th, td { text-align: left; padding: .15rem 1.2rem .15rem 0; border-bottom: 1px solid #ddd;
-  vertical-align: top; overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; display: block; }
 ul.legend { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.5rem; }
 ul.legend span { display: inline-block; width: 1.4rem; height: .9rem; margin-right: .5rem;
   border: 1px solid #000; vertical-align: -.1rem; }
@@ -59,32 +51,21 @@ def render_page(run: Run, choice: str, pictures: Mapping[str, bytes]) -> str:
     result = run.result
     title = f"TagCLIP on {result['dataset']}, split {result['split'] or 'none'}"
     body = [
-        f"<h1>{escape(title)}</h1>",
         f"<p>Protocol: {escape(str(result['run'].get('protocol')))}.</p>",
         f"<h2>Metrics over {result['images']} images</h2>",
-        _table(("metric", "percent", "classes"), metric_rows(result)),
+        html_table(("metric", "percent", "classes"), metric_rows(result)),
         "<h2>Gallery</h2>",
         f"<p>{escape(choice)} The trusty map is P(pixel belongs to a seen class).</p>",
-        _picture(pictures["gallery"], "image, ground truth, prediction and trusty map"),
+        html_picture(pictures["gallery"], "image, ground truth, prediction and trusty map"),
         "<h2>Classes</h2>",
         _legend(run.vocabulary),
-        _picture(pictures["per_class_iou"], "bars of the IoU of every class"),
+        html_picture(pictures["per_class_iou"], "bars of the IoU of every class"),
         "<h2>Training</h2>",
-        _picture(pictures["training_curve"], "losses, learning rate and accuracy by iteration"),
+        html_picture(pictures["training_curve"], "losses, learning rate and accuracy by iteration"),
         "<h2>Run</h2>",
-        _table(("", ""), _facts(run), numbers=False),
+        html_table(("", ""), _facts(run), texts=2),
     ]
-    return "\n".join(
-        (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-            "img-src data:; style-src 'unsafe-inline'\">",
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
-            *body,
-            "</body>\n</html>\n",
-        )
-    )
+    return html_page(title, body, _STYLE)
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
@@ -96,17 +77,6 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     return [("training", training), *((key, str(value)) for key, value in facts)]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: bool = True) -> str:
-    cells = '<td class="number">{}</td>' if numbers else "<td>{}</td>"
-    lines = ["<table>"]
-    if any(head):
-        lines.append(f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>")
-    for first, *others in rows:
-        text = "".join(cells.format(escape(value)) for value in others)
-        lines.append(f"<tr><td>{escape(first)}</td>{text}</tr>")
-    return "\n".join((*lines, "</table>"))
-
-
 def _legend(vocabulary: Vocabulary) -> str:
     seen = vocabulary.seen or (True,) * len(vocabulary)
     items = []
@@ -116,8 +86,3 @@ def _legend(vocabulary: Vocabulary) -> str:
     items.append(f'<li><span style="background: {_HATCH}"></span>unlabelled</li>')
     notes = [UNSEEN_NOTE] * (not all(seen)) + [UNLABELLED_NOTE]
     return "\n".join(('<ul class="legend">', *items, "</ul>", f"<p>{'; '.join(notes)}.</p>"))
-
-
-def _picture(png: bytes, description: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from tagclip import TagCLIP, TagCLIPCheckpointer, Vocabulary, ZeroShotTrainer, load_config
+from tagclip import TagCLIP, TagCLIPCheckpointer, Vocabulary, ZeroShotTrainer
 from tagclip.data import query_vocabulary
 from tagclip.engine import checkpoint_metadata
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.evaluation.results import read_metrics
-from tagclip.projects import import_projects
+from tagclip.evaluation.run_folder import run_config
 
 __all__ = ["Run", "load_model", "read_run"]
 
@@ -50,20 +50,15 @@ def read_run(folder: Path) -> Run:
     Raises:
         ConfigError: the folder holds no evaluated run, or its files are damaged or disagree.
     """
-    config_file = folder / "config.yaml"
-    if not config_file.is_file():
-        raise ConfigError(
-            f"--run {folder}: found no config.yaml, expected the OUTPUT_DIR of a run; train one "
-            "with tools/train_net.py"
-        )
-    cfg = load_config(config_file)
-    import_projects(cfg.PROJECTS)
+    cfg = run_config(folder)
     cfg.OUTPUT_DIR = str(folder)
     cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     if not cfg.DATASETS.TEST:
-        raise ConfigError(f"{config_file}: DATASETS.TEST is empty, expected an evaluated dataset")
+        raise ConfigError(
+            f"{folder}: found an empty DATASETS.TEST in its config, expected an evaluated dataset"
+        )
     dataset = cfg.DATASETS.TEST[0]
     vocabulary = query_vocabulary(cfg, dataset)
     result = _read_result(folder / "inference" / dataset / "metrics.json", vocabulary)

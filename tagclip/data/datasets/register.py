@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
-__all__ = ["register_again", "register_folder_dataset", "register_zero_shot_sem_seg"]
+__all__ = ["register_folder_dataset", "register_zero_shot_sem_seg"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,26 +95,6 @@ def register_folder_dataset(
         name, str(images), str(labels), extensions, ("png",), "", str(image_list), ""
     )
     _register(files, str(vocabulary))
-
-
-def register_again(name: str, new_name: str, vocabulary: str | Path) -> None:
-    """Register the files of a dataset under another name, with another vocabulary json.
-
-    Args:
-        name: registered by one of the functions above.
-        new_name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
-        vocabulary: vocabulary json that fits the same label files.
-
-    Raises:
-        DatasetError: there is no such dataset, or the new name belongs to another one.
-    """
-    files = DatasetCatalog[name] if name in DatasetCatalog.list() else None
-    if not isinstance(files, _PairedFiles):
-        raise DatasetError(
-            f"dataset {name}: found no registration by register_zero_shot_sem_seg, expected one; "
-            "check the name, or name its project in PROJECTS"
-        )
-    _register(replace(files, name=new_name), str(vocabulary))
 
 
 class _VocabularyMetadata(Metadata):
