@@ -179,6 +179,13 @@ def test_an_analysis_adds_up_its_images() -> None:
     assert np.abs(analysis.confusion - expected).sum() <= 4
     assert (analysis.oracle == perfect).all()
     figures = analysis.figures()
+    clutter = [
+        ~SEEN[view.labels(SIZE)["sem_seg_labels"].numpy()[truth == 255]]
+        for truth, view in zip(truths, views, strict=True)
+    ]
+    share = 100 * np.concatenate(clutter).mean()
+    assert figures["clutter"]["with the model's gate and bias"] == pytest.approx(share, abs=0.3)
+    assert 5 < share < 95
     part = [
         100 * c[i, i] / (c[i].sum() + c[:, i].sum() - c[i, i])
         for c in [perfect]

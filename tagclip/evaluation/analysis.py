@@ -107,7 +107,7 @@ class LogitAnalysis:
         """Count one image.
 
         Args:
-            truth: (H, W) integers; those outside [0, K) are not counted.
+            truth: (H, W) integers; those outside [0, K) have no label.
             views: its logits.
             size: (H, W).
 
@@ -123,13 +123,15 @@ class LogitAnalysis:
                 "files have changed: evaluate the run again"
             )
         flat = truth.reshape(-1)
-        pixels = np.flatnonzero((flat >= 0) & (flat < len(self.seen)))
+        labelled = (flat >= 0) & (flat < len(self.seen))
+        pixels, rest = np.flatnonzero(labelled), np.flatnonzero(~labelled)
         flat, classes = flat[pixels], len(self.seen)
-        own = contest(views, size)[pixels]
-        plain = contest(ungated(views), size)[pixels] if self.has_gate else own
-        self.own.add(flat, own)
-        if self.has_gate:
-            self.none.add(flat, plain)
+        found = contest(views, size)
+        bare = contest(ungated(views), size) if self.has_gate else found
+        own, plain = found[pixels], bare[pixels]
+        for counts, every in ((self.own, found), (self.none, bare))[: 1 + self.has_gate]:
+            counts.add(flat, every[pixels])
+            counts.add_unlabelled(every[rest])
         perfect = np.where(self.seen[flat], plain.seen, plain.unseen)
         self.oracle += confusion_matrix(flat, perfect, classes)
         maps = [view.trusty(size) for view in views.views]
@@ -150,7 +152,8 @@ class LogitAnalysis:
 
         ``own`` and ``none``: the model's gate and no gate; ``oracle``: the true side of every
         pixel as the gate; ``detector``: AUROC of what could tell seen from unseen pixels;
-        ``calibration``: the trusty map as a probability.
+        ``clutter``: pixels without label, no IoU counts them; ``calibration``: the trusty map as a
+        probability.
         """
         has_trusty = bool(self.trusty.counts.any())
         found = {name: self._curve_figures(curve) for name, curve in self.curves.items()}
@@ -162,6 +165,11 @@ class LogitAnalysis:
             name + ", class-balanced" * balanced: detector_auroc(table, self.seen, balanced)
             for name, table in tables.items()
             for balanced in (False, True)
+        }
+        own, none = self.curves["own"], self.curves["none"]
+        found["clutter"] = {
+            "with the model's gate and bias": self.own.unseen_share(own.at(self.bias)),
+            "without gate, best bias": self.none.unseen_share(none.best()),
         }
         found["calibration"] = {
             "ECE": self.trusty.reliability(False).error if has_trusty else _NAN,

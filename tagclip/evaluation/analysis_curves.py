@@ -81,6 +81,7 @@ class BiasCounts:
         grid: (G,) ascending biases.
         seen: (K,) bool.
         true: (K, G + 1) pixels of each class by the number of biases at which a seen class wins.
+        unlabelled: (G + 1,) the same of pixels without label.
     """
 
     def __init__(self, seen: np.ndarray, grid: np.ndarray) -> None:
@@ -89,6 +90,7 @@ class BiasCounts:
         self.true, self._hits, self._predicted = np.zeros(
             (3, len(seen), len(grid) + 1), dtype=np.int64
         )
+        self.unlabelled = np.zeros(len(grid) + 1, dtype=np.int64)
 
     def add(self, truth: np.ndarray, contest: Contest) -> None:
         """Count N pixels.
@@ -103,6 +105,19 @@ class BiasCounts:
         self._count(self._hits, truth[hit], wins[hit])
         self._count(self._predicted, contest.seen, wins)
         self._count(self._predicted, contest.unseen, wins)
+
+    def add_unlabelled(self, contest: Contest) -> None:
+        """Count N pixels without label, which no IoU knows of."""
+        self.unlabelled += np.bincount(contest.wins(self.grid), minlength=len(self.unlabelled))
+
+    def unseen_share(self, index: int) -> float:
+        """Percent of the pixels without label that get an unseen class; nan if there are none.
+
+        Args:
+            index: of a bias of `curve`.
+        """
+        total = self.unlabelled.sum()
+        return 100 * float(self.unlabelled[:index].sum() / total) if total else float("nan")
 
     @staticmethod
     def _count(table: np.ndarray, classes: np.ndarray, wins: np.ndarray) -> None:

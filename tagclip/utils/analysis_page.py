@@ -19,6 +19,7 @@ SECTIONS = {
     "none": "no gate",
     "oracle": "oracle gate",
     "detector": "detection of unseen pixels: AUROC of",
+    "clutter": "unlabelled pixels that get an unseen class",
     "calibration": "trusty map as a probability",
 }
 # Not in percent.

@@ -103,8 +103,8 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
         output: see `run_folder`; the run it starts from is there, too.
 
     Returns:
-        JSON-ready dict: ``gates`` (name -> figures in percent), ``detector``, ``calibration``,
-        ``oracle``, ``swapped`` and ``seconds``.
+        JSON-ready dict: ``gates`` (name -> figures in percent), ``detector``, ``clutter``,
+        ``calibration``, ``oracle``, ``swapped`` and ``seconds``.
     """
     run, folder = RUNS[name], run_folder(output, split, name, seed)
     cfg = _config(run, split, seed, output, folder)
@@ -120,7 +120,7 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     )
     figures = test["product" if "product" in test else "none"].figures()
     result = {"split": split, "run": name, "seed": seed, "seconds": round(seconds, 1)}
-    result |= {key: figures[key] for key in ("detector", "calibration", "oracle")}
+    result |= {key: figures[key] for key in ("detector", "clutter", "calibration", "oracle")}
     result["gates"] = {
         gate: _gate_figures(test[gate].bias, val[gate].curves["own"], test[gate].curves["own"])
         for gate in gates
@@ -150,11 +150,11 @@ def _config(run: Run, split: str, seed: int, output: Path, folder: Path) -> CfgN
 
 
 def _trained(cfg: CfgNode) -> TagCLIP:
-    """Train, unless nothing can be trained."""
+    """Train, unless that is done, or nothing can be trained."""
     if cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskCLIPHead":
         return ZeroShotTrainer.build_model(cfg).eval()
     trainer = ZeroShotTrainer(cfg)
-    trainer.resume_or_load(resume=False)
+    trainer.resume_or_load(resume=True)
     trainer.train()
     return trainer.model.eval()
 
