@@ -104,9 +104,9 @@ def train_net(repository: Path) -> ModuleType:
     return load_tool(repository / "tools" / "train_net.py")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def loggers() -> Iterator[None]:
-    """Leave the loggers as they were before a run."""
+    """Leave the loggers as they were: a run adds handlers, which would outlive their streams."""
     with own_loggers():
         yield
 

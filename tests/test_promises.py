@@ -30,9 +30,6 @@ from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.modeling.score_fusion import ScoreFusion
 from tagclip.utils.cli import run_tool
 
-pytestmark = pytest.mark.usefixtures("loggers")
-
-
 # 6: window batch, class chunk
 
 

@@ -43,9 +43,6 @@ LABELS, NAMES = "unseen labels scrambled", "unseen names replaced"
 NOVEL = ("MODEL.TAGCLIP.TRUSTY.TARGET", "novel", "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS", True)
 
 
-pytestmark = pytest.mark.usefixtures("loggers")
-
-
 def prove(config: Path, iterations: int, *opts: Any) -> Any:
     return prove_protocol(load_config(config, [str(value) for value in opts]), iterations)
 

@@ -19,8 +19,6 @@ from tiny_run import exit_of, run_arguments
 from tagclip.evaluation.results import read_result_rows
 from tagclip.utils.cli import run_tool
 
-pytestmark = pytest.mark.usefixtures("loggers")
-
 
 def read_result(output: Path) -> dict[str, Any]:
     (path,) = output.glob("inference/*/metrics.json")

@@ -18,9 +18,6 @@ from tiny_run import exit_of, run_arguments, train_labels
 from tagclip import register_zero_shot_sem_seg
 from tagclip.utils.cli import run_tool
 
-pytestmark = pytest.mark.usefixtures("loggers")
-
-
 Spoil = Callable[[Path], tuple[Any, ...]]
 
 
