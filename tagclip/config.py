@@ -122,6 +122,8 @@ def _add_tagclip(cfg: CN) -> None:
     cfg.MODEL.TAGCLIP.TRUSTY.CONV.REPLAY_BATCHES = 1
     # seen: 1 on seen-class pixels, reads no unseen label | novel: 1 on unseen-class pixels.
     cfg.MODEL.TAGCLIP.TRUSTY.TARGET = "seen"
+    # token: what its term of the loss is, focal (released code) | dice.
+    cfg.MODEL.TAGCLIP.TRUSTY.LOSS = "focal"
 
     # Weight of the focal term.
     cfg.MODEL.TAGCLIP.LOSS = CN({"MASK": 20.0})

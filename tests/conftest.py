@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from detectron2.config import CfgNode
-from tiny_run import load_tool, own_loggers, write_run_config
+from tiny_run import changed, load_tool, maskclip_parts, own_loggers, write_run_config
 
 torch.set_num_threads(1)
 
@@ -96,6 +96,12 @@ def tiny_cfg(tiny_clip_json: str, tiny_vocabulary_json: str, tmp_path: Path) -> 
     }
     opts = [value for pair in options.items() for value in pair]
     return load_config(root / "configs" / "Base-ZeroShot.yaml", opts)
+
+
+@pytest.fixture
+def maskclip_cfg(tiny_cfg: CfgNode) -> CfgNode:
+    """Config of projects/MaskCLIP on the tiny CLIP and the datasets of `tiny_cfg`."""
+    return changed(tiny_cfg, *maskclip_parts())
 
 
 @pytest.fixture(scope="session")

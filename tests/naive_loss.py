@@ -40,6 +40,7 @@ def naive_losses(
     gamma: float = 2.0,
     ignore_as_negative: bool = True,
     stride: int = 1,
+    trusty_loss: str = "focal",
     pairs: float | None = None,
 ) -> dict[str, Tensor]:
     """Return the losses with their default weights; differentiable, memory is no object."""
@@ -83,6 +84,11 @@ def naive_losses(
     }
     if trusty_logits is not None:
         target = targets.trusty[:, None, stride // 2 :: stride, stride // 2 :: stride]
-        trusty = focal(upsample(trusty_logits), target.double(), counted)
+        trusty_full = upsample(trusty_logits)
+        trusty = focal(trusty_full, target.double(), counted)
+        if trusty_loss == "dice":
+            p, target = torch.sigmoid(trusty_full) * counted, target * counted
+            sums = [x.sum(dim=(1, 2, 3)) for x in (p * target, p, target)]
+            trusty = (1 - (2 * sums[0] + 1) / (sums[1] + sums[2] + 1)).sum()
         losses["loss_trusty"] = 10 * trusty / number
     return losses

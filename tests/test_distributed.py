@@ -15,11 +15,13 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from processes import check_same_training, joined, make_config, train, trained, untrained
-from tiny_run import changed, equal, exit_of, write_tiny_dataset
+from tiny_run import changed, equal, exit_of, maskclip_parts, write_tiny_dataset
 from torch.multiprocessing import spawn
 
 from tagclip import ZeroShotTrainer
+from tagclip.data.unseen_images import without_unseen_images
 from tagclip.errors import ConfigError, NonFiniteLossError
+from tagclip.projects import import_projects
 
 WORLD = 2
 CONV = (
@@ -27,6 +29,13 @@ CONV = (
     "MODEL.TAGCLIP.TRUSTY.CONV.STEPS", 2,
     "MODEL.TAGCLIP.TRUSTY.CONV.REPLAY_BATCHES", 3,
 )  # fmt: skip
+TRUSTY_HEAD = ".trusty_head."
+
+
+def trusty_head_alone(cfg: CfgNode) -> CfgNode:
+    """The same data; nothing but a convolutional trusty head is trained."""
+    import_projects(["maskclip"])
+    return changed(cfg, *maskclip_parts(), "MODEL.TAGCLIP.TRUSTY.ENABLED", True, *CONV)
 
 
 class BreakInTheSecondProcess(HookBase):
@@ -51,7 +60,9 @@ def in_process(rank: int, root: Path, clip: str, vocabulary: str) -> None:
         found: dict[str, Any] = {
             **trained(cfg, "pair"),
             "conv": trained(changed(cfg, *CONV), "pair_conv"),
+            "trusty head alone": trained(trusty_head_alone(cfg), "pair_alone"),
             "evaluation": evaluate(cfg),
+            "kept": kept_images(),
             "sigterm": exit_of(train, cfg, "sigterm", BreakInTheSecondProcess("sigterm")),
         }
         for key, function in {
@@ -76,6 +87,11 @@ def evaluate(cfg: CfgNode) -> dict[str, dict[str, float]] | None:
     return {name: dict(found["sem_seg"]) for name, found in results.items()}
 
 
+def kept_images() -> list[dict[str, int]]:
+    """Seven images, of which every third shows an unseen class."""
+    return without_unseen_images([{"index": i} for i in range(7)], lambda s: s["index"] % 3 == 0)
+
+
 @pytest.fixture(scope="module")
 def alone(
     tmp_path_factory: pytest.TempPathFactory, tiny_clip_json: str, tiny_vocabulary_json: str
@@ -94,6 +110,7 @@ def alone(
         "root": root,
         "before": before,
         "before_conv": untrained(conv, "unused"),
+        "before_alone": untrained(trusty_head_alone(cfg), "unused"),
         **trained(cfg, "alone"),
         "conv": trained(conv, "alone_conv"),
         "evaluation": evaluate(cfg),
@@ -121,12 +138,22 @@ def test_a_convolutional_trusty_head_is_the_same_in_both_processes(
     assert first["statistics"] and equal(first["statistics"], second["statistics"])
     assert equal(first["weights"], second["weights"])
     for name, weight in first["weights"].items():
-        if ".trusty_head." in name:
+        if TRUSTY_HEAD in name:
             # Each process learns from batches of its own: another head than that of one process.
             assert not torch.equal(weight, alone["before_conv"][name]), name
         else:
             expected = alone["conv"]["weights"][name]
             assert (weight - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+def test_a_trusty_head_alone_is_the_same_in_both_processes(
+    alone: dict[str, Any], pair: list[dict[str, Any]]
+) -> None:
+    first, second = (found["trusty head alone"] for found in pair)
+    assert first["statistics"] and equal(first["statistics"], second["statistics"])
+    assert equal(first["weights"], second["weights"])
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, alone["before_alone"][name]) == (TRUSTY_HEAD not in name), name
 
 
 @pytest.mark.parametrize("dataset", ["distributed_val", "distributed_single"])
@@ -137,6 +164,12 @@ def test_sharded_evaluation_equals_unsharded(
     np.testing.assert_equal(pair[0]["evaluation"][dataset], expected)
     assert expected["pAcc"] > 0
     assert pair[1]["evaluation"] is None
+
+
+def test_the_search_for_unseen_classes_is_shared(pair: list[dict[str, Any]]) -> None:
+    expected = [{"index": index} for index in (1, 2, 4, 5)]
+    assert kept_images() == expected
+    assert [found["kept"] for found in pair] == [expected, expected]
 
 
 def test_a_broken_loss_in_one_process_stops_all(pair: list[dict[str, Any]]) -> None:

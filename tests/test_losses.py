@@ -55,7 +55,7 @@ def assert_equals_naive(
     alpha=st.sampled_from([0.25, 0.6]),
     gamma=st.sampled_from([0.0, 1.0, 1.5, 2.0]),
     chunk=st.sampled_from([0.0, 0.05, 256]),
-    with_token=st.booleans(),
+    trusty_loss=st.sampled_from(["", "focal", "dice"]),
     with_open_classes=st.booleans(),
     seed=st.integers(0, 10**6),
 )
@@ -71,22 +71,26 @@ def test_value_and_gradient_equal_the_plain_way(
     alpha: float,
     gamma: float,
     chunk: float,
-    with_token: bool,
+    trusty_loss: str,
     with_open_classes: bool,
     seed: int,
 ) -> None:
     size = (low[0] * factor[0] + 1, low[1] * factor[1] + 2)
     targets = random_targets(classes, size, images, ignored, padding, seed)
-    if not with_token:
+    if not trusty_loss:
         targets = replace(targets, trusty=None)
     if with_open_classes:
         targets = replace(targets, open_classes=torch.arange(classes) % 2 == seed % 2)
-    options = {"ignore_as_negative": ignore_as_negative, "stride": stride}
+    options = {
+        "ignore_as_negative": ignore_as_negative,
+        "stride": stride,
+        "trusty_loss": trusty_loss or "focal",
+    }
     loss = SegLoss(focal_alpha=alpha, focal_gamma=gamma, workspace_mib=chunk, **options)
     assert_equals_naive(
         loss,
         random_logits(images, classes, *low, seed=seed),
-        random_logits(images, 1, *low, seed=seed + 1) if with_token else None,
+        random_logits(images, 1, *low, seed=seed + 1) if trusty_loss else None,
         targets,
         alpha=alpha,
         gamma=gamma,
@@ -284,3 +288,8 @@ def test_pixel_accuracy_counts_patch_centres() -> None:
 def test_pixel_accuracy_without_labels_is_100() -> None:
     targets = random_targets(3, (16, 16), ignored=1.0)
     assert pixel_accuracy(random_logits(2, 3, 4, 4), targets) == 100
+
+
+def test_an_unknown_trusty_loss_is_refused() -> None:
+    with pytest.raises(ConfigError, match="TRUSTY.LOSS is 'tversky', expected 'focal'"):
+        SegLoss(trusty_loss="tversky")

@@ -49,6 +49,23 @@ def changed(cfg: CfgNode, *opts: Any) -> CfgNode:
     return cfg
 
 
+def maskclip_parts() -> list[Any]:
+    """Keys and values that turn a config's model into projects/MaskCLIP's."""
+    from tagclip import load_config
+
+    path = "projects/MaskCLIP/configs/Base-MaskCLIP.yaml"
+    cfg = load_config(Path(__file__).resolve().parents[1] / path)
+    return [
+        "PROJECTS", cfg.PROJECTS,
+        "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME,
+        "MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME,
+        "MODEL.SEM_SEG_HEAD.IN_FEATURES", cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
+        "MODEL.CLIP.PROMPT.NUM_TOKENS", cfg.MODEL.CLIP.PROMPT.NUM_TOKENS,
+        "MODEL.TAGCLIP.TRUSTY.ENABLED", cfg.MODEL.TAGCLIP.TRUSTY.ENABLED,
+        "MODEL.TAGCLIP.TEST.SEEN_BIAS", cfg.MODEL.TAGCLIP.TEST.SEEN_BIAS,
+    ]  # fmt: skip
+
+
 def write_run_config(cfg: CfgNode, root: Path) -> Path:
     """Write the dataset of ``tiny_cfg`` and a config file of a training of four steps."""
     write_tiny_dataset(root)

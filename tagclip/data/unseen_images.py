@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from detectron2.utils import comm
 from tqdm import tqdm
 
 from tagclip.errors import ConfigError
@@ -22,7 +23,8 @@ def without_unseen_images(
 ) -> list[dict[str, Any]]:
     """Keep the images without a single pixel of an unseen class, in their order.
 
-    Reads every label file once, to choose images; training never sees these labels.
+    Reads every label file once, to choose images; training never sees these labels. Several
+    processes share the files among them, so all of them must call this.
 
     Args:
         samples: detectron2's dicts with ``sem_seg_file_name``.
@@ -32,15 +34,22 @@ def without_unseen_images(
         ConfigError: no image is left.
         DatasetError: a label file is missing or damaged, or holds unknown values.
     """
+    world_size = comm.get_world_size()
+    own = samples[comm.get_rank() :: world_size]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found = tqdm(
-            pool.map(shows_unseen, samples),
-            total=len(samples),
+            pool.map(shows_unseen, own),
+            total=len(own),
             desc="Looking for unseen classes",
             disable=None,
             leave=False,
         )
-        kept = [sample for sample, is_shown in zip(samples, found, strict=True) if not is_shown]
+        shares = comm.all_gather(list(found))
+    kept = [
+        sample
+        for index, sample in enumerate(samples)
+        if not shares[index % world_size][index // world_size]
+    ]
     if not kept:
         raise ConfigError(
             f"DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES: each of the {len(samples)} training images "

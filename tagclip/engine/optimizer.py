@@ -37,7 +37,8 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
 
     Returns:
         Groups with ``params``, ``lr``, ``weight_decay`` and ``name``; every trainable parameter
-        but those of a convolutional trusty head is in exactly one.
+        but those of a convolutional trusty head is in exactly one. Where that head is all there is
+        to train, one group is empty.
 
     Raises:
         ConfigError: nothing is trainable.
@@ -60,6 +61,8 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
         )
         group["params"].append(parameter)
     if not groups:
+        if any(name.startswith(TRUSTY_HEAD) for name, _ in model.named_parameters()):
+            return [{"params": [], "lr": solver.BASE_LR, "weight_decay": 0.0, "name": "head"}]
         raise ConfigError(
             "MODEL.CLIP.PROMPT.NUM_TOKENS 0 and a head without parameters leave nothing to train; "
             "evaluate with --eval-only"
@@ -98,16 +101,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         )
     else:
         raise ConfigError(f"SOLVER.OPTIMIZER: found {solver.OPTIMIZER!r}, expected ADAMW or SGD")
-    _log_table(groups, model)
+    _log_table(groups, model, cfg.MODEL.TAGCLIP.TRUSTY.CONV)
     return optimizer
 
 
-def _log_table(groups: list[dict[str, Any]], model: nn.Module) -> None:
-    rows = [
-        (g["name"], len(g["params"]), _count(g["params"]), g["lr"], g["weight_decay"])
-        for g in groups
-    ]
-    trained = [parameter for g in groups for parameter in g["params"]]
+def _log_table(groups: list[dict[str, Any]], model: nn.Module, conv: CfgNode) -> None:
+    own = [p for name, p in model.named_parameters() if name.startswith(TRUSTY_HEAD)]
+    parts = [(g["name"], g["params"], g["lr"], g["weight_decay"]) for g in groups]
+    parts.append(("trusty head, own optimizer", own, conv.BASE_LR, conv.WEIGHT_DECAY))
+    rows = [(part[0], len(part[1]), _count(part[1]), *part[2:]) for part in parts if part[1]]
+    trained = [parameter for part in parts for parameter in part[1]]
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     rows.append(("trained", len(trained), _count(trained), "", ""))
     rows.append(("frozen CLIP", len(frozen), _count(frozen), "", ""))

@@ -261,10 +261,11 @@ def _check_evaluator_type(dataset_name: str) -> None:
 
 def _distribute(model: nn.Module) -> nn.Module:
     """Wrap for several processes; every trainable parameter gets a gradient in every step."""
-    if comm.get_world_size() == 1:
-        return model
     # A convolutional trusty head averages its own gradients.
     own = [name for name, _ in model.named_parameters() if name.startswith(TRUSTY_HEAD)]
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if comm.get_world_size() == 1 or trained <= set(own):
+        return model
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own)
     on_gpu = next(model.parameters()).device.type == "cuda"
     return DistributedDataParallel(

@@ -42,7 +42,7 @@ class TrainingLoop(SimpleTrainer):
         """Keep the parts.
 
         Args:
-            model: batch -> dict of scalar losses.
+            model: batch -> dict of scalar losses; none where only hooks learn from the batch.
             data_loader: batches; asked for the first one when training starts.
             optimizer: over the trainable parameters.
             seed: of dropout, together with rank and iteration.
@@ -53,7 +53,8 @@ class TrainingLoop(SimpleTrainer):
         self.seed, self._dump_dir = seed, dump_dir
         device = next(model.parameters()).device.type
         self._autocast = torch.autocast(device, amp_dtype) if amp_dtype else nullcontext()
-        needs_scaling = amp_dtype is torch.float16 and device == "cuda"
+        is_half = amp_dtype is torch.float16 and device == "cuda"
+        needs_scaling = is_half and any(group["params"] for group in optimizer.param_groups)
         self.grad_scaler = torch.amp.GradScaler(device, enabled=needs_scaling)
 
     def run_step(self) -> None:
@@ -74,7 +75,8 @@ class TrainingLoop(SimpleTrainer):
             with self._autocast:
                 losses = self.model(data)
             self.optimizer.zero_grad()
-            self.grad_scaler.scale(sum(losses.values())).backward()
+            if losses:
+                self.grad_scaler.scale(sum(losses.values())).backward()
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH: found the GPU's memory full in iteration {self.iter} with "
@@ -90,8 +92,8 @@ class TrainingLoop(SimpleTrainer):
         self, losses: dict[str, Tensor], data: list[dict[str, Any]], data_time: float
     ) -> None:
         """Log the mean over processes; all of them stop when one has a broken loss."""
-        tensors = torch.stack([loss.detach().float() for loss in losses.values()])
-        values = dict(zip(losses, tensors.tolist(), strict=True))
+        tensors = [loss.detach().float() for loss in losses.values()]
+        values = dict(zip(losses, torch.stack(tensors).tolist() if losses else (), strict=True))
         is_finite = all(map(math.isfinite, values.values()))
         files = [] if is_finite else [str(item.get("file_name", "?")) for item in data]
         if not is_finite:
@@ -109,8 +111,8 @@ class TrainingLoop(SimpleTrainer):
         storage = get_event_storage()
         storage.put_scalar("data_time", max(seconds for _, _, seconds in everyone))
         mean = {k: sum(found[k] for found, _, _ in everyone) / len(everyone) for k in values}
-        storage.put_scalar("total_loss", sum(mean.values()))
-        storage.put_scalars(**mean)
+        if mean:
+            storage.put_scalars(total_loss=sum(mean.values()), **mean)
 
     def _dump(self, values: dict[str, float], files: list[str], data: list[dict[str, Any]]) -> None:
         """Keep what repeats the broken step: batch, weights and the seed of its randomness."""

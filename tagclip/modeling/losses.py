@@ -8,6 +8,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from tagclip.data.choices import require_choice
 from tagclip.errors import ConfigError
 from tagclip.modeling.focal import Focal, binary_focal
 from tagclip.modeling.mask_losses import LabelGrid, MaskLosses, interpolation_matrix, strided
@@ -43,7 +44,7 @@ class SegLoss(nn.Module):
 
     * focal = sum_b sum_k mean_x FL(U, t), FL = alpha_t (1 - p_t)^gamma BCE, over all classes;
     * Dice = sum_b sum_k [1 - (2 sum_x p t + 1) / (sum_x p + sum_x t + 1)], present classes only;
-    * trusty = sum_b mean_x FL(trusty logit, trusty target).
+    * trusty = sum_b mean_x FL(trusty logit, trusty target), or the Dice of every image's map.
 
     The number of pairs is averaged over the processes and at least 1. Memory does not depend on
     the number of classes: see `tagclip.modeling.mask_losses`.
@@ -55,6 +56,7 @@ class SegLoss(nn.Module):
         mask_weight: float = 20.0,
         dice_weight: float = 1.0,
         trusty_weight: float = 10.0,
+        trusty_loss: str = "focal",
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
         ignore_as_negative: bool = True,
@@ -68,6 +70,7 @@ class SegLoss(nn.Module):
             mask_weight: of the focal term.
             dice_weight: of the Dice term.
             trusty_weight: of the trusty term.
+            trusty_loss: ``focal`` (released code) or ``dice``, what that term is.
             focal_alpha: focal weight of positives.
             focal_gamma: focal exponent.
             ignore_as_negative: ignored and padded pixels are negatives of every class (released
@@ -77,15 +80,16 @@ class SegLoss(nn.Module):
             compiled: let `torch.compile` fuse the passes over these planes.
 
         Raises:
-            ConfigError: the stride is less than 1.
+            ConfigError: the stride is less than 1, or the trusty loss unknown.
         """
+        require_choice(trusty_loss, "MODEL.TAGCLIP.TRUSTY.LOSS", ("focal", "dice"))
         if stride < 1:
             raise ConfigError(
                 f"MODEL.TAGCLIP.LOSS.STRIDE: found {stride}, expected 1 (every pixel) or more"
             )
         super().__init__()
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
-        self.trusty_weight = trusty_weight
+        self.trusty_weight, self.trusty_loss = trusty_weight, trusty_loss
         self.focal = Focal(focal_alpha, focal_gamma, compiled)
         self.ignore_as_negative = ignore_as_negative
         self.stride, self.workspace_mib = stride, workspace_mib
@@ -119,12 +123,12 @@ class SegLoss(nn.Module):
         return losses
 
     def _grid(self, targets: SegTargets, size: torch.Size) -> LabelGrid:
-        labels = self.strided(targets.labels).int()
+        labels = self._strided(targets.labels).int()
         # The ignore value may be a small number: -1 is no class for any vocabulary.
         labels = labels.masked_fill(labels == targets.ignore, -1)
         counted = None
         if not self.ignore_as_negative:
-            counted = (labels >= 0) & self.strided(targets.valid)
+            counted = (labels >= 0) & self._strided(targets.valid)
         (height, width), device = targets.labels.shape[-2:], labels.device
         return LabelGrid(
             labels=labels,
@@ -134,19 +138,21 @@ class SegLoss(nn.Module):
             open_classes=targets.open_classes,
         )
 
-    def strided(self, planes: Tensor) -> Tensor:
+    def _strided(self, planes: Tensor) -> Tensor:
         """Keep the pixels of (N, H, W) planes on which the loss is computed."""
         height, width = planes.shape[-2:]
         return planes[:, strided(height, self.stride), strided(width, self.stride)]
 
     def _trusty_term(self, logits: Tensor, targets: SegTargets, grid: LabelGrid) -> Tensor:
-        """Sum over images of the mean focal loss of the trusty token."""
-        loss = binary_focal(
-            grid.upsample(logits[:, 0]),
-            self.strided(targets.trusty),
-            self.focal.alpha,
-            self.focal.gamma,
-        )
+        """Sum over images of the token's focal loss, a mean over pixels, or Dice loss."""
+        full, target = grid.upsample(logits[:, 0]), self._strided(targets.trusty)
+        if self.trusty_loss == "dice":
+            p = full.sigmoid()
+            if grid.counted is not None:
+                p, target = p * grid.counted, target & grid.counted
+            overlap, mass = (p * target).sum(dim=(1, 2)), (p + target.float()).sum(dim=(1, 2))
+            return (1 - (2 * overlap + 1) / (mass + 1)).sum()
+        loss = binary_focal(full, target, self.focal.alpha, self.focal.gamma)
         if grid.counted is not None:
             loss = loss * grid.counted
         return (loss.sum(dim=(1, 2)) / grid.pixels()).sum()

@@ -1,8 +1,8 @@
-"""MaskCLIP's head: patches against class vectors, nothing to train."""
+"""MaskCLIP's head: patches against class vectors, nothing in it to train."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone import CLIPSource
+from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.losses import SegTargets
 
 __all__ = ["MaskCLIPHead", "log_odds", "smooth_by_keys"]
@@ -29,18 +30,30 @@ class MaskCLIPHead(nn.Module):
     Offers what `TagCLIP` asks of a head. A score is CLIP's own probability of a class among those
     that are asked: softmax over the classes of scale * cosine, with CLIP's learned scale. Scores
     lie in [0, 1] and a seen bias is a difference of probabilities.
+
+    Training changes none of this; it can only add a map that tells seen from unseen pixels.
     """
 
     @configurable
-    def __init__(self, *, scale: Tensor | float, key_smoothing: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        scale: Tensor | float,
+        key_smoothing: bool = False,
+        trusty_head: ConvTrustyHead | None = None,
+        label_stride: int = 1,
+    ) -> None:
         """Build.
 
         Args:
             scale: CLIP's logit scale, exp(``logit_scale``), a scalar.
             key_smoothing: average the probabilities over patches of similar keys.
+            trusty_head: patch vectors (N, D, h, w) -> trusty logits; None: nothing is trained.
+            label_stride: the trusty head learns from every so many labels in both directions.
         """
         super().__init__()
         self.key_smoothing = key_smoothing
+        self.trusty_head, self.label_stride = trusty_head, label_stride
         self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float), persistent=False)
 
     @classmethod
@@ -51,64 +64,90 @@ class MaskCLIPHead(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES: found {names}, expected [clip_dense], or "
                 "[clip_dense, clip_keys] for key smoothing, of MODEL.BACKBONE.NAME CLIPViTValues"
             )
-        if cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
+        trusty = cfg.MODEL.TAGCLIP.TRUSTY
+        if trusty.ENABLED and trusty.KIND != "conv":
             raise ConfigError(
-                "MODEL.TAGCLIP.TRUSTY.ENABLED: found True with MODEL.SEM_SEG_HEAD.NAME "
-                "MaskCLIPHead, expected False: nothing is trained that could tell seen from unseen"
+                f"MODEL.TAGCLIP.TRUSTY.KIND: found {trusty.KIND!r} with MODEL.SEM_SEG_HEAD.NAME "
+                "MaskCLIPHead, expected conv, or ENABLED False: it has no queries to add a token to"
             )
-        return {"scale": _logit_scale(cfg), "key_smoothing": "clip_keys" in names}
+        setting = cfg.DATASETS.ZERO_SHOT.SETTING
+        if trusty.ENABLED and setting != "inductive":
+            raise ConfigError(
+                f"DATASETS.ZERO_SHOT.SETTING: found {setting!r} with MODEL.SEM_SEG_HEAD.NAME "
+                "MaskCLIPHead and a trusty head, expected inductive: that head learns from labels "
+                "of seen classes alone"
+            )
+        return {
+            "scale": _logit_scale(cfg),
+            "key_smoothing": "clip_keys" in names,
+            "trusty_head": ConvTrustyHead.from_config(cfg, input_shape["clip_dense"].channels),
+            "label_stride": cfg.MODEL.TAGCLIP.LOSS.STRIDE,
+        }
 
     def forward(
         self,
         features: dict[str, Tensor],
         class_embed: Tensor,
         targets: SegTargets | None = None,
-    ) -> tuple[tuple[Tensor, None], dict[str, Tensor]]:
-        """Compute logits; with targets there is nothing to compute.
+    ) -> tuple[tuple[Tensor, Tensor | None] | None, dict[str, Tensor]]:
+        """Compute logits, or with targets keep what the trusty head learns from.
 
         Args:
             features: ``clip_dense`` (N, D, h, w), unit over D, and for key smoothing ``clip_keys``
                 (N, W, h, w).
             class_embed: (K, D) unit class vectors.
-            targets: None.
+            targets: labels at full resolution, see `SegTargets`.
 
         Returns:
-            ((logits (N, K, h, w), None), {}), see `layers`.
+            (None, {}) with targets, else ((class logits (N, K, h, w), trusty logits (N, 1, h, w) or
+            None), {}), see `layers`.
 
         Raises:
-            ConfigError: there are targets.
+            ConfigError: there are targets and nothing to train.
         """
         if targets is not None:
-            self.losses(None, None, targets)
+            self.remember(features, targets)
+            return None, self.losses(None, None, targets)
         return self.layers(features, class_embed), {}
 
-    def layers(self, features: dict[str, Tensor], class_embed: Tensor) -> tuple[Tensor, None]:
-        """Return (N, K, h, w) float32 logits, whose sigmoid is the class probability, and None.
+    def layers(
+        self, features: dict[str, Tensor], class_embed: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (N, K, h, w) float32 logits, whose sigmoid is the class probability.
 
-        With MODEL.CLIP.SYNONYMS max each prompt name is a class of its own here.
+        With MODEL.CLIP.SYNONYMS max each prompt name is a class of its own here. Beside them the
+        trusty logits (N, 1, h, w), or None without a trusty head.
         """
         dense = features["clip_dense"].float()
+        trusty = None
+        if self.trusty_head is not None:
+            with torch.no_grad():
+                trusty = self.trusty_head(dense)
         cosine = torch.einsum("kd,ndhw->nkhw", class_embed.to(dense), dense)
         if not self.key_smoothing:
-            return log_odds((self.scale * cosine).log_softmax(1)), None
+            return log_odds((self.scale * cosine).log_softmax(1)), trusty
         probability = (self.scale * cosine).softmax(1)
-        return log_odds(smooth_by_keys(probability, features["clip_keys"]).log()), None
+        return log_odds(smooth_by_keys(probability, features["clip_keys"]).log()), trusty
 
     def remember(self, features: dict[str, Tensor], targets: SegTargets) -> None:
-        """Keep nothing."""
+        """Let the trusty head, if there is one, keep a batch; see `TagCLIPHead.remember`."""
+        if self.trusty_head is not None:
+            self.trusty_head.remember(features["clip_dense"], targets, self.label_stride)
 
     def losses(
         self, class_logits: Tensor | None, trusty_logits: Tensor | None, targets: SegTargets
-    ) -> NoReturn:
-        """Refuse to be trained.
+    ) -> dict[str, Tensor]:
+        """Return no loss: the trusty head, if there is one, has its own.
 
         Raises:
-            ConfigError: always.
+            ConfigError: there is no trusty head, so nothing to train.
         """
-        raise ConfigError(
-            "MODEL.SEM_SEG_HEAD.NAME: found MaskCLIPHead in training, which has nothing to train; "
-            "evaluate it with --eval-only"
-        )
+        if self.trusty_head is None:
+            raise ConfigError(
+                "MODEL.SEM_SEG_HEAD.NAME: found MaskCLIPHead in training, which has nothing to "
+                "train; evaluate it with --eval-only"
+            )
+        return {}
 
 
 def log_odds(log_probability: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ __all__ = [
 
 SPLITS = ("composition", "noun_fence_board", "noun_dice_board")
 _PROJECT = Path(__file__).resolve().parents[1]
-# Scale and bias of the additive gate by split, as `tools/fit_gate.py` found them.
+# Scale and bias of the additive gate by protocol and split, as `tools/fit_gate.py` found them.
 _CONSTANTS = Path(__file__).with_name("gate_constants.json")
 
 
@@ -47,6 +47,7 @@ class Run:
         bias: the seen bias that is reported beside the chosen one.
         gates: forms of the gate; ``none`` leaves the trusty map out.
         opts: more keys and values.
+        constants: key of the additive gate's constants.
         start: run whose half-way checkpoint it starts from; "" is CLIP.
         seeds: at most so many; None: all.
     """
@@ -55,24 +56,29 @@ class Run:
     bias: float
     gates: tuple[str, ...] = ("none", "product")
     opts: tuple[str, ...] = ()
+    constants: str = "all images"
     start: str = ""
     seeds: int | None = None
 
 
 _CONV = "configs/convtrust_{}.yaml"
+_DICE = ("MODEL.TAGCLIP.TRUSTY.LOSS", "dice")
 RUNS = {
     "MaskCLIP": Run("../MaskCLIP/configs/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
+    "MaskCLIP conv": Run("../MaskCLIP/configs/maskclip_minibench_{}_convtrust.yaml", 0.0, seeds=3),
     # The class path of a model with a convolutional head is that of the model without any.
     "ZegCLIP": Run(_CONV, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
     "TagCLIP conv": Run(_CONV, 0.0, ("none", "product", "additive", "lift")),
     "TagCLIP token seen": Run("configs/tagclip_{}.yaml", 0.1),
     "TagCLIP token novel": Run("configs/tagclip_{}_novel.yaml", 0.1),
+    "TagCLIP token seen Dice": Run("configs/tagclip_{}.yaml", 0.1, opts=_DICE, seeds=3),
+    "TagCLIP token novel Dice": Run("configs/tagclip_{}_novel.yaml", 0.1, opts=_DICE, seeds=3),
     "conv without unseen images": Run(
         _CONV,
         0.0,
-        ("none", "product", "lift"),
+        ("none", "product", "additive", "lift"),
         opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "True"),
-        seeds=3,
+        constants="without unseen images",
     ),
     "transductive token": Run(
         "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=1
@@ -82,7 +88,7 @@ RUNS = {
         0.0,
         opts=("DATASETS.ZERO_SHOT.SETTING", "transductive"),
         start="TagCLIP conv",
-        seeds=2,
+        seeds=3,
     ),
     "supervised": Run("configs/supervised.yaml", 0.0, ("none",), seeds=1),
 }
@@ -151,7 +157,7 @@ def _config(run: Run, split: str, seed: int, output: Path, folder: Path) -> CfgN
 
 def _trained(cfg: CfgNode) -> TagCLIP:
     """Train, unless that is done, or nothing can be trained."""
-    if cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskCLIPHead":
+    if cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskCLIPHead" and not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
         return ZeroShotTrainer.build_model(cfg).eval()
     trainer = ZeroShotTrainer(cfg)
     trainer.resume_or_load(resume=True)
@@ -161,7 +167,7 @@ def _trained(cfg: CfgNode) -> TagCLIP:
 
 def gates_of(run: Run, split: str) -> dict[str, Callable[..., Tensor]]:
     """Name -> gate with the run's own bias."""
-    constants = json.loads(_CONSTANTS.read_text(encoding="utf-8"))[split]
+    constants = json.loads(_CONSTANTS.read_text(encoding="utf-8"))[run.constants][split]
     known = {
         "none": partial(gate_scores, mode="none", bias=run.bias),
         "product": partial(gate_scores, bias=run.bias),

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.mask_losses import interpolation_matrix
+from tagclip.modeling.losses import SegTargets
+from tagclip.modeling.mask_losses import interpolation_matrix, strided
 
 __all__ = [
     "PADDING",
@@ -84,6 +86,32 @@ class ConvTrustyHead(nn.Module):
         self.skip = nn.Conv2d(dim, 1, 1, bias=False)
         self.replay = FeatureReplay(replay_batches)
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode, dim: int) -> ConvTrustyHead | None:
+        """Read ``MODEL.TAGCLIP.TRUSTY``; None where it asks for no such network.
+
+        Args:
+            cfg: see `tagclip.config`.
+            dim: channels D of the patch vectors.
+
+        Raises:
+            ConfigError: the target is not ``seen``, or a number is too small.
+        """
+        trusty = cfg.MODEL.TAGCLIP.TRUSTY
+        if not trusty.ENABLED or trusty.KIND != "conv":
+            return None
+        if trusty.TARGET != "seen":
+            raise ConfigError(
+                f"MODEL.TAGCLIP.TRUSTY.TARGET: found {trusty.TARGET!r} with KIND conv, expected "
+                "seen, the only target that it learns"
+            )
+        return cls(
+            dim=dim,
+            channels=trusty.CONV.CHANNELS,
+            dropout=trusty.CONV.DROPOUT,
+            replay_batches=trusty.CONV.REPLAY_BATCHES,
+        )
+
     def forward(self, features: Tensor, learning: bool = False) -> Tensor:
         """Compute the logits.
 
@@ -105,6 +133,20 @@ class ConvTrustyHead(nn.Module):
         )
         hidden = F.relu(self.context(F.relu(self.expand(x))))
         return self.output(F.dropout(hidden, self.dropout, training=learning)) + self.skip(x)
+
+    def remember(self, features: Tensor, targets: SegTargets, stride: int) -> None:
+        """Keep a batch to learn from.
+
+        Args:
+            features: (N, D, h, w) patch vectors.
+            targets: with ``trusty``, 1 on the pixels of seen classes.
+            stride: keep every ``stride``-th label in both directions.
+        """
+        labels = targets.labels.int().masked_fill(~targets.trusty, UNLABELLED)
+        labels = labels.masked_fill(~targets.valid, PADDING)
+        height, width = size = labels.shape[-2:]
+        labels = labels[:, strided(height, stride), strided(width, stride)]
+        self.replay.add(features, labels, size, stride)
 
     def loss(self, batch: TrustyBatch) -> Tensor:
         """Return the balanced cross-entropy of a batch, a scalar; see `balanced_bce`."""

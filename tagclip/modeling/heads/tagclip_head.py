@@ -12,8 +12,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from tagclip.data.choices import require_choice
-from tagclip.errors import ConfigError
-from tagclip.modeling.heads.conv_trusty import PADDING, UNLABELLED, ConvTrustyHead
+from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
 from tagclip.modeling.heads.relation import RelationDescriptor
 from tagclip.modeling.losses import SegLoss, SegTargets
@@ -87,6 +86,7 @@ class TagCLIPHead(nn.Module):
                 mask_weight=tagclip.LOSS.MASK,
                 dice_weight=tagclip.LOSS.DICE,
                 trusty_weight=tagclip.LOSS.TRUSTY,
+                trusty_loss=trusty.LOSS,
                 focal_alpha=tagclip.LOSS.FOCAL_ALPHA,
                 focal_gamma=tagclip.LOSS.FOCAL_GAMMA,
                 ignore_as_negative=tagclip.LOSS.IGNORE_AS_NEGATIVE,
@@ -98,9 +98,7 @@ class TagCLIPHead(nn.Module):
             "feature_scale": tagclip.FEATURE_SCALE,
             "trusty_enabled": has_token,
             # Made last: the class path begins with the same numbers as without it.
-            "trusty_head": _conv_trusty_head(trusty, dim)
-            if trusty.ENABLED and not has_token
-            else None,
+            "trusty_head": ConvTrustyHead.from_config(cfg, dim),
         }
 
     def forward(
@@ -156,11 +154,8 @@ class TagCLIPHead(nn.Module):
         """
         if self.trusty_head is None:
             return
-        labels = targets.labels.int().masked_fill(~targets.trusty, UNLABELLED)
-        labels = self.loss.strided(labels.masked_fill(~targets.valid, PADDING))
         dense = features["clip_dense"] * self.feature_scale
-        size = targets.labels.shape[-2:]
-        self.trusty_head.replay.add(dense, labels, size, self.loss.stride)
+        self.trusty_head.remember(dense, targets, self.loss.stride)
 
     def losses(
         self, class_logits: Tensor, trusty_logits: Tensor | None, targets: SegTargets
@@ -169,17 +164,3 @@ class TagCLIPHead(nn.Module):
         if self.trusty_head is not None:
             trusty_logits = None
         return self.loss(class_logits, trusty_logits, targets)
-
-
-def _conv_trusty_head(trusty: CfgNode, dim: int) -> ConvTrustyHead:
-    if trusty.TARGET != "seen":
-        raise ConfigError(
-            f"MODEL.TAGCLIP.TRUSTY.TARGET: found {trusty.TARGET!r} with KIND conv, expected seen, "
-            "the only target that it learns"
-        )
-    return ConvTrustyHead(
-        dim=dim,
-        channels=trusty.CONV.CHANNELS,
-        dropout=trusty.CONV.DROPOUT,
-        replay_batches=trusty.CONV.REPLAY_BATCHES,
-    )
