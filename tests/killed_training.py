@@ -178,6 +178,8 @@ def run(request: dict[str, Any]) -> None:
     log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    # A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     arrange(request)
     sys.argv[1:] = request["arguments"]
     run_tool(TOOL.start, TOOL.parse_args())
