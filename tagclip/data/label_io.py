@@ -20,14 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from tagclip.errors import DatasetError
 from tagclip.vocabulary import Vocabulary
 
-__all__ = [
-    "check_label",
-    "image_pixels",
-    "image_size",
-    "look_up",
-    "read_image",
-    "read_label",
-]
+__all__ = ["check_label", "image_pixels", "image_size", "look_up", "read_image", "read_label"]
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
