@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # The pinned packages. Another file is remembered in the environment that it was installed into.
 REQUIREMENTS ?= $(shell cat $(VENV)/.requirements 2>/dev/null || echo requirements.txt)
-# Arguments of pytest: make test ARGS="tests/test_gating.py -x"
+# Arguments of pytest: make test ARGS="tests/modeling/inference/test_gate.py -x"
 ARGS ?=
 # Processes of pytest.
 WORKERS ?= 2

@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 PROJECTS = {
+    "tagclip.projects.benchmark": "projects/Benchmark/benchmark",
     "tagclip.projects.maskclip": "projects/MaskCLIP/maskclip",
     "tagclip.projects.minibench": "projects/MiniBench/minibench",
     "tagclip.projects.webdemo": "projects/WebDemo/webdemo",
@@ -37,7 +38,7 @@ setup(
     packages=[*find_packages(include=["tagclip", "tagclip.*"]), *PROJECTS],
     package_dir=PROJECTS,
     package_data={
-        "tagclip": ["*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
+        "tagclip": ["modeling/clip/*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
         "tagclip.projects.minibench": ["*.json"],
         "tagclip.projects.webdemo": ["*.js", "*.css"],
     },

@@ -20,8 +20,8 @@ from prepare_task import TEMPORARY, Task, check_label_file, compare_label, make_
 from tagclip.data.datasets.builtin import Benchmark, read_benchmarks
 from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.errors import DatasetError
+from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
-from tagclip.vocabulary import Vocabulary
 
 __all__ = ["prepare"]
 

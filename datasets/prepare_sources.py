@@ -14,7 +14,7 @@ from tagclip.data.datasets.builtin import read_benchmarks, vocabulary_json
 from tagclip.data.datasets.label_map import LabelMap, recognize_order
 from tagclip.data.label_io import read_image, read_label
 from tagclip.errors import ConfigError, DatasetError
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = [
     "README",

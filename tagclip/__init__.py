@@ -22,20 +22,21 @@ with _warnings.catch_warnings():
     _warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
     import detectron2.modeling as _modeling  # noqa: F401
 
+from tagclip.checkpoint import TagCLIPCheckpointer  # noqa: E402
 from tagclip.config import add_tagclip_config  # noqa: E402
-from tagclip.config_files import load_config  # noqa: E402
+from tagclip.config.loading import load_config  # noqa: E402
 from tagclip.data import ZeroShotDatasetMapper  # noqa: E402
 from tagclip.data.datasets import builtin as _builtin  # noqa: E402, F401 (registers the benchmarks)
 from tagclip.data.datasets.register import (  # noqa: E402
     register_folder_dataset,
     register_zero_shot_sem_seg,
 )
-from tagclip.engine import TagCLIPCheckpointer, ZeroShotTrainer  # noqa: E402
+from tagclip.engine import ZeroShotTrainer  # noqa: E402
 from tagclip.errors import TagCLIPError  # noqa: E402
 from tagclip.evaluation import ZeroShotSemSegEvaluator  # noqa: E402
 from tagclip.modeling import CLIPViT, TagCLIP, TagCLIPHead, TextBank  # noqa: E402
 from tagclip.predictor import TagCLIPPredictor  # noqa: E402
-from tagclip.vocabulary import Vocabulary  # noqa: E402
+from tagclip.structures.vocabulary import Vocabulary  # noqa: E402
 
 __version__ = "0.1.0"
 

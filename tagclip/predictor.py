@@ -15,15 +15,15 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.checkpoint.config import checkpoint_config
 from tagclip.data.inference_input import InferenceInput, check_bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import query_vocabulary, resolve_seen
-from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
-from tagclip.engine.checkpoint_config import checkpoint_config
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
-from tagclip.modeling.score_fusion import ViewAverage
+from tagclip.modeling.inference.fusion import ViewAverage
 from tagclip.projects import import_projects
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
 

@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from detectron2.config import CfgNode
-from tiny_run import changed, load_tool, maskclip_parts, own_loggers, write_run_config
+from helpers.tiny_run import changed, load_tool, maskclip_parts, own_loggers, write_run_config
 
 torch.set_num_threads(1)
 

@@ -50,7 +50,7 @@ def test_what_is_not_in_the_registry_is_described(repository: Path) -> None:
     assert f"`{name}` {version}" in text and re.search('SHA256 = "(.+)"', tool)[1] in text
     edits = json.loads((repository / "tools" / "detectron2_edits.json").read_text())
     assert f"{len(edits)} edits" in text
-    templates = json.loads((repository / "tagclip" / "prompt_templates.json").read_text())
+    templates = json.loads((repository / "tagclip/modeling/clip/prompt_templates.json").read_text())
     for part in ("OpenAI", "open_clip", "PASCAL VOC", "PASCAL Context", "COCO-Stuff", "ADE20K"):
         assert part in text
     assert all(f"`{name}`" in text for name in templates)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import changed
 from PIL import Image
-from tiny_checkpoint import save_tiny
-from tiny_run import changed
 
 from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotDatasetMapper
-from tagclip.engine import checkpoint_config
+from tagclip.checkpoint import checkpoint_config
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 
 WORDS = ["cat", "zebra", "sky"]

@@ -13,21 +13,21 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from clip_files import TINY_CLIP, random_clip
 from detectron2.config import CfgNode
-from open_clip import pretrained
-from safetensors.torch import save_file
-from tiny_checkpoint import save_tiny
-from tiny_run import (
+from helpers.clip_files import TINY_CLIP, random_clip
+from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import (
     changed,
     equal,
     exit_of,
     run_arguments,
 )
+from open_clip import pretrained
+from safetensors.torch import save_file
 
 from tagclip import TagCLIPPredictor
+from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.meta_arch import TagCLIP
-from tagclip.modeling.score_fusion import ScoreFusion
 from tagclip.utils.cli import run_tool
 
 # 6: window batch, class chunk
@@ -181,7 +181,7 @@ def defined_tests(path: Path) -> set[str]:
 def named_tests(row: str) -> list[tuple[str, str]]:
     """(file, function) of every ``tests/....py::name`` of a row; ``::name`` repeats the file."""
     found, file = [], ""
-    for path, name in re.findall(r"`(tests/\w+\.py)?::(\w+)`", row):
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", row):
         file = path or file
         found.append((file, name))
     return found

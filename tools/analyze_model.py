@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-    from tagclip.utils.analysis import ModelAnalysis
+    from tagclip.analysis.model_cost import ModelAnalysis
 
 # detectron2 is imported inside the functions: --help answers at once.
 warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
@@ -80,9 +80,9 @@ def analyze(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         TagCLIPError: a key, a dataset or a vocabulary is not in order.
     """
+    from tagclip.analysis.model_cost import ModelAnalysis
+    from tagclip.config.choices import require_choice
     from tagclip.data import query_vocabulary
-    from tagclip.data.choices import require_choice
-    from tagclip.utils.analysis import ModelAnalysis
 
     require_choice(cfg.SOLVER.OPTIMIZER, "SOLVER.OPTIMIZER", tuple(OPTIMIZER_BYTES))
     analysis = ModelAnalysis(cfg)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tagclip.evaluation.analysis_run import AnalyzedRun
+    from tagclip.analysis.run import AnalyzedRun
 
 # detectron2 is imported inside the functions: --help answers at once.
 warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
@@ -59,10 +59,10 @@ def main(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from tagclip.evaluation.analysis_run import analyze_run
-    from tagclip.evaluation.comparison import differences, load_results
+    from tagclip.analysis.comparison import differences, load_results
+    from tagclip.analysis.report import write_comparison, write_run
+    from tagclip.analysis.run import analyze_run
     from tagclip.evaluation.run_folder import run_config
-    from tagclip.utils.analysis_report import write_comparison, write_run
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = load_results(args.runs, args.dataset)
@@ -87,7 +87,7 @@ def print_figures(runs: Sequence[AnalyzedRun]) -> None:
     """Print the table of all figures."""
     from tabulate import tabulate
 
-    from tagclip.utils.analysis_page import comparison_rows
+    from tagclip.analysis.page import comparison_rows
 
     rows = comparison_rows([run.analysis.figures() for run in runs])
     head = ("", "", *(run.label for run in runs))

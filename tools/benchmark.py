@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tagclip.utils.benchmark.curves import Curve
+    from tagclip.projects.benchmark.curves import Curve
 
 # detectron2 is imported inside the functions: --help answers at once.
 warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: there is no GPU, a number is below 1, or a file cannot be read or written.
     """
-    from tagclip.utils.benchmark.report import format_text
+    from tagclip.projects.benchmark.report import format_text
 
     _check(args)
     other = _read(args.merge) if args.merge else None
@@ -85,10 +85,10 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
     """
     import torch
 
-    from tagclip.utils.benchmark.curves import measure_curves
-    from tagclip.utils.benchmark.measure import machine
-    from tagclip.utils.benchmark.parts import PARTS
-    from tagclip.utils.benchmark.subject import FULL, QUICK, Subject
+    from tagclip.projects.benchmark.curves import measure_curves
+    from tagclip.projects.benchmark.measure import machine
+    from tagclip.projects.benchmark.parts import PARTS
+    from tagclip.projects.benchmark.subject import FULL, QUICK, Subject
 
     torch.set_num_threads(args.threads)
     # Random weights, encoded names: what is normal here need not be told.
@@ -148,7 +148,7 @@ def _draw(
     args: argparse.Namespace, curves: list[Curve], result: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Axis -> file."""
-    from tagclip.utils.benchmark.curves import draw
+    from tagclip.projects.benchmark.curves import draw
 
     machine = result["machine"]
     note = ", ".join(f"{key} {machine[key]}" for key in ("processor", "threads", "load", "torch"))
@@ -162,7 +162,7 @@ def _write(
     files: Mapping[str, Path],
 ) -> None:
     from tagclip.errors import ConfigError
-    from tagclip.utils.benchmark.report import format_markdown
+    from tagclip.projects.benchmark.report import format_markdown
     from tagclip.utils.files import write_atomic
 
     by_device = {found["machine"]["device"]: found for found in (other, result) if found}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tagclip.evaluation.comparison import ClassRow, Result
+    from tagclip.analysis.comparison import ClassRow, Result
 
 METRICS = {
     "seen": "mIoU-seen",
@@ -62,7 +62,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Compare on every dataset."""
-    from tagclip.evaluation.comparison import class_rows, differences, load_results
+    from tagclip.analysis.comparison import class_rows, differences, load_results
     from tagclip.utils.files import write_atomic
 
     for dataset, results in load_results(args.runs, args.dataset).items():
@@ -105,7 +105,7 @@ def format_summary(dataset: str, results: Sequence[Result], warnings: Sequence[s
 
 def metric_rows(results: Sequence[Result]) -> list[list[str]]:
     """One row per run, then mean and standard deviation of runs that differ in the seed only."""
-    from tagclip.evaluation.comparison import repetitions
+    from tagclip.analysis.comparison import repetitions
 
     rows = []
     for index, result in enumerate(results, start=1):
@@ -155,7 +155,7 @@ def draw_classes(
     """Draw the IoU of every class in every run, and the differences to the first run."""
     from matplotlib.lines import Line2D
 
-    from tagclip.utils.class_charts import class_chart, save_chart
+    from tagclip.visualization.class_charts import class_chart, save_chart
 
     unseen = [row.seen is False for row in rows]
     names = [f"{STAR} {row.name}" if row.seen is False else row.name for row in rows]

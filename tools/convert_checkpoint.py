@@ -61,7 +61,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Convert, and print what was kept, dropped and recorded."""
     from tagclip import load_config
-    from tagclip.engine.convert_files import convert_file
+    from tagclip.checkpoint.conversion.files import convert_file
     from tagclip.errors import ConfigError
     from tagclip.projects import import_projects
 

@@ -90,10 +90,10 @@ def main(args: argparse.Namespace) -> int:
     """
     from detectron2.utils.logger import setup_logger
 
+    from tagclip.demo.images import draw_images
+    from tagclip.demo.media import has_display, is_video
     from tagclip.errors import ConfigError
     from tagclip.utils.cli import check_processes
-    from tagclip.utils.demo_images import draw_images
-    from tagclip.utils.media import has_display, is_video
 
     setup_logger(name="tagclip")
     check_processes(args.num_gpus)
@@ -159,7 +159,7 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
     from torch import nn
 
     from tagclip import TagCLIPCheckpointer, load_config
-    from tagclip.engine import checkpoint_config
+    from tagclip.checkpoint import checkpoint_config
     from tagclip.errors import ConfigError
 
     opts = [*args.opts, *opts]
@@ -193,8 +193,8 @@ def read_words(text: str, dedup: bool, is_file: bool = False) -> VocabularyLike:
     """
     from detectron2.data import DatasetCatalog
 
-    from tagclip.class_entry import name_key
     from tagclip.errors import VocabularyError
+    from tagclip.structures.vocabulary_class import name_key
 
     if text in DatasetCatalog.list() or Path(text).suffix == ".json":
         return text
@@ -226,8 +226,8 @@ def draw_video(args: argparse.Namespace, source: str | int) -> None:
     import cv2
     from tqdm import tqdm
 
-    from tagclip.utils.media import Video, open_writer
-    from tagclip.utils.prediction import draw_prediction
+    from tagclip.demo.media import Video, open_writer
+    from tagclip.visualization.prediction_page import draw_prediction
 
     video = Video(source)
     predictor = build_predictor(args)

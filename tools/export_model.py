@@ -69,8 +69,8 @@ def _size(text: str) -> tuple[int, int]:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Export, compare each file with the model, write; return the content of the json."""
     from tagclip.errors import ConfigError
-    from tagclip.export import require_onnx
-    from tagclip.export_recipe import export_recipe
+    from tagclip.export.onnx import require_onnx
+    from tagclip.export.recipe import export_recipe
     from tagclip.utils.files import write_atomic
 
     if "onnx" in args.format:
@@ -100,8 +100,8 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
         TagCLIPError: options, config, checkpoint or vocabulary are not in order.
     """
     from tagclip import TagCLIPPredictor, load_config
+    from tagclip.checkpoint.config import checkpoint_config
     from tagclip.data import query_vocabulary
-    from tagclip.engine.checkpoint_config import checkpoint_config
     from tagclip.errors import ConfigError
 
     opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", False]
@@ -169,8 +169,8 @@ def export(
     """
     import numpy as np
 
-    from tagclip import export as exporting
     from tagclip.errors import TagCLIPError
+    from tagclip.export import onnx as exporting
 
     vocabulary = predictor.vocabulary
     window_model = exporting.WindowModel(predictor.model, vocabulary, size)

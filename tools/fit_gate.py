@@ -46,13 +46,13 @@ def main(args: argparse.Namespace) -> None:
     from detectron2.utils.logger import setup_logger
 
     from tagclip import load_config
-    from tagclip.data import dataset_vocabulary
-    from tagclip.engine.gate_fitting import (
+    from tagclip.analysis.gate_fitting import (
         best_constants,
         held_out_classes,
         held_out_curves,
         to_json,
     )
+    from tagclip.data import dataset_vocabulary
     from tagclip.projects import import_projects
     from tagclip.utils.files import write_atomic
 

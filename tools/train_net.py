@@ -128,8 +128,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     from detectron2.utils import comm
 
     from tagclip import TagCLIPCheckpointer, ZeroShotTrainer
+    from tagclip.checkpoint import checkpoint_metadata
     from tagclip.data import protocol_summary
-    from tagclip.engine import checkpoint_metadata
 
     cfg = setup(args)
     if not args.eval_only:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from tagclip.data.validation import DatasetScan, Sample
-    from tagclip.vocabulary import Vocabulary
+    from tagclip.data.validation.scan import DatasetScan, Sample
+    from tagclip.structures.vocabulary import Vocabulary
 
 _MMSEG_SUFFIX = "_labelTrainIds"
 
@@ -74,7 +74,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Validate; return the exit code."""
-    from tagclip.data.diagnosis import list_problems, shared_images
+    from tagclip.data.validation.findings import list_problems, shared_images
 
     # What single files are like is counted, not logged.
     logging.getLogger("tagclip.data.label_io").setLevel(logging.ERROR)
@@ -105,7 +105,7 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
     from tagclip import load_config
     from tagclip.data import dataset_vocabulary
     from tagclip.projects import PROJECT_NAMES, import_projects
-    from tagclip.vocabulary import Vocabulary
+    from tagclip.structures.vocabulary import Vocabulary
 
     cfg = load_config(args.config_file or "")
     if args.names:
@@ -131,7 +131,7 @@ def find_target(name: str, vocabulary: Vocabulary) -> Target:
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
-    from tagclip.data.validation import Sample
+    from tagclip.data.validation.scan import Sample
     from tagclip.errors import DatasetError
 
     registered, refusal = DatasetCatalog[name], ""
@@ -172,7 +172,7 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
     """
     from tqdm import tqdm
 
-    from tagclip.data.validation import DatasetScan, iterate_scans
+    from tagclip.data.validation.scan import DatasetScan, iterate_scans
 
     found, usable = DatasetScan(target.name, target.vocabulary), []
     if target.refusal:
@@ -195,7 +195,7 @@ def write_report(
     found: DatasetScan, usable: Sequence[Sample], problems: Sequence, folder: Path
 ) -> None:
     """Print the report of a dataset, write it and its pictures."""
-    from tagclip.data.validation_report import (
+    from tagclip.data.validation.report import (
         draw_contact_sheet,
         draw_histogram,
         format_report,

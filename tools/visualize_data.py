@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from tagclip.engine import StreamLoader
-    from tagclip.vocabulary import Vocabulary
+    from tagclip.structures.vocabulary import Vocabulary
 
 # detectron2 is imported inside the functions: --help answers at once.
 warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     """
     from tqdm import tqdm
 
-    from tagclip.utils.panels import save_png
+    from tagclip.visualization.panels import save_png
 
     setup = read_setup(args.config_file, args.opts)
     for position in tqdm(range(args.num), unit="page", disable=None):
@@ -134,15 +134,15 @@ def draw_page(setup: Setup, positions: Sequence[int]) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    from tagclip.utils.panels import (
+    from tagclip.analysis.result_images import fit
+    from tagclip.visualization.panels import (
         draw_heading,
         draw_legend,
         draw_panels,
         draw_trusty_bar,
         stack_pictures,
     )
-    from tagclip.utils.result_images import fit
-    from tagclip.utils.visualize import colorize_trusty, draw_segments
+    from tagclip.visualization.segments import colorize_trusty, draw_segments
 
     targets = target_columns(setup.cfg)
     image, truth = read_files(setup, positions[0])

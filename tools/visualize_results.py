@@ -26,9 +26,9 @@ import numpy as np
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
+    from tagclip.analysis.result_images import Predicted, Ranked
     from tagclip.evaluation.saved_predictions import SavedPredictions
-    from tagclip.utils.result_images import Predicted, Ranked
-    from tagclip.vocabulary import Vocabulary
+    from tagclip.structures.vocabulary import Vocabulary
 
 # detectron2 is imported inside the functions: --help answers at once.
 warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
@@ -64,8 +64,8 @@ def main(args: argparse.Namespace) -> None:
         TagCLIPError: the folder holds no evaluated run, its parts do not belong together, or
             predictions were not saved.
     """
+    from tagclip.analysis.comparison import load_results
     from tagclip.data import query_vocabulary
-    from tagclip.evaluation.comparison import load_results
     from tagclip.evaluation.run_folder import run_config
 
     cfg = run_config(args.run)
@@ -104,16 +104,16 @@ def stored_counts(run: Path, content: Mapping[str, Any], vocabulary: Vocabulary)
 
 def draw_confusions(counts: np.ndarray, vocabulary: Vocabulary, dataset: str, output: Path) -> None:
     """Write table, bars and map of the confusions, and print the largest."""
-    from tagclip.evaluation.confusions import (
+    from tagclip.analysis.confusion_charts import draw_confusion_bars, draw_confusion_map
+    from tagclip.analysis.confusions import (
         confused_classes,
         format_confusions,
         group_confusions,
         kind_share,
         list_confusions,
     )
-    from tagclip.utils.class_charts import save_chart
-    from tagclip.utils.confusion_charts import draw_confusion_bars, draw_confusion_map
     from tagclip.utils.files import write_atomic
+    from tagclip.visualization.class_charts import save_chart
 
     confusion, pixels, seen = counts[:, :-1], counts.sum(axis=1), vocabulary.seen_mask
     pairs = list_confusions(confusion, pixels)
@@ -159,11 +159,11 @@ def draw_images(
     from detectron2.data import DatasetCatalog
     from tqdm import tqdm
 
+    from tagclip.analysis.result_images import rank_images
     from tagclip.errors import ConfigError
     from tagclip.evaluation.run_folder import evaluation_command
     from tagclip.evaluation.saved_predictions import FOLDER, INDEX, SavedPredictions
-    from tagclip.utils.panels import save_png
-    from tagclip.utils.result_images import rank_images
+    from tagclip.visualization.panels import save_png
 
     dataset = content["dataset"]
     folder = args.run / "inference" / dataset / FOLDER
@@ -198,8 +198,8 @@ def read_sample(
     Raises:
         TagCLIPError: a file is missing or damaged, or its size has changed.
     """
+    from tagclip.analysis.result_images import Predicted
     from tagclip.data import read_image, read_indices
-    from tagclip.utils.result_images import Predicted
 
     labels, trusty = saved.read(sample["file_name"])
     truth = read_indices(sample["sem_seg_file_name"], vocabulary, labels.shape)
@@ -210,8 +210,8 @@ def titled(
     image: Ranked, ranking: Sequence[Ranked], shown: Predicted, vocabulary: Vocabulary
 ) -> Predicted:
     """Give an image its place, file, mIoU and largest confusion as title."""
-    from tagclip.utils.result_images import count_pixels
-    from tagclip.utils.visualize import marked_names
+    from tagclip.analysis.result_images import count_pixels
+    from tagclip.visualization.segments import marked_names
 
     place = ranking.index(image) + 1
     name = Path(image.sample["file_name"]).name
@@ -231,8 +231,8 @@ def draw_page(
     images: Sequence[Predicted], which: str, content: Mapping[str, Any], vocabulary: Vocabulary
 ) -> np.ndarray:
     """Images below each other, with a heading and a legend of the classes on them."""
-    from tagclip.utils.panels import draw_heading, stack_pictures
-    from tagclip.utils.result_images import draw_gallery
+    from tagclip.analysis.result_images import draw_gallery
+    from tagclip.visualization.panels import draw_heading, stack_pictures
 
     on_images = np.unique(
         np.concatenate([np.unique(m) for i in images for m in (i.truth, i.labels)])

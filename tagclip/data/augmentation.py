@@ -16,7 +16,7 @@ from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import CropTransform, Transform
 from PIL import Image
 
-from tagclip.data.choices import require_choice
+from tagclip.config.choices import require_choice
 from tagclip.data.photometric import PhotometricDistortion
 from tagclip.errors import ConfigError, DatasetError
 

@@ -10,8 +10,8 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
+from tagclip.config.choices import require_choice
 from tagclip.data.augmentation import build_train_augmentations
-from tagclip.data.choices import require_choice
 from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_image, read_label
 from tagclip.data.protocol import (
@@ -23,7 +23,7 @@ from tagclip.data.protocol import (
     validate_protocol,
 )
 from tagclip.errors import DatasetError
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["ZeroShotDatasetMapper"]
 

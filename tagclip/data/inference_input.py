@@ -12,8 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from fvcore.transforms.transform import HFlipTransform
 
+from tagclip.config.choices import require_choice
 from tagclip.data.augmentation import ResizeShortSide, build_test_augmentations
-from tagclip.data.choices import require_choice
 from tagclip.errors import ConfigError, DatasetError
 
 __all__ = ["InferenceInput", "View", "check_bgr_array"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tagclip.data.label_io import check_label, read_label
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["read_indices"]
 

@@ -18,7 +18,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 
 from tagclip.errors import DatasetError
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["check_label", "image_pixels", "image_size", "look_up", "read_image", "read_label"]
 

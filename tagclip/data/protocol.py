@@ -9,10 +9,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from tagclip.data.choices import require_choice
+from tagclip.config.choices import require_choice
 from tagclip.data.datasets.from_config import apply_bad_sample_policy, register_folder_datasets
 from tagclip.errors import ConfigError, VocabularyError
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = [
     "dataset_vocabulary",

@@ -17,10 +17,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from tqdm import tqdm
 
-from tagclip.class_entry import ClassEntry, name_key
 from tagclip.data.label_io import check_label, read_label
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_class import ClassEntry, name_key
 from tagclip.utils.files import write_atomic
-from tagclip.vocabulary import Vocabulary
 
 __all__ = [
     "changed_datasets",

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from fvcore.common.checkpoint import Checkpointer
 
-from tagclip.engine.checkpoint_folder import write_durably
+from tagclip.checkpoint.folder import write_durably
 from tagclip.errors import CheckpointError
 
 __all__ = ["PatientWriter", "interruptible", "stop_listening"]

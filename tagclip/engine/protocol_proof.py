@@ -32,7 +32,7 @@ from tagclip.data.protocol_variants import (
 )
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, ProtocolError
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["ProtocolProof", "prove_protocol"]
 

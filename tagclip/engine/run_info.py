@@ -15,9 +15,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from tagclip.checkpoint.checkpointer import TRUSTY_PARTS, TagCLIPCheckpointer, read_checkpoint
 from tagclip.data import protocol_summary, training_vocabulary
-from tagclip.engine.checkpoint import TRUSTY_PARTS, TagCLIPCheckpointer, read_checkpoint
-from tagclip.modeling.backbone import CLIPSource
+from tagclip.modeling.clip import CLIPSource
 
 __all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
 

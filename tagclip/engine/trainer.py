@@ -18,6 +18,8 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.config.checks import amp_dtype, check_values
 from tagclip.data import (
     ZeroShotDatasetMapper,
     dataset_vocabulary,
@@ -25,19 +27,17 @@ from tagclip.data import (
     validate_protocol,
 )
 from tagclip.data.unseen_images import without_unseen_images
-from tagclip.engine.checkpoint import TagCLIPCheckpointer, checkpoint_metadata
-from tagclip.engine.config_values import amp_dtype, check_values
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
-from tagclip.engine.lr_scheduler import build_lr_scheduler
-from tagclip.engine.optimizer import TRUSTY_HEAD, build_optimizer
 from tagclip.engine.run_info import run_info, training_goes_on
 from tagclip.engine.training_loop import TrainingLoop
 from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
-from tagclip.utils.events import silence
+from tagclip.modeling.events import silence
+from tagclip.solver.lr_scheduler import build_lr_scheduler
+from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
 
 __all__ = ["ZeroShotTrainer"]
 
@@ -161,14 +161,14 @@ class ZeroShotTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See `tagclip.engine.optimizer`."""
+        """See `tagclip.solver.optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(
         cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """See `tagclip.engine.lr_scheduler`."""
+        """See `tagclip.solver.lr_scheduler`."""
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod

@@ -20,8 +20,8 @@ from tagclip.errors import ConfigError
 from tagclip.evaluation.report import format_json
 from tagclip.evaluation.run_folder import empty_folder, writable
 from tagclip.evaluation.saved_predictions import INDEX, SEGMENTS, image_names
+from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
-from tagclip.vocabulary import Vocabulary
 
 __all__ = ["PredictionWriter", "encode_rle"]
 

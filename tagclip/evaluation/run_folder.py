@@ -10,7 +10,7 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from tagclip.config_files import load_config
+from tagclip.config.loading import load_config
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 

@@ -20,8 +20,8 @@ from pycocotools import mask as coco_mask
 
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError
+from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.untrusted import load_json
-from tagclip.vocabulary import Vocabulary
 
 __all__ = [
     "FOLDER",

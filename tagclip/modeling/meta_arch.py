@@ -19,14 +19,14 @@ from tagclip.data.protocol import (
     training_vocabulary,
 )
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
-from tagclip.modeling.gating import build_gate, trusty_probability
-from tagclip.modeling.losses import SegTargets, pixel_accuracy
-from tagclip.modeling.score_fusion import InferenceSettings, ScoreFusion, ViewAverage
+from tagclip.modeling.clip.text_bank import TextBank, class_maximum
+from tagclip.modeling.events import log_scalars
+from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion, ViewAverage
+from tagclip.modeling.inference.gate import build_gate, trusty_probability
+from tagclip.modeling.inference.windows import WindowedImage, window_logits
+from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
 from tagclip.modeling.self_training import SelfTraining
-from tagclip.modeling.text_bank import TextBank, class_maximum
-from tagclip.modeling.window_batches import WindowedImage, window_logits
-from tagclip.utils.events import log_scalars
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["TagCLIP"]
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip.modeling.batching import stack_novel_masks
-from tagclip.modeling.gating import build_gate, trusty_probability
-from tagclip.modeling.losses import SegTargets
-from tagclip.utils.events import log_scalars
-from tagclip.vocabulary import Vocabulary
+from tagclip.modeling.events import log_scalars
+from tagclip.modeling.inference.gate import build_gate, trusty_probability
+from tagclip.modeling.losses.seg_loss import SegTargets
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["SelfTraining", "best_class", "pseudo_label_shares"]
 

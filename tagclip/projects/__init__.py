@@ -15,7 +15,12 @@ from tagclip.errors import ConfigError
 
 __all__ = ["PROJECT_NAMES", "import_projects"]
 
-_PROJECTS = {"maskclip": "MaskCLIP", "minibench": "MiniBench", "webdemo": "WebDemo"}
+_PROJECTS = {
+    "benchmark": "Benchmark",
+    "maskclip": "MaskCLIP",
+    "minibench": "MiniBench",
+    "webdemo": "WebDemo",
+}
 PROJECT_NAMES = tuple(_PROJECTS)
 _ROOT = Path(__file__).resolve().parents[2] / "projects"
 

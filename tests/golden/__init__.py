@@ -3,4 +3,4 @@
 from pathlib import Path
 
 # Made by `golden.trim` of the public golden file: every key, planes at every third pixel.
-TRIMMED = Path(__file__).parents[1] / "data" / "public_golden.pt"
+TRIMMED = Path(__file__).with_name("public_golden.pt")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from golden.models import Workspace
 from golden.report import Report
-from tagclip.engine.convert import trained_tensors
+from tagclip.checkpoint.conversion.mmseg import trained_tensors
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
 
 __all__ = ["check_backbone", "check_decoder", "check_other_heads"]

@@ -10,8 +10,8 @@ from torch import nn
 
 from golden.models import Workspace
 from golden.report import Report
-from tagclip.modeling.gating import gate_scores
-from tagclip.modeling.score_fusion import ScoreFusion
+from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.modeling.inference.gate import gate_scores
 
 __all__ = ["check_scores", "check_sliding_window"]
 

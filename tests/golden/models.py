@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from golden.report import Golden
 from tagclip import Vocabulary, load_config, register_zero_shot_sem_seg
-from tagclip.engine.convert import Conversion, convert_official
-from tagclip.modeling.backbone.clip_layouts import describe_misfit
+from tagclip.checkpoint.conversion.mmseg import Conversion, convert_official
+from tagclip.modeling.clip.layouts import describe_misfit
 
 __all__ = ["GivenVectors", "Workspace", "workspace"]
 

@@ -8,10 +8,11 @@ from torch import nn
 from golden.models import Workspace
 from golden.report import Report
 from tagclip import load_config
-from tagclip.engine.lr_scheduler import build_lr_scheduler
-from tagclip.engine.optimizer import build_optimizer
-from tagclip.modeling.backbone import CLIPSource, CLIPViT
-from tagclip.modeling.text_bank import TextBank, _unit
+from tagclip.modeling.backbone import CLIPViT
+from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.text_bank import TextBank, _unit
+from tagclip.solver.lr_scheduler import build_lr_scheduler
+from tagclip.solver.optimizer import build_optimizer
 
 __all__ = ["check_names", "check_optimizer", "check_positions", "check_schedule", "check_text"]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from golden.models import Workspace
 from golden.report import Report
+from tagclip.checkpoint.conversion.mmseg import trained_tensors
 from tagclip.data import ZeroShotDatasetMapper
-from tagclip.engine.convert import trained_tensors
-from tagclip.modeling.losses import SegTargets, pixel_accuracy
+from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
 from tagclip.modeling.self_training import best_class
 
 __all__ = ["check_training", "check_transductive"]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.modeling.backbone import CLIPSource
+from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
-from tagclip.modeling.losses import SegTargets
+from tagclip.modeling.losses.seg_loss import SegTargets
 
 __all__ = ["MaskCLIPHead", "log_odds", "smooth_by_keys"]
 

@@ -19,7 +19,7 @@ from tagclip.errors import DatasetError
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.scenes import Scene, draw_scene
 from tagclip.projects.minibench.textures import Stream
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["SUBSETS", "checksum", "generate", "scene"]
 

@@ -8,9 +8,9 @@ from tagclip.projects.minibench.report_figures import draw_per_class_iou, draw_t
 from tagclip.projects.minibench.report_gallery import choose_images, draw_gallery
 from tagclip.projects.minibench.report_page import metric_rows, render_page
 from tagclip.projects.minibench.report_run import Run, load_model, read_run
-from tagclip.utils.class_charts import save_chart
 from tagclip.utils.files import write_atomic
-from tagclip.utils.panels import save_png
+from tagclip.visualization.class_charts import save_chart
+from tagclip.visualization.panels import save_png
 
 __all__ = ["metric_rows", "write_report"]
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from tagclip.utils.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart
-from tagclip.utils.visualize import UNSEEN_MARK, marked_names
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart
+from tagclip.visualization.segments import UNSEEN_MARK, marked_names
 
 __all__ = ["draw_per_class_iou", "draw_training_curve"]
 

@@ -10,17 +10,17 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 
 from tagclip import TagCLIP, Vocabulary, ZeroShotDatasetMapper
-from tagclip.data import read_image, read_indices
-from tagclip.errors import CheckpointError, DatasetError
-from tagclip.evaluation import summarize
-from tagclip.projects.minibench.report_run import Run
-from tagclip.utils.result_images import (
+from tagclip.analysis.result_images import (
     Predicted,
     Ranked,
     draw_gallery,
     rank_images,
     spread_ranks,
 )
+from tagclip.data import read_image, read_indices
+from tagclip.errors import CheckpointError, DatasetError
+from tagclip.evaluation import summarize
+from tagclip.projects.minibench.report_run import Run
 
 __all__ = ["Predicted", "choose_images", "draw_gallery", "spread_ranks"]
 

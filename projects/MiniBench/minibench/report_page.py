@@ -7,10 +7,10 @@ from html import escape
 from typing import Any
 
 from tagclip.projects.minibench.report_run import Run
-from tagclip.utils.html_page import html_page, html_picture, html_table
-from tagclip.utils.panels import UNLABELLED_NOTE, UNSEEN_NOTE
-from tagclip.utils.visualize import marked_names
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.visualization.html_page import html_page, html_picture, html_table
+from tagclip.visualization.panels import UNLABELLED_NOTE, UNSEEN_NOTE
+from tagclip.visualization.segments import marked_names
 
 __all__ = ["metric_rows", "render_page"]
 

@@ -12,8 +12,8 @@ import torch
 from detectron2.config import CfgNode
 
 from tagclip import TagCLIP, TagCLIPCheckpointer, Vocabulary, ZeroShotTrainer
+from tagclip.checkpoint import checkpoint_metadata
 from tagclip.data import query_vocabulary
-from tagclip.engine import checkpoint_metadata
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.evaluation.results import read_metrics
 from tagclip.evaluation.run_folder import run_config

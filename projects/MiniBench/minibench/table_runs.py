@@ -16,10 +16,10 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from tagclip import TagCLIP, Vocabulary, ZeroShotTrainer, load_config
+from tagclip.analysis.bias_curves import Curve
+from tagclip.analysis.gates import analyze_gates
 from tagclip.data import query_vocabulary
-from tagclip.evaluation.analysis_curves import Curve
-from tagclip.evaluation.gate_analysis import analyze_gates
-from tagclip.modeling.gating import gate_scores
+from tagclip.modeling.inference.gate import gate_scores
 from tagclip.projects import import_projects
 
 __all__ = [

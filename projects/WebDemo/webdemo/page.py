@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from tagclip.modeling.gating import GATE_MODES
+from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.handlers import Handlers
 from tagclip.projects.webdemo.result import EMPTY

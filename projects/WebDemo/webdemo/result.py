@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 from tagclip.projects.webdemo.session import EncodedImage, Settings
-from tagclip.utils.panels import UNSEEN_NOTE
-from tagclip.utils.prediction import OTHER, label_image, summarize_prediction
-from tagclip.utils.visualize import colorize_trusty, draw_segments, enlarge, marked_names
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.visualization.panels import UNSEEN_NOTE
+from tagclip.visualization.prediction_page import OTHER, label_image, summarize_prediction
+from tagclip.visualization.segments import colorize_trusty, draw_segments, enlarge, marked_names
 
 __all__ = ["EMPTY", "render_result", "write_result"]
 

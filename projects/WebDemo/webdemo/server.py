@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.session import Limits
-from tagclip.utils.media import find_images
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import gradio as gr

@@ -13,9 +13,9 @@ import torch
 from detectron2.config import CfgNode
 
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
-from tagclip.modeling.score_fusion import ViewAverage
+from tagclip.modeling.inference.fusion import ViewAverage
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["EncodedImage", "Limits", "Settings", "encode_image"]
 

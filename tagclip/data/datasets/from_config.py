@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
-from tagclip.data.choices import require_choice
-from tagclip.data.datasets.bad_samples import skip_bad_samples
+from tagclip.config.choices import require_choice
 from tagclip.data.datasets.register import register_folder_dataset
+from tagclip.data.datasets.selection import skip_bad_samples
 from tagclip.errors import ConfigError
 
 __all__ = ["apply_bad_sample_policy", "register_folder_datasets"]

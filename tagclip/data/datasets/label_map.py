@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tagclip.class_entry import name_key
 from tagclip.errors import DatasetError
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_class import name_key
 
 __all__ = ["LabelMap", "recognize_order"]
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tagclip.class_entry import format_names, is_int, name_key
 from tagclip.errors import DatasetError
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_class import format_names, is_int, name_key
 from tagclip.utils.files import write_atomic
 from tagclip.utils.untrusted import load_json
-from tagclip.vocabulary import Vocabulary
 
 __all__ = ["LabelManifest"]
 

@@ -12,10 +12,10 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
-from tagclip.data.datasets.bad_samples import UsableSamples, find_usable
 from tagclip.data.datasets.manifest import LabelManifest
+from tagclip.data.datasets.selection import UsableSamples, find_usable
 from tagclip.errors import DatasetError
-from tagclip.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["register_folder_dataset", "register_zero_shot_sem_seg"]
 
@@ -48,7 +48,7 @@ def register_zero_shot_sem_seg(
         name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
         image_root: folder of images.
         sem_seg_root: folder of label files, whose values are class ids of the json.
-        vocabulary_json: the class list (format: `tagclip.vocabulary_json`).
+        vocabulary_json: the class list (format: `tagclip.structures.vocabulary_json`).
         image_ext, label_ext: extensions without the dot, in any case.
         prepare_command: command that makes the folders, for error messages.
         image_list: text file with one image per line, its path below `image_root` without

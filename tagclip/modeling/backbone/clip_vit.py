@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.modeling.backbone.clip_layouts import describe_misfit
-from tagclip.modeling.backbone.clip_source import CLIPSource
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block
+from tagclip.modeling.clip.layouts import describe_misfit
+from tagclip.modeling.clip.source import CLIPSource
 
 __all__ = ["CLIPViT", "resize_positions"]
 

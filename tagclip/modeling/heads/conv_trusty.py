@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.losses import SegTargets
-from tagclip.modeling.mask_losses import interpolation_matrix, strided
+from tagclip.modeling.losses.mask_losses import interpolation_matrix, strided
+from tagclip.modeling.losses.seg_loss import SegTargets
 
 __all__ = [
     "PADDING",

@@ -11,11 +11,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from tagclip.data.choices import require_choice
+from tagclip.config.choices import require_choice
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
 from tagclip.modeling.heads.relation import RelationDescriptor
-from tagclip.modeling.losses import SegLoss, SegTargets
+from tagclip.modeling.losses.seg_loss import SegLoss, SegTargets
 
 __all__ = ["TagCLIPHead"]
 

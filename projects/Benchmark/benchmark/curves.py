@@ -1,0 +1,229 @@
+"""How time and memory grow with classes, image and prompts, as numbers and as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.projects.benchmark.measure import memory_growth, seconds
+from tagclip.projects.benchmark.memory import peak_memory
+from tagclip.projects.benchmark.subject import Subject
+from tagclip.visualization.class_charts import save_chart
+
+__all__ = ["Curve", "Point", "draw", "measure_curves"]
+
+# Okabe and Ito's blue and vermillion.
+_COLORS = ("#0072B2", "#D55E00")
+_PROMPTS = "MODEL.CLIP.PROMPT.NUM_TOKENS"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Cost at one value of what is varied."""
+
+    x: int
+    seconds: float
+    mebibytes: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Cost along an axis.
+
+    Attributes:
+        axis: ``classes``, ``side`` or ``prompts``.
+        name: what was measured.
+        points: in ascending order.
+    """
+
+    axis: str
+    name: str
+    points: tuple[Point, ...]
+
+
+_TITLES = {
+    "classes": ("classes", "Head, fusion and argmax of a photo"),
+    "side": ("side of a square image, pixels", "Fusion and argmax, labels as large as the image"),
+    "prompts": ("prompts per layer", "ViT forward of one window"),
+}
+
+
+def measure_curves(subject: Subject, folder: Path) -> list[Curve]:
+    """Measure everything once, what is short several times; memory by the growth of this process.
+
+    Args:
+        subject: its model is used, except for the prompts.
+        folder: empty, for the models with other prompts.
+    """
+    scale = subject.scale
+    calls = {
+        ("classes", "this library"): (_lean_classes, scale.class_steps),
+        ("classes", "released operations"): (
+            _naive_classes,
+            tuple(n for n in scale.class_steps if n <= scale.naive_classes),
+        ),
+        ("side", "this library"): (_lean_side, scale.side_steps),
+        ("side", "released operations"): (
+            _naive_side,
+            tuple(n for n in scale.side_steps if n <= scale.naive_side),
+        ),
+        ("prompts", "CLIPViT"): (partial(_prompts, folder=folder), scale.prompt_steps),
+    }
+    total = sum(len(steps) for _, steps in calls.values())
+    curves = []
+    with tqdm(total=total, desc="curves", unit="point") as progress:
+        for (axis, name), (prepare, steps) in calls.items():
+            points = []
+            for x in steps:
+                point = _point(x, prepare(subject, x), subject.device)
+                if axis == "prompts":  # little memory, and a new model before every point
+                    memory = peak_memory(scale, subject.device, "vit", _PROMPTS, x)
+                    point = replace(point, mebibytes=memory)
+                points.append(point)
+                progress.update()
+            curves.append(Curve(axis, name, tuple(points)))
+    return curves
+
+
+@torch.no_grad()
+def _point(x: int, call: Callable[[], Any], device: str) -> Point:
+    times = []
+    mebibytes = memory_growth(lambda: times.append(seconds(call, device)), device)
+    # The first run of something short is not typical of it.
+    while sum(times) < 1 and len(times) < 4:
+        times.append(seconds(call, device))
+    return Point(x, min(times), mebibytes)
+
+
+def _lean_classes(subject: Subject, classes: int) -> Callable[[], Any]:
+    return partial(_head_and_fusion, subject, classes, _lean)
+
+
+def _naive_classes(subject: Subject, classes: int) -> Callable[[], Any]:
+    return partial(_head_and_fusion, subject, classes, _naive)
+
+
+def _head_and_fusion(
+    subject: Subject, classes: int, finish: Callable[[ScoreFusion, tuple[int, int]], Tensor]
+) -> Tensor:
+    """Head on random features of each window, then labels of a photo."""
+    model, scale = subject.model.eval(), subject.scale
+    rows = scale.crop // model.backbone.patch_size
+    fusion = subject.fusion(classes, subject.item()["image"].shape[-2:])
+    features = {
+        "clip_dense": _unit(1, model.backbone.embed_dim, rows, rows).to(model.device),
+        "clip_global": _unit(1, model.backbone.embed_dim).to(model.device),
+    }
+    class_embed = model.text_bank(subject.vocabulary(classes))
+    for _ in fusion.grid:
+        model.sem_seg_head(features, class_embed)
+    return finish(fusion, scale.photo)
+
+
+def _lean_side(subject: Subject, side: int) -> Callable[[], Any]:
+    fusion = subject.fusion(subject.scale.classes, (side, side))
+    return partial(_lean, fusion, (side, side))
+
+
+def _naive_side(subject: Subject, side: int) -> Callable[[], Any]:
+    fusion = subject.fusion(subject.scale.classes, (side, side))
+    return partial(_naive, fusion, (side, side))
+
+
+def _lean(fusion: ScoreFusion, size: tuple[int, int]) -> Tensor:
+    return fusion.labels(size)["sem_seg_labels"]
+
+
+def _naive(fusion: ScoreFusion, size: tuple[int, int]) -> Tensor:
+    """Planes of all classes, each window padded to the whole image."""
+    grid = fusion.grid
+    total = count = 0
+    for index, (rows, columns) in enumerate(grid):
+        logits = torch.cat([fusion.class_logits[index], fusion.trusty_logits[index]])[None]
+        planes = F.interpolate(logits, fusion.padded_size, mode="bilinear").sigmoid()
+        planes = planes[..., : grid.window_height, : grid.window_width]
+        seen = fusion.seen_mask[:, None, None]
+        weight = torch.where(seen, planes[:, -1:], 1 - planes[:, -1:])
+        scores = (planes[:, :-1] - 0.1 * seen) * weight
+        around = (
+            columns.start, grid.width - columns.stop, rows.start, grid.height - rows.stop
+        )  # fmt: skip
+        total = total + F.pad(scores, around)
+        count = count + F.pad(scores.new_ones(1, 1, *scores.shape[-2:]), around)
+    resized = F.interpolate(total / count, size, mode="bilinear")
+    return resized.softmax(dim=1).argmax(dim=1)[0]
+
+
+def _prompts(subject: Subject, prompts: int, folder: Path) -> Callable[[], Any]:
+    place = folder / f"prompts{prompts}"
+    place.mkdir()
+    other = Subject(subject.scale, subject.device, place, _PROMPTS, prompts)
+    return partial(other.model.eval().backbone, other.window())
+
+
+def _unit(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return F.normalize(torch.randn(shape, generator=generator), dim=1)
+
+
+def draw(curves: list[Curve], folder: Path, note: str) -> dict[str, Path]:
+    """Write ``performance_<axis>.png``: time on the left, memory on the right.
+
+    Args:
+        curves: of any axes.
+        folder: where the pictures go.
+        note: below each, what they were measured on.
+
+    Returns:
+        Axis -> file.
+    """
+    files = {}
+    for axis, group in _by_axis(curves):
+        figure = Figure((9.0, 3.6), dpi=100, layout="constrained")
+        figure.suptitle(_TITLES[axis][1], fontsize=11)
+        figure.supxlabel(note, fontsize=7, color="0.35")
+        left, right = figure.subplots(1, 2)
+        _plot(left, group, "seconds", "time, s")
+        _plot(right, group, "mebibytes", "memory, MiB")
+        left.legend(fontsize=8, frameon=False, loc="lower right")
+        files[axis] = save_chart(figure, folder / f"performance_{axis}.png")
+    return files
+
+
+def _plot(plot: Axes, group: list[Curve], field: str, unit: str) -> None:
+    for curve, color in zip(group, _COLORS, strict=False):
+        x = [point.x for point in curve.points]
+        y = [getattr(point, field) for point in curve.points]
+        plot.plot(x, y, "o-", color=color, label=curve.name, markersize=4)
+    if group[0].axis == "prompts":
+        plot.set_ylim(bottom=0)
+    else:
+        plot.set_xscale("log")
+        plot.set_yscale("log")
+        plot.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        plot.yaxis.set_major_formatter("{x:g}")
+    x = sorted({point.x for curve in group for point in curve.points})
+    plot.set_xticks(x, [str(n) for n in x], fontsize=8)
+    plot.minorticks_off()
+    plot.set_xlabel(_TITLES[group[0].axis][0], fontsize=9)
+    plot.set_ylabel(unit, fontsize=9)
+    plot.tick_params(axis="y", labelsize=8)
+    plot.grid(color="0.88", linewidth=0.8)
+    plot.spines[["top", "right"]].set_visible(False)
+
+
+def _by_axis(curves: list[Curve]) -> Iterator[tuple[str, list[Curve]]]:
+    for axis in dict.fromkeys(curve.axis for curve in curves):
+        yield axis, [curve for curve in curves if curve.axis == axis]

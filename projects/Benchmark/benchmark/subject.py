@@ -1,0 +1,279 @@
+"""What is measured: a model with random weights, an image, a batch of training labels."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagclip.config.loading import load_config
+from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.modeling.losses.seg_loss import SegTargets
+from tagclip.structures.vocabulary import Vocabulary
+
+__all__ = ["FULL", "QUICK", "Scale", "Subject", "rectangles"]
+
+_TINY_CLIP = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2},
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of a measurement; images and crops in pixels, (height, width)."""
+
+    clip: str
+    prompts: int
+    classes: int
+    seen: int
+    crop: int
+    stride: int
+    photo: tuple[int, int]
+    large_photo: tuple[int, int]
+    large_classes: int
+    templates: str
+    class_steps: tuple[int, ...]
+    naive_classes: int
+    side_steps: tuple[int, ...]
+    naive_side: int
+    prompt_steps: tuple[int, ...]
+
+
+# COCO-Stuff 164k on ViT-B/16; ADE20K-Full has 847 classes.
+FULL = Scale(
+    clip="ViT-B-16-quickgelu",
+    prompts=100,
+    classes=171,
+    seen=156,
+    crop=512,
+    stride=426,
+    photo=(480, 640),
+    large_photo=(3000, 4000),
+    large_classes=847,
+    templates="zegclip15",
+    class_steps=(20, 60, 171, 500, 1500, 5000),
+    naive_classes=500,
+    side_steps=(512, 1024, 2048, 4096),
+    naive_side=1024,
+    prompt_steps=(0, 50, 100, 200, 300, 400),
+)
+# Everything runs, no number means anything.
+QUICK = Scale(
+    clip="",
+    prompts=3,
+    classes=7,
+    seen=5,
+    crop=64,
+    stride=48,
+    photo=(60, 80),
+    large_photo=(90, 120),
+    large_classes=9,
+    templates="single",
+    class_steps=(4, 8),
+    naive_classes=4,
+    side_steps=(64, 96),
+    naive_side=64,
+    prompt_steps=(0, 2),
+)
+
+
+class RandomVectors(nn.Module):
+    """In place of a `TextBank`: random unit vectors for any vocabulary."""
+
+    def __init__(self, dim: int, device: torch.device, most: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        vectors = F.normalize(torch.randn(most, dim, generator=generator), dim=1)
+        self.register_buffer("vectors", vectors.to(device), persistent=False)
+
+    def forward(self, vocabulary: Vocabulary) -> Tensor:
+        return self.vectors[: len(vocabulary)]
+
+    def prompt_rows(self, vocabulary: Vocabulary) -> None:
+        return None
+
+
+class Subject:
+    """A model and its inputs; everything random is the same in every run.
+
+    Attributes:
+        scale: its sizes.
+        device: ``cpu`` or ``cuda``.
+        cfg: its config.
+    """
+
+    def __init__(self, scale: Scale, device: str, folder: Path, *options: Any) -> None:
+        """Write the dataset of one image into a folder and prepare the config.
+
+        Args:
+            scale: sizes.
+            device: ``cpu`` or ``cuda``.
+            folder: empty, of its own.
+            options: config keys and values that go before the others.
+        """
+        self.scale, self.device, self._folder = scale, device, folder
+        # Names are registered for good: another folder needs another one.
+        self._name = f"benchmark_{'_'.join(folder.parts[-2:])}"
+        self._write_dataset()
+        self.cfg = self._config(options)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """With random weights and class vectors."""
+        torch.manual_seed(0)
+        model = build_model(self.cfg)
+        dim = model.backbone.embed_dim
+        most = max(self.scale.classes, self.scale.large_classes, *self.scale.class_steps)
+        model.text_bank = RandomVectors(dim, model.device, most)
+        return model
+
+    @property
+    def image_file(self) -> str:
+        """JPEG of the size ``scale.photo``."""
+        return str(self._folder / "images" / "photo.jpg")
+
+    @property
+    def dataset(self) -> str:
+        """Registered name of the dataset of this one image."""
+        return self._name
+
+    def resized(self, short: int, size: tuple[int, int]) -> Tensor:
+        """(3, h, w) uint8 noise in the form of an image that is resized to a short side."""
+        height, width = (round(side * short / min(size)) for side in size)
+        generator = torch.Generator().manual_seed(1)
+        return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+
+    def item(self) -> dict[str, Any]:
+        """Model input of a photo of the size ``scale.photo``."""
+        size = self.scale.photo
+        return {"image": self.resized(self.scale.crop, size), "height": size[0], "width": size[1]}
+
+    def large_item(self) -> dict[str, Any]:
+        """Model input of a large photo, asked for many classes."""
+        size = self.scale.large_photo
+        image = self.resized(self.scale.crop, size)
+        vocabulary = self.vocabulary(self.scale.large_classes)
+        return {"image": image, "height": size[0], "width": size[1], "vocabulary": vocabulary}
+
+    def window(self, images: int = 1) -> Tensor:
+        """(N, 3, crop, crop) normalised."""
+        side = self.scale.crop
+        generator = torch.Generator().manual_seed(3)
+        return torch.randn(images, 3, side, side, generator=generator).to(self.model.device)
+
+    def training_batch(self, images: int = 1) -> list[dict[str, Tensor]]:
+        """Crops with 12 classes each in rectangles, a tenth of the pixels unlabelled."""
+        side = self.scale.crop
+        labels = rectangles(self.scale.seen, (side, side))
+        image = self.resized(side, (side, side))
+        return [{"image": image, "sem_seg": torch.from_numpy(labels)} for _ in range(images)]
+
+    def training_step(self, batch: list[dict[str, Tensor]]) -> None:
+        """Forward, losses and backward; gradients are dropped."""
+        with EventStorage():
+            losses = self.model.train()(batch)
+        sum(losses.values()).backward()
+        self.model.zero_grad()
+
+    def targets(self, batch: list[dict[str, Tensor]]) -> tuple[Tensor, SegTargets]:
+        """Images and targets of a batch as the model prepares them."""
+        images, sizes = self.model.preprocess_images(batch)
+        return images, self.model.preprocess_targets(batch, images.shape[-2:], sizes)
+
+    def fusion(self, classes: int, side: tuple[int, int]) -> ScoreFusion:
+        """Random logits of an image of any size, ready to be fused."""
+        grid = self.model.inference_settings.grid(*side)
+        rows = self.scale.crop // self.model.backbone.patch_size
+        generator = torch.Generator().manual_seed(2)
+        shape = (len(grid), classes + 1, rows, rows)
+        logits = torch.randn(shape, generator=generator).to(self.model.device)
+        return ScoreFusion(
+            class_logits=logits[:, :-1],
+            trusty_logits=logits[:, -1:],
+            seen_mask=torch.from_numpy(self.vocabulary(classes).seen_mask).to(self.model.device),
+            grid=grid,
+            padded_size=(self.scale.crop, self.scale.crop),
+            gate=self.model.gate,
+            trusty_map=torch.sigmoid,
+            workspace_mib=self.model.inference_settings.workspace_mib,
+        )
+
+    def vocabulary(self, classes: int) -> Vocabulary:
+        """Names without meaning; every eleventh is unseen."""
+        seen = [k % 11 != 10 for k in range(classes)]
+        return Vocabulary.from_names([f"class {k}" for k in range(classes)], seen)
+
+    def _config(self, options: tuple[Any, ...]) -> CfgNode:
+        scale, clip = self.scale, self.scale.clip
+        if not clip:
+            clip = str(self._folder / "tiny-clip.json")
+            Path(clip).write_text(json.dumps(_TINY_CLIP))
+        entry = {
+            "name": self._name,
+            "images": str(self._folder / "images"),
+            "labels": str(self._folder / "labels"),
+            "vocabulary": str(self._folder / "vocabulary.json"),
+        }
+        values = {
+            "MODEL.DEVICE": self.device,
+            "MODEL.CLIP.NAME": clip,
+            "MODEL.CLIP.PRETRAINED": "",
+            "MODEL.CLIP.TEMPLATES": scale.templates,
+            "MODEL.CLIP.PROMPT.NUM_TOKENS": scale.prompts,
+            "MODEL.TAGCLIP.NUM_HEADS": 8 if scale.clip else 4,
+            "MODEL.TAGCLIP.TEST.WINDOW": scale.crop,
+            "MODEL.TAGCLIP.TEST.STRIDE": scale.stride,
+            "INPUT.CROP.ENABLED": True,
+            "INPUT.CROP.SIZE": [scale.crop, scale.crop],
+            "INPUT.MIN_SIZE_TEST": scale.crop,
+            "INPUT.MAX_SIZE_TEST": 1_000_000,
+            "DATASETS.FOLDER_DATASETS": [entry],
+            "DATASETS.TRAIN": (self._name,),
+            "DATASETS.TEST": (self._name,),
+        }
+        flat = [word for pair in values.items() for word in pair]
+        return load_config("", [*flat, *options])
+
+    def _write_dataset(self) -> None:
+        for name in ("images", "labels"):
+            (self._folder / name).mkdir()
+        scale = self.scale
+        blobs = np.random.default_rng(0).integers(0, 256, (15, 20, 3), dtype=np.uint8)
+        Image.fromarray(blobs).resize(scale.photo[::-1]).save(self.image_file)
+        label = Image.fromarray(rectangles(scale.classes, scale.photo))
+        label.save(self._folder / "labels" / "photo.png")
+        names = [f"class {k}" for k in range(scale.classes)]
+        tree = {
+            "format": 1,
+            "name": "benchmark",
+            "ignore_label": 255,
+            "classes": [{"id": k, "name": name} for k, name in enumerate(names)],
+            "default_split": "split",
+            "splits": {"split": {"unseen": names[scale.seen :]}},
+        }
+        (self._folder / "vocabulary.json").write_text(json.dumps(tree))
+
+
+def rectangles(classes: int, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8 labels: 4 x 4 rectangles of 12 classes, 255 in every tenth row."""
+    generator = np.random.default_rng(0)
+    chosen = generator.choice(classes, min(12, classes), replace=False).astype(np.uint8)
+    grid = generator.choice(chosen, (4, 4))
+    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
+    labels = grid.repeat(rows, 0).repeat(columns, 1)[: size[0], : size[1]].copy()
+    labels[::10] = 255
+    return labels

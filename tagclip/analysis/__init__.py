@@ -1,0 +1,1 @@
+"""What a trained model did, and what a config costs: curves, calibration, confusions, reports."""

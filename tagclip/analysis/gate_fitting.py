@@ -1,0 +1,148 @@
+"""Constants of the additive gate, fitted on seen classes that a training run holds out.
+
+Neither the labels nor the names of the classes that are unseen to the user's own run take part
+(docs/method.md, section 8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+
+from tagclip.analysis.bias_curves import Curve
+from tagclip.analysis.gates import analyze_gates
+from tagclip.data import dataset_vocabulary
+from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
+from tagclip.engine.trainer import ZeroShotTrainer
+from tagclip.errors import ConfigError, VocabularyError
+from tagclip.modeling.inference.gate import gate_scores
+from tagclip.structures.vocabulary import Vocabulary
+
+__all__ = [
+    "SCALES",
+    "Constants",
+    "best_constants",
+    "held_out_classes",
+    "held_out_curves",
+    "to_json",
+]
+
+# Candidates of MODEL.TAGCLIP.TEST.GATE_SCALE; 0 leaves the map out where it does not help.
+SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What the fit found.
+
+    Attributes:
+        scale: MODEL.TAGCLIP.TEST.GATE_SCALE.
+        bias: MODEL.TAGCLIP.TEST.SEEN_BIAS.
+        hiou: mean hIoU of the held-out runs with them, in percent.
+    """
+
+    scale: float
+    bias: float
+    hiou: float
+
+
+def held_out_classes(vocabulary: Vocabulary, words: str) -> list[str]:
+    """Seen classes that a list of words names: whole names, or words of names.
+
+    Args:
+        vocabulary: the dataset's classes with the split of the user's run.
+        words: separated by commas.
+
+    Raises:
+        VocabularyError: a word names no seen class, or no seen class is left.
+    """
+    seen = [n for n, flag in zip(vocabulary.names, vocabulary.seen_mask, strict=True) if flag]
+    chosen: list[str] = []
+    for word in (part.strip() for part in words.split(",")):
+        found = [name for name in seen if word and (word == name or word in name.split())]
+        if not found:
+            raise VocabularyError(
+                f"--hold-out: found {word!r}, expected a seen class of {vocabulary.name} or a "
+                f"word of its name, such as {seen[0]!r}"
+            )
+        chosen += [name for name in found if name not in chosen]
+    if len(chosen) == len(seen):
+        raise VocabularyError(
+            f"--hold-out: {words!r} names all {len(seen)} seen classes, expected fewer"
+        )
+    return chosen
+
+
+def held_out_curves(
+    cfg: CfgNode, dataset: str, held_out: Sequence[str], folder: Path
+) -> dict[float, Curve]:
+    """Train without the labels of some seen classes and measure them as unseen ones.
+
+    Args:
+        cfg: of the user's run, inductive and with a trusty map.
+        dataset: registered name of the images to fit on.
+        held_out: names of seen classes.
+        folder: for the run.
+
+    Returns:
+        Scale -> curve over the bias: ``seen`` are the other seen classes, ``unseen`` the held-out
+        ones; the run's own unseen classes are neither asked nor counted.
+
+    Raises:
+        ConfigError: the setting is not inductive, or there is no trusty map.
+    """
+    if cfg.DATASETS.ZERO_SHOT.SETTING != "inductive" or not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
+        raise ConfigError(
+            f"DATASETS.ZERO_SHOT.SETTING {cfg.DATASETS.ZERO_SHOT.SETTING}, MODEL.TAGCLIP.TRUSTY."
+            f"ENABLED {cfg.MODEL.TAGCLIP.TRUSTY.ENABLED}: expected inductive and True to fit a gate"
+        )
+    full = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
+    asked = dataset_vocabulary(cfg, dataset).restrict("seen")
+    partition = asked.with_seen([name not in held_out for name in asked.names])
+    gates = {
+        str(scale): partial(gate_scores, form="additive", scale=scale, bias=0.0) for scale in SCALES
+    }
+    path = write_vocabulary(_without_labels(full, held_out), folder / "held_out.json")
+    with changed_datasets(cfg, vocabulary=path) as changed:
+        changed.DATASETS.TEST, changed.DATASETS.ZERO_SHOT.SPLIT = (), ""
+        changed.OUTPUT_DIR, changed.MODEL.WEIGHTS = str(folder), ""
+        trainer = ZeroShotTrainer(changed)
+        trainer.resume_or_load(resume=True)
+        trainer.train()
+        model = trainer.model.eval()
+        found = analyze_gates(changed, model, dataset, partition, partition, gates)
+    return {scale: found[str(scale)].curves["own"] for scale in SCALES}
+
+
+def _without_labels(full: Vocabulary, held_out: Sequence[str]) -> Vocabulary:
+    """The class list of the run with more unseen classes."""
+    pairs = zip(full.names, full.seen_mask, strict=True)
+    names = [name for name, seen in pairs if seen and name not in held_out]
+    return replace(full.with_seen(names), split="held out")
+
+
+def best_constants(curves: Sequence[dict[float, Curve]]) -> Constants:
+    """Scale and bias with the highest mean hIoU over the held-out runs."""
+    found = []
+    for scale in SCALES:
+        mean = np.mean([curve[scale].hiou for curve in curves], axis=0)
+        index = int(mean.argmax())
+        found.append(Constants(scale, float(curves[0][scale].biases[index]), float(mean[index])))
+    return max(found, key=lambda constants: constants.hiou)
+
+
+def to_json(constants: Constants, held_out: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What the command writes."""
+    return {
+        "GATE_FORM": "additive",
+        "GATE_SCALE": constants.scale,
+        "SEEN_BIAS": round(constants.bias, 3),
+        "hIoU": round(constants.hiou, 2),
+        "held_out": [list(names) for names in held_out],
+    }

@@ -1,0 +1,69 @@
+"""Several gates analysed side by side from one forward pass over a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, build_detection_test_loader
+from torch import Tensor
+from tqdm import tqdm
+
+from tagclip.analysis.logits import LogitAnalysis
+from tagclip.data import ZeroShotDatasetMapper, read_indices
+from tagclip.modeling.inference.fusion import ViewAverage
+from tagclip.modeling.meta_arch import TagCLIP
+from tagclip.structures.vocabulary import Vocabulary
+
+__all__ = ["analyze_gates"]
+
+
+@torch.no_grad()
+def analyze_gates(
+    cfg: CfgNode,
+    model: TagCLIP,
+    dataset: str,
+    vocabulary: Vocabulary,
+    partition: Vocabulary,
+    gates: Mapping[str, Callable[..., Tensor]],
+) -> dict[str, LogitAnalysis]:
+    """Run the networks once per image and count what every gate makes of their logits.
+
+    Args:
+        cfg: config of the loader.
+        model: in evaluation mode.
+        dataset: registered name, whose label files are read.
+        vocabulary: the K classes that are asked.
+        partition: the same classes, with the split that gates and figures use.
+        gates: name -> partial of `gate_scores` with its ``bias``.
+
+    Returns:
+        Name -> analysis; pixels of other classes than these K are not counted.
+
+    Raises:
+        DatasetError: a file is missing or damaged, or a label does not fit its image.
+    """
+    seen = partition.seen_mask
+    found = {
+        name: LogitAnalysis(seen, gate.keywords["bias"], gate.keywords.get("mode") != "none")
+        for name, gate in gates.items()
+    }
+    flags = torch.from_numpy(seen).to(model.device)
+    samples = DatasetCatalog.get(dataset)
+    truths = {item["file_name"]: item["sem_seg_file_name"] for item in samples}
+    full = Vocabulary.from_metadata(dataset)
+    loader = build_detection_test_loader(
+        samples,
+        mapper=ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset),
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    for (item,) in tqdm(loader, desc=dataset, disable=None, leave=False):
+        size = item["height"], item["width"]
+        truth = read_indices(truths[item["file_name"]], full, size, partition)
+        views = model.encode_views(item, vocabulary)
+        for name, gate in gates.items():
+            own = tuple(replace(view, gate=gate, seen_mask=flags) for view in views.views)
+            found[name].add(truth, ViewAverage(own), size)
+    return found

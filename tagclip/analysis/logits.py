@@ -1,0 +1,210 @@
+"""Analysis of one evaluation from its saved logits: curves, detectors, calibration, confusions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from tagclip.analysis.bias_curves import BiasCounts, Contest, Curve, bias_grid
+from tagclip.analysis.calibration import TrustyCounts, detector_auroc
+from tagclip.errors import ConfigError
+from tagclip.evaluation.metrics import confusion_matrix, summarize
+from tagclip.modeling.inference.fusion import ScoreFusion, ViewAverage
+
+__all__ = ["LogitAnalysis", "contest", "ungated"]
+
+_NAN = float("nan")
+
+
+def ungated(views: ViewAverage) -> ViewAverage:
+    """The same logits without the trusty map in their scores."""
+    return _with_gate(views, partial(views.views[0].gate, mode="none"))
+
+
+def contest(views: ViewAverage, size: tuple[int, int]) -> Contest:
+    """Best seen and best unseen class of every pixel, whatever the bias of the views' gate.
+
+    Args:
+        views: logits of one image whose gate is a partial of `gate_scores`.
+        size: (height, width) in pixels; N is their product.
+
+    Raises:
+        ConfigError: all classes are on one side.
+    """
+    gate, seen = views.views[0].gate, views.views[0].seen_mask
+    if not 0 < int(seen.sum()) < len(seen):
+        raise ConfigError(
+            f"found {int(seen.sum())} seen of {len(seen)} classes, expected seen and unseen ones; "
+            "analyze a run whose split has both"
+        )
+    unbiased = _with_gate(views, partial(gate, bias=0.0))
+    labels, scores = [], []
+    for flag in (True, False):
+        classes = (seen == flag).nonzero()[:, 0]
+        best, score = _map(unbiased, partial(_select, classes=classes)).best(size)
+        labels.append(_flat(classes[best.long()]))
+        scores.append(_flat(score.double()))
+    # A seen class whose logit is 0 says what the gate does to the bias.
+    probe = _map(views, _probe)
+    without, with_bias = (
+        _with_gate(probe, partial(gate, bias=bias)).scores(size)["sem_seg"][0].double()
+        for bias in (0.0, 1.0)
+    )
+    return Contest(*labels, scores[0] - scores[1], _flat((without - with_bias).clamp(min=0)))
+
+
+def _map(views: ViewAverage, change: Callable[[ScoreFusion], ScoreFusion]) -> ViewAverage:
+    return ViewAverage(tuple(change(view) for view in views.views))
+
+
+def _with_gate(views: ViewAverage, gate: Callable[..., torch.Tensor]) -> ViewAverage:
+    return _map(views, lambda view: replace(view, gate=gate))
+
+
+def _select(view: ScoreFusion, classes: torch.Tensor) -> ScoreFusion:
+    return replace(
+        view, class_logits=view.class_logits[:, classes], seen_mask=view.seen_mask[classes]
+    )
+
+
+def _probe(view: ScoreFusion) -> ScoreFusion:
+    logits = torch.zeros_like(view.class_logits[:, :1])
+    return replace(view, class_logits=logits, seen_mask=torch.ones_like(view.seen_mask[:1]))
+
+
+def _flat(values: torch.Tensor) -> np.ndarray:
+    return values.reshape(-1).cpu().numpy()
+
+
+@dataclass
+class LogitAnalysis:
+    """Adds up images; memory depends on the number of classes alone.
+
+    Attributes:
+        seen: (K,) bool, which classes are seen to the model.
+        bias: the configured seen bias.
+        has_gate: whether the trusty map takes part in the scores.
+    """
+
+    seen: np.ndarray
+    bias: float
+    has_gate: bool
+
+    def __post_init__(self) -> None:
+        grid, classes = bias_grid([self.bias]), len(self.seen)
+        self.own = BiasCounts(self.seen, grid)
+        # Without a gate the two are one.
+        self.none = BiasCounts(self.seen, grid) if self.has_gate else self.own
+        self.trusty = TrustyCounts(self.seen)
+        self.confusion, self.oracle = np.zeros((2, classes, classes), dtype=np.int64)
+
+    def add(self, truth: np.ndarray, views: ViewAverage, size: tuple[int, int]) -> np.ndarray:
+        """Count one image.
+
+        Args:
+            truth: (H, W) integers; those outside [0, K) have no label.
+            views: its logits.
+            size: (H, W).
+
+        Returns:
+            (K, K) confusion of this image with the model's gate and bias, rows are true classes.
+
+        Raises:
+            ConfigError: the size is not that of the labels, or see `contest`.
+        """
+        if truth.shape != tuple(size):
+            raise ConfigError(
+                f"found labels of {truth.shape}, logits of an image of {tuple(size)}; the label "
+                "files have changed: evaluate the run again"
+            )
+        flat = truth.reshape(-1)
+        labelled = (flat >= 0) & (flat < len(self.seen))
+        pixels, rest = np.flatnonzero(labelled), np.flatnonzero(~labelled)
+        flat, classes = flat[pixels], len(self.seen)
+        found = contest(views, size)
+        bare = contest(ungated(views), size) if self.has_gate else found
+        own, plain = found[pixels], bare[pixels]
+        for counts, every in ((self.own, found), (self.none, bare))[: 1 + self.has_gate]:
+            counts.add(flat, every[pixels])
+            counts.add_unlabelled(every[rest])
+        perfect = np.where(self.seen[flat], plain.seen, plain.unseen)
+        self.oracle += confusion_matrix(flat, perfect, classes)
+        maps = [view.trusty(size) for view in views.views]
+        if maps[0] is not None:
+            self.trusty.add(flat, _flat(sum(maps) / len(maps))[pixels])
+        confusion = confusion_matrix(flat, own.labels(self.bias), classes)
+        self.confusion += confusion
+        return confusion
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """Curves with the model's ``own`` gate and with ``none``, of all images."""
+        own = self.own.curve()
+        return {"own": own, "none": self.none.curve() if self.has_gate else own}
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """All figures by section, in percent but for biases and probabilities; nan: undefined.
+
+        ``own`` and ``none``: the model's gate and no gate; ``oracle``: the true side of every
+        pixel as the gate; ``detector``: AUROC of what could tell seen from unseen pixels;
+        ``clutter``: pixels without label, no IoU counts them; ``calibration``: the trusty map as a
+        probability.
+        """
+        has_trusty = bool(self.trusty.counts.any())
+        found = {name: self._curve_figures(curve) for name, curve in self.curves.items()}
+        perfect = summarize(self.oracle, self.seen)
+        found["oracle"] = {key: perfect[key] for key in ("hIoU", "mIoU-seen", "mIoU-unseen")}
+        gap, gated = self.none.true, self.own.true
+        tables = {"trusty map": self.trusty.counts, "score gap": gap, "gated score gap": gated}
+        found["detector"] = {
+            name + ", class-balanced" * balanced: detector_auroc(table, self.seen, balanced)
+            for name, table in tables.items()
+            for balanced in (False, True)
+        }
+        own, none = self.curves["own"], self.curves["none"]
+        found["clutter"] = {
+            "with the model's gate and bias": self.own.unseen_share(own.at(self.bias)),
+            "without gate, best bias": self.none.unseen_share(none.best()),
+        }
+        found["calibration"] = {
+            "ECE": self.trusty.reliability(False).error if has_trusty else _NAN,
+            "ECE, class-balanced": self.trusty.reliability(True).error if has_trusty else _NAN,
+            "mean P(seen) on seen pixels": self.trusty.mean(True),
+            "mean P(seen) on unseen pixels": self.trusty.mean(False),
+        }
+        return found
+
+    def _curve_figures(self, curve: Curve) -> dict[str, float]:
+        values = {"bias": self.bias}
+        for prefix, index in (("", curve.at(self.bias)), ("best ", curve.best())):
+            values[f"{prefix}hIoU"] = float(curve.hiou[index])
+            if prefix:
+                values["best bias"] = float(curve.biases[index])
+            values[f"mIoU-seen{' at best' * bool(prefix)}"] = float(curve.seen[index])
+            values[f"mIoU-unseen{' at best' * bool(prefix)}"] = float(curve.unseen[index])
+        values["AUSUC"] = curve.area()
+        values["AUSUC of accuracy"] = curve.accuracy_area()
+        return values
+
+    def content(self) -> dict[str, Any]:
+        """All that was found, ready for json: infinite biases are None."""
+        curves = {}
+        for name, curve in self.curves.items():
+            thin = curve.thinned()
+            curves[name] = [
+                [None if np.isinf(b) else round(float(b), 6), *(round(float(v), 4) for v in values)]
+                for b, *values in zip(*vars(thin).values(), strict=True)
+            ]
+        reliability = {
+            name: [[float(value) for value in row] for row in zip(*vars(r).values(), strict=True)]
+            for name, r in (
+                ("pixels", self.trusty.reliability(False)),
+                ("classes", self.trusty.reliability(True)),
+            )
+        }
+        return {"figures": self.figures(), "curves": curves, "reliability": reliability}

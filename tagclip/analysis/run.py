@@ -1,0 +1,142 @@
+"""Analysis of a run on disk, from the logits that its evaluation saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from tagclip.analysis.confusions import Confusion, group_confusions, list_confusions
+from tagclip.analysis.logits import LogitAnalysis
+from tagclip.analysis.result_images import Ranked
+from tagclip.data import query_vocabulary, read_indices
+from tagclip.errors import ConfigError
+from tagclip.evaluation.metrics import per_class, summarize
+from tagclip.evaluation.run_folder import evaluation_command
+from tagclip.evaluation.saved_logits import FOLDER, INDEX, SavedLogits
+from tagclip.structures.vocabulary import Vocabulary
+
+__all__ = ["AnalyzedRun", "analyze_run", "crossing_confusions"]
+
+# In percent: half precision moves a few pixels on the border of two classes.
+_TOLERANCE = 0.5
+# Confusions of a kind that are kept.
+_ROWS = 50
+
+Samples = Sequence[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class AnalyzedRun:
+    """A run and what its logits tell.
+
+    Attributes:
+        label: short name of the run.
+        content: its ``metrics.json``.
+        vocabulary: the classes, seen as for the model.
+        saved: its logits.
+        analysis: of all images.
+        ranking: images with labelled pixels, by mIoU over their own classes, best first.
+    """
+
+    label: str
+    content: Mapping[str, Any]
+    vocabulary: Vocabulary
+    saved: SavedLogits
+    analysis: LogitAnalysis
+    ranking: list[Ranked]
+
+    @property
+    def gate(self) -> Mapping[str, Any]:
+        """Arguments of `gate_scores` in the evaluation."""
+        return self.saved.index["gate"]
+
+    def json(self) -> dict[str, Any]:
+        """Everything that was found, ready for json."""
+        names = self.vocabulary.names
+        confusions = {
+            kind: [[names[p.true], names[p.predicted], p.share, p.pixels] for p in pairs]
+            for kind, pairs in crossing_confusions(self.analysis).items()
+        }
+        index = {key: self.saved.index[key] for key in ("dataset", "images", "split", "vocabulary")}
+        about = {"label": self.label, **index, "gate": self.gate}
+        about["trusty_target"] = self.saved.index["trusty_target"]
+        return (
+            about | self.analysis.content() | {"confusions": confusions, "run": self.content["run"]}
+        )
+
+
+def crossing_confusions(analysis: LogitAnalysis) -> dict[str, list[Confusion]]:
+    """Unseen classes taken for seen ones and the reverse, with the model's gate and bias."""
+    pairs = list_confusions(analysis.confusion, analysis.confusion.sum(axis=1))
+    groups = group_confusions(pairs, analysis.seen, _ROWS)
+    return {k: found for k, found in groups.items() if k.split()[0] != k.split()[-1]}
+
+
+def analyze_run(
+    run: Path,
+    cfg: CfgNode,
+    content: Mapping[str, Any],
+    label: str,
+    device: str = "cpu",
+    progress: Callable[[Samples], Iterable[dict[str, Any]]] = iter,
+) -> AnalyzedRun:
+    """Read the logits of all images once.
+
+    Args:
+        run: its OUTPUT_DIR.
+        cfg: its config.
+        content: its ``metrics.json`` on the dataset.
+        label: what to call it.
+        device: where scores are computed.
+        progress: samples -> the same samples, one after the other.
+
+    Raises:
+        TagCLIPError: logits were not saved, are damaged or of another evaluation, or a label file
+            has changed.
+    """
+    dataset = content["dataset"]
+    vocabulary, samples = query_vocabulary(cfg, dataset), DatasetCatalog.get(dataset)
+    folder = run / "inference" / dataset / FOLDER
+    if not (folder / INDEX).is_file():
+        command = evaluation_command(run, cfg, dataset, "TEST.SAVE_LOGITS True")
+        raise ConfigError(f"{folder}: found no logits to analyze; save them with: {command}")
+    saved = SavedLogits.open(folder, vocabulary, [sample["file_name"] for sample in samples])
+    gate = saved.index["gate"]
+    has_gate = saved.index["trusty_target"] is not None and gate["mode"] != "none"
+    analysis = LogitAnalysis(vocabulary.seen_mask, gate["bias"], has_gate)
+    ranking = []
+    for sample in progress([s for s in samples if saved.has(s["file_name"])]):
+        with torch.inference_mode():
+            views, size = saved.read(sample["file_name"], device)
+            truth = read_indices(sample["sem_seg_file_name"], vocabulary, size)
+            confusion = analysis.add(truth, views, size)
+        present = confusion.any(axis=1)
+        if present.any():
+            score = float(np.nanmean(per_class(confusion)["IoU"]))
+            both = bool(present[analysis.seen].any() and present[~analysis.seen].any())
+            ranking.append(Ranked(score, sample, both))
+    _check(folder, analysis, content, cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD)
+    ranking.sort(key=lambda each: (-each.score, each.sample["file_name"]))
+    return AnalyzedRun(label, content, vocabulary, saved, analysis, ranking)
+
+
+def _check(
+    folder: Path, analysis: LogitAnalysis, content: Mapping[str, Any], threshold: float
+) -> None:
+    """Refuse logits that are not those of the result beside them.
+
+    With a threshold, pixels have no class in the result, but one here: no comparison.
+    """
+    found, stored = summarize(analysis.confusion, None)["mIoU"], content["metrics"]["mIoU"]
+    if threshold == 0 and abs(found - stored) > _TOLERANCE:
+        raise ConfigError(
+            f"{folder}: found logits that reach mIoU {found:.2f}, expected the {stored:.2f} of the "
+            "metrics.json beside them; evaluate again with TEST.SAVE_LOGITS True"
+        )

@@ -1,0 +1,296 @@
+"""Checkpoints that hold what was trained and refuse what does not fit."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from tagclip.checkpoint.folder import (
+    LAST,
+    clean_folder,
+    newest_resumable,
+    probe_room,
+    write_durably,
+)
+from tagclip.checkpoint.metadata import (
+    changed_run_keys,
+    check_metadata,
+    checkpoint_metadata,
+    metadata_differences,
+)
+from tagclip.checkpoint.reading import loadable_beside, read_checkpoint
+from tagclip.errors import CheckpointError
+
+__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "checkpoint_metadata", "read_checkpoint"]
+
+# Begins the names of what a config may leave out of a checkpoint, the trusty token or the
+# convolutional trusty head: MODEL.TAGCLIP.TRUSTY.ENABLED False.
+TRUSTY_PARTS = "sem_seg_head.trusty_"
+_LISTED = 8
+
+
+class TagCLIPCheckpointer(DetectionCheckpointer):
+    """Saves what was trained, atomically; loads strictly and without executing code.
+
+    CLIP itself and the text bank are never stored: their fingerprint is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        metadata: dict[str, Any] | None = None,
+        allow_partial: bool = False,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            model: the model, possibly wrapped for several processes.
+            save_dir: folder of the checkpoints.
+            metadata: stored with every checkpoint, see `checkpoint_metadata`.
+            allow_partial: load what fits and warn about the rest.
+            save_to_disk: default: only in the main process.
+            checkpointables: optimizer, trainer and so on, restored on resume. Without any, a
+                checkpoint is loaded for evaluation.
+        """
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.metadata, self.allow_partial = metadata or {}, allow_partial
+        self.logger = logging.getLogger(__name__)
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth and then ``last_checkpoint``; either is complete or absent.
+
+        Args:
+            name: file name without suffix.
+            kwargs: more to store: tensors, numbers, text, and lists and dicts of them.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or the disk is full.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": _trained_state(self.model), "tagclip": self.metadata}
+        data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        path = Path(self.save_dir) / f"{name}.pth"
+        clean_folder(path.parent)
+        self.logger.info("Saving checkpoint to %s", path)
+        # Into memory first: torch.save hides a full disk behind an internal error.
+        buffer = io.BytesIO()
+        torch.save(data | kwargs, buffer)
+        write_durably(path, buffer.getbuffer())
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint that ``--resume`` takes.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or the disk is full.
+        """
+        write_durably(Path(self.save_dir) / LAST, last_filename_basename)
+
+    def probe(self) -> None:
+        """Find out before a training whether a checkpoint of it can be written.
+
+        Raises:
+            CheckpointError: the folder cannot be written, or has no room for the weights and
+                AdamW's two moments of each.
+        """
+        if self.save_dir and self.save_to_disk:
+            tensors = _trained_state(self.model).values()
+            size = 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            probe_room(Path(self.save_dir), size)
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to continue from, see `get_checkpoint_file`."""
+        if super().has_checkpoint():
+            return True
+        return bool(self.save_dir) and newest_resumable(Path(self.save_dir)) is not None
+
+    def get_checkpoint_file(self) -> str:
+        """Return the path of the checkpoint that ``last_checkpoint`` names.
+
+        Without that file it is the newest one that a training can continue from.
+
+        Raises:
+            CheckpointError: it is not there.
+        """
+        tag = Path(self.save_dir) / LAST
+        if name := newest_resumable(tag.parent):
+            return str(tag.with_name(name))
+        try:
+            name = tag.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{tag}: cannot be read ({type(error).__name__}), expected the name of a "
+                f"checkpoint{_other_advice(tag)}"
+            ) from error
+        path = tag.with_name(name) if name and Path(name).name == name else tag
+        if path == tag or not os.path.isfile(path):
+            raise CheckpointError(
+                f"{tag}: found {name!r}, expected the name of a checkpoint beside it"
+                f"{_other_advice(tag)}"
+            )
+        return str(path)
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from ``last_checkpoint``, or start from ``path``.
+
+        Args:
+            path: where a new run starts from; "" is CLIP.
+            resume: whether to continue. A folder without any checkpoint starts a new run, which
+                is logged, so that one command serves the first start and every restart.
+
+        Returns:
+            What else the checkpoint holds.
+
+        Raises:
+            CheckpointError: see `load`; or there are checkpoints, but none of a training, and no
+                ``last_checkpoint``.
+        """
+        tag = Path(self.save_dir) / LAST
+        if resume and self.has_checkpoint():
+            if not tag.exists():
+                self.logger.warning("%s: no such file: continuing from the newest checkpoint", tag)
+            return self.load(self.get_checkpoint_file())
+        if resume:
+            if advice := _other_advice(tag):
+                raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
+            self.logger.warning(
+                "%s holds no checkpoint to resume from: starting a new run", self.save_dir
+            )
+        return self.load(path, checkpointables=[])
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint; "" starts from CLIP.
+
+        Args:
+            path: see `read_checkpoint`.
+            checkpointables: names of those to restore; None restores all.
+
+        Returns:
+            What else the checkpoint holds.
+
+        Raises:
+            CheckpointError: see `read_checkpoint`; or it does not fit the model, or lacks what is
+                to be restored; or there is nothing to evaluate.
+        """
+        restored = list(self.checkpointables) if checkpointables is None else checkpointables
+        is_evaluation = not self.checkpointables
+        if not path:
+            if is_evaluation and not self.allow_partial and _trained_state(self.model):
+                raise CheckpointError("MODEL.WEIGHTS is empty, expected a checkpoint to evaluate")
+            self.logger.info("MODEL.WEIGHTS is empty: starting from CLIP")
+            return {}
+        self.logger.info("Loading checkpoint %s", path)
+        checkpoint = self._load_file(str(path))
+        saved = checkpoint.get("tagclip")
+        if not isinstance(saved, dict):
+            self.logger.warning(
+                "%s holds no fingerprints: whether CLIP and the classes are those it was trained "
+                "with cannot be checked", path,
+            )  # fmt: skip
+            saved = {}
+        check_metadata(saved, path)
+        differences = metadata_differences(
+            saved, self.metadata, compare_classes=is_evaluation or bool(restored)
+        )
+        self._load_state(path, checkpoint.pop("model"), differences)
+        for key in restored:
+            self._restore(path, key, checkpoint)
+        for key, then, now in changed_run_keys(saved, self.metadata) if restored else ():
+            self.logger.warning(
+                "Resuming with %s %s, the run began with %s: its data go on at image iteration x "
+                "batch, the result is another one", key, now, then,
+            )  # fmt: skip
+        return checkpoint
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_checkpoint(filename)
+
+    def _load_state(self, path: str, state: dict[str, Tensor], differences: list[str]) -> None:
+        """Load the tensors if everything fits; what does not fit is listed in one line.
+
+        Frozen tensors are in full copies of others only: they have to be those of the model. A
+        model without trusty token drops that of the checkpoint.
+        """
+        own, frozen = _trained_state(self.model), _frozen_parameters(self.model)
+        if _trusty_parts(state) and not _trusty_parts(own):
+            self.logger.warning(
+                "%s: its trusty token is dropped, MODEL.TAGCLIP.TRUSTY.ENABLED is False", path
+            )
+            state = {n: tensor for n, tensor in state.items() if not n.startswith(TRUSTY_PARTS)}
+        fitting = {}
+        for name in sorted(own.keys() | state.keys()):
+            found, expected = state.get(name), own.get(name, frozen.get(name))
+            if _size(found) != _size(expected):
+                differences.append(f"{name}: found {_size(found)}, expected {_size(expected)}")
+            elif name in own:
+                fitting[name] = found
+            elif not torch.equal(found.to(expected), expected):
+                differences.append(
+                    f"{name}: found other values, expected those of the config's CLIP"
+                )
+        if differences:
+            listed = " ".join("; ".join(differences[:_LISTED]).split())
+            text = f"{path}: does not fit the model: {listed}"
+            if len(differences) > _LISTED:
+                text += f"; and {len(differences) - _LISTED} more"
+            if not self.allow_partial:
+                raise CheckpointError(
+                    f"{text}; use the config it was trained with, or evaluate what fits with "
+                    "TEST.ALLOW_PARTIAL_WEIGHTS True"
+                )
+            self.logger.warning("%s; loading the rest", text)
+        self.model.load_state_dict(fitting, strict=False)
+
+    def _restore(self, path: str, key: str, checkpoint: dict[str, Any]) -> None:
+        if key not in checkpoint:
+            raise CheckpointError(
+                f"{path}: found no state of the {key}, expected a checkpoint of this training to "
+                "resume from; start a new run from it with MODEL.WEIGHTS and without --resume"
+            )
+        try:
+            self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+        # A damaged state ends in whatever the optimizer or detectron2 makes of it.
+        except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: the state of the {key} does not fit ({' '.join(str(error).split())}); "
+                "resume with the SOLVER keys of the interrupted run"
+            ) from error
+
+
+def _trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> tensor of everything but frozen parameters."""
+    frozen = _frozen_parameters(model)
+    return {name: t for name, t in model.state_dict().items() if name not in frozen}
+
+
+def _trusty_parts(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(TRUSTY_PARTS)]
+
+
+def _frozen_parameters(model: nn.Module) -> dict[str, Tensor]:
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: p.detach() for name, p in parameters if not p.requires_grad}
+
+
+def _other_advice(tag: Path) -> str:
+    other = loadable_beside(tag)
+    return f"; write the name of one into it, such as {other}" if other else ""
+
+
+def _size(tensor: Tensor | None) -> str:
+    if tensor is None:
+        return "nothing"
+    return "x".join(map(str, tensor.shape)) or "a scalar"

@@ -1,0 +1,1 @@
+"""Files of other projects into checkpoints and CLIP weights of ours."""

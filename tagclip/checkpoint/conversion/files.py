@@ -1,0 +1,235 @@
+"""Files of others into files of ours: mmseg checkpoints, CLIP weights, full copies."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.checkpoint.conversion.clip import (
+    check_suffix,
+    compare_clip,
+    convert_clip,
+    serialised,
+    summary,
+    write_frozen_clip,
+)
+from tagclip.checkpoint.conversion.mmseg import Conversion, convert_official, is_official
+from tagclip.checkpoint.metadata import FORMAT
+from tagclip.checkpoint.reading import read_dict
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.weights import file_sha256
+from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import load_yaml
+
+__all__ = ["convert_file"]
+
+# The released code in this library's keys, as far as no tensor tells (docs/method.md).
+_RELEASED = {"POS_EMBED_RESIZE": "bilinear", "DOUBLE_CLS_EMBED": True}
+
+
+def convert_file(
+    source: str | Path,
+    target: str | Path,
+    *,
+    cfg: CfgNode | None = None,
+    clip_target: str | Path = "",
+    full: bool = False,
+    sha256: str = "",
+) -> list[str]:
+    """Convert a checkpoint or CLIP weights and say what was kept, dropped and recorded.
+
+    Args:
+        source: an mmseg checkpoint of TagCLIP or ZegCLIP (``.pth``), a checkpoint of ours, or what
+            `read_clip_weights` reads.
+        target: ``.pth`` for a checkpoint, ``.safetensors`` or ``.pt`` for CLIP weights.
+        cfg: builds the model that the checkpoint has to fit; its frozen CLIP weights have to be
+            the ones that the checkpoint was trained with.
+        clip_target: where the frozen CLIP weights of an mmseg checkpoint go, as open_clip's;
+            ``.safetensors`` or ``.pt``. An open_clip model json is written beside it.
+        full: store the frozen weights of the vision tower, too; needs ``cfg``.
+        sha256: checksum by which the user vouches for a TorchScript archive that is not OpenAI's.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, unsafe or does not fit.
+        ConfigError: the arguments do not go together.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ConfigError(f"{target}: found the same file for IN and OUT, expected another OUT")
+    if source.suffix != ".pth":
+        _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
+        return convert_clip(source, target, sha256)
+    content = read_dict(source)
+    state = content.get("state_dict", content)
+    _check_names(source, state, content.get("meta") or {})
+    if is_official(state):
+        return _convert_official(source, target, content, cfg, clip_target, full)
+    if "tagclip" not in content:
+        _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
+        return convert_clip(source, target, sha256)
+    if not full:
+        raise ConfigError(
+            f"{source}: is a checkpoint of TagCLIP for Detectron2 already; add --full for a copy "
+            "with the frozen weights"
+        )
+    return _copy_full(source, target, cfg)
+
+
+def _check_names(source: Path, state: Any, meta: Any) -> None:
+    for what, found in (("state_dict", state), ("meta", meta)):
+        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+            raise CheckpointError(
+                f"{source}: found a {type(found).__name__} as {what}, expected one of values by "
+                "name; save the model's state dict"
+            )
+    others = [n for n, t in state.items() if is_official([n]) and not isinstance(t, Tensor)]
+    if others or not isinstance(meta.get("CLASSES") or (), (list, tuple)):
+        raise CheckpointError(
+            f"{source}: found {', '.join(others[:5]) or 'meta.CLASSES'} of another type, expected "
+            "tensors, and a list of class names; save the model's state dict"
+        )
+
+
+def _refuse(kind: str, **options: Any) -> None:
+    for name, value in options.items():
+        if value:
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: found with {kind} as IN, expected a checkpoint; "
+                "leave it out"
+            )
+
+
+def _convert_official(
+    source: Path,
+    target: Path,
+    content: Mapping[str, Any],
+    cfg: CfgNode | None,
+    clip_target: str | Path,
+    full: bool,
+) -> list[str]:
+    check_suffix(target, ".pth")
+    conversion = convert_official(content.get("state_dict", content), str(source))
+    metadata = _official_metadata(source, content, conversion)
+    lines = [f"{source}: mmseg checkpoint of {conversion.kind}, LAYERS {conversion.layers}"]
+    if clip_target:
+        known = CLIPSource.from_config(cfg).config if cfg is not None else {}
+        lines += write_frozen_clip(Path(clip_target), conversion.clip, known)
+        metadata["clip_sha256"] = file_sha256(Path(clip_target))
+    state = conversion.trained
+    if cfg is not None:
+        state, metadata = _fit(source, cfg, conversion, metadata, full)
+    elif full:
+        raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
+    write_atomic(target, serialised({"model": state, "tagclip": metadata}))
+    lines += summary("kept", conversion.trained, conversion.sources)
+    other = content.keys() - {"state_dict", "meta"} if "state_dict" in content else ()
+    lines += [f"dropped: {key}, which belongs to the training run" for key in sorted(other)]
+    lines += [f"dropped: {name}, {why}" for name, why in sorted(conversion.dropped.items())]
+    if not clip_target and conversion.clip:
+        lines.append(
+            f"dropped: {len(conversion.clip)} frozen tensors of CLIP, which MODEL.CLIP.PRETRAINED "
+            "names; --clip-out writes them"
+        )
+    lines += _recorded(metadata)
+    return [*lines, f"written: {target}, sha256 {file_sha256(target)}"]
+
+
+def _recorded(metadata: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key, value in metadata.items():
+        if key == "config":
+            config = load_yaml(value)
+            # A whole config is as long as its file.
+            value = "the whole" if "SOLVER" in config else json.dumps(config)
+        elif isinstance(value, list):
+            value = f"{len(value)} names"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{k} {len(v) if k == 'classes' else v}" for k, v in value.items())
+        lines.append(f"recorded: {key}: {value}")
+    return lines
+
+
+def _official_metadata(
+    source: Path, content: Mapping[str, Any], conversion: Conversion
+) -> dict[str, Any]:
+    """What is known without a config; what is not known is not compared when it is loaded."""
+    tokens = conversion.trained["backbone.prompts.tokens"]
+    config = {
+        "MODEL": {
+            "CLIP": _RELEASED
+            | {"PROMPT": {"NUM_TOKENS": tokens.shape[1], "DEPTH": tokens.shape[0]}},
+            "TAGCLIP": {"LAYERS": conversion.layers, "FEATURE_SCALE": 1.0},
+        }
+    }
+    meta = content.get("meta") or {}
+    return {
+        "format": FORMAT,
+        "config": yaml.safe_dump(config),
+        "quick_gelu": True,
+        "trusty_target": conversion.trusty_target,
+        "source": {
+            "kind": conversion.kind,
+            "file": source.name,
+            "sha256": file_sha256(source),
+            "iteration": meta.get("iter"),
+            "classes": list(meta.get("CLASSES") or ()),
+        },
+    }
+
+
+def _fit(
+    source: Path,
+    cfg: CfgNode,
+    conversion: Conversion,
+    metadata: dict[str, Any],
+    full: bool,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Load the converted tensors into the config's model; return what to store."""
+    model = build_model(cfg)
+    own = checkpoint_metadata(cfg, model)
+    if conversion.clip:
+        compare_clip(source, conversion.clip, CLIPSource.from_config(cfg))
+    known = {key: metadata[key] for key in ("quick_gelu", "trusty_target", "source")}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "converted.pth"
+        torch.save({"model": conversion.trained, "tagclip": own | known}, path)
+        try:
+            TagCLIPCheckpointer(model, metadata=own).load(str(path))
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(path), str(source))) from error
+    state = dict(conversion.trained)
+    if full:
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()} | state
+    return state, own | known
+
+
+def _copy_full(source: Path, target: Path, cfg: CfgNode | None) -> list[str]:
+    check_suffix(target, ".pth")
+    if cfg is None:
+        raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
+    model = build_model(cfg)
+    checkpoint = TagCLIPCheckpointer(model, metadata=checkpoint_metadata(cfg, model)).load(
+        str(source)
+    )
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    write_atomic(target, serialised({"model": state, "tagclip": checkpoint["tagclip"]}))
+    return [
+        f"{source}: checkpoint of TagCLIP for Detectron2",
+        *summary("kept", state),
+        "dropped: state of the training run (optimizer, iteration)",
+        f"written: {target}, sha256 {file_sha256(target)}",
+    ]

@@ -1,0 +1,71 @@
+"""The folder of the checkpoints: whether it has room, what is written there, what kills left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tagclip.checkpoint.reading import loadable_beside
+from tagclip.errors import CheckpointError
+from tagclip.utils.files import probe_folder, remove_leftovers, sync_folder, write_atomic
+
+__all__ = ["LAST", "clean_folder", "newest_resumable", "probe_room", "write_durably"]
+
+# Names the checkpoint that a run continues from.
+LAST = "last_checkpoint"
+# What a training needs to continue.
+_STATE = ("optimizer", "trainer", "iteration")
+
+
+def write_durably(path: Path, content: bytes | memoryview | str) -> None:
+    """Write a file as a whole; when this returns, a power cut does not take it back.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        write_atomic(path, content)
+        # Else last_checkpoint could outlive the name of the checkpoint that it points to.
+        sync_folder(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror}); earlier checkpoints are intact: free "
+            "space or make the folder writable, then continue with --resume"
+        ) from error
+
+
+def clean_folder(folder: Path) -> None:
+    """Remove the temporary files of runs that were killed while they saved a checkpoint."""
+    for name in ("*.pth", LAST, "probe"):
+        remove_leftovers(folder, name)
+
+
+def probe_room(folder: Path, size: int) -> None:
+    """Find out before a training whether its checkpoints can be written.
+
+    Args:
+        folder: OUTPUT_DIR.
+        size: bytes of a checkpoint.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    try:
+        clean_folder(folder)
+        probe_folder(folder, size)
+    except OSError as error:
+        raise CheckpointError(
+            f"OUTPUT_DIR {folder}: found no room for a checkpoint ({error.strerror}), expected a "
+            f"writable folder with {size / 1e6:.1f} MB free; free space or name another folder"
+        ) from error
+
+
+def newest_resumable(folder: Path) -> str | None:
+    """Name of a checkpoint to continue from where there is no ``last_checkpoint``.
+
+    A process that is killed right after its first checkpoint leaves such a folder.
+
+    Returns:
+        The newest complete one; None if there is a ``last_checkpoint``, or none of a training.
+    """
+    tag = folder / LAST
+    return None if tag.exists() else loadable_beside(tag, _STATE)

@@ -1,0 +1,6 @@
+"""The config: every key with its default, and loading of layered yaml files."""
+
+from tagclip.config.defaults import add_tagclip_config
+from tagclip.config.loading import build_config, load_config, resolve_paths
+
+__all__ = ["add_tagclip_config", "build_config", "load_config", "resolve_paths"]

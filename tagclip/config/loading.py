@@ -1,0 +1,188 @@
+"""Loading of layered yaml files and command-line overrides into a config."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+from tagclip.config.defaults import add_tagclip_config
+from tagclip.errors import ConfigError
+from tagclip.utils.untrusted import load_yaml
+
+__all__ = ["build_config", "load_config", "resolve_paths"]
+
+# A user means a folder relative to where the command is run, as everywhere in detectron2.
+_CWD_RELATIVE = ("OUTPUT_DIR",)
+# A name or a list; yacs would insist on the type of the default.
+_NAME_OR_LIST = "MODEL.CLIP.TEMPLATES"
+
+
+def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
+    """Build a config from the defaults, a layered yaml file and command-line overrides.
+
+    Inside a yaml, a string that starts with ``./`` or ``../`` is a path relative to that yaml
+    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``. ``CONFIG_NAME`` becomes the
+    file's name unless it is set, as in the config.yaml of a run.
+
+    Args:
+        config_file: yaml file, possibly with ``_BASE_``; "" takes the defaults.
+        opts: alternating keys and values, as after detectron2's command line.
+
+    Raises:
+        ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
+            wrong type.
+    """
+    cfg = build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
+    cfg.CONFIG_NAME = cfg.CONFIG_NAME or Path(config_file).name
+    return cfg
+
+
+def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] = ()) -> CN:
+    """Merge (name for messages, nested dict) pairs and command-line overrides into the defaults.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    cfg = get_cfg()
+    add_tagclip_config(cfg)
+    defaults = dict(_leaves(cfg))
+    for source, tree in trees:
+        _check_keys(cfg, _key_paths(tree), source)
+        _fit_type(cfg, reduce(_child, _NAME_OR_LIST.split("."), tree))
+        _merge(lambda tree: cfg.merge_from_other_cfg(CN(tree)), tree, str(source))
+        _refuse_nulls(cfg, defaults, source)
+    if len(opts) % 2:
+        raise ConfigError(
+            f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
+            "expected KEY VALUE pairs; add the missing key or value"
+        )
+    _check_keys(cfg, opts[0::2], "command line")
+    _fit_type(cfg, dict(zip(opts[0::2], opts[1::2], strict=True)).get(_NAME_OR_LIST))
+    _merge(cfg.merge_from_list, list(opts), "command line")
+    _refuse_nulls(cfg, defaults, "command line")
+    return cfg
+
+
+def _leaves(tree: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every key that is no section."""
+    for key, value in tree.items():
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _refuse_nulls(cfg: CN, defaults: dict[str, Any], source: str | Path) -> None:
+    """yacs takes None for every type; what reads the key would fail somewhere."""
+    for key, value in _leaves(cfg):
+        default = defaults.get(key)
+        if value is None and default is not None:
+            raise ConfigError(
+                f"{source}: {key} is null, expected {type(default).__name__}, such as "
+                f"{default!r:.60}; mend the value"
+            )
+
+
+def _fit_type(cfg: CN, templates: Any) -> None:
+    """Give `_NAME_OR_LIST` the type of the value that is about to be merged."""
+    if templates is not None:
+        cfg.MODEL.CLIP.TEMPLATES = [] if str(templates).startswith("[") else ""
+
+
+def _child(node: Any, key: str) -> Any:
+    return node.get(key) if isinstance(node, dict) else None
+
+
+def _merge(merge: Any, values: Any, source: str) -> None:
+    try:
+        merge(values)
+    except (ValueError, AssertionError, KeyError, TypeError) as error:
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}; mend the value") from error
+
+
+def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
+    """Yield (file, its own keys), the deepest ``_BASE_`` first."""
+    path = _resolved(path)
+    if path in visited:
+        raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
+    tree = _read_yaml(path)
+    bases = tree.pop("_BASE_", [])
+    bases = bases if isinstance(bases, list) else [bases]
+    for base in bases:
+        if not isinstance(base, str):
+            raise ConfigError(
+                f"{path}: found _BASE_ {base!r:.60}, expected the name of a yaml file"
+            )
+        yield from _yaml_chain(path.parent / base, (*visited, path))
+    yield path, resolve_paths(tree, path.parent)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        path = path.expanduser().resolve()
+        path.is_file()
+    # A folder of nobody, a zero byte, a name longer than any file's.
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{str(path)!r:.200}: found no config file's name ({error}); check --config-file and "
+            "_BASE_"
+        ) from error
+    return path
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; check --config-file and _BASE_")
+    try:
+        tree = load_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: config file cannot be read ({error.strerror}); check its rights"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: not a plain yaml file ({' '.join(str(error).split())}); "
+            "expected keys and values without tags"
+        ) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found a {type(tree).__name__}, expected keys and values")
+    return tree
+
+
+def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
+    """Make texts that start with ``./`` or ``../`` paths below a folder (see `load_config`)."""
+    if isinstance(node, dict):
+        return {k: resolve_paths(v, folder, str(k)) for k, v in node.items()}
+    if isinstance(node, list):
+        return [resolve_paths(value, folder, key) for value in node]
+    is_relative = isinstance(node, str) and node.startswith(("./", "../"))
+    if is_relative and key not in _CWD_RELATIVE:
+        return str((folder / node).resolve())
+    return node
+
+
+def _check_keys(cfg: CN, keys: Iterable[str], source: str | Path) -> None:
+    """Refuse keys that the config does not have, naming the nearest one that it has."""
+    known = set(_key_paths(cfg))
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1)
+            hint = f"did you mean {near[0]}?" if near else "all keys: tagclip/config/defaults.py"
+            shown = key if str(key).isprintable() else repr(key)
+            raise ConfigError(f"{source}: unknown config key {shown}; {hint}")
+
+
+def _key_paths(tree: dict, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key and section of a nested dict."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _key_paths(value, f"{prefix}{key}.")

@@ -1,0 +1,1 @@
+"""Full scan of a dataset: what is wrong with its files, and how to mend it."""

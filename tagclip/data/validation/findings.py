@@ -1,0 +1,159 @@
+"""What the findings of a scan mean, and how to mend them.
+
+Problems forbid to train or evaluate on the dataset. Notes are facts to know, and suspicions that
+label values alone cannot prove.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from tagclip.data.validation.label_values import absent_classes, diagnose_labels, suspect_labels
+from tagclip.data.validation.scan import EXAMPLES, DatasetScan
+
+__all__ = ["KINDS", "Kind", "Problem", "list_problems", "shared_images"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of finding.
+
+    Attributes:
+        is_problem: False for a note.
+        title: what it is.
+        advice: what to do, "" for nothing; "{convert}" and "{prepare}" as in `list_problems`.
+    """
+
+    is_problem: bool
+    title: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem or a note about one dataset.
+
+    Attributes:
+        kind: key of `KINDS`.
+        is_problem: False for a note.
+        title: what is wrong.
+        count: number of files; 0 if it is about the dataset as a whole.
+        examples: up to five files, with what was found in each.
+        advice: what to do; "" for nothing.
+    """
+
+    kind: str
+    is_problem: bool
+    title: str
+    count: int = 0
+    examples: tuple[str, ...] = ()
+    advice: str = ""
+
+
+# In the order of the report.
+KINDS = {
+    "refused": Kind(True, "training and evaluation refuse the dataset"),
+    "diagnosis": Kind(True, ""),
+    "leak": Kind(True, "images with the same pixels as in", "remove them from one of the two"),
+    "naming": Kind(
+        True,
+        "label files named *_labelTrainIds.png, as mmsegmentation's converter does",
+        "{convert}",
+    ),
+    "lonely_image": Kind(True, "images without label file", "add labels or remove images{prepare}"),
+    "lonely_label": Kind(True, "label files without image", "add the images or remove the labels"),
+    "image_unreadable": Kind(True, "images that cannot be read", "replace or remove them"),
+    "label_unreadable": Kind(True, "label files that cannot be read", "replace them{prepare}"),
+    "label_channels": Kind(True, "label files with colours instead of class ids", "{convert}"),
+    "size": Kind(
+        True, "labels of another size than their image", "pair each image with its own label"
+    ),
+    "size_swapped": Kind(
+        True,
+        "labels with height and width of their image swapped",
+        "turn the labels as the images' EXIF tags say, or remove the tags",
+    ),
+    "unknown": Kind(True, "label files with values outside the vocabulary", "{convert}"),
+    "suspicion": Kind(False, ""),
+    "exif_unclear": Kind(
+        False,
+        "images with an EXIF orientation that their size cannot confirm",
+        "look whether their labels fit the upright image",
+    ),
+    "exif_fits": Kind(False, "EXIF-rotated images, whose labels fit the upright image"),
+    "same_name": Kind(False, "other images of the same name as in"),
+    "duplicate": Kind(False, "images with the same pixels as an earlier one"),
+    "all_ignored": Kind(False, "label files without any labelled pixel"),
+    "image_alpha": Kind(False, "images with transparency, which is dropped"),
+    "image_16bit": Kind(False, "images of 16-bit gray, which is divided by 257"),
+    "absent": Kind(False, ""),
+}
+
+
+def list_problems(
+    scan: DatasetScan, convert: str, prepare_command: str = "", verified: bool = False
+) -> list[Problem]:
+    """Name everything that a scan found, in the order of `KINDS`.
+
+    Args:
+        scan: of the whole dataset.
+        convert: remedy for labels with wrong values.
+        prepare_command: what writes the label files anew; "" if there is no such command.
+        verified: the prepare script has made sure which value is which class.
+    """
+    prepare = f"; or run: {prepare_command}" if prepare_command else ""
+    remedies = {"convert": convert, "prepare": prepare}
+    problems = [
+        _summary(kind, count, scan.examples[kind], remedies) for kind, count in scan.found.items()
+    ]
+    problems += [
+        Problem("diagnosis", True, title, 0, (), advice.format(**remedies))
+        for title, advice in diagnose_labels(scan)
+    ]
+    problems += [
+        Problem("suspicion", False, title, 0, (), advice.format(**remedies))
+        for title, advice in suspect_labels(scan, verified)
+    ]
+    problems += [Problem("absent", False, title) for title in absent_classes(scan)]
+    copies = [(path, f"as {group[0]}") for group in scan.digests.values() for path in group[1:]]
+    if copies:
+        problems.append(_summary("duplicate", len(copies), sorted(copies), remedies))
+    order = list(KINDS)
+    return sorted(problems, key=lambda problem: order.index(problem.kind))
+
+
+def _summary(
+    kind: str, count: int, examples: Iterable[tuple[str, str]], remedies: Mapping[str, str]
+) -> Problem:
+    texts = tuple(f"{path}: {text}" if text else path for path, text in examples)
+    what = KINDS[kind]
+    advice = what.advice.format(**remedies)
+    return Problem(kind, what.is_problem, what.title, count, texts[:EXAMPLES], advice)
+
+
+def shared_images(first: DatasetScan, second: DatasetScan) -> list[Problem]:
+    """Find images of the second dataset that are also in the first.
+
+    Args:
+        first: what is trained on.
+        second: what is tested on, or any other dataset.
+
+    Returns:
+        A problem for images with equal pixels, a note for equal names with other pixels.
+    """
+    problems = []
+    leaks = [
+        (path, f"as {first.digests[digest][0]}")
+        for digest, paths in second.digests.items()
+        if digest in first.digests
+        for path in paths
+    ]
+    names = [
+        (key, "") for key, digest in second.keys.items() if first.keys.get(key, digest) != digest
+    ]
+    for kind, found in (("leak", leaks), ("same_name", names)):
+        if found:
+            problem = _summary(kind, len(found), sorted(found), {})
+            problems.append(replace(problem, title=f"{problem.title} {first.name}"))
+    return problems

@@ -1,0 +1,1 @@
+"""Many images through one predictor, and the files and videos that a command line names."""

@@ -1,0 +1,259 @@
+"""Many images through one predictor or several processes; resumable, bad files are listed."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tagclip.demo.media import find_images
+from tagclip.errors import ConfigError, DatasetError
+from tagclip.predictor import TagCLIPPredictor
+from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import load_json
+from tagclip.visualization.prediction_page import (
+    draw_prediction,
+    label_image,
+    read_note,
+    save_noted_png,
+    summarize_prediction,
+)
+
+__all__ = ["draw_images"]
+
+logger = logging.getLogger(__name__)
+
+# Images between two writings of the json: so many are made again after a kill.
+_JSON_PERIOD = 100
+
+BuildPredictor = Callable[[argparse.Namespace, str], TagCLIPPredictor]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of an image: an entry of the json, or why there is none."""
+
+    image: Path
+    entry: dict[str, Any] | None = None
+    error: str = ""
+    skipped: bool = False
+    seconds: float = 0.0
+
+
+class _ImageJob:
+    """Draws images, one call each."""
+
+    def __init__(self, predictor: TagCLIPPredictor, args: argparse.Namespace) -> None:
+        self.predictor, self.args = predictor, args
+        self._made_with = _fingerprint(predictor, args.panel_size)
+
+    def __call__(self, image: Path, picture: Path, known: dict[str, Any] | None) -> _Outcome:
+        """Draw an image, unless ``known``, its entry of an earlier run, and its files are there.
+
+        Raises:
+            ConfigError: the result cannot be written.
+        """
+        start = time.perf_counter()
+        try:
+            stat = image.stat()
+            note = f"{self._made_with} {stat.st_size} {stat.st_mtime_ns}"
+            if not self.args.overwrite and self._is_finished(picture, known, note):
+                return _Outcome(image, known, skipped=True)
+            pixels = self.predictor.read_image(image)
+            prediction = self.predictor(pixels)
+        except DatasetError as error:
+            text = " ".join(str(error).split())
+            return _Outcome(image, error=text if str(image) in text else f"{image}: {text}")
+        except OSError as error:
+            return _Outcome(image, error=f"{image}: {error.strerror}")
+        entry = self._draw(pixels, prediction, image, picture, note)
+        return _Outcome(image, entry, seconds=time.perf_counter() - start)
+
+    def _draw(
+        self, pixels: Any, prediction: dict[str, Any], image: Path, picture: Path, note: str
+    ) -> dict[str, Any]:
+        vocabulary = self.predictor.vocabulary
+        rgb = pixels[:, :, ::-1].copy()
+        page = draw_prediction(rgb, prediction, vocabulary, self.args.panel_size)
+        entry = {"file": str(image), "picture": str(picture)}
+        try:
+            if self.args.save_labels:
+                labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
+                entry["labels"] = str(save_noted_png(_labels_of(picture), labels, note))
+            # Last: a picture is the sign that all is finished.
+            save_noted_png(picture, page, note)
+        except OSError as error:
+            raise ConfigError(
+                f"--output {picture}: cannot be written ({error.strerror}); free space or choose "
+                "another folder, then start again: finished pictures stay"
+            ) from error
+        return entry | summarize_prediction(prediction, vocabulary) | {"made_with": note}
+
+    def _is_finished(self, picture: Path, known: dict[str, Any] | None, note: str) -> bool:
+        files = [picture] + [_labels_of(picture)] * self.args.save_labels
+        is_listed = not self.args.json or (known or {}).get("made_with") == note
+        return is_listed and all(read_note(file) == note for file in files)
+
+
+def _labels_of(picture: Path) -> Path:
+    return picture.with_name(f"{picture.stem}_labels.png")
+
+
+def _fingerprint(predictor: TagCLIPPredictor, panel_size: int) -> str:
+    """sha256 (hex) of all that a picture depends on, but its image."""
+    cfg, asked = predictor.cfg.clone(), predictor.asked
+    cfg.defrost()
+    weights = Path(cfg.MODEL.WEIGHTS)
+    content = [weights.read_bytes()] if weights.is_file() else []
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "", ""
+    parts = [cfg.dump(), asked.all.partition_fingerprint, asked.shown.fingerprint, panel_size]
+    return hashlib.sha256(json.dumps(parts).encode() + b"".join(content)).hexdigest()
+
+
+def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, processes: int) -> int:
+    """Draw the images of a command line of ``tools/demo.py``.
+
+    Args:
+        args: its arguments.
+        build_predictor: (args, device) -> predictor; a function that other processes can import.
+        processes: how many work at the same time, each with a model of its own.
+
+    Returns:
+        Exit code: 1 if an image could not be read; these are listed on stderr.
+
+    Raises:
+        TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
+    """
+    pairs, known = find_images(args.input, args.output), _read_json(args.json)
+    _check_pictures(pairs, args.save_labels)
+    tasks = [(image, picture, known.get(str(image))) for image, picture in pairs]
+    outcomes: list[_Outcome] = []
+    start, processes = time.perf_counter(), min(processes, len(tasks))
+    try:
+        for outcome in _outcomes(args, build_predictor, tasks, processes):
+            outcomes.append(outcome)
+            if len(outcomes) % _JSON_PERIOD == 0:
+                _write_json(args.json, known, outcomes)
+    finally:
+        _write_json(args.json, known, outcomes)
+    failed, skipped = [o for o in outcomes if o.error], sum(o.skipped for o in outcomes)
+    drawn = len(outcomes) - len(failed) - skipped
+    busy = sum(outcome.seconds for outcome in outcomes) / processes
+    logger.info(
+        "%d images in %.1f s with loading (%.2f images/s once loaded), pictures in %s",
+        drawn, time.perf_counter() - start, drawn / busy if drawn else 0.0, args.output,
+    )  # fmt: skip
+    if skipped:
+        logger.info("%d finished pictures were left as they are; --overwrite redoes them", skipped)
+    if failed:
+        print(f"{len(failed)} of {len(outcomes)} images failed:", file=sys.stderr)
+        print("\n".join(f"  {outcome.error}" for outcome in failed), file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _check_pictures(pairs: list[tuple[Path, Path]], save_labels: bool) -> None:
+    pictures = {picture for _, picture in pairs}
+    for image, picture in pairs:
+        is_input = image.resolve() == picture.resolve()
+        if is_input or (save_labels and _labels_of(picture) in pictures):
+            raise ConfigError(
+                f"--output: {picture} or its labels would replace another file of this run; "
+                "choose another folder"
+            )
+
+
+def _outcomes(
+    args: argparse.Namespace, build_predictor: BuildPredictor, tasks: list[tuple], processes: int
+) -> Iterator[_Outcome]:
+    # disable=None: no bar unless stderr is a terminal.
+    bar = {"total": len(tasks), "unit": "image", "disable": None}
+    if processes <= 1:
+        job = _ImageJob(build_predictor(args, ""), args)
+        yield from tqdm((job(*task) for task in tasks), **bar)
+        return
+    context = multiprocessing.get_context("spawn")
+    devices = context.Queue()
+    for index in range(processes):
+        devices.put(f"cuda:{index}" if args.num_gpus > 1 else "")
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    start = (args, build_predictor, devices, threads)
+    with ProcessPoolExecutor(processes, context, _start_process, start) as pool:
+        try:
+            yield from tqdm(pool.map(_run_task, tasks), **bar)
+        except BrokenProcessPool as error:
+            raise ConfigError(
+                f"--processes {processes}: one of them was killed, perhaps for lack of memory; "
+                "start again with fewer: finished pictures stay"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# Of a process of the pool: how to build its job, and then the job.
+_make_job: Callable[[], _ImageJob] | None = None
+_job: _ImageJob | None = None
+
+
+def _start_process(
+    args: argparse.Namespace, build_predictor: BuildPredictor, devices: Queue, threads: int
+) -> None:
+    global _make_job
+    torch.set_num_threads(threads)
+    device = devices.get()
+    _make_job = lambda: _ImageJob(build_predictor(args, device), args)  # noqa: E731
+
+
+def _run_task(task: tuple) -> _Outcome:
+    # Not before the first task: the pool hands on errors of tasks only.
+    global _job
+    if _job is None:
+        _job = _make_job()
+    return _job(*task)
+
+
+def _read_json(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Entries of an earlier run, by image.
+
+    Raises:
+        ConfigError: there is a file that is none of ours.
+    """
+    if path is None or not path.is_file():
+        return {}
+    try:
+        return {entry["file"]: entry for entry in load_json(path.read_text("utf-8"))["images"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--json {path}: found another kind of file, expected that of an earlier run, or "
+            "none; choose another name"
+        ) from error
+
+
+def _write_json(
+    path: Path | None, known: dict[str, dict[str, Any]], outcomes: list[_Outcome]
+) -> None:
+    """Write the entries of this run and, behind them, those of others."""
+    if path is None:
+        return
+    entries = {str(outcome.image): outcome.entry for outcome in outcomes if outcome.entry}
+    content = {
+        "images": list((entries | {k: v for k, v in known.items() if k not in entries}).values())
+    }
+    try:
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""Export of a model with its vocabulary baked in."""

@@ -1,0 +1,299 @@
+"""A model with a baked vocabulary as ONNX or TorchScript; all export-only code paths are here.
+
+`tools/export_model.py` writes the files, `tools/run_onnx.py` runs one without torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import logging
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tagclip.errors import ConfigError
+from tagclip.modeling.backbone import CLIPViT
+from tagclip.modeling.backbone.clip_vit import resize_positions
+from tagclip.modeling.clip.text_bank import class_maximum
+from tagclip.modeling.inference.gate import trusty_probability
+from tagclip.modeling.meta_arch import TagCLIP
+from tagclip.structures.vocabulary import Vocabulary
+
+__all__ = [
+    "RUNNERS",
+    "WindowModel",
+    "largest_difference",
+    "require_onnx",
+    "to_onnx",
+    "to_torchscript",
+]
+
+# Understood by every runtime since 2023.
+OPSET = 18
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# protobuf's limit of one file is 2 GiB; the graph itself needs far less than the difference.
+_MAX_ONNX_BYTES = 2**31 - 2**24
+
+
+class WindowModel(nn.Module):
+    """Windows -> final class scores, with class vectors, seen mask, bias and gate baked in.
+
+    A window is one of `sliding_window.WindowGrid`; scores of overlapping ones are averaged by
+    whoever runs the exported file.
+    """
+
+    def __init__(
+        self, model: TagCLIP, vocabulary: Vocabulary, size: tuple[int, int] | None = None
+    ) -> None:
+        """Take over the networks of a model and encode a vocabulary.
+
+        Args:
+            model: in evaluation mode, on the CPU; its parameters are shared.
+            vocabulary: K classes with seen and unseen decided.
+            size: (height, width) of the windows in pixels, which bakes the position table; None
+                leaves it open and resizes the table in the graph.
+
+        Raises:
+            ConfigError: the backbone is no `CLIPViT`.
+        """
+        super().__init__()
+        if not isinstance(model.backbone, CLIPViT):
+            raise ConfigError(
+                f"MODEL.BACKBONE.NAME: found {type(model.backbone).__name__}, expected CLIPViT; "
+                "other backbones cannot be exported"
+            )
+        self.backbone, self.sem_seg_head = model.backbone, model.sem_seg_head
+        self.gate, self.trusty_target = model.gate, model.trusty_target
+        self.background_threshold = model.inference_settings.background_threshold
+        self.size, self.patch_size = size, model.backbone.patch_size
+        self.register_buffer("pixel_mean", model.pixel_mean.clone())
+        self.register_buffer("pixel_std", model.pixel_std.clone())
+        with torch.no_grad():
+            self.register_buffer("class_embed", model.text_bank(vocabulary).clone())
+            self.register_buffer("prompt_rows", model.text_bank.prompt_rows(vocabulary))
+            positions = None if size is None else self._fixed_positions(size)
+        self.register_buffer("seen_mask", torch.from_numpy(vocabulary.seen_mask))
+        self.register_buffer("positions", positions)
+        self.eval()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what `forward` returns, in order."""
+        return ("scores", "labels") + (() if self.trusty_target is None else ("trusty",))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Segment windows.
+
+        Args:
+            images: (N, 3, H, W) uint8, channels as in ``INPUT.FORMAT``, neither normalised nor
+                padded.
+
+        Returns:
+            ``scores`` (N, K, H, W) float32, after bias and gate, at most 1; ``labels`` (N, H, W)
+            int32, the first best class, -1 where its score is below
+            MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD; ``trusty`` (N, H, W) float32, P(pixel belongs
+            to a seen class), if there is a token.
+        """
+        height, width = self.size or (images.shape[-2], images.shape[-1])
+        rows, columns = (_ceil_div(side, self.patch_size) for side in (height, width))
+        images = (images.float() - self.pixel_mean) / self.pixel_std
+        # Enough for whole patches; the convolution leaves out what is too much.
+        images = F.pad(images, (0, self.patch_size - 1, 0, self.patch_size - 1))
+        positions = self._resized_positions(rows, columns) if self.size is None else self.positions
+        features = self.backbone(images, positions)
+        (class_logits, trusty_logits), _ = self.sem_seg_head(features, self.class_embed)
+        class_logits = class_maximum(class_logits, self.prompt_rows)
+
+        def upsample(logits: Tensor) -> Tensor:
+            padded = (rows * self.patch_size, columns * self.patch_size)
+            full = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+            return full[:, :, :height, :width]
+
+        trusty = None
+        if trusty_logits is not None:
+            trusty = trusty_probability(upsample(trusty_logits), self.trusty_target)
+        scores = self.gate(upsample(class_logits).sigmoid(), trusty, self.seen_mask)
+        outputs = (scores, self._labels(scores))
+        return outputs if trusty is None else (*outputs, trusty[:, 0])
+
+    def _labels(self, scores: Tensor) -> Tensor:
+        labels = scores.argmax(dim=1).int()
+        if not self.background_threshold:
+            return labels
+        return labels.masked_fill(scores.amax(dim=1) < self.background_threshold, -1)
+
+    def _fixed_positions(self, size: Sequence[int]) -> Tensor:
+        grid = (_ceil_div(size[0], self.patch_size), _ceil_div(size[1], self.patch_size))
+        table, mode = self.backbone.positional_embedding.detach(), self.backbone.pos_embed_resize
+        return resize_positions(table, self.backbone.grid_size, grid, mode).clone()
+
+    def _resized_positions(self, rows: int, columns: int) -> Tensor:
+        """`resize_positions` without its branches, which a graph cannot hold.
+
+        At the table's own size the resize changes nothing. The branch for a grid of one column
+        corrects an error of torch's antialiased resize, which only ``bicubic`` uses: there a
+        TorchScript file needs windows wider than a patch. ONNX resizes rightly by itself.
+        """
+        table, mode = self.backbone.positional_embedding, self.backbone.pos_embed_resize
+        patches = table[1:].T.unflatten(1, self.backbone.grid_size)[None]
+        resized = F.interpolate(
+            patches, (rows, columns), mode=mode, align_corners=False, antialias=mode == "bicubic"
+        )
+        return torch.cat([table[:1], resized[0].flatten(1).T])
+
+
+def _ceil_div(length: int, divisor: int) -> int:
+    return (length + divisor - 1) // divisor
+
+
+def to_torchscript(window_model: WindowModel) -> bytes:
+    """Trace and freeze; the number of windows stays open.
+
+    Returns:
+        The file, a module that takes and returns what `WindowModel.forward` does. Without the
+        debug records of torch, which hold the paths of the source files.
+    """
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        # About numbers that are the same for every input: layers, heads, patch size.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(window_model, (_example(window_model),), check_trace=False)
+        torch.jit.save(torch.jit.freeze(traced), buffer)
+    stripped = io.BytesIO()
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(stripped, "w") as target:
+        for record in source.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                target.writestr(zipfile.ZipInfo(record.filename), source.read(record))
+    return stripped.getvalue()
+
+
+def to_onnx(window_model: WindowModel) -> bytes:
+    """Export with torch's graph exporter; the number of windows stays open.
+
+    Returns:
+        The file, opset 18, input ``images``, outputs `WindowModel.output_names`. Without what
+        torch notes on nodes, which holds the paths of the source files.
+
+    Raises:
+        ConfigError: packages are missing, or the weights pass the 2 GiB of an ONNX file.
+    """
+    require_onnx()
+    tensors = [*window_model.parameters(), *window_model.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > _MAX_ONNX_BYTES:
+        raise ConfigError(
+            f"--format onnx: found {size / 2**30:.1f} GiB of weights, expected less than 2, the "
+            "limit of one ONNX file; use --format torchscript"
+        )
+    dynamic = {0: torch.export.Dim("batch")}
+    if window_model.size is None:
+        dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            window_model,
+            (_example(window_model),),
+            dynamo=True,
+            input_names=["images"],
+            output_names=window_model.output_names,
+            dynamic_shapes=(dynamic,),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    model = program.model_proto
+    del model.graph.value_info[:], model.graph.metadata_props[:]
+    for item in (*model.graph.node, *model.graph.initializer):
+        del item.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+        _name_dimensions(value.type.tensor_type.shape.dim)
+    return model.SerializeToString(deterministic=True)
+
+
+def _name_dimensions(dims: Sequence) -> None:
+    """Call what is open batch, height and width, instead of the exporter's formulas."""
+    names = ["batch", *[""] * (len(dims) - 3), "height", "width"]
+    for dim, name in zip(dims, names, strict=True):
+        if dim.dim_param:
+            dim.dim_param = name
+
+
+def _example(window_model: WindowModel) -> Tensor:
+    """Two windows; one would become a constant of the graph, and so would equal sides."""
+    patch = window_model.patch_size
+    height, width = window_model.size or (3 * patch, 4 * patch)
+    return torch.zeros(2, 3, height, width, dtype=torch.uint8)
+
+
+def require_onnx() -> None:
+    """Check the packages of the extra ``export``.
+
+    Raises:
+        ConfigError: one is missing; the message is the command that installs it.
+    """
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--format onnx: found no {', '.join(missing)}, expected the packages of the extra "
+            f"export; run: pip install {' '.join(missing)}"
+        )
+
+
+def _torchscript_runner(content: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        module = torch.jit.load(io.BytesIO(content))
+    return lambda images: [output.numpy() for output in module(torch.from_numpy(images))]
+
+
+def _onnx_runner(content: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})
+
+
+# Format -> a function from the file's content to a function from images to outputs.
+RUNNERS = {"torchscript": _torchscript_runner, "onnx": _onnx_runner}
+
+
+def largest_difference(
+    run: Callable[[np.ndarray], list[np.ndarray]],
+    model: TagCLIP,
+    vocabulary: Vocabulary,
+    images: np.ndarray,
+) -> float:
+    """Compare an exported file with the model itself, not with `WindowModel`.
+
+    Args:
+        run: (N, 3, H, W) uint8 -> outputs, see `RUNNERS`.
+        model: on the CPU.
+        vocabulary: the one that was exported.
+        images: the windows.
+
+    Returns:
+        Largest difference of the scores; infinite if some label is not the best class up to
+        twice that difference.
+    """
+    model = copy.copy(model)
+    settings = model.inference_settings
+    model.inference_settings = replace(settings, mode="whole", background_threshold=0.0)
+    fusions = [model.encode(torch.from_numpy(image), vocabulary) for image in images]
+    expected = np.stack([f.scores(images.shape[-2:])["sem_seg"].numpy() for f in fusions])
+    scores, labels = run(images)[:2]
+    difference = float(np.abs(scores - expected).max())
+    best = expected.max(axis=1)
+    chosen = np.take_along_axis(expected, labels.clip(0)[:, None], axis=1)[:, 0]
+    other = (labels == -1) & (best < settings.background_threshold + difference)
+    is_best = other | ((labels >= 0) & (best - chosen <= 2 * difference + 1e-6))
+    return difference if is_best.all() else float("inf")

@@ -1,0 +1,136 @@
+"""The json beside an exported model: all that running it takes, and what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from tagclip.modeling.inference.fusion import InferenceSettings
+from tagclip.predictor import TagCLIPPredictor
+
+__all__ = ["export_recipe", "window_recipe"]
+
+FORMAT = 1
+_OUTPUTS = {
+    "scores": "float32 (batch, classes, height, width): after seen bias and gate, at most 1",
+    "labels": "int32 (batch, height, width): index of the first best class; -1 where its score is "
+    "below background_threshold",
+    "trusty": "float32 (batch, height, width): P(pixel belongs to a seen class), 0 to 1",
+}
+_RESIZE = (
+    "scale = min(short_side / min(height, width), long_side / max(height, width)), new sides "
+    "max(1, int(side * scale + 0.5)), bilinear; short_side 0: no resize, long_side 0: no bound"
+)
+_ORIGINS = (
+    "multiples of the stride, the last window moved back to end with the image; size null: one "
+    "window, the whole image"
+)
+_FUSION = (
+    "mean of the scores of all windows that cover a pixel, bilinear resize (half-pixel centres, "
+    "no antialiasing) to the size of the image, first best class"
+)
+
+
+def export_recipe(
+    predictor: TagCLIPPredictor,
+    size: tuple[int, int] | None,
+    files: Mapping[str, tuple[bytes, float]],
+) -> dict[str, Any]:
+    """Describe exported files: numbers and text only, no paths.
+
+    Args:
+        predictor: with the vocabulary that was exported.
+        size: (height, width) of the windows in pixels; None: any.
+        files: name -> content and largest difference of a score from the model's.
+    """
+    cfg, model, vocabulary = predictor.cfg, predictor.model, predictor.vocabulary
+    test = cfg.MODEL.TAGCLIP.TEST
+    shape = "height, width" if size is None else f"{size[0]}, {size[1]}"
+    return {
+        "format": FORMAT,
+        "files": {
+            name: {
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "bytes": len(content),
+                "largest_difference": difference,
+            }
+            for name, (content, difference) in files.items()
+        },
+        "class_names": vocabulary.names,
+        "seen": vocabulary.seen_mask.tolist(),
+        "input": {
+            "images": f"uint8 (batch, 3, {shape})",
+            "size": None if size is None else list(size),
+            "patch_size": model.backbone.patch_size,
+            "padding": "in the graph, to whole patches",
+        },
+        "channel_order": cfg.INPUT.FORMAT,
+        "normalization": {
+            "mean": list(cfg.MODEL.PIXEL_MEAN),
+            "std": list(cfg.MODEL.PIXEL_STD),
+            "where": "in the graph",
+        },
+        "outputs": {
+            name: text
+            for name, text in _OUTPUTS.items()
+            if name != "trusty" or model.trusty_target is not None
+        },
+        "gate": {
+            "mode": test.GATE,
+            "seen_bias": test.SEEN_BIAS,
+            "bias_after_gate": test.BIAS_AFTER_GATE,
+            "form": test.GATE_FORM,
+            "scale": test.GATE_SCALE,
+            "where": "in the graph",
+        },
+        "resize": {
+            "short_side": cfg.INPUT.MIN_SIZE_TEST,
+            "long_side": cfg.INPUT.MAX_SIZE_TEST,
+            "library": cfg.INPUT.RESIZE,
+            "rule": _RESIZE,
+        },
+        "windows": window_recipe(model.inference_settings, size),
+        # null: every pixel gets a class.
+        "background_threshold": model.inference_settings.background_threshold or None,
+        "fingerprints": _fingerprints(cfg, predictor),
+    }
+
+
+def window_recipe(settings: InferenceSettings, size: tuple[int, int] | None) -> dict[str, Any]:
+    """Say how windows lie over the resized image and what becomes of their scores.
+
+    Args:
+        settings: WINDOW and STRIDE of the config.
+        size: fixed (height, width) in pixels; one that is not WINDOW overlaps by the same share
+            of its sides. None: any.
+    """
+    window = stride = None
+    if size is not None:
+        window = list(size)
+        stride = [max(1, round(side * settings.stride / settings.window)) for side in size]
+    elif settings.mode == "slide":
+        window, stride = [settings.window] * 2, [settings.stride] * 2
+    return {
+        "size": window,
+        "stride": stride,
+        "origins": _ORIGINS,
+        "smaller_images": "the window shrinks" if size is None else "cannot be run",
+        "fusion": _FUSION,
+    }
+
+
+def _fingerprints(cfg: CfgNode, predictor: TagCLIPPredictor) -> dict[str, str]:
+    weights, model = Path(cfg.MODEL.WEIGHTS), predictor.model
+    with weights.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "checkpoint": weights.name,
+        "checkpoint_sha256": sha256,
+        "clip_sha256": model.backbone.weights_sha256,
+        "vocabulary": predictor.vocabulary.partition_fingerprint,
+        "class_vectors": model.text_bank.fingerprint(predictor.vocabulary),
+    }

@@ -1,0 +1,71 @@
+"""The weight file of an open_clip tag: from the cache, or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.weights import file_sha256
+
+__all__ = ["fetch_tag"]
+
+# Seconds after which the hub counts as out of reach. Its own client retries for much longer.
+_PATIENCE = 10
+
+
+def fetch_tag(label: str, tag: Mapping[str, str], cache_dir: str = "") -> Path:
+    """Return the weight file of a tag; a cached one needs no network.
+
+    Args:
+        label: how to call the weights in an error, "MODEL/TAG".
+        tag: open_clip's entry (``open_clip.get_pretrained_cfg``); its ``hf_hub`` is read.
+        cache_dir: folder of the downloads; "" is huggingface_hub's default.
+
+    Raises:
+        CheckpointError: it is not cached and cannot be downloaded, or it is damaged.
+    """
+    import open_clip
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+
+    repository, files = _files(tag)
+    for file in files:
+        cached = try_to_load_from_cache(repository, file, cache_dir or None)
+        if isinstance(cached, str):
+            return _checked(Path(cached))
+    address = hf_hub_url(repository, files[0])
+    try:
+        get_session().head(address, timeout=_PATIENCE)
+        # The hub's client locks the file: of several processes one downloads, the others wait.
+        path = Path(open_clip.download_pretrained(dict(tag), cache_dir=cache_dir or None))
+    except Exception as error:
+        raise CheckpointError(
+            f"CLIP weights {label}: not cached, and {address} cannot be downloaded "
+            f"({type(error).__name__}); fetch that file on a machine with a network, put it "
+            "anywhere and set MODEL.CLIP.PRETRAINED to its path"
+        ) from error
+    return _checked(path)
+
+
+def _checked(path: Path) -> Path:
+    """The path, if its content is what the hub has; the cache names large files by their sha256."""
+    expected = Path(os.readlink(path)).name if path.is_symlink() else ""
+    if not re.fullmatch("[0-9a-f]{64}", expected):
+        return path
+    found = file_sha256(path)
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: sha256 is {found}, expected {expected}; the download is damaged: remove "
+            f"{os.path.normpath(path.parent / os.readlink(path))} and start again with a network"
+        )
+    return path
+
+
+def _files(tag: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Split open_clip's "organisation/repository/file"; without a file it is one of two."""
+    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+
+    repository, file = os.path.split(tag["hf_hub"])
+    return repository, [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]

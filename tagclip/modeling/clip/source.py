@@ -1,0 +1,246 @@
+"""Where CLIP comes from: an open_clip model name or json, and a tag or file of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.clip.config import (
+    check_text_config,
+    merges_file,
+    read_clip_config,
+    vision_sizes,
+)
+from tagclip.modeling.clip.download import fetch_tag
+from tagclip.modeling.clip.layouts import describe_misfit
+from tagclip.modeling.clip.weights import (
+    file_sha256,
+    find_weight_file,
+    read_clip_weights,
+)
+from tagclip.utils.untrusted import read_gzip
+
+__all__ = ["CLIPSource"]
+
+_RANDOM_SEED = 0
+# Ten times CLIP's own merges, unpacked.
+_MERGES_BYTES = 32 << 20
+
+
+class CLIPSource:
+    """Lazy access to a CLIP model's config, weights and tokenizer; nothing is read before use."""
+
+    def __init__(
+        self, name: str, pretrained: str = "", *, cache_dir: str = "", sha256: str = ""
+    ) -> None:
+        """Name a model.
+
+        Args:
+            name: open_clip model name, or path of an open_clip model json. In such a json, text_cfg
+                may hold ``"tokenizer_kwargs": {"bpe_path": FILE}``, a merges file beside it.
+            pretrained: open_clip tag, path of a file or folder that `read_clip_weights` reads, or
+                "" for random weights (always the same ones).
+            cache_dir: folder for downloads; "" is huggingface_hub's default.
+            sha256: expected checksum of the weight file; "" accepts any, except a TorchScript
+                archive that is not one of OpenAI's.
+        """
+        self.name, self.pretrained = name, pretrained
+        self._cache_dir, self._expected_sha256 = cache_dir, sha256.lower()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> CLIPSource:
+        """Read ``MODEL.CLIP``."""
+        clip = cfg.MODEL.CLIP
+        return cls(clip.NAME, clip.PRETRAINED, cache_dir=clip.CACHE_DIR, sha256=clip.SHA256)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """open_clip's model config: ``embed_dim``, ``vision_cfg``, ``text_cfg``, ..."""
+        return read_clip_config(self.name)
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the towers use OpenAI's activation."""
+        return bool(self.config.get("quick_gelu", False))
+
+    @cached_property
+    def path(self) -> Path | None:
+        """The weight file, downloaded if need be; None with random weights.
+
+        Raises:
+            CheckpointError: there is no such file or tag, or it cannot be downloaded.
+            ConfigError: the tag was trained with another activation than the model's.
+        """
+        if not self.pretrained:
+            return None
+        path = Path(self.pretrained).expanduser()
+        is_path = path.suffix or os.path.dirname(self.pretrained)
+        if is_path or (path.exists() and not self._tag):
+            return find_weight_file(path)
+        if not self._tag:
+            import open_clip
+
+            known = ", ".join(open_clip.list_pretrained_tags_by_model(self.name)) or "none"
+            raise CheckpointError(
+                f"MODEL.CLIP.PRETRAINED: found {self.pretrained!r}, which is neither a file nor "
+                f"a tag of {self.name}; its tags: {known}"
+            )
+        self._check_quick_gelu(bool(self._tag.get("quick_gelu", False)))
+        return fetch_tag(f"{self.name}/{self.pretrained}", self._tag, self._cache_dir)
+
+    @cached_property
+    def _tag(self) -> dict[str, Any]:
+        import open_clip
+
+        return open_clip.get_pretrained_cfg(self.name, self.pretrained)
+
+    def _check_quick_gelu(self, trained: bool | None) -> None:
+        if trained in (None, self.quick_gelu):
+            return
+        needed = "with" if trained else "without"
+        if self.name.endswith(".json"):
+            remedy = f'set "quick_gelu": {str(trained).lower()} in it'
+        else:
+            remedy = f"{'add' if trained else 'remove'} the suffix -quickgelu"
+        raise ConfigError(
+            f"MODEL.CLIP.NAME {self.name}: the weights {self.pretrained!r} were trained {needed} "
+            f"QuickGELU, expected a model {needed} it; {remedy}"
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Checksum of the weight file (hex); with random weights, of the config they follow.
+
+        Raises:
+            CheckpointError: it is not the expected one.
+        """
+        if self.path is None:
+            found = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        else:
+            found = file_sha256(self.path)
+        if self._expected_sha256 not in ("", found):
+            raise CheckpointError(
+                f"{self.path or self.name}: sha256 is {found}, expected {self._expected_sha256}; "
+                "the file is damaged or another one: remove it to download it again, or mend "
+                "MODEL.CLIP.SHA256"
+            )
+        return found
+
+    def vision_config(self) -> dict[str, Any]:
+        """Return the sizes of the vision tower as keyword arguments of `CLIPViT`.
+
+        Raises:
+            ConfigError: it is not a ViT with a class token.
+        """
+        return vision_sizes(self.name, self.config)
+
+    def vision_state(self) -> dict[str, Tensor]:
+        """Return the tensors under ``visual.`` without that prefix, float32 on the CPU."""
+        state = self.state_dict()
+        return {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
+
+    def text_tower(self) -> nn.Module:
+        """Build open_clip's frozen text tower, float32 on the CPU.
+
+        Raises:
+            ConfigError: it is no CLIP text transformer.
+            CheckpointError: the weights do not fit it.
+        """
+        from open_clip.model import convert_to_custom_text_state_dict
+
+        check_text_config(self.name, self.config)
+        state = self.state_dict()
+        with torch.device("meta"):
+            model = self._build()
+        del model.visual
+        if hasattr(model, "text"):
+            state = convert_to_custom_text_state_dict(state)
+        state = {n: t for n, t in state.items() if not n.startswith(("visual.", "logit_"))}
+        expected = {n: t for n, t in model.state_dict().items() if not n.startswith("logit_")}
+        if misfit := describe_misfit(expected, state):
+            raise CheckpointError(
+                f"{self.path or self.name}: CLIP's text weights do not fit {self.name}: {misfit}; "
+                "check MODEL.CLIP.NAME"
+            )
+        model.load_state_dict(state, strict=False, assign=True)
+        tower = getattr(model, "text", model)
+        # None of these is used or has memory: the mask is made for each length.
+        tower.attn_mask = tower.logit_scale = tower.logit_bias = None
+        return tower.eval().requires_grad_(False)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text from start to end token, unpadded and untruncated."""
+        tokenizer = self._tokenizer
+        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+        return [[start, *tokenizer.encode(text), end] for text in texts]
+
+    def normalize(self, text: str) -> str:
+        """Return what the tokenizer makes of a text before it looks up tokens: repaired Unicode, no
+        html entities, lower case."""
+        return self._tokenizer.clean_fn(text)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text that token ids stand for."""
+        return self._tokenizer.decode(ids)
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a text, start and end included."""
+        return self.config["text_cfg"].get("context_length", 77)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from open_clip import SimpleTokenizer
+
+        check_text_config(self.name, self.config)
+        merges = merges_file(self.name, self.config)
+        if merges is None:
+            return SimpleTokenizer()
+        if not merges.is_file():
+            raise ConfigError(f"{self.name}: its tokenizer file {merges} is missing; restore it")
+        try:
+            read_gzip(merges, _MERGES_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.name}: its tokenizer file {merges} cannot be read ({error}), expected a "
+                "gzipped list of merges; restore it"
+            ) from error
+        return SimpleTokenizer(bpe_path=str(merges))
+
+    def _build(self) -> nn.Module:
+        """Build open_clip's model on the current default device."""
+        from open_clip.model import CLIP, CustomTextCLIP
+
+        keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+        arguments = {key: self.config[key] for key in keys if key in self.config}
+        return (CustomTextCLIP if self.config.get("custom_text") else CLIP)(**arguments)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Read all weights under open_clip's names, float32 on the CPU.
+
+        Raises:
+            CheckpointError: see `read_clip_weights`, or the file fails the checksum.
+            ConfigError: they were trained with another activation than the model's.
+        """
+        if self.path is None:
+            return self._random_state()
+        confirmed = self.sha256 if self._expected_sha256 else ""
+        weights = read_clip_weights(self.path, confirmed_sha256=confirmed)
+        self._check_quick_gelu(weights.quick_gelu)
+        return weights.state
+
+    def _random_state(self) -> dict[str, Tensor]:
+        self.vision_config()
+        check_text_config(self.name, self.config)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(_RANDOM_SEED)
+            return self._build().state_dict()

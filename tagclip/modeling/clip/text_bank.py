@@ -1,0 +1,279 @@
+"""Class vectors from CLIP's text tower: encoded once, cached in memory and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import zipfile
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.logger import log_first_n
+from torch import Tensor, nn
+
+from tagclip.config.choices import require_choice
+from tagclip.errors import ConfigError
+from tagclip.modeling.clip.source import CLIPSource
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import write_atomic
+from tagclip.utils.untrusted import check_zip
+
+__all__ = ["TextBank", "class_maximum", "prompt_templates"]
+
+logger = logging.getLogger(__name__)
+
+# Vocabularies in memory: a long-running server must not grow with every list of words.
+_KEPT = 64
+# What zipfile and numpy raise on damaged, unsafe and foreign files.
+_CACHE_DAMAGE = (
+    OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, SyntaxError, TypeError,
+    zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+@cache
+def _template_sets() -> dict[str, Any]:
+    file = resources.files("tagclip.modeling.clip") / "prompt_templates.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def prompt_templates(choice: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the templates of a named set, or check a list of them.
+
+    Raises:
+        ConfigError: there is no such set, or a template does not hold exactly one ``{}``.
+    """
+    if isinstance(choice, str):
+        sets = _template_sets()
+        if choice not in sets:
+            raise ConfigError(
+                f"MODEL.CLIP.TEMPLATES: found {choice!r}, expected one of {', '.join(sets)} "
+                "or a list of templates"
+            )
+        choice = sets[choice]["templates"]
+    wrong = [template for template in choice if template.count("{}") != 1]
+    if wrong or not choice:
+        raise ConfigError(
+            f"MODEL.CLIP.TEMPLATES: found {wrong[0] if wrong else 'an empty list'!r}, expected "
+            "templates with exactly one {} each"
+        )
+    return tuple(choice)
+
+
+class TextBank(nn.Module):
+    """`Vocabulary` -> class vectors. Holds no parameters and never enters a checkpoint.
+
+    The vector of a prompt name is the mean of its unit template vectors, made unit again, that of
+    a class the mean over its prompt names, made unit again (CLIP's prompt ensembling, arXiv
+    2103.00020). With ``synonyms`` "max" every prompt name keeps a vector of its own, and the
+    logits that come of them are brought together by `class_maximum`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        source: CLIPSource,
+        templates: Sequence[str],
+        synonyms: str = "mean",
+        batch_size: int = 256,
+        cache_dir: str = "",
+    ) -> None:
+        """Prepare; the text tower is built at the first vocabulary that is in no cache.
+
+        Args:
+            source: the CLIP model.
+            templates: prompts with one ``{}`` each.
+            synonyms: what unites the prompt names of a class, "mean" or "max".
+            batch_size: prompts per text forward.
+            cache_dir: folder of encoded vocabularies; "" keeps them in memory only.
+        """
+        super().__init__()
+        require_choice(synonyms, "MODEL.CLIP.SYNONYMS", ("mean", "max"))
+        self.source, self.templates = source, prompt_templates(templates)
+        self.synonyms = synonyms
+        self.batch_size, self.cache_dir = batch_size, cache_dir
+        self.num_text_forwards = 0
+        self._encoded: dict[str, Tensor] = {}
+        self.register_buffer("_where", torch.empty(0), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "source": CLIPSource.from_config(cfg),
+            "templates": cfg.MODEL.CLIP.TEMPLATES,
+            "synonyms": cfg.MODEL.CLIP.SYNONYMS,
+            "batch_size": cfg.MODEL.CLIP.TEXT_BATCH,
+            "cache_dir": cfg.MODEL.CLIP.TEXT_CACHE,
+        }
+
+    def forward(self, vocabulary: Vocabulary) -> Tensor:
+        """Return float32 unit vectors on the bank's device.
+
+        Returns:
+            (K, D), one row per class; with "max" (P, D), one per prompt name, class after class.
+        """
+        key = self.fingerprint(vocabulary)
+        vectors = self._encoded.get(key)
+        if vectors is None:
+            vectors = self._read_cache(key, len(self._rows(vocabulary)))
+        if vectors is None:
+            vectors = self._encode(self._rows(vocabulary))
+            self._write_cache(key, vectors)
+        vectors = self._encoded[key] = vectors.to(self._where.device)
+        for oldest in list(self._encoded)[:-_KEPT]:
+            self._encoded.pop(oldest, None)
+        return vectors
+
+    def prompt_rows(self, vocabulary: Vocabulary) -> Tensor | None:
+        """Say which rows of `forward` belong to which class.
+
+        Returns:
+            (K, M) int64 for `class_maximum`, M the most prompt names that a class has; a class
+            with fewer repeats its last one. None where every row is a class.
+        """
+        counts = [len(names) for names in vocabulary.prompts]
+        if self.synonyms == "mean" or max(counts) == 1:
+            return None
+        ends = torch.tensor(counts).cumsum(0)
+        rows = (ends - torch.tensor(counts))[:, None] + torch.arange(max(counts))
+        return rows.minimum(ends[:, None] - 1).to(self._where.device)
+
+    def _rows(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        """The prompt names of each row of `forward`."""
+        if self.synonyms == "mean":
+            return vocabulary.prompts
+        return tuple((name,) for names in vocabulary.prompts for name in names)
+
+    def fingerprint(self, vocabulary: Vocabulary) -> str:
+        """sha256 (hex) of all that the vectors depend on: weights, model, templates, prompts."""
+        content = [
+            self.source.sha256,
+            self.source.config,
+            self.templates,
+            self._rows(vocabulary),
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @torch.no_grad()
+    def _encode(self, groups: Sequence[Sequence[str]]) -> Tensor:
+        """Prompt names of each row -> (rows, D)."""
+        names = list(dict.fromkeys(name for prompts in groups for name in prompts))
+        logger.info("Encoding %d names with %d templates each", len(names), len(self.templates))
+        self._show_changed(names)
+        # Names are data: no format directives inside them.
+        texts = [template.replace("{}", name) for name in names for template in self.templates]
+        with torch.autocast(self._where.device.type, enabled=False):
+            vectors = _unit(self._encode_texts(texts))
+            vectors = _unit(vectors.view(len(names), len(self.templates), -1).mean(dim=1))
+            index = {name: i for i, name in enumerate(names)}
+            rows = [vectors[[index[n] for n in prompts]] for prompts in groups]
+            return _unit(torch.stack([row.mean(dim=0) for row in rows]))
+
+    def _show_changed(self, names: Sequence[str]) -> None:
+        """Log once what CLIP reads where that is more than lower case."""
+        for name in names:
+            read = self.source.normalize(name)
+            if read != name.lower():
+                text = f"CLIP reads the name {name!r} as {read!r}"
+                log_first_n(logging.INFO, text, key="message", name=__name__)
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        """(T,) prompts -> (T, D), in chunks, each truncated to its longest prompt.
+
+        Causal attention makes the truncation exact: no token looks at the padding behind it.
+        """
+        tower = self.source.text_tower().to(self._where.device)
+        ids = self._token_ids(texts)
+        vectors = []
+        for start in range(0, len(ids), self.batch_size):
+            chunk = ids[start : start + self.batch_size]
+            length = max(map(len, chunk))
+            padded = [row + [0] * (length - len(row)) for row in chunk]
+            vectors.append(_run_tower(tower, torch.tensor(padded, device=self._where.device)))
+            self.num_text_forwards += 1
+        return torch.cat(vectors)
+
+    def _token_ids(self, texts: list[str]) -> list[list[int]]:
+        limit, ids = self.source.context_length, self.source.tokenize(texts)
+        for i, row in enumerate(ids):
+            if len(row) > limit:
+                lost = self.source.decode(row[limit - 1 : -1]).strip()
+                logger.warning(
+                    "Prompt %r has %d tokens, CLIP reads %d: %r is lost; use a shorter name",
+                    texts[i], len(row), limit, lost,
+                )  # fmt: skip
+                ids[i] = [*row[: limit - 1], row[-1]]
+        return ids
+
+    def _cache_file(self, key: str) -> Path:
+        return Path(self.cache_dir).expanduser() / f"{key}.npz"
+
+    def _read_cache(self, key: str, num_classes: int) -> Tensor | None:
+        if not self.cache_dir or not self._cache_file(key).is_file():
+            return None
+        try:
+            check_zip(self._cache_file(key))
+            with np.load(self._cache_file(key), allow_pickle=False) as file:
+                vectors = file["vectors"]
+            size = (num_classes, self.source.config["embed_dim"])
+            if vectors.shape != size or vectors.dtype != np.float32:
+                raise ValueError(f"{vectors.dtype} {vectors.shape} instead of float32 {size}")
+            if not np.isfinite(vectors).all():
+                raise ValueError("not finite")
+        except _CACHE_DAMAGE as error:
+            logger.warning("%s: damaged (%s); encoding anew", self._cache_file(key), error)
+            return None
+        return torch.from_numpy(vectors)
+
+    def _write_cache(self, key: str, vectors: Tensor) -> None:
+        if not self.cache_dir:
+            return
+        content = io.BytesIO()
+        np.savez(content, vectors=vectors.cpu().numpy())
+        try:
+            write_atomic(self._cache_file(key), content.getbuffer())
+        except OSError as error:
+            logger.warning(
+                "MODEL.CLIP.TEXT_CACHE %s: cannot be written (%s); every run will encode the "
+                "classes anew: choose another folder",
+                self.cache_dir, error,
+            )  # fmt: skip
+
+
+def class_maximum(logits: Tensor, rows: Tensor | None) -> Tensor:
+    """Take the highest logit among the prompt names of each class (FC-CLIP, arXiv 2308.02487).
+
+    Args:
+        logits: (N, P, h, w), one plane per row of `TextBank.forward`.
+        rows: `TextBank.prompt_rows`.
+
+    Returns:
+        (N, K, h, w); ``logits`` itself if ``rows`` is None.
+    """
+    return logits if rows is None else logits[:, rows].amax(dim=2)
+
+
+def _run_tower(tower: nn.Module, ids: Tensor) -> Tensor:
+    """(T, L) token ids padded with 0 -> (T, D) text vectors, read at the end token."""
+    length = ids.shape[1]
+    mask = torch.full((length, length), -torch.inf, device=ids.device).triu_(1)
+    x = tower.token_embedding(ids) + tower.positional_embedding[:length]
+    x = tower.transformer(x, attn_mask=mask)
+    # CLIP's end token has the largest id.
+    x = tower.ln_final(x[torch.arange(len(x), device=x.device), ids.argmax(dim=1)])
+    projection = tower.text_projection
+    return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)

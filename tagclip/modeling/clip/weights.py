@@ -1,0 +1,187 @@
+"""Reading CLIP weights from a file or a Hugging Face-layout folder; nothing in it is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.layouts import is_openai, to_open_clip
+from tagclip.modeling.clip.torchscript_archive import is_torchscript, read_torchscript_tensors
+from tagclip.utils.untrusted import UnsafeFileError, check_content, check_zip, load_json
+
+__all__ = ["CLIPWeights", "file_sha256", "find_weight_file", "read_clip_weights"]
+
+# The config of a Hugging Face folder and the weight files beside it: open_clip's, transformers'.
+_FOLDERS = (
+    ("open_clip_config.json", ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")),
+    ("config.json", ("model.safetensors", "pytorch_model.bin")),
+)
+
+
+@dataclass(frozen=True)
+class CLIPWeights:
+    """A CLIP model's tensors and what is known of its activation.
+
+    Attributes:
+        state: open_clip name -> float32 tensor on the CPU.
+        quick_gelu: the activation that the weights were trained with; None if nothing tells it.
+    """
+
+    state: dict[str, Tensor]
+    quick_gelu: bool | None
+
+
+def find_weight_file(path: Path) -> Path:
+    """Return the weight file that a path names: itself, or the one inside a folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_dir():
+        names = [name for _, files in _FOLDERS for name in files]
+        for name in names:
+            if (path / name).is_file():
+                return path / name
+        raise CheckpointError(
+            f"{path}: found no CLIP weights in this folder, expected one of {', '.join(names)}; "
+            "download it, or name another file as MODEL.CLIP.PRETRAINED"
+        )
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such CLIP weight file or folder; check MODEL.CLIP.PRETRAINED, or name an "
+            "open_clip tag"
+        )
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the checksum of a file in hex; an unchanged file is read only once."""
+    info = path.stat()
+    return _file_sha256(path.absolute(), info.st_size, info.st_mtime_ns)
+
+
+@lru_cache
+def _file_sha256(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWeights:
+    """Read open_clip, OpenAI or transformers weights without executing what the file may hold.
+
+    Args:
+        path: an open_clip state dict (``.pt``, ``.bin``, ``.safetensors``), OpenAI's TorchScript
+            archive (``.pt``), or a folder in the Hugging Face layout of open_clip or transformers.
+        confirmed_sha256: checksum by which the user vouches for a TorchScript archive that is not
+            one of OpenAI's.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, unconfirmed, or holds no CLIP ViT.
+    """
+    path = find_weight_file(Path(path))
+    archive = is_torchscript(path)
+    if archive:
+        _check_confirmed(path, confirmed_sha256)
+    stored = _read_tensors(path, archive)
+    state = to_open_clip(stored)
+    if "visual.class_embedding" not in state:
+        raise CheckpointError(
+            f"{path}: found no visual.class_embedding among {len(state)} tensors, expected the "
+            "weights of a CLIP ViT; check MODEL.CLIP.PRETRAINED"
+        )
+    quick_gelu = True if archive or is_openai(stored) else _declared_quick_gelu(path)
+    return CLIPWeights(state, quick_gelu)
+
+
+def _check_confirmed(path: Path, confirmed_sha256: str) -> None:
+    found = file_sha256(path)
+    if found not in (confirmed_sha256.lower(), *_openai_sha256()):
+        raise CheckpointError(
+            f"{path}: a TorchScript archive, which holds code, with sha256 {found}, expected one "
+            "that OpenAI has published; if you trust it, set MODEL.CLIP.SHA256 to this value"
+        )
+
+
+def _openai_sha256() -> list[str]:
+    """Checksums of OpenAI's archives, which are part of their addresses."""
+    import open_clip
+
+    models = open_clip.list_openai_models()
+    return [open_clip.get_pretrained_url(name, "openai").split("/")[-2] for name in models]
+
+
+def _read_tensors(path: Path, archive: bool) -> Mapping[str, Tensor]:
+    try:
+        if archive:
+            state = read_torchscript_tensors(path)
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            if zipfile.is_zipfile(path):
+                check_zip(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        check_content(state, path.stat().st_size)
+    except Exception as error:
+        reason = f"{type(error).__name__}{f': {error}' * isinstance(error, UnsafeFileError)}"
+        raise CheckpointError(
+            f"{path}: cannot be read ({reason}, {path.stat().st_size} bytes): "
+            "incomplete, damaged or unsafe; expected tensors only: download it again or convert it "
+            "to .safetensors"
+        ) from error
+    if isinstance(state, Mapping):
+        state = state.get("state_dict", state)
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path}: found a {type(state).__name__}, expected a state dict")
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or not isinstance(name, str):
+            raise CheckpointError(
+                f"{path}: found a {type(value).__name__} named {name!r:.80}, expected only tensors "
+                "with names; save the model's state dict"
+            )
+    return state
+
+
+def _declared_quick_gelu(path: Path) -> bool | None:
+    """Read the activation from a converted file or the config beside one of a folder."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        # Written by tools/convert_checkpoint.py.
+        with safe_open(path, "pt") as file:
+            declared = (file.metadata() or {}).get("quick_gelu")
+        if declared is not None:
+            return declared == "true"
+    for config, weights in _FOLDERS:
+        declared = path.with_name(config)
+        if path.name in weights and declared.is_file():
+            try:
+                content = load_json(declared.read_text(encoding="utf-8"))
+                if config == "config.json":
+                    return _transformers_quick_gelu(content)
+                return bool(content["model_cfg"].get("quick_gelu", False))
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(
+                    f"{declared}: cannot tell CLIP's activation ({type(error).__name__}: {error}); "
+                    "expected the json that came with the weights: download it again"
+                ) from error
+    return None
+
+
+def _transformers_quick_gelu(config: dict[str, Any]) -> bool:
+    # transformers leaves out what equals its defaults.
+    towers = (config.get("vision_config") or {}, config.get("text_config") or {})
+    activations = {tower.get("hidden_act", "quick_gelu") for tower in towers}
+    if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"}:
+        raise ValueError(f"hidden_act is {sorted(activations)}, not quick_gelu or gelu")
+    return activations == {"quick_gelu"}

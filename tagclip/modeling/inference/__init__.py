@@ -1,0 +1,1 @@
+"""From low-resolution logits to labels: windows, gate, fusion, ranking."""

@@ -1,0 +1,288 @@
+"""Vocabulary: an ordered list of classes, which of them are seen, and how labels map to it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from tagclip.errors import DatasetError, VocabularyError
+from tagclip.structures.vocabulary_class import (
+    MAX_LABEL,
+    ClassEntry,
+    format_names,
+    is_int,
+    name_key,
+    palette_color,
+    refuse_duplicates,
+)
+from tagclip.structures.vocabulary_json import read_vocabulary_json
+
+__all__ = ["ClassEntry", "Vocabulary"]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """An ordered class list. Index k of a label or score map means ``classes[k]``.
+
+    Attributes:
+        name: what messages and results call it.
+        classes: K >= 1 entries with unique names and ids.
+        seen: K flags, True for classes with training labels; None while nothing is known.
+        split: name of the split that `seen` came from; "" if none.
+        ignore_label: value of unlabelled pixels in the label files, 0..65535, no class id.
+
+    Raises:
+        VocabularyError: the list is empty, names or ids repeat, or `seen` does not fit.
+    """
+
+    name: str
+    classes: tuple[ClassEntry, ...]
+    seen: tuple[bool, ...] | None = None
+    split: str = ""
+    ignore_label: int = 255
+
+    def __post_init__(self) -> None:
+        where = f"vocabulary {self.name!r}"
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if not self.classes:
+            raise VocabularyError(f"{where}: the class list is empty; name at least one class")
+        refuse_duplicates(self.names, f"{where}: class names")
+        ids = [entry.id for entry in self.classes]
+        twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+        if twice:
+            raise VocabularyError(
+                f"{where}: ids {', '.join(map(str, twice))} belong to more than one class; "
+                "give every class its own label value"
+            )
+        if not is_int(self.ignore_label) or not 0 <= self.ignore_label <= MAX_LABEL:
+            raise VocabularyError(
+                f"{where}: ignore_label is {self.ignore_label!r}, expected 0..{MAX_LABEL}"
+            )
+        if self.ignore_label in ids:
+            raise VocabularyError(
+                f"{where}: ignore_label {self.ignore_label} is also the id of "
+                f"{self.names[ids.index(self.ignore_label)]!r}; set another ignore_label"
+            )
+        if self.seen is not None:
+            flags = tuple(self.seen)
+            if len(flags) != len(self) or not all(isinstance(f, (bool, np.bool_)) for f in flags):
+                raise VocabularyError(
+                    f"{where}: found seen {flags!r}, expected {len(self)} truth values, one per "
+                    "class"
+                )
+            object.__setattr__(self, "seen", tuple(map(bool, flags)))
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Sequence[str],
+        seen: Sequence[bool] | Iterable[str] | None = None,
+        name: str = "custom",
+    ) -> Vocabulary:
+        """Build from bare names, with ids 0..K-1.
+
+        Args:
+            names: K class names.
+            seen: K flags, or the names of the seen classes; None leaves the partition open.
+            name: what messages call the vocabulary.
+        """
+        if isinstance(names, str):
+            raise VocabularyError(f"class names are one text, {names!r}; expected a list of names")
+        entries = tuple(ClassEntry(index, text) for index, text in enumerate(names))
+        vocabulary = cls(name, entries, ignore_label=255 if len(entries) <= 255 else MAX_LABEL)
+        return vocabulary if seen is None else vocabulary.with_seen(seen)
+
+    @classmethod
+    def from_json(cls, path: str | Path, split: str = "") -> Vocabulary:
+        """Read a vocabulary json (format: `tagclip.structures.vocabulary_json`).
+
+        Args:
+            path: the json file.
+            split: name of one of its splits; "" takes its ``default_split``, and without one
+                leaves the partition open.
+
+        Raises:
+            VocabularyError: the file is missing or inconsistent, or has no such split.
+        """
+        file = read_vocabulary_json(path)
+        chosen, seen = file.choose_split(split)
+        try:
+            return cls(file.name, file.classes, seen, chosen, file.ignore_label)
+        except VocabularyError as error:
+            raise VocabularyError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_metadata(cls, dataset_name: str, split: str = "") -> Vocabulary:
+        """Read the vocabulary json of a registered dataset (see `from_json`).
+
+        Raises:
+            DatasetError: no dataset of this name is registered with a vocabulary.
+        """
+        from detectron2.data import DatasetCatalog, MetadataCatalog
+
+        registered = dataset_name in DatasetCatalog.list()
+        path = MetadataCatalog.get(dataset_name).get("vocabulary") if registered else None
+        if path is None:
+            raise DatasetError(
+                f"dataset {dataset_name!r} is {'registered without' if registered else 'not'} "
+                f"{'a vocabulary' if registered else 'registered'}; use register_zero_shot_sem_seg,"
+                " or name its project in PROJECTS"
+            )
+        return cls.from_json(path, split)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> list[str]:
+        """K display names."""
+        return [entry.name for entry in self.classes]
+
+    @property
+    def prompts(self) -> list[tuple[str, ...]]:
+        """The names of each of the K classes that go into the templates, at least one each."""
+        return [entry.prompts for entry in self.classes]
+
+    @property
+    def colors(self) -> np.ndarray:
+        """(K, 3) uint8 RGB. A generated colour differs from all others and follows the id."""
+        taken = {entry.color for entry in self.classes}
+        colors = []
+        for entry in self.classes:
+            color, number = entry.color, entry.id + 1
+            while color is None:
+                candidate = palette_color(number)
+                color = candidate if candidate not in taken else None
+                number += MAX_LABEL + 1
+            taken.add(color)
+            colors.append(color)
+        return np.array(colors, dtype=np.uint8)
+
+    @property
+    def seen_mask(self) -> np.ndarray:
+        """(K,) bool, True for seen classes.
+
+        Raises:
+            VocabularyError: the partition is open.
+        """
+        if self.seen is None:
+            raise VocabularyError(
+                f"vocabulary {self.name!r}: nothing says which classes are seen; name a split or "
+                "use match_seen(training vocabulary)"
+            )
+        return np.array(self.seen, dtype=bool)
+
+    @property
+    def num_seen(self) -> int:
+        """Number of seen classes."""
+        return int(self.seen_mask.sum())
+
+    @property
+    def unseen_names(self) -> list[str]:
+        """Names of the unseen classes, in order."""
+        return [n for n, seen in zip(self.names, self.seen_mask, strict=True) if not seen]
+
+    @property
+    def ignore_index(self) -> int:
+        """Value of ignored pixels in re-indexed labels: 255, or K with more than 255 classes."""
+        return 255 if len(self) <= 255 else len(self)
+
+    @property
+    def target_dtype(self) -> type[np.generic]:
+        """Type of re-indexed labels: uint8, or int32 with more than 255 classes."""
+        return np.uint8 if len(self) <= 255 else np.int32
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of class names, prompts, ids, their order and the ignore label."""
+        content = [[entry.id, entry.name, entry.prompts] for entry in self.classes]
+        text = json.dumps([content, self.ignore_label])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def partition_fingerprint(self) -> str:
+        """sha256 (hex) of `fingerprint` and the seen flags."""
+        return hashlib.sha256(json.dumps([self.fingerprint, self.seen]).encode()).hexdigest()
+
+    def restrict(self, part: str) -> Vocabulary:
+        """Keep the "seen" or the "unseen" classes, in order, with their ids.
+
+        Raises:
+            VocabularyError: the part is empty, or the partition is open.
+        """
+        if part not in ("seen", "unseen"):
+            raise VocabularyError(f"part is {part!r}, expected 'seen' or 'unseen'")
+        keep = self.seen_mask == (part == "seen")
+        if not keep.any():
+            raise VocabularyError(
+                f"vocabulary {self.name!r}, split {self.split!r}: no class is {part}; "
+                "choose another split"
+            )
+        classes = tuple(entry for entry, kept in zip(self.classes, keep, strict=True) if kept)
+        seen = (part == "seen",) * len(classes)
+        return replace(self, name=f"{self.name}:{part}", classes=classes, seen=seen)
+
+    def with_seen(self, seen: Sequence[bool] | Iterable[str]) -> Vocabulary:
+        """Set the partition: K flags, or the names of the seen classes.
+
+        Raises:
+            VocabularyError: the number of flags is wrong, or a name is unknown.
+        """
+        flags = [seen] if isinstance(seen, str) else list(seen)
+        if not flags or not all(isinstance(flag, (bool, np.bool_)) for flag in flags):
+            flags = self._flags_of(flags)
+        return self._partitioned(flags)
+
+    def _flags_of(self, names: Sequence[str]) -> list[bool]:
+        wanted = {name_key(str(name)): str(name) for name in names}
+        keys = [name_key(name) for name in self.names]
+        unknown = [name for key, name in wanted.items() if key not in keys]
+        if unknown:
+            raise VocabularyError(
+                f"vocabulary {self.name!r} has no class {format_names(unknown)}; "
+                f"its classes are {format_names(self.names)}"
+            )
+        return [key in wanted for key in keys]
+
+    def _partitioned(self, flags: Iterable[bool]) -> Vocabulary:
+        flags = tuple(map(bool, flags))
+        return replace(self, seen=flags, split=self.split if flags == self.seen else "")
+
+    def match_seen(self, training: Vocabulary) -> Vocabulary:
+        """Call a class seen if one of its names or prompts is one of a class seen in training.
+
+        Case and spacing do not count (the overlap rule of FC-CLIP, arXiv:2308.02487).
+
+        Raises:
+            VocabularyError: the partition of `training` is open.
+        """
+        trained: set[str] = set()
+        for entry, seen in zip(training.classes, training.seen_mask, strict=True):
+            if seen:
+                trained |= entry.keys
+        return self._partitioned(bool(entry.keys & trained) for entry in self.classes)
+
+    def label_lut(self, target: Vocabulary | None = None) -> np.ndarray:
+        """Table from raw label values of this dataset to indices of another class list.
+
+        Args:
+            target: class list of the result, matched by name; None is this vocabulary.
+
+        Returns:
+            int32 of length max(id, ignore_label) + 1. Entry v is the index in `target` of the
+            class with id v; `target.ignore_index` if v is the ignore label or its class is not
+            in `target`; -1 if v means nothing in this dataset.
+        """
+        target = self if target is None else target
+        indices = {name_key(name): index for index, name in enumerate(target.names)}
+        highest = max(self.ignore_label, *(entry.id for entry in self.classes))
+        lut = np.full(highest + 1, -1, dtype=np.int32)
+        lut[self.ignore_label] = target.ignore_index
+        for entry in self.classes:
+            lut[entry.id] = indices.get(name_key(entry.name), target.ignore_index)
+        return lut

@@ -1,0 +1,1 @@
+"""Pictures: label maps, trusty maps, panels, charts and pages."""

@@ -1,0 +1,198 @@
+"""Pages of pictures: panels with titles, legend of classes, scale of the trusty map, PNG files.
+
+Pages are (H, W, 3) uint8 RGB arrays on white; text is drawn by matplotlib without global state.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils.visualizer import VisImage
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from PIL import Image
+
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import write_atomic
+from tagclip.visualization.segments import (
+    UNSEEN_MARK,
+    colorize_labels,
+    colorize_trusty,
+    marked_names,
+)
+
+__all__ = [
+    "UNLABELLED_NOTE",
+    "UNSEEN_NOTE",
+    "draw_heading",
+    "draw_legend",
+    "draw_panels",
+    "draw_trusty_bar",
+    "save_png",
+    "stack_pictures",
+]
+
+UNSEEN_NOTE = f"{UNSEEN_MARK} unseen class: no mask of it in training"
+UNLABELLED_NOTE = "unlabelled pixels are not evaluated"
+_MARGIN = 10
+_LINE = 20
+# Height of text in pixels.
+_FONT = 12.5
+# Letters on whole pixels make a line that much longer, at most.
+_HINTED = 1.15
+# From the upper end of a line to its base, in pixels.
+_ASCENT = 12
+
+
+def draw_legend(
+    vocabulary: Vocabulary,
+    width: int,
+    classes: Iterable[int] | None = None,
+    unlabelled: bool = True,
+    outside: tuple[str, str] = ("unlabelled", UNLABELLED_NOTE),
+) -> np.ndarray:
+    """List classes with their colours, unseen ones starred and bold.
+
+    Args:
+        vocabulary: K classes.
+        width: of the result in pixels; its height follows.
+        classes: indices to list; None lists all.
+        unlabelled: whether to list the hatch of unlabelled pixels, too.
+        outside: name of hatched pixels, and the note on them.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    chosen = range(len(vocabulary)) if classes is None else classes
+    names, seen = marked_names(vocabulary), vocabulary.seen or (True,) * len(vocabulary)
+    entries = [(k, names[k], seen[k]) for k in chosen]
+    notes = [UNSEEN_NOTE] * (not all(flag for _, _, flag in entries))
+    if unlabelled:
+        entries.append((-1, outside[0], True))
+        notes.append(outside[1])
+    column = 45 + max(_text_width(name, _weight(flag)) for _, name, flag in entries)
+    columns = max(1, int((width - _MARGIN) // column))
+    rows = -(-len(entries) // columns)
+    page = _blank(width, _LINE * (rows + bool(notes)) + _MARGIN)
+    swatches = [*vocabulary.colors, colorize_labels(np.full((13, 21), -1), vocabulary)]
+    texts = [("; ".join(notes), _MARGIN, rows * _LINE + 8, {"style": "italic"})]
+    for i, (k, name, flag) in enumerate(entries):
+        x, y = _MARGIN + i // rows * (width // columns), i % rows * _LINE + 4
+        page[y : y + 15, x : x + 23] = 0
+        page[y + 1 : y + 14, x + 1 : x + 22] = swatches[k]
+        texts.append((name, x + 30, y, {"weight": _weight(flag)}))
+    return _write(page, texts)
+
+
+def draw_trusty_bar(width: int, low: str = "0: unseen", high: str = "1: seen") -> np.ndarray:
+    """Scale of `colorize_trusty` with its ends named: (38, width, 3) uint8 RGB."""
+    page = _blank(width, 38)
+    page[4:16] = colorize_trusty(np.linspace(0, 1, width))
+    ends = ((low, 0, "left"), ("0.5", width / 2, "center"), (high, width, "right"))
+    return _write(page, [(text, x, 19, {"ha": side}) for text, x, side in ends])
+
+
+def draw_heading(title: str, lines: Sequence[str], width: int) -> np.ndarray:
+    """Write a bold title and lines below it, broken where they are too long.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    rows = []
+    for text, weight in [(title, "bold"), *((line, "normal") for line in lines)]:
+        row = ""
+        for word in text.split():
+            longer = f"{row} {word}".strip()
+            if row and _HINTED * _text_width(longer, weight) > width - 2 * _MARGIN:
+                rows.append((row, weight))
+                longer = word
+            row = longer
+        rows.append((row, weight))
+    page = _blank(width, _LINE * len(rows) + _MARGIN)
+    texts = [
+        (row, _MARGIN, i * _LINE + 6, {"weight": weight}) for i, (row, weight) in enumerate(rows)
+    ]
+    return _write(page, texts)
+
+
+def draw_panels(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] = (),
+) -> np.ndarray:
+    """Set pictures side by side, with a title above each column and, in bold, above each row.
+
+    Args:
+        rows: (h, w, 3) uint8 pictures; None leaves a place empty.
+        column_titles: one per column.
+        row_titles: of the first rows; the others have none.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    columns = list(zip(*rows, strict=True))
+    widths = [max(p.shape[1] for p in column if p is not None) for column in columns]
+    heights = [max(p.shape[0] for p in row if p is not None) for row in rows]
+    above = [_LINE + 2 if i < len(row_titles) else 0 for i in range(len(rows))]
+    gap, top = 8, _LINE + 6
+    lefts = np.cumsum([_MARGIN, *(width + gap for width in widths)])
+    height = top + sum(above) + sum(heights) + gap * len(rows)
+    page = _blank(int(lefts[-1]) - gap + _MARGIN, height)
+    texts = [(title, x, 6, {}) for title, x in zip(column_titles, lefts[:-1], strict=True)]
+    y = top
+    for i, row in enumerate(rows):
+        if above[i]:
+            texts.append((row_titles[i], _MARGIN, y + 3, {"weight": "bold"}))
+        y += above[i]
+        for x, picture in zip(lefts[:-1], row, strict=True):
+            if picture is not None:
+                page[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+        y += heights[i] + gap
+    return _write(page, texts)
+
+
+def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Put pictures below each other on white: (sum of heights, largest width, 3) uint8."""
+    width = max(picture.shape[1] for picture in pictures)
+    page = _blank(width, sum(picture.shape[0] for picture in pictures))
+    y = 0
+    for picture in pictures:
+        page[y : y + picture.shape[0], : picture.shape[1]] = picture
+        y += picture.shape[0]
+    return page
+
+
+def save_png(path: str | Path, picture: np.ndarray) -> Path:
+    """Write (H, W, 3) or (H, W) uint8 as PNG; the file is complete or absent."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return write_atomic(path, buffer.getvalue())
+
+
+def _weight(seen: bool) -> str:
+    return "normal" if seen else "bold"
+
+
+def _text_width(text: str, weight: str) -> float:
+    """Width in pixels of what `_write` writes."""
+    font = FontProperties(size=_FONT, weight=weight)
+    return text_to_path.get_text_width_height_descent(text, font, False)[0]
+
+
+def _blank(width: int, height: int) -> np.ndarray:
+    return np.full((height, width, 3), 255, dtype=np.uint8)
+
+
+def _write(
+    page: np.ndarray, texts: Iterable[tuple[str, float, float, dict[str, Any]]]
+) -> np.ndarray:
+    """Write (text, x, y of the upper end of its line in pixels, style) onto a page."""
+    output = VisImage(page)
+    for text, x, y, style in texts:
+        style = {"size": _FONT * 72 / output.dpi, "color": "black"} | style
+        output.ax.text(x, y + _ASCENT, text, va="baseline", parse_math=False, **style)
+    return output.get_image()

@@ -1,0 +1,181 @@
+"""What a prediction looks like on disk: page of panels, label PNG, entry of a json.
+
+Every PNG carries a note of what it was made from, so that a finished one is known as such.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import write_atomic
+from tagclip.visualization.panels import draw_legend, draw_panels, draw_trusty_bar, stack_pictures
+from tagclip.visualization.segments import colorize_trusty, draw_segments
+
+__all__ = [
+    "OTHER",
+    "draw_prediction",
+    "label_image",
+    "read_note",
+    "save_noted_png",
+    "summarize_prediction",
+]
+
+OTHER = "other"
+_OTHER_NOTE = "other: a context class won, or the score is below the background threshold"
+_NOTE_KEY = "TagCLIP"
+# The thinnest strip of pixels that can still be looked at.
+_THINNEST = 24
+# Room for the titles of narrow panels.
+_NARROWEST = 190
+# Room for the notes below the legend.
+_NOTES_WIDTH = 800
+
+
+def draw_prediction(
+    image: np.ndarray,
+    prediction: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    size: int = 512,
+    classes: Iterable[int] | None = None,
+) -> np.ndarray:
+    """Draw image, named segments, confidence and trusty map side by side above a legend.
+
+    Images twice as wide as high, or wider, have them below each other.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        prediction: what `TagCLIPPredictor` returns for it.
+        vocabulary: its K classes.
+        size: of a panel's longer side, in pixels. Small images are enlarged by a whole factor;
+            the shorter side of a thin strip is stretched to 24 pixels.
+        classes: what the legend lists; None: the classes on the image, and "other" if it is.
+
+    Returns:
+        (height, width, 3) uint8 RGB; with `classes` given, equal for images of equal size.
+    """
+    labels = prediction["sem_seg_labels"].numpy()
+    rows, columns = (_sampled(length, labels.shape, size) for length in labels.shape)
+    shape = (len(columns), len(rows))
+    picture = cv2.resize(image, shape, interpolation=_interpolation(image.shape, shape))
+    segments = draw_segments(picture, labels[rows][:, columns], vocabulary)
+    panels = {"image": picture, "segments": segments}
+    for key, title, ends in (
+        ("sem_seg_scores", "confidence: score of the class", ("0", "1: sure")),
+        ("trusty", "trusty map: P(seen class)", ("0: unseen", "1: seen")),
+    ):
+        if key in prediction:
+            colors = colorize_trusty(prediction[key].numpy()[rows][:, columns])
+            bar = draw_trusty_bar(max(shape[0], _NARROWEST), *ends)
+            panels[title] = stack_pictures([colors, bar])
+    page = _arrange(panels, is_wide=shape[0] >= 2 * shape[1])
+    present = np.unique(labels).tolist()
+    listed = [k for k in present if k >= 0] if classes is None else list(classes)
+    has_other = present[0] < 0 or classes is not None
+    width = max(page.shape[1], _NOTES_WIDTH)
+    legend = draw_legend(vocabulary, width, listed, has_other, (OTHER, _OTHER_NOTE))
+    return stack_pictures([page, legend])
+
+
+def _arrange(panels: Mapping[str, np.ndarray], is_wide: bool) -> np.ndarray:
+    blank = np.zeros((0, _NARROWEST, 3), dtype=np.uint8)
+    pictures = [stack_pictures([picture, blank]) for picture in panels.values()]
+    if not is_wide:
+        return draw_panels([pictures], list(panels))
+    pairs = zip(pictures, panels, strict=True)
+    return stack_pictures([draw_panels([[picture]], [title]) for picture, title in pairs])
+
+
+def _sampled(length: int, shape: tuple[int, int], size: int) -> np.ndarray:
+    """Indices of the rows, or columns, of an image that its panel shows."""
+    longer = max(shape)
+    shown = length * -(-size // longer) if longer < size else round(length * size / longer)
+    shown = max(shown, _THINNEST)
+    return (np.arange(shown) * length + length // 2) // shown
+
+
+def _interpolation(found: tuple[int, ...], shape: tuple[int, int]) -> int:
+    is_smaller = shape[0] <= found[1] and shape[1] <= found[0]
+    return cv2.INTER_AREA if is_smaller else cv2.INTER_NEAREST
+
+
+def summarize_prediction(prediction: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """Count what is on an image.
+
+    Returns:
+        ``height`` and ``width`` in pixels; ``classes``: name, seen, share of the pixels and mean
+        score of each class on the image, largest first; ``other``: share of the pixels.
+    """
+    labels = prediction["sem_seg_labels"].numpy()
+    scores = prediction["sem_seg_scores"].float().numpy()
+    index = labels.ravel().astype(np.int64) + 1
+    counts = np.bincount(index, minlength=len(vocabulary) + 1)
+    sums = np.bincount(index, scores.ravel(), minlength=len(vocabulary) + 1)
+    order = sorted(
+        (k for k in range(len(vocabulary)) if counts[k + 1]), key=lambda k: -counts[k + 1]
+    )
+    return {
+        "height": labels.shape[0],
+        "width": labels.shape[1],
+        "classes": [
+            {
+                "name": vocabulary.names[k],
+                "seen": bool(vocabulary.seen_mask[k]),
+                "share": round(float(counts[k + 1] / labels.size), 6),
+                "mean_score": round(float(sums[k + 1] / counts[k + 1]), 4),
+            }
+            for k in order
+        ],
+        OTHER: round(float(counts[0] / labels.size), 6),
+    }
+
+
+def label_image(labels: np.ndarray, vocabulary: Vocabulary) -> Image.Image:
+    """Label map as label files are: ids of the classes, the ignore label on "other".
+
+    Args:
+        labels: (H, W) indices into the vocabulary, -1 for "other".
+        vocabulary: K classes; with names alone, ids are 0 to K-1 in their order.
+
+    Returns:
+        8-bit palette image with the classes' colours, or 16-bit gray if a value needs it.
+    """
+    values = np.array([*(entry.id for entry in vocabulary.classes), vocabulary.ignore_label])
+    raw = values[labels]
+    if values.max() > 255:
+        return Image.fromarray(raw.astype(np.uint16))
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[values] = [*vocabulary.colors, (255, 255, 255)]
+    image = Image.fromarray(raw.astype(np.uint8))
+    image.putpalette(palette.tobytes())
+    return image
+
+
+def save_noted_png(path: str | Path, image: Image.Image | np.ndarray, note: str) -> Path:
+    """Write an image, or (H, W, 3) uint8, with a note inside; complete or absent.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    info, buffer = PngInfo(), io.BytesIO()
+    info.add_text(_NOTE_KEY, note)
+    image.save(buffer, "PNG", pnginfo=info)
+    return write_atomic(path, buffer.getvalue())
+
+
+def read_note(path: str | Path) -> str | None:
+    """Note in a PNG of `save_noted_png`; None for other files and where there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_NOTE_KEY)
+    except (OSError, SyntaxError, ValueError):
+        return None

@@ -1,0 +1,145 @@
+"""Fitting of the additive gate: what is held out, what is asked, what wins."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers.tiny_run import CLASSES, UNSEEN, changed, exit_of, load_tool, write_tiny_dataset
+
+from tagclip import Vocabulary, ZeroShotTrainer
+from tagclip.analysis.bias_curves import Curve
+from tagclip.analysis.gate_fitting import (
+    SCALES,
+    _without_labels,
+    best_constants,
+    held_out_classes,
+    held_out_curves,
+)
+from tagclip.analysis.gates import analyze_gates
+from tagclip.data import query_vocabulary, read_label, training_vocabulary
+from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
+from tagclip.errors import ConfigError, VocabularyError
+from tagclip.evaluation import confusion_matrix
+from tagclip.modeling.inference.gate import gate_scores
+
+FIT_GATE = load_tool(Path(__file__).resolve().parents[2] / "tools" / "fit_gate.py")
+
+
+@pytest.fixture
+def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
+    write_tiny_dataset(tmp_path)
+    return changed(
+        tiny_cfg,
+        "SOLVER.IMS_PER_BATCH", 2,
+        "SOLVER.MAX_ITER", 2,
+        "SOLVER.WARMUP_ITERS", 1,
+        "MODEL.TAGCLIP.TRUSTY.KIND", "conv",
+    )  # fmt: skip
+
+
+def test_words_name_whole_classes_or_parts_of_names() -> None:
+    names = ["red ball", "blue ball", "red flag", "football", "sea"]
+    vocabulary = Vocabulary.from_names(names, seen=["red ball", "blue ball", "football", "sea"])
+    assert held_out_classes(vocabulary, "ball") == ["red ball", "blue ball"]
+    assert held_out_classes(vocabulary, "sea, red") == ["sea", "red ball"]
+    for words, message in (
+        ("flag", "found 'flag', expected a seen class"),
+        ("", "found ''"),
+        ("ball,sea,football", "names all 4 seen classes"),
+    ):
+        with pytest.raises(VocabularyError, match=message):
+            held_out_classes(vocabulary, words)
+
+
+def test_held_out_classes_join_the_unseen_ones(cfg: CfgNode, tmp_path: Path) -> None:
+    full = Vocabulary.from_metadata(cfg.DATASETS.TRAIN[0], cfg.DATASETS.ZERO_SHOT.SPLIT)
+    seen = [name for name in full.names if name not in full.unseen_names]
+    path = write_vocabulary(_without_labels(full, seen[:1]), tmp_path / "held_out.json")
+    with changed_datasets(cfg, vocabulary=path) as other:
+        other.DATASETS.ZERO_SHOT.SPLIT = ""
+        assert training_vocabulary(other).names == seen[1:]
+
+
+def curve(biases: list[float], hiou: list[float]) -> Curve:
+    values = np.array(hiou, float)
+    return Curve(np.array(biases), values, values, values, values)
+
+
+def test_the_best_pair_has_the_highest_mean() -> None:
+    biases = [-1.0, 0.0, 1.0]
+    flat = {scale: curve(biases, [1, 1, 1]) for scale in SCALES}
+    first = {**flat, 0.3: curve(biases, [0, 50, 80]), 0.7: curve(biases, [0, 60, 0])}
+    second = {**flat, 0.3: curve(biases, [0, 50, 10]), 0.7: curve(biases, [0, 45, 0])}
+    found = best_constants([first, second])
+    assert (found.scale, found.bias, found.hiou) == (0.7, 0.0, 52.5)
+    assert best_constants([first]).bias == 1.0
+
+
+def test_gates_are_those_of_the_model_itself(cfg: CfgNode) -> None:
+    """Against the labels of the model with each gate, one image at a time."""
+    model = ZeroShotTrainer.build_model(cfg).eval()
+    (dataset,) = cfg.DATASETS.TEST
+    vocabulary = query_vocabulary(cfg, dataset)
+    gates = {
+        "none": partial(gate_scores, mode="none", bias=0.01),
+        "lift": partial(gate_scores, form="lift", bias=0.02, scale=0.4),
+    }
+    found = analyze_gates(cfg, model, dataset, vocabulary, vocabulary, gates)
+    for name, gate in gates.items():
+        model.gate = gate
+        expected = np.zeros((CLASSES, CLASSES), dtype=np.int64)
+        for batch in ZeroShotTrainer.build_test_loader(cfg, dataset):
+            labels = model(batch)[0]["sem_seg_labels"].numpy()
+            truth = read_label(batch[0]["file_name"].replace("images", "labels"))
+            expected += confusion_matrix(vocabulary.label_lut()[truth], labels, CLASSES)
+        assert np.array_equal(found[name].confusion, expected)
+
+
+def test_the_runs_own_unseen_classes_take_no_part(cfg: CfgNode, tmp_path: Path) -> None:
+    (dataset,) = cfg.DATASETS.TEST
+    full = query_vocabulary(cfg, dataset)
+    held_out = [name for index, name in enumerate(full.names) if index not in UNSEEN][:1]
+    asked = []
+    encode = held_out_curves.__globals__["analyze_gates"]
+
+    def spy(cfg: CfgNode, model: object, name: str, vocabulary: Vocabulary, *rest: object) -> dict:
+        asked.append(vocabulary)
+        return encode(cfg, model, name, vocabulary, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(held_out_curves.__globals__, "analyze_gates", spy)
+        curves = held_out_curves(cfg, dataset, held_out, tmp_path / "held_out_0")
+    assert curves.keys() == set(SCALES)
+    (vocabulary,) = asked
+    assert vocabulary.names == [n for n in full.names if n not in full.unseen_names]
+    assert vocabulary.unseen_names == held_out
+
+
+def test_a_run_without_map_or_of_another_setting_is_refused(cfg: CfgNode, tmp_path: Path) -> None:
+    for key, value in (
+        ("DATASETS.ZERO_SHOT.SETTING", "supervised"),
+        ("MODEL.TAGCLIP.TRUSTY.ENABLED", False),
+    ):
+        with pytest.raises(ConfigError, match="expected inductive and True to fit a gate"):
+            held_out_curves(changed(cfg, key, value), "tiny_val", ["a"], tmp_path)
+
+
+def test_the_command_writes_the_keys(
+    cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(cfg.dump())
+    (dataset,) = cfg.DATASETS.TEST
+    full = query_vocabulary(cfg, dataset)
+    seen = [name for name in full.names if name not in full.unseen_names]
+    options = ["--config-file", str(path), "--dataset", dataset, "--output", str(tmp_path / "fit")]
+    args = FIT_GATE.parse_args([*options, "--hold-out", seen[0], "--hold-out", seen[1]])
+    assert exit_of(FIT_GATE.main, args) is None
+    found = json.loads((tmp_path / "fit" / "gate.json").read_text())
+    assert found["held_out"] == [[seen[0]], [seen[1]]] and found["GATE_SCALE"] in SCALES
+    assert f"GATE_SCALE {found['GATE_SCALE']}" in capsys.readouterr().out

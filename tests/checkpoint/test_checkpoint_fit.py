@@ -1,0 +1,135 @@
+"""A checkpoint that does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_CLIP
+from detectron2.config import CfgNode
+from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny, trained
+
+from tagclip.checkpoint import read_checkpoint
+from tagclip.errors import CheckpointError
+from tagclip.solver import build_optimizer
+
+
+@pytest.fixture
+def saved(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
+    return save_tiny(tiny_cfg, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"MODEL__CLIP__PROMPT__NUM_TOKENS": 5},
+            r"backbone\.prompts\.tokens: found 4x3x64, expected 4x5x64",
+        ),
+        (
+            {"MODEL__TAGCLIP__LAYERS": "aann"},
+            r"layers\.1\.self_attention\.\S*: found nothing, expected 32",
+        ),
+        ({"MODEL__TAGCLIP__NUM_HEADS": 2}, r"NUM_HEADS: found 4, expected 2"),
+        ({"MODEL__TAGCLIP__FEATURE_SCALE": 8.0}, r"FEATURE_SCALE: found 1\.0, expected 8\.0"),
+        ({"MODEL__PIXEL_MEAN": [0.0, 0.0, 0.0]}, r"MODEL\.PIXEL_MEAN: found \[123\.675"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    tiny_cfg: CfgNode, saved: Path, change: dict[str, Any], message: str
+) -> None:
+    cfg, model = build(tiny_cfg, **change)
+    before = trained(model)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpointer(cfg, model, saved.parent).load(str(saved))
+    text = str(caught.value)
+    assert str(saved) in text and "TEST.ALLOW_PARTIAL_WEIGHTS" in text and "\n" not in text
+    assert_equal(trained(model), before)
+
+
+def test_partial_weights_load_what_fits_and_say_so(
+    tiny_cfg: CfgNode, saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg, model = build(tiny_cfg, seed=2, MODEL__CLIP__PROMPT__NUM_TOKENS=5)
+    before, content = trained(model), read_checkpoint(saved)["model"]
+    checkpointer(cfg, model, saved.parent, allow_partial=True).load(str(saved))
+    after = trained(model)
+    assert torch.equal(after.pop("backbone.prompts.tokens"), before["backbone.prompts.tokens"])
+    content.pop("backbone.prompts.tokens")
+    assert_equal(after, content)
+    assert "tokens: found 4x3x64, expected 4x5x64; loading the rest" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("clip_sha256", "0" * 64, r"clip_sha256: found 0{64}, expected \w+ \(MODEL\.CLIP"),
+        ("quick_gelu", False, r"quick_gelu: found False, expected True \(MODEL\.CLIP\.NAME\)"),
+        ("trusty_target", "novel", r"trusty_target: found novel, expected seen"),
+        ("format", 2, r"format: found 2, expected 1"),
+    ],
+)
+def test_a_checkpoint_trained_otherwise_is_refused(
+    tiny_cfg: CfgNode, saved: Path, key: str, value: Any, message: str
+) -> None:
+    cfg, model = build(tiny_cfg)
+    content = torch.load(saved, weights_only=True)
+    content["tagclip"][key] = value
+    torch.save(content, saved)
+    for purpose in ({}, {"optimizer": build_optimizer(cfg, model)}):
+        with pytest.raises(CheckpointError, match=message):
+            checkpointer(cfg, model, saved.parent, **purpose).load(str(saved), checkpointables=[])
+
+
+def test_another_activation_in_the_model_json_is_another_model(
+    tiny_cfg: CfgNode, saved: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "gelu.json"
+    path.write_text(json.dumps(TINY_CLIP | {"quick_gelu": False}))
+    cfg, model = build(tiny_cfg, MODEL__CLIP__NAME=str(path))
+    with pytest.raises(CheckpointError, match="quick_gelu: found True, expected False"):
+        checkpointer(cfg, model, tmp_path).load(str(saved))
+
+
+def test_frozen_tensors_in_a_full_copy_must_be_those_of_the_model(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    _, source = build(tiny_cfg, seed=3)
+    path = tmp_path / "full.pth"
+    torch.save(source.state_dict(), path)
+    cfg, model = build(tiny_cfg, seed=4)
+    checkpointer(cfg, model, tmp_path).load(str(path))
+    assert_equal(trained(model), trained(source))
+    name = next(name for name, p in source.named_parameters() if not p.requires_grad)
+    source.get_parameter(name).view(-1)[0] += 0.01
+    torch.save(source.state_dict(), path)
+    with pytest.raises(CheckpointError, match=rf"{name}: found other values, expected those of"):
+        checkpointer(cfg, model, tmp_path).load(str(path))
+
+
+def test_a_target_without_a_token_does_not_matter(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    off = {"MODEL__TAGCLIP__TRUSTY__ENABLED": False}
+    cfg, model = build(tiny_cfg, MODEL__TAGCLIP__TRUSTY__TARGET="novel", **off)
+    checkpointer(cfg, model, tmp_path).save("x")
+    cfg, model = build(tiny_cfg, **off)
+    checkpointer(cfg, model, tmp_path).load(str(tmp_path / "x.pth"))
+
+
+def test_other_training_classes_are_for_a_new_training_only(tiny_cfg: CfgNode, saved: Path) -> None:
+    """Evaluated under another split, classes that had labels would count as unseen."""
+    cfg, model = build(tiny_cfg)
+    content = torch.load(saved, weights_only=True)
+    content["tagclip"]["seen_classes"] = ["sofa", "cat", "dog"]
+    torch.save(content, saved)
+    optimizer = build_optimizer(cfg, model)
+    message = r"classes with labels .*: found 3, expected 3, such as 'dog' .*ZERO_SHOT\.SPLIT"
+    with pytest.raises(CheckpointError, match=message):
+        checkpointer(cfg, model, saved.parent).load(str(saved))
+    with pytest.raises(CheckpointError, match=message):
+        checkpointer(cfg, model, saved.parent, optimizer=optimizer).load(str(saved))
+    training = checkpointer(cfg, model, saved.parent, optimizer=optimizer)
+    training.resume_or_load(str(saved), resume=False)
+    assert_equal(trained(model), content["model"])

@@ -1,0 +1,107 @@
+"""Resuming: what is restored, and folders to resume from that are not in order."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode
+from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny, step, trained
+
+from tagclip.errors import CheckpointError
+from tagclip.solver import build_optimizer
+
+
+@pytest.fixture
+def saved(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
+    return save_tiny(tiny_cfg, tmp_path)
+
+
+def test_a_new_training_starts_from_clip(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    cfg, model = build(tiny_cfg)
+    training = checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model))
+    assert training.resume_or_load("", resume=False) == {}
+
+
+def test_resume_takes_the_last_and_restores_the_optimizer(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    cfg, model = build(tiny_cfg)
+    optimizer = build_optimizer(cfg, model)
+    training = checkpointer(cfg, model, tmp_path, optimizer=optimizer)
+    for i in range(2):
+        step(model, optimizer)
+        training.save(f"model_{i}", iteration=i)
+    expected = trained(model)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_1.pth"
+
+    cfg, model = build(tiny_cfg, seed=5)
+    optimizer = build_optimizer(cfg, model)
+    training = checkpointer(cfg, model, tmp_path, optimizer=optimizer)
+    training.resume_or_load(str(tmp_path / "model_1.pth"), resume=False)
+    assert_equal(trained(model), expected)
+    assert not optimizer.state
+    assert training.resume_or_load("unused.pth", resume=True)["iteration"] == 1
+    states = optimizer.state_dict()["state"].values()
+    assert states and all(state["step"] == 2 for state in states)
+
+
+@pytest.mark.parametrize("content", ["model_9.pth", "", "../model_final.pth", None])
+def test_last_checkpoint_that_leads_nowhere_is_an_error(
+    tiny_cfg: CfgNode, saved: Path, content: str | None
+) -> None:
+    tag = saved.with_name("last_checkpoint")
+    tag.unlink()
+    if content is not None:
+        tag.write_text(content)
+    cfg, model = build(tiny_cfg)
+    training = checkpointer(cfg, model, saved.parent, optimizer=build_optimizer(cfg, model))
+    with pytest.raises(
+        CheckpointError, match=r"last_checkpoint: .*expected .*write .*such as model_final\.pth"
+    ):
+        training.resume_or_load("", resume=True)
+
+
+def test_resuming_an_empty_folder_starts_and_says_so(
+    tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg, model = build(tiny_cfg)
+    folder = tmp_path / "not_yet"
+    training = checkpointer(cfg, model, folder, optimizer=build_optimizer(cfg, model))
+    assert training.resume_or_load("", resume=True) == {}
+    assert "holds no checkpoint to resume from: starting a new run" in caplog.text
+    with pytest.raises(CheckpointError, match="expected a checkpoint to evaluate"):
+        checkpointer(cfg, model, folder).resume_or_load("", resume=True)
+
+
+def test_resuming_from_weights_alone_is_refused(tiny_cfg: CfgNode, saved: Path) -> None:
+    cfg, model = build(tiny_cfg)
+    training = checkpointer(cfg, model, saved.parent, optimizer=build_optimizer(cfg, model))
+    with pytest.raises(CheckpointError, match="found no state of the optimizer"):
+        training.resume_or_load("", resume=True)
+
+
+def test_resuming_with_other_groups_is_one_line(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    cfg, model = build(tiny_cfg)
+    checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model)).save("x")
+    cfg, model = build(tiny_cfg, SOLVER__WEIGHT_DECAY_NORM=0.0)
+    training = checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model))
+    with pytest.raises(CheckpointError, match="state of the optimizer does not fit .*SOLVER"):
+        training.resume_or_load("", resume=True)
+
+
+def test_resuming_with_another_batch_or_seed_is_announced(
+    tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg, model = build(tiny_cfg)
+    checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model)).save("x")
+    cfg, model = build(tiny_cfg, SOLVER__IMS_PER_BATCH=8, SEED=7)
+    training = checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model))
+    training.resume_or_load("", resume=True)
+    assert "SOLVER.IMS_PER_BATCH 8, the run began with 16" in caplog.text
+    assert "SEED 7, the run began with 0" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        training.resume_or_load(str(tmp_path / "x.pth"), resume=False)
+    assert not caplog.text

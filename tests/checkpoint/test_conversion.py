@@ -1,0 +1,270 @@
+"""Checkpoints of others: the golden scores come back, and nothing is lost or let in silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from golden import TRIMMED
+from golden.inference import encode, scores
+from golden.models import GivenVectors, Workspace, workspace
+from golden.report import Golden
+from helpers.clip_files import FORMATS, random_clip, save_archive, sha256
+from helpers.tiny_run import load_tool
+from torch import Tensor
+
+from tagclip import TagCLIPCheckpointer
+from tagclip.checkpoint import checkpoint_metadata, read_checkpoint
+from tagclip.checkpoint.conversion.files import convert_file
+from tagclip.checkpoint.conversion.mmseg import convert_official
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.weights import read_clip_weights
+
+LAYER = "decode_head.decoder.layers"
+
+
+@pytest.fixture(scope="module")
+def space() -> Iterator[Workspace]:
+    with workspace(Golden(torch.load(TRIMMED, weights_only=True))) as space:
+        yield space
+
+
+def official(space: Workspace) -> dict[str, Tensor]:
+    return space.golden.tree("state_dict")
+
+
+def zegclip(space: Workspace) -> dict[str, Tensor]:
+    backbone = {n: t for n, t in official(space).items() if not n.startswith("decode_head.")}
+    return space.golden.tree("zegclip_state_dict") | backbone
+
+
+def mmseg_file(folder: Path, state: dict[str, Tensor]) -> Path:
+    """A checkpoint as mmcv writes it, optimizer included."""
+    meta = {"iter": 20000, "CLASSES": ("cat", "dog"), "PALETTE": [[0, 0, 0]], "env_info": "gcc"}
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 2e-5}]}
+    path = folder / "iter_20000.pth"
+    torch.save({"meta": meta, "state_dict": state, "optimizer": optimizer}, path)
+    return path
+
+
+def loaded(cfg: CfgNode, space: Workspace, checkpoint: Path) -> torch.nn.Module:
+    """The config's model with the checkpoint, by the path that an evaluation takes."""
+    model = build_model(cfg).eval()
+    metadata = checkpoint_metadata(cfg, model)
+    TagCLIPCheckpointer(model, metadata=metadata).load(str(checkpoint))
+    model.text_bank = GivenVectors(space.vocabulary.names, space.golden.input("text_embedding"))
+    return model
+
+
+def assert_golden(space: Workspace, model: torch.nn.Module, key: str, mode: str) -> None:
+    ours = torch.stack([scores(f, mode, "st_False") for f in encode(space, model)])
+    torch.testing.assert_close(
+        space.golden.trim(key, ours), space.golden.data[key], atol=2e-5, rtol=0
+    )
+
+
+ZEGCLIP = {"MODEL__TAGCLIP__LAYERS": "nnn", "MODEL__TAGCLIP__TRUSTY__ENABLED": False}
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "key", "mode"),
+    [
+        (official, {}, "eval/sem/disc_True/st_False", "both"),
+        (zegclip, ZEGCLIP, "zegclip_eval/sem/st_False", "none"),
+    ],
+)
+def test_a_converted_checkpoint_gives_the_golden_scores(
+    space: Workspace, tmp_path: Path, state: Callable, options: dict, key: str, mode: str
+) -> None:
+    """With its own CLIP, written as open_clip's, once with and once without a config."""
+    source, clip = mmseg_file(tmp_path, state(space)), tmp_path / "clip.safetensors"
+    lines = convert_file(source, tmp_path / "plain.pth", clip_target=clip)
+    assert any("trusty_target: " + ("None" if options else "novel") in line for line in lines)
+    cfg = space.config(MODEL__CLIP__PRETRAINED=str(clip), **options)
+    convert_file(source, tmp_path / "fitted.pth", cfg=cfg)
+    for name in ("plain.pth", "fitted.pth"):
+        assert_golden(space, loaded(cfg, space, tmp_path / name), key, mode)
+    plain, fitted = (read_checkpoint(tmp_path / n) for n in ("plain.pth", "fitted.pth"))
+    assert plain["model"].keys() == fitted["model"].keys()
+    assert plain["tagclip"]["clip_sha256"] == fitted["tagclip"]["clip_sha256"] == sha256(clip)
+    assert fitted["tagclip"]["seen_classes"] == space.seen.names
+    assert fitted["tagclip"]["source"]["iteration"] == 20000
+
+
+def test_every_tensor_is_kept_dropped_or_written_and_named(
+    space: Workspace, tmp_path: Path
+) -> None:
+    state = official(space)
+    lines = convert_file(mmseg_file(tmp_path, state), tmp_path / "x.pth")
+    unread = set(space.golden.data["train/grad_none"])
+    trained = set(space.golden.data["state_dict_trainable"]) - unread
+    named = {verb: " ".join(x for x in lines if x.startswith(verb)) for verb in ("kept", "dropped")}
+    for names, verb in ((trained, "kept"), (unread, "dropped")):
+        for name in names:
+            assert sum(name in text.replace(",", "").split() for text in named.values()) == 1
+            assert name in named[verb]
+    assert "empty_weight, constant" in named["dropped"] and "optimizer" in named["dropped"]
+    frozen = len(state) - len(trained) - len(unread) - 1
+    assert f"{frozen} frozen tensors of CLIP" in named["dropped"]
+    assert any("recorded: source: kind TagCLIP, file iter_20000.pth" in line for line in lines)
+    stored = read_checkpoint(tmp_path / "x.pth")["model"]
+    assert len(stored) == len(trained) - 1  # two official tensors of prompts are one of ours
+    parts = (state["backbone.prompt_embeddings"], state["backbone.deep_prompt_embeddings"])
+    assert torch.equal(stored["backbone.prompts.tokens"], torch.cat(parts))
+
+
+def test_tagclip_without_a_token_is_no_zegclip(space: Workspace) -> None:
+    """The released transductive VOC model has none."""
+    state = {n: t for n, t in official(space).items() if n != "decode_head.disc_token"}
+    conversion = convert_official(state)
+    assert (conversion.kind, conversion.layers) == ("TagCLIP", "ann")
+    assert conversion.trusty_target is None
+    assert convert_official(zegclip(space)).layers == "nnn"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decode_head.conv_seg.weight": torch.zeros(1)}, r"unknown tensors decode_head\.conv_seg"),
+        ({f"{LAYER}.1.extra.weight": torch.zeros(1)}, r"unknown tensors .*layers\.1\.extra"),
+        ({f"{LAYER}.0.multihead_attn.k.bias": None}, r"layers\.0\.key\.bias is missing"),
+        ({f"{LAYER}.2.multihead_attn.q.weight": None}, r"logits\.query\.weight is missing"),
+        ({f"{LAYER}.1.norm3.bias": torch.zeros(5)}, r"layers\.1\.ffn_norm\.bias is \(5,\) instead"),
+        ({"backbone.deep_prompt_embeddings": None, "backbone.prompt_embeddings": None},
+         r"prompts, relation descriptor or decoder are missing"),
+    ],
+)  # fmt: skip
+def test_what_is_not_such_a_checkpoint_is_refused(
+    space: Workspace, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    state = official(space) | change
+    source = mmseg_file(tmp_path, {n: t for n, t in state.items() if t is not None})
+    with pytest.raises(CheckpointError, match=message) as error:
+        convert_file(source, tmp_path / "x.pth")
+    assert "\n" not in str(error.value) and str(source) in str(error.value)
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_a_damaged_file_is_refused(space: Workspace, tmp_path: Path) -> None:
+    source = mmseg_file(tmp_path, official(space))
+    source.write_bytes(source.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=rf"{source}: file is incomplete"):
+        convert_file(source, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"nothing\.pth: no such file"):
+        convert_file(tmp_path / "nothing.pth", tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"MODEL__CLIP__PROMPT__NUM_TOKENS": 6}, r"prompts\.tokens: found 4x5x64, expected 4x6x64"),
+        ({"MODEL__TAGCLIP__LAYERS": "nnn"}, r"layers\.0\.self_attention\.\S*: found "),
+        ({"MODEL__TAGCLIP__TRUSTY__TARGET": "seen"}, r"trusty_target: found novel, expected seen"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    space: Workspace, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    source = mmseg_file(tmp_path, official(space))
+    with pytest.raises(CheckpointError, match=message) as error:
+        convert_file(source, tmp_path / "x.pth", cfg=space.config(**options))
+    assert str(error.value).startswith(str(source))
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_the_frozen_weights_have_to_be_the_configs(space: Workspace, tmp_path: Path) -> None:
+    """Another position grid is no difference: the released code resizes it when it loads."""
+    golden, clip = space.golden.data, space.official.clip
+    state = official(space) | {"backbone.positional_embedding": golden["posembed/resized"]}
+    source = mmseg_file(tmp_path, state)
+    small = clip | {"visual.positional_embedding": golden["posembed/checkpoint"]}
+    convert_file(source, tmp_path / "x.pth", cfg=space.config(small))
+    name = "visual.transformer.resblocks.1.mlp.c_fc.bias"
+    other = small | {name: clip[name] + 0.01}
+    with pytest.raises(CheckpointError, match=rf"frozen {name} differs .* by 0\.01.*--clip-out"):
+        convert_file(source, tmp_path / "y.pth", cfg=space.config(other))
+
+
+def test_a_full_copy_has_the_vision_tower_and_still_fits(space: Workspace, tmp_path: Path) -> None:
+    cfg, source = space.config(), mmseg_file(tmp_path, official(space))
+    convert_file(source, tmp_path / "full.pth", cfg=cfg, full=True)
+    convert_file(source, tmp_path / "slim.pth", cfg=cfg)
+    convert_file(tmp_path / "slim.pth", tmp_path / "again.pth", cfg=cfg, full=True)
+    names = build_model(cfg).state_dict().keys()
+    for name in ("full.pth", "again.pth"):
+        content = read_checkpoint(tmp_path / name)
+        assert content["model"].keys() == names
+        assert torch.equal(content["model"]["backbone.proj"], space.official.clip["visual.proj"])
+        assert content["tagclip"]["trusty_target"] == "novel"
+        model = loaded(cfg, space, tmp_path / name)
+        assert_golden(space, model, "eval/sem/disc_True/st_False", "both")
+    with pytest.raises(ConfigError, match="TagCLIP for Detectron2 already; add --full"):
+        convert_file(tmp_path / "slim.pth", tmp_path / "y.pth", cfg=cfg)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_clip_weights_of_every_kind_become_one_plain_file(
+    tmp_path: Path, tiny_clip_json: str, kind: str, suffix: str
+) -> None:
+    model = random_clip()
+    source, target = FORMATS[kind](model, tmp_path), tmp_path / f"plain{suffix}"
+    confirmed = sha256(source) if "TorchScript" in kind else ""
+    lines = convert_file(source, target, sha256=confirmed)
+    assert any(line == f"written: {target}, sha256 {sha256(target)}" for line in lines)
+    expected = {n: t for n, t in model.state_dict().items() if not n.endswith("attn_mask")}
+    state = CLIPSource(tiny_clip_json, str(target)).state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    # What told the activation still does, in the format that has room for it.
+    if suffix == ".safetensors":
+        before = read_clip_weights(source, confirmed_sha256=confirmed).quick_gelu
+        assert read_clip_weights(target).quick_gelu is before
+
+
+def test_an_archive_needs_a_confirmation(tmp_path: Path) -> None:
+    save_archive(random_clip(), tmp_path / "clip.pt")
+    with pytest.raises(CheckpointError, match="which holds code, with sha256 "):
+        convert_file(tmp_path / "clip.pt", tmp_path / "x.safetensors")
+
+
+def test_arguments_that_do_not_go_together(space: Workspace, tmp_path: Path) -> None:
+    source = mmseg_file(tmp_path, official(space))
+    clip = tmp_path / "clip.pt"
+    torch.save(dict(random_clip().state_dict()), clip)
+    convert = partial(convert_file, source)
+    for action, message in (
+        (partial(convert, source), "found the same file for IN and OUT"),
+        (partial(convert, tmp_path / "x.pt"), r"found a \.pt, expected \.pth"),
+        (partial(convert, tmp_path / "x.pth", full=True), "--full: needs --config-file"),
+        (partial(convert, tmp_path / "x.pth", clip_target=tmp_path / "c.bin"), r"found a \.bin"),
+        (partial(convert_file, clip, tmp_path / "x.pth"), r"expected \.safetensors or \.pt"),
+        (partial(convert_file, clip, tmp_path / "x.pt", full=True), "--full: found with CLIP"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            action()
+    assert not (tmp_path / "x.pth").exists()
+
+
+def test_the_tool_reads_a_config_and_prints(
+    repository: Path, tiny_cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tool = load_tool(repository / "tools" / "convert_checkpoint.py")
+    model = build_model(tiny_cfg)
+    folder, config = tmp_path / "run", tmp_path / "config.yaml"
+    metadata = checkpoint_metadata(tiny_cfg, model)
+    folder.mkdir()
+    TagCLIPCheckpointer(model, str(folder), metadata=metadata).save("model_final")
+    config.write_text(tiny_cfg.dump())
+    words = [str(folder / "model_final.pth"), str(tmp_path / "full.pth"), "--full"]
+    tool.main(tool.parse_arguments([*words, "--config-file", str(config), "--opts", "SEED", "3"]))
+    assert f"written: {tmp_path / 'full.pth'}" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--opts: found SEED 3 without --config-file"):
+        tool.main(tool.parse_arguments([*words, "--opts", "SEED", "3"]))

@@ -1,0 +1,118 @@
+"""Every key has a comment and a reader; layered yamls and mistakes in them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from tagclip.config import add_tagclip_config
+from tagclip.config.loading import load_config
+from tagclip.errors import ConfigError
+
+
+def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        found |= leaves(value, f"{path}.") if isinstance(value, CfgNode) else {path: value}
+    return found
+
+
+def own_keys() -> list[str]:
+    """Leaf keys that TagCLIP adds to detectron2."""
+    cfg = get_cfg()
+    before = set(leaves(cfg))
+    add_tagclip_config(cfg)
+    return sorted(set(leaves(cfg)) - before)
+
+
+@pytest.mark.parametrize("key", own_keys())
+def test_every_key_has_a_reader(key: str, repository: Path) -> None:
+    """Some code other than config.py reads `<anything>.KEY`, near the name of its section."""
+    section, _, name = key.rpartition(".")
+    # A section may be bound to a variable first, so the parent's name must stand in the file.
+    parent = section.rpartition(".")[2]
+    for path in [*repository.glob("tagclip/**/*.py"), *repository.glob("tools/*.py")]:
+        if path.name == "defaults.py":
+            continue
+        text = path.read_text()
+        if re.search(rf"\.{name}\b", text) and (not parent or re.search(rf"\.{parent}\b", text)):
+            return
+    pytest.fail(f"no code reads {key}")
+
+
+@pytest.mark.parametrize("key", own_keys())
+def test_every_key_has_a_comment(key: str, repository: Path) -> None:
+    lines = (repository / "tagclip" / "config" / "defaults.py").read_text().splitlines()
+    name = key.rpartition(".")[2]
+    places = [
+        i
+        for i, line in enumerate(lines)
+        if re.search(rf'(\.{name} = |CN\({{"{name}": )', line) and not line.endswith("= CN()")
+    ]
+    assert places, f"{key} is not assigned on a line of its own"
+    assert any(lines[i - 1].strip().startswith("#") for i in places), f"{key} has no comment"
+
+
+def test_paths_resolve_against_their_own_yaml(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "leaf").mkdir()
+    base = tmp_path / "base" / "base.yaml"
+    base.write_text("MODEL:\n  CLIP:\n    NAME: ./clip.json\n    PRETRAINED: ../w.pt\nSEED: 3\n")
+    leaf = tmp_path / "leaf" / "leaf.yaml"
+    leaf.write_text(
+        "_BASE_: ../base/base.yaml\nOUTPUT_DIR: ./here\nMODEL:\n  CLIP:\n    PRETRAINED: ./x.pt\n"
+    )
+    cfg = load_config(leaf, ["SEED", "7"])
+    assert str(tmp_path / "base" / "clip.json") == cfg.MODEL.CLIP.NAME
+    assert str(tmp_path / "leaf" / "x.pt") == cfg.MODEL.CLIP.PRETRAINED
+    assert (cfg.OUTPUT_DIR, cfg.SEED) == ("./here", 7)
+
+
+def test_dumped_config_loads_again(tmp_path: Path) -> None:
+    cfg = load_config("", ["MODEL.CLIP.TEMPLATES", "zegclip15", "CONFIG_NAME", "mine.yaml"])
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(cfg.dump())
+    assert yaml.safe_load(load_config(dumped).dump()) == yaml.safe_load(cfg.dump())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n  TAGCLIP:\n    LAYER: n\n", r"LAYER; did you mean MODEL\.TAGCLIP\.LAYERS\?"),
+        ("SEED: many\n", r"many"),
+        ("SEED: null\n", r"SEED is null, expected int, such as 0"),
+        ("- 1\n- 2\n", r"found a list, expected keys and values"),
+        ("a: [1\n", r"not a plain yaml file"),
+        ("SEED: !!python/object/apply:os.system ['true']\n", r"not a plain yaml file"),
+        ("_BASE_: nowhere.yaml\n", r"nowhere\.yaml: no such config file"),
+        ("_BASE_: broken.yaml\n", r"_BASE_ leads back to this file"),
+    ],
+)  # fmt: skip
+def test_broken_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_broken_command_line() -> None:
+    with pytest.raises(ConfigError, match="expected KEY VALUE pairs"):
+        load_config("", ["SEED"])
+    with pytest.raises(ConfigError, match="command line: unknown config key SEEDS; did you mean"):
+        load_config("", ["SEEDS", "1"])
+
+
+def test_every_shipped_config_loads_and_leaves_are_short(repository: Path) -> None:
+    files = [*repository.glob("configs/**/*.yaml"), *repository.glob("projects/*/configs/*.yaml")]
+    assert len(files) > 5
+    for path in files:
+        load_config(path)
+        if not path.name.startswith("Base-"):
+            assert len(path.read_text().splitlines()) < 15, path

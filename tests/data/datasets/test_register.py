@@ -1,0 +1,159 @@
+"""Registration: lazy, idempotent, and clear about what is missing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from helpers.toy_dataset import forget, vocabulary_tree, write_json
+from PIL import Image
+
+from tagclip.data import register_folder_dataset, register_zero_shot_sem_seg
+from tagclip.errors import DatasetError, VocabularyError
+from tagclip.structures.vocabulary import Vocabulary
+
+
+@pytest.fixture(autouse=True)
+def _clean_catalogs() -> Iterator[None]:
+    before = set(DatasetCatalog.list())
+    yield
+    forget(*(set(DatasetCatalog.list()) - before))
+
+
+def _touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def _register(folder: Path, name: str = "toy", **options: str) -> None:
+    register_zero_shot_sem_seg(
+        name, folder / "images", folder / "labels", folder / "toy.json", **options
+    )
+
+
+def _listing_error(name: str = "toy") -> str:
+    with pytest.raises(DatasetError) as caught:
+        DatasetCatalog.get(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_registration_and_metadata_names_need_no_files(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    _register(missing)
+    metadata = MetadataCatalog.get("toy")
+    assert metadata.evaluator_type == "zero_shot_sem_seg"
+    assert metadata.vocabulary == str(missing / "toy.json")
+    assert metadata.image_root == str(missing / "images")
+    assert metadata.sem_seg_root == str(missing / "labels")
+    with pytest.raises(VocabularyError, match=r"toy\.json: no such vocabulary json"):
+        _ = metadata.stuff_classes
+    with pytest.raises(AttributeError, match="thing_classes"):
+        _ = metadata.thing_classes
+
+
+def test_class_metadata_comes_from_the_json(tmp_path: Path) -> None:
+    _register(tmp_path)
+    write_json(tmp_path / "toy.json", vocabulary_tree(["cat", "dog"], ignore_label=254))
+    metadata = MetadataCatalog.get("toy")
+    assert metadata.stuff_classes == ["cat", "dog"]
+    assert metadata.ignore_label == 254
+    assert np.array(metadata.stuff_colors).shape == (2, 3)
+    assert Vocabulary.from_metadata("toy").names == ["cat", "dog"]
+
+
+def test_pairs_are_listed_in_order(tmp_path: Path) -> None:
+    _register(tmp_path, label_ext=".PNG")
+    for stem in ("b", "a", "sub/c", "a.2"):
+        _touch(tmp_path / "images" / f"{stem}.JPG", tmp_path / "labels" / f"{stem}.png")
+    _touch(tmp_path / "images" / "readme.txt", tmp_path / "labels" / "a.json")
+    assert DatasetCatalog.get("toy") == [
+        {
+            "file_name": str(tmp_path / "images" / f"{stem}.JPG"),
+            "sem_seg_file_name": str(tmp_path / "labels" / f"{stem}.png"),
+            "image_id": stem,
+        }
+        for stem in ("a", "a.2", "b", "sub/c")
+    ]
+
+
+def test_folder_dataset_takes_usual_image_types(tmp_path: Path) -> None:
+    register_folder_dataset("mine", tmp_path / "i", tmp_path / "l", tmp_path / "mine.json")
+    for stem, extension in (("a", "jpg"), ("b", "jpeg"), ("c", "png"), ("d", "PNG")):
+        _touch(tmp_path / "i" / f"{stem}.{extension}", tmp_path / "l" / f"{stem}.png")
+    images = [os.path.basename(sample["file_name"]) for sample in DatasetCatalog.get("mine")]
+    assert images == ["a.jpg", "b.jpeg", "c.png", "d.PNG"]
+    _touch(tmp_path / "i" / "a.png")
+    message = _listing_error("mine")
+    assert "a.jpg" in message and "a.png" in message and "share the name 'a'" in message
+
+
+@pytest.mark.parametrize("variable", [None, "/data"])
+def test_missing_folder_names_path_variable_and_command(
+    variable: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    if variable:
+        monkeypatch.setenv("DETECTRON2_DATASETS", variable)
+    _register(tmp_path, prepare_command="python datasets/prepare_toy.py")
+    message = _listing_error()
+    assert f"no image folder {tmp_path / 'images'}" in message
+    expected = "is '/data'" if variable else "is not set"
+    assert f"DETECTRON2_DATASETS {expected}" in message
+    assert message.endswith("run: python datasets/prepare_toy.py")
+    _touch(tmp_path / "images" / "a.jpg")
+    assert f"no label folder {tmp_path / 'labels'}" in _listing_error()
+    _touch(tmp_path / "labels" / "a.bmp")
+    assert f"no *.png label in {tmp_path / 'labels'}" in _listing_error()
+
+
+def test_lonely_files_are_counted_with_five_examples(tmp_path: Path) -> None:
+    _register(tmp_path)
+    _touch(tmp_path / "images" / "both.jpg", tmp_path / "labels" / "both.png")
+    for index in range(7):
+        _touch(tmp_path / "images" / f"lonely{index}.jpg")
+    message = _listing_error()
+    assert "7 images without label" in message
+    assert "such as lonely0, lonely1, lonely2, lonely3, lonely4;" in message
+    for index in range(7):
+        _touch(tmp_path / "labels" / f"lonely{index}.png")
+    _touch(tmp_path / "labels" / "only.png")
+    assert "1 labels without image" in _listing_error()
+
+
+def test_registering_twice(tmp_path: Path) -> None:
+    _register(tmp_path)
+    _register(tmp_path)
+    with pytest.raises(DatasetError, match="'toy' is taken by another registration"):
+        _register(tmp_path / "other")
+    with pytest.raises(DatasetError, match="taken"):
+        _register(tmp_path, image_ext="jpeg")
+    with pytest.raises(DatasetError, match="taken"):
+        register_zero_shot_sem_seg(
+            "toy", tmp_path / "images", tmp_path / "labels", tmp_path / "other.json"
+        )
+    with pytest.raises(DatasetError, match="taken"):
+        register_folder_dataset("toy", tmp_path / "images", tmp_path / "labels", "toy.json")
+
+
+def test_a_name_of_somebody_else_is_taken(tmp_path: Path) -> None:
+    DatasetCatalog.register("toy", list)
+    with pytest.raises(DatasetError, match="taken"):
+        _register(tmp_path)
+    with pytest.raises(DatasetError, match="registered without a vocabulary"):
+        Vocabulary.from_metadata("toy")
+
+
+def test_listing_reads_no_image(tmp_path: Path) -> None:
+    """Empty files are listed: a million images need not be opened at the start."""
+    _register(tmp_path)
+    _touch(tmp_path / "images" / "a.jpg", tmp_path / "labels" / "a.png")
+    (sample,) = DatasetCatalog.get("toy")
+    with pytest.raises(OSError):
+        Image.open(sample["file_name"])

@@ -1,0 +1,246 @@
+"""Images and label files: lossless reading, clear refusals."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data.detection_utils import read_image as reference_read_image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tagclip.data.label_io import check_label, read_image, read_label
+from tagclip.errors import DatasetError
+from tagclip.structures.vocabulary import ClassEntry, Vocabulary
+
+VOC20 = Vocabulary.from_names([f"class {i}" for i in range(20)], name="voc20")
+
+
+def _pixels(height: int, width: int, channels: int = 3) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(height * width).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _write_gray_png(path: Path, values: np.ndarray, bits: int) -> None:
+    """A gray PNG with 1, 2, 4, 8 or 16 bits per pixel, by the PNG specification."""
+    height, width = values.shape
+    rows = b""
+    for row in values.astype(int):
+        text = "".join(f"{value:0{bits}b}" for value in row)
+        text += "0" * (-len(text) % 8)
+        rows += b"\0" + bytes(int(text[i : i + 8], 2) for i in range(0, len(text), 8))
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        content += struct.pack(">I", len(data)) + kind + data + checksum
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_gray_labels_of_every_depth_are_exact(bits: int, tmp_path: Path) -> None:
+    values = np.random.default_rng(bits).integers(0, 2**bits, (5, 7))
+    path = tmp_path / "label.png"
+    _write_gray_png(path, values, bits)
+    label = read_label(path)
+    np.testing.assert_array_equal(label, values)
+    assert label.dtype == (np.int32 if bits == 16 else np.uint8)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_palette_indices_are_kept(bits: int, tmp_path: Path) -> None:
+    values = np.arange(2**bits, dtype=np.uint8).reshape(2, -1)
+    image = Image.frombytes("P", values.shape[::-1], values.tobytes())
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    path = tmp_path / "label.png"
+    image.save(path, bits=bits)
+    label = read_label(path)
+    np.testing.assert_array_equal(label, values)
+    assert label.dtype == np.uint8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "CMYK", "F"])
+def test_labels_with_colours_or_fractions_are_refused(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "label.tif"
+    Image.fromarray(_pixels(4, 5)).convert(mode).save(path)
+    message = rf"label\.tif: label must be single-channel .* found {mode}; run .*prepare"
+    with pytest.raises(DatasetError, match=message):
+        read_label(path)
+
+
+def _damaged_files(folder: Path, suffix: str) -> list[Path]:
+    good = folder / f"good{suffix}"
+    Image.fromarray(_pixels(40, 60, 1)).save(good)
+    content = good.read_bytes()
+    contents = {
+        "empty": b"",
+        "page": b"<!DOCTYPE html><html>404</html>",
+        "text": b"hello",
+        "truncated": content[: len(content) // 2],
+        "header": content[:20],
+        "flipped": content[:100] + bytes(255 - b for b in content[100:200]) + content[200:],
+    }
+    paths = []
+    for name, data in contents.items():
+        paths.append(folder / f"{name}{suffix}")
+        paths[-1].write_bytes(data)
+    return paths
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("read", [read_image, read_label])
+def test_damaged_files_are_named(read: Callable, suffix: str, tmp_path: Path) -> None:
+    damaged = _damaged_files(tmp_path, suffix)
+    if suffix == ".jpg":
+        # A decoder cannot tell wrong JPEG coefficients from right ones.
+        damaged = damaged[:-1]
+    reasons = {}
+    for path in [*damaged, tmp_path / "missing.png", tmp_path]:
+        with pytest.raises(DatasetError) as caught:
+            read(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+        reasons[path.stem] = message
+    assert "it has 0 bytes" in reasons["empty"]
+    assert "html" in reasons["page"]
+    assert "no known image format" in reasons["text"]
+    assert "no such" in reasons["missing"]
+    assert "it is a folder" in reasons[tmp_path.stem]
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("format", ["RGB", "BGR"])
+def test_images_are_upright_as_in_detectron2(orientation: int, format: str, tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(_pixels(6, 9)).save(path, exif=exif)
+    image = read_image(path, format)
+    np.testing.assert_array_equal(image, reference_read_image(str(path), format))
+    assert image.shape[:2] == ((9, 6) if orientation >= 5 else (6, 9))
+
+
+def test_damaged_exif_does_not_stop_an_image(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    Image.fromarray(_pixels(6, 9)).save(path, exif=b"Exif\0\0II*\0garbage")
+    assert read_image(path).shape == (6, 9, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK"])
+def test_other_colour_modes_become_rgb(mode: str, tmp_path: Path) -> None:
+    image = Image.fromarray(_pixels(6, 9)).convert(mode)
+    path = tmp_path / "image.tif"
+    image.save(path)
+    np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
+
+
+def test_16_bit_gray_is_scaled_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    for name in ("a.png", "b.png"):
+        _write_gray_png(tmp_path / name, values, 16)
+    with caplog.at_level(logging.WARNING, logger="tagclip"):
+        image = read_image(tmp_path / "a.png")
+        read_image(tmp_path / "b.png")
+    np.testing.assert_array_equal(image[..., 0], np.rint(values / 257.0).astype(np.uint8))
+    np.testing.assert_array_equal(image[..., 0], image[..., 2])
+    assert len(caplog.records) == 1
+    assert "a.png: 16-bit gray image" in caplog.text
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.5, 70000.0])
+def test_float_images_are_refused(value: float, tmp_path: Path) -> None:
+    path = tmp_path / "image.tif"
+    Image.fromarray(np.full((3, 4), value, dtype=np.float32)).save(path)
+    with pytest.raises(DatasetError, match="expected 8-bit colour or 16-bit gray"):
+        read_image(path)
+
+
+def test_large_images_are_refused_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(_pixels(10, 10)).save(path)
+    assert read_image(path, max_pixels=100).shape == (10, 10, 3)
+    content = path.read_bytes()
+    # Damaged pixel data shows that nothing was decoded.
+    path.write_bytes(content[:60])
+    with pytest.raises(DatasetError, match=r"has 10x10 pixels, INPUT\.MAX_PIXELS allows 99"):
+        read_image(path, max_pixels=99)
+
+
+def test_decompression_bomb_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    _write_gray_png(path, np.zeros((2, 2)), 8)
+    content = bytearray(path.read_bytes())
+    content[16:24] = struct.pack(">II", 100_000, 100_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(bytes(content[12:29])))
+    path.write_bytes(bytes(content))
+    with pytest.raises(DatasetError, match=r"bomb\.png: image is larger than Pillow's limit"):
+        read_image(path, max_pixels=64_000_000)
+
+
+def test_valid_label_passes() -> None:
+    label = np.array([[0, 19, 255], [3, 7, 255]], dtype=np.uint8)
+    check_label(label, "a.png", VOC20, (2, 3))
+
+
+def test_out_of_range_message_names_file_value_place_and_vocabulary() -> None:
+    label = np.zeros((4, 6), dtype=np.uint8)
+    label[1, 2] = 30
+    label[3, 5] = 31
+    expected = r"a\.png: label 30 at \(2,1\), vocabulary voc20 has 0\.\.19 and ignore 255"
+    with pytest.raises(DatasetError, match=expected) as caught:
+        check_label(label, "a.png", VOC20, (4, 6))
+    assert "\n" not in str(caught.value)
+    assert "background" not in str(caught.value)
+
+
+def test_ids_with_gaps_are_listed() -> None:
+    entries = tuple(ClassEntry(i, f"c{i}") for i in (0, 1, 2, 5, 8, 9))
+    vocabulary = Vocabulary("gaps", entries, ignore_label=300)
+    check_label(np.array([[0, 5, 9, 300]], dtype=np.int32), "a.png", vocabulary, (1, 4))
+    for value in (3, 10, 255, 301, 65535, -1):
+        label = np.array([[0, value]], dtype=np.int32)
+        with pytest.raises(DatasetError, match=rf"label {value} at \(1,0\).* 0\.\.2, 5, 8\.\.9 "):
+            check_label(label, "a.png", vocabulary, (1, 2))
+
+
+def test_background_gets_a_hint() -> None:
+    label = np.zeros((10, 10), dtype=np.uint8)
+    label[0] = np.arange(10)
+    label[1] = np.arange(10, 20)
+    label[2] = 20
+    with pytest.raises(DatasetError, match="21 distinct values, 0 dominates.*reduce_zero_label"):
+        check_label(label, "a.png", VOC20, (10, 10))
+
+
+@pytest.mark.parametrize("size", [(6, 4), (4, 7), (2, 12)])
+def test_size_mismatch_names_both_sizes(size: tuple[int, int]) -> None:
+    label = np.zeros((4, 6), dtype=np.uint8)
+    expected = rf"a\.png: label is 6x4 .* its image is {size[1]}x{size[0]}"
+    with pytest.raises(DatasetError, match=expected) as caught:
+        check_label(label, "a.png", VOC20, size)
+    assert ("EXIF" in str(caught.value)) == (size == (6, 4))
+
+
+@given(st.lists(st.integers(-3, 400), min_size=1, max_size=20), st.integers(1, 300))
+def test_check_label_by_brute_force(values: list[int], count: int) -> None:
+    vocabulary = Vocabulary.from_names([f"c{i}" for i in range(count)])
+    known = {*range(count), vocabulary.ignore_label}
+    label = np.array([values], dtype=np.int32)
+    wrong = [value for value in values if value not in known]
+    if not wrong:
+        check_label(label, "a.png", vocabulary, label.shape)
+        return
+    with pytest.raises(DatasetError, match=rf"label {wrong[0]} at \({values.index(wrong[0])},0\)"):
+        check_label(label, "a.png", vocabulary, label.shape)

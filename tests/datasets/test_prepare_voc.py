@@ -1,0 +1,195 @@
+"""VOC 2012 and SBD."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from helpers.miniature_trees import (
+    Labels,
+    benchmarks_at,
+    make_voc,
+    random_label,
+    read_png,
+    run_script,
+    script,
+    script_error,
+    snapshot,
+    write_gray,
+)
+from helpers.toy_dataset import toy_config
+
+from tagclip.data import ZeroShotDatasetMapper
+
+SCRIPT = "prepare_voc"
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> dict[str, Labels]:
+    return make_voc(tmp_path)
+
+
+def voc(root: Path, *parts: str) -> Path:
+    return root.joinpath("VOCdevkit", "VOC2012", *parts)
+
+
+def result(root: Path, subset: str, stem: str) -> np.ndarray:
+    return read_png(voc(root, "annotations_detectron2", subset, f"{stem}.png"))
+
+
+def expected(label: np.ndarray) -> np.ndarray:
+    """Value minus 1; background and void are 255."""
+    return np.where((label == 0) | (label == 255), 255, label - 1)
+
+
+def test_every_label_of_both_sources(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    before = snapshot(tmp_path)
+    run_script(SCRIPT, tmp_path)
+    assert before.items() <= snapshot(tmp_path).items()
+    for subset, parts in (("train", ("train", "aug")), ("val", ("val",))):
+        labels = {stem: label for part in parts for stem, label in raw[part].items()}
+        folder = voc(tmp_path, "annotations_detectron2", subset)
+        assert sorted(os.listdir(folder)) == sorted(f"{stem}.png" for stem in labels)
+        assert folder.with_suffix(".txt").read_text().split() == sorted(labels)
+        for stem, label in labels.items():
+            written = result(tmp_path, subset, stem)
+            np.testing.assert_array_equal(written, expected(label))
+            assert written.dtype == np.uint8
+
+
+def test_prepared_data_reach_the_mapper(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    run_script(SCRIPT, tmp_path)
+    with benchmarks_at(tmp_path):
+        samples = DatasetCatalog.get("voc2012_train")
+        cfg = toy_config("DATASETS.TRAIN", ("voc2012_train",), "INPUT.CROP.ENABLED", False)
+        mapper = ZeroShotDatasetMapper(cfg, is_train=True)
+        values = set()
+        for sample in samples:
+            values |= set(mapper(sample)["sem_seg"].unique().tolist())
+    assert [sample["image_id"] for sample in samples] == sorted({**raw["train"], **raw["aug"]})
+    # The five unseen classes are ignored.
+    assert values == {*range(15), 255}
+
+
+def test_converted_sbd_labels_are_taken_without_the_mat_files(
+    tmp_path: Path, raw: dict[str, Labels]
+) -> None:
+    shutil.rmtree(tmp_path / "benchmark_RELEASE")
+    for stem, label in {**raw["train"], **raw["val"], **raw["aug"]}.items():
+        write_gray(voc(tmp_path, "SegmentationClassAug", f"{stem}.png"), label % 255)
+    run_script(SCRIPT, tmp_path)
+    for part in ("train", "aug"):
+        for stem, label in raw[part].items():
+            np.testing.assert_array_equal(result(tmp_path, "train", stem), expected(label))
+    assert not voc(tmp_path, "annotations_detectron2", "train", "2007_000033.png").exists()
+
+
+def test_incomplete_data_are_refused_unless_allowed(
+    tmp_path: Path, raw: dict[str, Labels], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        script(SCRIPT).main(["--root", str(tmp_path), "--workers", "1"])
+    message = str(caught.value.code)
+    assert "voc2012_train: found 5 images with labels, expected 10582" in message
+    assert "--allow-missing" in message and "datasets/README.md" in message
+    voc(tmp_path, "JPEGImages", "2008_000003.jpg").unlink()
+    with pytest.raises(SystemExit) as caught:
+        script(SCRIPT).main(["--root", str(tmp_path), "--workers", "1"])
+    message = "1 of 5 images have no image file, such as 2008_000003"
+    assert message in str(caught.value.code)
+    run_script(SCRIPT, tmp_path)
+    listed = voc(tmp_path, "annotations_detectron2", "train.txt").read_text().split()
+    assert len(listed) == 4 and "2008_000003" not in listed
+    with benchmarks_at(tmp_path):
+        assert len(DatasetCatalog.get("voc2012_train")) == 4
+
+
+def test_an_empty_tree_is_refused_even_then(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    shutil.rmtree(voc(tmp_path, "JPEGImages"))
+    assert "found 0 images with labels" in script_error(SCRIPT, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("gone", "expected_text"),
+    [
+        ("VOCdevkit", "no folder with VOC 2012: looked for "),
+        ("benchmark_RELEASE", "no folder with the annotations of SBD: looked for "),
+        ("VOCdevkit/VOC2012/ImageSets", "train.txt: no readable list of images"),
+        ("benchmark_RELEASE/dataset/val.txt", "val.txt: no readable list of images"),
+    ],
+)
+def test_a_wrong_tree_says_what_is_missing(
+    gone: str, expected_text: str, tmp_path: Path, raw: dict[str, Labels]
+) -> None:
+    path = tmp_path / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    message = script_error(SCRIPT, tmp_path)
+    assert expected_text in message and "datasets/README.md" in message
+
+
+def test_damaged_label_files_are_named(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    mat = tmp_path / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000002.mat"
+    content = mat.read_bytes()
+    mat.write_bytes(content[: len(content) // 2])
+    message = script_error(SCRIPT, tmp_path)
+    assert "2008_000002.mat: cannot read this label file" in message
+    mat.write_bytes(content)
+    png = voc(tmp_path, "SegmentationClass", "2007_000042.png")
+    png.write_bytes(b"<html>")
+    assert "2007_000042.png: cannot decode this label file" in script_error(SCRIPT, tmp_path)
+
+
+def test_labels_of_another_size_are_refused(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    write_gray(voc(tmp_path, "SegmentationClass", "2007_000042.png"), np.zeros((3, 3)))
+    message = script_error(SCRIPT, tmp_path, "--only", "voc2012_val")
+    assert "2007_000042.png: label is 3x3 (width x height), its image is 24x18" in message
+
+
+def test_unexpected_raw_values_are_refused(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    """A palette that somebody converted to gray."""
+    write_gray(voc(tmp_path, "SegmentationClass", "2007_000033.png"), random_label([38, 75], 0))
+    message = script_error(SCRIPT, tmp_path, "--only", "voc2012_val")
+    assert "2007_000033.png: value " in message and "is none of voc2012" in message
+
+
+def _foreign(root: Path, labels: Labels, subset: str) -> None:
+    for stem, label in labels.items():
+        write_gray(voc(root, "annotations_detectron2", subset, f"{stem}.png"), label)
+
+
+def test_labels_of_other_converters_are_kept_if_they_agree(
+    tmp_path: Path, raw: dict[str, Labels]
+) -> None:
+    """In training, classes on void borders are allowed (zsseg, from SegmentationClassAug)."""
+    val = {stem: expected(label) for stem, label in raw["val"].items()}
+    train = {s: np.where(x == 255, 3, expected(x)) for s, x in raw["train"].items()}
+    _foreign(tmp_path, val, "val")
+    _foreign(tmp_path, train, "train")
+    before = snapshot(voc(tmp_path, "annotations_detectron2"))
+    run_script(SCRIPT, tmp_path)
+    after = snapshot(voc(tmp_path, "annotations_detectron2"))
+    assert before.items() <= after.items()
+    assert len(after) == 5 + 2 + 4
+
+
+@pytest.mark.parametrize("change", ["shifted", "raw", "borders"])
+def test_labels_of_other_converters_are_refused_if_they_differ(
+    change: str, tmp_path: Path, raw: dict[str, Labels]
+) -> None:
+    changes = {
+        "shifted": lambda x: np.where(expected(x) == 255, 255, (expected(x) + 1) % 20),
+        "raw": lambda x: x,
+        "borders": lambda x: np.where(x == 255, 3, expected(x)),
+    }
+    _foreign(tmp_path, {s: changes[change](x) for s, x in raw["val"].items()}, "val")
+    before = snapshot(tmp_path)
+    message = script_error(SCRIPT, tmp_path, "--only", "voc2012_val")
+    assert "another converter wrote these labels" in message and "--overwrite" in message
+    assert snapshot(tmp_path) == before
+    run_script(SCRIPT, tmp_path, "--only", "voc2012_val", "--overwrite")
+    for stem, label in raw["val"].items():
+        np.testing.assert_array_equal(result(tmp_path, "val", stem), expected(label))

@@ -1,0 +1,85 @@
+"""What results say about their run: the same on every machine, no paths, what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from helpers.tiny_run import changed
+
+from tagclip import load_config
+from tagclip.engine import run_info
+from tagclip.engine.run_info import config_hash
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SEED", 7),
+        ("OUTPUT_DIR", "elsewhere"),
+        ("MODEL.WEIGHTS", "other/model_0000159.pth"),
+        ("MODEL.DEVICE", "cuda:1"),
+        ("DATALOADER.NUM_WORKERS", 3),
+        ("CONFIG_NAME", "copy.yaml"),
+        ("MODEL.CLIP.TEXT_CACHE", "/tmp/cache"),
+        ("TEST.SAVE_PREDICTIONS", "png"),
+    ],
+)
+def test_repetitions_have_the_same_hash(tiny_cfg: CfgNode, key: str, value: Any) -> None:
+    other = changed(tiny_cfg, key, value)
+    assert config_hash(other) == config_hash(tiny_cfg)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SOLVER.BASE_LR", 0.1),
+        ("MODEL.TAGCLIP.TEST.GATE", "none"),
+        ("MODEL.CLIP.NAME", "/models/other.json"),
+        ("TEST.AUG.ENABLED", True),
+        ("DATASETS.ZERO_SHOT.SPLIT", "zs"),
+    ],
+)
+def test_other_experiments_have_another_hash(tiny_cfg: CfgNode, key: str, value: Any) -> None:
+    other = changed(tiny_cfg, key, value)
+    assert config_hash(other) != config_hash(tiny_cfg)
+
+
+def test_the_place_of_a_file_does_not_matter(tiny_cfg: CfgNode) -> None:
+    folder_dataset = {"name": "a", "images": "/data/one/images", "labels": "/data/one/labels"}
+    other_dataset = {"name": "a", "images": "/disk/two/images", "labels": "/disk/two/labels"}
+    name = Path(tiny_cfg.MODEL.CLIP.NAME).name
+    here, there = tiny_cfg.clone(), changed(tiny_cfg, "MODEL.CLIP.NAME", f"models/{name}")
+    here.DATASETS.FOLDER_DATASETS = [folder_dataset]
+    there.DATASETS.FOLDER_DATASETS = [other_dataset]
+    assert config_hash(here) == config_hash(there)
+    there.DATASETS.FOLDER_DATASETS = [other_dataset | {"name": "b"}]
+    assert config_hash(here) != config_hash(there)
+
+
+def test_the_record_has_the_config_and_no_paths(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(changed(tiny_cfg, "CONFIG_NAME", "").dump())
+    cfg = load_config(path)
+    record = run_info(cfg)
+    assert (record["config"], record["config_hash"]) == ("mine.yaml", config_hash(tiny_cfg))
+    assert len(record["config_hash"]) == 12
+    assert record["synonyms"] == "mean" and record["test_augmentation"] is None
+    assert str(tmp_path) not in json.dumps(record)
+    # The config.yaml that a run writes keeps the name of the file that it came from.
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert load_config(tmp_path / "config.yaml").CONFIG_NAME == "mine.yaml"
+    views = run_info(changed(cfg, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 80)))
+    assert views["test_augmentation"]["MIN_SIZES"] == (64, 80)
+
+
+def test_the_record_says_how_long_the_run_has_trained(tiny_cfg: CfgNode) -> None:
+    assert run_info(tiny_cfg)["iterations"] is None
+    with EventStorage(9):
+        assert run_info(tiny_cfg)["iterations"] == 10
+    with EventStorage(tiny_cfg.SOLVER.MAX_ITER):
+        assert run_info(tiny_cfg)["iterations"] == tiny_cfg.SOLVER.MAX_ITER

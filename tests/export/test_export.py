@@ -1,0 +1,130 @@
+"""Exported models against the model itself: fixed and open sizes, every kind of head and gate."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from helpers.clip_files import fails
+from helpers.tiny_export import ODD, SQUARE, THIN, WIDE, assert_equal, eager, load, noise, save_run
+from helpers.tiny_export import checkpoint as checkpoint
+from helpers.tiny_export import clip_weights as clip_weights
+from helpers.tiny_run import changed
+
+from tagclip import Vocabulary
+from tagclip.errors import ConfigError
+from tagclip.export import onnx as exporting
+from tagclip.export.onnx import WindowModel, largest_difference, to_onnx, to_torchscript
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        [],
+        ["MODEL.TAGCLIP.TRUSTY.ENABLED", False],
+        ["MODEL.TAGCLIP.TEST.GATE", "unseen", "MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE", True],
+        ["MODEL.TAGCLIP.TEST.GATE", "none", "MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.3],
+        ["MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", 0.25],
+        ["MODEL.CLIP.POS_EMBED_RESIZE", "bicubic", "TEST.ALLOW_PARTIAL_WEIGHTS", True],
+    ],
+    ids=lambda opts: " ".join(map(str, opts[:2])),
+)
+def test_torchscript_equals_the_model(checkpoint: Path, opts: list[object]) -> None:
+    predictor = load(checkpoint, *opts)
+    for size in (None, WIDE, ODD):
+        content = to_torchscript(WindowModel(predictor.model, predictor.vocabulary, size))
+        run = exporting.RUNNERS["torchscript"](content)
+        for count, shape in [(1, WIDE), (3, ODD), (2, SQUARE), (1, THIN)]:
+            if size in (None, shape):
+                images = noise(count, shape)
+                assert_equal(run(images), eager(predictor, images))
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["MODEL.TAGCLIP.RELATION", "none", "MODEL.TAGCLIP.LAYERS", "na"],
+        ["MODEL.CLIP.PROMPT.NUM_TOKENS", 0, "MODEL.CLIP.DOUBLE_CLS_EMBED", False],
+        ["MODEL.TAGCLIP.TRUSTY.TARGET", "novel", "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS", True],
+    ],
+    ids=lambda opts: opts[0],
+)
+def test_torchscript_of_other_architectures(
+    tiny_cfg: CfgNode, clip_weights: str, tmp_path: Path, opts: list[object]
+) -> None:
+    cfg = changed(tiny_cfg, "MODEL.CLIP.PRETRAINED", clip_weights, *opts)
+    predictor = load(save_run(cfg))
+    content = to_torchscript(WindowModel(predictor.model, predictor.vocabulary))
+    images = noise(3, ODD)
+    assert_equal(exporting.RUNNERS["torchscript"](content)(images), eager(predictor, images))
+
+
+def test_torchscript_holds_no_paths(checkpoint: Path, repository: Path) -> None:
+    predictor = load(checkpoint)
+    content = to_torchscript(WindowModel(predictor.model, predictor.vocabulary, SQUARE))
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        records = [archive.read(name) for name in archive.namelist()]
+    assert not any(str(repository).encode() in record for record in records)
+
+
+def test_fixed_size_refuses_others(checkpoint: Path) -> None:
+    predictor = load(checkpoint)
+    content = to_torchscript(WindowModel(predictor.model, predictor.vocabulary, SQUARE))
+    with pytest.raises(RuntimeError):
+        exporting.RUNNERS["torchscript"](content)(noise(1, WIDE))
+
+
+def test_export_leaves_the_model_as_it_was(checkpoint: Path) -> None:
+    predictor = load(checkpoint)
+    images = noise(1, WIDE)
+    before = eager(predictor, images)
+    to_torchscript(WindowModel(predictor.model, predictor.vocabulary))
+    for found, expected in zip(eager(predictor, images), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_onnx_of_a_fixed_size(checkpoint: Path, repository: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    predictor = load(checkpoint)
+    content = to_onnx(WindowModel(predictor.model, predictor.vocabulary, ODD))
+    run = exporting.RUNNERS["onnx"](content)
+    for count in (1, 3):
+        images = noise(count, ODD)
+        expected = eager(predictor, images)
+        assert_equal(run(images), expected)
+        assert len(np.unique(expected[1])) == 3
+    with pytest.raises(
+        runtime.capi.onnxruntime_pybind11_state.InvalidArgument, match="invalid dimensions"
+    ):
+        run(noise(1, (ODD[0], ODD[1] + 1)))
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model, full_check=True)
+    values = (*model.graph.input, *model.graph.output)
+    shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values]
+    assert [value.name for value in values] == ["images", "scores", "labels", "trusty"]
+    assert shapes == [["batch", 3, *ODD], ["batch", 3, *ODD], ["batch", *ODD], ["batch", *ODD]]
+    assert str(repository).encode() not in content
+
+
+def test_largest_difference_looks_at_labels(checkpoint: Path) -> None:
+    predictor = load(checkpoint)
+    images = noise(2, WIDE)
+    scores, labels, trusty = eager(predictor, images)
+    arguments = predictor.model, predictor.vocabulary, images
+    assert largest_difference(lambda _: [scores, labels, trusty], *arguments) < 1e-6
+    wrong = labels.copy()
+    wrong[1, 7, 5] = scores[1, :, 7, 5].argmin()
+    assert largest_difference(lambda _: [scores, wrong, trusty], *arguments) == float("inf")
+
+
+def test_other_backbones_are_refused(checkpoint: Path) -> None:
+    predictor = load(checkpoint)
+    predictor.model.backbone = torch.nn.Identity()
+    action = lambda: WindowModel(predictor.model, Vocabulary.from_names(["a"], seen=[True]))  # noqa: E731
+    fails(ConfigError, action, "MODEL.BACKBONE.NAME", "Identity")

@@ -1,0 +1,187 @@
+"""Weight files that are damaged, unsafe or of another model are refused in one line."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from helpers.clip_files import FORMATS, fails, random_clip, save_archive, sha256, tiny_config
+from open_clip.model import CLIP
+
+from tagclip.errors import CheckpointError
+from tagclip.modeling.backbone import CLIPViT
+from tagclip.modeling.clip import CLIPSource, read_clip_weights
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIP:
+    return random_clip()
+
+
+@pytest.fixture(scope="module")
+def archive(clip: CLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A TorchScript archive."""
+    path = tmp_path_factory.mktemp("archive") / "clip.pt"
+    save_archive(clip, path)
+    return path
+
+
+# TorchScript archives hold code
+
+
+def test_an_unconfirmed_archive_is_refused(archive: Path, tiny_clip_json: str) -> None:
+    source = CLIPSource(tiny_clip_json, str(archive))
+    fails(CheckpointError, source.state_dict, archive, sha256(archive), "holds code", "CLIP.SHA256")
+    fails(CheckpointError, lambda: read_clip_weights(archive, confirmed_sha256="0" * 64), archive)
+
+
+def test_a_published_archive_needs_no_confirmation(
+    archive: Path, tiny_clip_json: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"https://example.org/models/{sha256(archive)}/ViT-T-16.pt"
+    monkeypatch.setattr(open_clip, "get_pretrained_url", lambda name, tag: address)
+    assert CLIPSource(tiny_clip_json, str(archive)).state_dict()
+
+
+def test_the_published_checksums_are_openais() -> None:
+    from tagclip.modeling.clip.weights import _openai_sha256
+
+    known = _openai_sha256()
+    assert "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f" in known
+    assert all(len(bytes.fromhex(value)) == 32 for value in known)
+
+
+class Evil:
+    """Pickles to a call that makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_an_archive_does_not_run(
+    archive: Path, tiny_clip_json: str, tmp_path: Path
+) -> None:
+    made, path = tmp_path / "made", tmp_path / "evil.pt"
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            evil = pickle.dumps(Evil(made), protocol=2) if name.endswith("/data.pkl") else None
+            target.writestr(name, evil or source.read(name))
+    source = CLIPSource(tiny_clip_json, str(path), sha256=sha256(path))
+    fails(CheckpointError, source.state_dict, path, "unsafe")
+    assert not made.exists()
+
+
+def test_code_in_a_pickle_does_not_run(tiny_clip_json: str, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    torch.save({"visual.class_embedding": Evil(made)}, tmp_path / "new.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil(made), protocol=2))
+    for name in ("new.pt", "plain.pt"):
+        source = CLIPSource(tiny_clip_json, str(tmp_path / name))
+        fails(CheckpointError, source.state_dict, tmp_path / name, "unsafe")
+    assert not made.exists()
+    torch.load(tmp_path / "new.pt", weights_only=False)
+    assert made.exists(), "the file is harmless: it tests nothing"
+
+
+# Bad files
+
+
+def test_a_missing_file_is_named(tiny_clip_json: str, tmp_path: Path) -> None:
+    for name in ("missing.pt", "missing/folder"):
+        source = CLIPSource(tiny_clip_json, str(tmp_path / name))
+        fails(CheckpointError, source.state_dict, tmp_path / name, "MODEL.CLIP.PRETRAINED")
+
+
+def test_a_folder_without_weights_lists_the_expected_names(
+    tiny_clip_json: str, tmp_path: Path
+) -> None:
+    source = CLIPSource(tiny_clip_json, str(tmp_path))
+    fails(CheckpointError, source.state_dict, tmp_path, "open_clip_model.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_truncated_file_is_named(
+    suffix: str, share: float, clip: CLIP, tiny_clip_json: str, tmp_path: Path
+) -> None:
+    kind = f"open_clip {suffix}"
+    path = FORMATS[kind](clip, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    source = CLIPSource(tiny_clip_json, str(path))
+    fails(CheckpointError, source.state_dict, path, path.stat().st_size, "incomplete")
+
+
+def test_a_truncated_archive_is_named(archive: Path, tiny_clip_json: str, tmp_path: Path) -> None:
+    path = tmp_path / "clip.pt"
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            if not name.endswith("/data/3"):
+                target.writestr(name, source.read(name))
+    source = CLIPSource(tiny_clip_json, str(path), sha256=sha256(path))
+    fails(CheckpointError, source.state_dict, path, "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ([1, 2], "list"),
+        ({"visual.class_embedding": 3}, "'visual.class_embedding'"),
+        ({"state_dict": 3}, "int"),
+        ({"weight": torch.zeros(2)}, "visual.class_embedding"),
+    ],
+)
+def test_a_file_without_clip_is_refused(
+    content: object, found: str, tiny_clip_json: str, tmp_path: Path
+) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    source = CLIPSource(tiny_clip_json, str(tmp_path / "other.pt"))
+    fails(CheckpointError, source.state_dict, tmp_path / "other.pt", found)
+
+
+def vision_tower(source: CLIPSource) -> CLIPViT:
+    return CLIPViT(
+        **source.vision_config(), state=source.vision_state(), weights_path=str(source.path)
+    )
+
+
+def test_weights_of_another_architecture_are_refused(tiny_clip_json: str, tmp_path: Path) -> None:
+    other = random_clip(tiny_config(vision_width=32, vision_layers=2, text_width=16))
+    path = tmp_path / "other.pt"
+    torch.save(other.state_dict(), path)
+    source = CLIPSource(tiny_clip_json, str(path))
+    fails(CheckpointError, lambda: vision_tower(source), path, "blocks.2", "more", "CLIP.NAME")
+    fails(CheckpointError, source.text_tower, path, "(49408, 16) instead of (49408, 32)")
+
+
+def test_unknown_and_missing_names_are_listed(
+    clip: CLIP, tiny_clip_json: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "clip.pt"
+    state = dict(clip.state_dict())
+    del state["visual.ln_pre.weight"], state["ln_final.bias"]
+    torch.save(state | {"visual.extra": torch.zeros(1), "extra": torch.zeros(1)}, path)
+    source = CLIPSource(tiny_clip_json, str(path))
+    wrong = "ln_pre.weight is missing", "extra is unknown"
+    fails(CheckpointError, lambda: vision_tower(source), path, *wrong)
+    fails(CheckpointError, source.text_tower, path, "ln_final.bias is missing", "extra is unknown")
+
+
+def test_an_unpacked_tensor_of_transformers_is_not_lost(
+    clip: CLIP, tiny_clip_json: str, tmp_path: Path
+) -> None:
+    folder = FORMATS["transformers folder, bin"](clip, tmp_path)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    del state["vision_model.encoder.layers.1.self_attn.k_proj.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+    source = CLIPSource(tiny_clip_json, str(folder))
+    wrong = "blocks.1.attn.qkv.weight is missing", "q_proj.weight is unknown"
+    fails(CheckpointError, lambda: vision_tower(source), folder, *wrong)

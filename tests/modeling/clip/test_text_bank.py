@@ -1,0 +1,199 @@
+"""TextBank: open_clip's own text vectors, encoded once."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from helpers.clip_files import class_list, random_clip, tiny_config, write_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.model import CLIP
+from torch import Tensor
+
+from tagclip import TextBank
+from tagclip.errors import ConfigError
+from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.text_bank import prompt_templates
+from tagclip.structures.vocabulary_class import name_key
+
+TEMPLATES = ("a photo of a {}.", "{} in the scene", "there is the very large {} somewhere here")
+NAMES = ["cat", "wall-concrete", "dining table", "tv monitor of a very old make"]
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIP:
+    return random_clip()
+
+
+@pytest.fixture(scope="module")
+def model_files(clip: CLIP, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Paths of a model json and of its weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.save(clip.state_dict(), folder / "clip.pt")
+    return str(write_json(folder / "model.json", tiny_config())), str(folder / "clip.pt")
+
+
+@pytest.fixture
+def source(model_files: tuple[str, str]) -> CLIPSource:
+    return CLIPSource(*model_files)
+
+
+@pytest.fixture(scope="module")
+def shared_source(model_files: tuple[str, str]) -> CLIPSource:
+    """One that no test changes."""
+    return CLIPSource(*model_files)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+@torch.no_grad()
+def open_clip_vectors(clip: CLIP, classes: list[list[str]], templates: tuple[str, ...]) -> Tensor:
+    """(K, D): every prompt on its own, at full length, through open_clip's encode_text."""
+    rows = []
+    for names in classes:
+        vectors = []
+        for name in names:
+            texts = [template.replace("{}", name) for template in templates]
+            encoded = [
+                clip.encode_text(open_clip.tokenize(text), normalize=True)[0] for text in texts
+            ]
+            vectors.append(unit(torch.stack(encoded).mean(0)))
+        rows.append(unit(torch.stack(vectors).mean(0)))
+    return torch.stack(rows)
+
+
+# Values
+
+
+def test_it_equals_encode_text(clip: CLIP, source: CLIPSource) -> None:
+    classes = [[name] for name in NAMES]
+    vectors = TextBank(source=source, templates=TEMPLATES)(class_list(*classes))
+    assert vectors.shape == (4, 32) and vectors.dtype == torch.float32
+    assert not vectors.requires_grad
+    expected = open_clip_vectors(clip, classes, TEMPLATES)
+    assert (vectors - expected).abs().max() < 1e-5
+
+
+def test_the_names_of_a_class_are_averaged(clip: CLIP, source: CLIPSource) -> None:
+    classes = [["cat", "kitten", "tom cat"], ["sky"], ["dog", "cat"]]
+    vectors = TextBank(source=source, templates=TEMPLATES)(class_list(*classes))
+    expected = open_clip_vectors(clip, classes, TEMPLATES)
+    assert (vectors - expected).abs().max() < 1e-5
+    assert (vectors[0] - open_clip_vectors(clip, [["cat"]], TEMPLATES)[0]).abs().max() > 1e-3
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(
+        st.text("abc {}%s'é木<>\"", min_size=1, max_size=12).filter(name_key),
+        min_size=1,
+        max_size=3,
+        unique_by=name_key,
+    )
+)
+def test_names_are_data(clip: CLIP, shared_source: CLIPSource, names: list[str]) -> None:
+    """Braces, percent signs and anything else reach CLIP as they are."""
+    classes = class_list(*[[name] for name in names])
+    vectors = TextBank(source=shared_source, templates=["a {} here"])(classes)
+    expected = open_clip_vectors(clip, [[name] for name in names], ("a {} here",))
+    assert (vectors - expected).abs().max() < 1e-5
+
+
+def test_templates_may_hold_other_braces(clip: CLIP, source: CLIPSource) -> None:
+    template = "{a} 100% {} {0}"
+    vectors = TextBank(source=source, templates=[template])(class_list(["cat"]))
+    assert (vectors - open_clip_vectors(clip, [["cat"]], (template,))).abs().max() < 1e-5
+
+
+def test_the_end_token_inside_a_name_is_read_as_open_clip_does(
+    clip: CLIP, source: CLIPSource
+) -> None:
+    classes = [["cat <end_of_text> dog"], ["cat"]]
+    vectors = TextBank(source=source, templates=["a {}"])(class_list(*classes))
+    expected = open_clip_vectors(clip, classes, ("a {}",))
+    assert (vectors - expected).abs().max() < 1e-5
+
+
+def test_truncation_runs_no_padding(source: CLIPSource) -> None:
+    """The tower sees as many positions as the longest prompt of the chunk, never 77."""
+    bank, lengths = TextBank(source=source, templates=["a {}"]), []
+    tower = source.text_tower()
+    tower.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape))
+    source.text_tower = lambda: tower
+    bank(class_list(["cat"], ["dining table"]))
+    longest = max(map(len, source.tokenize(["a cat", "a dining table"])))
+    assert lengths == [(2, longest, 32)]
+    assert longest == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_the_batch_size_changes_only_the_number_of_forwards(
+    source: CLIPSource, batch_size: int
+) -> None:
+    classes = class_list(*[[name] for name in NAMES])
+    whole = TextBank(source=source, templates=TEMPLATES)
+    bank = TextBank(source=source, templates=TEMPLATES, batch_size=batch_size)
+    assert (bank(classes) - whole(classes)).abs().max() < 1e-6
+    assert bank.num_text_forwards == -(-12 // batch_size)
+    assert whole.num_text_forwards == 1
+
+
+def test_equal_names_are_encoded_once(source: CLIPSource) -> None:
+    bank = TextBank(source=source, templates=["a {}"], batch_size=1)
+    vectors = bank(class_list(["cat", "dog"], ["dog", "cat"], ["cow"]))
+    assert bank.num_text_forwards == 3
+    assert (vectors[0] - vectors[1]).abs().max() < 1e-6
+
+
+def test_autocast_does_not_round_the_vectors(source: CLIPSource) -> None:
+    classes = class_list(["cat"], ["sky"])
+    expected = TextBank(source=source, templates=TEMPLATES)(classes)
+    with torch.autocast("cpu", torch.bfloat16):
+        vectors = TextBank(source=source, templates=TEMPLATES)(classes)
+    assert torch.equal(vectors, expected)
+
+
+def test_a_prompt_too_long_is_cut_as_open_clip_cuts_it(
+    clip: CLIP, source: CLIPSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "cat " * 73 + "zebra violin"
+    with caplog.at_level(logging.WARNING, logger="tagclip"):
+        vectors = TextBank(source=source, templates=["one {}", "a {}"])(class_list([name], ["sky"]))
+    expected = open_clip_vectors(clip, [[name], ["sky"]], ("one {}", "a {}"))
+    assert (vectors - expected).abs().max() < 1e-5
+    assert len(caplog.records) == 2
+    for record, template in zip(caplog.records, ("one {}", "a {}"), strict=True):
+        message = record.getMessage()
+        assert template.replace("{}", name) in message
+        assert "has 78 tokens, CLIP reads 77: 'violin' is lost" in message
+
+
+def test_a_prompt_of_full_length_is_not_cut(
+    source: CLIPSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="tagclip"):
+        TextBank(source=source, templates=["a {}"])(class_list(["cat " * 74]))
+    assert not caplog.records
+
+
+# Templates
+
+
+def test_named_templates() -> None:
+    assert prompt_templates("single") == ("a photo of a {}",)
+    sizes = {"single": 1, "zegclip15": 15, "vild14": 14, "imagenet80": 80}
+    assert {name: len(prompt_templates(name)) for name in sizes} == sizes
+    assert prompt_templates(["{} here"]) == ("{} here",)
+
+
+@pytest.mark.parametrize("choice", ["none", [], ["a photo"], ["{} and {}"]])
+def test_bad_templates_are_refused(choice: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^MODEL\.CLIP\.TEMPLATES: found .*expected") as caught:
+        prompt_templates(choice)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,200 @@
+"""TextBank's caches: what is reused, what is encoded anew, what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.clip_files import class_list, random_clip, tiny_config, write_json
+from open_clip.model import CLIP
+
+from tagclip import TextBank, Vocabulary
+from tagclip.modeling.clip import CLIPSource
+
+TEMPLATES = ("a photo of a {}.", "{} in the scene", "the very large {}")
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIP:
+    return random_clip()
+
+
+@pytest.fixture(scope="module")
+def model_files(clip: CLIP, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Paths of a model json and of its weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.save(clip.state_dict(), folder / "clip.pt")
+    return str(write_json(folder / "model.json", tiny_config())), str(folder / "clip.pt")
+
+
+@pytest.fixture
+def source(model_files: tuple[str, str]) -> CLIPSource:
+    return CLIPSource(*model_files)
+
+
+def no_tower() -> None:
+    pytest.fail("the text tower is built")
+
+
+def test_memory_holds_what_was_encoded(source: CLIPSource) -> None:
+    bank = TextBank(source=source, templates=TEMPLATES)
+    first = bank(class_list(["cat"], ["sky"]))
+    source.text_tower = no_tower
+    assert torch.equal(bank(class_list(["cat"], ["sky"])), first)
+    assert bank.num_text_forwards == 1
+
+
+def test_a_cached_vocabulary_needs_no_text_tower(
+    model_files: tuple[str, str], tmp_path: Path
+) -> None:
+    cache = tmp_path / "new" / "cache"
+    options: dict[str, Any] = {"templates": TEMPLATES, "cache_dir": str(cache)}
+    first = TextBank(source=CLIPSource(*model_files), **options)(class_list(["cat"], ["sky"]))
+    source = CLIPSource(*model_files)
+    source.text_tower = no_tower
+    bank = TextBank(source=source, **options)
+    assert torch.equal(bank(class_list(["cat"], ["sky"])), first)
+    assert bank.num_text_forwards == 0
+    assert [path.suffix for path in cache.iterdir()] == [".npz"], "temporary files are left"
+    del source.text_tower
+    bank(class_list(["cat"], ["cow"]))
+    assert bank.num_text_forwards == 1
+    assert len(list(cache.iterdir())) == 2
+
+
+def damage(path: Path, how: str) -> None:
+    vectors = np.load(path)["vectors"]
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif how == "flipped":
+        content = bytearray(path.read_bytes())
+        content[200] ^= 255
+        path.write_bytes(content)
+    elif how == "deflated":
+        np.savez_compressed(path, vectors=vectors)
+        content = bytearray(path.read_bytes())
+        start = content.index(b"vectors.npy") + 31
+        content[start : start + 40] = b"\xff" * 40
+        path.write_bytes(content)
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "name":
+        np.savez(path, other=vectors)
+    elif how == "rows":
+        np.savez(path, vectors=vectors[:1])
+    elif how == "type":
+        np.savez(path, vectors=vectors.astype(np.float64))
+    elif how == "nan":
+        np.savez(path, vectors=np.full_like(vectors, np.nan))
+    else:
+        np.savez(path, vectors=np.array([{"a": 1}], dtype=object))
+
+
+@pytest.mark.parametrize(
+    "how", ["truncated", "flipped", "deflated", "empty", "name", "rows", "type", "nan", "pickle"]
+)
+def test_a_damaged_cache_file_is_replaced(
+    how: str, model_files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {"templates": TEMPLATES, "cache_dir": str(tmp_path)}
+    classes = class_list(["cat"], ["sky"])
+    first = TextBank(source=CLIPSource(*model_files), **options)(classes)
+    (path,) = tmp_path.iterdir()
+    damage(path, how)
+    bank = TextBank(source=CLIPSource(*model_files), **options)
+    with caplog.at_level(logging.WARNING, logger="tagclip"):
+        assert torch.equal(bank(classes), first)
+    assert bank.num_text_forwards == 1
+    (record,) = caplog.records
+    assert str(path) in record.getMessage() and "damaged" in record.getMessage()
+    assert list(tmp_path.iterdir()) == [path]
+    assert np.array_equal(np.load(path)["vectors"], first.numpy())
+
+
+def test_a_cache_that_cannot_be_written_only_warns(
+    source: CLIPSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / "file" / "cache"
+    bank = TextBank(source=source, templates=TEMPLATES, cache_dir=str(cache))
+    with caplog.at_level(logging.WARNING, logger="tagclip"):
+        assert bank(class_list(["cat"])).shape == (1, 32)
+    assert "MODEL.CLIP.TEXT_CACHE" in caplog.text and str(cache) in caplog.text
+
+
+def test_a_failed_write_leaves_nothing(
+    source: CLIPSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    bank = TextBank(source=source, templates=TEMPLATES, cache_dir=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        bank(class_list(["cat"]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_changes_with_everything_that_matters(
+    model_files: tuple[str, str], tmp_path: Path
+) -> None:
+    json_path, weights = model_files
+    other_weights = tmp_path / "other.pt"
+    torch.save(random_clip(seed=1).state_dict(), other_weights)
+    other_json = str(write_json(tmp_path / "model.json", tiny_config(quick_gelu=False)))
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(Path(weights).read_bytes())
+    classes = class_list(["cat", "kitten"], ["sky"])
+
+    def fingerprint(
+        classes: Vocabulary = classes,
+        model: str = json_path,
+        weights: str | Path = weights,
+        templates: tuple[str, ...] = TEMPLATES,
+        **options: Any,
+    ) -> str:
+        bank = TextBank(source=CLIPSource(model, str(weights)), templates=templates, **options)
+        return bank.fingerprint(classes)
+
+    same = [
+        fingerprint(),
+        fingerprint(weights=copy),
+        fingerprint(batch_size=1, cache_dir=str(tmp_path)),
+        fingerprint(Vocabulary("other name", classes.classes, seen=(True, False))),
+    ]
+    assert len(set(same)) == 1
+    different = [
+        fingerprint(weights=other_weights),
+        fingerprint(model=other_json),
+        fingerprint(templates=TEMPLATES[:2]),
+        fingerprint(templates=TEMPLATES[::-1]),
+        fingerprint(class_list(["cat"], ["sky"])),
+        fingerprint(class_list(["cat", "kitten"], ["Sky"])),
+        fingerprint(class_list(["sky"], ["cat", "kitten"])),
+    ]
+    assert len({same[0], *different}) == 8
+
+
+def test_the_bank_holds_no_parameters_and_no_state(source: CLIPSource) -> None:
+    bank = TextBank(source=source, templates=TEMPLATES)
+    bank(class_list(["cat"]))
+    assert not list(bank.parameters())
+    assert not bank.state_dict()
+
+
+def test_a_changed_model_json_is_not_served_from_the_cache(
+    model_files: tuple[str, str], tmp_path: Path
+) -> None:
+    """The activation is in no weight: only the config tells."""
+    options: dict[str, Any] = {"templates": TEMPLATES, "cache_dir": str(tmp_path / "cache")}
+    path = Path(write_json(tmp_path / "model.json", json.loads(Path(model_files[0]).read_text())))
+    first = TextBank(source=CLIPSource(str(path), model_files[1]), **options)(class_list(["cat"]))
+    write_json(path, tiny_config(quick_gelu=False))
+    second = TextBank(source=CLIPSource(str(path), model_files[1]), **options)(class_list(["cat"]))
+    assert (first - second).abs().max() > 1e-4

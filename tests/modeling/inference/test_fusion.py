@@ -1,0 +1,180 @@
+"""Streamed fusion against full-size planes in float64, and its exactness across settings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tagclip.errors import ConfigError
+from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion, ViewAverage
+from tagclip.modeling.inference.gate import gate_scores, trusty_probability
+from tagclip.modeling.inference.sliding_window import WindowGrid
+
+CLASSES = 7
+
+
+def build(grid: WindowGrid, padded: tuple[int, int], trusty: bool = True) -> ScoreFusion:
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(grid), CLASSES, 5, 4)
+    return ScoreFusion(
+        class_logits=torch.randn(shape, generator=generator) * 3,
+        trusty_logits=torch.randn(len(grid), 1, 5, 4, generator=generator) if trusty else None,
+        seen_mask=torch.arange(CLASSES) % 3 > 0,
+        grid=grid,
+        padded_size=padded,
+        gate=partial(gate_scores, mode="both", bias=0.1),
+        trusty_map=partial(trusty_probability, target="novel"),
+        workspace_mib=1,
+    )
+
+
+def naive(fusion: ScoreFusion, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All classes, all planes, float64, padded to the whole image."""
+    grid = fusion.grid
+    total = torch.zeros(CLASSES + 1, grid.height, grid.width, dtype=torch.float64)
+    count = torch.zeros(grid.height, grid.width, dtype=torch.float64)
+    logits = torch.cat([fusion.class_logits, fusion.trusty_logits], dim=1).double()
+    full = F.interpolate(logits, fusion.padded_size, mode="bilinear")
+    full = full[..., : grid.window_height, : grid.window_width].sigmoid()
+    for index, (rows, columns) in enumerate(grid):
+        seen_probability = 1 - full[index, -1]
+        for k in range(CLASSES):
+            seen = bool(fusion.seen_mask[k])
+            score = full[index, k]
+            total[k, rows, columns] += (
+                (score - 0.1) * seen_probability if seen else score * (1 - seen_probability)
+            )
+        total[-1, rows, columns] += seen_probability
+        count[rows, columns] += 1
+    scores = F.interpolate((total / count)[None], size, mode="bilinear")[0]
+    return scores[:-1], scores[-1]
+
+
+@pytest.mark.parametrize("size", [(50, 61), (30, 40), (101, 33)])
+def test_scores_and_labels_equal_the_naive_planes(size: tuple[int, int]) -> None:
+    fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+    expected, trusty = naive(fusion, size)
+    scores = fusion.scores(size)
+    torch.testing.assert_close(scores["sem_seg"].double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores["trusty"].double(), trusty, atol=1e-3, rtol=0)
+    labels = fusion.labels(size)
+    assert labels["sem_seg_labels"].dtype == torch.int16
+    assert torch.equal(labels["sem_seg_labels"].long(), scores["sem_seg"].argmax(0))
+    assert torch.equal(labels["sem_seg_scores"], scores["sem_seg"].amax(0).half())
+    assert torch.equal(labels["trusty"], scores["trusty"])
+
+
+@pytest.mark.parametrize("step", [2, 3, 100])
+def test_chunks_of_classes_give_the_same_labels(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chunked path that a GPU takes, run here on the CPU."""
+    fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+    one_by_one = fusion.labels((64, 80))
+    monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
+    chunked = fusion.labels((64, 80))
+    assert torch.equal(one_by_one["sem_seg_labels"], chunked["sem_seg_labels"])
+
+
+def test_ties_go_to_the_first_class() -> None:
+    grid = WindowGrid.cover(8, 8, 8, 8)
+    fusion = build(grid, (8, 8))
+    tied = ScoreFusion(
+        **{
+            **vars(fusion),
+            "class_logits": torch.zeros(1, CLASSES, 5, 4),
+            "seen_mask": torch.zeros(CLASSES, dtype=torch.bool),
+        }
+    )
+    assert tied.labels((8, 8))["sem_seg_labels"].unique().tolist() == [0]
+
+
+def test_pixels_below_the_threshold_have_no_class() -> None:
+    fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+    best, labels = fusion.scores((30, 40))["sem_seg"].max(0)
+    threshold = float(best.median())
+    found = fusion.labels((30, 40), threshold)
+    assert torch.equal(found["sem_seg_labels"].long(), torch.where(best < threshold, -1, labels))
+    assert torch.equal(found["sem_seg_scores"], best.half())
+
+
+@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("ranked", [3, 5, None])
+def test_top_classes_equal_a_stable_sort(
+    step: int, ranked: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+    # Two equal classes: the first one goes before the other.
+    fusion.class_logits[:, 2] = fusion.class_logits[:, 0]
+    fusion.seen_mask[2] = fusion.seen_mask[0]
+    scores = fusion.scores((30, 40))["sem_seg"][:ranked]
+    expected, order = scores.sort(dim=0, descending=True, stable=True)
+    monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
+    found = ViewAverage((fusion,)).labels((30, 40), top_k=3, ranked=ranked)
+    assert torch.equal(found["top_labels"].long(), order[:3])
+    assert torch.equal(found["top_scores"], expected[:3].half())
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the largest number of elements of any result."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if torch.is_tensor(tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_no_tensor_grows_with_the_classes(top_k: int) -> None:
+    largest = []
+    for repeats in (10, 30):
+        fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+        logits, seen = (
+            fusion.class_logits.repeat(1, repeats, 1, 1),
+            fusion.seen_mask.repeat(repeats),
+        )
+        many = ScoreFusion(**{**vars(fusion), "class_logits": logits, "seen_mask": seen})
+        with LargestTensor() as mode:
+            ViewAverage((many,)).labels((300, 400), 0.1, top_k)
+        largest.append(mode.elements)
+    assert largest[0] == largest[1]
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_nan_stays_visible(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = build(WindowGrid.cover(8, 8, 8, 8), (8, 8))
+    fusion.class_logits[:, 2] = torch.nan
+    monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
+    assert fusion.labels((8, 8))["sem_seg_scores"].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "output"), [(-0.1, "labels"), (1.5, "labels"), (0.3, "scores")]
+)
+def test_a_threshold_that_means_nothing_is_refused(threshold: float, output: str) -> None:
+    with pytest.raises(ConfigError, match="BACKGROUND_THRESHOLD: found .* expected a score from 0"):
+        InferenceSettings("slide", 16, 12, 4, 256, output, threshold)
+
+
+def test_no_trusty_map_without_a_token() -> None:
+    fusion = build(WindowGrid.cover(8, 8, 8, 8), (8, 8), trusty=False)
+    assert set(fusion.labels((8, 8))) == {"sem_seg_labels", "sem_seg_scores"}
+
+
+def test_whole_mode_has_one_window_of_the_image() -> None:
+    settings = InferenceSettings("whole", 16, 12, 4, 256, "labels")
+    grid = settings.grid(50, 31)
+    assert (len(grid), grid.window_height, grid.window_width) == (1, 50, 31)
+
+
+@pytest.mark.parametrize(("mode", "output"), [("tile", "labels"), ("slide", "masks")])
+def test_unknown_settings_are_refused(mode: str, output: str) -> None:
+    with pytest.raises(ConfigError, match="expected one of"):
+        InferenceSettings(mode, 16, 12, 4, 256, output)

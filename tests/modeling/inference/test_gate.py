@@ -1,0 +1,94 @@
+"""The trusty gate and the seen bias against a truth table in plain Python."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from tagclip.errors import ConfigError
+from tagclip.modeling.inference.gate import GATE_FORMS, GATE_MODES, gate_scores, trusty_probability
+
+SEEN = torch.tensor([True, False, True])
+
+
+def naive_gate(
+    score: float, trusty: float, seen: bool, mode: str, bias: float, after: bool
+) -> float:
+    factor = 1.0
+    if seen and mode in ("seen", "both"):
+        factor = trusty
+    if not seen and mode in ("unseen", "both"):
+        factor = 1.0 - trusty
+    if not seen:
+        return score * factor
+    return score * factor - bias if after else (score - bias) * factor
+
+
+@pytest.mark.parametrize(("mode", "after"), list(itertools.product(GATE_MODES, (False, True))))
+def test_gate_truth_table(mode: str, after: bool) -> None:
+    scores = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    trusty = torch.rand(2, 1, 4, 5, dtype=torch.float64)
+    found = gate_scores(scores, trusty, SEEN, mode=mode, bias=0.1, bias_after_gate=after)
+    for n, k, y, x in itertools.product(range(2), range(3), range(4), range(5)):
+        expected = naive_gate(
+            scores[n, k, y, x].item(),
+            trusty[n, 0, y, x].item(),
+            bool(SEEN[k]),
+            mode,
+            0.1,
+            after,
+        )
+        assert found[n, k, y, x].item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("mode", GATE_MODES)
+def test_without_a_trusty_map_only_the_bias_remains(mode: str) -> None:
+    scores = torch.rand(3, 4, 5)
+    found = gate_scores(scores, None, SEEN, mode=mode, bias=0.25)
+    assert torch.equal(found, scores - 0.25 * SEEN[:, None, None])
+
+
+def test_scores_are_not_changed_in_place() -> None:
+    scores, trusty = torch.rand(3, 4, 5), torch.rand(1, 4, 5)
+    before = scores.clone()
+    gate_scores(scores, trusty, SEEN)
+    assert torch.equal(scores, before)
+
+
+def test_both_targets_give_the_probability_of_seen() -> None:
+    logits = torch.tensor([-3.0, 0.0, 2.0])
+    assert torch.allclose(trusty_probability(logits, "seen"), torch.sigmoid(logits))
+    assert torch.allclose(trusty_probability(logits, "novel"), 1 - torch.sigmoid(logits))
+
+
+def test_unknown_mode_is_refused() -> None:
+    with pytest.raises(ConfigError, match="GATE is .all., expected .none. or .seen."):
+        gate_scores(torch.rand(3, 2, 2), None, SEEN, mode="all")
+
+
+@pytest.mark.parametrize(("form", "lowest"), [("additive", -4.0), ("lift", 0.0)])
+def test_added_maps_truth_table(form: str, lowest: float) -> None:
+    scores = torch.rand(3, 4, 5, dtype=torch.float64)
+    trusty = torch.rand(1, 4, 5)
+    trusty[0, 0, :4] = torch.tensor([0.0, 1.0, 1e-4, 0.5])
+    found = gate_scores(scores, trusty, SEEN, mode="both", bias=0.2, form=form, scale=0.6)
+    for k, y, x in itertools.product(range(3), range(4), range(5)):
+        w = trusty[0, y, x].double().item()
+        logit = math.log((1 - w) / w) if 0 < w < 1 else math.copysign(math.inf, 0.5 - w)
+        added = -0.2 if SEEN[k] else 0.6 * min(max(logit, lowest), 4.0) / 2
+        assert found[k, y, x].item() == pytest.approx(scores[k, y, x].item() + added, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+def test_every_form_can_be_switched_off(form: str) -> None:
+    scores, trusty = torch.rand(3, 4, 5), torch.rand(1, 4, 5)
+    found = gate_scores(scores, trusty, SEEN, mode="none", bias=0.25, form=form)
+    assert torch.equal(found, scores - 0.25 * SEEN[:, None, None])
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ConfigError, match="GATE_FORM is 'sum', expected 'product' or 'additive'"):
+        gate_scores(torch.rand(3, 4, 5), torch.rand(1, 4, 5), SEEN, form="sum")

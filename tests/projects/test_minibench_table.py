@@ -1,0 +1,155 @@
+"""MiniBench's table: what its lines say, against figures worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiny_run import load_tool
+from scipy import stats
+
+from tagclip import Vocabulary, load_config
+from tagclip.projects.minibench import VOCABULARY_JSON
+from tagclip.projects.minibench.table import (
+    ROWS,
+    STRICT_ROWS,
+    format_summary,
+    format_table,
+    mean_and_spread,
+    paired_interval,
+)
+from tagclip.projects.minibench.table_curves import draw_curves
+from tagclip.projects.minibench.table_runs import RUNS, SPLITS, gates_of, swap_unseen_prompts
+
+PROJECT = Path(__file__).resolve().parents[2] / "projects" / "MiniBench"
+
+
+def result(split: str, run: str, seed: int, hiou: float) -> dict[str, Any]:
+    figures = {"bias": 0.1, "S": hiou + 10, "U": hiou - 10, "hIoU": hiou}
+    has_map = len(RUNS[run].gates) > 1
+    auroc = 90.0 + seed if has_map else float("nan")
+    detector = {"trusty map": auroc, "score gap": 80.0, "trusty map, class-balanced": auroc}
+    return {
+        "split": split,
+        "run": run,
+        "seed": seed,
+        "seconds": 1.0,
+        "detector": detector,
+        "calibration": {"ECE": 5.0},
+        "oracle": {"hIoU": 95.0},
+        "clutter": {"with the model's gate and bias": 80.0, "without gate, best bias": 40.0},
+        "gates": {
+            gate: {
+                "AUSUC": 50.0,
+                "given": figures,
+                "val": {**figures, "bias": 0.2, "hIoU": hiou + 1},
+                "curve": [[0.0, 70.0], [hiou, hiou], [60.0, 0.0]],
+            }
+            for gate in RUNS[run].gates
+        },
+    }
+
+
+@pytest.fixture
+def results() -> dict[tuple[str, str, int], dict[str, Any]]:
+    hiou = {"ZegCLIP": (50, 52, 54), "TagCLIP conv": (60, 66, 66)}
+    found = {
+        ("composition", run, seed): result("composition", run, seed, value)
+        for run, values in hiou.items()
+        for seed, value in enumerate(values)
+    }
+    found["composition", "MaskCLIP", 0] = result("composition", "MaskCLIP", 0, 20)
+    found["composition", "ZegCLIP", 0]["swapped"] = 3.0
+    return found
+
+
+def test_lines_hold_means_and_paired_differences(results: dict) -> None:
+    text = format_table(results)
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if "|" in line}
+    base = "**ZegCLIP** (`nnn`, no trusty map)"
+    assert lines[base] == (
+        f"| {base} | none | from val, 0.20 | 62.0 ± 2.0 | 42.0 ± 2.0 | 53.0 ± 2.0 |  "
+        f"| {paired_interval([-10, -14, -12])} |"
+    )
+    # 60, 66, 66 at the given bias, 51, 53, 55 with the chosen one.
+    interval = stats.ttest_1samp([9.0, 13.0, 11.0], 0).confidence_interval()
+    head = "**TagCLIP, convolutional head**"
+    assert lines[head].endswith(
+        f"| 64.0 ± 3.5 | +11.0 [{interval.low:+.1f}, {interval.high:+.1f}] "
+        f"| {paired_interval([-1, -1, -1])} |"
+    )
+    assert "| MaskCLIP, no training | none | from val, 0.20 | 30.0 | 10.0 | 21.0 |  |  |" in text
+    assert "supervised" not in text
+    assert lines["TagCLIP conv"].endswith(
+        "| 91.0 ± 1.0 | 80.0 ± 0.0 | 91.0 ± 1.0 | 5.0 ± 0.0 | 95.0 ± 0.0 "
+        "| 80.0 ± 0.0 | 40.0 ± 0.0 |"
+    )
+    assert "Control, ZegCLIP with the texts of unseen classes swapped: U 3.0." in text
+
+
+def test_the_summary_has_a_column_for_each_split(results: dict) -> None:
+    text = format_summary(results)
+    assert "| model | composition S / U / h |  |  | h minus ZegCLIP |" not in text
+    assert "| **convolutional head**, bias 0 | 74.0 / 54.0 / **64.0 ± 3.5** |" in text
+    assert "| +11.0 [" in text and len({line.count("|") for line in text.splitlines()}) == 1
+
+
+def test_intervals_are_those_of_students_t() -> None:
+    values = [1.0, 2.5, -0.5, 4.0, 3.0]
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    assert paired_interval(values) == f"+2.0 [{expected.low:+.1f}, {expected.high:+.1f}]"
+    assert mean_and_spread([2.0]) == "2.0"
+    assert mean_and_spread([1.0, 3.0]) == f"2.0 ± {np.std([1, 3], ddof=1):.1f}"
+
+
+def test_every_row_and_gate_exists() -> None:
+    for row in (*ROWS, *STRICT_ROWS):
+        assert row.gate in RUNS[row.run].gates
+    assert {row.run for row in (*ROWS, *STRICT_ROWS)} == RUNS.keys()
+    for run in RUNS.values():
+        assert not run.start or RUNS[run.start].start == ""
+        for split in SPLITS:
+            assert list(gates_of(run, split)) == list(run.gates)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_has_a_config(name: str) -> None:
+    for split in SPLITS:
+        cfg = load_config(PROJECT / RUNS[name].config.format(split), RUNS[name].opts)
+        assert "minibench" in cfg.PROJECTS
+        if name != "supervised":
+            assert split == cfg.DATASETS.ZERO_SHOT.SPLIT
+
+
+def test_the_command_runs_what_others_start_from_first() -> None:
+    keys = load_tool(PROJECT / "run_table.py").wanted_runs(2)
+    assert len(keys) == len(set(keys))
+    for split, name, seed in keys:
+        start = RUNS[name].start
+        assert not start or keys.index((split, start, seed)) < keys.index((split, name, seed))
+    assert sum(name == "MaskCLIP" for _, name, _ in keys) == len(SPLITS)
+
+
+def test_a_swap_moves_prompts_between_unseen_classes_only() -> None:
+    vocabulary = Vocabulary.from_json(VOCABULARY_JSON, "noun_fence_board")
+    swapped = swap_unseen_prompts(vocabulary)
+    pairs = zip(vocabulary.classes, swapped.classes, vocabulary.seen_mask, strict=True)
+    for before, after, seen in pairs:
+        assert before.name == after.name and (before.prompts == after.prompts) == bool(seen)
+    assert sorted(map(str, vocabulary.prompts)) == sorted(map(str, swapped.prompts))
+
+
+def test_curves_show_every_seed(results: dict) -> None:
+    for split in SPLITS[1:]:
+        results |= {(split, *key[1:]): value for key, value in list(results.items())}
+    for key in list(results):
+        for run in ("TagCLIP token seen", "TagCLIP token novel"):
+            results[key[0], run, 0] = result(key[0], run, 0, 40)
+    panels = draw_curves(results).axes
+    assert [axes.get_title() for axes in panels] == list(SPLITS)
+    lines = [
+        line.get_xydata().tolist() for line in panels[0].get_lines() if len(line.get_xdata()) > 1
+    ]
+    assert [[0.0, 70.0], [50, 50], [60.0, 0.0]] in lines and len(lines) == 3 + 1 + 1 + 3

@@ -1,0 +1,105 @@
+"""The web page in a real browser, as a visitor sees it. Its screenshot goes to tmp_path."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers.tiny_checkpoint import save_tiny
+from helpers.webdemo_server import Calls, served
+from PIL import Image
+from test_predictor import picture
+
+from tagclip import TagCLIPPredictor
+
+pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = sync_api.expect
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason="no Chromium here (Debian, Ubuntu: apt install chromium)"
+)
+
+
+@pytest.fixture
+def tab() -> Iterator[sync_api.Page]:
+    """An empty tab; no page may fail in it."""
+    errors: list[sync_api.Error] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 1000})
+        tab.set_default_timeout(30_000)
+        tab.on("pageerror", lambda error: errors.append(error))
+        yield tab
+        browser.close()
+    assert not errors
+
+
+def test_a_visitor_segments_looks_closer_and_is_told_of_mistakes(
+    tiny_cfg: CfgNode, tmp_path: Path, tab: sync_api.Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
+    calls = Calls(predictor.model.backbone)
+    Image.fromarray(picture()[:, :, ::-1]).save(tmp_path / "a.png")
+    labels = labels_of(predictor, tmp_path / "a.png")
+    once = calls.count
+    (folder := tmp_path / "served").mkdir()
+    asked: set[str] = set()
+    tab.on("request", lambda request: asked.add("/".join(request.url.split("/")[:3]) + "/"))
+    with served(predictor, tmp_path / "a.png", folder, monkeypatch) as address:
+        tab.goto(address)
+        expect(tab.locator("#words textarea")).to_have_value("cat, grass")
+        tab.locator("#segment").click()
+        expect(tab.locator("#result tbody tr")).to_have_count(2)
+        expect(tab.get_by_label("cat")).to_be_checked()
+        expect(tab.get_by_label("grass")).to_be_checked()
+        assert calls.count == 2 * once
+        # A pixel that a wrong length of the rows would miss.
+        rows, columns = np.indices(labels.shape)
+        pixels = np.argwhere((labels == 0) & (labels.ravel()[rows * 70 + columns] == 1))
+        hover(tab, pixels[len(pixels) // 2])
+        expect(tab.locator("#result .tip .winner")).to_have_text("cat")
+        expect(tab.locator("#result .tip .score")).to_have_count(2)
+        tab.screenshot(path=tmp_path / "page.png", full_page=True)
+        look_again(tab)
+        assert calls.count == 2 * once
+        tab.locator("#words textarea").fill(" , ")
+        tab.locator("#segment").click()
+        expect(tab.get_by_test_id("toast-body")).to_contain_text("words: found none, expected")
+    assert {url for url in asked if url.startswith("http")} == {address}
+    assert np.array(Image.open(tmp_path / "page.png")).std() > 10
+
+
+def hover(tab: sync_api.Page, pixel: np.ndarray) -> None:
+    """Point at the middle of a pixel (y, x) of the 70 x 95 image."""
+    box = tab.locator("#result .pictures img").first.bounding_box()
+    y, x = (pixel + 0.5) / (70, 95)
+    tab.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+
+def look_again(tab: sync_api.Page) -> None:
+    """Everything turns into other, cat becomes unseen, the result is saved."""
+    segments = tab.locator("#result .pictures img").first
+    shown = segments.get_attribute("src")
+    tab.locator("#background-threshold input[type=number]").fill("1")
+    tab.keyboard.press("Tab")
+    expect(tab.locator("#result tbody tr").last).to_contain_text("other100.0 %")
+    assert segments.get_attribute("src") != shown
+    expect(tab.locator("#result tr.unseen")).to_have_count(0)
+    tab.get_by_label("cat").uncheck()
+    expect(tab.locator("#result tr.unseen")).to_have_text("★ cat0.0 %")
+    tab.locator("#save").click()
+    with tab.expect_download() as download:
+        tab.locator("#files a").first.click()
+    assert (np.array(Image.open(download.value.path())) == 255).all()
+
+
+def labels_of(predictor: TagCLIPPredictor, path: Path) -> np.ndarray:
+    """(H, W) labels of the example's words, from an ordinary call."""
+    predictor.set_vocabulary(["cat", "grass"])
+    return predictor(path)["sem_seg_labels"].numpy()

@@ -1,0 +1,247 @@
+"""Saved logits and their analysis, from the evaluation of tiny models to the pages."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from helpers.tiny_run import changed, load_tool, own_loggers, write_tiny_dataset
+
+from tagclip import ZeroShotTrainer
+from tagclip.analysis.page import comparison_rows
+from tagclip.data import query_vocabulary
+from tagclip.errors import ConfigError
+from tagclip.evaluation.saved_logits import SavedLogits
+
+PICTURES = ("seen_unseen_curves", "reliability", "histograms", "confusions", "images")
+TABLES = ("figures.csv", "curves.csv", "reliability.csv", "confusions.csv", "analysis.json")
+
+
+@pytest.fixture
+def tool(repository: Path) -> ModuleType:
+    return load_tool(repository / "tools" / "analyze_predictions.py")
+
+
+@pytest.fixture
+def evaluate(tiny_cfg: CfgNode, tmp_path: Path) -> Callable[..., Path]:
+    """Evaluates a random model into a folder; the same folder name gives the same model."""
+    write_tiny_dataset(tmp_path, val=5)
+
+    def run(name: str, *opts: Any) -> Path:
+        folder = tmp_path / "runs" / name
+        cfg = changed(tiny_cfg, "OUTPUT_DIR", str(folder), "TEST.SAVE_LOGITS", True, *opts)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(cfg.dump())
+        torch.manual_seed(0)
+        model = ZeroShotTrainer.build_model(cfg).eval()
+        with torch.no_grad():
+            # Spreads the scores of a random model.
+            for parameter in model.sem_seg_head.parameters():
+                parameter.mul_(3)
+        with own_loggers():
+            ZeroShotTrainer.test(cfg, model)
+        run.model, run.cfg = model, cfg
+        return folder
+
+    return run
+
+
+def logits_of(folder: Path) -> Path:
+    (found,) = folder.glob("inference/*/logits")
+    return found
+
+
+def analyze(tool: ModuleType, output: Path, *runs: Path, **options: Any) -> Path:
+    more = [str(word) for pair in options.items() for word in (f"--{pair[0]}", pair[1])]
+    tool.main(tool.parse_args(["--runs", *map(str, runs), "--output", str(output), *more]))
+    (found,) = output.iterdir()
+    return found
+
+
+class Page(HTMLParser):
+    """Pictures and words of a page; every tag must be closed and nothing loaded."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.pictures: list[bytes] = []
+        self.words: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        found = dict(attrs)
+        assert not {"href", "srcset"} & set(found)
+        if tag == "img":
+            assert found["alt"]
+            self.pictures.append(base64.b64decode(found["src"].split("base64,")[1]))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_saved_logits_are_those_of_the_evaluation(evaluate: Callable[..., Path]) -> None:
+    run = evaluate("a", "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", [64, 96])
+    cfg = evaluate.cfg
+    dataset = cfg.DATASETS.TEST[0]
+    samples = DatasetCatalog.get(dataset)
+    vocabulary = query_vocabulary(cfg, dataset)
+    saved = SavedLogits.open(logits_of(run), vocabulary, [s["file_name"] for s in samples])
+    assert saved.index["images"] == 5 and saved.index["dataset"] == dataset
+    assert saved.index["classes"] == list(vocabulary.names)
+    assert saved.index["seen"] == vocabulary.seen_mask.tolist()
+    assert saved.index["trusty_target"] == "seen" and saved.index["gate"]["bias"] == 0.1
+    assert saved.index["run"]["seed"] == 0
+    for (item,) in ZeroShotTrainer.build_test_loader(cfg, dataset):
+        (expected,) = evaluate.model([item])
+        views, size = saved.read(item["file_name"])
+        assert len(views.views) == len(item["views"]) > 1
+        for found, own in zip(views.views, expected["logits"].views, strict=True):
+            torch.testing.assert_close(found.class_logits, own.class_logits.half().float())
+            torch.testing.assert_close(found.trusty_logits, own.trusty_logits.half().float())
+            assert (found.grid, found.padded_size, found.mirrored) == (
+                own.grid, own.padded_size, own.mirrored
+            )  # fmt: skip
+        labels = views.labels(size)
+        same = labels["sem_seg_labels"] == expected["sem_seg_labels"]
+        assert same.float().mean() > 0.99
+        torch.testing.assert_close(labels["trusty"], expected["trusty"], atol=2e-3, rtol=0)
+
+
+def test_nothing_is_saved_unasked(evaluate: Callable[..., Path]) -> None:
+    run = evaluate("a", "TEST.SAVE_LOGITS", False)
+    assert not list(run.glob("inference/*/logits"))
+    (item, *_) = next(
+        iter(ZeroShotTrainer.build_test_loader(evaluate.cfg, evaluate.cfg.DATASETS.TEST[0]))
+    )
+    assert "logits" not in evaluate.model([item])[0]
+
+
+def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(
+    tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = evaluate("a")
+    folder = analyze(tool, tmp_path / "out", run, num=1) / "a"
+    assert {file.name for file in folder.iterdir()} == {
+        "report.html", *TABLES, *(f"{name}.png" for name in PICTURES)
+    }  # fmt: skip
+    found = json.loads((folder / "analysis.json").read_text())
+    metrics = json.loads(next(run.glob("inference/*/metrics.json")).read_text())
+    own = found["figures"]["own"]
+    for key in ("hIoU", "mIoU-seen", "mIoU-unseen"):
+        assert own[key] == pytest.approx(metrics["metrics"][key], abs=0.2)
+        assert found["figures"]["oracle"][key] >= own[key] - 1e-9
+    detector = found["figures"]["detector"]
+    assert detector["trusty map"] == pytest.approx(metrics["metrics"]["trusty-AUROC"], abs=0.2)
+    assert own["best hIoU"] >= own["hIoU"] and own["bias"] == 0.1
+    # The pairs are those of the stored confusion matrix.
+    assert all(found["confusions"].values()) and own["mIoU-unseen"] > 0
+    confusion = np.array(metrics["confusion"])
+    names = [entry["name"] for entry in metrics["classes"]]
+    for kind, true_seen in (("unseen taken for seen", False), ("seen taken for unseen", True)):
+        for name, taken, share, pixels in found["confusions"][kind]:
+            i, j = names.index(name), names.index(taken)
+            assert metrics["classes"][i]["seen"] is true_seen is not metrics["classes"][j]["seen"]
+            assert pixels == pytest.approx(confusion[i, j], abs=20)
+            assert share == pytest.approx(100 * pixels / confusion[i].sum(), abs=0.01)
+    page = Page(folder / "report.html")
+    assert page.pictures == [(folder / f"{name}.png").read_bytes() for name in PICTURES]
+    assert f"{own['hIoU']:.2f}" in page.words
+    rows = list(csv.reader((folder / "figures.csv").open()))
+    assert ["own", "hIoU", f"{round(own['hIoU'], 4)}"] in rows
+    assert {row[0] for row in csv.reader((folder / "curves.csv").open())} == {"gate", "own", "none"}
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    analyze(tool, tmp_path / "out", run, num=1)
+    assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_runs_stand_side_by_side(
+    tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path, capsys: Any
+) -> None:
+    first = evaluate("plain", "MODEL.TAGCLIP.TRUSTY.ENABLED", False)
+    second = evaluate("gated")
+    capsys.readouterr()
+    folder = analyze(tool, tmp_path / "out", first, second, num=1)
+    content = json.loads((folder / "comparison.json").read_text())
+    assert content["runs"] == ["plain", "gated"]
+    one, two = content["figures"]
+    assert one["own"] == one["none"] and one["detector"]["trusty map"] is None
+    for label, figures in (("plain", one), ("gated", two)):
+        assert json.loads((folder / label / "analysis.json").read_text())["figures"] == figures
+    assert not (folder / "plain" / "reliability.png").exists()
+    change = two["own"]["hIoU"] - one["own"]["hIoU"]
+    cell = f"{two['own']['hIoU']:.2f} ({change:+.2f})"
+    page = Page(folder / "comparison.html")
+    assert cell in page.words and cell in capsys.readouterr().out
+    assert len(page.pictures) == 2
+    rows = list(csv.reader((folder / "comparison.csv").open()))
+    assert rows[0] == ["section", "figure", "plain", "gated"]
+    assert len(rows) == 1 + sum(map(len, one.values()))
+
+
+def test_differences_are_to_the_first_run() -> None:
+    nan = float("nan")
+    runs = [
+        {"own": {"hIoU": a, "best bias": b}} for a, b in ((50, 0.1), (52.5, nan), (50 - 1e-9, 0))
+    ]
+    hiou, bias = comparison_rows(runs)
+    assert hiou == ("model's gate", "hIoU", "50.00", "52.50 (+2.50)", "50.00 (+0.00)")
+    assert bias == ("model's gate", "best bias", "0.100", "n/a", "0.000 (-0.100)")
+
+
+def message(function: Callable[[], Any]) -> str:
+    with pytest.raises(ConfigError) as error:
+        function()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_mistakes_are_one_line(
+    tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
+) -> None:
+    run, output = evaluate("a"), tmp_path / "out"
+    logits = logits_of(run)
+    metrics = logits.parent / "metrics.json"
+
+    def text(*options: str) -> str:
+        return message(lambda: tool.main(tool.parse_args(["--runs", str(run), *options])))
+
+    assert "no such folder" in message(lambda: analyze(tool, output, tmp_path / "none"))
+    assert "found no result on 'other'" in text("--dataset", "other")
+    stored = metrics.read_text()
+    changed = json.loads(stored)
+    changed["metrics"]["mIoU"] += 1
+    metrics.write_text(json.dumps(changed))
+    assert "of the metrics.json beside them; evaluate again" in text()
+    metrics.write_text(stored)
+    file = logits / "0.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert re.search(r"0\.safetensors: found damaged logits \(SafetensorError: ", text())
+    file.write_bytes(whole)
+    (logits / "index.json").write_text("{}")
+    assert "found damaged logits (KeyError: 'format'); evaluate again" in text()
+    shutil.rmtree(logits)
+    command = f"--eval-only MODEL.WEIGHTS CHECKPOINT OUTPUT_DIR {run} TEST.SAVE_LOGITS True"
+    assert text().endswith(command)
+    (run / "config.yaml").unlink()
+    assert "found no config.yaml" in text()

@@ -1,0 +1,272 @@
+"""tools/demo.py: pictures, label files and json of any input, and what it says about bad ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import changed, exit_of, load_tool, own_loggers
+from PIL import Image
+from test_predictor import picture
+
+from tagclip import TagCLIPPredictor
+from tagclip.demo.media import find_images
+from tagclip.errors import ConfigError, DatasetError, TagCLIPError, VocabularyError
+from tagclip.utils.cli import run_tool
+from tagclip.visualization.segments import enlarge
+
+WORDS = "cat, zebra,  sky"
+
+
+@pytest.fixture
+def demo(repository: Path) -> Iterator[ModuleType]:
+    with own_loggers():
+        yield load_tool(repository / "tools" / "demo.py")
+
+
+@pytest.fixture
+def weights(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
+    """A checkpoint in the OUTPUT_DIR of the fixture tiny_cfg."""
+    return save_tiny(tiny_cfg, tmp_path / "output")
+
+
+@pytest.fixture
+def run(demo: ModuleType, weights: Path, tmp_path: Path) -> Callable[..., int]:
+    """Call the tool with the checkpoint and the output folder out."""
+    common = ["--weights", str(weights), "--output", str(tmp_path / "out")]
+
+    def call(*arguments: Any, words: tuple[str, str] = ("--vocab", WORDS)) -> int:
+        return demo.main(demo.parse_args([*common, *words, *map(str, arguments)]))
+
+    return call
+
+
+def save(path: Path, bgr: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((picture() if bgr is None else bgr)[:, :, ::-1]).save(path)
+    return path
+
+
+def test_picture_labels_and_json_hold_the_prediction(
+    run: Callable, weights: Path, tmp_path: Path
+) -> None:
+    image = save(tmp_path / "in" / "a.b.png")
+    assert run("--input", image, "--save-labels", "--json", tmp_path / "r.json") == 0
+    predictor = TagCLIPPredictor.from_checkpoint(weights)
+    predictor.set_vocabulary(["cat", "zebra", "sky"])
+    expected = predictor(picture())
+    labels = expected["sem_seg_labels"].numpy()
+    page = np.array(Image.open(tmp_path / "out" / "a.b.png"))
+    panel = enlarge(picture()[:, :, ::-1], 512)
+    windows = np.lib.stride_tricks.sliding_window_view(page, panel.shape)[10:50, :20, 0]
+    assert (windows == panel).all((2, 3, 4)).sum() == 1
+    written = Image.open(tmp_path / "out" / "a.b_labels.png")
+    assert written.mode == "P" and (np.array(written) == labels).all()
+    colors = np.array(written.convert("RGB")).reshape(-1, 3)
+    assert (colors == predictor.vocabulary.colors[labels.ravel()]).all()
+    (entry,) = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert (entry["file"], entry["height"], entry["width"]) == (str(image), 70, 95)
+    assert [row["seen"] for row in entry["classes"]] == [
+        r["name"] == "cat" for r in entry["classes"]
+    ]
+    shares = [row["share"] for row in entry["classes"]]
+    assert shares == sorted(shares, reverse=True) and entry["other"] == 0
+    scores = expected["sem_seg_scores"].float().numpy()
+    for row in entry["classes"]:
+        mask = labels == ["cat", "zebra", "sky"].index(row["name"])
+        assert row["share"] == pytest.approx(mask.mean(), abs=1e-6)
+        assert row["mean_score"] == pytest.approx(scores[mask].mean(), abs=1e-3)
+
+
+def test_context_and_background_become_the_ignore_label(run: Callable, tmp_path: Path) -> None:
+    image = save(tmp_path / "a.png")
+    common = ["--input", image, "--save-labels", "--json", tmp_path / "r.json"]
+    assert run(*common, "--background", "--context", "grass, dog") == 0
+    labels = np.array(Image.open(tmp_path / "out" / "a_labels.png"))
+    (entry,) = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert 0 < entry["other"] == pytest.approx((labels == 255).mean(), abs=1e-6)
+    assert run(*common, "--background", "1.0") == 0
+    assert (np.array(Image.open(tmp_path / "out" / "a_labels.png")) == 255).all()
+
+
+def test_many_classes_need_16_bit_labels(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n".join(f"word {i}" for i in range(300)) + "\n\n")
+    words = ("--vocab-file", str(tmp_path / "words.txt"))
+    assert run("--input", save(tmp_path / "a.png"), "--save-labels", words=words) == 0
+    assert np.array(Image.open(tmp_path / "out" / "a_labels.png")).dtype == np.uint16
+
+
+def test_bad_files_are_listed_and_the_others_drawn(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("a.png", "c.png"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "in" / "b.jpg").write_bytes(b"<html></html>")
+    assert run("--input", tmp_path / "in") == 1
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"]
+    output = capsys.readouterr()
+    assert "1 of 3 images failed:" in output.err and "html or xml" in output.err
+    assert "2 images in" in output.out and "images/s" in output.out
+
+
+def test_finished_pictures_stay_until_something_changes(run: Callable, tmp_path: Path) -> None:
+    image, out = save(tmp_path / "a.png"), tmp_path / "out" / "a.png"
+    result = tmp_path / "r.json"
+
+    def is_redone(*more: Any) -> bool:
+        os.utime(out, ns=(1, 1))
+        assert run("--input", image, *more) == 0
+        return out.stat().st_mtime_ns != 1
+
+    assert run("--input", image) == 0
+    assert not is_redone()
+    assert is_redone("--overwrite")
+    assert is_redone("--context", "dog")
+    assert is_redone("MODEL.TAGCLIP.TEST.SEEN_BIAS", "0.3")
+    save(image, picture(seed=5))
+    assert is_redone("MODEL.TAGCLIP.TEST.SEEN_BIAS", "0.3")
+    assert is_redone("--save-labels") and not is_redone("--save-labels")
+    assert is_redone("--json", result) and not is_redone("--json", result)
+    assert len(json.loads(result.read_text())["images"]) == 1
+    out.write_bytes(b"damaged")
+    assert is_redone("--json", result)
+
+
+@pytest.mark.parametrize("kind", ["one", "strip", "gray", "alpha", "sixteen", "exif"])
+def test_odd_images(run: Callable, tmp_path: Path, kind: str) -> None:
+    path, rgb, exif = tmp_path / "a.png", Image.fromarray(picture()), Image.Exif()
+    size = {"one": (1, 1), "strip": (1, 300), "exif": (95, 70)}.get(kind, (70, 95))
+    if kind in ("one", "strip"):
+        rgb = rgb.crop((0, 0, size[1], size[0]))
+    elif kind == "exif":
+        exif[0x0112] = 6
+    elif kind == "sixteen":
+        rgb = Image.fromarray(np.array(rgb.convert("L")).astype(np.uint16) * 257)
+    elif kind == "gray":
+        rgb = rgb.convert("L")
+    elif kind == "alpha":
+        rgb.putalpha(0)
+    rgb.save(path, exif=exif)
+    assert run("--input", path, "--save-labels") == 0
+    assert np.array(Image.open(tmp_path / "out" / "a_labels.png")).shape == size
+    page = np.array(Image.open(tmp_path / "out" / "a.png"))
+    if kind == "alpha":
+        assert (page[40:400, 20:400] == 255).all()
+
+
+def test_two_processes_draw_what_one_draws(
+    demo: ModuleType, tiny_cfg: CfgNode, tiny_vocabulary_json: str, tmp_path: Path, monkeypatch: Any
+) -> None:
+    # A dataset that the other processes find in the config.
+    entry = {"name": "folder_of_demo", "images": "i", "labels": "l"}
+    entry["vocabulary"] = tiny_vocabulary_json
+    cfg = changed(tiny_cfg, "DATASETS.FOLDER_DATASETS", [entry], "DATASETS.TRAIN", [entry["name"]])
+    weights = save_tiny(changed(cfg, "DATASETS.TEST", ()), tmp_path / "output")
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name, picture(seed=ord(name[0])))
+    (tmp_path / "in" / "bad.png").write_bytes(b"")
+    # They import the tool by its name.
+    monkeypatch.syspath_prepend(str(Path(demo.__file__).parent))
+    monkeypatch.setitem(sys.modules, "demo", demo)
+    found = []
+    for processes in ("1", "2"):
+        out = tmp_path / processes
+        arguments = ["--weights", str(weights), "--input", str(tmp_path / "in"), "--processes"]
+        assert demo.main(demo.parse_args([*arguments, processes, "--output", str(out)])) == 1
+        found.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert found[0] == found[1] and sorted(found[0]) == ["a.png", "b.png"]
+
+
+def test_the_last_checkpoint_of_a_config_is_taken(
+    demo: ModuleType, tiny_cfg: CfgNode, weights: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "c.yaml").write_text(tiny_cfg.dump())
+    image = save(tmp_path / "a.png")
+    common = ["--config-file", str(tmp_path / "c.yaml"), "--input", str(image), "--output"]
+    assert demo.main(demo.parse_args([*common, str(tmp_path / "x.png"), "--vocab", "cat,dog"])) == 0
+    assert f"Weights: {weights}, the last of OUTPUT_DIR" in capsys.readouterr().out
+    assert Image.open(tmp_path / "x.png").width > 1000
+    (weights.parent / "last_checkpoint").unlink()
+    message = exit_of(run_tool, demo.run, demo.parse_args([*common, str(tmp_path / "y.png")]))
+    assert "holds no last_checkpoint" in message and "make minibench" in message
+    assert "\n" not in message
+
+
+def test_words_of_every_kind(
+    demo: ModuleType, tiny_cfg: CfgNode, tiny_vocabulary_json: str, tmp_path: Path
+) -> None:
+    assert demo.read_words(" cat , dining table", False) == ["cat", "dining table"]
+    assert demo.read_words("cat, Dog,CAT ,dog", True) == ["cat", "Dog"]
+    (tmp_path / "w.txt").write_text("\ufeffcat\n\n  dining table \n", encoding="utf-8")
+    assert demo.read_words(str(tmp_path / "w.txt"), False) == ["cat", "dining table"]
+    for text in (tiny_vocabulary_json, tiny_cfg.DATASETS.TEST[0]):
+        assert demo.read_words(text, False) == text
+    with pytest.raises(VocabularyError, match="nowhere.txt: cannot be read"):
+        demo.read_words("nowhere.txt", False, is_file=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nowhere/*.png"], "no such file, folder or match"),
+        (["--input", "x.mp4", "a.png"], "expected one video alone"),
+        (["--input", "x.mp4", "--save-labels"], "found a video, expected images"),
+        (["--input", "x.mp4"], "no such video"),
+        (["--webcam", "--output", "x.wmv"], "camera 0: cannot be opened"),
+        (["--input", "a.png", "--processes", "0"], "expected at least 1"),
+        (["--input", "a.png", "--num-gpus", "99"], "found . GPUs"),
+    ],
+)
+def test_mistakes_are_one_line(run: Callable, arguments: list[str], message: str) -> None:
+    with pytest.raises(TagCLIPError, match=message) as error:
+        run(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", [["--webcam"], ["--input", "a.mp4"], ["--input", "a.png"]])
+def test_without_a_display_output_is_needed(
+    demo: ModuleType, source: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   NONE")
+    with pytest.raises(ConfigError, match="--output: found none"):
+        demo.main(demo.parse_args([*source, "--weights", "x.pth"]))
+
+
+def test_every_frame_of_a_video_is_drawn(run: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 70))
+    for seed in range(3):
+        writer.write(picture(70, 96, seed))
+    writer.release()
+    assert run("--input", path) == 0
+    assert os.listdir(tmp_path / "out") == ["v.mp4"]
+    capture = cv2.VideoCapture(str(tmp_path / "out" / "v.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.get(cv2.CAP_PROP_FPS) == 5
+    assert capture.get(cv2.CAP_PROP_FRAME_WIDTH) > 1000
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DatasetError, match=r"v\.avi: (cannot be opened|found no frame)"):
+        run("--input", path)
+
+
+def test_pictures_keep_their_places_and_never_collide(tmp_path: Path) -> None:
+    out = tmp_path / "in" / "out"
+    for name in ("a.jpg", "a.png", "sub/a.png", "b.txt", ".hidden.png", "out/a.png"):
+        save(tmp_path / "in" / name) if name[-1] == "g" else (tmp_path / "in" / name).touch()
+    pairs = find_images([str(tmp_path / "in"), str(tmp_path / "in" / "*.jpg")], out)
+    names = [(str(i.relative_to(tmp_path / "in")), str(p.relative_to(out))) for i, p in pairs]
+    expected = [("a.jpg", "a.jpg.png"), ("a.png", "a.png.png"), ("sub/a.png", "sub/a.png")]
+    assert sorted(names) == expected
+    with pytest.raises(ConfigError, match="several images would be drawn as"):
+        find_images([str(tmp_path / "in/a.png"), str(tmp_path / "in/sub/a.png")], out)
+    with pytest.raises(ConfigError, match="found 4 images for one file"):
+        find_images([str(tmp_path / "in")], tmp_path / "x.png")

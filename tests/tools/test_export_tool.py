@@ -1,0 +1,177 @@
+"""tools/export_model.py, its json, and tools/run_onnx.py on what it writes."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers.clip_files import fails
+from helpers.tiny_export import (
+    SQUARE,
+    THIN,
+    TOLERANCE,
+    WIDE,
+    WORDS,
+    assert_equal,
+    eager,
+    load,
+    noise,
+    save_run,
+)
+from helpers.tiny_export import checkpoint as checkpoint
+from helpers.tiny_export import clip_weights as clip_weights
+from helpers.tiny_run import changed, exit_of, load_tool
+
+from tagclip import TagCLIPError, TagCLIPPredictor
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
+from tagclip.export import onnx as exporting
+from tagclip.export.recipe import window_recipe
+from tagclip.modeling.inference.fusion import InferenceSettings
+
+
+@pytest.fixture(scope="module")
+def tool(repository: Path) -> ModuleType:
+    return load_tool(repository / "tools" / "export_model.py")
+
+
+def export(tool: ModuleType, *args: object) -> dict:
+    return tool.main(tool.parse_args([str(arg) for arg in args]))
+
+
+def test_tool_and_example(
+    tool: ModuleType, checkpoint: Path, repository: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    folder, vocabulary = tmp_path / "export", tmp_path / "words.txt"
+    vocabulary.write_text(WORDS.replace(", ", "\n") + "\n\n")
+    options = ["--weights", checkpoint, "--vocab-file", vocabulary, "--output", folder]
+    recipe = export(tool, *options, "--dynamic", "MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.05)
+    assert recipe == json.loads((folder / "model.json").read_text())
+    assert recipe["class_names"] == WORDS.split(", ")
+    assert recipe["seen"] == [False, True, False]
+    assert recipe["windows"]["size"] == [64, 64] and recipe["windows"]["stride"] == [48, 48]
+    found = {path.name for path in folder.iterdir()}
+    assert found == {"model.onnx", "model.ts", "model.json"} == {*recipe["files"], "model.json"}
+    for name, file in recipe["files"].items():
+        content = (folder / name).read_bytes()
+        assert file["sha256"] == hashlib.sha256(content).hexdigest()
+        assert file["largest_difference"] <= TOLERANCE
+    sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert recipe["fingerprints"]["checkpoint_sha256"] == sha256
+
+    seen_bias = ["MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.05]
+    whole = load(checkpoint, *seen_bias)
+    whole.set_vocabulary(WORDS.split(", "))
+    for kind, name in tool.FILES.items():
+        run = exporting.RUNNERS[kind]((folder / name).read_bytes())
+        for images in (noise(1, SQUARE), noise(3, WIDE), noise(1, THIN)):
+            assert_equal(run(images), eager(whole, images))
+
+    predictor = TagCLIPPredictor.from_checkpoint(checkpoint, seen_bias)
+    predictor.set_vocabulary(WORDS.split(", "))
+    # Larger and smaller than a window along either side, and resized.
+    for size in [(90, 230), (150, 100)]:
+        image, labels = tmp_path / "image.png", tmp_path / "labels.png"
+        cv2.imwrite(str(image), noise(1, size)[0].transpose(1, 2, 0))
+        run_without_torch(repository / "tools" / "run_onnx.py", folder, image, labels)
+        expected = predictor(image)["sem_seg_labels"].numpy()
+        found = cv2.imread(str(labels), cv2.IMREAD_UNCHANGED)
+        assert found.shape == expected.shape == size
+        assert (found != expected).mean() < 1e-3 and len(np.unique(expected)) > 1
+
+
+def run_without_torch(script: Path, *args: Path) -> None:
+    """Run a script in a process of its own, which fails if it imports torch or this package."""
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__');"
+        "assert not {'torch', 'tagclip', 'detectron2'} & sys.modules.keys()"
+    )
+    code = f"import sys; sys.argv = {[str(script), *map(str, args)]!r}; {code}"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_example_is_short(repository: Path) -> None:
+    assert len((repository / "tools" / "run_onnx.py").read_text().splitlines()) <= 45
+
+
+def test_defaults_are_the_window_and_classes_of_the_config(
+    tool: ModuleType, tiny_cfg: CfgNode, clip_weights: str, tmp_path: Path
+) -> None:
+    cfg = changed(tiny_cfg, "MODEL.CLIP.PRETRAINED", clip_weights)
+    weights, config = save_run(cfg), tmp_path / "config.yaml"
+    config.write_text(cfg.dump())
+    options = ["--config-file", config, "--weights", weights, "--format", "torchscript"]
+    recipe = export(tool, *options, "--output", tmp_path / "export")
+    assert recipe["class_names"] == ["cat", "dog", "grass", "sky", "sofa"]
+    assert recipe["seen"] == [True, False, True, False, True]
+    assert recipe["input"]["size"] == [64, 64]
+    assert not (tmp_path / "export" / "model.onnx").exists()
+    other = export(
+        tool, *options, "--output", tmp_path / "other", "--size", "32x96",
+        "--vocab-from-dataset", cfg.DATASETS.TRAIN[0],
+    )  # fmt: skip
+    assert other["windows"]["size"] == [32, 96] and other["windows"]["stride"] == [24, 72]
+    assert other["class_names"] == recipe["class_names"] and other["seen"] == recipe["seen"]
+
+
+def test_window_recipe() -> None:
+    settings = {"window": 512, "stride": 426, "window_batch": 1, "workspace_mib": 1}
+    slide = InferenceSettings(mode="slide", output="labels", **settings)
+    whole = InferenceSettings(mode="whole", output="labels", **settings)
+    assert window_recipe(slide, (512, 64))["stride"] == [426, 53]
+    assert window_recipe(slide, (1, 1))["stride"] == [1, 1]
+    assert window_recipe(slide, None)["size"] == [512, 512]
+    assert window_recipe(whole, None)["size"] is None
+
+
+def test_files_that_compute_something_else_are_refused(
+    tool: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = exporting.RUNNERS["torchscript"]
+
+    def wrong(content: bytes):
+        return lambda images: [right(content)(images)[0] + 2e-4, *right(content)(images)[1:]]
+
+    monkeypatch.setitem(exporting.RUNNERS, "torchscript", wrong)
+    options = ["--weights", checkpoint, "--vocab", WORDS, "--format", "torchscript"]
+    action = lambda: export(tool, *options, "--output", tmp_path / "export")  # noqa: E731
+    fails(TagCLIPError, action, "model.ts", "0.0002", "0.0001")
+    assert not (tmp_path / "export").exists()
+
+
+def test_mistakes(
+    tool: ModuleType, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistake(error: type[TagCLIPError], parts: list[object], *options: object) -> None:
+        fails(error, lambda: export(tool, "--format", kind, "--output", output, *options), *parts)
+
+    kind, output, missing = "torchscript", tmp_path / "export", tmp_path / "missing.txt"
+    weights = ["--weights", checkpoint]
+    mistake(ConfigError, ["--weights", "--config-file"])
+    mistake(ConfigError, ["TEST.AUG.ENABLED"], *weights, "TEST.AUG.ENABLED", True)
+    mistake(VocabularyError, [missing], *weights, "--vocab-file", missing)
+    mistake(DatasetError, ["no_such"], *weights, "--vocab-from-dataset", "no_such")
+    mistake(VocabularyError, [], *weights, "--vocab", "cat,,dog")
+    output = checkpoint
+    mistake(ConfigError, ["--output", checkpoint], *weights)
+    kind, output = "onnx", tmp_path / "export"
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    mistake(ConfigError, ["onnxscript", "pip install onnxscript"], *weights)
+    assert not output.exists()
+
+
+def test_size_option(tool: ModuleType) -> None:
+    assert tool.parse_args(["--output", "out", "--size", "480X640"]).size == (480, 640)
+    for text in ("512", "0x8", "ax8", "8x-1"):
+        assert exit_of(tool.parse_args, ["--output", "out", "--size", text]) == 2
+    with pytest.raises(argparse.ArgumentTypeError, match="512x512"):
+        tool._size("512")

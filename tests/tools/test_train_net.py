@@ -1,0 +1,175 @@
+"""tools/train_net.py: train, evaluate again, resume, and what stops it before it starts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.engine import default_argument_parser
+from helpers.tiny_run import exit_of, run_arguments
+
+from tagclip.evaluation.results import read_result_rows
+from tagclip.utils.cli import run_tool
+
+
+def read_result(output: Path) -> dict[str, Any]:
+    (path,) = output.glob("inference/*/metrics.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--config-file a.yaml --resume SEED 3",
+        "--eval-only --config-file a.yaml MODEL.WEIGHTS w.pth TEST.AUG.ENABLED True",
+        "--num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://10.0.0.1:5 SEED -1",
+    ],
+)
+def test_the_command_line_is_detectron2s(
+    line: str, train_net: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *line.split()])
+    expected = vars(default_argument_parser().parse_args(line.split()))
+    assert vars(train_net.parse_args()) == expected | {"prove_protocol": None}
+
+
+def test_help_imports_nothing_slow(repository: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "tools/train_net.py", "--help"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
+    assert "--eval-only" in result.stdout and "tools/train_net.py --config-file" in result.stdout
+    assert "argparse" in result.stderr
+    assert not {"torch", "detectron2", "tagclip"} & set(result.stderr.replace("|", " ").split())
+
+
+def test_evaluation_reproduces_the_training_run(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    results = train_net.main(run_arguments(config, "OUTPUT_DIR", output, "SEED", 3))
+    trained = read_result(output)
+    assert results["sem_seg"]["mIoU"] == trained["metrics"]["mIoU"]
+    rows = read_result_rows(output / "results.csv")[1]
+    assert [(row["config"], row["iterations"], row["seed"]) for row in rows] == [
+        ("Base-ZeroShot.yaml", "4", "3")
+    ]
+    assert rows[0]["mIoU"] == str(round(results["sem_seg"]["mIoU"], 4))
+    log = (output / "log.txt").read_text()
+    assert log.count("Protocol: inductive, split zs: 3 seen / 2 unseen") == 1
+    assert len(np.unique(np.array(trained["confusion"]).nonzero()[1])) > 1
+
+    weights = ("MODEL.WEIGHTS", output / "model_final.pth")
+    variants = {
+        "again": (),
+        "windows": ("MODEL.TAGCLIP.TEST.WINDOW_BATCH", 3),
+        "memory": ("MODEL.TAGCLIP.TEST.WORKSPACE_MIB", 1),
+        "workers": ("DATALOADER.NUM_WORKERS", 2),
+    }
+    for name, opts in variants.items():
+        folder = tmp_path / name
+        arguments = run_arguments(config, "OUTPUT_DIR", folder, *weights, *opts, eval_only=True)
+        repeated = train_net.main(arguments)
+        assert repeated.keys() == results.keys()
+        np.testing.assert_equal(repeated["sem_seg"], results["sem_seg"])
+        again = read_result(folder)
+        for key in ("metrics", "classes", "confusion", "vocabulary_fingerprint"):
+            assert again[key] == trained[key], (name, key)
+        assert len(read_result_rows(folder / "results.csv")[1]) == 1
+        # The seed is the one that the weights were trained with, not the config's.
+        assert again["run"]["seed"] == trained["run"]["seed"] == 3
+        assert again["run"]["weights"] == "model_final.pth"
+        assert len(again["run"]["weights_sha256"]) == 64
+        assert (folder / "log.txt").read_text().count("Protocol: inductive") == 1
+        assert not list(folder.glob("*.pth"))
+
+
+def test_a_drawn_seed_is_kept(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    options = ("OUTPUT_DIR", output, "SEED", -1)
+    train_net.main(run_arguments(config, *options))
+    seed = read_result(output)["run"]["seed"]
+    assert seed == yaml.safe_load((output / "config.yaml").read_text())["SEED"] >= 0
+    assert f"Seed: {seed}" in (output / "log.txt").read_text()
+    first = torch.load(output / "model_final.pth")["tagclip"]["seed"]
+    assert first == seed
+    train_net.main(run_arguments(config, *options, "SOLVER.MAX_ITER", 6, resume=True))
+    assert torch.load(output / "model_final.pth")["tagclip"]["seed"] == seed
+    curve = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    assert curve[-1]["iteration"] == 6
+    # --resume goes before MODEL.WEIGHTS in evaluation, too.
+    arguments = run_arguments(config, *options, eval_only=True, resume=True)
+    train_net.main(arguments)
+    assert read_result(output)["run"]["weights"] == "model_final.pth"
+    # Another run with -1 draws another seed, although checkpoints lie in its folder.
+    train_net.main(run_arguments(config, *options, "SOLVER.MAX_ITER", 1))
+    assert torch.load(output / "model_final.pth")["tagclip"]["seed"] != seed
+
+
+def test_evaluation_of_nothing(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
+    line = exit_of(run_tool, train_net.start, run_arguments(config, eval_only=True))
+    assert line.startswith("CheckpointError: MODEL.WEIGHTS is empty, expected a checkpoint to eval")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_checkpoint_that_does_not_fit(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    train_net.main(run_arguments(config, "DATASETS.TEST", "()"))
+    other = tmp_path / "other"
+    options = ("MODEL.WEIGHTS", output / "model_final.pth", "MODEL.CLIP.PROMPT.NUM_TOKENS", 4)
+    for eval_only in (True, False):
+        arguments = run_arguments(config, *options, "OUTPUT_DIR", other, eval_only=eval_only)
+        line = exit_of(run_tool, train_net.start, arguments)
+        assert line.startswith(f"CheckpointError: {output}/model_final.pth: does not fit the model")
+        assert not other.exists()
+    options = (*options, "OUTPUT_DIR", other, "TEST.ALLOW_PARTIAL_WEIGHTS", True)
+    results = train_net.main(run_arguments(config, *options, eval_only=True))
+    assert 0 <= results["sem_seg"]["mIoU"] <= 100
+
+
+def test_more_processes_than_gpus(train_net: ModuleType, config: Path) -> None:
+    wanted = torch.cuda.device_count() + 2
+    arguments = run_arguments(config, "MODEL.DEVICE", "cuda", num_gpus=wanted)
+    line = exit_of(run_tool, train_net.start, arguments)
+    assert line.startswith("ConfigError: --num-gpus: found ")
+    assert line.endswith(f", or MODEL.DEVICE cpu for {wanted} processes on CPUs")
+
+
+def test_output_that_cannot_be_written(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    arguments = run_arguments(config, "OUTPUT_DIR", tmp_path / "file" / "run")
+    line = exit_of(run_tool, train_net.start, arguments)
+    assert line.startswith(f"ConfigError: OUTPUT_DIR {tmp_path}/file/run: found no folder to write")
+
+
+def test_a_table_of_results_that_is_none_stops_the_run_before_it_starts(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "run" / "results.csv"
+    table.parent.mkdir()
+    table.write_text("dataset;mIoU\n")
+    arguments = run_arguments(config, "OUTPUT_DIR", table.parent)
+    line = exit_of(run_tool, train_net.start, arguments)
+    assert line.startswith(f"ConfigError: {table}: found the header 'dataset;mIoU'")
+    assert list(table.parent.iterdir()) == [table]
+
+
+def test_as_a_process(repository: Path, config: Path, tmp_path: Path) -> None:
+    config.write_text(config.read_text() + "\nSOLVE: 1\n")
+    command = [sys.executable, "tools/train_net.py", "--config-file", str(config)]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"ConfigError: {config}: unknown config key SOLVE; did you mean SOLVER?\n"
+    )
+    assert result.stdout == ""
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,174 @@
+"""However a tool fails, in whichever process: one line if a user can mend it."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_run import exit_of
+from torch.multiprocessing import ProcessRaisedException, start_processes
+from torch.utils.data import DataLoader, Dataset
+
+from tagclip.errors import ConfigError, DatasetError, NonFiniteLossError, TagCLIPError
+from tagclip.utils.cli import check_processes, forward_sigterm, hide_tracebacks, run_tool
+
+MESSAGE = "/data/a.png: label 30 at (1,2), vocabulary toy has 0..4; mend it"
+
+
+class Broken(Dataset):
+    """Every sample is a bad one."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        try:
+            return {}[index]
+        except KeyError as error:
+            raise DatasetError(MESSAGE) from error
+
+
+def fail_here() -> None:
+    raise DatasetError(MESSAGE)
+
+
+def fail_in_a_loader(rank: int = 0) -> None:
+    list(DataLoader(Broken(), num_workers=1))
+
+
+def fail_in_a_process() -> None:
+    start_processes(fail_in_a_loader, nprocs=1, start_method="fork")
+
+
+@pytest.mark.parametrize("function", [fail_here, fail_in_a_loader, fail_in_a_process])
+def test_one_line_from_every_process(
+    function: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert exit_of(run_tool, function) == f"DatasetError: {MESSAGE}"
+    monkeypatch.setenv("TAGCLIP_DEBUG", "1")
+    with pytest.raises((DatasetError, ProcessRaisedException)):
+        run_tool(function)
+
+
+@pytest.mark.parametrize("kind", [ConfigError, NonFiniteLossError, TagCLIPError])
+def test_a_message_of_several_lines_becomes_one(kind: type[TagCLIPError]) -> None:
+    def fail() -> None:
+        raise kind("SEED: found 1\nexpected 2")
+
+    assert exit_of(run_tool, fail) == f"{kind.__name__}: SEED: found 1 expected 2"
+
+
+def divide(rank: int = 0) -> None:
+    list(map((1).__truediv__, [0]))
+
+
+def raise_with_a_mendable_cause(rank: int = 0) -> None:
+    try:
+        fail_here()
+    except DatasetError as error:
+        raise RuntimeError("programming error") from error
+
+
+@pytest.mark.parametrize("function", [divide, raise_with_a_mendable_cause])
+def test_other_errors_keep_their_traceback(function: Callable[[], None]) -> None:
+    with pytest.raises((ZeroDivisionError, RuntimeError)):
+        run_tool(function)
+    with pytest.raises(ProcessRaisedException, match="Traceback"):
+        run_tool(lambda: start_processes(function, nprocs=1, start_method="fork"))
+
+
+def die(rank: int) -> None:
+    os._exit(3)
+
+
+def test_the_death_of_a_process_is_one_line() -> None:
+    left = exit_of(run_tool, lambda: start_processes(die, nprocs=1, start_method="fork"))
+    assert left.startswith("process 0 terminated with exit code 3; see ")
+    assert "\n" not in left
+
+
+def test_interruption(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    # A shell starts background jobs with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert exit_of(run_tool, interrupt) == 130
+        assert capsys.readouterr().err == "Interrupted\n"
+        monkeypatch.setenv("TAGCLIP_DEBUG", "1")
+        with pytest.raises(KeyboardInterrupt):
+            run_tool(interrupt)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_tracebacks_of_mendable_errors_go_to_the_file_only(
+    debug: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAGCLIP_DEBUG", debug)
+    logger = logging.getLogger("tagclip_test_cli")
+    logger.propagate = False
+    file = tmp_path / "log.txt"
+    logger.handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(file)]
+    hide_tracebacks(logger.name)
+    for error in (DatasetError(MESSAGE), ValueError("a bug")):
+        try:
+            raise error
+        except Exception:
+            logger.exception("Exception during training:")
+    logger.info("No error")
+    logger.handlers[1].close()
+    shown = capsys.readouterr().out
+    assert "ValueError: a bug" in shown and "Traceback" in shown
+    assert (MESSAGE in shown) == (debug == "1")
+    assert MESSAGE in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "expected"),
+    [
+        (0, (1,), None),
+        (0, (0,), None),
+        (2, (2,), None),
+        (2, (2, 3, 2), None),
+        (0, (2,), "--num-gpus: found 0 GPUs on this machine, expected 2; use --num-gpus 1"),
+        (2, (8,), "--num-gpus: found 2 GPUs on this machine, expected 8; use --num-gpus 2"),
+        (2, (-1,), "--num-gpus: found 2 GPUs on this machine, expected -1; use --num-gpus 2"),
+        (0, (1, 2, 0), "--num-machines: found no GPU on this machine"),
+        (1, (1, 2, 2), "--machine-rank: found 2 of --num-machines 2, expected 0 to"),
+        (1, (1, 0, 0), "--machine-rank: found 0 of --num-machines 0, expected 0 to"),
+    ],
+)
+def test_processes_are_checked_before_they_start(
+    gpus: int, arguments: tuple[int, ...], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if expected is None:
+        check_processes(*arguments)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_processes(*arguments)
+    assert str(caught.value).startswith(expected)
+
+
+def test_sigterm_reaches_the_children() -> None:
+    child = multiprocessing.get_context("fork").Process(target=signal.pause)
+    child.start()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        forward_sigterm()
+        os.kill(os.getpid(), signal.SIGTERM)
+        child.join(60)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        child.kill()
+    assert child.exitcode == -signal.SIGTERM

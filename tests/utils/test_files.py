@@ -1,0 +1,86 @@
+"""Atomic writes: complete or absent, also when the disk is full or the process is killed."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from helpers.full_disk import largest_file
+
+from tagclip.utils.files import write_atomic
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"\x00\xff", b"\x00\xff"), (memoryview(b"abc"), b"abc"), ("Ä\n", b"\xc3\x84\n")],
+)
+def test_writes_bytes_and_text_into_a_new_folder(
+    tmp_path: Path, content: bytes | memoryview | str, expected: bytes
+) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    assert write_atomic(str(path), content) == path
+    assert path.read_bytes() == expected
+    assert os.listdir(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_permissions_follow_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file", b"")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "file", b"old")
+    with largest_file(10_000), pytest.raises(OSError, match="File too large"):
+        write_atomic(path, bytes(20_000))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_interruption_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_atomic(tmp_path / "file", b"old")
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_content_is_on_the_disk_before_the_name_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rename that survives a power cut without its content would leave an empty file."""
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def spy_fsync(handle: int) -> None:
+        calls.append("fsync")
+        assert os.fstat(handle).st_size == 3
+        fsync(handle)
+
+    def spy_replace(source: Path, target: Path) -> None:
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    write_atomic(tmp_path / "file", b"new")
+    assert calls == ["fsync", "rename"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OSError):
+        write_atomic(tmp_path / "file" / "x", b"")
