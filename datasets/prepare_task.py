@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,9 +114,12 @@ def check_label_file(task: Task) -> dict[int, int]:
 
 
 def _encoded(pixels: np.ndarray, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, **options)
-    return buffer.getvalue()
+    # Into a real file: in memory, Pillow's TIFF encoder leaves the byte that pads an odd strip as
+    # it finds it, and two runs would differ.
+    with tempfile.TemporaryFile() as file:
+        Image.fromarray(pixels).save(file, **options)
+        file.seek(0)
+        return file.read()
 
 
 def _link(source: Path, output: Path) -> None:
