@@ -21,7 +21,7 @@ from tagclip.data.inference_input import InferenceInput, check_bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import query_vocabulary, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
-from tagclip.modeling.inference.fusion import ViewAverage
+from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -197,7 +197,7 @@ class TagCLIPPredictor:
         """
         return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, over_white=True)
 
-    def encode(self, image: ImageLike, asked: AskedClasses) -> ViewAverage:
+    def encode(self, image: ImageLike, asked: AskedClasses) -> ScoreFusion:
         """Run the networks on one image; gate, bias, threshold and size can follow, many times.
 
         Args:
@@ -213,7 +213,7 @@ class TagCLIPPredictor:
         pixels = self._pixels(image, "image")
         if self.cfg.INPUT.FORMAT == "RGB":
             pixels = pixels[:, :, ::-1]
-        return self.model.encode_views(self._input(np.ascontiguousarray(pixels)), asked.all)
+        return self.model.encode(self._input(np.ascontiguousarray(pixels)), asked.all)
 
     @torch.no_grad()
     def _segment(self, pixels: np.ndarray, asked: AskedClasses, top_k: int) -> dict[str, Any]:

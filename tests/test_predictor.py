@@ -47,7 +47,9 @@ def scores_of(predictor: TagCLIPPredictor, bgr: np.ndarray, vocabulary: Vocabula
     resized = predictor._input.views[0].augmentations[0].get_transform(bgr).apply_image(bgr)
     image = torch.from_numpy(resized[:, :, ::-1].transpose(2, 0, 1).copy())
     with torch.no_grad():
-        return predictor.model.encode(image, vocabulary).scores((height, width))["sem_seg"]
+        return predictor.model.encode({"image": image}, vocabulary).scores((height, width))[
+            "sem_seg"
+        ]
 
 
 def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from tagclip.data import dataset_vocabulary
 from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
-from tagclip.modeling.inference.gate import gate_scores
+from tagclip.modeling.inference.gate import Gate
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = [
@@ -105,9 +104,7 @@ def held_out_curves(
     full = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
     asked = dataset_vocabulary(cfg, dataset).restrict("seen")
     partition = asked.with_seen([name not in held_out for name in asked.names])
-    gates = {
-        str(scale): partial(gate_scores, form="additive", scale=scale, bias=0.0) for scale in SCALES
-    }
+    gates = {str(scale): Gate(form="additive", scale=scale, bias=0.0) for scale in SCALES}
     path = write_vocabulary(_without_labels(full, held_out), folder / "held_out.json")
     with changed_datasets(cfg, vocabulary=path) as changed:
         changed.DATASETS.TEST, changed.DATASETS.ZERO_SHOT.SPLIT = (), ""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
-from torch import Tensor
 from tqdm import tqdm
 
 from tagclip.analysis.logits import LogitAnalysis
 from tagclip.data import ZeroShotDatasetMapper, read_indices
-from tagclip.modeling.inference.fusion import ViewAverage
+from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -27,7 +26,7 @@ def analyze_gates(
     dataset: str,
     vocabulary: Vocabulary,
     partition: Vocabulary,
-    gates: Mapping[str, Callable[..., Tensor]],
+    gates: Mapping[str, Gate],
 ) -> dict[str, LogitAnalysis]:
     """Run the networks once per image and count what every gate makes of their logits.
 
@@ -37,7 +36,7 @@ def analyze_gates(
         dataset: registered name, whose label files are read.
         vocabulary: the K classes that are asked.
         partition: the same classes, with the split that gates and figures use.
-        gates: name -> partial of `gate_scores` with its ``bias``.
+        gates: by name.
 
     Returns:
         Name -> analysis; pixels of other classes than these K are not counted.
@@ -47,8 +46,7 @@ def analyze_gates(
     """
     seen = partition.seen_mask
     found = {
-        name: LogitAnalysis(seen, gate.keywords["bias"], gate.keywords.get("mode") != "none")
-        for name, gate in gates.items()
+        name: LogitAnalysis(seen, gate.bias, gate.mode != "none") for name, gate in gates.items()
     }
     flags = torch.from_numpy(seen).to(model.device)
     samples = DatasetCatalog.get(dataset)
@@ -62,8 +60,7 @@ def analyze_gates(
     for (item,) in tqdm(loader, desc=dataset, disable=None, leave=False):
         size = item["height"], item["width"]
         truth = read_indices(truths[item["file_name"]], full, size, partition)
-        views = model.encode_views(item, vocabulary)
+        fusion = model.encode(item, vocabulary)
         for name, gate in gates.items():
-            own = tuple(replace(view, gate=gate, seen_mask=flags) for view in views.views)
-            found[name].add(truth, ViewAverage(own), size)
+            found[name].add(truth, replace(fusion, gate=gate, seen_mask=flags), size)
     return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,67 +13,50 @@ from tagclip.analysis.bias_curves import BiasCounts, Contest, Curve, bias_grid
 from tagclip.analysis.calibration import TrustyCounts, detector_auroc
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import confusion_matrix, summarize
-from tagclip.modeling.inference.fusion import ScoreFusion, ViewAverage
+from tagclip.modeling.inference.fusion import ScoreFusion
 
 __all__ = ["LogitAnalysis", "contest", "ungated"]
 
 _NAN = float("nan")
 
 
-def ungated(views: ViewAverage) -> ViewAverage:
+def ungated(fusion: ScoreFusion) -> ScoreFusion:
     """The same logits without the trusty map in their scores."""
-    return _with_gate(views, partial(views.views[0].gate, mode="none"))
+    return replace(fusion, gate=replace(fusion.gate, mode="none"))
 
 
-def contest(views: ViewAverage, size: tuple[int, int]) -> Contest:
-    """Best seen and best unseen class of every pixel, whatever the bias of the views' gate.
+def contest(fusion: ScoreFusion, size: tuple[int, int]) -> Contest:
+    """Best seen and best unseen class of every pixel, whatever the bias of the gate.
 
     Args:
-        views: logits of one image whose gate is a partial of `gate_scores`.
+        fusion: logits of one image and their gate.
         size: (height, width) in pixels; N is their product.
 
     Raises:
         ConfigError: all classes are on one side.
     """
-    gate, seen = views.views[0].gate, views.views[0].seen_mask
+    gate, seen = fusion.gate, fusion.seen_mask
     if not 0 < int(seen.sum()) < len(seen):
         raise ConfigError(
             f"found {int(seen.sum())} seen of {len(seen)} classes, expected seen and unseen ones; "
             "analyze a run whose split has both"
         )
-    unbiased = _with_gate(views, partial(gate, bias=0.0))
+    unbiased = replace(fusion, gate=replace(gate, bias=0.0))
     labels, scores = [], []
     for flag in (True, False):
         classes = (seen == flag).nonzero()[:, 0]
-        best, score = _map(unbiased, partial(_select, classes=classes)).best(size)
+        best, score = _select(unbiased, classes).best(size)
         labels.append(_flat(classes[best.long()]))
         scores.append(_flat(score.double()))
-    # A seen class whose logit is 0 says what the gate does to the bias.
-    probe = _map(views, _probe)
-    without, with_bias = (
-        _with_gate(probe, partial(gate, bias=bias)).scores(size)["sem_seg"][0].double()
-        for bias in (0.0, 1.0)
-    )
-    return Contest(*labels, scores[0] - scores[1], _flat((without - with_bias).clamp(min=0)))
+    # How much a seen class loses at every pixel for a bias of 1.
+    trusty = fusion.trusty(size) if gate.weighs_bias else None
+    weight = np.ones(len(scores[0])) if trusty is None else _flat(trusty.double())
+    return Contest(*labels, scores[0] - scores[1], weight)
 
 
-def _map(views: ViewAverage, change: Callable[[ScoreFusion], ScoreFusion]) -> ViewAverage:
-    return ViewAverage(tuple(change(view) for view in views.views))
-
-
-def _with_gate(views: ViewAverage, gate: Callable[..., torch.Tensor]) -> ViewAverage:
-    return _map(views, lambda view: replace(view, gate=gate))
-
-
-def _select(view: ScoreFusion, classes: torch.Tensor) -> ScoreFusion:
-    return replace(
-        view, class_logits=view.class_logits[:, classes], seen_mask=view.seen_mask[classes]
-    )
-
-
-def _probe(view: ScoreFusion) -> ScoreFusion:
-    logits = torch.zeros_like(view.class_logits[:, :1])
-    return replace(view, class_logits=logits, seen_mask=torch.ones_like(view.seen_mask[:1]))
+def _select(fusion: ScoreFusion, classes: torch.Tensor) -> ScoreFusion:
+    views = (replace(view, class_logits=view.class_logits[:, classes]) for view in fusion.views)
+    return replace(fusion, views=tuple(views), seen_mask=fusion.seen_mask[classes])
 
 
 def _flat(values: torch.Tensor) -> np.ndarray:
@@ -103,12 +85,12 @@ class LogitAnalysis:
         self.trusty = TrustyCounts(self.seen)
         self.confusion, self.oracle = np.zeros((2, classes, classes), dtype=np.int64)
 
-    def add(self, truth: np.ndarray, views: ViewAverage, size: tuple[int, int]) -> np.ndarray:
+    def add(self, truth: np.ndarray, fusion: ScoreFusion, size: tuple[int, int]) -> np.ndarray:
         """Count one image.
 
         Args:
             truth: (H, W) integers; those outside [0, K) have no label.
-            views: its logits.
+            fusion: its logits and their gate.
             size: (H, W).
 
         Returns:
@@ -126,17 +108,17 @@ class LogitAnalysis:
         labelled = (flat >= 0) & (flat < len(self.seen))
         pixels, rest = np.flatnonzero(labelled), np.flatnonzero(~labelled)
         flat, classes = flat[pixels], len(self.seen)
-        found = contest(views, size)
-        bare = contest(ungated(views), size) if self.has_gate else found
+        found = contest(fusion, size)
+        bare = contest(ungated(fusion), size) if self.has_gate else found
         own, plain = found[pixels], bare[pixels]
         for counts, every in ((self.own, found), (self.none, bare))[: 1 + self.has_gate]:
             counts.add(flat, every[pixels])
             counts.add_unlabelled(every[rest])
         perfect = np.where(self.seen[flat], plain.seen, plain.unseen)
         self.oracle += confusion_matrix(flat, perfect, classes)
-        maps = [view.trusty(size) for view in views.views]
-        if maps[0] is not None:
-            self.trusty.add(flat, _flat(sum(maps) / len(maps))[pixels])
+        trusty = fusion.trusty(size)
+        if trusty is not None:
+            self.trusty.add(flat, _flat(trusty)[pixels])
         confusion = confusion_matrix(flat, own.labels(self.bias), classes)
         self.confusion += confusion
         return confusion

@@ -68,15 +68,18 @@ def _row(
 ) -> tuple[list[np.ndarray], np.ndarray | None, set[int]]:
     """Pictures of an image, its trusty map, and the classes on them."""
     with torch.inference_mode():
-        views, shape = run.saved.read(sample["file_name"])
-        maps = [view.trusty(shape) for view in views.views]
-        gated = contest(views, shape).labels(run.gate["bias"]).reshape(shape)
-        plain = contest(ungated(views), shape).labels(best).reshape(shape)
+        fusion, shape = run.saved.read(sample["file_name"])
+        trusty = fusion.trusty(shape)
+        gated = contest(fusion, shape).labels(run.gate["bias"]).reshape(shape)
+        plain = contest(ungated(fusion), shape).labels(best).reshape(shape)
     truth = read_indices(sample["sem_seg_file_name"], run.vocabulary, shape)
     pixels = fit(read_image(sample["file_name"]), size)
     row = [pixels]
     for labels in (truth, gated, plain):
         row.append(draw_segments(pixels, fit(labels, size), run.vocabulary, alpha=1.0))
     found = {int(k) for labels in (truth, gated, plain) for k in np.unique(labels)}
-    trusty = None if maps[0] is None else (sum(maps) / len(maps)).numpy()
-    return row, trusty, {k for k in found if 0 <= k < len(run.vocabulary)}
+    return (
+        row,
+        None if trusty is None else trusty.numpy(),
+        {k for k in found if 0 <= k < len(run.vocabulary)},
+    )

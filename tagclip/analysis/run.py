@@ -54,7 +54,7 @@ class AnalyzedRun:
 
     @property
     def gate(self) -> Mapping[str, Any]:
-        """Arguments of `gate_scores` in the evaluation."""
+        """The `Gate` of the evaluation, as json."""
         return self.saved.index["gate"]
 
     def json(self) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def analyze_run(
     ranking = []
     for sample in progress([s for s in samples if saved.has(s["file_name"])]):
         with torch.inference_mode():
-            views, size = saved.read(sample["file_name"], device)
+            fusion, size = saved.read(sample["file_name"], device)
             truth = read_indices(sample["sem_seg_file_name"], vocabulary, size)
-            confusion = analysis.add(truth, views, size)
+            confusion = analysis.add(truth, fusion, size)
         present = confusion.any(axis=1)
         if present.any():
             score = float(np.nanmean(per_class(confusion)["IoU"]))

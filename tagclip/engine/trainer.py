@@ -110,9 +110,6 @@ class ZeroShotTrainer(DefaultTrainer):
                 # The training itself looks for unseen classes, once.
                 cls.build_train_loader(_with_all_images(cfg))
             model = cls.build_model(cfg)
-            # Both look at their keys only when they are called.
-            model.gate(torch.zeros(1, 1, 1), None, torch.ones(1, dtype=torch.bool))
-            model.inference_settings.grid(1, 1)
             if train:
                 parts["optimizer"] = cls.build_optimizer(cfg, model)
                 cls.build_lr_scheduler(cfg, parts["optimizer"])

@@ -110,7 +110,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             inputs: dicts with ``file_name``, and maybe ``vocabulary``, what the model was asked.
             outputs: dicts with ``sem_seg_labels`` (H, W) integers, -1 for no class, which is wrong
                 on a labelled pixel, or ``sem_seg`` (K, H, W) scores, and maybe ``trusty`` (H, W),
-                P(pixel belongs to a seen class), and ``logits`` (a `ViewAverage`) to be saved.
+                P(pixel belongs to a seen class), and ``logits`` (a `ScoreFusion`) to be saved.
 
         Raises:
             DatasetError: an image is not of this dataset, or its label file is missing or

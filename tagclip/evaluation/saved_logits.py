@@ -1,6 +1,6 @@
 """Low-resolution logits of an evaluation: gates and biases can be tried on them without a model.
 
-``logits/`` holds one safetensors file per image. For each of its views (see `ViewAverage`) v:
+``logits/`` holds one safetensors file per image. For each of its views (see `ScoreFusion`) v:
 ``class_logits.v`` (W, K, h, w) and, with a trusty map, ``trusty_logits.v`` (W, 1, h, w), float16,
 one row per window. The metadata ``fusion`` is json: size of the result, windows, seen classes and
 gate. ``index.json``, written last, says what all of it is; without it the files are not complete.
@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from tagclip.errors import ConfigError
 from tagclip.evaluation.report import format_json
 from tagclip.evaluation.run_folder import empty_folder, writable
 from tagclip.evaluation.saved_predictions import ImageName, image_names
-from tagclip.modeling.inference.fusion import ScoreFusion, ViewAverage
-from tagclip.modeling.inference.gate import gate_scores, trusty_probability
-from tagclip.modeling.inference.sliding_window import WindowGrid
+from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.modeling.inference.gate import Gate
+from tagclip.modeling.inference.windows import ViewLogits, WindowGrid
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
 from tagclip.utils.untrusted import load_json
@@ -65,28 +64,28 @@ class LogitWriter:
         with self._writable():
             empty_folder(self._folder, self._distributed)
 
-    def write(self, image: str, views: ViewAverage | None, size: tuple[int, int]) -> None:
+    def write(self, image: str, fusion: ScoreFusion | None, size: tuple[int, int]) -> None:
         """Write one image.
 
         Args:
             image: its file.
-            views: its logits; their gate is a partial of `gate_scores`.
+            fusion: its logits.
             size: (height, width) of its prediction in pixels.
 
         Raises:
             ConfigError: the model gave no logits, or the file cannot be written.
         """
-        if views is None:
+        if fusion is None:
             raise ConfigError(
                 f"TEST.SAVE_LOGITS: found no logits in the model's output for {image}, expected "
                 "those of a TagCLIP model built with this key; set it to False"
             )
         tensors = {}
-        for number, view in enumerate(views.views):
+        for number, view in enumerate(fusion.views):
             tensors[f"class_logits.{number}"] = _half(view.class_logits)
             if view.trusty_logits is not None:
                 tensors[f"trusty_logits.{number}"] = _half(view.trusty_logits)
-        content = save(tensors, {_FUSION: json.dumps(_describe(views, size))})
+        content = save(tensors, {_FUSION: json.dumps(_describe(fusion, size))})
         with self._writable():
             write_atomic(_path(self._folder, self._names[image]), content)
 
@@ -174,7 +173,7 @@ class SavedLogits:
 
     def read(
         self, image: str, device: str | torch.device = "cpu"
-    ) -> tuple[ViewAverage, tuple[int, int]]:
+    ) -> tuple[ScoreFusion, tuple[int, int]]:
         """Read one image.
 
         Returns:
@@ -185,11 +184,11 @@ class SavedLogits:
             ConfigError: the file is missing, damaged, or of other classes.
         """
         path = _path(self.folder, self._names[image])
-        views, size = _read(path, lambda file: _parse(file, torch.device(device)))
+        fusion, size = _read(path, lambda file: _parse(file, torch.device(device)))
         classes = len(self.index["seen"])
-        if any(view.class_logits.shape[1] != classes for view in views.views):
+        if any(view.class_logits.shape[1] != classes for view in fusion.views):
             raise ConfigError(f"{path}: found no logits of {classes} classes; {_ADVICE}")
-        return views, size
+        return fusion, size
 
 
 def _path(folder: Path, name: ImageName) -> Path:
@@ -201,45 +200,39 @@ def _half(logits: torch.Tensor) -> torch.Tensor:
     return logits.clamp(-_LARGEST, _LARGEST).half().cpu().contiguous()
 
 
-def _describe(views: ViewAverage, size: tuple[int, int]) -> dict[str, Any]:
-    first = views.views[0]
+def _describe(fusion: ScoreFusion, size: tuple[int, int]) -> dict[str, Any]:
     return {
         "size": list(size),
-        "seen": first.seen_mask.tolist(),
-        "gate": first.gate.keywords,
-        "trusty_target": None
-        if first.trusty_logits is None
-        else first.trusty_map.keywords["target"],
+        "seen": fusion.seen_mask.tolist(),
+        "gate": asdict(fusion.gate),
+        "trusty_target": None if fusion.views[0].trusty_logits is None else fusion.trusty_target,
         "views": [
             {"grid": asdict(v.grid), "padded_size": v.padded_size, "mirrored": v.mirrored}
-            for v in views.views
+            for v in fusion.views
         ],
     }
 
 
-def _parse(file: Any, device: torch.device) -> tuple[ViewAverage, tuple[int, int]]:
+def _parse(file: Any, device: torch.device) -> tuple[ScoreFusion, tuple[int, int]]:
     fusion = load_json(file.metadata()[_FUSION])
-    target, names, views = fusion["trusty_target"], set(file.keys()), []
+    names, views = set(file.keys()), []
     for number, entry in enumerate(fusion["views"]):
         pair = [f"class_logits.{number}", f"trusty_logits.{number}"]
         tensors = [file.get_tensor(n).to(device).float() if n in names else None for n in pair]
         grid = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["grid"].items()}
         views.append(
-            ScoreFusion(
-                class_logits=tensors[0],
-                trusty_logits=tensors[1],
-                seen_mask=torch.tensor(fusion["seen"], device=device),
-                grid=WindowGrid(**grid),
-                padded_size=tuple(entry["padded_size"]),
-                gate=partial(gate_scores, **fusion["gate"]),
-                trusty_map=partial(trusty_probability, target=target),
-                workspace_mib=_WORKSPACE_MIB,
-                mirrored=entry["mirrored"],
-            )
+            ViewLogits(*tensors, WindowGrid(**grid), tuple(entry["padded_size"]), entry["mirrored"])
         )
         if len(views[-1].class_logits) != len(views[-1].grid):
             raise ValueError(f"{len(views[-1].class_logits)} of {len(views[-1].grid)} windows")
-    return ViewAverage(tuple(views)), tuple(fusion["size"])
+    found = ScoreFusion(
+        tuple(views),
+        seen_mask=torch.tensor(fusion["seen"], device=device),
+        gate=Gate(**fusion["gate"]),
+        trusty_target=fusion["trusty_target"],
+        workspace_mib=_WORKSPACE_MIB,
+    )
+    return found, tuple(fusion["size"])
 
 
 def _read(path: Path, parse: Any) -> Any:

@@ -46,7 +46,7 @@ _MAX_ONNX_BYTES = 2**31 - 2**24
 class WindowModel(nn.Module):
     """Windows -> final class scores, with class vectors, seen mask, bias and gate baked in.
 
-    A window is one of `sliding_window.WindowGrid`; scores of overlapping ones are averaged by
+    A window is one of `WindowGrid`; scores of overlapping ones are averaged by
     whoever runs the exported file.
     """
 
@@ -288,7 +288,7 @@ def largest_difference(
     model = copy.copy(model)
     settings = model.inference_settings
     model.inference_settings = replace(settings, mode="whole", background_threshold=0.0)
-    fusions = [model.encode(torch.from_numpy(image), vocabulary) for image in images]
+    fusions = [model.encode({"image": torch.from_numpy(image)}, vocabulary) for image in images]
     expected = np.stack([f.scores(images.shape[-2:])["sem_seg"].numpy() for f in fusions])
     scores, labels = run(images)[:2]
     difference = float(np.abs(scores - expected).max())

@@ -48,7 +48,7 @@ def export_recipe(
         files: name -> content and largest difference of a score from the model's.
     """
     cfg, model, vocabulary = predictor.cfg, predictor.model, predictor.vocabulary
-    test = cfg.MODEL.TAGCLIP.TEST
+    gate = model.gate
     shape = "height, width" if size is None else f"{size[0]}, {size[1]}"
     return {
         "format": FORMAT,
@@ -80,11 +80,11 @@ def export_recipe(
             if name != "trusty" or model.trusty_target is not None
         },
         "gate": {
-            "mode": test.GATE,
-            "seen_bias": test.SEEN_BIAS,
-            "bias_after_gate": test.BIAS_AFTER_GATE,
-            "form": test.GATE_FORM,
-            "scale": test.GATE_SCALE,
+            "mode": gate.mode,
+            "seen_bias": gate.bias,
+            "bias_after_gate": gate.bias_after_gate,
+            "form": gate.form,
+            "scale": gate.scale,
             "where": "in the graph",
         },
         "resize": {

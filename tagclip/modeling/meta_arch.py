@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -21,8 +21,8 @@ from tagclip.data.protocol import (
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
 from tagclip.modeling.events import log_scalars
-from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion, ViewAverage
-from tagclip.modeling.inference.gate import build_gate, trusty_probability
+from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
+from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.inference.windows import WindowedImage, window_logits
 from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
 from tagclip.modeling.self_training import SelfTraining
@@ -50,7 +50,7 @@ class TagCLIP(nn.Module):
         vocabulary: Vocabulary,
         unknown_classes: str,
         trusty_target: str | None,
-        gate: Callable[[Tensor, Tensor | None, Tensor], Tensor],
+        gate: Gate,
         inference: InferenceSettings,
         train_size: Sequence[int],
         pixel_mean: Sequence[float],
@@ -68,7 +68,7 @@ class TagCLIP(nn.Module):
             unknown_classes: ``match``, ``seen`` or ``unseen``, for vocabularies without a split.
             trusty_target: ``seen`` or ``novel``, what the trusty token is trained on; None
                 without a token.
-            gate: (scores, trusty, seen_mask) -> gated scores, see `gate_scores`.
+            gate: how the trusty map and the seen bias enter the scores.
             inference: windows, memory and output form.
             train_size: (height, width) in pixels to which training batches are padded at least.
             pixel_mean: per channel, in units of the uint8 image.
@@ -104,7 +104,7 @@ class TagCLIP(nn.Module):
             else train_vocabulary,
             "unknown_classes": test.UNKNOWN_CLASSES,
             "trusty_target": trusty.TARGET if trusty.ENABLED else None,
-            "gate": build_gate(cfg),
+            "gate": Gate.from_config(cfg),
             "inference": InferenceSettings.from_config(cfg),
             "train_size": cfg.INPUT.CROP.SIZE if cfg.INPUT.CROP.ENABLED else (1, 1),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -204,57 +204,47 @@ class TagCLIP(nn.Module):
               the label is -1 where the score is below BACKGROUND_THRESHOLD.
             * OUTPUT ``scores``: ``sem_seg`` (K, H, W) float32.
             * ``trusty`` (H, W) half, P(pixel belongs to a seen class), if there is a token.
-            * TEST.SAVE_LOGITS: ``logits``, the `ViewAverage` that all of these come from.
+            * TEST.SAVE_LOGITS: ``logits``, the `ScoreFusion` that all of these come from.
         """
         vocabulary, settings = self.resolve_vocabulary(batched_inputs), self.inference_settings
         results = []
-        fusions = self._encode_items(batched_inputs, vocabulary)
+        fusions = self._encode(batched_inputs, vocabulary)
         for item, fusion in zip(batched_inputs, fusions, strict=True):
             height, width = item["image"].shape[-2:]
             size = (item.get("height", height), item.get("width", width))
             results.append(settings.result(fusion, size))
         return results
 
-    def encode_views(self, item: dict[str, Any], vocabulary: Vocabulary) -> ViewAverage:
-        """Run the networks on ``views``, or else ``image``, of an input (see `forward`)."""
-        return self._encode_items([item], vocabulary)[0]
-
-    def encode(self, image: Tensor, vocabulary: Vocabulary, mirrored: bool = False) -> ScoreFusion:
-        """Run the networks on one image; what is left to do is cheap and depends on the gate.
+    def encode(self, item: dict[str, Any], vocabulary: Vocabulary) -> ScoreFusion:
+        """Run the networks on one input; what is left to do is cheap and depends on the gate.
 
         Args:
-            image: (3, h, w) uint8 or float, 0 to 255.
+            item: ``image`` (3, h, w) uint8 or float, 0 to 255, or ``views``, see `forward`.
             vocabulary: K classes with seen and unseen decided.
-            mirrored: whether the image was flipped left to right; scores are flipped back.
 
         Returns:
-            The low-resolution logits of its windows, ready for labels or scores of any size.
+            The low-resolution logits of its views, ready for labels or scores of any size.
         """
-        view = {"image": image, "mirrored": mirrored}
-        return self._encode_items([view], vocabulary)[0].views[0]
+        return self._encode([item], vocabulary)[0]
 
     @torch.no_grad()
-    def _encode_items(
-        self, items: Sequence[dict[str, Any]], vocabulary: Vocabulary
-    ) -> list[ViewAverage]:
+    def _encode(self, items: Sequence[dict[str, Any]], vocabulary: Vocabulary) -> list[ScoreFusion]:
         """Run the networks on all views of all inputs; windows of one size share batches."""
         groups = [item.get("views", [item]) for item in items]
         images = [self._windowed(view) for views in groups for view in views]
         bank = self.text_bank
         networks = partial(self._networks, bank(vocabulary), bank.prompt_rows(vocabulary))
-        fusion = partial(
-            ScoreFusion,
-            seen_mask=torch.from_numpy(vocabulary.seen_mask).to(self.device),
-            gate=self.gate,
-            trusty_map=partial(trusty_probability, target=self.trusty_target),
-            workspace_mib=self.inference_settings.workspace_mib,
-        )
-        logits = window_logits(images, networks, self._windows_per_batch())
-        found = (
-            fusion(*pair, grid=image.grid, padded_size=image.padded_size, mirrored=image.mirrored)
-            for image, pair in zip(images, logits, strict=True)
-        )
-        return [ViewAverage(tuple(islice(found, len(views)))) for views in groups]
+        views = iter(window_logits(images, networks, self._windows_per_batch()))
+        return [
+            ScoreFusion(
+                views=tuple(islice(views, len(group))),
+                seen_mask=torch.from_numpy(vocabulary.seen_mask).to(self.device),
+                gate=self.gate,
+                trusty_target=self.trusty_target,
+                workspace_mib=self.inference_settings.workspace_mib,
+            )
+            for group in groups
+        ]
 
     def resolve_vocabulary(self, batched_inputs: list[dict[str, Any]]) -> Vocabulary:
         """Return the one vocabulary that a batch asks for, with seen and unseen decided.

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from tagclip.modeling.batching import stack_novel_masks
 from tagclip.modeling.events import log_scalars
-from tagclip.modeling.inference.gate import build_gate, trusty_probability
+from tagclip.modeling.inference.gate import Gate, trusty_probability
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -38,16 +38,15 @@ class SelfTraining:
             stays ignored is no negative of unseen classes; ``novel``: a pixel whose true class is
             unseen gets the best unseen class (ZegCLIP).
         threshold: least score of a pseudo-label, in [0, 1]; ``unlabeled`` only.
-        gate: (scores (C, H, W), trusty (1, H, W) or None, seen_mask (C,)) -> the scores that are
-            compared; ``unlabeled`` only.
-        trusty_map: trusty logits -> P(seen), in [0, 1].
+        gate: makes the scores that are compared; ``unlabeled`` only.
+        trusty_target: what the trusty token is trained on, see `trusty_probability`.
         workspace_mib: memory for full-resolution planes; never changes the result.
     """
 
     region: str
     threshold: float
-    gate: Callable[[Tensor, Tensor | None, Tensor], Tensor]
-    trusty_map: Callable[[Tensor], Tensor]
+    gate: Gate
+    trusty_target: str
     workspace_mib: float
 
     @classmethod
@@ -59,8 +58,8 @@ class SelfTraining:
         return cls(
             region=rule.REGION,
             threshold=rule.THRESHOLD,
-            gate=build_gate(cfg, "both" if rule.GATE else "none"),
-            trusty_map=partial(trusty_probability, target=cfg.MODEL.TAGCLIP.TRUSTY.TARGET),
+            gate=replace(Gate.from_config(cfg), mode="both" if rule.GATE else "none"),
+            trusty_target=cfg.MODEL.TAGCLIP.TRUSTY.TARGET,
             workspace_mib=cfg.MODEL.TAGCLIP.LOSS.WORKSPACE_MIB,
         )
 
@@ -123,7 +122,8 @@ class SelfTraining:
             else:
                 trusty = None
                 if trusty_logits is not None:
-                    trusty = self.trusty_map(_upsample(trusty_logits[image], size))
+                    logits_of_trusty = _upsample(trusty_logits[image], size)
+                    trusty = trusty_probability(logits_of_trusty, self.trusty_target)
                 rank = partial(_gated, self.gate, trusty, seen_mask)
                 best, score = best_class(logits, size, rank, self.workspace_mib)
                 chosen = (labels[image] == targets.ignore) & targets.valid[image]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from tagclip.analysis.bias_curves import BiasCounts, Contest, Curve, bias_grid
 from tagclip.analysis.calibration import detector_auroc
 from tagclip.analysis.logits import LogitAnalysis, contest, ungated
 from tagclip.errors import ConfigError, DatasetError
-from tagclip.modeling.inference.fusion import ViewAverage
 
 # Multiples of 1/8, at which scores of `Pixels` are exactly equal, and others.
 GRID = np.array([-40, -3.3, -2, -1, -0.5, -0.3, -0.125, 0, 0.1, 0.25, 0.3, 0.5, 0.875, 1, 2])
@@ -151,8 +149,8 @@ def test_one_side_alone_has_no_curve(part: np.ndarray) -> None:
 def test_the_contest_is_that_of_the_gated_scores(gate: dict, bias: float) -> None:
     views = toy_views(**gate, bias=0.7)
     found = torch.from_numpy(contest(views, SIZE).labels(bias).reshape(SIZE))
-    biased = tuple(replace(v, gate=partial(v.gate, bias=bias)) for v in views.views)
-    scores = ViewAverage(biased).scores(SIZE)["sem_seg"]
+    biased = replace(views, gate=replace(views.gate, bias=bias))
+    scores = biased.scores(SIZE)["sem_seg"]
     chosen = scores.gather(0, found.long()[None])[0]
     # Rounding may decide between equals, and nothing more.
     assert (chosen > scores.amax(0) - 1e-5).all()
@@ -206,8 +204,6 @@ def test_what_does_not_belong_together_is_refused() -> None:
     with pytest.raises(ConfigError, match="the label files have changed"):
         analysis.add(np.zeros((3, 4), dtype=int), toy_views(mode="both", bias=0.1), SIZE)
     views = toy_views(mode="both", bias=0.1)
-    all_seen = ViewAverage(
-        tuple(replace(v, seen_mask=torch.ones(CLASSES, dtype=torch.bool)) for v in views.views)
-    )
+    all_seen = replace(views, seen_mask=torch.ones(CLASSES, dtype=torch.bool))
     with pytest.raises(ConfigError, match="found 7 seen of 7 classes"):
         contest(all_seen, SIZE)

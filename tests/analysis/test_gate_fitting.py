@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from tagclip.data import query_vocabulary, read_label, training_vocabulary
 from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.evaluation import confusion_matrix
-from tagclip.modeling.inference.gate import gate_scores
+from tagclip.modeling.inference.gate import Gate
 
 FIT_GATE = load_tool(Path(__file__).resolve().parents[2] / "tools" / "fit_gate.py")
 
@@ -86,8 +85,8 @@ def test_gates_are_those_of_the_model_itself(cfg: CfgNode) -> None:
     (dataset,) = cfg.DATASETS.TEST
     vocabulary = query_vocabulary(cfg, dataset)
     gates = {
-        "none": partial(gate_scores, mode="none", bias=0.01),
-        "lift": partial(gate_scores, form="lift", bias=0.02, scale=0.4),
+        "none": Gate("none", bias=0.01),
+        "lift": Gate(form="lift", bias=0.02, scale=0.4),
     }
     found = analyze_gates(cfg, model, dataset, vocabulary, vocabulary, gates)
     for name, gate in gates.items():

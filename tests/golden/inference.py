@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 from golden.models import Workspace
 from golden.report import Report
 from tagclip.modeling.inference.fusion import ScoreFusion
-from tagclip.modeling.inference.gate import gate_scores
+from tagclip.modeling.inference.gate import Gate
 
 __all__ = ["check_scores", "check_sliding_window"]
 
@@ -27,7 +26,7 @@ def check_scores(space: Workspace, model: nn.Module, report: Report) -> None:
     upsampled = [
         torch.cat([fusion._upsample(logits[0]) for logits in both])
         for fusion in fusions
-        for both in [(fusion.class_logits, fusion.trusty_logits)]
+        for both in [(fusion.views[0].class_logits, fusion.views[0].trusty_logits)]
     ]
     report.close("eval/mask_logits_fullres", torch.stack(upsampled))
     for official, mode in _MODES.items():
@@ -40,22 +39,24 @@ def check_scores(space: Workspace, model: nn.Module, report: Report) -> None:
             report.close(
                 f"{prefix}/sem/{name}", torch.stack([scores(f, "none", name) for f in fusions])
             )
-    assert all(len(f.grid) == 1 for f in fusions), golden.config("crop")
+    assert all(len(f.views[0].grid) == 1 for f in fusions), golden.config("crop")
 
 
 def encode(space: Workspace, model: nn.Module) -> list[ScoreFusion]:
     """Run the model on every image of the batch."""
-    return [model.encode(image, space.vocabulary) for image in space.golden.input("image")]
+    return [
+        model.encode({"image": image}, space.vocabulary) for image in space.golden.input("image")
+    ]
 
 
 def with_gate(fusion: ScoreFusion, mode: str, bias: str) -> ScoreFusion:
     """The same logits under another gate."""
-    return replace(fusion, gate=partial(gate_scores, mode=mode, bias=_BIASES[bias]))
+    return replace(fusion, gate=Gate(mode, bias=_BIASES[bias]))
 
 
 def scores(fusion: ScoreFusion, mode: str, bias: str) -> torch.Tensor:
     """(K, H, W) scores at the size of the image."""
-    size = (fusion.grid.height, fusion.grid.width)
+    size = (fusion.views[0].grid.height, fusion.views[0].grid.width)
     return with_gate(fusion, mode, bias).scores(size)["sem_seg"]
 
 
@@ -63,8 +64,9 @@ def scores(fusion: ScoreFusion, mode: str, bias: str) -> torch.Tensor:
 def check_sliding_window(space: Workspace, model: nn.Module, report: Report) -> None:
     """Compare windows, averaged scores, their resize to the original size, and labels."""
     golden = space.golden
-    fusion = model.encode(golden.input("slide_image")[0], space.vocabulary)
-    windows = [[y.start, y.stop, x.start, x.stop] for y, x in fusion.grid]
+    fusion = model.encode({"image": golden.input("slide_image")[0]}, space.vocabulary)
+    grid = fusion.views[0].grid
+    windows = [[y.start, y.stop, x.start, x.stop] for y, x in grid]
     report.equal("slide/windows_y1y2x1x2", windows)
     size = tuple(golden.config("ori_shape"))
     required = [
@@ -73,7 +75,7 @@ def check_sliding_window(space: Workspace, model: nn.Module, report: Report) -> 
     for key in golden.keys(r"slide/disc_\w+/st_\w+/scores", *required):
         _, official, bias, _ = key.split("/")
         gated = with_gate(fusion, _MODES[official.removeprefix("disc_")], bias)
-        report.close(key, gated.scores((fusion.grid.height, fusion.grid.width))["sem_seg"])
+        report.close(key, gated.scores((grid.height, grid.width))["sem_seg"])
         resized = gated.scores(size)["sem_seg"]
         report.close(f"{key}_resized", resized)
         labels = gated.labels(size)["sem_seg_labels"]

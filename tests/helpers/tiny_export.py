@@ -62,7 +62,7 @@ def eager(predictor: TagCLIPPredictor, images: np.ndarray) -> list[np.ndarray]:
     """Scores, labels and trusty map of windows, by the inference of a `load`ed model."""
     model, outputs = predictor.model, []
     for image in torch.from_numpy(images):
-        fusion, size = model.encode(image, predictor.vocabulary), tuple(image.shape[1:])
+        fusion, size = model.encode({"image": image}, predictor.vocabulary), tuple(image.shape[1:])
         labels = fusion.labels(size, model.inference_settings.background_threshold)
         maps = [fusion.scores(size)["sem_seg"], labels["sem_seg_labels"]]
         outputs.append(maps if model.trusty_target is None else [*maps, fusion.trusty(size)])

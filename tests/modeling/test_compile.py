@@ -27,7 +27,7 @@ def outcome(cfg: CfgNode) -> tuple[dict, dict, torch.Tensor]:
     sum(losses.values()).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     with torch.no_grad():
-        logits = model.eval().encode(image, model.vocabulary).class_logits
+        logits = model.eval().encode({"image": image}, model.vocabulary).views[0].class_logits
     return losses, gradients, logits
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -15,11 +13,9 @@ from torch.nn import functional as F
 
 from tagclip.data.label_io import look_up
 from tagclip.modeling.backbone.vit_block import QuickGELU
-from tagclip.modeling.inference.gate import GATE_MODES, gate_scores
-from tagclip.modeling.inference.ranking import BestClass, label_dtype
-from tagclip.modeling.inference.sliding_window import WindowGrid
-from tagclip.modeling.inference.upsampling import upsample
-from tagclip.modeling.inference.windows import WindowedImage, window_logits
+from tagclip.modeling.inference.fusion import BestClass, label_dtype, upsample
+from tagclip.modeling.inference.gate import GATE_MODES, Gate
+from tagclip.modeling.inference.windows import WindowedImage, WindowGrid, window_logits
 from tagclip.modeling.losses.focal import Focal, LabelledPixels
 
 
@@ -70,7 +66,7 @@ def test_the_gate_is_the_same_for_one_class_and_for_all(mode: str, after: bool) 
     scores = torch.rand(6, 5, 7, generator=generator)
     trusty = torch.rand(1, 5, 7, generator=generator)
     seen = torch.tensor([True, False, True, True, False, False])
-    gate = partial(gate_scores, mode=mode, bias=0.1, bias_after_gate=after)
+    gate = Gate(mode, bias=0.1, bias_after_gate=after)
     alone = [gate(scores[k : k + 1], trusty, seen[k : k + 1]) for k in range(6)]
     assert torch.equal(torch.cat(alone), gate(scores, trusty, seen))
 
@@ -88,7 +84,9 @@ def test_windows_of_several_images_share_batches() -> None:
 
     found = window_logits(images, networks, 3)
     assert batches == [(3, 3, 8, 8), (2, 3, 8, 8), (3, 3, 8, 4), (3, 3, 8, 4)]
-    for image, (classes, trusty) in zip(images, found, strict=True):
+    for image, view in zip(images, found, strict=True):
+        classes, trusty = view.class_logits, view.trusty_logits
+        assert (view.grid, view.padded_size) == (image.grid, image.padded_size)
         assert len(classes) == len(trusty) == len(image.grid)
         for window, red, (rows, columns) in zip(classes, trusty, image.grid, strict=True):
             cut = image.pixels[:, rows, columns]
@@ -136,7 +134,7 @@ def test_looking_up_is_indexing(dtype: type) -> None:
 
 def test_windows_without_trusty_logits() -> None:
     image = WindowedImage(torch.rand(3, 8, 8), WindowGrid.cover(8, 8, 8, 8), (8, 8))
-    assert window_logits([image], lambda windows: (windows, None), 1)[0][1] is None
+    assert window_logits([image], lambda windows: (windows, None), 1)[0].trusty_logits is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

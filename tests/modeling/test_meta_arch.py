@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from tagclip import Vocabulary
 from tagclip.errors import DatasetError, VocabularyError
-from tagclip.modeling.inference.gate import gate_scores
+from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.losses.seg_loss import SegTargets
 
 
@@ -99,9 +99,8 @@ def test_an_image_that_fits_is_one_plain_forward(model: torch.nn.Module) -> None
         features = model.backbone(padded[None])
         (logits, trusty), _ = model.sem_seg_head(features, model.text_bank(vocabulary))
         full = F.interpolate(torch.cat([logits, trusty], 1), (64, 64), mode="bilinear").sigmoid()
-    expected = gate_scores(
-        full[0, :-1], full[0, -1:], torch.from_numpy(vocabulary.seen_mask), mode="both", bias=0.1
-    )[:, :50, :61]
+    gate, seen = Gate("both", bias=0.1), torch.from_numpy(vocabulary.seen_mask)
+    expected = gate(full[0, :-1], full[0, -1:], seen)[:, :50, :61]
     torch.testing.assert_close(model([{"image": image}])[0]["sem_seg"], expected)
 
 

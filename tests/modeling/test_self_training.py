@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from tagclip.data import ZeroShotDatasetMapper, protocol_summary
 from tagclip.errors import DatasetError
-from tagclip.modeling.inference.gate import gate_scores, trusty_probability
+from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.modeling.self_training import SelfTraining, best_class, pseudo_label_shares
 
@@ -27,9 +26,8 @@ SIZE = (24, 40)
 
 
 def rule(region: str = "unlabeled", *, gated: bool = True, **changes: object) -> SelfTraining:
-    gate = partial(gate_scores, mode="both" if gated else "none", bias=0.1)
-    trusty_map = partial(trusty_probability, target="seen")
-    return replace(SelfTraining(region, 0.5, gate, trusty_map, 256), **changes)
+    gate = Gate("both" if gated else "none", bias=0.1)
+    return replace(SelfTraining(region, 0.5, gate, "seen", 256), **changes)
 
 
 @pytest.fixture

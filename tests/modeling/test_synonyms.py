@@ -67,16 +67,18 @@ def test_inference_takes_the_best_name(tiny_cfg: CfgNode, clip_weights: str, lay
     maximum = build(tiny_cfg, clip_weights, "max", *options)
     mean = build(tiny_cfg, clip_weights, "mean", *options)
     mean.load_state_dict(maximum.state_dict())
-    found = maximum.encode(image(), asked(CLASSES))
-    alone = mean.encode(image(), asked(SINGLE))
-    assert found.class_logits.shape[1] == 3 and alone.class_logits.shape[1] == 6
-    assert torch.equal(found.class_logits, naive_maximum(alone.class_logits))
+    found = maximum.encode({"image": image()}, asked(CLASSES))
+    alone = mean.encode({"image": image()}, asked(SINGLE))
+    assert found.views[0].class_logits.shape[1] == 3 and alone.class_logits.shape[1] == 6
+    assert torch.equal(found.views[0].class_logits, naive_maximum(alone.class_logits))
     assert torch.equal(found.trusty_logits, alone.trusty_logits)
     # Each of the names wins somewhere: the comparison means something.
-    winners = alone.class_logits[:, 3:].argmax(1)
+    winners = alone.views[0].class_logits[:, 3:].argmax(1)
     assert len(winners.unique()) > 1
     assert not torch.allclose(
-        found.class_logits, mean.encode(image(), asked(CLASSES)).class_logits, atol=1e-3
+        found.views[0].class_logits,
+        mean.encode({"image": image()}, asked(CLASSES)).views[0].class_logits,
+        atol=1e-3,
     )
     result = maximum([{"image": image(), "vocabulary": asked(CLASSES)}])[0]
     assert result["sem_seg_labels"].max() <= 2
@@ -148,7 +150,7 @@ def test_an_exported_model_takes_the_best_name(tiny_cfg: CfgNode, clip_weights: 
     model = build(tiny_cfg, clip_weights, "max", "MODEL.TAGCLIP.TEST.MODE", "whole")
     vocabulary = asked(CLASSES)
     run = RUNNERS["torchscript"](to_torchscript(WindowModel(model, vocabulary, (64, 90))))
-    expected = model.encode(image(), vocabulary).scores((64, 90))["sem_seg"]
+    expected = model.encode({"image": image()}, vocabulary).scores((64, 90))["sem_seg"]
     scores = torch.from_numpy(run(image()[None].numpy())[0][0])
     torch.testing.assert_close(scores, expected, atol=1e-4, rtol=0)
 

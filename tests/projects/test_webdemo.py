@@ -72,7 +72,7 @@ def test_sliders_give_what_a_model_with_these_keys_gives(
     calls = Calls(predictor.model.backbone)
     encoded = encode_image(predictor, image, WORDS, CONTEXT, Limits())
     found = encoded.predict(settings, encoded.size)
-    assert calls.count == len(encoded.views.views[0].class_logits)
+    assert calls.count == len(encoded.fusion.views[0].class_logits)
     test = "MODEL.TAGCLIP.TEST."
     keys = {
         f"{test}GATE": settings.gate,

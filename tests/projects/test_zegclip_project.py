@@ -168,6 +168,8 @@ def test_the_configs_compute_the_released_scores(space: Workspace, name: str, ke
     logits, _ = model.sem_seg_head.layers(features, model.text_bank(space.vocabulary))
     report.close("zegclip_eval/mask_logits_lowres", logits)
     size = tuple(images.shape[-2:])
-    scores = [model.encode(image, space.vocabulary).scores(size)["sem_seg"] for image in images]
+    scores = [
+        model.encode({"image": image}, space.vocabulary).scores(size)["sem_seg"] for image in images
+    ]
     report.close(f"zegclip_eval/sem/{key}", torch.stack(scores))
     assert report.failed == []

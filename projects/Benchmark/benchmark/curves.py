@@ -127,7 +127,7 @@ def _head_and_fusion(
         "clip_global": _unit(1, model.backbone.embed_dim).to(model.device),
     }
     class_embed = model.text_bank(subject.vocabulary(classes))
-    for _ in fusion.grid:
+    for _ in fusion.views[0].grid:
         model.sem_seg_head(features, class_embed)
     return finish(fusion, scale.photo)
 
@@ -148,11 +148,12 @@ def _lean(fusion: ScoreFusion, size: tuple[int, int]) -> Tensor:
 
 def _naive(fusion: ScoreFusion, size: tuple[int, int]) -> Tensor:
     """Planes of all classes, each window padded to the whole image."""
-    grid = fusion.grid
+    (view,) = fusion.views
+    grid = view.grid
     total = count = 0
     for index, (rows, columns) in enumerate(grid):
-        logits = torch.cat([fusion.class_logits[index], fusion.trusty_logits[index]])[None]
-        planes = F.interpolate(logits, fusion.padded_size, mode="bilinear").sigmoid()
+        logits = torch.cat([view.class_logits[index], view.trusty_logits[index]])[None]
+        planes = F.interpolate(logits, view.padded_size, mode="bilinear").sigmoid()
         planes = planes[..., : grid.window_height, : grid.window_width]
         seen = fusion.seen_mask[:, None, None]
         weight = torch.where(seen, planes[:, -1:], 1 - planes[:, -1:])

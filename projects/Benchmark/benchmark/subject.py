@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from tagclip.config.loading import load_config
 from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.modeling.inference.windows import ViewLogits
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -201,14 +202,12 @@ class Subject:
         generator = torch.Generator().manual_seed(2)
         shape = (len(grid), classes + 1, rows, rows)
         logits = torch.randn(shape, generator=generator).to(self.model.device)
+        padded_size = (self.scale.crop, self.scale.crop)
         return ScoreFusion(
-            class_logits=logits[:, :-1],
-            trusty_logits=logits[:, -1:],
+            (ViewLogits(logits[:, :-1], logits[:, -1:], grid, padded_size),),
             seen_mask=torch.from_numpy(self.vocabulary(classes).seen_mask).to(self.model.device),
-            grid=grid,
-            padded_size=(self.scale.crop, self.scale.crop),
             gate=self.model.gate,
-            trusty_map=torch.sigmoid,
+            trusty_target="seen",
             workspace_mib=self.model.inference_settings.workspace_mib,
         )
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from torch import Tensor
 
 from tagclip import TagCLIP, Vocabulary, ZeroShotTrainer, load_config
 from tagclip.analysis.bias_curves import Curve
 from tagclip.analysis.gates import analyze_gates
 from tagclip.data import query_vocabulary
-from tagclip.modeling.inference.gate import gate_scores
+from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
 
 __all__ = [
@@ -165,16 +162,14 @@ def _trained(cfg: CfgNode) -> TagCLIP:
     return trainer.model.eval()
 
 
-def gates_of(run: Run, split: str) -> dict[str, Callable[..., Tensor]]:
+def gates_of(run: Run, split: str) -> dict[str, Gate]:
     """Name -> gate with the run's own bias."""
     constants = json.loads(_CONSTANTS.read_text(encoding="utf-8"))[run.constants][split]
     known = {
-        "none": partial(gate_scores, mode="none", bias=run.bias),
-        "product": partial(gate_scores, bias=run.bias),
-        "additive": partial(
-            gate_scores, form="additive", bias=constants["bias"], scale=constants["scale"]
-        ),
-        "lift": partial(gate_scores, form="lift", bias=run.bias),
+        "none": Gate("none", bias=run.bias),
+        "product": Gate(bias=run.bias),
+        "additive": Gate(form="additive", bias=constants["bias"], scale=constants["scale"]),
+        "lift": Gate(form="lift", bias=run.bias),
     }
     return {name: known[name] for name in run.gates}
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
-from tagclip.modeling.inference.fusion import ViewAverage
+from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -66,16 +65,14 @@ class EncodedImage:
         size: (height, width) in pixels.
         picture: (h, w, 3) uint8 RGB, at most 800 pixels long; `size` if that is smaller.
         asked: the classes.
-        views: their logits.
-        gate: the model's, see `gate_scores`; the visitor chooses its mode and bias.
+        fusion: their logits; the visitor chooses mode and bias of the gate.
     """
 
     name: str
     size: tuple[int, int]
     picture: np.ndarray
     asked: AskedClasses
-    views: ViewAverage
-    gate: Callable[..., torch.Tensor]
+    fusion: ScoreFusion
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -115,11 +112,9 @@ class EncodedImage:
             as a call of `TagCLIPPredictor`; a label from K on in ``top_labels`` is context.
         """
         seen = self.asked.all.seen_mask.tolist()
-        gate = partial(self.gate, mode=settings.gate, bias=settings.seen_bias)
-        views = tuple(
-            replace(v, gate=gate, seen_mask=v.seen_mask.new_tensor(seen)) for v in self.views.views
-        )
-        result = ViewAverage(views).labels(size, settings.background_threshold, top_k)
+        gate = replace(self.fusion.gate, mode=settings.gate, bias=settings.seen_bias)
+        fusion = replace(self.fusion, gate=gate, seen_mask=self.fusion.seen_mask.new_tensor(seen))
+        result = fusion.labels(size, settings.background_threshold, top_k)
         labels = result["sem_seg_labels"]
         labels[labels >= len(self.vocabulary)] = -1
         return {key: value.cpu() for key, value in result.items()}
@@ -155,7 +150,7 @@ def encode_image(
     try:
         pixels = predictor.read_image(path)
         asked = predictor.resolve(names, context=others or None)
-        views = predictor.encode(pixels, asked)
+        fusion = predictor.encode(pixels, asked)
     except TagCLIPError as error:
         # Where the server keeps the file is of no use to the visitor.
         raise type(error)(str(error).replace(str(path), name)) from error
@@ -164,8 +159,7 @@ def encode_image(
         size=pixels.shape[:2],
         picture=_shrunk(pixels[:, :, ::-1]),
         asked=asked,
-        views=views,
-        gate=predictor.model.gate,
+        fusion=fusion,
     )
 
 

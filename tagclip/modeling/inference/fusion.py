@@ -2,28 +2,41 @@
 
 Nothing here grows with the number of classes but the logits themselves (4 KiB per class and
 32 x 32 window): classes pass through upsampling, sigmoid, gate, fusion and resize a few at a time.
+In reading order: what is asked for, the fusion, the best classes of every pixel, resizing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor
+from torch.nn import functional as F
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.inference.out_of_memory import none_if_out_of_memory, warn_and_free
-from tagclip.modeling.inference.ranking import BestClass, TopClasses, label_dtype
-from tagclip.modeling.inference.sliding_window import WindowGrid, fuse_windows
-from tagclip.modeling.inference.upsampling import resize, upsample
+from tagclip.modeling.inference.gate import Gate, trusty_probability
+from tagclip.modeling.inference.windows import (
+    ViewLogits,
+    WindowGrid,
+    none_if_out_of_memory,
+    warn_and_free,
+)
 
-__all__ = ["InferenceSettings", "ScoreFusion", "ViewAverage"]
+__all__ = [
+    "BestClass",
+    "InferenceSettings",
+    "ScoreFusion",
+    "TopClasses",
+    "fuse_windows",
+    "label_dtype",
+    "resize",
+    "upsample",
+]
 
-Compute = Callable[["ViewAverage"], dict[str, Tensor]]
 # MODEL.TAGCLIP.TEST.WORKSPACE_MIB of a CPU.
 _CPU_WORKSPACE_MIB = 8
 
@@ -75,6 +88,8 @@ class InferenceSettings:
                 f"MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found {threshold} with OUTPUT "
                 f"{self.output}, expected a score from 0 (off) to 1, with OUTPUT labels"
             )
+        # Refuses a stride that would leave gaps.
+        self.grid(1, 1)
 
     def grid(self, height: int, width: int) -> WindowGrid:
         """Lay the windows over an image of (height, width) pixels."""
@@ -82,129 +97,35 @@ class InferenceSettings:
             return WindowGrid.cover(height, width, max(height, width), max(height, width))
         return WindowGrid.cover(height, width, self.window, self.stride)
 
-    def result(self, views: ViewAverage, size: tuple[int, int]) -> dict[str, Any]:
+    def result(self, fusion: ScoreFusion, size: tuple[int, int]) -> dict[str, Any]:
         """Return what ``output`` asks for at (height, width), and ``logits`` if they are kept."""
         if self.output == "labels":
-            found = views.labels(size, self.background_threshold)
+            found = fusion.labels(size, self.background_threshold)
         else:
-            found = views.scores(size)
-        return found | {"logits": views} if self.keep_logits else found
+            found = fusion.scores(size)
+        return found | {"logits": fusion} if self.keep_logits else found
 
 
 @dataclass(frozen=True)
 class ScoreFusion:
-    """Low-resolution logits of one image and all that turns them into scores.
-
-    Attributes:
-        class_logits: (W, K, h, w) float32, one row per window of ``grid``.
-        trusty_logits: (W, 1, h, w) float32, or None without a trusty token.
-        seen_mask: (K,) bool.
-        grid: the windows; scores have its (height, width).
-        padded_size: (height, width) in pixels that h x w stands for: the window, padded to
-            whole patches.
-        gate: (scores (C, H, W), trusty (1, H, W) or None, seen_mask (C,)) -> gated scores.
-        trusty_map: trusty logits -> P(seen), in [0, 1].
-        workspace_mib: memory for planes of a chunk of classes.
-        mirrored: whether the image was flipped left to right; scores are flipped back.
-    """
-
-    class_logits: Tensor
-    trusty_logits: Tensor | None
-    seen_mask: Tensor
-    grid: WindowGrid
-    padded_size: tuple[int, int]
-    gate: Callable[[Tensor, Tensor | None, Tensor], Tensor]
-    trusty_map: Callable[[Tensor], Tensor]
-    workspace_mib: float
-    mirrored: bool = False
-
-    def labels(self, size: tuple[int, int], threshold: float = 0.0) -> dict[str, Tensor]:
-        """Return the best class of every pixel; ties go to the class that comes first.
-
-        Args:
-            size: (height, width) of the result in pixels.
-            threshold: pixels whose best score is below get the label -1; 0: none.
-
-        Returns:
-            ``sem_seg_labels`` (H, W) int16, or int32 above 32767 classes; ``sem_seg_scores``
-            (H, W) half; ``trusty`` (H, W) half unless there is no token.
-        """
-        return ViewAverage((self,)).labels(size, threshold)
-
-    def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Return ``sem_seg`` (K, H, W) float32, and ``trusty`` as in `labels`."""
-        return ViewAverage((self,)).scores(size)
-
-    def chunks(self, size: tuple[int, int], step: int) -> Iterator[Tensor]:
-        """Yield (C, H, W) final scores of ``step`` classes at a time, over all classes."""
-        trusty = self._trusty_windows()
-        coverage = self.grid.coverage(self.class_logits.device)
-        count = self.class_logits.shape[1]
-        for start in range(0, count, step):
-            classes = slice(start, min(start + step, count))
-
-            def window_scores(index: int, classes: slice = classes) -> Tensor:
-                scores = self._upsample(self.class_logits[index, classes]).sigmoid_()
-                window_trusty = None if trusty is None else trusty[index]
-                return self.gate(scores, window_trusty, self.seen_mask[classes])
-
-            yield self._final(fuse_windows(window_scores, self.grid, coverage), size)
-
-    def trusty(self, size: tuple[int, int]) -> Tensor | None:
-        """Return (H, W) float32, P(pixel belongs to a seen class); None without a token."""
-        windows = self._trusty_windows()
-        if windows is None:
-            return None
-        coverage = self.grid.coverage(windows[0].device)
-        return self._final(fuse_windows(windows.__getitem__, self.grid, coverage), size)[0]
-
-    def cpu(self) -> ScoreFusion:
-        """Return the same, to be computed on the CPU."""
-        trusty = self.trusty_logits
-        return replace(
-            self,
-            class_logits=self.class_logits.cpu(),
-            trusty_logits=None if trusty is None else trusty.cpu(),
-            seen_mask=self.seen_mask.cpu(),
-        )
-
-    def _final(self, planes: Tensor, size: tuple[int, int]) -> Tensor:
-        resized = resize(planes, size)
-        return resized.flip(-1) if self.mirrored else resized
-
-    def classes_per_chunk(self, size: tuple[int, int]) -> int:
-        """Return how many classes the workspace holds at a time."""
-        pixels = size[0] * size[1] + self.grid.height * self.grid.width
-        pixels += 3 * self.padded_size[0] * self.padded_size[1]
-        workspace = self.workspace_mib
-        # Vectorised CPU kernels round the last few elements of a tensor differently: a workspace
-        # of its own makes the result the same for every setting, and stays in the cache.
-        if self.class_logits.device.type == "cpu":
-            workspace = _CPU_WORKSPACE_MIB
-        return max(1, int(workspace * 2**20 / (4 * pixels)))
-
-    def _trusty_windows(self) -> list[Tensor] | None:
-        if self.trusty_logits is None:
-            return None
-        return [self.trusty_map(self._upsample(logits)) for logits in self.trusty_logits]
-
-    def _upsample(self, logits: Tensor) -> Tensor:
-        """(C, h, w) logits of one window -> (C, window_height, window_width)."""
-        full = upsample(logits, self.padded_size)
-        return full[:, : self.grid.window_height, : self.grid.window_width].contiguous()
-
-
-@dataclass(frozen=True)
-class ViewAverage:
-    """Mean of the scores of several views of one image: scales, mirror images.
+    """Logits of the views of one image and all that turns them into scores, their mean.
 
     Where the accelerator's memory is too small for it, results come from the CPU, which is logged.
 
     Attributes:
-        views: at least one; the same classes in each.
+        views: at least one; the same K classes in each.
+        seen_mask: (K,) bool.
+        gate: see `Gate`.
+        trusty_target: what the trusty token was trained on, see `trusty_probability`; None
+            without a token.
+        workspace_mib: memory for planes of a chunk of classes.
     """
 
-    views: tuple[ScoreFusion, ...]
+    views: tuple[ViewLogits, ...]
+    seen_mask: Tensor
+    gate: Gate
+    trusty_target: str | None
+    workspace_mib: float
 
     def labels(
         self,
@@ -213,35 +134,116 @@ class ViewAverage:
         top_k: int = 0,
         ranked: int | None = None,
     ) -> dict[str, Tensor]:
-        """Return what `ScoreFusion.labels` says, of the mean scores.
+        """Return the best class of every pixel; ties go to the class that comes first.
 
         Args:
-            size, threshold: see there.
+            size: (height, width) of the result in pixels.
+            threshold: pixels whose best score is below get the label -1; 0: none.
             top_k: how many classes to rank at every pixel; 0: none.
             ranked: only the first classes take part in that ranking; None: all, at least top_k.
 
         Returns:
-            As there, and with ``top_k`` ``top_labels`` (k, H, W) of the labels' type and
-            ``top_scores`` (k, H, W) half, best first, whatever the threshold.
+            ``sem_seg_labels`` (H, W) int16, or int32 above 32767 classes; ``sem_seg_scores``
+            (H, W) half; ``trusty`` (H, W) half unless there is no token. With ``top_k``
+            ``top_labels`` (k, H, W) of the labels' type and ``top_scores`` (k, H, W) half, best
+            first, whatever the threshold.
         """
-        labels = partial(
-            ViewAverage._labels, size=size, threshold=threshold, top_k=top_k, ranked=ranked
-        )
-        return self._or_on_cpu(labels)
+        return self._or_on_cpu(lambda self: self._labels(size, threshold, top_k, ranked))
 
     def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Return what `ScoreFusion.scores` says, of the mean scores."""
-        return self._or_on_cpu(partial(ViewAverage._scores, size=size))
+        """Return ``sem_seg`` (K, H, W) float32, and ``trusty`` as in `labels`."""
+        return self._or_on_cpu(lambda self: self._scores(size))
 
     def best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the (H, W) labels of `labels` and their scores, these in float32."""
-        count, device = self.views[0].class_logits.shape[1], self.views[0].class_logits.device
-        best = BestClass(size, device)
-        for start, scores in self._chunks(size):
+        best = BestClass(size, self.seen_mask.device)
+        for start, scores in self.chunks(size):
             best.add(start, scores)
-        return best.labels(label_dtype(count)), best.scores
+        return best.labels(label_dtype(len(self.seen_mask))), best.scores
 
-    def _or_on_cpu(self, compute: Compute) -> dict[str, Tensor]:
+    def trusty(self, size: tuple[int, int]) -> Tensor | None:
+        """Return (H, W) float32, P(pixel belongs to a seen class); None without a token."""
+        maps = []
+        for view in self.views:
+            windows = self._trusty_windows(view)
+            if windows is None:
+                return None
+            coverage = view.grid.coverage(windows[0].device)
+            maps.append(_final(fuse_windows(windows.__getitem__, view.grid, coverage), view, size))
+        return _mean(maps)[0]
+
+    def chunks(self, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first class, (C, H, W) final scores) over all classes, a few at a time."""
+        views = [
+            (view, self._trusty_windows(view), view.grid.coverage(self.seen_mask.device))
+            for view in self.views
+        ]
+        count, step = len(self.seen_mask), self.classes_per_chunk(size)
+        for start in range(0, count, step):
+            classes = slice(start, min(start + step, count))
+            planes = []
+            for view, trusty, coverage in views:
+                scores = partial(self._window_scores, view, trusty, classes)
+                planes.append(_final(fuse_windows(scores, view.grid, coverage), view, size))
+            yield start, _mean(planes)
+
+    def classes_per_chunk(self, size: tuple[int, int]) -> int:
+        """Return how many classes the workspace holds at a time, for the largest view."""
+        workspace = self.workspace_mib
+        # Vectorised CPU kernels round the last few elements of a tensor differently: a workspace
+        # of its own makes the result the same for every setting, and stays in the cache.
+        if self.seen_mask.device.type == "cpu":
+            workspace = _CPU_WORKSPACE_MIB
+        pixels = size[0] * size[1] + max(
+            view.grid.height * view.grid.width + 3 * view.padded_size[0] * view.padded_size[1]
+            for view in self.views
+        )
+        return max(1, int(workspace * 2**20 / (4 * pixels)))
+
+    def _window_scores(
+        self, view: ViewLogits, trusty: list[Tensor] | None, classes: slice, index: int
+    ) -> Tensor:
+        """Gated scores (C, window_height, window_width) of one window.
+
+        Sigmoid and gate come before windows and views are averaged, as in the released code: a
+        mean of scores is not the score of a mean.
+        """
+        scores = _upsample_window(view, view.class_logits[index, classes]).sigmoid_()
+        return self.gate(scores, None if trusty is None else trusty[index], self.seen_mask[classes])
+
+    def _trusty_windows(self, view: ViewLogits) -> list[Tensor] | None:
+        if view.trusty_logits is None:
+            return None
+        return [
+            trusty_probability(_upsample_window(view, logits), self.trusty_target)
+            for logits in view.trusty_logits
+        ]
+
+    def _labels(
+        self, size: tuple[int, int], threshold: float, top_k: int, ranked: int | None
+    ) -> dict[str, Tensor]:
+        device, dtype = self.seen_mask.device, label_dtype(len(self.seen_mask))
+        best, top = BestClass(size, device), TopClasses(top_k, size, dtype, device)
+        for start, scores in self.chunks(size):
+            best.add(start, scores)
+            top.add(start, scores[: None if ranked is None else max(0, ranked - start)])
+        labels = best.labels(dtype)
+        if threshold > 0:
+            labels[best.scores < threshold] = -1
+        result = {"sem_seg_labels": labels, "sem_seg_scores": best.scores.half()}
+        return result | top.result() | self._half_trusty(size)
+
+    def _scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        sem_seg = torch.empty(len(self.seen_mask), *size, device=self.seen_mask.device)
+        for start, scores in self.chunks(size):
+            sem_seg[start : start + len(scores)] = scores
+        return {"sem_seg": sem_seg} | self._half_trusty(size)
+
+    def _half_trusty(self, size: tuple[int, int]) -> dict[str, Tensor]:
+        trusty = self.trusty(size)
+        return {} if trusty is None else {"trusty": trusty.half()}
+
+    def _or_on_cpu(self, compute: Callable[[ScoreFusion], dict[str, Tensor]]) -> dict[str, Tensor]:
         found = none_if_out_of_memory(partial(compute, self))
         if found is not None:
             return found
@@ -251,43 +253,180 @@ class ViewAverage:
             "MODEL.TAGCLIP.TEST.OUTPUT labels",
             __name__,
         )
-        return compute(ViewAverage(tuple(view.cpu() for view in self.views)))
+        views = tuple(view.cpu() for view in self.views)
+        return compute(replace(self, views=views, seen_mask=self.seen_mask.cpu()))
 
-    def _labels(
-        self, size: tuple[int, int], threshold: float, top_k: int, ranked: int | None
-    ) -> dict[str, Tensor]:
-        count, device = self.views[0].class_logits.shape[1], self.views[0].class_logits.device
-        dtype = label_dtype(count)
-        best, top = BestClass(size, device), TopClasses(top_k, size, dtype, device)
-        for start, scores in self._chunks(size):
-            best.add(start, scores)
-            top.add(start, scores[: None if ranked is None else max(0, ranked - start)])
-        labels = best.labels(dtype)
-        if threshold > 0:
-            labels[best.scores < threshold] = -1
-        result = {"sem_seg_labels": labels, "sem_seg_scores": best.scores.half()}
-        return result | top.result() | self._trusty(size)
 
-    def _scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        logits = self.views[0].class_logits
-        sem_seg = torch.empty(logits.shape[1], *size, device=logits.device)
-        for start, scores in self._chunks(size):
-            sem_seg[start : start + len(scores)] = scores
-        return {"sem_seg": sem_seg} | self._trusty(size)
+def fuse_windows(
+    window_scores: Callable[[int], Tensor], grid: WindowGrid, coverage: Tensor
+) -> Tensor:
+    """Average the scores of all windows at every pixel.
 
-    def _chunks(self, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first class, (C, H, W) mean scores) over all classes."""
-        step = min(view.classes_per_chunk(size) for view in self.views)
-        start = 0
-        for planes in zip(*(view.chunks(size, step) for view in self.views), strict=True):
-            yield start, _mean(planes)
-            start += len(planes[0])
+    Sums in place into the window's slice: the traffic is that of the windows, not of
+    windows times image.
 
-    def _trusty(self, size: tuple[int, int]) -> dict[str, Tensor]:
-        maps = [view.trusty(size) for view in self.views]
-        return {} if maps[0] is None else {"trusty": _mean(maps).half()}
+    Args:
+        window_scores: index in the grid's order -> (C, window_height, window_width) float.
+        grid: where the windows are.
+        coverage: `WindowGrid.coverage` of the same grid.
+
+    Returns:
+        (C, height, width) mean scores.
+    """
+    if len(grid) == 1:
+        return window_scores(0)
+    total: Tensor | None = None
+    for index, (rows, columns) in enumerate(grid):
+        scores = window_scores(index)
+        if total is None:
+            total = scores.new_zeros(scores.shape[0], grid.height, grid.width)
+        total[:, rows, columns] += scores
+    return total.div_(coverage)
+
+
+def _upsample_window(view: ViewLogits, logits: Tensor) -> Tensor:
+    """(C, h, w) logits of one window -> (C, window_height, window_width)."""
+    full = upsample(logits, view.padded_size)
+    return full[:, : view.grid.window_height, : view.grid.window_width].contiguous()
+
+
+def _final(planes: Tensor, view: ViewLogits, size: tuple[int, int]) -> Tensor:
+    """(C, height, width) planes of a view, upright, at the size of the result."""
+    resized = resize(planes, size)
+    return resized.flip(-1) if view.mirrored else resized
 
 
 def _mean(planes: Sequence[Tensor]) -> Tensor:
     """Mean of tensors of one shape; a single one comes back as it is."""
     return planes[0] if len(planes) == 1 else sum(planes) / len(planes)
+
+
+def label_dtype(classes: int) -> torch.dtype:
+    """Smallest of int16 and int32 that holds the indices of so many classes."""
+    return torch.int16 if classes <= torch.iinfo(torch.int16).max else torch.int32
+
+
+class BestClass:
+    """The best class of every pixel so far; ties go to the class that comes first.
+
+    Attributes:
+        scores: (H, W) float32, its score; nan once any class had nan.
+    """
+
+    def __init__(self, size: tuple[int, int], device: torch.device) -> None:
+        """Begin with no class: a score of -inf, label 0."""
+        self.scores = torch.full(size, -torch.inf, device=device)
+        # Floats hold indices up to 2^24 exactly, and a CPU compares and blends them in vectors.
+        self._labels, self._better = torch.zeros(2, *size, device=device)
+
+    def add(self, start: int, scores: Tensor) -> None:
+        """Compare (C, H, W) scores of the classes from ``start`` on, in ascending order."""
+        if scores.device.type == "cpu":
+            self.add_each(start, scores)
+        else:
+            self.add_chunk(start, scores)
+
+    def add_each(self, start: int, scores: Tensor) -> None:
+        """`add` with three cheap passes per class."""
+        for label, score in enumerate(scores, start):
+            better = torch.gt(score, self.scores, out=self._better)
+            # The classes ascend, so a better one has a larger index than any before.
+            torch.maximum(self._labels, better.mul_(label), out=self._labels)
+            # Hands nan on, which no comparison would.
+            torch.maximum(self.scores, score, out=self.scores)
+
+    def add_chunk(self, start: int, scores: Tensor) -> None:
+        """`add` with few kernels, whatever the number of classes."""
+        value, index = scores.max(dim=0)
+        self._labels = torch.where(value > self.scores, (index + start).float(), self._labels)
+        torch.maximum(self.scores, value, out=self.scores)
+
+    def labels(self, dtype: torch.dtype) -> Tensor:
+        """(H, W) index of the class."""
+        return self._labels.to(dtype)
+
+
+class TopClasses:
+    """The k best classes of every pixel so far; ties go to the class that comes first."""
+
+    def __init__(
+        self, k: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Begin with k places without class: a score of -inf, label 0 of ``dtype``."""
+        self.scores = torch.full((k, *size), -torch.inf, device=device)
+        self.labels = torch.zeros((k, *size), dtype=dtype, device=device)
+
+    def add(self, start: int, scores: Tensor) -> None:
+        """Rank (C, H, W) scores of the classes from ``start`` on."""
+        for label, score in enumerate(scores if len(self.scores) else (), start):
+            # Once some classes have passed, the next one is among the best of few pixels.
+            pixels = (score > self.scores[-1]).flatten().nonzero()[:, 0]
+            places = self.scores.flatten(1)[:, pixels]
+            held = self.labels.flatten(1)[:, pixels]
+            score, falling = score.flatten()[pixels], torch.full_like(held[0], label)
+            better = torch.zeros_like(falling, dtype=torch.bool)
+            for i in range(len(places)):
+                # What a better class has pushed down goes before what is equal to it below.
+                better |= score > places[i]
+                score_below = torch.where(better, places[i], score)
+                label_below = torch.where(better, held[i], falling)
+                places[i] = torch.where(better, score, places[i])
+                held[i] = torch.where(better, falling, held[i])
+                score, falling = score_below, label_below
+            self.scores.flatten(1)[:, pixels] = places
+            self.labels.flatten(1)[:, pixels] = held
+
+    def result(self) -> dict[str, Tensor]:
+        """``top_labels`` and ``top_scores`` of `ScoreFusion.labels`; nothing if k is 0."""
+        if not len(self.scores):
+            return {}
+        return {"top_labels": self.labels, "top_scores": self.scores.half()}
+
+
+def resize(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) float -> (C, H, W), ``size``; ``planes`` itself if that is its size.
+
+    Bilinear, align_corners False, no antialiasing.
+    """
+    if planes.shape[-2:] == tuple(size):
+        return planes
+    return F.interpolate(planes[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Do what `resize` does, several times as fast on a CPU where H is a multiple of h.
+
+    Only the h rows are resized along their length. The rows of the result are blends of two of
+    them, which takes a pass over whole rows instead of four gathered values per pixel. Not
+    differentiable.
+
+    Args:
+        planes: (C, h, w) float, such as logits of patches.
+        size: (H, W) in pixels.
+
+    Returns:
+        (C, H, W).
+    """
+    rows, (height, width) = planes.shape[-2], size
+    factor, rest = divmod(height, rows)
+    if rest or factor < 2:
+        return resize(planes, size)
+    wide = resize(planes, (rows, width))
+    full = wide.new_empty(len(planes), height, width)
+    # Row y of the result lies at (y + 1/2) / factor - 1/2 among the rows; beyond their ends, the
+    # last ones go on.
+    first, last = factor // 2, height - (factor - factor // 2)
+    full[:, :first] = wide[:, :1]
+    full[:, last:] = wide[:, -1:]
+    between = full[:, first:last].view(len(planes), rows - 1, factor, width)
+    weights = _row_weights(factor, wide.dtype, wide.device)
+    torch.lerp(wide[:, :-1, None], wide[:, 1:, None], weights, out=between)
+    return full
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _row_weights(factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(factor, 1): how far each row between two others is on its way to the second."""
+    steps = torch.arange(factor, dtype=dtype, device=device)[:, None]
+    return (factor // 2 + steps + 0.5) / factor - 0.5

@@ -1,25 +1,107 @@
-"""The networks on the windows of several images, in batches."""
+"""An image in overlapping windows, and the networks on them, in batches.
+
+First step from image to labels; `tagclip.modeling.inference.fusion` takes the logits from here.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
+from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.batching import pad
-from tagclip.modeling.inference.out_of_memory import none_if_out_of_memory, warn_and_free
-from tagclip.modeling.inference.sliding_window import WindowGrid
 
-__all__ = ["WindowedImage", "window_logits"]
+__all__ = [
+    "ViewLogits",
+    "WindowGrid",
+    "WindowedImage",
+    "none_if_out_of_memory",
+    "warn_and_free",
+    "window_logits",
+    "window_origins",
+]
 
+T = TypeVar("T")
+# Of a batch of windows: (N, K, h, w) of the classes, (N, 1, h, w) of the trusty token or None.
 Logits = tuple[Tensor, Tensor | None]
 # Index of an image, and the window's rows and columns in it.
 Window = tuple[int, tuple[slice, slice]]
+
+
+def window_origins(size: int, window: int, stride: int) -> list[int]:
+    """Return the first pixel of every window along one axis.
+
+    Windows advance by ``stride``; the last one is shifted back so that it ends at ``size``
+    (docs/method.md, section 4). An axis that is not longer than the window has one window.
+
+    Args:
+        size: length of the axis in pixels, at least 1.
+        window: length of a window in pixels.
+        stride: step in pixels, between 1 and ``window``.
+
+    Raises:
+        ConfigError: the stride would leave gaps or never advance.
+    """
+    if not 1 <= stride <= window:
+        raise ConfigError(
+            f"MODEL.TAGCLIP.TEST.STRIDE: found {stride}, expected 1 to WINDOW ({window}); "
+            "a larger stride leaves pixels without a score"
+        )
+    count = -(-max(size - window, 0) // stride) + 1
+    return [max(min(i * stride + window, size) - window, 0) for i in range(count)]
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Windows of one size that cover an image of (height, width) pixels, rows outside."""
+
+    height: int
+    width: int
+    window_height: int
+    window_width: int
+    tops: tuple[int, ...]
+    lefts: tuple[int, ...]
+
+    @classmethod
+    def cover(cls, height: int, width: int, window: int, stride: int) -> WindowGrid:
+        """Lay square windows over an image; a shorter side shrinks them along that axis."""
+        return cls(
+            height=height,
+            width=width,
+            window_height=min(window, height),
+            window_width=min(window, width),
+            tops=tuple(window_origins(height, window, stride)),
+            lefts=tuple(window_origins(width, window, stride)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tops) * len(self.lefts)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice]]:
+        for top in self.tops:
+            for left in self.lefts:
+                yield (
+                    slice(top, top + self.window_height),
+                    slice(left, left + self.window_width),
+                )
+
+    def coverage(self, device: torch.device) -> Tensor:
+        """Return (height, width) float32: how many windows cover each pixel."""
+        rows = torch.zeros(self.height, 1, device=device)
+        columns = torch.zeros(1, self.width, device=device)
+        for top in self.tops:
+            rows[top : top + self.window_height] += 1
+        for left in self.lefts:
+            columns[:, left : left + self.window_width] += 1
+        return rows * columns
 
 
 @dataclass(frozen=True)
@@ -39,9 +121,34 @@ class WindowedImage:
     mirrored: bool = False
 
 
+@dataclass(frozen=True)
+class ViewLogits:
+    """Low-resolution logits of one view of an image: a scale of it, or its mirror image.
+
+    Attributes:
+        class_logits: (W, K, h, w) float32, one row per window of ``grid``.
+        trusty_logits: (W, 1, h, w) float32, or None without a trusty token.
+        grid: the windows over (height, width) pixels of the view.
+        padded_size: (height, width) in pixels that h x w stands for: the window, padded to
+            whole patches.
+        mirrored: whether the image was flipped left to right.
+    """
+
+    class_logits: Tensor
+    trusty_logits: Tensor | None
+    grid: WindowGrid
+    padded_size: tuple[int, int]
+    mirrored: bool = False
+
+    def cpu(self) -> ViewLogits:
+        """Return the same on the CPU."""
+        trusty = None if self.trusty_logits is None else self.trusty_logits.cpu()
+        return replace(self, class_logits=self.class_logits.cpu(), trusty_logits=trusty)
+
+
 def window_logits(
     images: Sequence[WindowedImage], networks: Callable[[Tensor], Logits], batch_size: int
-) -> list[Logits]:
+) -> list[ViewLogits]:
     """Run the networks on all windows; windows of one padded size share batches.
 
     Where the accelerator's memory is too small for a batch, the rest goes through in halves of it,
@@ -49,13 +156,12 @@ def window_logits(
 
     Args:
         images: of any sizes.
-        networks: (N, 3, h, w) windows -> (N, K, ...) class logits and (N, 1, ...) trusty logits,
-            or None.
+        networks: (N, 3, height, width) windows -> (N, K, h, w) class logits and (N, 1, h, w)
+            trusty logits, or None.
         batch_size: windows per call, at least 1.
 
     Returns:
-        For each image, the logits of its W windows in the order of its grid: (W, K, ...) and
-        (W, 1, ...) or None.
+        The logits of each image, windows in the order of its grid.
 
     Raises:
         ConfigError: the memory is too small for a single window.
@@ -76,7 +182,10 @@ def window_logits(
             for i, (number, _) in enumerate(batch):
                 found[number].append((classes[i], None if trusty is None else trusty[i]))
             places = places[len(batch) :]
-    return [_stacked(logits) for logits in found]
+    return [
+        ViewLogits(*_stacked(logits), image.grid, image.padded_size, image.mirrored)
+        for image, logits in zip(images, found, strict=True)
+    ]
 
 
 def _run(
@@ -107,3 +216,19 @@ def _half(count: int, size: tuple[int, int]) -> int:
 def _stacked(logits: Sequence[Logits]) -> Logits:
     classes, trusty = zip(*logits, strict=True)
     return torch.stack(classes), None if trusty[0] is None else torch.stack(trusty)
+
+
+def none_if_out_of_memory(function: Callable[[], T]) -> T | None:
+    """Return what the function returns; None if the accelerator's memory is full."""
+    try:
+        return function()
+    except torch.OutOfMemoryError:
+        # The error holds the frames of the attempt, and with them its tensors: it ends here.
+        return None
+
+
+def warn_and_free(text: str, logger_name: str) -> None:
+    """Log a warning, each text once, and give the allocator's unused blocks back."""
+    log_first_n(logging.WARNING, text, name=logger_name, key="message")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion, ViewAverage
-from tagclip.modeling.inference.gate import gate_scores, trusty_probability
-from tagclip.modeling.inference.sliding_window import WindowGrid
+from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
+from tagclip.modeling.inference.gate import Gate
+from tagclip.modeling.inference.windows import ViewLogits, WindowGrid
 
 CLASSES = 7
 
@@ -21,25 +21,24 @@ CLASSES = 7
 def build(grid: WindowGrid, padded: tuple[int, int], trusty: bool = True) -> ScoreFusion:
     generator = torch.Generator().manual_seed(0)
     shape = (len(grid), CLASSES, 5, 4)
-    return ScoreFusion(
+    view = ViewLogits(
         class_logits=torch.randn(shape, generator=generator) * 3,
         trusty_logits=torch.randn(len(grid), 1, 5, 4, generator=generator) if trusty else None,
-        seen_mask=torch.arange(CLASSES) % 3 > 0,
         grid=grid,
         padded_size=padded,
-        gate=partial(gate_scores, mode="both", bias=0.1),
-        trusty_map=partial(trusty_probability, target="novel"),
-        workspace_mib=1,
     )
+    seen = torch.arange(CLASSES) % 3 > 0
+    return ScoreFusion((view,), seen, Gate("both", bias=0.1), "novel", workspace_mib=1)
 
 
 def naive(fusion: ScoreFusion, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """All classes, all planes, float64, padded to the whole image."""
-    grid = fusion.grid
+    (view,) = fusion.views
+    grid = view.grid
     total = torch.zeros(CLASSES + 1, grid.height, grid.width, dtype=torch.float64)
     count = torch.zeros(grid.height, grid.width, dtype=torch.float64)
-    logits = torch.cat([fusion.class_logits, fusion.trusty_logits], dim=1).double()
-    full = F.interpolate(logits, fusion.padded_size, mode="bilinear")
+    logits = torch.cat([view.class_logits, view.trusty_logits], dim=1).double()
+    full = F.interpolate(logits, view.padded_size, mode="bilinear")
     full = full[..., : grid.window_height, : grid.window_width].sigmoid()
     for index, (rows, columns) in enumerate(grid):
         seen_probability = 1 - full[index, -1]
@@ -82,13 +81,8 @@ def test_chunks_of_classes_give_the_same_labels(step: int, monkeypatch: pytest.M
 def test_ties_go_to_the_first_class() -> None:
     grid = WindowGrid.cover(8, 8, 8, 8)
     fusion = build(grid, (8, 8))
-    tied = ScoreFusion(
-        **{
-            **vars(fusion),
-            "class_logits": torch.zeros(1, CLASSES, 5, 4),
-            "seen_mask": torch.zeros(CLASSES, dtype=torch.bool),
-        }
-    )
+    view = replace(fusion.views[0], class_logits=torch.zeros(1, CLASSES, 5, 4))
+    tied = replace(fusion, views=(view,), seen_mask=torch.zeros(CLASSES, dtype=torch.bool))
     assert tied.labels((8, 8))["sem_seg_labels"].unique().tolist() == [0]
 
 
@@ -108,12 +102,13 @@ def test_top_classes_equal_a_stable_sort(
 ) -> None:
     fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
     # Two equal classes: the first one goes before the other.
-    fusion.class_logits[:, 2] = fusion.class_logits[:, 0]
+    logits = fusion.views[0].class_logits
+    logits[:, 2] = logits[:, 0]
     fusion.seen_mask[2] = fusion.seen_mask[0]
     scores = fusion.scores((30, 40))["sem_seg"][:ranked]
     expected, order = scores.sort(dim=0, descending=True, stable=True)
     monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
-    found = ViewAverage((fusion,)).labels((30, 40), top_k=3, ranked=ranked)
+    found = fusion.labels((30, 40), top_k=3, ranked=ranked)
     assert torch.equal(found["top_labels"].long(), order[:3])
     assert torch.equal(found["top_scores"], expected[:3].half())
 
@@ -136,13 +131,11 @@ def test_no_tensor_grows_with_the_classes(top_k: int) -> None:
     largest = []
     for repeats in (10, 30):
         fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
-        logits, seen = (
-            fusion.class_logits.repeat(1, repeats, 1, 1),
-            fusion.seen_mask.repeat(repeats),
-        )
-        many = ScoreFusion(**{**vars(fusion), "class_logits": logits, "seen_mask": seen})
+        logits = fusion.views[0].class_logits.repeat(1, repeats, 1, 1)
+        view = replace(fusion.views[0], class_logits=logits)
+        many = replace(fusion, views=(view,), seen_mask=fusion.seen_mask.repeat(repeats))
         with LargestTensor() as mode:
-            ViewAverage((many,)).labels((300, 400), 0.1, top_k)
+            many.labels((300, 400), 0.1, top_k)
         largest.append(mode.elements)
     assert largest[0] == largest[1]
 
@@ -150,7 +143,7 @@ def test_no_tensor_grows_with_the_classes(top_k: int) -> None:
 @pytest.mark.parametrize("step", [1, 3])
 def test_nan_stays_visible(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fusion = build(WindowGrid.cover(8, 8, 8, 8), (8, 8))
-    fusion.class_logits[:, 2] = torch.nan
+    fusion.views[0].class_logits[:, 2] = torch.nan
     monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
     assert fusion.labels((8, 8))["sem_seg_scores"].isnan().all()
 
@@ -178,3 +171,20 @@ def test_whole_mode_has_one_window_of_the_image() -> None:
 def test_unknown_settings_are_refused(mode: str, output: str) -> None:
     with pytest.raises(ConfigError, match="expected one of"):
         InferenceSettings(mode, 16, 12, 4, 256, output)
+
+
+def test_the_cpu_answers_where_the_accelerator_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = build(WindowGrid.cover(50, 61, 33, 20), (40, 36))
+    expected = fusion.labels((30, 40))
+    chunks, calls = ScoreFusion.chunks, []
+
+    def full(self: ScoreFusion, size: tuple[int, int]) -> Any:
+        calls.append(self)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("full")
+        return chunks(self, size)
+
+    monkeypatch.setattr(ScoreFusion, "chunks", full)
+    found = fusion.labels((30, 40))
+    assert len(calls) == 2 and calls[0] is fusion and calls[1] is not fusion
+    assert all(torch.equal(found[key], expected[key]) for key in expected)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.inference.gate import GATE_FORMS, GATE_MODES, gate_scores, trusty_probability
+from tagclip.modeling.inference.gate import GATE_FORMS, GATE_MODES, Gate, trusty_probability
 
 SEEN = torch.tensor([True, False, True])
 
@@ -31,7 +31,7 @@ def naive_gate(
 def test_gate_truth_table(mode: str, after: bool) -> None:
     scores = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     trusty = torch.rand(2, 1, 4, 5, dtype=torch.float64)
-    found = gate_scores(scores, trusty, SEEN, mode=mode, bias=0.1, bias_after_gate=after)
+    found = Gate(mode=mode, bias=0.1, bias_after_gate=after)(scores, trusty, SEEN)
     for n, k, y, x in itertools.product(range(2), range(3), range(4), range(5)):
         expected = naive_gate(
             scores[n, k, y, x].item(),
@@ -47,14 +47,14 @@ def test_gate_truth_table(mode: str, after: bool) -> None:
 @pytest.mark.parametrize("mode", GATE_MODES)
 def test_without_a_trusty_map_only_the_bias_remains(mode: str) -> None:
     scores = torch.rand(3, 4, 5)
-    found = gate_scores(scores, None, SEEN, mode=mode, bias=0.25)
+    found = Gate(mode=mode, bias=0.25)(scores, None, SEEN)
     assert torch.equal(found, scores - 0.25 * SEEN[:, None, None])
 
 
 def test_scores_are_not_changed_in_place() -> None:
     scores, trusty = torch.rand(3, 4, 5), torch.rand(1, 4, 5)
     before = scores.clone()
-    gate_scores(scores, trusty, SEEN)
+    Gate()(scores, trusty, SEEN)
     assert torch.equal(scores, before)
 
 
@@ -66,7 +66,7 @@ def test_both_targets_give_the_probability_of_seen() -> None:
 
 def test_unknown_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="GATE is .all., expected .none. or .seen."):
-        gate_scores(torch.rand(3, 2, 2), None, SEEN, mode="all")
+        Gate(mode="all")
 
 
 @pytest.mark.parametrize(("form", "lowest"), [("additive", -4.0), ("lift", 0.0)])
@@ -74,7 +74,7 @@ def test_added_maps_truth_table(form: str, lowest: float) -> None:
     scores = torch.rand(3, 4, 5, dtype=torch.float64)
     trusty = torch.rand(1, 4, 5)
     trusty[0, 0, :4] = torch.tensor([0.0, 1.0, 1e-4, 0.5])
-    found = gate_scores(scores, trusty, SEEN, mode="both", bias=0.2, form=form, scale=0.6)
+    found = Gate(mode="both", bias=0.2, form=form, scale=0.6)(scores, trusty, SEEN)
     for k, y, x in itertools.product(range(3), range(4), range(5)):
         w = trusty[0, y, x].double().item()
         logit = math.log((1 - w) / w) if 0 < w < 1 else math.copysign(math.inf, 0.5 - w)
@@ -85,10 +85,24 @@ def test_added_maps_truth_table(form: str, lowest: float) -> None:
 @pytest.mark.parametrize("form", GATE_FORMS)
 def test_every_form_can_be_switched_off(form: str) -> None:
     scores, trusty = torch.rand(3, 4, 5), torch.rand(1, 4, 5)
-    found = gate_scores(scores, trusty, SEEN, mode="none", bias=0.25, form=form)
+    found = Gate(mode="none", bias=0.25, form=form)(scores, trusty, SEEN)
     assert torch.equal(found, scores - 0.25 * SEEN[:, None, None])
 
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(ConfigError, match="GATE_FORM is 'sum', expected 'product' or 'additive'"):
-        gate_scores(torch.rand(3, 4, 5), torch.rand(1, 4, 5), SEEN, form="sum")
+        Gate(form="sum")
+
+
+@pytest.mark.parametrize("form", GATE_FORMS)
+@pytest.mark.parametrize(("mode", "after"), list(itertools.product(GATE_MODES, (False, True))))
+def test_what_the_bias_takes_from_a_seen_class(mode: str, after: bool, form: str) -> None:
+    """The map's share of it, or all of it, as the scores themselves show."""
+    scores, trusty = torch.rand(3, 4, 5).double(), torch.rand(1, 4, 5).double()
+    without, with_bias = (
+        Gate(mode, form, bias=bias, bias_after_gate=after)(scores, trusty, SEEN)[0]
+        for bias in (0.0, 1.0)
+    )
+    gate = Gate(mode, form, bias_after_gate=after)
+    expected = trusty[0] if gate.weighs_bias else torch.ones(4, 5).double()
+    torch.testing.assert_close(without - with_bias, expected)

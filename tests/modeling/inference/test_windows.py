@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.inference.sliding_window import WindowGrid, fuse_windows, window_origins
+from tagclip.modeling.inference.fusion import fuse_windows
+from tagclip.modeling.inference.windows import WindowGrid, window_origins
 
 
 @given(
