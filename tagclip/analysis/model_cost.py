@@ -225,8 +225,9 @@ class ModelAnalysis:
         if self.model.trusty_target is not None:
             trusty_logits, trusty = torch.zeros(1, 1, *grid, requires_grad=True), labels.bool()
         targets = SegTargets(labels, torch.ones_like(labels, dtype=torch.bool), trusty, 255)
+        features = {"clip_dense": torch.zeros(1, self._embed_dim, *grid)}
         with _saved_tensors(self.model) as saved:
-            self.model.sem_seg_head.losses(logits, trusty_logits, targets)
+            self.model.sem_seg_head.losses(features, logits, trusty_logits, targets)
         return _bytes(saved)
 
 

@@ -147,14 +147,13 @@ class TagCLIP(nn.Module):
         prompt_rows = self.text_bank.prompt_rows(self.train_vocabulary)
         features = self.backbone(images)
         class_logits, trusty_logits = self.sem_seg_head.layers(features, class_embed)
-        self.sem_seg_head.remember(features, targets)
         class_logits = class_maximum(class_logits, prompt_rows)
         log_scalars({"pixel_accuracy": float(pixel_accuracy(class_logits, targets))})
         if self.self_training is not None:
             targets = self.self_training.pseudo_label(
                 class_logits, trusty_logits, targets, batched_inputs, self.train_vocabulary
             )
-        return self.sem_seg_head.losses(class_logits, trusty_logits, targets)
+        return self.sem_seg_head.losses(features, class_logits, trusty_logits, targets)
 
     def preprocess_images(
         self, batched_inputs: list[dict[str, Any]]

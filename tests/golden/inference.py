@@ -9,7 +9,7 @@ from torch import nn
 
 from golden.models import Workspace
 from golden.report import Report
-from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.modeling.inference.fusion import ScoreFusion, upsample_window
 from tagclip.modeling.inference.gate import Gate
 
 __all__ = ["check_scores", "check_sliding_window"]
@@ -24,9 +24,10 @@ def check_scores(space: Workspace, model: nn.Module, report: Report) -> None:
     golden = space.golden
     fusions = encode(space, model)
     upsampled = [
-        torch.cat([fusion._upsample(logits[0]) for logits in both])
+        torch.cat([upsample_window(view, logits[0]) for logits in both])
         for fusion in fusions
-        for both in [(fusion.views[0].class_logits, fusion.views[0].trusty_logits)]
+        for view in fusion.views
+        for both in [(view.class_logits, view.trusty_logits)]
     ]
     report.close("eval/mask_logits_fullres", torch.stack(upsampled))
     for official, mode in _MODES.items():

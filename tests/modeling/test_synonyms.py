@@ -69,14 +69,15 @@ def test_inference_takes_the_best_name(tiny_cfg: CfgNode, clip_weights: str, lay
     mean.load_state_dict(maximum.state_dict())
     found = maximum.encode({"image": image()}, asked(CLASSES))
     alone = mean.encode({"image": image()}, asked(SINGLE))
-    assert found.views[0].class_logits.shape[1] == 3 and alone.class_logits.shape[1] == 6
-    assert torch.equal(found.views[0].class_logits, naive_maximum(alone.class_logits))
+    (found,), (alone,) = found.views, alone.views
+    assert found.class_logits.shape[1] == 3 and alone.class_logits.shape[1] == 6
+    assert torch.equal(found.class_logits, naive_maximum(alone.class_logits))
     assert torch.equal(found.trusty_logits, alone.trusty_logits)
     # Each of the names wins somewhere: the comparison means something.
-    winners = alone.views[0].class_logits[:, 3:].argmax(1)
+    winners = alone.class_logits[:, 3:].argmax(1)
     assert len(winners.unique()) > 1
     assert not torch.allclose(
-        found.views[0].class_logits,
+        found.class_logits,
         mean.encode({"image": image()}, asked(CLASSES)).views[0].class_logits,
         atol=1e-3,
     )

@@ -106,8 +106,7 @@ class MaskCLIPHead(nn.Module):
             ConfigError: there are targets and nothing to train.
         """
         if targets is not None:
-            self.remember(features, targets)
-            return None, self.losses(None, None, targets)
+            return None, self.losses(features, None, None, targets)
         return self.layers(features, class_embed), {}
 
     def layers(
@@ -129,15 +128,14 @@ class MaskCLIPHead(nn.Module):
         probability = (self.scale * cosine).softmax(1)
         return log_odds(smooth_by_keys(probability, features["clip_keys"]).log()), trusty
 
-    def remember(self, features: dict[str, Tensor], targets: SegTargets) -> None:
-        """Let the trusty head, if there is one, keep a batch; see `TagCLIPHead.remember`."""
-        if self.trusty_head is not None:
-            self.trusty_head.remember(features["clip_dense"], targets, self.label_stride)
-
     def losses(
-        self, class_logits: Tensor | None, trusty_logits: Tensor | None, targets: SegTargets
+        self,
+        features: dict[str, Tensor],
+        class_logits: Tensor | None,
+        trusty_logits: Tensor | None,
+        targets: SegTargets,
     ) -> dict[str, Tensor]:
-        """Return no loss: the trusty head, if there is one, has its own.
+        """Return no loss: the trusty head keeps the batch, for steps with a loss of its own.
 
         Raises:
             ConfigError: there is no trusty head, so nothing to train.
@@ -147,6 +145,7 @@ class MaskCLIPHead(nn.Module):
                 "MODEL.SEM_SEG_HEAD.NAME: found MaskCLIPHead in training, which has nothing to "
                 "train; evaluate it with --eval-only"
             )
+        self.trusty_head.remember(features["clip_dense"], targets, self.label_stride)
         return {}
 
 

@@ -17,7 +17,7 @@ from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.clip.layouts import describe_misfit
 from tagclip.modeling.heads import TagCLIPHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
-from tagclip.modeling.heads.relation import RelationDescriptor
+from tagclip.modeling.heads.tagclip_head import RelationDescriptor
 from tagclip.modeling.losses.seg_loss import SegLoss
 
 __all__ = ["Conversion", "convert_official", "decoder_letters", "is_official", "trained_tensors"]

@@ -12,14 +12,56 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from tagclip.config.choices import require_choice
+from tagclip.errors import ConfigError
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
-from tagclip.modeling.heads.relation import RelationDescriptor
 from tagclip.modeling.losses.seg_loss import SegLoss, SegTargets
 
-__all__ = ["TagCLIPHead"]
+__all__ = ["RelationDescriptor", "TagCLIPHead"]
 
 logger = logging.getLogger(__name__)
+
+
+class RelationDescriptor(nn.Module):
+    """r_k = W [t_k * g ; t_k] + b (ZegCLIP, arXiv 2212.03588; docs/method.md, section 4)."""
+
+    def __init__(self, *, dim: int, kind: str = "cls_text") -> None:
+        """Create the projection, initialised Xavier-uniform with zero bias.
+
+        Args:
+            dim: channels D of class and image vectors.
+            kind: ``cls_text``, the formula above, or ``none``, r_k = W t_k + b.
+
+        Raises:
+            ConfigError: the kind is unknown.
+        """
+        super().__init__()
+        if kind not in ("cls_text", "none"):
+            raise ConfigError(
+                f"MODEL.TAGCLIP.RELATION: found {kind!r}, expected 'cls_text' or 'none'"
+            )
+        self.kind = kind
+        self.proj = nn.Linear(2 * dim if kind == "cls_text" else dim, dim)
+        nn.init.xavier_uniform_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, class_embed: Tensor, clip_global: Tensor) -> Tensor:
+        """Describe every class for every image.
+
+        Args:
+            class_embed: (K, D) class vectors.
+            clip_global: (N, D) image vectors.
+
+        Returns:
+            (N, K, D) queries.
+        """
+        if self.kind == "none":
+            return self.proj(class_embed).expand(clip_global.shape[0], -1, -1)
+        weight_product, weight_text = self.proj.weight.chunk(2, dim=1)
+        # W [t*g ; t] = W1 (t*g) + W2 t: the second term is the same for all images.
+        text = nn.functional.linear(class_embed, weight_text, self.proj.bias)
+        product = class_embed * clip_global[:, None]
+        return nn.functional.linear(product, weight_product) + text
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -119,8 +161,7 @@ class TagCLIPHead(nn.Module):
         """
         class_logits, trusty_logits = self.layers(features, class_embed)
         if targets is not None:
-            self.remember(features, targets)
-            return None, self.losses(class_logits, trusty_logits, targets)
+            return None, self.losses(features, class_logits, trusty_logits, targets)
         return (class_logits, trusty_logits), {}
 
     def layers(
@@ -141,26 +182,29 @@ class TagCLIPHead(nn.Module):
     def _conv_logits(self, dense: Tensor) -> Tensor | None:
         if self.trusty_head is None:
             return None
-        # It learns from what `remember` keeps, never from the model's loss.
+        # It learns from what it keeps in `losses`, never from the model's loss.
         with torch.no_grad():
             return self.trusty_head(dense.detach() * self.feature_scale)
 
-    def remember(self, features: dict[str, Tensor], targets: SegTargets) -> None:
-        """Let the convolutional trusty head, if there is one, keep a batch to learn from.
+    def losses(
+        self,
+        features: dict[str, Tensor],
+        class_logits: Tensor,
+        trusty_logits: Tensor | None,
+        targets: SegTargets,
+    ) -> dict[str, Tensor]:
+        """Return the weighted losses of `SegLoss`.
+
+        A convolutional trusty head has no part in them: it keeps the batch, for steps of its own.
 
         Args:
             features: of the training images, see `forward`.
-            targets: with ``trusty``, 1 on the pixels of seen classes.
+            class_logits: (N, K, h, w), see `layers`.
+            trusty_logits: (N, 1, h, w) or None, see `layers`.
+            targets: with ``trusty``, 1 on the pixels of seen classes, where something learns it.
         """
-        if self.trusty_head is None:
-            return
-        dense = features["clip_dense"] * self.feature_scale
-        self.trusty_head.remember(dense, targets, self.loss.stride)
-
-    def losses(
-        self, class_logits: Tensor, trusty_logits: Tensor | None, targets: SegTargets
-    ) -> dict[str, Tensor]:
-        """Return the weighted losses of `SegLoss`."""
         if self.trusty_head is not None:
+            dense = features["clip_dense"] * self.feature_scale
+            self.trusty_head.remember(dense, targets, self.loss.stride)
             trusty_logits = None
         return self.loss(class_logits, trusty_logits, targets)

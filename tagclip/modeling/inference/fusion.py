@@ -35,6 +35,7 @@ __all__ = [
     "label_dtype",
     "resize",
     "upsample",
+    "upsample_window",
 ]
 
 # MODEL.TAGCLIP.TEST.WORKSPACE_MIB of a CPU.
@@ -208,14 +209,14 @@ class ScoreFusion:
         Sigmoid and gate come before windows and views are averaged, as in the released code: a
         mean of scores is not the score of a mean.
         """
-        scores = _upsample_window(view, view.class_logits[index, classes]).sigmoid_()
+        scores = upsample_window(view, view.class_logits[index, classes]).sigmoid_()
         return self.gate(scores, None if trusty is None else trusty[index], self.seen_mask[classes])
 
     def _trusty_windows(self, view: ViewLogits) -> list[Tensor] | None:
         if view.trusty_logits is None:
             return None
         return [
-            trusty_probability(_upsample_window(view, logits), self.trusty_target)
+            trusty_probability(upsample_window(view, logits), self.trusty_target)
             for logits in view.trusty_logits
         ]
 
@@ -284,7 +285,7 @@ def fuse_windows(
     return total.div_(coverage)
 
 
-def _upsample_window(view: ViewLogits, logits: Tensor) -> Tensor:
+def upsample_window(view: ViewLogits, logits: Tensor) -> Tensor:
     """(C, h, w) logits of one window -> (C, window_height, window_width)."""
     full = upsample(logits, view.padded_size)
     return full[:, : view.grid.window_height, : view.grid.window_width].contiguous()

@@ -156,7 +156,7 @@ def batch_targets(size: tuple[int, int] = (24, 40)) -> SegTargets:
 
 def test_what_is_kept_are_scaled_vectors_and_seen_labels() -> None:
     head, features, targets = make_head(make_conv(), stride=4), random_features(), batch_targets()
-    head.remember(features, targets)
+    head(features, torch.randn(4, DIM), targets)
     (batch,) = head.trusty_head.replay.batches
     assert batch.features.dtype is torch.float16 and not batch.features.requires_grad
     assert torch.allclose(batch.features.float(), 4 * features["clip_dense"], rtol=1e-3)
@@ -171,7 +171,7 @@ def test_labels_that_are_not_trusted_count_as_unlabelled() -> None:
     """Pseudo-labels of unseen classes, in the transductive stage."""
     head, targets = make_head(make_conv()), batch_targets()
     targets.trusty[targets.labels == 1] = False
-    head.remember(random_features(), targets)
+    head(random_features(), torch.randn(4, DIM), targets)
     assert not (head.trusty_head.replay.batches[0].labels == 1).any()
 
 
