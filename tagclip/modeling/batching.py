@@ -11,18 +11,14 @@ from torch.nn import functional as F
 
 from tagclip.errors import DatasetError
 
-__all__ = ["pad", "stack_novel_masks", "stack_padded", "valid_mask"]
-
-
-def pad(plane: Tensor, height: int, width: int, value: float) -> Tensor:
-    """Pad (..., h, w) with ``value`` at the right and bottom to (..., height, width)."""
-    rows, columns = height - plane.shape[-2], width - plane.shape[-1]
-    return F.pad(plane, (0, columns, 0, rows), value=value) if rows or columns else plane
+__all__ = ["stack_novel_masks", "stack_padded", "valid_mask"]
 
 
 def stack_padded(planes: Sequence[Tensor], size: Sequence[int], value: float) -> Tensor:
-    """Pad N tensors (..., h, w) of any sizes to ``size`` and stack them: (N, ..., H, W)."""
-    return torch.stack([pad(plane, size[0], size[1], value) for plane in planes])
+    """Pad N tensors (..., h, w) right and below to ``size`` and stack them: (N, ..., H, W)."""
+    margins = [(0, size[1] - plane.shape[-1], 0, size[0] - plane.shape[-2]) for plane in planes]
+    pairs = zip(planes, margins, strict=True)
+    return torch.stack([F.pad(plane, margin, value=value) for plane, margin in pairs])
 
 
 def valid_mask(

@@ -17,7 +17,6 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.batching import pad
 
 __all__ = [
     "ViewLogits",
@@ -195,8 +194,11 @@ def _run(
     size: tuple[int, int],
 ) -> Logits:
     """Cut a batch of windows, pad them to one (height, width), run the networks."""
-    cut = [pad(images[n].pixels[:, rows, cols], *size, 0.0) for n, (rows, cols) in batch]
-    return networks(torch.stack(cut))
+    windows = images[0].pixels.new_zeros(len(batch), 3, *size)
+    for window, (number, (rows, columns)) in zip(windows, batch, strict=True):
+        pixels = images[number].pixels[:, rows, columns]
+        window[:, : pixels.shape[1], : pixels.shape[2]] = pixels
+    return networks(windows)
 
 
 def _half(count: int, size: tuple[int, int]) -> int:
