@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tagclip.analysis.run import AnalyzedRun
+    from tagclip.analysis.run_analysis import AnalyzedRun
 
 # detectron2 is imported inside the functions: --help answers at once.
 
@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
 
     from tagclip.analysis.comparison import differences, load_results
     from tagclip.analysis.report import write_comparison, write_run
-    from tagclip.analysis.run import analyze_run
+    from tagclip.analysis.run_analysis import analyze_run
     from tagclip.evaluation.run_folder import run_config
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

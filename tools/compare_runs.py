@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tagclip.analysis.comparison import ClassRow, Result
+    from tagclip.analysis.comparison import ClassRow, RunResult
 
 METRICS = {
     "seen": "mIoU-seen",
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         print(message)
 
 
-def format_summary(dataset: str, results: Sequence[Result], warnings: Sequence[str]) -> str:
+def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequence[str]) -> str:
     """Markdown of the metrics, of what the runs depend on, and of warnings."""
     conditions = [
         [str(index), *(_condition(result, key) for key in CONDITIONS.values())]
@@ -103,7 +103,7 @@ def format_summary(dataset: str, results: Sequence[Result], warnings: Sequence[s
     return "\n".join(lines) + "\n"
 
 
-def metric_rows(results: Sequence[Result]) -> list[list[str]]:
+def metric_rows(results: Sequence[RunResult]) -> list[list[str]]:
     """One row per run, then mean and standard deviation of runs that differ in the seed only."""
     from tagclip.analysis.comparison import repetitions
 
@@ -132,7 +132,7 @@ def metric_rows(results: Sequence[Result]) -> list[list[str]]:
     return rows
 
 
-def format_classes(rows: Sequence[ClassRow], results: Sequence[Result]) -> str:
+def format_classes(rows: Sequence[ClassRow], results: Sequence[RunResult]) -> str:
     """Markdown of the IoU of every class, largest gain first."""
     numbers = [str(index) for index in range(1, len(results) + 1)]
     several = len(results) > 1
@@ -150,7 +150,7 @@ def format_classes(rows: Sequence[ClassRow], results: Sequence[Result]) -> str:
 
 
 def draw_classes(
-    rows: Sequence[ClassRow], results: Sequence[Result], dataset: str, path: Path
+    rows: Sequence[ClassRow], results: Sequence[RunResult], dataset: str, path: Path
 ) -> None:
     """Draw the IoU of every class in every run, and the differences to the first run."""
     from matplotlib.lines import Line2D
@@ -212,7 +212,7 @@ def draw_differences(axis: Axes, values: Sequence[Sequence[float]]) -> None:
         axis.barh(places, lengths, height=height, color=style(run)["color"])
 
 
-def _condition(result: Result, key: str) -> str:
+def _condition(result: RunResult, key: str) -> str:
     value = result.run(key)
     text = "" if value is None else str(value)
     return text[:8] if key == "git_commit" else text

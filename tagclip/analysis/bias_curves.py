@@ -16,7 +16,7 @@ import numpy as np
 
 from tagclip.errors import DatasetError
 
-__all__ = ["BiasCounts", "Contest", "Curve", "bias_grid"]
+__all__ = ["BiasCounts", "Contest", "BiasCurve", "bias_grid"]
 
 _STEPS = 4096
 
@@ -124,7 +124,7 @@ class BiasCounts:
         index = classes.astype(np.int64) * table.shape[1] + wins
         table += np.bincount(index, minlength=table.size).reshape(table.shape)
 
-    def curve(self) -> Curve:
+    def curve(self) -> BiasCurve:
         """Accuracy and IoU of the classes at every bias, averaged over seen and unseen ones.
 
         Raises:
@@ -146,7 +146,7 @@ class BiasCounts:
                 np.broadcast_to(total[:, None], hits.shape),
             )
         )
-        return Curve(np.array([-np.inf, *self.grid, np.inf]), *iou, *accuracy)
+        return BiasCurve(np.array([-np.inf, *self.grid, np.inf]), *iou, *accuracy)
 
     def _by_bias(self, table: np.ndarray) -> np.ndarray:
         """(K, G + 2) pixels that get the class at bias -inf, at each of the grid and at +inf."""
@@ -157,7 +157,7 @@ class BiasCounts:
 
 
 @dataclass(frozen=True)
-class Curve:
+class BiasCurve:
     """Means at P biases, from only seen classes (-inf) to only unseen ones (+inf).
 
     Attributes:
@@ -200,14 +200,14 @@ class Curve:
         """AUSUC of the two accuracies, as defined by Chao et al., in percent."""
         return _front_area(self.unseen_accuracy, self.seen_accuracy)
 
-    def thinned(self, precision: float = 0.01) -> Curve:
+    def thinned(self, precision: float = 0.01) -> BiasCurve:
         """Only points that differ from the last one by at least ``precision``, and the two ends."""
         kept, values = [0], np.stack([self.seen, self.unseen])
         for index in range(1, len(self.biases)):
             last = index == len(self.biases) - 1
             if last or np.abs(values[:, index] - values[:, kept[-1]]).max() >= precision:
                 kept.append(index)
-        return Curve(*(values[kept] for values in vars(self).values()))
+        return BiasCurve(*(values[kept] for values in vars(self).values()))
 
 
 def _front_area(x: np.ndarray, y: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from tagclip.analysis.confusion_charts import draw_confusion_bars
 from tagclip.analysis.confusions import kind_share
 from tagclip.analysis.page import comparison_rows, figure_rows, render_page
 from tagclip.analysis.panels import choose_images, draw_images
-from tagclip.analysis.run import AnalyzedRun, crossing_confusions
+from tagclip.analysis.run_analysis import AnalyzedRun, crossing_confusions
 from tagclip.evaluation.results import format_json
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import format_csv

@@ -22,7 +22,7 @@ from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["FULL", "QUICK", "Scale", "Subject", "rectangles"]
+__all__ = ["FULL", "QUICK", "Scale", "Workload", "rectangles"]
 
 _TINY_CLIP = {
     "embed_dim": 32,
@@ -47,9 +47,9 @@ class Scale:
     large_classes: int
     templates: str
     class_steps: tuple[int, ...]
-    naive_classes: int
+    released_classes: int
     side_steps: tuple[int, ...]
-    naive_side: int
+    released_side: int
     prompt_steps: tuple[int, ...]
 
 
@@ -66,9 +66,9 @@ FULL = Scale(
     large_classes=847,
     templates="zegclip15",
     class_steps=(20, 60, 171, 500, 1500, 5000),
-    naive_classes=500,
+    released_classes=500,
     side_steps=(512, 1024, 2048, 4096),
-    naive_side=1024,
+    released_side=1024,
     prompt_steps=(0, 50, 100, 200, 300, 400),
 )
 # Everything runs, no number means anything.
@@ -84,9 +84,9 @@ QUICK = Scale(
     large_classes=9,
     templates="single",
     class_steps=(4, 8),
-    naive_classes=4,
+    released_classes=4,
     side_steps=(64, 96),
-    naive_side=64,
+    released_side=64,
     prompt_steps=(0, 2),
 )
 
@@ -107,12 +107,14 @@ class RandomVectors(nn.Module):
         return None
 
 
-class Subject:
+class Workload:
     """A model and its inputs; everything random is the same in every run.
 
     Attributes:
         scale: its sizes.
         device: ``cpu`` or ``cuda``.
+        dataset: registered name of the dataset of one image.
+        image: JPEG of the size ``scale.photo``.
         cfg: its config.
     """
 
@@ -127,7 +129,8 @@ class Subject:
         """
         self.scale, self.device, self._folder = scale, device, folder
         # Names are registered for good: another folder needs another one.
-        self._name = f"benchmark_{'_'.join(folder.parts[-2:])}"
+        self.dataset = f"benchmark_{'_'.join(folder.parts[-2:])}"
+        self.image = str(folder / "images" / "photo.jpg")
         self._write_dataset()
         self.cfg = self._config(options)
 
@@ -140,16 +143,6 @@ class Subject:
         most = max(self.scale.classes, self.scale.large_classes, *self.scale.class_steps)
         model.text_bank = RandomVectors(dim, model.device, most)
         return model
-
-    @property
-    def image_file(self) -> str:
-        """JPEG of the size ``scale.photo``."""
-        return str(self._folder / "images" / "photo.jpg")
-
-    @property
-    def dataset(self) -> str:
-        """Registered name of the dataset of this one image."""
-        return self._name
 
     def resized(self, short: int, size: tuple[int, int]) -> Tensor:
         """(3, h, w) uint8 noise in the form of an image that is resized to a short side."""
@@ -223,7 +216,7 @@ class Subject:
             clip = str(self._folder / "tiny-clip.json")
             Path(clip).write_text(json.dumps(_TINY_CLIP))
         entry = {
-            "name": self._name,
+            "name": self.dataset,
             "images": str(self._folder / "images"),
             "labels": str(self._folder / "labels"),
             "vocabulary": str(self._folder / "vocabulary.json"),
@@ -242,8 +235,8 @@ class Subject:
             "INPUT.MIN_SIZE_TEST": scale.crop,
             "INPUT.MAX_SIZE_TEST": 1_000_000,
             "DATASETS.FOLDER_DATASETS": [entry],
-            "DATASETS.TRAIN": (self._name,),
-            "DATASETS.TEST": (self._name,),
+            "DATASETS.TRAIN": (self.dataset,),
+            "DATASETS.TEST": (self.dataset,),
         }
         flat = [word for pair in values.items() for word in pair]
         return load_config("", [*flat, *options])
@@ -253,7 +246,7 @@ class Subject:
             (self._folder / name).mkdir()
         scale = self.scale
         blobs = np.random.default_rng(0).integers(0, 256, (15, 20, 3), dtype=np.uint8)
-        Image.fromarray(blobs).resize(scale.photo[::-1]).save(self.image_file)
+        Image.fromarray(blobs).resize(scale.photo[::-1]).save(self.image)
         label = Image.fromarray(rectangles(scale.classes, scale.photo))
         label.save(self._folder / "labels" / "photo.png")
         names = [f"class {k}" for k in range(scale.classes)]

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from tagclip.analysis.confusions import Confusion, group_confusions, list_confusions
-from tagclip.analysis.logits import LogitAnalysis
+from tagclip.analysis.gate_analysis import GateAnalysis
 from tagclip.analysis.result_images import Ranked
 from tagclip.data import query_vocabulary, read_indices
 from tagclip.errors import ConfigError
@@ -48,7 +48,7 @@ class AnalyzedRun:
     content: Mapping[str, Any]
     vocabulary: Vocabulary
     saved: SavedLogits
-    analysis: LogitAnalysis
+    analysis: GateAnalysis
     ranking: list[Ranked]
 
     @property
@@ -71,7 +71,7 @@ class AnalyzedRun:
         )
 
 
-def crossing_confusions(analysis: LogitAnalysis) -> dict[str, list[Confusion]]:
+def crossing_confusions(analysis: GateAnalysis) -> dict[str, list[Confusion]]:
     """Unseen classes taken for seen ones and the reverse, with the model's gate and bias."""
     pairs = list_confusions(analysis.confusion, analysis.confusion.sum(axis=1))
     groups = group_confusions(pairs, analysis.seen, _ROWS)
@@ -106,7 +106,7 @@ def analyze_run(
     saved = SavedLogits.of_run(run, cfg, dataset, vocabulary, images)
     gate = saved.index["gate"]
     has_gate = saved.index["trusty_target"] is not None and gate["mode"] != "none"
-    analysis = LogitAnalysis(vocabulary.seen_mask, gate["bias"], has_gate)
+    analysis = GateAnalysis(vocabulary.seen_mask, gate["bias"], has_gate)
     ranking = []
     for sample in progress([s for s in samples if saved.has(s["file_name"])]):
         with torch.inference_mode():
@@ -124,7 +124,7 @@ def analyze_run(
 
 
 def _check(
-    folder: Path, analysis: LogitAnalysis, content: Mapping[str, Any], threshold: float
+    folder: Path, analysis: GateAnalysis, content: Mapping[str, Any], threshold: float
 ) -> None:
     """Refuse logits that are not those of the result beside them.
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagclip.analysis.bias_curves import BiasCounts, Contest, Curve, bias_grid
+from tagclip.analysis.bias_curves import BiasCounts, BiasCurve, Contest, bias_grid
 from tagclip.analysis.calibration import TrustyCounts, detector_auroc
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import confusion_matrix, summarize
 from tagclip.modeling.inference.fusion import ScoreFusion, ViewAverage
 
-__all__ = ["LogitAnalysis", "contest", "ungated"]
+__all__ = ["GateAnalysis", "contest", "ungated"]
 
 _NAN = float("nan")
 
@@ -82,7 +82,7 @@ def _flat(values: torch.Tensor) -> np.ndarray:
 
 
 @dataclass
-class LogitAnalysis:
+class GateAnalysis:
     """Adds up images; memory depends on the number of classes alone.
 
     Attributes:
@@ -142,7 +142,7 @@ class LogitAnalysis:
         return confusion
 
     @cached_property
-    def curves(self) -> dict[str, Curve]:
+    def curves(self) -> dict[str, BiasCurve]:
         """Curves with the model's ``own`` gate and with ``none``, of all images."""
         own = self.own.curve()
         return {"own": own, "none": self.none.curve() if self.has_gate else own}
@@ -179,7 +179,7 @@ class LogitAnalysis:
         }
         return found
 
-    def _curve_figures(self, curve: Curve) -> dict[str, float]:
+    def _curve_figures(self, curve: BiasCurve) -> dict[str, float]:
         values = {"bias": self.bias}
         for prefix, index in (("", curve.at(self.bias)), ("best ", curve.best())):
             values[f"{prefix}hIoU"] = float(curve.hiou[index])
