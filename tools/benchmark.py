@@ -83,9 +83,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
     """
     import torch
 
+    from tagclip.projects.benchmark.benchmarks import BENCHMARKS
     from tagclip.projects.benchmark.curves import measure_curves
     from tagclip.projects.benchmark.measure import machine
-    from tagclip.projects.benchmark.model_benchmarks import BENCHMARKS
     from tagclip.projects.benchmark.workload import FULL, QUICK, Workload
     from tagclip.utils.quiet import silence
 
@@ -99,8 +99,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
         for name in args.part:
             print(f"{name} ...", file=sys.stderr, flush=True)
             found = BENCHMARKS[name](workload, args.runs)
-            rows += [asdict(row) for row in found.rows]
-            bars += [asdict(bar) | {"met": bar.met} for bar in found.bars]
+            rows += found.rows
+            bars += found.bars
         if args.curves:
             curves = measure_curves(workload, Path(folder))
         described = machine(args.device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -135,18 +134,8 @@ class PredictionWriter(FolderWriter):
                     f"{part}: found no predictions of process {rank}, expected an OUTPUT_DIR that "
                     "all machines share; set one, or TEST.SAVE_PREDICTIONS png"
                 )
-        temporary = self._folder / f".{_SEGMENTS}.tmp"
-        with temporary.open("w", encoding="utf-8") as file:
-            separator = "[\n"
-            for part in parts:
-                with part.open(encoding="utf-8") as lines:
-                    for line in lines:
-                        file.write(separator + line.rstrip("\n"))
-                        separator = ",\n"
-            file.write("\n]\n" if separator == ",\n" else "[]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self._folder / _SEGMENTS)
+        rows = ",\n".join(row for part in parts for row in part.read_text("utf-8").splitlines())
+        write_atomic(self._folder / _SEGMENTS, f"[\n{rows}\n]\n")
         for part in parts:
             part.unlink()
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.projects.benchmark.measure import memory_growth, seconds
-from tagclip.projects.benchmark.memory import peak_memory
+from tagclip.projects.benchmark.memory import peak_memory, vit
 from tagclip.projects.benchmark.released import released_fusion
 from tagclip.projects.benchmark.workload import Workload
 from tagclip.visualization.class_charts import save_chart
@@ -92,7 +92,7 @@ def measure_curves(workload: Workload, folder: Path) -> list[Curve]:
             for x in steps:
                 point = _point(x, prepare(workload, x), workload.device)
                 if axis == "prompts":  # little memory, and a new model before every point
-                    memory = peak_memory(scale, workload.device, "vit", _PROMPTS, x)
+                    memory = peak_memory(scale, workload.device, vit, _PROMPTS, x)
                     point = replace(point, mebibytes=memory)
                 points.append(point)
                 progress.update()

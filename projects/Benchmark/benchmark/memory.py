@@ -16,27 +16,33 @@ from tagclip.projects.benchmark.measure import memory_growth
 from tagclip.projects.benchmark.released import released_labels, released_losses
 from tagclip.projects.benchmark.workload import QUICK, Scale, Workload
 
-__all__ = ["MEASURED", "peak_memory"]
+__all__ = [
+    "Prepare",
+    "labels",
+    "large",
+    "peak_memory",
+    "released",
+    "released_step",
+    "step",
+    "vit",
+    "vit_step",
+]
 
-# Name -> function of a workload that prepares everything and returns the call to measure.
-MEASURED: dict[str, Callable[[Workload], Callable[[], Any]]] = {}
+
+# Prepares everything and returns the call to measure.
+Prepare = Callable[[Workload], Callable[[], Any]]
 
 
-def _measured(function: Callable[[Workload], Callable[[], Any]]) -> Callable:
-    MEASURED[function.__name__] = function
-    return function
-
-
-def peak_memory(scale: Scale, device: str, name: str, *options: Any) -> float:
-    """MiB that a call of `MEASURED` takes beyond what was held before, the model for one.
+def peak_memory(scale: Scale, device: str, prepare: Prepare, *options: Any) -> float:
+    """MiB that a call takes beyond what was held before, the model for one.
 
     Args:
         scale: sizes; `QUICK` is measured in this process, whose free memory hides the growth.
         device: ``cpu`` or ``cuda``.
-        name: key of `MEASURED`.
+        prepare: one of the functions below.
         options: config keys and values.
     """
-    arguments = scale, device, name, torch.get_num_threads(), *options
+    arguments = scale, device, prepare, torch.get_num_threads(), *options
     if scale == QUICK:
         return _measure(*arguments)
     context = multiprocessing.get_context("spawn")
@@ -44,46 +50,40 @@ def peak_memory(scale: Scale, device: str, name: str, *options: Any) -> float:
         return pool.submit(_measure, *arguments).result()
 
 
-def _measure(scale: Scale, device: str, name: str, threads: int, *options: Any) -> float:
+def _measure(scale: Scale, device: str, prepare: Prepare, threads: int, *options: Any) -> float:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         workload = Workload(scale, device, Path(folder), *options)
         workload.model  # noqa: B018  built before the meter starts
-        return memory_growth(MEASURED[name](workload), device)
+        return memory_growth(prepare(workload), device)
 
 
-@_measured
 def vit(workload: Workload) -> Callable[[], Any]:
     """Forward pass of the backbone on one window."""
     return torch.no_grad()(partial(workload.model.eval().backbone, workload.window()))
 
 
-@_measured
 def labels(workload: Workload) -> Callable[[], Any]:
     """The whole model on a photo."""
     return partial(workload.model.eval(), [workload.item()])
 
 
-@_measured
 def released(workload: Workload) -> Callable[[], Any]:
     """The released sequence on the same photo."""
     item, size = workload.item(), workload.scale.photo
     return partial(released_labels, workload.model.eval(), item["image"], size)
 
 
-@_measured
 def large(workload: Workload) -> Callable[[], Any]:
     """The whole model on a large photo with many classes."""
     return partial(workload.model.eval(), [workload.large_item()])
 
 
-@_measured
 def step(workload: Workload) -> Callable[[], Any]:
     """Forward, losses and backward of one image."""
     return partial(workload.training_step, workload.training_batch())
 
 
-@_measured
 def released_step(workload: Workload) -> Callable[[], Any]:
     """The same networks with the released losses."""
     model, batch = workload.model, workload.training_batch()
@@ -99,7 +99,6 @@ def released_step(workload: Workload) -> Callable[[], Any]:
     return run
 
 
-@_measured
 def vit_step(workload: Workload) -> Callable[[], None]:
     """Forward and backward of the backbone, with random gradients of its outputs."""
     backbone = workload.model.train().backbone

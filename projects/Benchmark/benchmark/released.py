@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fvcore.nn import sigmoid_focal_loss
 from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
@@ -114,23 +115,16 @@ def released_losses(
     onehot = onehot.to(logits.device)
     present = onehot.flatten(2).sum(dim=2) > 0
     pairs = max(1, int(present.sum()))
-    focal = _focal(logits, onehot, loss).flatten(2).mean(dim=2).sum()
+    focal = partial(sigmoid_focal_loss, alpha=loss.focal.alpha, gamma=loss.focal.gamma)
+    mask = focal(logits, onehot).flatten(2).mean(dim=2).sum()
     p, t = logits.sigmoid()[present].flatten(1), onehot[present].flatten(1)
     dice = 1 - (2 * (p * t).sum(dim=1) + 1) / (p.sum(dim=1) + t.sum(dim=1) + 1)
-    token = _focal(trusty, targets.trusty[:, None].float(), loss).flatten(2).mean(dim=2).sum()
+    token = focal(trusty, targets.trusty[:, None].float()).flatten(2).mean(dim=2).sum()
     return {
-        "loss_mask": loss.mask_weight * focal / pairs,
+        "loss_mask": loss.mask_weight * mask / pairs,
         "loss_dice": loss.dice_weight * dice.sum() / pairs,
         "loss_trusty": loss.trusty_weight * token / pairs,
     }
-
-
-def _focal(logits: Tensor, target: Tensor, loss: SegLoss) -> Tensor:
-    p = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    truth = p * target + (1 - p) * (1 - target)
-    alpha = loss.focal.alpha * target + (1 - loss.focal.alpha) * (1 - target)
-    return alpha * entropy * (1 - truth) ** loss.focal.gamma
 
 
 def released_confusion(scores: Tensor, truth: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagclip.config.loading import load_config
+from tagclip.data.protocol_variants import write_vocabulary
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.structures.vocabulary import Vocabulary
@@ -34,43 +35,29 @@ _TINY_CLIP = {
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of a measurement; images and crops in pixels, (height, width)."""
+    """Sizes of a measurement; images and crops in pixels, (height, width).
 
-    clip: str
-    prompts: int
-    classes: int
-    seen: int
-    crop: int
-    stride: int
-    photo: tuple[int, int]
-    large_photo: tuple[int, int]
-    large_classes: int
-    templates: str
-    class_steps: tuple[int, ...]
-    released_classes: int
-    side_steps: tuple[int, ...]
-    released_side: int
-    prompt_steps: tuple[int, ...]
+    By default those of COCO-Stuff 164k on ViT-B/16; ADE20K-Full has 847 classes.
+    """
+
+    clip: str = "ViT-B-16-quickgelu"
+    prompts: int = 100
+    classes: int = 171
+    seen: int = 156
+    crop: int = 512
+    stride: int = 426
+    photo: tuple[int, int] = (480, 640)
+    large_photo: tuple[int, int] = (3000, 4000)
+    large_classes: int = 847
+    templates: str = "zegclip15"
+    class_steps: tuple[int, ...] = (20, 60, 171, 500, 1500, 5000)
+    released_classes: int = 500
+    side_steps: tuple[int, ...] = (512, 1024, 2048, 4096)
+    released_side: int = 1024
+    prompt_steps: tuple[int, ...] = (0, 50, 100, 200, 300, 400)
 
 
-# COCO-Stuff 164k on ViT-B/16; ADE20K-Full has 847 classes.
-FULL = Scale(
-    clip="ViT-B-16-quickgelu",
-    prompts=100,
-    classes=171,
-    seen=156,
-    crop=512,
-    stride=426,
-    photo=(480, 640),
-    large_photo=(3000, 4000),
-    large_classes=847,
-    templates="zegclip15",
-    class_steps=(20, 60, 171, 500, 1500, 5000),
-    released_classes=500,
-    side_steps=(512, 1024, 2048, 4096),
-    released_side=1024,
-    prompt_steps=(0, 50, 100, 200, 300, 400),
-)
+FULL = Scale()
 # Everything runs, no number means anything.
 QUICK = Scale(
     clip="",
@@ -250,15 +237,9 @@ class Workload:
         label = Image.fromarray(rectangles(scale.classes, scale.photo))
         label.save(self._folder / "labels" / "photo.png")
         names = [f"class {k}" for k in range(scale.classes)]
-        tree = {
-            "format": 1,
-            "name": "benchmark",
-            "ignore_label": 255,
-            "classes": [{"id": k, "name": name} for k, name in enumerate(names)],
-            "default_split": "split",
-            "splits": {"split": {"unseen": names[scale.seen :]}},
-        }
-        (self._folder / "vocabulary.json").write_text(json.dumps(tree))
+        vocabulary = Vocabulary.from_names(names, [k < scale.seen for k in range(len(names))])
+        path = self._folder / "vocabulary.json"
+        write_vocabulary(replace(vocabulary, split="split", ignore_label=255), path)
 
 
 def rectangles(classes: int, size: tuple[int, int]) -> np.ndarray:

@@ -1,19 +1,25 @@
-"""Benchmarks of the model, and the table of all: each takes a workload and says what it found."""
+"""The benchmarks: each takes a workload and says what it found."""
 
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from detectron2.data import DatasetCatalog
 from torch import nn
 
 from tagclip.data.inference_input import InferenceInput
-from tagclip.data.label_io import read_image
-from tagclip.projects.benchmark.data_benchmarks import evaluator, text
+from tagclip.data.label_io import read_image, read_label
+from tagclip.data.protocol import query_vocabulary
+from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
+from tagclip.modeling.clip.text_bank import TextBank
+from tagclip.projects.benchmark import memory
 from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.measure import (
     Stopwatch,
@@ -22,12 +28,13 @@ from tagclip.projects.benchmark.measure import (
     memory_growth,
     seconds,
 )
-from tagclip.projects.benchmark.memory import MEASURED, peak_memory
-from tagclip.projects.benchmark.released import released_labels
-from tagclip.projects.benchmark.workload import Workload
+from tagclip.projects.benchmark.released import released_confusion, released_labels
+from tagclip.projects.benchmark.workload import Workload, rectangles
 
 __all__ = ["BENCHMARKS"]
 
+# Prompts of the released way, one text forward of full length each, that are timed.
+_SAMPLE = 8
 _RELEASED = "released sequence of operations"
 _RELEASED_STEP = "step with the released losses"
 
@@ -44,7 +51,7 @@ def vit(workload: Workload, runs: int) -> Findings:
     for name, timing in times.items():
         found.add(f"{name}, {len(tower.positional_embedding)} tokens", timing)
     ratio = found.add("CLIPViT over open_clip", times["CLIPViT"].over(times["open_clip"]), "x")
-    _add_memory(found, workload, "CLIPViT", "vit")
+    _add_memory(found, workload, "CLIPViT", memory.vit)
     found.add_bar("CLIPViT over open_clip's tower", ratio, "x", limit=1.03)
     return found
 
@@ -103,11 +110,11 @@ def inference(workload: Workload, runs: int) -> Findings:
     ratio = found.add("model over bare ViT", times["lean"].over(times["bare"]), "x")
     found.add("released over bare ViT", times["released"].over(times["bare"]), "x")
     found.add("share of the ViT", 100 * times["bare"].median / times["lean"].median, "%")
-    memory = _add_memory(found, workload, "the whole model", "labels")
-    _add_memory(found, workload, _RELEASED, "released")
+    peak = _add_memory(found, workload, "the whole model", memory.labels)
+    _add_memory(found, workload, _RELEASED, memory.released)
     what = f"{height}x{width} image, {len(grid)} windows, {scale.classes} classes"
     found.add_bar(f"{what}: time over bare ViT", ratio, "x", 1.15, 1.10, "1.47-1.52")
-    found.add_bar(f"{what}: memory above the model", memory, "MiB", 300, released="1170")
+    found.add_bar(f"{what}: memory above the model", peak, "MiB", 300, released="1170")
     return found
 
 
@@ -122,9 +129,9 @@ def training(workload: Workload, runs: int) -> Findings:
     )
     step = partial(workload.training_step, workload.training_batch())
     functions = {
-        "bare": MEASURED["vit_step"](workload),
+        "bare": memory.vit_step(workload),
         "lean": partial(_watched, watch, methods, step, "images, targets, pixel accuracy"),
-        "released": MEASURED["released_step"](workload),
+        "released": memory.released_step(workload),
     }
     times, found = alternate(functions, runs, workload.device), Findings("training")
     for name, timing in watch.timings().items():
@@ -134,15 +141,15 @@ def training(workload: Workload, runs: int) -> Findings:
     found.add(_RELEASED_STEP, times["released"])
     ratio = found.add("step over bare ViT", times["lean"].over(times["bare"]), "x")
     found.add("released over bare ViT", times["released"].over(times["bare"]), "x")
-    memory = _add_memory(found, workload, "the whole step", "step")
+    peak = _add_memory(found, workload, "the whole step", memory.step)
     checkpoint = _add_memory(
-        found, workload, "the same, CHECKPOINT", "step", "MODEL.BACKBONE.CHECKPOINT", True
+        found, workload, "the same, CHECKPOINT", memory.step, "MODEL.BACKBONE.CHECKPOINT", True
     )
-    _add_memory(found, workload, "ViT alone", "vit_step")
-    _add_memory(found, workload, _RELEASED_STEP, "released_step")
+    _add_memory(found, workload, "ViT alone", memory.vit_step)
+    _add_memory(found, workload, _RELEASED_STEP, memory.released_step)
     what = f"training step, 1 image, {workload.scale.seen} classes"
     found.add_bar(f"{what}: time over bare ViT", ratio, "x", 1.20, 1.12, "about 1.8")
-    found.add_bar(f"{what}: memory above the model", memory, "MiB", 1100, released="3020")
+    found.add_bar(f"{what}: memory above the model", peak, "MiB", 1100, released="3020")
     found.add_bar(f"{what}, CHECKPOINT: memory", checkpoint, "MiB", 450)
     return found
 
@@ -165,9 +172,9 @@ def large(workload: Workload, runs: int) -> Findings:
     scale, model, found = workload.scale, workload.model.eval(), Findings("large")
     name = "{1}x{0} image, {2} classes".format(*scale.large_photo, scale.large_classes)
     found.add(name, seconds(partial(model, [workload.large_item()]), workload.device))
-    memory = _add_memory(found, workload, name, "large")
+    peak = _add_memory(found, workload, name, memory.large)
     what = f"{name}: memory above the model"
-    found.add_bar(what, memory, "MiB", 1536, released="does not fit")
+    found.add_bar(what, peak, "MiB", 1536, released="does not fit")
     return found
 
 
@@ -209,9 +216,81 @@ def _add_rates(
 
 
 def _add_memory(
-    found: Findings, workload: Workload, name: str, measured: str, *options: Any
+    found: Findings, workload: Workload, name: str, prepare: memory.Prepare, *options: Any
 ) -> float:
-    return found.add(name, peak_memory(workload.scale, workload.device, measured, *options), "MiB")
+    peak = memory.peak_memory(workload.scale, workload.device, prepare, *options)
+    return found.add(name, peak, "MiB")
+
+
+def text(workload: Workload, runs: int) -> Findings:
+    """Class vectors: encoded, read from the cache, and one uncut prompt at a time."""
+    vocabulary = workload.vocabulary(workload.scale.classes)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = workload.cfg.clone()
+        cfg.merge_from_list(["MODEL.CLIP.TEXT_CACHE", folder])
+        first, second = (TextBank(cfg).to(workload.device) for _ in range(2))
+        # Built before the clock starts.
+        tower = first.source.text_tower().to(workload.device)
+        encoded = seconds(partial(first, vocabulary), workload.device)
+        cached = seconds(partial(second, vocabulary), workload.device)
+        if not torch.equal(first(vocabulary), second(vocabulary)):
+            raise RuntimeError("the text cache gave back other vectors")
+    prompts = len(first.templates) * len(vocabulary.prompts)
+    ids = torch.zeros(1, first.source.context_length, dtype=torch.long, device=workload.device)
+    one = torch.no_grad()(partial(tower.encode_text, ids))
+    uncut = alternate({"one": one}, _SAMPLE, workload.device)["one"].median * prompts
+    name, found = f"{prompts} prompts", Findings("text")
+    found.add(f"{name}, first time", encoded, "s")
+    found.add(f"{name}, second time, from the cache", cached)
+    found.add(f"{name}, uncut, one by one (from {_SAMPLE})", uncut, "s")
+    found.add("text forwards, first time", first.num_text_forwards, "count")
+    again = found.add("text forwards, second time", second.num_text_forwards, "count")
+    what = f"text forwards of {name}, second time"
+    found.add_bar(what, again, "count", 0, released="every run")
+    return found
+
+
+def evaluator(workload: Workload, runs: int) -> Findings:
+    """One image in the evaluator; what it holds after one image and after many."""
+    vocabulary = query_vocabulary(workload.cfg, workload.dataset)
+    height, width = workload.scale.photo
+    # Rectangles of 12 classes, as many as an image may well show.
+    truth = torch.from_numpy(rectangles(len(vocabulary), (height, width))).long()
+    scores = torch.full((len(vocabulary), height, width), 0.1)
+    scores.scatter_(0, truth.clamp(max=len(vocabulary) - 1)[None], 0.9)
+    output = {"sem_seg_labels": scores.argmax(dim=0).to(torch.int16), "trusty": scores[0].half()}
+    sample = DatasetCatalog.get(workload.dataset)[0]
+    measured = ZeroShotSemSegEvaluator(workload.dataset, vocabulary=vocabulary, distributed=False)
+    process = partial(measured.process, [sample], [output])
+    process()
+    held = _held_bytes(measured)
+    times = alternate(
+        {
+            "lean": process,
+            "released": lambda: released_confusion(scores, read_label(sample["sem_seg_file_name"])),
+        },
+        10 * runs,
+    )
+    grown = _held_bytes(measured) - held
+    images = 10 * runs + 2
+    name, found = f"{len(vocabulary)} classes, {width}x{height}", Findings("evaluator")
+    lean = found.add(f"{name}, labels", times["lean"])
+    found.add(f"{name}, released: scores on the CPU, RLE", times["released"])
+    found.add(f"bytes held more after {images} images", grown, "count")
+    found.add_bar(f"evaluator, {name}", lean, "ms", 5, released="RLE and scores")
+    found.add_bar("evaluator, growth with images", grown, "count", 0, released="14-20 kB each")
+    return found
+
+
+def _held_bytes(owner: Any) -> int:
+    """Bytes of an object's arrays, and its other attributes counted by their length."""
+    total = 0
+    for value in vars(owner).values():
+        if isinstance(value, np.ndarray):
+            total += value.nbytes
+        elif isinstance(value, (list, dict)):
+            total += len(value)
+    return total
 
 
 # In the order of the report.
