@@ -96,19 +96,19 @@ class BiasCounts:
         """Count N pixels.
 
         Args:
-            truth: (N,) indices of their classes, in [0, K).
+            truth: (N,) indices of their classes; those outside [0, K) have no label, no IoU knows
+                of them.
             contest: their best classes.
         """
         wins = contest.wins(self.grid)
+        labelled = (truth >= 0) & (truth < len(self.seen))
+        self.unlabelled += np.bincount(wins[~labelled], minlength=len(self.unlabelled))
+        truth, wins, contest = truth[labelled], wins[labelled], contest[labelled]
         hit = (truth == contest.seen) | (truth == contest.unseen)
         self._count(self.true, truth, wins)
         self._count(self._hits, truth[hit], wins[hit])
         self._count(self._predicted, contest.seen, wins)
         self._count(self._predicted, contest.unseen, wins)
-
-    def add_unlabelled(self, contest: Contest) -> None:
-        """Count N pixels without label, which no IoU knows of."""
-        self.unlabelled += np.bincount(contest.wins(self.grid), minlength=len(self.unlabelled))
 
     def unseen_share(self, index: int) -> float:
         """Percent of the pixels without label that get an unseen class; nan if there are none.

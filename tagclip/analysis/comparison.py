@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -114,12 +115,8 @@ def _labels_of(runs: Sequence[str]) -> list[str]:
     twice = [run for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]
     if twice:
         raise ConfigError(f"{twice[-1]}: the run is named twice; name it once")
-    length = 1
-    while True:
-        labels = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(labels)) == len(labels):
-            return labels
-        length += 1
+    ends = (["/".join(path.parts[-length:]) for path in paths] for length in itertools.count(1))
+    return next(labels for labels in ends if len(set(labels)) == len(labels))
 
 
 def differences(results: Sequence[RunResult]) -> list[str]:

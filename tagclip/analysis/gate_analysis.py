@@ -18,8 +18,6 @@ from tagclip.modeling.inference.fusion import ScoreFusion, ViewAverage
 
 __all__ = ["GateAnalysis", "contest", "ungated"]
 
-_NAN = float("nan")
-
 
 def ungated(views: ViewAverage) -> ViewAverage:
     """The same logits without the trusty map in their scores."""
@@ -123,15 +121,14 @@ class GateAnalysis:
                 "files have changed: evaluate the run again"
             )
         flat = truth.reshape(-1)
-        labelled = (flat >= 0) & (flat < len(self.seen))
-        pixels, rest = np.flatnonzero(labelled), np.flatnonzero(~labelled)
-        flat, classes = flat[pixels], len(self.seen)
+        classes = len(self.seen)
         found = contest(views, size)
         bare = contest(ungated(views), size) if self.has_gate else found
-        own, plain = found[pixels], bare[pixels]
-        for counts, every in ((self.own, found), (self.none, bare))[: 1 + self.has_gate]:
-            counts.add(flat, every[pixels])
-            counts.add_unlabelled(every[rest])
+        self.own.add(flat, found)
+        if self.has_gate:
+            self.none.add(flat, bare)
+        pixels = np.flatnonzero((flat >= 0) & (flat < classes))
+        flat, own, plain = flat[pixels], found[pixels], bare[pixels]
         perfect = np.where(self.seen[flat], plain.seen, plain.unseen)
         self.oracle += confusion_matrix(flat, perfect, classes)
         maps = [view.trusty(size) for view in views.views]
@@ -144,8 +141,7 @@ class GateAnalysis:
     @cached_property
     def curves(self) -> dict[str, BiasCurve]:
         """Curves with the model's ``own`` gate and with ``none``, of all images."""
-        own = self.own.curve()
-        return {"own": own, "none": self.none.curve() if self.has_gate else own}
+        return {"own": self.own.curve(), "none": self.none.curve()}
 
     def figures(self) -> dict[str, dict[str, float]]:
         """All figures by section, in percent but for biases and probabilities; nan: undefined.
@@ -155,7 +151,6 @@ class GateAnalysis:
         ``clutter``: pixels without label, no IoU counts them; ``calibration``: the trusty map as a
         probability.
         """
-        has_trusty = bool(self.trusty.counts.any())
         found = {name: self._curve_figures(curve) for name, curve in self.curves.items()}
         perfect = summarize(self.oracle, self.seen)
         found["oracle"] = {key: perfect[key] for key in ("hIoU", "mIoU-seen", "mIoU-unseen")}
@@ -172,8 +167,8 @@ class GateAnalysis:
             "without gate, best bias": self.none.unseen_share(none.best()),
         }
         found["calibration"] = {
-            "ECE": self.trusty.reliability(False).error if has_trusty else _NAN,
-            "ECE, class-balanced": self.trusty.reliability(True).error if has_trusty else _NAN,
+            "ECE": self.trusty.reliability(False).error,
+            "ECE, class-balanced": self.trusty.reliability(True).error,
             "mean P(seen) on seen pixels": self.trusty.mean(True),
             "mean P(seen) on unseen pixels": self.trusty.mean(False),
         }

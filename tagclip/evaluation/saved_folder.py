@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +40,14 @@ class FolderKind:
     Attributes:
         name: what it is, and the folder's name.
         save, skip: key and value that save it, and that do without.
+        pattern: path of an image's file in the folder, {} is the image.
         formats: values of "format" in the index.
     """
 
     name: str
     save: str
     skip: str
+    pattern: str
     formats: tuple[Any, ...]
 
     @contextmanager
@@ -161,12 +163,22 @@ class FolderWriter:
         Raises:
             ConfigError: a file cannot be written, or files of other machines are not here.
         """
+        files = [file for file in map(self._file, self._names) if file.is_file()]
+        # The result may be asked for twice.
+        if len(files) != content["images"] and not (self._folder / _INDEX).is_file():
+            raise ConfigError(
+                f"{self._folder}: found {self.kind.name} of {len(files)} images, expected "
+                f"{content['images']}; set an OUTPUT_DIR that all machines share"
+            )
         with self.kind.writing(self._folder):
-            index = {key: content[key] for key in _COMMON} | self._index(content)
+            index = {key: content[key] for key in _COMMON} | self._index(content, files)
             index["classes"] = [entry["name"] for entry in content["classes"]]
             write_atomic(self._folder / _INDEX, format_json(index))
 
-    def _index(self, content: Mapping[str, Any]) -> dict[str, Any]:
+    def _file(self, image: str) -> Path:
+        return self._folder / self.kind.pattern.format(self._names[image].stem)
+
+    def _index(self, content: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
         """Complete the files; return what the index says besides, "format" for one."""
         raise NotImplementedError
 
@@ -208,6 +220,13 @@ class SavedFolder:
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
         return cls(Path(folder), index, image_names(images))
+
+    def has(self, image: str) -> bool:
+        """Whether an image was evaluated."""
+        return self._file(image).is_file()
+
+    def _file(self, image: str) -> Path:
+        return self.folder / self.kind.pattern.format(self._names[image].stem)
 
     @classmethod
     def of_run(

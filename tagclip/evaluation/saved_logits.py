@@ -9,7 +9,7 @@ gate (for ``index.json`` see `tagclip.evaluation.saved_folder`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tagclip.errors import ConfigError
-from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
+from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, SavedFolder
 from tagclip.modeling.inference.fusion import ScoreFusion, ViewAverage
 from tagclip.modeling.inference.gate import gate_scores, trusty_probability
 from tagclip.modeling.inference.sliding_window import WindowGrid
@@ -32,7 +32,9 @@ from tagclip.utils.untrusted import load_json
 __all__ = ["LogitWriter", "SavedLogits"]
 
 _FORMAT = 1
-_KIND = FolderKind("logits", "TEST.SAVE_LOGITS True", "TEST.SAVE_LOGITS False", (_FORMAT,))
+_KIND = FolderKind(
+    "logits", "TEST.SAVE_LOGITS True", "TEST.SAVE_LOGITS False", "{}.safetensors", (_FORMAT,)
+)
 _FUSION = "fusion"
 _LARGEST = torch.finfo(torch.float16).max
 # Planes of a chunk of classes; a CPU has its own value.
@@ -68,21 +70,14 @@ class LogitWriter(FolderWriter):
                 tensors[f"trusty_logits.{number}"] = _half(view.trusty_logits)
         content = save(tensors, {_FUSION: json.dumps(_describe(views, labels.shape))})
         with self.kind.writing(self._folder):
-            write_atomic(_path(self._folder, self._names[image]), content)
+            write_atomic(self._file(image), content)
 
-    def _index(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        paths = [_path(self._folder, name) for name in self._names.values()]
-        paths = [path for path in paths if path.is_file()]
-        if len(paths) != content["images"]:
-            raise ConfigError(
-                f"{self._folder}: found logits of {len(paths)} images, expected {content['images']}"
-                "; set an OUTPUT_DIR that all machines share"
-            )
-        fusion = _read(paths[0], lambda file: load_json(file.metadata()[_FUSION]))
+    def _index(self, content: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
+        fusion = _read(files[0], lambda file: load_json(file.metadata()[_FUSION]))
         return {
             "format": _FORMAT,
             **{key: fusion[key] for key in ("gate", "trusty_target", "seen")},
-            "bytes": sum(path.stat().st_size for path in paths),
+            "bytes": sum(path.stat().st_size for path in files),
             "run": content["run"],
         }
 
@@ -112,10 +107,6 @@ class SavedLogits(SavedFolder):
             )
         return saved
 
-    def has(self, image: str) -> bool:
-        """Whether an image was evaluated."""
-        return _path(self.folder, self._names[image]).is_file()
-
     def read(
         self, image: str, device: str | torch.device = "cpu"
     ) -> tuple[ViewAverage, tuple[int, int]]:
@@ -128,7 +119,7 @@ class SavedLogits(SavedFolder):
         Raises:
             ConfigError: the file is missing, damaged, or of other classes.
         """
-        path = _path(self.folder, self._names[image])
+        path = self._file(image)
         views, size = _read(path, lambda file: _parse(file, torch.device(device)))
         classes = len(self.index["seen"])
         if any(view.class_logits.shape[1] != classes for view in views.views):
@@ -137,10 +128,6 @@ class SavedLogits(SavedFolder):
                 f"{self.kind.save}"
             )
         return views, size
-
-
-def _path(folder: Path, name: ImageName) -> Path:
-    return folder / f"{name.stem}.safetensors"
 
 
 def _half(logits: torch.Tensor) -> torch.Tensor:

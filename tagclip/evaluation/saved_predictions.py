@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from detectron2.utils import comm
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -33,16 +33,20 @@ __all__ = ["FORMATS", "PredictionWriter", "SavedPredictions", "encode_rle"]
 # Values of TEST.SAVE_PREDICTIONS.
 FORMATS = ("", "png", "json")
 _KIND = FolderKind(
-    "predictions", "TEST.SAVE_PREDICTIONS png", "TEST.SAVE_PREDICTIONS ''", FORMATS[1:]
+    "predictions",
+    "TEST.SAVE_PREDICTIONS png",
+    "TEST.SAVE_PREDICTIONS ''",
+    "labels/{}.png",
+    FORMATS[1:],
 )
-_SEGMENTS = "sem_seg_predictions.json"
+# While an evaluation writes them, the segments of each image are in a file of their own.
+_SEGMENTS, _PARTS = "sem_seg_predictions.json", ".parts"
 
 
 class PredictionWriter(FolderWriter):
     """Writes the predictions of one dataset; nothing stays in memory, nothing is gathered.
 
-    A PNG is complete or absent; the json grows by a line per image in a file of each process,
-    which the main process joins in the end.
+    A file of an image is complete or absent; the main process joins those of the json in the end.
     """
 
     kind = _KIND
@@ -67,18 +71,8 @@ class PredictionWriter(FolderWriter):
         """
         super().__init__(folder, images, distributed)
         self._form, self._vocabulary = form, vocabulary
-        self._ranks = comm.get_world_size() if distributed else 1
-        self._rank = comm.get_rank() if distributed else 0
         largest = np.uint8 if len(vocabulary) <= 255 else np.uint16
         self._no_class = int(np.iinfo(largest).max)
-
-    def start(self) -> None:
-        """See `FolderWriter.start`."""
-        super().start()
-        if self._form == "json":
-            with self.kind.writing(self._folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._part(self._rank).write_bytes(b"")
 
     def write(self, image: str, labels: np.ndarray, output: Mapping[str, Any]) -> None:
         """Write one image.
@@ -95,16 +89,15 @@ class PredictionWriter(FolderWriter):
         """
         with self.kind.writing(self._folder):
             if self._form == "json":
-                segments = [json.dumps(row) for row in encode_rle(labels, self._names[image].file)]
-                with self._part(self._rank).open("a", encoding="utf-8") as part:
-                    part.write("".join(f"{row}\n" for row in segments))
+                rows = map(json.dumps, encode_rle(labels, self._names[image].file))
+                write_atomic(self._file(image), ",\n".join(rows))
                 return
-            path = f"{self._names[image].stem}.png"
-            write_atomic(self._folder / "labels" / path, self._label_png(labels))
+            write_atomic(self._file(image), self._label_png(labels))
             trusty: torch.Tensor | None = output.get("trusty")
             if trusty is not None:
                 levels = (trusty.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-                write_atomic(self._folder / "trusty" / path, _png(Image.fromarray(levels)))
+                path = _trusty_file(self._folder, self._names[image])
+                write_atomic(path, _png(Image.fromarray(levels)))
 
     def _label_png(self, labels: np.ndarray) -> bytes:
         values = np.where(labels < 0, self._no_class, labels)
@@ -116,31 +109,22 @@ class PredictionWriter(FolderWriter):
         picture.putpalette(palette.tobytes())
         return _png(picture)
 
-    def _index(self, content: Mapping[str, Any]) -> dict[str, Any]:
+    def _file(self, image: str) -> Path:
+        if self._form == "json":
+            return self._folder / _PARTS / f"{self._names[image].stem}.json"
+        return super()._file(image)
+
+    def _index(self, content: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
         # The parts are gone if the result was asked for before.
-        if self._form == "json" and not (self._folder / _SEGMENTS).is_file():
-            self._join_parts()
+        if self._form == "json" and files:
+            rows = ",\n".join(file.read_text(encoding="utf-8") for file in files)
+            write_atomic(self._folder / _SEGMENTS, f"[\n{rows}\n]\n")
+            shutil.rmtree(self._folder / _PARTS)
         return {
             "format": self._form,
             "no_class": self._no_class if self._form == "png" else None,
             "has_trusty": (self._folder / "trusty").is_dir(),
         }
-
-    def _join_parts(self) -> None:
-        parts = [self._part(rank) for rank in range(self._ranks)]
-        for rank, part in enumerate(parts):
-            if not part.is_file():
-                raise ConfigError(
-                    f"{part}: found no predictions of process {rank}, expected an OUTPUT_DIR that "
-                    "all machines share; set one, or TEST.SAVE_PREDICTIONS png"
-                )
-        rows = ",\n".join(row for part in parts for row in part.read_text("utf-8").splitlines())
-        write_atomic(self._folder / _SEGMENTS, f"[\n{rows}\n]\n")
-        for part in parts:
-            part.unlink()
-
-    def _part(self, rank: int) -> Path:
-        return self._folder / f".{_SEGMENTS}.{rank}"
 
 
 def encode_rle(labels: np.ndarray, image: str) -> Iterator[dict[str, Any]]:
@@ -158,6 +142,10 @@ def encode_rle(labels: np.ndarray, image: str) -> Iterator[dict[str, Any]]:
         segment = coco_mask.encode(np.asfortranarray(labels == k, dtype=np.uint8))
         segment["counts"] = segment["counts"].decode("ascii")
         yield {"file_name": image, "category_id": k, "segmentation": segment}
+
+
+def _trusty_file(folder: Path, name: ImageName) -> Path:
+    return folder / "trusty" / f"{name.stem}.png"
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -186,10 +174,9 @@ class SavedPredictions(SavedFolder):
         Raises:
             ConfigError: the json is damaged.
         """
-        name = self._names[image]
         if self.index["format"] == "json":
-            return name.file in self._segments
-        return self._label_path(name).is_file()
+            return self._names[image].file in self._segments
+        return super().has(image)
 
     def read(self, image: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Read one image.
@@ -206,11 +193,10 @@ class SavedPredictions(SavedFolder):
         if self.index["format"] == "json":
             labels = self._decode(self._segments.get(name.file, []), name.file)
         else:
-            labels = read_label(self._label_path(name)).astype(np.int32)
+            labels = read_label(self._file(image)).astype(np.int32)
             labels[labels == self.index["no_class"]] = -1
             if self.index["has_trusty"]:
-                trusty = read_label(self.folder / "trusty" / f"{name.stem}.png")
-                trusty = trusty.astype(np.float32) / 255
+                trusty = read_label(_trusty_file(self.folder, name)).astype(np.float32) / 255
         classes = len(self.index["classes"])
         if labels.max() >= classes:
             raise ConfigError(
@@ -218,9 +204,6 @@ class SavedPredictions(SavedFolder):
                 f"{classes - 1}; evaluate again with {self.kind.save}"
             )
         return labels, trusty
-
-    def _label_path(self, name: ImageName) -> Path:
-        return self.folder / "labels" / f"{name.stem}.png"
 
     def _decode(self, segments: list[dict[str, Any]], name: str) -> np.ndarray:
         try:

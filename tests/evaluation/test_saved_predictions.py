@@ -223,12 +223,13 @@ def test_a_folder_of_an_earlier_version_is_read(toy: Toy, tmp_path: Path) -> Non
     assert opened(toy, tmp_path / "out").read(files_of(toy)[0])[0].min() == -1
 
 
-def test_machines_that_share_no_folder_are_told(toy: Toy, tmp_path: Path) -> None:
-    writer = PredictionWriter(tmp_path / "p", files_of(toy), form="json", vocabulary=toy.vocabulary)
+@pytest.mark.parametrize("form", ["png", "json"])
+def test_machines_that_share_no_folder_are_told(toy: Toy, tmp_path: Path, form: str) -> None:
+    writer = PredictionWriter(tmp_path / "p", files_of(toy), form=form, vocabulary=toy.vocabulary)
     writer.start()
-    writer._ranks = 2
-    with pytest.raises(ConfigError, match="no predictions of process 1, expected an OUTPUT_DIR"):
-        writer.finish(metrics_content(toy.vocabulary, 0))
+    writer.write(files_of(toy)[0], np.zeros((2, 2), dtype=np.int16), {})
+    with pytest.raises(ConfigError, match="predictions of 1 images, expected 3; set an OUTPUT_DIR"):
+        writer.finish(metrics_content(toy.vocabulary, 3))
 
 
 def test_what_cannot_be_written_is_one_line(toy: Toy, tmp_path: Path) -> None:

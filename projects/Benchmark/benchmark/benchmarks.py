@@ -188,16 +188,12 @@ def throughput(workload: Workload, runs: int) -> Findings:
         autocast = torch.autocast(workload.device, dtype, dtype != torch.float32)
         name = str(dtype).removeprefix("torch.")
         for images in batches:
-            run = autocast(partial(_segment, workload, [workload.item()] * images))
+            run = autocast(partial(workload.model.eval(), [workload.item()] * images))
             _add_rates(found, workload, f"{name}, batch {images}", run, images, runs)
         for images in steps:
             run = autocast(partial(workload.training_step, workload.training_batch(images)))
             _add_rates(found, workload, f"{name}, training step, batch {images}", run, images, runs)
     return found
-
-
-def _segment(workload: Workload, items: list[dict[str, Any]]) -> None:
-    workload.model.eval()(items)
 
 
 def _add_rates(

@@ -137,23 +137,22 @@ class Workload:
         generator = torch.Generator().manual_seed(1)
         return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
-    def item(self) -> dict[str, Any]:
-        """Model input of a photo of the size ``scale.photo``."""
-        size = self.scale.photo
-        return {"image": self.resized(self.scale.crop, size), "height": size[0], "width": size[1]}
+    def item(self, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Model input of a photo; its size is ``scale.photo`` if none is given."""
+        height, width = size or self.scale.photo
+        image = self.resized(self.scale.crop, (height, width))
+        return {"image": image, "height": height, "width": width}
 
     def large_item(self) -> dict[str, Any]:
         """Model input of a large photo, asked for many classes."""
-        size = self.scale.large_photo
-        image = self.resized(self.scale.crop, size)
         vocabulary = self.vocabulary(self.scale.large_classes)
-        return {"image": image, "height": size[0], "width": size[1], "vocabulary": vocabulary}
+        return self.item(self.scale.large_photo) | {"vocabulary": vocabulary}
 
-    def window(self, images: int = 1) -> Tensor:
-        """(N, 3, crop, crop) normalised."""
+    def window(self) -> Tensor:
+        """(1, 3, crop, crop) normalised."""
         side = self.scale.crop
         generator = torch.Generator().manual_seed(3)
-        return torch.randn(images, 3, side, side, generator=generator).to(self.model.device)
+        return torch.randn(1, 3, side, side, generator=generator).to(self.model.device)
 
     def training_batch(self, images: int = 1) -> list[dict[str, Tensor]]:
         """Crops with 12 classes each in rectangles, a tenth of the pixels unlabelled."""
