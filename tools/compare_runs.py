@@ -81,6 +81,8 @@ def main(args: argparse.Namespace) -> None:
 
 def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequence[str]) -> str:
     """Markdown of the metrics, of what the runs depend on, and of warnings."""
+    from tagclip.utils.text import markdown_table
+
     conditions = [
         [str(index), *(_condition(result, key) for key in CONDITIONS.values())]
         for index, result in enumerate(results, start=1)
@@ -88,11 +90,11 @@ def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequenc
     lines = [
         f"# {dataset}, {results[0].content['images']} images",
         "",
-        _table(["", "run", *METRICS], metric_rows(results)),
+        markdown_table(["", "run", *METRICS], metric_rows(results)),
         "",
         "In percent; in brackets the difference to the first run.",
         "",
-        _table(["", *CONDITIONS], conditions),
+        markdown_table(["", *CONDITIONS], conditions),
         "",
     ]
     protocols = {}
@@ -134,6 +136,8 @@ def metric_rows(results: Sequence[RunResult]) -> list[list[str]]:
 
 def format_classes(rows: Sequence[ClassRow], results: Sequence[RunResult]) -> str:
     """Markdown of the IoU of every class, largest gain first."""
+    from tagclip.utils.text import markdown_table
+
     numbers = [str(index) for index in range(1, len(results) + 1)]
     several = len(results) > 1
     cells = []
@@ -146,7 +150,7 @@ def format_classes(rows: Sequence[ClassRow], results: Sequence[RunResult]) -> st
     head += ["difference" if len(results) == 2 else "mean difference"] * several
     missing = len(results[0].content["classes"]) - len(rows)
     note = f"\n{missing} classes of the first run are not in all runs.\n" if missing else ""
-    return f"{_table(head, cells)}\n{note}"
+    return f"{markdown_table(head, cells)}\n{note}"
 
 
 def draw_classes(
@@ -220,13 +224,6 @@ def _condition(result: RunResult, key: str) -> str:
 
 def _percent(value: float, sign: str = "") -> str:
     return "n/a" if math.isnan(value) else f"{value:{sign}.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    from tabulate import tabulate
-
-    safe = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return tabulate(safe, head, tablefmt="github", disable_numparse=True)
 
 
 if __name__ == "__main__":

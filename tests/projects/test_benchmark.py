@@ -15,7 +15,12 @@ import torch
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import confusion_matrix
 from tagclip.projects.benchmark.measure import Stopwatch, Timing, alternate, memory_growth
-from tagclip.projects.benchmark.released import released_confusion, released_labels, released_losses
+from tagclip.projects.benchmark.released import (
+    released_confusion,
+    released_fusion,
+    released_labels,
+    released_losses,
+)
 from tagclip.projects.benchmark.report import format_markdown
 from tagclip.projects.benchmark.workload import QUICK, Workload
 
@@ -65,6 +70,17 @@ def test_the_reference_gives_the_labels_of_the_model(workload: Workload) -> None
     assert len(expected.unique()) > 1
     found = model([item])[0]["sem_seg_labels"]
     # Rounding may decide between classes that are equal at a pixel.
+    assert (found != expected).sum() <= 2
+
+
+def test_both_sides_of_a_curve_fuse_the_same_logits(workload: Workload) -> None:
+    fusion = workload.fusion(workload.scale.classes, (64, 96))
+    found = fusion.labels((48, 60))["sem_seg_labels"]
+    logits = torch.cat([fusion.class_logits, fusion.trusty_logits], dim=1).split(1)
+    expected = released_fusion(
+        logits, fusion.grid, fusion.padded_size, fusion.seen_mask, torch.sigmoid, (48, 60)
+    )
+    assert len(expected.unique()) > 1
     assert (found != expected).sum() <= 2
 
 

@@ -8,7 +8,7 @@ import io
 import numpy as np
 import pytest
 
-from tagclip.utils.text import did_you_mean, error_text, format_csv, one_line
+from tagclip.utils.text import did_you_mean, error_text, format_csv, markdown_table, one_line
 
 
 def test_white_space_is_one_space() -> None:
@@ -36,3 +36,9 @@ def test_cells_of_a_table() -> None:
     assert "\r" not in text and text.endswith("\n")
     _, cells = csv.reader(io.StringIO(text))
     assert cells == ["a,b", "", "", "0.3333", "0.5", "True", "7", "8", '[1, "x"]', "{}"]
+
+
+def test_markdown_shows_what_it_is_given() -> None:
+    lines = markdown_table(["a", "b"], [["x|y", "1.50"], ["z", 3]]).splitlines()
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in lines]
+    assert rows[0] == ["| a", "b    |"] and rows[2:] == [["| x\\|y", "1.50 |"], ["| z", "3    |"]]
