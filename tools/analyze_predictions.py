@@ -14,19 +14,15 @@ classes, images), its pictures, analysis.json and csv tables. Several runs also 
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tagclip.analysis.run import AnalyzedRun
+    from tagclip.analysis.run_analysis import AnalyzedRun
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
 
     from tagclip.analysis.comparison import differences, load_results
     from tagclip.analysis.report import write_comparison, write_run
-    from tagclip.analysis.run import analyze_run
+    from tagclip.analysis.run_analysis import analyze_run
     from tagclip.evaluation.run_folder import run_config
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,7 +21,6 @@ import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from tagclip.projects.benchmark.curves import Curve
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
 
 PART_NAMES = ("vit", "inference", "training", "text", "evaluator", "large", "throughput")
 
@@ -85,28 +83,27 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
     """
     import torch
 
+    from tagclip.projects.benchmark.benchmarks import BENCHMARKS
     from tagclip.projects.benchmark.curves import measure_curves
     from tagclip.projects.benchmark.measure import machine
-    from tagclip.projects.benchmark.parts import PARTS
-    from tagclip.projects.benchmark.subject import FULL, QUICK, Subject
+    from tagclip.projects.benchmark.workload import FULL, QUICK, Workload
+    from tagclip.utils.quiet import silence
 
     torch.set_num_threads(args.threads)
-    # Random weights, encoded names: what is normal here need not be told.
-    logging.disable(logging.WARNING)
     rows, bars, curves = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
+    # Random weights, encoded names: what is normal here need not be told.
+    with silence(logging.WARNING), tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "dataset"
         place.mkdir()
-        subject = Subject(QUICK if args.quick else FULL, args.device, place)
+        workload = Workload(QUICK if args.quick else FULL, args.device, place)
         for name in args.part:
             print(f"{name} ...", file=sys.stderr, flush=True)
-            found = PARTS[name](subject, args.runs)
-            rows += [asdict(row) for row in found.rows]
-            bars += [asdict(bar) | {"met": bar.met} for bar in found.bars]
+            found = BENCHMARKS[name](workload, args.runs)
+            rows += found.rows
+            bars += found.bars
         if args.curves:
-            curves = measure_curves(subject, Path(folder))
+            curves = measure_curves(workload, Path(folder))
         described = machine(args.device)
-    logging.disable(logging.NOTSET)
     scale = "tiny sizes (numbers mean nothing)" if args.quick else "ViT-B/16, COCO-Stuff"
     result = {
         "machine": {"scale": scale} | described,

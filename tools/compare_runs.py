@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from tagclip.analysis.comparison import ClassRow, Result
+    from tagclip.analysis.comparison import ClassRow, RunResult
 
 METRICS = {
     "seen": "mIoU-seen",
@@ -79,8 +79,10 @@ def main(args: argparse.Namespace) -> None:
         print(message)
 
 
-def format_summary(dataset: str, results: Sequence[Result], warnings: Sequence[str]) -> str:
+def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequence[str]) -> str:
     """Markdown of the metrics, of what the runs depend on, and of warnings."""
+    from tagclip.utils.text import markdown_table
+
     conditions = [
         [str(index), *(_condition(result, key) for key in CONDITIONS.values())]
         for index, result in enumerate(results, start=1)
@@ -88,11 +90,11 @@ def format_summary(dataset: str, results: Sequence[Result], warnings: Sequence[s
     lines = [
         f"# {dataset}, {results[0].content['images']} images",
         "",
-        _table(["", "run", *METRICS], metric_rows(results)),
+        markdown_table(["", "run", *METRICS], metric_rows(results)),
         "",
         "In percent; in brackets the difference to the first run.",
         "",
-        _table(["", *CONDITIONS], conditions),
+        markdown_table(["", *CONDITIONS], conditions),
         "",
     ]
     protocols = {}
@@ -103,7 +105,7 @@ def format_summary(dataset: str, results: Sequence[Result], warnings: Sequence[s
     return "\n".join(lines) + "\n"
 
 
-def metric_rows(results: Sequence[Result]) -> list[list[str]]:
+def metric_rows(results: Sequence[RunResult]) -> list[list[str]]:
     """One row per run, then mean and standard deviation of runs that differ in the seed only."""
     from tagclip.analysis.comparison import repetitions
 
@@ -132,8 +134,10 @@ def metric_rows(results: Sequence[Result]) -> list[list[str]]:
     return rows
 
 
-def format_classes(rows: Sequence[ClassRow], results: Sequence[Result]) -> str:
+def format_classes(rows: Sequence[ClassRow], results: Sequence[RunResult]) -> str:
     """Markdown of the IoU of every class, largest gain first."""
+    from tagclip.utils.text import markdown_table
+
     numbers = [str(index) for index in range(1, len(results) + 1)]
     several = len(results) > 1
     cells = []
@@ -146,11 +150,11 @@ def format_classes(rows: Sequence[ClassRow], results: Sequence[Result]) -> str:
     head += ["difference" if len(results) == 2 else "mean difference"] * several
     missing = len(results[0].content["classes"]) - len(rows)
     note = f"\n{missing} classes of the first run are not in all runs.\n" if missing else ""
-    return f"{_table(head, cells)}\n{note}"
+    return f"{markdown_table(head, cells)}\n{note}"
 
 
 def draw_classes(
-    rows: Sequence[ClassRow], results: Sequence[Result], dataset: str, path: Path
+    rows: Sequence[ClassRow], results: Sequence[RunResult], dataset: str, path: Path
 ) -> None:
     """Draw the IoU of every class in every run, and the differences to the first run."""
     from matplotlib.lines import Line2D
@@ -212,7 +216,7 @@ def draw_differences(axis: Axes, values: Sequence[Sequence[float]]) -> None:
         axis.barh(places, lengths, height=height, color=style(run)["color"])
 
 
-def _condition(result: Result, key: str) -> str:
+def _condition(result: RunResult, key: str) -> str:
     value = result.run(key)
     text = "" if value is None else str(value)
     return text[:8] if key == "git_commit" else text
@@ -220,13 +224,6 @@ def _condition(result: Result, key: str) -> str:
 
 def _percent(value: float, sign: str = "") -> str:
     return "n/a" if math.isnan(value) else f"{value:{sign}.2f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    from tabulate import tabulate
-
-    safe = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return tabulate(safe, head, tablefmt="github", disable_numparse=True)
 
 
 if __name__ == "__main__":

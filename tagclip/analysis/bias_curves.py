@@ -16,7 +16,7 @@ import numpy as np
 
 from tagclip.errors import DatasetError
 
-__all__ = ["BiasCounts", "Contest", "Curve", "bias_grid"]
+__all__ = ["BiasCounts", "Contest", "BiasCurve", "bias_grid"]
 
 _STEPS = 4096
 
@@ -96,19 +96,19 @@ class BiasCounts:
         """Count N pixels.
 
         Args:
-            truth: (N,) indices of their classes, in [0, K).
+            truth: (N,) indices of their classes; those outside [0, K) have no label, no IoU knows
+                of them.
             contest: their best classes.
         """
         wins = contest.wins(self.grid)
+        labelled = (truth >= 0) & (truth < len(self.seen))
+        self.unlabelled += np.bincount(wins[~labelled], minlength=len(self.unlabelled))
+        truth, wins, contest = truth[labelled], wins[labelled], contest[labelled]
         hit = (truth == contest.seen) | (truth == contest.unseen)
         self._count(self.true, truth, wins)
         self._count(self._hits, truth[hit], wins[hit])
         self._count(self._predicted, contest.seen, wins)
         self._count(self._predicted, contest.unseen, wins)
-
-    def add_unlabelled(self, contest: Contest) -> None:
-        """Count N pixels without label, which no IoU knows of."""
-        self.unlabelled += np.bincount(contest.wins(self.grid), minlength=len(self.unlabelled))
 
     def unseen_share(self, index: int) -> float:
         """Percent of the pixels without label that get an unseen class; nan if there are none.
@@ -124,7 +124,7 @@ class BiasCounts:
         index = classes.astype(np.int64) * table.shape[1] + wins
         table += np.bincount(index, minlength=table.size).reshape(table.shape)
 
-    def curve(self) -> Curve:
+    def curve(self) -> BiasCurve:
         """Accuracy and IoU of the classes at every bias, averaged over seen and unseen ones.
 
         Raises:
@@ -146,7 +146,7 @@ class BiasCounts:
                 np.broadcast_to(total[:, None], hits.shape),
             )
         )
-        return Curve(np.array([-np.inf, *self.grid, np.inf]), *iou, *accuracy)
+        return BiasCurve(np.array([-np.inf, *self.grid, np.inf]), *iou, *accuracy)
 
     def _by_bias(self, table: np.ndarray) -> np.ndarray:
         """(K, G + 2) pixels that get the class at bias -inf, at each of the grid and at +inf."""
@@ -157,7 +157,7 @@ class BiasCounts:
 
 
 @dataclass(frozen=True)
-class Curve:
+class BiasCurve:
     """Means at P biases, from only seen classes (-inf) to only unseen ones (+inf).
 
     Attributes:
@@ -200,14 +200,14 @@ class Curve:
         """AUSUC of the two accuracies, as defined by Chao et al., in percent."""
         return _front_area(self.unseen_accuracy, self.seen_accuracy)
 
-    def thinned(self, precision: float = 0.01) -> Curve:
+    def thinned(self, precision: float = 0.01) -> BiasCurve:
         """Only points that differ from the last one by at least ``precision``, and the two ends."""
         kept, values = [0], np.stack([self.seen, self.unseen])
         for index in range(1, len(self.biases)):
             last = index == len(self.biases) - 1
             if last or np.abs(values[:, index] - values[:, kept[-1]]).max() >= precision:
                 kept.append(index)
-        return Curve(*(values[kept] for values in vars(self).values()))
+        return BiasCurve(*(values[kept] for values in vars(self).values()))
 
 
 def _front_area(x: np.ndarray, y: np.ndarray) -> float:

@@ -88,10 +88,6 @@ class TrustyCounts:
         self.counts += np.bincount(index, minlength=size).reshape(shape)
         self.sums += np.bincount(index, values, minlength=size).reshape(shape)
 
-    def auroc(self, balanced: bool) -> float:
-        """See `detector_auroc`."""
-        return detector_auroc(self.counts, self.seen, balanced)
-
     def reliability(self, balanced: bool) -> Reliability:
         """Reliability diagram of pixels, or with the same mass for every class."""
         weights = np.ones(len(self.seen))

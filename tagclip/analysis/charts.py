@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tagclip.analysis.bias_curves import Curve
+from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.calibration import Reliability
 from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR
 
@@ -43,7 +43,7 @@ class NamedCurve:
     """
 
     label: str
-    curve: Curve
+    curve: BiasCurve
     bias: float | None
     run: int = 0
     dashed: bool = False

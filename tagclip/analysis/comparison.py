@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from tagclip.errors import ConfigError
 from tagclip.evaluation.results import read_metrics
 
-__all__ = ["ClassRow", "Result", "class_rows", "differences", "load_results", "repetitions"]
+__all__ = ["ClassRow", "RunResult", "class_rows", "differences", "load_results", "repetitions"]
 
 # What differs between repetitions of one experiment.
 _PER_REPETITION = ("seed", "iterations", "weights", "weights_sha256", "git_commit")
@@ -20,7 +21,7 @@ _SHORT_HASH = 12
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """One run on one dataset.
 
     Attributes:
@@ -58,7 +59,7 @@ class ClassRow:
     difference: float
 
 
-def load_results(runs: Sequence[str], dataset: str = "") -> dict[str, list[Result]]:
+def load_results(runs: Sequence[str], dataset: str = "") -> dict[str, list[RunResult]]:
     """Read the results of each dataset that all runs have.
 
     Args:
@@ -88,7 +89,7 @@ def load_results(runs: Sequence[str], dataset: str = "") -> dict[str, list[Resul
             "evaluate them on the same one"
         )
     return {
-        name: [Result(label, own[name]) for label, own in zip(labels, contents, strict=True)]
+        name: [RunResult(label, own[name]) for label, own in zip(labels, contents, strict=True)]
         for name in sorted(common)
     }
 
@@ -114,15 +115,11 @@ def _labels_of(runs: Sequence[str]) -> list[str]:
     twice = [run for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1]
     if twice:
         raise ConfigError(f"{twice[-1]}: the run is named twice; name it once")
-    length = 1
-    while True:
-        labels = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(labels)) == len(labels):
-            return labels
-        length += 1
+    ends = (["/".join(path.parts[-length:]) for path in paths] for length in itertools.count(1))
+    return next(labels for labels in ends if len(set(labels)) == len(labels))
 
 
-def differences(results: Sequence[Result]) -> list[str]:
+def differences(results: Sequence[RunResult]) -> list[str]:
     """Say what forbids to compare runs with the first one: one line per run and fact."""
     first = results[0]
     lines = []
@@ -136,7 +133,7 @@ def differences(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _facts(result: Result) -> dict[str, str]:
+def _facts(result: RunResult) -> dict[str, str]:
     content = result.content
     fingerprint = str(content.get("vocabulary_fingerprint"))
     return {
@@ -149,16 +146,16 @@ def _facts(result: Result) -> dict[str, str]:
     }
 
 
-def _protocol(result: Result) -> str:
+def _protocol(result: RunResult) -> str:
     """Which labels training read; how the model was trained on them is no matter of protocol."""
     # Said by `protocol_summary` wherever a key makes training do so.
     reads_novel = "reads where" in str(result.run("protocol"))
     return f"{result.run('setting')}{', which reads where unseen pixels are' * reads_novel}"
 
 
-def repetitions(results: Sequence[Result]) -> list[list[Result]]:
+def repetitions(results: Sequence[RunResult]) -> list[list[RunResult]]:
     """Groups of runs that differ in nothing but the seed, with at least two seeds each."""
-    groups: dict[str, list[Result]] = {}
+    groups: dict[str, list[RunResult]] = {}
     for result in results:
         run = {k: v for k, v in result.content["run"].items() if k not in _PER_REPETITION}
         key = json.dumps([_facts(result), run], sort_keys=True)
@@ -166,7 +163,7 @@ def repetitions(results: Sequence[Result]) -> list[list[Result]]:
     return [group for group in groups.values() if len({r.run("seed") for r in group}) > 1]
 
 
-def class_rows(results: Sequence[Result]) -> list[ClassRow]:
+def class_rows(results: Sequence[RunResult]) -> list[ClassRow]:
     """Classes that all runs have, by name, from the largest gain to the largest loss.
 
     Classes without a defined difference come last, in the order of the first run.

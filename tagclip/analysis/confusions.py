@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
-from tabulate import tabulate
+
+from tagclip.utils.text import markdown_table
 
 __all__ = [
     "KINDS",
@@ -133,16 +134,14 @@ def format_confusions(
         names: of the K classes.
         title: heading.
     """
-    safe = [name.replace("|", "\\|") for name in names]
     head = ("class", "taken for", "% of its pixels", "pixels")
     lines = [f"# {title}", ""]
     for kind, pairs in groups.items():
         rows = [
-            (safe[pair.true], safe[pair.predicted], f"{pair.share:.2f}", pair.pixels)
+            (names[pair.true], names[pair.predicted], f"{pair.share:.2f}", pair.pixels)
             for pair in pairs
         ]
         lines += [f"## {kind[0].upper()}{kind[1:]}", ""]
         lines += [f"{shares[kind]:.2f} % of all {kind.split()[0]} pixels.", ""]
-        # The numbers are formatted already.
-        lines += [tabulate(rows, head, tablefmt="github", disable_numparse=True), ""]
+        lines += [markdown_table(head, rows), ""]
     return "\n".join(lines)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from detectron2.config import CfgNode
 
-from tagclip.analysis.bias_curves import Curve
-from tagclip.analysis.gates import analyze_gates
+from tagclip.analysis.bias_curves import BiasCurve
+from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import dataset_vocabulary
 from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
 from tagclip.engine.trainer import ZeroShotTrainer
@@ -80,7 +80,7 @@ def held_out_classes(vocabulary: Vocabulary, words: str) -> list[str]:
 
 def held_out_curves(
     cfg: CfgNode, dataset: str, held_out: Sequence[str], folder: Path
-) -> dict[float, Curve]:
+) -> dict[float, BiasCurve]:
     """Train without the labels of some seen classes and measure them as unseen ones.
 
     Args:
@@ -113,7 +113,7 @@ def held_out_curves(
         trainer.resume_or_load(resume=True)
         trainer.train()
         model = trainer.model.eval()
-        found = analyze_gates(changed, model, dataset, partition, partition, gates)
+        found = compare_gates(changed, model, dataset, partition, partition, gates)
     return {scale: found[str(scale)].curves["own"] for scale in SCALES}
 
 
@@ -124,7 +124,7 @@ def _without_labels(full: Vocabulary, held_out: Sequence[str]) -> Vocabulary:
     return replace(full.with_seen(names), split="held out")
 
 
-def best_constants(curves: Sequence[dict[float, Curve]]) -> Constants:
+def best_constants(curves: Sequence[dict[float, BiasCurve]]) -> Constants:
     """Scale and bias with the highest mean hIoU over the held-out runs."""
     found = []
     for scale in SCALES:

@@ -13,7 +13,7 @@ __all__ = ["SECTIONS", "Figures", "comparison_rows", "figure_rows", "render_page
 
 Figures = Mapping[str, Mapping[str, float]]
 
-# Sections of `LogitAnalysis.figures`.
+# Sections of `GateAnalysis.figures`.
 SECTIONS = {
     "own": "model's gate",
     "none": "no gate",

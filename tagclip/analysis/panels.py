@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagclip.analysis.logits import contest, ungated
+from tagclip.analysis.gate_analysis import contest, ungated
 from tagclip.analysis.result_images import Ranked, fit, spread_ranks
-from tagclip.analysis.run import AnalyzedRun
+from tagclip.analysis.run_analysis import AnalyzedRun
 from tagclip.data import read_image, read_indices
 from tagclip.visualization.panels import draw_legend, draw_panels, draw_trusty_bar, stack_pictures
 from tagclip.visualization.segments import colorize_trusty, draw_segments

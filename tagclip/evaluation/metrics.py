@@ -97,12 +97,11 @@ def summarize(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, 
         "mACC": _mean(classes["ACC"]),
         "pAcc": _pixel_accuracy(confusion),
     }
-    if seen_mask is None:
-        return result
-    for part, mask in (("seen", seen_mask), ("unseen", ~seen_mask)):
-        result[f"mIoU-{part}"] = _mean(classes["IoU"][mask])
-        result[f"pAcc-{part}"] = _pixel_accuracy(confusion, mask)
-    result["hIoU"] = harmonic_mean(result["mIoU-seen"], result["mIoU-unseen"])
+    for side, mask in _sides(seen_mask).items():
+        result[f"mIoU{side}"] = _mean(classes["IoU"][mask])
+        result[f"pAcc{side}"] = _pixel_accuracy(confusion, mask)
+    if seen_mask is not None:
+        result["hIoU"] = harmonic_mean(result["mIoU-seen"], result["mIoU-unseen"])
     return result
 
 
@@ -117,11 +116,9 @@ def defined_classes(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict
         ``mIoU``, and with a partition ``mIoU-seen`` and ``mIoU-unseen``.
     """
     defined = confusion.sum(axis=1) > 0
-    counts = {"mIoU": int(defined.sum())}
-    if seen_mask is not None:
-        counts["mIoU-seen"] = int((defined & seen_mask).sum())
-        counts["mIoU-unseen"] = int((defined & ~seen_mask).sum())
-    return counts
+    return {"mIoU": int(defined.sum())} | {
+        f"mIoU{side}": int((defined & mask).sum()) for side, mask in _sides(seen_mask).items()
+    }
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -149,6 +146,10 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _pixel_accuracy(confusion: np.ndarray, mask: np.ndarray | None = None) -> float:
-    rows = confusion if mask is None else confusion[mask]
-    hits = np.diag(confusion) if mask is None else np.diag(confusion)[mask]
-    return 100 * float(hits.sum()) / float(rows.sum()) if rows.sum() else float("nan")
+    chosen = slice(None) if mask is None else mask
+    hits, pixels = np.diag(confusion)[chosen].sum(), confusion[chosen].sum()
+    return 100 * float(hits) / float(pixels) if pixels else float("nan")
+
+
+def _sides(seen_mask: np.ndarray | None) -> dict[str, np.ndarray]:
+    return {} if seen_mask is None else {"-seen": seen_mask, "-unseen": ~seen_mask}

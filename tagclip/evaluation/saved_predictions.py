@@ -1,120 +1,182 @@
-"""Reading the predictions that an evaluation saved.
+"""The predictions of an evaluation, written and read.
 
 ``predictions/`` holds either one PNG of class indices per image in ``labels/`` and, with a trusty
 token, one of the trusty map in ``trusty/``, or ``sem_seg_predictions.json`` with the RLEs of
-detectron2's evaluator. ``index.json``, written last, says what they are: without it they are not
-complete. `tagclip.evaluation.prediction_writer` writes them.
+detectron2's evaluator (for ``index.json`` see `tagclip.evaluation.saved_folder`).
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError
+from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import write_atomic
+from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import load_json
 
-__all__ = [
-    "FOLDER",
-    "FORMATS",
-    "INDEX",
-    "SEGMENTS",
-    "ImageName",
-    "SavedPredictions",
-    "image_names",
-]
+__all__ = ["FORMATS", "PredictionWriter", "SavedPredictions", "encode_rle"]
 
 # Values of TEST.SAVE_PREDICTIONS.
 FORMATS = ("", "png", "json")
-FOLDER, INDEX, SEGMENTS = "predictions", "index.json", "sem_seg_predictions.json"
-_ADVICE = "evaluate again with TEST.SAVE_PREDICTIONS png"
+_KIND = FolderKind(
+    "predictions",
+    "TEST.SAVE_PREDICTIONS png",
+    "TEST.SAVE_PREDICTIONS ''",
+    "labels/{}.png",
+    FORMATS[1:],
+)
+# While an evaluation writes them, the segments of each image are in a file of their own.
+_SEGMENTS, _PARTS = "sem_seg_predictions.json", ".parts"
 
 
-@dataclass(frozen=True)
-class ImageName:
-    """What an image is called in results, below the folder that all images share.
+class PredictionWriter(FolderWriter):
+    """Writes the predictions of one dataset; nothing stays in memory, nothing is gathered.
 
-    Attributes:
-        file: with its suffix.
-        stem: without, unless another image differs in the suffix alone.
+    A file of an image is complete or absent; the main process joins those of the json in the end.
     """
 
-    file: str
-    stem: str
+    kind = _KIND
 
-
-def image_names(files: Iterable[str]) -> dict[str, ImageName]:
-    """Find names that are unique, hold no path of a machine and do not change with its order."""
-    paths = {file: Path(os.path.abspath(file)) for file in files}
-    root = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""
-    relative = {file: path.relative_to(root) for file, path in paths.items()}
-    stems = Counter(path.with_suffix("") for path in relative.values())
-    names = {}
-    for file, path in relative.items():
-        stem = path.with_suffix("")
-        unique = stem if stems[stem] == 1 else path
-        names[file] = ImageName(path.as_posix(), unique.as_posix())
-    return names
-
-
-@dataclass(frozen=True)
-class SavedPredictions:
-    """The predictions of an evaluation.
-
-    Attributes:
-        folder: ``predictions/``.
-        index: content of ``index.json``.
-    """
-
-    folder: Path
-    index: dict[str, Any]
-    _names: dict[str, ImageName]
-    _segments: dict[str, list[dict[str, Any]]] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def open(
-        cls, folder: str | Path, vocabulary: Vocabulary, images: Iterable[str]
-    ) -> SavedPredictions:
-        """Read the index, and the json where there is one.
+    def __init__(
+        self,
+        folder: str | Path,
+        images: Iterable[str],
+        distributed: bool = True,
+        *,
+        form: str,
+        vocabulary: Vocabulary,
+    ) -> None:
+        """Write nothing yet.
 
         Args:
-            folder: ``predictions/``.
-            vocabulary: the classes that the predictions should be of.
+            folder: ``predictions/`` of an evaluation, which belongs to this class alone.
             images: files of the whole dataset.
+            distributed: whether all processes write into the folder.
+            form: "png" or "json".
+            vocabulary: K classes of the predictions.
+        """
+        super().__init__(folder, images, distributed)
+        self._form, self._vocabulary = form, vocabulary
+        largest = np.uint8 if len(vocabulary) <= 255 else np.uint16
+        self._no_class = int(np.iinfo(largest).max)
+
+    def write(self, image: str, labels: np.ndarray, output: Mapping[str, Any]) -> None:
+        """Write one image.
+
+        Args:
+            image: its file.
+            labels: (H, W) integers, -1 for no class. In a PNG that is 255, or 65535 with more
+                than 255 classes; in the json such pixels belong to no segment.
+            output: of the model; ``trusty`` (H, W) probabilities, if there are some, go into a
+                PNG, too, but not into the json.
 
         Raises:
-            ConfigError: there are none, they are not complete, damaged or of other classes.
+            ConfigError: a file cannot be written.
         """
-        folder = Path(folder)
-        index = _read_json(folder / INDEX, dict)
-        found = str(index.get("vocabulary_fingerprint"))
-        if index.get("format") not in FORMATS[1:] or found != vocabulary.fingerprint:
-            raise ConfigError(
-                f"{folder / INDEX}: found format {index.get('format')!r} and class list "
-                f"{found[:12]}, expected png or json and {vocabulary.fingerprint[:12]} of "
-                f"{vocabulary.name}; {_ADVICE}"
-            )
-        segments: dict[str, list[dict[str, Any]]] = {}
-        if index["format"] == "json":
-            for entry in _read_json(folder / SEGMENTS, list):
-                segments.setdefault(str(entry.get("file_name")), []).append(entry)
-        return cls(folder, index, image_names(images), segments)
+        with self.kind.writing(self._folder):
+            if self._form == "json":
+                rows = map(json.dumps, encode_rle(labels, self._names[image].file))
+                write_atomic(self._file(image), ",\n".join(rows))
+                return
+            write_atomic(self._file(image), self._label_png(labels))
+            trusty: torch.Tensor | None = output.get("trusty")
+            if trusty is not None:
+                levels = (trusty.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+                path = _trusty_file(self._folder, self._names[image])
+                write_atomic(path, _png(Image.fromarray(levels)))
+
+    def _label_png(self, labels: np.ndarray) -> bytes:
+        values = np.where(labels < 0, self._no_class, labels)
+        if self._no_class > 255:
+            return _png(Image.fromarray(values.astype(np.uint16)))
+        palette = np.full((256, 3), 255, dtype=np.uint8)
+        palette[: len(self._vocabulary)] = self._vocabulary.colors
+        picture = Image.fromarray(values.astype(np.uint8))
+        picture.putpalette(palette.tobytes())
+        return _png(picture)
+
+    def _file(self, image: str) -> Path:
+        if self._form == "json":
+            return self._folder / _PARTS / f"{self._names[image].stem}.json"
+        return super()._file(image)
+
+    def _index(self, content: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
+        # The parts are gone if the result was asked for before.
+        if self._form == "json" and files:
+            rows = ",\n".join(file.read_text(encoding="utf-8") for file in files)
+            write_atomic(self._folder / _SEGMENTS, f"[\n{rows}\n]\n")
+            shutil.rmtree(self._folder / _PARTS)
+        return {
+            "format": self._form,
+            "no_class": self._no_class if self._form == "png" else None,
+            "has_trusty": (self._folder / "trusty").is_dir(),
+        }
+
+
+def encode_rle(labels: np.ndarray, image: str) -> Iterator[dict[str, Any]]:
+    """Yield one segment per class as detectron2's ``SemSegEvaluator`` writes it.
+
+    Args:
+        labels: (H, W) indices of classes; negative ones are in no segment.
+        image: what the image is called.
+
+    Yields:
+        ``file_name``, ``category_id`` (the index) and ``segmentation`` (COCO's RLE).
+    """
+    # An image without any class gets an empty segment, which tells it from a missing one.
+    for k in [int(k) for k in np.unique(labels) if k >= 0] or [0]:
+        segment = coco_mask.encode(np.asfortranarray(labels == k, dtype=np.uint8))
+        segment["counts"] = segment["counts"].decode("ascii")
+        yield {"file_name": image, "category_id": k, "segmentation": segment}
+
+
+def _trusty_file(folder: Path, name: ImageName) -> Path:
+    return folder / "trusty" / f"{name.stem}.png"
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class SavedPredictions(SavedFolder):
+    """The predictions of an evaluation."""
+
+    kind = _KIND
+
+    @cached_property
+    def _segments(self) -> dict[str, list[dict[str, Any]]]:
+        """Name of an image -> its segments in the json."""
+        path, segments = self.folder / _SEGMENTS, {}
+        with self.kind.reading(path):
+            for entry in load_json(path.read_text(encoding="utf-8")):
+                segments.setdefault(str(entry["file_name"]), []).append(entry)
+        return segments
 
     def has(self, image: str) -> bool:
-        """Whether an image was evaluated."""
-        name = self._names[image]
+        """Whether an image was evaluated.
+
+        Raises:
+            ConfigError: the json is damaged.
+        """
         if self.index["format"] == "json":
-            return name.file in self._segments
-        return self._label_path(name).is_file()
+            return self._names[image].file in self._segments
+        return super().has(image)
 
     def read(self, image: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Read one image.
@@ -125,27 +187,23 @@ class SavedPredictions:
 
         Raises:
             DatasetError: a PNG is missing or damaged.
-            ConfigError: an RLE is, or a value is no class.
+            ConfigError: the json or an RLE is, or a value is no class.
         """
         name, trusty = self._names[image], None
         if self.index["format"] == "json":
             labels = self._decode(self._segments.get(name.file, []), name.file)
         else:
-            labels = read_label(self._label_path(name)).astype(np.int32)
+            labels = read_label(self._file(image)).astype(np.int32)
             labels[labels == self.index["no_class"]] = -1
             if self.index["has_trusty"]:
-                trusty = read_label(self.folder / "trusty" / f"{name.stem}.png")
-                trusty = trusty.astype(np.float32) / 255
+                trusty = read_label(_trusty_file(self.folder, name)).astype(np.float32) / 255
         classes = len(self.index["classes"])
         if labels.max() >= classes:
             raise ConfigError(
                 f"{self.folder}: found class {labels.max()} on {name.file}, expected 0 to "
-                f"{classes - 1}; {_ADVICE}"
+                f"{classes - 1}; evaluate again with {self.kind.save}"
             )
         return labels, trusty
-
-    def _label_path(self, name: ImageName) -> Path:
-        return self.folder / "labels" / f"{name.stem}.png"
 
     def _decode(self, segments: list[dict[str, Any]], name: str) -> np.ndarray:
         try:
@@ -153,22 +211,9 @@ class SavedPredictions:
             for entry in segments:
                 labels[coco_mask.decode(entry["segmentation"]) != 0] = entry["category_id"]
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise ConfigError(
-                f"{self.folder / SEGMENTS}: found a damaged segment of {name} ({reason}), expected "
-                f"RLEs of one size; {_ADVICE}"
+                f"{self.folder / _SEGMENTS}: found a damaged segment of {name} "
+                f"({error_text(error)}), expected RLEs of one size; evaluate again with "
+                f"{self.kind.save}"
             ) from error
         return labels
-
-
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        content = load_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file, no complete predictions; {_ADVICE}") from error
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not a readable json file ({reason}); {_ADVICE}") from error
-    if not isinstance(content, kind):
-        raise ConfigError(f"{path}: found no {kind.__name__} in it; {_ADVICE}")
-    return content

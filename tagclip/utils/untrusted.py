@@ -14,6 +14,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from tagclip.utils.text import one_line
+
 __all__ = ["UnsafeFileError", "check_content", "check_zip", "load_json", "load_yaml", "read_gzip"]
 
 # Far beyond every config, class list and result; far below Python's recursion limit.
@@ -52,7 +54,7 @@ def load_json(text: str, **options: Any) -> Any:
     except RecursionError as error:
         raise UnsafeFileError(f"nested deeper than {_DEPTH} levels") from error
     # A json holds nothing twice, so that its text bounds the number of its values.
-    _check_tree(tree, len(text) + 1, 0)
+    check_content(tree, 0, len(text) + 1)
     return tree
 
 
@@ -77,28 +79,25 @@ def load_yaml(text: str) -> Any:
         tree = yaml.load(text, Loader=_LOADER)
     # PyYAML lets errors of int(), date() and of a missing match through.
     except (yaml.YAMLError, TypeError, AttributeError, OverflowError, LookupError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
-    _check_tree(tree, _YAML_NODES, 0)
+        raise ValueError(one_line(error) or type(error).__name__) from error
+    check_content(tree, 0, _YAML_NODES)
     return tree
 
 
-def check_content(content: Any, size: int) -> None:
+def check_content(content: Any, size: int, limit: int = _NODES) -> None:
     """Refuse what a checkpoint may hold although its file is small, or its tensors are no numbers.
 
     Args:
         content: what `torch.load` returned.
         size: bytes of the file. No tensor and no storage of one may have more.
+        limit: number of values that it may have.
 
     Raises:
         UnsafeFileError: there are more values or a deeper nesting than any checkpoint has, or a
             tensor is sparse, quantized, without data, or larger than the file.
     """
-    _check_tree(content, _NODES, size)
-
-
-def _check_tree(tree: Any, limit: int, size: int) -> None:
-    """Visit every value, shared ones each time, until a bound is passed."""
-    stack, count = [(tree, 0)], 0
+    # Shared values count each time.
+    stack, count = [(content, 0)], 0
     while stack:
         node, depth = stack.pop()
         count += 1

@@ -10,9 +10,9 @@ import pytest
 import torch
 from helpers.toy_views import CLASSES, SEEN, SIZE, toy_views
 
-from tagclip.analysis.bias_curves import BiasCounts, Contest, Curve, bias_grid
+from tagclip.analysis.bias_curves import BiasCounts, BiasCurve, Contest, bias_grid
 from tagclip.analysis.calibration import detector_auroc
-from tagclip.analysis.logits import LogitAnalysis, contest, ungated
+from tagclip.analysis.gate_analysis import GateAnalysis, contest, ungated
 from tagclip.errors import ConfigError, DatasetError
 
 # Multiples of 1/8, at which scores of `Pixels` are exactly equal, and others.
@@ -104,9 +104,9 @@ def test_the_detector_counts_pairs() -> None:
     assert detector_auroc(counts.true, SEEN, True) == pytest.approx(100 * np.mean(per_pair))
 
 
-def curve(seen: list[float], unseen: list[float]) -> Curve:
+def curve(seen: list[float], unseen: list[float]) -> BiasCurve:
     values = [np.array(v, dtype=float) for v in (range(len(seen)), seen, unseen, seen, unseen)]
-    return Curve(*values)
+    return BiasCurve(*values)
 
 
 def test_the_area_of_a_trade_off_is_that_of_its_trapezoids() -> None:
@@ -161,7 +161,7 @@ def test_an_analysis_adds_up_its_images() -> None:
     rng = np.random.default_rng(0)
     views = [toy_views(seed=seed, mode="both", bias=0.1) for seed in (0, 1)]
     truths = [rng.choice([*range(CLASSES), 255], SIZE) for _ in views]
-    analysis = LogitAnalysis(SEEN, 0.1, True)
+    analysis = GateAnalysis(SEEN, 0.1, True)
     images = [analysis.add(t, v, SIZE) for t, v in zip(truths, views, strict=True)]
     assert (sum(images) == analysis.confusion).all()
     expected, perfect = np.zeros((2, CLASSES, CLASSES), dtype=int)
@@ -193,14 +193,14 @@ def test_an_analysis_adds_up_its_images() -> None:
     own = analysis.curves["own"]
     assert figures["own"]["hIoU"] == own.hiou[own.at(0.1)]
     assert figures["own"]["best hIoU"] == own.hiou.max()
-    plain = LogitAnalysis(SEEN, 0.1, False)
+    plain = GateAnalysis(SEEN, 0.1, False)
     for truth, view in zip(truths, views, strict=True):
         plain.add(truth, ungated(view), SIZE)
     assert plain.figures()["own"] == plain.figures()["none"] == figures["none"]
 
 
 def test_what_does_not_belong_together_is_refused() -> None:
-    analysis = LogitAnalysis(SEEN, 0.1, True)
+    analysis = GateAnalysis(SEEN, 0.1, True)
     with pytest.raises(ConfigError, match="the label files have changed"):
         analysis.add(np.zeros((3, 4), dtype=int), toy_views(mode="both", bias=0.1), SIZE)
     views = toy_views(mode="both", bias=0.1)

@@ -11,7 +11,8 @@ from detectron2.config import CfgNode
 from helpers.tiny_run import CLASSES, UNSEEN, changed, exit_of, load_tool, write_tiny_dataset
 
 from tagclip import Vocabulary, ZeroShotTrainer
-from tagclip.analysis.bias_curves import Curve
+from tagclip.analysis.bias_curves import BiasCurve
+from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.analysis.gate_fitting import (
     SCALES,
     _without_labels,
@@ -19,7 +20,6 @@ from tagclip.analysis.gate_fitting import (
     held_out_classes,
     held_out_curves,
 )
-from tagclip.analysis.gates import analyze_gates
 from tagclip.data import query_vocabulary, read_label, training_vocabulary
 from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
 from tagclip.errors import ConfigError, VocabularyError
@@ -64,9 +64,9 @@ def test_held_out_classes_join_the_unseen_ones(cfg: CfgNode, tmp_path: Path) -> 
         assert training_vocabulary(other).names == seen[1:]
 
 
-def curve(biases: list[float], hiou: list[float]) -> Curve:
+def curve(biases: list[float], hiou: list[float]) -> BiasCurve:
     values = np.array(hiou, float)
-    return Curve(np.array(biases), values, values, values, values)
+    return BiasCurve(np.array(biases), values, values, values, values)
 
 
 def test_the_best_pair_has_the_highest_mean() -> None:
@@ -88,7 +88,7 @@ def test_gates_are_those_of_the_model_itself(cfg: CfgNode) -> None:
         "none": Gate("none", bias=0.01),
         "lift": Gate(form="lift", bias=0.02, scale=0.4),
     }
-    found = analyze_gates(cfg, model, dataset, vocabulary, vocabulary, gates)
+    found = compare_gates(cfg, model, dataset, vocabulary, vocabulary, gates)
     for name, gate in gates.items():
         model.gate = gate
         expected = np.zeros((CLASSES, CLASSES), dtype=np.int64)
@@ -104,14 +104,14 @@ def test_the_runs_own_unseen_classes_take_no_part(cfg: CfgNode, tmp_path: Path) 
     full = query_vocabulary(cfg, dataset)
     held_out = [name for index, name in enumerate(full.names) if index not in UNSEEN][:1]
     asked = []
-    encode = held_out_curves.__globals__["analyze_gates"]
+    encode = held_out_curves.__globals__["compare_gates"]
 
     def spy(cfg: CfgNode, model: object, name: str, vocabulary: Vocabulary, *rest: object) -> dict:
         asked.append(vocabulary)
         return encode(cfg, model, name, vocabulary, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(held_out_curves.__globals__, "analyze_gates", spy)
+        patch.setitem(held_out_curves.__globals__, "compare_gates", spy)
         curves = held_out_curves(cfg, dataset, held_out, tmp_path / "held_out_0")
     assert curves.keys() == set(SCALES)
     (vocabulary,) = asked

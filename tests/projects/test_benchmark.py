@@ -15,9 +15,14 @@ import torch
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import confusion_matrix
 from tagclip.projects.benchmark.measure import Stopwatch, Timing, alternate, memory_growth
-from tagclip.projects.benchmark.naive import naive_confusion, naive_labels, naive_losses
+from tagclip.projects.benchmark.released import (
+    released_confusion,
+    released_fusion,
+    released_labels,
+    released_losses,
+)
 from tagclip.projects.benchmark.report import format_markdown
-from tagclip.projects.benchmark.subject import QUICK, Subject
+from tagclip.projects.benchmark.workload import QUICK, Workload
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +34,8 @@ def tool(repository: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return Subject(QUICK, "cpu", tmp_path_factory.mktemp("subject"))
+def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
+    return Workload(QUICK, "cpu", tmp_path_factory.mktemp("workload"))
 
 
 def test_everything_runs_on_tiny_sizes(
@@ -59,23 +64,34 @@ def test_one_part_alone(tool: ModuleType, capsys: pytest.CaptureFixture) -> None
     assert {row["part"] for row in result["rows"]} == {"evaluator"} and not curves
 
 
-def test_the_reference_gives_the_labels_of_the_model(subject: Subject) -> None:
-    model, item = subject.model.eval(), subject.item()
-    expected = naive_labels(model, item["image"], subject.scale.photo)
+def test_the_reference_gives_the_labels_of_the_model(workload: Workload) -> None:
+    model, item = workload.model.eval(), workload.item()
+    expected = released_labels(model, item["image"], workload.scale.photo)
     assert len(expected.unique()) > 1
     found = model([item])[0]["sem_seg_labels"]
     # Rounding may decide between classes that are equal at a pixel.
     assert (found != expected).sum() <= 2
 
 
-def test_the_reference_has_the_losses_of_the_model(subject: Subject) -> None:
-    head, batch = subject.model.sem_seg_head, subject.training_batch(2)
-    _, targets = subject.targets(batch)
+def test_both_sides_of_a_curve_fuse_the_same_logits(workload: Workload) -> None:
+    fusion = workload.fusion(workload.scale.classes, (64, 96))
+    found = fusion.labels((48, 60))["sem_seg_labels"]
+    logits = torch.cat([fusion.class_logits, fusion.trusty_logits], dim=1).split(1)
+    expected = released_fusion(
+        logits, fusion.grid, fusion.padded_size, fusion.seen_mask, torch.sigmoid, (48, 60)
+    )
+    assert len(expected.unique()) > 1
+    assert (found != expected).sum() <= 2
+
+
+def test_the_reference_has_the_losses_of_the_model(workload: Workload) -> None:
+    head, batch = workload.model.sem_seg_head, workload.training_batch(2)
+    _, targets = workload.targets(batch)
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, subject.scale.seen, 4, 4, generator=generator).requires_grad_()
+    logits = torch.randn(2, workload.scale.seen, 4, 4, generator=generator).requires_grad_()
     trusty = torch.randn(2, 1, 4, 4, generator=generator).requires_grad_()
     found = head.loss(logits, trusty, targets)
-    expected = naive_losses(head.loss, logits, trusty, targets)
+    expected = released_losses(head.loss, logits, trusty, targets)
     assert found.keys() == expected.keys()
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6)
@@ -88,7 +104,7 @@ def test_the_reference_counts_like_the_evaluator() -> None:
     rng = np.random.default_rng(0)
     scores = torch.from_numpy(rng.random((5, 8, 9)))
     truth = rng.choice([0, 1, 2, 3, 4, 255], (8, 9)).astype(np.uint8)
-    found = naive_confusion(scores, truth)
+    found = released_confusion(scores, truth)
     expected = confusion_matrix(truth, scores.argmax(0).numpy(), 5)
     # Its rows are predictions.
     assert np.array_equal(found["matrix"].T[:5, :5], expected)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip.analysis.comparison import (
-    Result,
+    RunResult,
     class_rows,
     differences,
     load_results,
@@ -68,8 +68,8 @@ def _write(folder: Path, content: dict[str, Any]) -> str:
     return str(folder)
 
 
-def _results(*contents: dict[str, Any]) -> list[Result]:
-    return [Result(f"run {index}", content) for index, content in enumerate(contents, start=1)]
+def _results(*contents: dict[str, Any]) -> list[RunResult]:
+    return [RunResult(f"run {index}", content) for index, content in enumerate(contents, start=1)]
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def test_without_predictions_a_command_is_named(tool: ModuleType, run: Run) -> N
         f"python tools/train_net.py --config-file {run.folder}/config.yaml --eval-only "
         f"MODEL.WEIGHTS CHECKPOINT OUTPUT_DIR {run.folder} TEST.SAVE_PREDICTIONS png"
     )
-    assert text.endswith(f"found no predictions to draw; save them with: {command}")
+    assert text.endswith(f"found no predictions; save them with: {command}")
     (run.folder / "last_checkpoint").write_text("model.pth")
     assert "--eval-only --resume OUTPUT_DIR" in message(lambda: show(tool, run))
     # What needs no predictions has been drawn.

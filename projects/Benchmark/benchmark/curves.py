@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.projects.benchmark.measure import memory_growth, seconds
-from tagclip.projects.benchmark.memory import peak_memory
-from tagclip.projects.benchmark.subject import Subject
+from tagclip.projects.benchmark.memory import peak_memory, vit
+from tagclip.projects.benchmark.released import released_fusion
+from tagclip.projects.benchmark.workload import Workload
 from tagclip.visualization.class_charts import save_chart
 
 __all__ = ["Curve", "Point", "draw", "measure_curves"]
@@ -27,6 +28,8 @@ __all__ = ["Curve", "Point", "draw", "measure_curves"]
 # Okabe and Ito's blue and vermillion.
 _COLORS = ("#0072B2", "#D55E00")
 _PROMPTS = "MODEL.CLIP.PROMPT.NUM_TOKENS"
+# Labels of a size from logits.
+_Finish = Callable[[ScoreFusion, tuple[int, int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,24 +63,24 @@ _TITLES = {
 }
 
 
-def measure_curves(subject: Subject, folder: Path) -> list[Curve]:
+def measure_curves(workload: Workload, folder: Path) -> list[Curve]:
     """Measure everything once, what is short several times; memory by the growth of this process.
 
     Args:
-        subject: its model is used, except for the prompts.
+        workload: its model is used, except for the prompts.
         folder: empty, for the models with other prompts.
     """
-    scale = subject.scale
+    scale = workload.scale
     calls = {
-        ("classes", "this library"): (_lean_classes, scale.class_steps),
+        ("classes", "this library"): (partial(_classes, finish=_lean), scale.class_steps),
         ("classes", "released operations"): (
-            _naive_classes,
-            tuple(n for n in scale.class_steps if n <= scale.naive_classes),
+            partial(_classes, finish=_released),
+            tuple(n for n in scale.class_steps if n <= scale.released_classes),
         ),
-        ("side", "this library"): (_lean_side, scale.side_steps),
+        ("side", "this library"): (partial(_side, finish=_lean), scale.side_steps),
         ("side", "released operations"): (
-            _naive_side,
-            tuple(n for n in scale.side_steps if n <= scale.naive_side),
+            partial(_side, finish=_released),
+            tuple(n for n in scale.side_steps if n <= scale.released_side),
         ),
         ("prompts", "CLIPViT"): (partial(_prompts, folder=folder), scale.prompt_steps),
     }
@@ -87,9 +90,9 @@ def measure_curves(subject: Subject, folder: Path) -> list[Curve]:
         for (axis, name), (prepare, steps) in calls.items():
             points = []
             for x in steps:
-                point = _point(x, prepare(subject, x), subject.device)
+                point = _point(x, prepare(workload, x), workload.device)
                 if axis == "prompts":  # little memory, and a new model before every point
-                    memory = peak_memory(scale, subject.device, "vit", _PROMPTS, x)
+                    memory = peak_memory(scale, workload.device, vit, _PROMPTS, x)
                     point = replace(point, mebibytes=memory)
                 points.append(point)
                 progress.update()
@@ -107,70 +110,46 @@ def _point(x: int, call: Callable[[], Any], device: str) -> Point:
     return Point(x, min(times), mebibytes)
 
 
-def _lean_classes(subject: Subject, classes: int) -> Callable[[], Any]:
-    return partial(_head_and_fusion, subject, classes, _lean)
+def _classes(workload: Workload, classes: int, finish: _Finish) -> Callable[[], Any]:
+    return partial(_head_and_fusion, workload, classes, finish)
 
 
-def _naive_classes(subject: Subject, classes: int) -> Callable[[], Any]:
-    return partial(_head_and_fusion, subject, classes, _naive)
-
-
-def _head_and_fusion(
-    subject: Subject, classes: int, finish: Callable[[ScoreFusion, tuple[int, int]], Tensor]
-) -> Tensor:
+def _head_and_fusion(workload: Workload, classes: int, finish: _Finish) -> Tensor:
     """Head on random features of each window, then labels of a photo."""
-    model, scale = subject.model.eval(), subject.scale
+    model, scale = workload.model.eval(), workload.scale
     rows = scale.crop // model.backbone.patch_size
-    fusion = subject.fusion(classes, subject.item()["image"].shape[-2:])
+    fusion = workload.fusion(classes, workload.item()["image"].shape[-2:])
     features = {
         "clip_dense": _unit(1, model.backbone.embed_dim, rows, rows).to(model.device),
         "clip_global": _unit(1, model.backbone.embed_dim).to(model.device),
     }
-    class_embed = model.text_bank(subject.vocabulary(classes))
+    class_embed = model.text_bank(workload.vocabulary(classes))
     for _ in fusion.views[0].grid:
         model.sem_seg_head(features, class_embed)
     return finish(fusion, scale.photo)
 
 
-def _lean_side(subject: Subject, side: int) -> Callable[[], Any]:
-    fusion = subject.fusion(subject.scale.classes, (side, side))
-    return partial(_lean, fusion, (side, side))
-
-
-def _naive_side(subject: Subject, side: int) -> Callable[[], Any]:
-    fusion = subject.fusion(subject.scale.classes, (side, side))
-    return partial(_naive, fusion, (side, side))
+def _side(workload: Workload, side: int, finish: _Finish) -> Callable[[], Any]:
+    fusion = workload.fusion(workload.scale.classes, (side, side))
+    return partial(finish, fusion, (side, side))
 
 
 def _lean(fusion: ScoreFusion, size: tuple[int, int]) -> Tensor:
     return fusion.labels(size)["sem_seg_labels"]
 
 
-def _naive(fusion: ScoreFusion, size: tuple[int, int]) -> Tensor:
-    """Planes of all classes, each window padded to the whole image."""
+def _released(fusion: ScoreFusion, size: tuple[int, int]) -> Tensor:
     (view,) = fusion.views
-    grid = view.grid
-    total = count = 0
-    for index, (rows, columns) in enumerate(grid):
-        logits = torch.cat([view.class_logits[index], view.trusty_logits[index]])[None]
-        planes = F.interpolate(logits, view.padded_size, mode="bilinear").sigmoid()
-        planes = planes[..., : grid.window_height, : grid.window_width]
-        seen = fusion.seen_mask[:, None, None]
-        weight = torch.where(seen, planes[:, -1:], 1 - planes[:, -1:])
-        scores = (planes[:, :-1] - 0.1 * seen) * weight
-        around = (
-            columns.start, grid.width - columns.stop, rows.start, grid.height - rows.stop
-        )  # fmt: skip
-        total = total + F.pad(scores, around)
-        count = count + F.pad(scores.new_ones(1, 1, *scores.shape[-2:]), around)
-    resized = F.interpolate(total / count, size, mode="bilinear")
-    return resized.softmax(dim=1).argmax(dim=1)[0]
+    logits = torch.cat([view.class_logits, view.trusty_logits], dim=1).split(1)
+    return released_fusion(
+        logits, view.grid, view.padded_size, fusion.seen_mask, torch.sigmoid, size
+    )
 
 
-def _prompts(subject: Subject, prompts: int, folder: Path) -> Callable[[], Any]:
+def _prompts(workload: Workload, prompts: int, folder: Path) -> Callable[[], Any]:
     place = folder / f"prompts{prompts}"
     place.mkdir()
-    other = Subject(subject.scale, subject.device, place, _PROMPTS, prompts)
+    other = Workload(workload.scale, workload.device, place, _PROMPTS, prompts)
     return partial(other.model.eval().backbone, other.window())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -91,7 +93,7 @@ class Stopwatch:
     @contextmanager
     def watch(self, owner: Any, method: str, stage: str) -> Iterator[None]:
         """Inside, the time in ``owner.method`` counts as ``stage``."""
-        original, own = getattr(owner, method), method in vars(owner)
+        original = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = self.now()
@@ -99,14 +101,8 @@ class Stopwatch:
             self._current[stage] = self._current.get(stage, 0.0) + self.now() - start
             return result
 
-        setattr(owner, method, timed)
-        try:
+        with patch.object(owner, method, timed):
             yield
-        finally:
-            if own:
-                setattr(owner, method, original)
-            else:
-                delattr(owner, method)
 
     def now(self) -> float:
         """Seconds, after all that was asked of the device is done."""
@@ -141,18 +137,18 @@ def memory_growth(function: Callable[[], Any], device: str = "cpu") -> float:
         function()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    before = _resident(reset=True)
+    before = _resident()
     function()
     return _peak() - before
 
 
-def _resident(reset: bool) -> float:
-    """MiB held now; ``reset`` gives free memory back and forgets the peak."""
+def _resident() -> float:
+    """MiB held now, after free memory was given back; the peak starts anew."""
     if not _STATUS.exists():
         return _peak()
-    if reset and platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-    if reset and os.access(_RESET, os.W_OK):
+    if os.access(_RESET, os.W_OK):
         _RESET.write_text("5")
     return _status("VmRSS")
 
@@ -191,8 +187,5 @@ def machine(device: str) -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*: (.+)", info.read_text(), re.M) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -13,30 +13,36 @@ from typing import Any
 import torch
 
 from tagclip.projects.benchmark.measure import memory_growth
-from tagclip.projects.benchmark.naive import naive_labels, naive_losses
-from tagclip.projects.benchmark.subject import QUICK, Scale, Subject
+from tagclip.projects.benchmark.released import released_labels, released_losses
+from tagclip.projects.benchmark.workload import QUICK, Scale, Workload
 
-__all__ = ["MEASURED", "peak_memory", "vit_step"]
+__all__ = [
+    "Prepare",
+    "labels",
+    "large",
+    "peak_memory",
+    "released",
+    "released_step",
+    "step",
+    "vit",
+    "vit_step",
+]
 
-# Name -> function of a subject that prepares everything and returns the call to measure.
-MEASURED: dict[str, Callable[[Subject], Callable[[], Any]]] = {}
+
+# Prepares everything and returns the call to measure.
+Prepare = Callable[[Workload], Callable[[], Any]]
 
 
-def _measured(function: Callable[[Subject], Callable[[], Any]]) -> Callable:
-    MEASURED[function.__name__] = function
-    return function
-
-
-def peak_memory(scale: Scale, device: str, name: str, *options: Any) -> float:
-    """MiB that a call of `MEASURED` takes beyond what was held before, the model for one.
+def peak_memory(scale: Scale, device: str, prepare: Prepare, *options: Any) -> float:
+    """MiB that a call takes beyond what was held before, the model for one.
 
     Args:
         scale: sizes; `QUICK` is measured in this process, whose free memory hides the growth.
         device: ``cpu`` or ``cuda``.
-        name: key of `MEASURED`.
+        prepare: one of the functions below.
         options: config keys and values.
     """
-    arguments = scale, device, name, torch.get_num_threads(), *options
+    arguments = scale, device, prepare, torch.get_num_threads(), *options
     if scale == QUICK:
         return _measure(*arguments)
     context = multiprocessing.get_context("spawn")
@@ -44,71 +50,59 @@ def peak_memory(scale: Scale, device: str, name: str, *options: Any) -> float:
         return pool.submit(_measure, *arguments).result()
 
 
-def _measure(scale: Scale, device: str, name: str, threads: int, *options: Any) -> float:
+def _measure(scale: Scale, device: str, prepare: Prepare, threads: int, *options: Any) -> float:
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
-        subject = Subject(scale, device, Path(folder), *options)
-        subject.model  # noqa: B018  built before the meter starts
-        return memory_growth(MEASURED[name](subject), device)
+        workload = Workload(scale, device, Path(folder), *options)
+        workload.model  # noqa: B018  built before the meter starts
+        return memory_growth(prepare(workload), device)
 
 
-@_measured
-def vit(subject: Subject) -> Callable[[], Any]:
+def vit(workload: Workload) -> Callable[[], Any]:
     """Forward pass of the backbone on one window."""
-    return torch.no_grad()(partial(subject.model.eval().backbone, subject.window()))
+    return torch.no_grad()(partial(workload.model.eval().backbone, workload.window()))
 
 
-@_measured
-def labels(subject: Subject) -> Callable[[], Any]:
+def labels(workload: Workload) -> Callable[[], Any]:
     """The whole model on a photo."""
-    return partial(subject.model.eval(), [subject.item()])
+    return partial(workload.model.eval(), [workload.item()])
 
 
-@_measured
-def naive(subject: Subject) -> Callable[[], Any]:
+def released(workload: Workload) -> Callable[[], Any]:
     """The released sequence on the same photo."""
-    item, size = subject.item(), subject.scale.photo
-    return partial(naive_labels, subject.model.eval(), item["image"], size)
+    item, size = workload.item(), workload.scale.photo
+    return partial(released_labels, workload.model.eval(), item["image"], size)
 
 
-@_measured
-def large(subject: Subject) -> Callable[[], Any]:
+def large(workload: Workload) -> Callable[[], Any]:
     """The whole model on a large photo with many classes."""
-    return partial(subject.model.eval(), [subject.large_item()])
+    return partial(workload.model.eval(), [workload.large_item()])
 
 
-@_measured
-def step(subject: Subject) -> Callable[[], Any]:
+def step(workload: Workload) -> Callable[[], Any]:
     """Forward, losses and backward of one image."""
-    return partial(subject.training_step, subject.training_batch())
+    return partial(workload.training_step, workload.training_batch())
 
 
-@_measured
-def bare_step(subject: Subject) -> Callable[[], Any]:
-    """Forward and backward of the backbone alone."""
-    return vit_step(subject)
-
-
-@_measured
-def naive_step(subject: Subject) -> Callable[[], Any]:
+def released_step(workload: Workload) -> Callable[[], Any]:
     """The same networks with the released losses."""
-    model, batch = subject.model, subject.training_batch()
+    model, batch = workload.model, workload.training_batch()
 
     def run() -> None:
-        images, targets = subject.targets(batch)
+        images, targets = workload.targets(batch)
         features = model.train().backbone(images)
         head = model.sem_seg_head
         logits = head.layers(features, model.text_bank(model.train_vocabulary))
-        sum(naive_losses(head.loss, *logits, targets).values()).backward()
+        sum(released_losses(head.loss, *logits, targets).values()).backward()
         model.zero_grad()
 
     return run
 
 
-def vit_step(subject: Subject) -> Callable[[], None]:
+def vit_step(workload: Workload) -> Callable[[], None]:
     """Forward and backward of the backbone, with random gradients of its outputs."""
-    backbone = subject.model.train().backbone
-    images, _ = subject.targets(subject.training_batch())
+    backbone = workload.model.train().backbone
+    images, _ = workload.targets(workload.training_batch())
     with torch.no_grad():
         weights = {name: torch.randn_like(x) for name, x in backbone(images).items()}
 

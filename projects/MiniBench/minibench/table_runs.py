@@ -13,8 +13,8 @@ import torch
 from detectron2.config import CfgNode
 
 from tagclip import TagCLIP, Vocabulary, ZeroShotTrainer, load_config
-from tagclip.analysis.bias_curves import Curve
-from tagclip.analysis.gates import analyze_gates
+from tagclip.analysis.bias_curves import BiasCurve
+from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import query_vocabulary
 from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
@@ -22,7 +22,7 @@ from tagclip.projects import import_projects
 __all__ = [
     "RUNS",
     "SPLITS",
-    "Run",
+    "TableRun",
     "gates_of",
     "run_folder",
     "run_one",
@@ -36,7 +36,7 @@ _CONSTANTS = Path(__file__).with_name("gate_constants.json")
 
 
 @dataclass(frozen=True)
-class Run:
+class TableRun:
     """What is trained and how it is asked.
 
     Attributes:
@@ -61,33 +61,35 @@ class Run:
 _CONV = "configs/convtrust_{}.yaml"
 _DICE = ("MODEL.TAGCLIP.TRUSTY.LOSS", "dice")
 RUNS = {
-    "MaskCLIP": Run("../MaskCLIP/configs/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
-    "MaskCLIP conv": Run("../MaskCLIP/configs/maskclip_minibench_{}_convtrust.yaml", 0.0, seeds=3),
+    "MaskCLIP": TableRun("../MaskCLIP/configs/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
+    "MaskCLIP conv": TableRun(
+        "../MaskCLIP/configs/maskclip_minibench_{}_convtrust.yaml", 0.0, seeds=3
+    ),
     # The class path of a model with a convolutional head is that of the model without any.
-    "ZegCLIP": Run(_CONV, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
-    "TagCLIP conv": Run(_CONV, 0.0, ("none", "product", "additive", "lift")),
-    "TagCLIP token seen": Run("configs/tagclip_{}.yaml", 0.1),
-    "TagCLIP token novel": Run("configs/tagclip_{}_novel.yaml", 0.1),
-    "TagCLIP token seen Dice": Run("configs/tagclip_{}.yaml", 0.1, opts=_DICE, seeds=3),
-    "TagCLIP token novel Dice": Run("configs/tagclip_{}_novel.yaml", 0.1, opts=_DICE, seeds=3),
-    "conv without unseen images": Run(
+    "ZegCLIP": TableRun(_CONV, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
+    "TagCLIP conv": TableRun(_CONV, 0.0, ("none", "product", "additive", "lift")),
+    "TagCLIP token seen": TableRun("configs/tagclip_{}.yaml", 0.1),
+    "TagCLIP token novel": TableRun("configs/tagclip_{}_novel.yaml", 0.1),
+    "TagCLIP token seen Dice": TableRun("configs/tagclip_{}.yaml", 0.1, opts=_DICE, seeds=3),
+    "TagCLIP token novel Dice": TableRun("configs/tagclip_{}_novel.yaml", 0.1, opts=_DICE, seeds=3),
+    "conv without unseen images": TableRun(
         _CONV,
         0.0,
         ("none", "product", "additive", "lift"),
         opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "True"),
         constants="without unseen images",
     ),
-    "transductive token": Run(
+    "transductive token": TableRun(
         "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=1
     ),
-    "transductive conv": Run(
+    "transductive conv": TableRun(
         _CONV,
         0.0,
         opts=("DATASETS.ZERO_SHOT.SETTING", "transductive"),
         start="TagCLIP conv",
         seeds=3,
     ),
-    "supervised": Run("configs/supervised.yaml", 0.0, ("none",), seeds=1),
+    "supervised": TableRun("configs/supervised.yaml", 0.0, ("none",), seeds=1),
 }
 
 
@@ -118,7 +120,7 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     partition = Vocabulary.from_metadata("minibench_test", split)
     gates = gates_of(run, split)
     val, test = (
-        analyze_gates(cfg, model, f"minibench_{subset}", vocabulary, partition, gates)
+        compare_gates(cfg, model, f"minibench_{subset}", vocabulary, partition, gates)
         for subset in ("val", "test")
     )
     figures = test["product" if "product" in test else "none"].figures()
@@ -130,14 +132,14 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     }
     if name == "ZegCLIP":
         swapped, plain = swap_unseen_prompts(vocabulary), {"none": gates["none"]}
-        curve = analyze_gates(cfg, model, "minibench_test", swapped, partition, plain)[
+        curve = compare_gates(cfg, model, "minibench_test", swapped, partition, plain)[
             "none"
         ].curves
         result["swapped"] = float(curve["own"].unseen[curve["own"].at(0.0)])
     return result
 
 
-def _config(run: Run, split: str, seed: int, output: Path, folder: Path) -> CfgNode:
+def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) -> CfgNode:
     weights = ""
     if run.start:
         weights = str(run_folder(output, split, run.start, seed) / "model_0000159.pth")
@@ -162,7 +164,7 @@ def _trained(cfg: CfgNode) -> TagCLIP:
     return trainer.model.eval()
 
 
-def gates_of(run: Run, split: str) -> dict[str, Gate]:
+def gates_of(run: TableRun, split: str) -> dict[str, Gate]:
     """Name -> gate with the run's own bias."""
     constants = json.loads(_CONSTANTS.read_text(encoding="utf-8"))[run.constants][split]
     known = {
@@ -174,7 +176,7 @@ def gates_of(run: Run, split: str) -> dict[str, Gate]:
     return {name: known[name] for name in run.gates}
 
 
-def _gate_figures(bias: float, val: Curve, test: Curve) -> dict[str, Any]:
+def _gate_figures(bias: float, val: BiasCurve, test: BiasCurve) -> dict[str, Any]:
     """Figures on test at a given bias, at the one with the best hIoU on val, and all others."""
     finite = np.clip(val.biases[val.best()], test.biases[1], test.biases[-2])
     figures: dict[str, Any] = {"AUSUC": test.area()}

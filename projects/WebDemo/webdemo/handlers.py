@@ -15,6 +15,7 @@ from tagclip.errors import DatasetError, TagCLIPError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
+from tagclip.utils.text import one_line
 
 __all__ = ["Handlers"]
 
@@ -92,5 +93,5 @@ def _shown_errors() -> Iterator[None]:
     try:
         yield
     except TagCLIPError as error:
-        line = escape(" ".join(str(error).split()))
+        line = escape(one_line(error))
         raise gr.Error(line, print_exception=False) from error

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tagclip.analysis.bias_curves import BiasCounts, Contest, Curve, bias_grid
+from tagclip.analysis.bias_curves import BiasCounts, BiasCurve, Contest, bias_grid
 from tagclip.analysis.calibration import TrustyCounts, detector_auroc
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import confusion_matrix, summarize
 from tagclip.modeling.inference.fusion import ScoreFusion
 
-__all__ = ["LogitAnalysis", "contest", "ungated"]
-
-_NAN = float("nan")
+__all__ = ["GateAnalysis", "contest", "ungated"]
 
 
 def ungated(fusion: ScoreFusion) -> ScoreFusion:
@@ -64,7 +62,7 @@ def _flat(values: torch.Tensor) -> np.ndarray:
 
 
 @dataclass
-class LogitAnalysis:
+class GateAnalysis:
     """Adds up images; memory depends on the number of classes alone.
 
     Attributes:
@@ -105,15 +103,14 @@ class LogitAnalysis:
                 "files have changed: evaluate the run again"
             )
         flat = truth.reshape(-1)
-        labelled = (flat >= 0) & (flat < len(self.seen))
-        pixels, rest = np.flatnonzero(labelled), np.flatnonzero(~labelled)
-        flat, classes = flat[pixels], len(self.seen)
+        classes = len(self.seen)
         found = contest(fusion, size)
         bare = contest(ungated(fusion), size) if self.has_gate else found
-        own, plain = found[pixels], bare[pixels]
-        for counts, every in ((self.own, found), (self.none, bare))[: 1 + self.has_gate]:
-            counts.add(flat, every[pixels])
-            counts.add_unlabelled(every[rest])
+        self.own.add(flat, found)
+        if self.has_gate:
+            self.none.add(flat, bare)
+        pixels = np.flatnonzero((flat >= 0) & (flat < classes))
+        flat, own, plain = flat[pixels], found[pixels], bare[pixels]
         perfect = np.where(self.seen[flat], plain.seen, plain.unseen)
         self.oracle += confusion_matrix(flat, perfect, classes)
         trusty = fusion.trusty(size)
@@ -124,10 +121,9 @@ class LogitAnalysis:
         return confusion
 
     @cached_property
-    def curves(self) -> dict[str, Curve]:
+    def curves(self) -> dict[str, BiasCurve]:
         """Curves with the model's ``own`` gate and with ``none``, of all images."""
-        own = self.own.curve()
-        return {"own": own, "none": self.none.curve() if self.has_gate else own}
+        return {"own": self.own.curve(), "none": self.none.curve()}
 
     def figures(self) -> dict[str, dict[str, float]]:
         """All figures by section, in percent but for biases and probabilities; nan: undefined.
@@ -137,7 +133,6 @@ class LogitAnalysis:
         ``clutter``: pixels without label, no IoU counts them; ``calibration``: the trusty map as a
         probability.
         """
-        has_trusty = bool(self.trusty.counts.any())
         found = {name: self._curve_figures(curve) for name, curve in self.curves.items()}
         perfect = summarize(self.oracle, self.seen)
         found["oracle"] = {key: perfect[key] for key in ("hIoU", "mIoU-seen", "mIoU-unseen")}
@@ -154,14 +149,14 @@ class LogitAnalysis:
             "without gate, best bias": self.none.unseen_share(none.best()),
         }
         found["calibration"] = {
-            "ECE": self.trusty.reliability(False).error if has_trusty else _NAN,
-            "ECE, class-balanced": self.trusty.reliability(True).error if has_trusty else _NAN,
+            "ECE": self.trusty.reliability(False).error,
+            "ECE, class-balanced": self.trusty.reliability(True).error,
             "mean P(seen) on seen pixels": self.trusty.mean(True),
             "mean P(seen) on unseen pixels": self.trusty.mean(False),
         }
         return found
 
-    def _curve_figures(self, curve: Curve) -> dict[str, float]:
+    def _curve_figures(self, curve: BiasCurve) -> dict[str, float]:
         values = {"bias": self.bias}
         for prefix, index in (("", curve.at(self.bias)), ("best ", curve.best())):
             values[f"{prefix}hIoU"] = float(curve.hiou[index])

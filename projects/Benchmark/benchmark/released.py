@@ -6,22 +6,27 @@ what the lean paths are measured against.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from fvcore.nn import sigmoid_focal_loss
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip.modeling.inference.gate import trusty_probability
+from tagclip.modeling.inference.sliding_window import WindowGrid
 from tagclip.modeling.losses.seg_loss import SegLoss, SegTargets
 from tagclip.modeling.meta_arch import TagCLIP
 
-__all__ = ["naive_confusion", "naive_labels", "naive_losses"]
+__all__ = ["released_confusion", "released_fusion", "released_labels", "released_losses"]
 
 
 @torch.no_grad()
-def naive_labels(model: TagCLIP, image: Tensor, size: tuple[int, int]) -> Tensor:
+def released_labels(model: TagCLIP, image: Tensor, size: tuple[int, int]) -> Tensor:
     """Segment an image as mmseg's slide inference does.
 
     Args:
@@ -33,36 +38,60 @@ def naive_labels(model: TagCLIP, image: Tensor, size: tuple[int, int]) -> Tensor
         (H, W) int64.
     """
     image = (image.to(model.device).float() - model.pixel_mean) / model.pixel_std
-    height, width = image.shape[-2:]
+    grid = model.inference_settings.grid(*image.shape[-2:])
+    text = model.text_bank(model.vocabulary)
+    logits = (
+        torch.cat(model.sem_seg_head(model.backbone(image[None, :, rows, columns]), text)[0], dim=1)
+        for rows, columns in grid
+    )
+    seen = torch.from_numpy(model.vocabulary.seen_mask)
+    trusty_map = partial(trusty_probability, target=model.trusty_target)
+    window = grid.window_height, grid.window_width
+    return released_fusion(logits, grid, window, seen, trusty_map, size)
+
+
+def released_fusion(
+    logits: Iterable[Tensor],
+    grid: WindowGrid,
+    padded_size: tuple[int, int],
+    seen: Tensor,
+    trusty_map: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    bias: float = 0.1,
+) -> Tensor:
+    """Gate planes of all classes, pad each window to the whole image, average, resize.
+
+    Args:
+        logits: (1, K + 1, h, w) of each window, the trusty token's last.
+        grid: the windows.
+        padded_size: (height, width) of a window in pixels, whole patches.
+        seen: (K,) bool.
+        trusty_map: logits to P(pixel belongs to a seen class).
+        size: (H, W) of the result.
+        bias: that is taken from seen classes.
+
+    Returns:
+        (H, W) int64 labels.
+    """
     total = count = 0
-    for rows, columns in model.inference_settings.grid(height, width):
-        scores = _window_scores(model, image[:, rows, columns])
-        around = (columns.start, width - columns.stop, rows.start, height - rows.stop)
+    for window, (rows, columns) in zip(logits, grid, strict=True):
+        planes = F.interpolate(window, padded_size, mode="bilinear", align_corners=False)
+        planes = planes[..., : grid.window_height, : grid.window_width]
+        scores, weight = planes[:, :-1].sigmoid(), trusty_map(planes[:, -1:])
+        known, other = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
+        scores[:, known] = scores[:, known] - bias
+        scores[:, known] = scores[:, known] * weight
+        scores[:, other] = scores[:, other] * (1 - weight)
+        around = (
+            columns.start, grid.width - columns.stop, rows.start, grid.height - rows.stop
+        )  # fmt: skip
         total = total + F.pad(scores, around)
         count = count + F.pad(scores.new_ones(1, 1, *scores.shape[-2:]), around)
     resized = F.interpolate(total / count, size, mode="bilinear", align_corners=False)
     return resized.softmax(dim=1).argmax(dim=1)[0]
 
 
-def _window_scores(model: TagCLIP, window: Tensor, bias: float = 0.1) -> Tensor:
-    """(3, h, w) -> (1, K, h, w) gated scores."""
-    vocabulary = model.vocabulary
-    (logits, trusty), _ = model.sem_seg_head(
-        model.backbone(window[None]), model.text_bank(vocabulary)
-    )
-    planes = torch.cat([logits, trusty], dim=1)
-    planes = F.interpolate(planes, window.shape[-2:], mode="bilinear", align_corners=False)
-    scores = planes[:, :-1].sigmoid()
-    weight = trusty_probability(planes[:, -1:], model.trusty_target)
-    seen = torch.from_numpy(vocabulary.seen_mask.nonzero()[0]).to(scores.device)
-    unseen = torch.from_numpy((~vocabulary.seen_mask).nonzero()[0]).to(scores.device)
-    scores[:, seen] = scores[:, seen] - bias
-    scores[:, seen] = scores[:, seen] * weight
-    scores[:, unseen] = scores[:, unseen] * (1 - weight)
-    return scores
-
-
-def naive_losses(
+def released_losses(
     loss: SegLoss, class_logits: Tensor, trusty_logits: Tensor, targets: SegTargets
 ) -> dict[str, Tensor]:
     """Compute what `SegLoss` does with its default rules, from dense targets by autograd.
@@ -86,34 +115,25 @@ def naive_losses(
     onehot = onehot.to(logits.device)
     present = onehot.flatten(2).sum(dim=2) > 0
     pairs = max(1, int(present.sum()))
-    focal = _focal(logits, onehot, loss).flatten(2).mean(dim=2).sum()
+    focal = partial(sigmoid_focal_loss, alpha=loss.focal.alpha, gamma=loss.focal.gamma)
+    mask = focal(logits, onehot).flatten(2).mean(dim=2).sum()
     p, t = logits.sigmoid()[present].flatten(1), onehot[present].flatten(1)
     dice = 1 - (2 * (p * t).sum(dim=1) + 1) / (p.sum(dim=1) + t.sum(dim=1) + 1)
-    token = _focal(trusty, targets.trusty[:, None].float(), loss).flatten(2).mean(dim=2).sum()
+    token = focal(trusty, targets.trusty[:, None].float()).flatten(2).mean(dim=2).sum()
     return {
-        "loss_mask": loss.mask_weight * focal / pairs,
+        "loss_mask": loss.mask_weight * mask / pairs,
         "loss_dice": loss.dice_weight * dice.sum() / pairs,
         "loss_trusty": loss.trusty_weight * token / pairs,
     }
 
 
-def _focal(logits: Tensor, target: Tensor, loss: SegLoss) -> Tensor:
-    p = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    truth = p * target + (1 - p) * (1 - target)
-    alpha = loss.focal.alpha * target + (1 - loss.focal.alpha) * (1 - target)
-    return alpha * entropy * (1 - truth) ** loss.focal.gamma
-
-
-def naive_confusion(scores: Tensor, truth: np.ndarray) -> dict[str, Any]:
+def released_confusion(scores: Tensor, truth: np.ndarray) -> dict[str, Any]:
     """Evaluate an image as detectron2's `SemSegEvaluator` does: argmax, matrix, RLE per class.
 
     Args:
         scores: (K, H, W) float on the CPU.
         truth: (H, W) uint8 labels; K and above are ignored.
     """
-    from pycocotools import mask as coco_mask
-
     classes = len(scores)
     labels = scores.argmax(dim=0).numpy()
     index = (classes + 1) * labels.reshape(-1) + np.minimum(truth, classes).reshape(-1)

@@ -13,13 +13,12 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from tagclip.analysis.confusions import Confusion, group_confusions, list_confusions
-from tagclip.analysis.logits import LogitAnalysis
+from tagclip.analysis.gate_analysis import GateAnalysis
 from tagclip.analysis.result_images import Ranked
 from tagclip.data import query_vocabulary, read_indices
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import per_class, summarize
-from tagclip.evaluation.run_folder import evaluation_command
-from tagclip.evaluation.saved_logits import FOLDER, INDEX, SavedLogits
+from tagclip.evaluation.saved_logits import SavedLogits
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["AnalyzedRun", "analyze_run", "crossing_confusions"]
@@ -49,7 +48,7 @@ class AnalyzedRun:
     content: Mapping[str, Any]
     vocabulary: Vocabulary
     saved: SavedLogits
-    analysis: LogitAnalysis
+    analysis: GateAnalysis
     ranking: list[Ranked]
 
     @property
@@ -72,7 +71,7 @@ class AnalyzedRun:
         )
 
 
-def crossing_confusions(analysis: LogitAnalysis) -> dict[str, list[Confusion]]:
+def crossing_confusions(analysis: GateAnalysis) -> dict[str, list[Confusion]]:
     """Unseen classes taken for seen ones and the reverse, with the model's gate and bias."""
     pairs = list_confusions(analysis.confusion, analysis.confusion.sum(axis=1))
     groups = group_confusions(pairs, analysis.seen, _ROWS)
@@ -103,14 +102,11 @@ def analyze_run(
     """
     dataset = content["dataset"]
     vocabulary, samples = query_vocabulary(cfg, dataset), DatasetCatalog.get(dataset)
-    folder = run / "inference" / dataset / FOLDER
-    if not (folder / INDEX).is_file():
-        command = evaluation_command(run, cfg, dataset, "TEST.SAVE_LOGITS True")
-        raise ConfigError(f"{folder}: found no logits to analyze; save them with: {command}")
-    saved = SavedLogits.open(folder, vocabulary, [sample["file_name"] for sample in samples])
+    images = [sample["file_name"] for sample in samples]
+    saved = SavedLogits.of_run(run, cfg, dataset, vocabulary, images)
     gate = saved.index["gate"]
     has_gate = saved.index["trusty_target"] is not None and gate["mode"] != "none"
-    analysis = LogitAnalysis(vocabulary.seen_mask, gate["bias"], has_gate)
+    analysis = GateAnalysis(vocabulary.seen_mask, gate["bias"], has_gate)
     ranking = []
     for sample in progress([s for s in samples if saved.has(s["file_name"])]):
         with torch.inference_mode():
@@ -122,13 +118,13 @@ def analyze_run(
             score = float(np.nanmean(per_class(confusion)["IoU"]))
             both = bool(present[analysis.seen].any() and present[~analysis.seen].any())
             ranking.append(Ranked(score, sample, both))
-    _check(folder, analysis, content, cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD)
+    _check(saved.folder, analysis, content, cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD)
     ranking.sort(key=lambda each: (-each.score, each.sample["file_name"]))
     return AnalyzedRun(label, content, vocabulary, saved, analysis, ranking)
 
 
 def _check(
-    folder: Path, analysis: LogitAnalysis, content: Mapping[str, Any], threshold: float
+    folder: Path, analysis: GateAnalysis, content: Mapping[str, Any], threshold: float
 ) -> None:
     """Refuse logits that are not those of the result beside them.
 

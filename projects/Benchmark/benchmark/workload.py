@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagclip.config.loading import load_config
+from tagclip.data.protocol_variants import write_vocabulary
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.inference.windows import ViewLogits
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["FULL", "QUICK", "Scale", "Subject", "rectangles"]
+__all__ = ["FULL", "QUICK", "Scale", "Workload", "rectangles"]
 
 _TINY_CLIP = {
     "embed_dim": 32,
@@ -35,43 +36,29 @@ _TINY_CLIP = {
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of a measurement; images and crops in pixels, (height, width)."""
+    """Sizes of a measurement; images and crops in pixels, (height, width).
 
-    clip: str
-    prompts: int
-    classes: int
-    seen: int
-    crop: int
-    stride: int
-    photo: tuple[int, int]
-    large_photo: tuple[int, int]
-    large_classes: int
-    templates: str
-    class_steps: tuple[int, ...]
-    naive_classes: int
-    side_steps: tuple[int, ...]
-    naive_side: int
-    prompt_steps: tuple[int, ...]
+    By default those of COCO-Stuff 164k on ViT-B/16; ADE20K-Full has 847 classes.
+    """
+
+    clip: str = "ViT-B-16-quickgelu"
+    prompts: int = 100
+    classes: int = 171
+    seen: int = 156
+    crop: int = 512
+    stride: int = 426
+    photo: tuple[int, int] = (480, 640)
+    large_photo: tuple[int, int] = (3000, 4000)
+    large_classes: int = 847
+    templates: str = "zegclip15"
+    class_steps: tuple[int, ...] = (20, 60, 171, 500, 1500, 5000)
+    released_classes: int = 500
+    side_steps: tuple[int, ...] = (512, 1024, 2048, 4096)
+    released_side: int = 1024
+    prompt_steps: tuple[int, ...] = (0, 50, 100, 200, 300, 400)
 
 
-# COCO-Stuff 164k on ViT-B/16; ADE20K-Full has 847 classes.
-FULL = Scale(
-    clip="ViT-B-16-quickgelu",
-    prompts=100,
-    classes=171,
-    seen=156,
-    crop=512,
-    stride=426,
-    photo=(480, 640),
-    large_photo=(3000, 4000),
-    large_classes=847,
-    templates="zegclip15",
-    class_steps=(20, 60, 171, 500, 1500, 5000),
-    naive_classes=500,
-    side_steps=(512, 1024, 2048, 4096),
-    naive_side=1024,
-    prompt_steps=(0, 50, 100, 200, 300, 400),
-)
+FULL = Scale()
 # Everything runs, no number means anything.
 QUICK = Scale(
     clip="",
@@ -85,9 +72,9 @@ QUICK = Scale(
     large_classes=9,
     templates="single",
     class_steps=(4, 8),
-    naive_classes=4,
+    released_classes=4,
     side_steps=(64, 96),
-    naive_side=64,
+    released_side=64,
     prompt_steps=(0, 2),
 )
 
@@ -108,12 +95,14 @@ class RandomVectors(nn.Module):
         return None
 
 
-class Subject:
+class Workload:
     """A model and its inputs; everything random is the same in every run.
 
     Attributes:
         scale: its sizes.
         device: ``cpu`` or ``cuda``.
+        dataset: registered name of the dataset of one image.
+        image: JPEG of the size ``scale.photo``.
         cfg: its config.
     """
 
@@ -128,7 +117,8 @@ class Subject:
         """
         self.scale, self.device, self._folder = scale, device, folder
         # Names are registered for good: another folder needs another one.
-        self._name = f"benchmark_{'_'.join(folder.parts[-2:])}"
+        self.dataset = f"benchmark_{'_'.join(folder.parts[-2:])}"
+        self.image = str(folder / "images" / "photo.jpg")
         self._write_dataset()
         self.cfg = self._config(options)
 
@@ -142,39 +132,28 @@ class Subject:
         model.text_bank = RandomVectors(dim, model.device, most)
         return model
 
-    @property
-    def image_file(self) -> str:
-        """JPEG of the size ``scale.photo``."""
-        return str(self._folder / "images" / "photo.jpg")
-
-    @property
-    def dataset(self) -> str:
-        """Registered name of the dataset of this one image."""
-        return self._name
-
     def resized(self, short: int, size: tuple[int, int]) -> Tensor:
         """(3, h, w) uint8 noise in the form of an image that is resized to a short side."""
         height, width = (round(side * short / min(size)) for side in size)
         generator = torch.Generator().manual_seed(1)
         return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
-    def item(self) -> dict[str, Any]:
-        """Model input of a photo of the size ``scale.photo``."""
-        size = self.scale.photo
-        return {"image": self.resized(self.scale.crop, size), "height": size[0], "width": size[1]}
+    def item(self, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Model input of a photo; its size is ``scale.photo`` if none is given."""
+        height, width = size or self.scale.photo
+        image = self.resized(self.scale.crop, (height, width))
+        return {"image": image, "height": height, "width": width}
 
     def large_item(self) -> dict[str, Any]:
         """Model input of a large photo, asked for many classes."""
-        size = self.scale.large_photo
-        image = self.resized(self.scale.crop, size)
         vocabulary = self.vocabulary(self.scale.large_classes)
-        return {"image": image, "height": size[0], "width": size[1], "vocabulary": vocabulary}
+        return self.item(self.scale.large_photo) | {"vocabulary": vocabulary}
 
-    def window(self, images: int = 1) -> Tensor:
-        """(N, 3, crop, crop) normalised."""
+    def window(self) -> Tensor:
+        """(1, 3, crop, crop) normalised."""
         side = self.scale.crop
         generator = torch.Generator().manual_seed(3)
-        return torch.randn(images, 3, side, side, generator=generator).to(self.model.device)
+        return torch.randn(1, 3, side, side, generator=generator).to(self.model.device)
 
     def training_batch(self, images: int = 1) -> list[dict[str, Tensor]]:
         """Crops with 12 classes each in rectangles, a tenth of the pixels unlabelled."""
@@ -222,7 +201,7 @@ class Subject:
             clip = str(self._folder / "tiny-clip.json")
             Path(clip).write_text(json.dumps(_TINY_CLIP))
         entry = {
-            "name": self._name,
+            "name": self.dataset,
             "images": str(self._folder / "images"),
             "labels": str(self._folder / "labels"),
             "vocabulary": str(self._folder / "vocabulary.json"),
@@ -241,8 +220,8 @@ class Subject:
             "INPUT.MIN_SIZE_TEST": scale.crop,
             "INPUT.MAX_SIZE_TEST": 1_000_000,
             "DATASETS.FOLDER_DATASETS": [entry],
-            "DATASETS.TRAIN": (self._name,),
-            "DATASETS.TEST": (self._name,),
+            "DATASETS.TRAIN": (self.dataset,),
+            "DATASETS.TEST": (self.dataset,),
         }
         flat = [word for pair in values.items() for word in pair]
         return load_config("", [*flat, *options])
@@ -252,19 +231,13 @@ class Subject:
             (self._folder / name).mkdir()
         scale = self.scale
         blobs = np.random.default_rng(0).integers(0, 256, (15, 20, 3), dtype=np.uint8)
-        Image.fromarray(blobs).resize(scale.photo[::-1]).save(self.image_file)
+        Image.fromarray(blobs).resize(scale.photo[::-1]).save(self.image)
         label = Image.fromarray(rectangles(scale.classes, scale.photo))
         label.save(self._folder / "labels" / "photo.png")
         names = [f"class {k}" for k in range(scale.classes)]
-        tree = {
-            "format": 1,
-            "name": "benchmark",
-            "ignore_label": 255,
-            "classes": [{"id": k, "name": name} for k, name in enumerate(names)],
-            "default_split": "split",
-            "splits": {"split": {"unseen": names[scale.seen :]}},
-        }
-        (self._folder / "vocabulary.json").write_text(json.dumps(tree))
+        vocabulary = Vocabulary.from_names(names, [k < scale.seen for k in range(len(names))])
+        path = self._folder / "vocabulary.json"
+        write_vocabulary(replace(vocabulary, split="split", ignore_label=255), path)
 
 
 def rectangles(classes: int, size: tuple[int, int]) -> np.ndarray:

@@ -10,24 +10,24 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
 from tqdm import tqdm
 
-from tagclip.analysis.logits import LogitAnalysis
+from tagclip.analysis.gate_analysis import GateAnalysis
 from tagclip.data import ZeroShotDatasetMapper, read_indices
 from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["analyze_gates"]
+__all__ = ["compare_gates"]
 
 
 @torch.no_grad()
-def analyze_gates(
+def compare_gates(
     cfg: CfgNode,
     model: TagCLIP,
     dataset: str,
     vocabulary: Vocabulary,
     partition: Vocabulary,
     gates: Mapping[str, Gate],
-) -> dict[str, LogitAnalysis]:
+) -> dict[str, GateAnalysis]:
     """Run the networks once per image and count what every gate makes of their logits.
 
     Args:
@@ -46,7 +46,7 @@ def analyze_gates(
     """
     seen = partition.seen_mask
     found = {
-        name: LogitAnalysis(seen, gate.bias, gate.mode != "none") for name, gate in gates.items()
+        name: GateAnalysis(seen, gate.bias, gate.mode != "none") for name, gate in gates.items()
     }
     flags = torch.from_numpy(seen).to(model.device)
     samples = DatasetCatalog.get(dataset)
