@@ -98,8 +98,13 @@ def print_figures(runs: Sequence[AnalyzedRun]) -> None:
     )
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_args()
     from tagclip.utils.cli import run_tool
 
-    run_tool(main, parsed_args)
+    run_tool(main, args)
+
+
+if __name__ == "__main__":
+    invoke_main()

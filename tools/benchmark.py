@@ -178,7 +178,13 @@ def _write(
     print(f"Wrote {path}")
 
 
-if __name__ == "__main__":
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_args()
     from tagclip.utils.cli import run_tool
 
-    run_tool(main, parse_args())
+    run_tool(main, args)
+
+
+if __name__ == "__main__":
+    invoke_main()

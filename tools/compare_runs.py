@@ -229,7 +229,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return tabulate(safe, head, tablefmt="github", disable_numparse=True)
 
 
-if __name__ == "__main__":
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_args()
     from tagclip.utils.cli import run_tool
 
-    run_tool(main, parse_args())
+    run_tool(main, args)
+
+
+if __name__ == "__main__":
+    invoke_main()

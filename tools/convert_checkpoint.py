@@ -84,8 +84,13 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-if __name__ == "__main__":
-    arguments = parse_arguments()
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_arguments()
     from tagclip.utils.cli import run_tool
 
-    run_tool(main, arguments)
+    run_tool(main, args)
+
+
+if __name__ == "__main__":
+    invoke_main()

@@ -265,8 +265,13 @@ def run(args: argparse.Namespace) -> None:
     sys.exit(main(args))
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_args()
     from tagclip.utils.cli import run_tool
 
-    run_tool(run, parsed_args)
+    run_tool(run, args)
+
+
+if __name__ == "__main__":
+    invoke_main()

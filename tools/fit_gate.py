@@ -79,5 +79,11 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_args()
+    run_tool(main, args)
+
+
 if __name__ == "__main__":
-    run_tool(main, parse_args())
+    invoke_main()

@@ -249,8 +249,13 @@ def draw_page(
     return stack_pictures([draw_heading(title, lines, gallery.shape[1]), gallery])
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_args()
     from tagclip.utils.cli import run_tool
 
-    run_tool(main, parsed_args)
+    run_tool(main, args)
+
+
+if __name__ == "__main__":
+    invoke_main()

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 
-def main() -> None:
+def invoke_main() -> None:
     """Parse the command line, write the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,4 +41,4 @@ def report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

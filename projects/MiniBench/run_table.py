@@ -113,7 +113,7 @@ def replace_table(path: Path, text: str) -> None:
     write_atomic(path, f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}")
 
 
-def main() -> None:
+def invoke_main() -> None:
     """Run what is missing, then write the table."""
     args = parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -135,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

@@ -83,8 +83,13 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
+def invoke_main() -> None:
+    """Parse the command line and serve."""
+    args = parse_args()
     from tagclip.utils.cli import run_tool
 
-    run_tool(main, parsed_args)
+    run_tool(main, args)
+
+
+if __name__ == "__main__":
+    invoke_main()
