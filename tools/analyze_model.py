@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from tagclip.analysis.model_cost import ModelAnalysis
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
 
 PARTS = {
     "backbone.patch_embed": "patch embedding",

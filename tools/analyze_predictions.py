@@ -14,8 +14,6 @@ classes, images), its pictures, analysis.json and csv tables. Several runs also 
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
     from tagclip.analysis.run import AnalyzedRun
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:

@@ -21,7 +21,6 @@ import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from tagclip.projects.benchmark.curves import Curve
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
 
 PART_NAMES = ("vit", "inference", "training", "text", "evaluator", "large", "throughput")
 

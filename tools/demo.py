@@ -21,7 +21,6 @@ import os
 import re
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from tagclip.predictor import TagCLIPPredictor, VocabularyLike
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 logger = logging.getLogger("tagclip.demo")
 
 # On MiniBench's validation set it rejects 80 % of the unlabelled clutter and 10 % of what is right.

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from tagclip.predictor import TagCLIPPredictor
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.ts"}
 # Of a score, between an exported file and the model.
@@ -135,6 +133,7 @@ def read_names(path: Path) -> Path | list[str]:
         VocabularyError: the file cannot be read.
     """
     from tagclip.errors import VocabularyError
+    from tagclip.utils.text import one_line
 
     if path.suffix == ".json":
         return path
@@ -142,7 +141,7 @@ def read_names(path: Path) -> Path | list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VocabularyError(
-            f"{path}: cannot be read ({' '.join(str(error).split())}), expected a class name per "
+            f"{path}: cannot be read ({one_line(error)}), expected a class name per "
             "line or a vocabulary json; check --vocab-file"
         ) from error
     return [line.strip() for line in lines if line.strip()]

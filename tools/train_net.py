@@ -15,20 +15,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 # detectron2 is imported inside the functions: --help answers at once.
-# What no user can mend should not stand around an error's one line: detectron2's imports make
-# torch warn about torch.jit.script, and its environment report that nvcc is there without a GPU;
-# several processes make it warn about what detectron2 and torch themselves call.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def parse_args() -> argparse.Namespace:

@@ -12,8 +12,6 @@ stand the files on disk, with the labels that training never sees.
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from tagclip.structures.vocabulary import Vocabulary
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 PANEL_SIZE = 320
 IGNORED = ("ignored", "ignored: no label, or one that training must not see")

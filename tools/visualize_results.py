@@ -13,8 +13,6 @@ trusty map), confusions.png (the largest confusions of seen and unseen classes),
 from __future__ import annotations
 
 import argparse
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from tagclip.structures.vocabulary import Vocabulary
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 PANEL_SIZE = 384
 # Confusions of a kind: drawn, and listed.
@@ -162,24 +158,22 @@ def draw_images(
     from tagclip.analysis.result_images import rank_images
     from tagclip.errors import ConfigError
     from tagclip.evaluation.run_folder import evaluation_command
-    from tagclip.evaluation.saved_predictions import FOLDER, INDEX, SavedPredictions
+    from tagclip.evaluation.saved_predictions import SavedPredictions
     from tagclip.visualization.panels import save_png
 
     dataset = content["dataset"]
-    folder = args.run / "inference" / dataset / FOLDER
-    command = evaluation_command(args.run, cfg, dataset, "TEST.SAVE_PREDICTIONS png")
-    if not (folder / INDEX).is_file():
-        raise ConfigError(f"{folder}: found no predictions to draw; save them with: {command}")
     samples = DatasetCatalog.get(dataset)
-    saved = SavedPredictions.open(folder, vocabulary, [s["file_name"] for s in samples])
+    images = [sample["file_name"] for sample in samples]
+    saved = SavedPredictions.of_run(args.run, cfg, dataset, vocabulary, images)
     read = partial(read_sample, saved=saved, vocabulary=vocabulary)
     evaluated = [sample for sample in samples if saved.has(sample["file_name"])]
     progress = tqdm(evaluated, desc=f"Ranking {dataset}", unit="image", disable=None)
     ranking, total = rank_images(progress, read, vocabulary.seen_mask)
     if (total != counts).any():
+        command = evaluation_command(args.run, cfg, dataset, saved.kind.save)
         raise ConfigError(
-            f"{folder}: found predictions that do not add up to the metrics.json beside them, "
-            f"expected those of one evaluation; save them again with: {command}"
+            f"{saved.folder}: found predictions that do not add up to the metrics.json beside "
+            f"them, expected those of one evaluation; save them again with: {command}"
         )
     count = min(args.num, len(ranking) // 2)
     parts = {"worst": ranking[::-1][:count], "best": ranking[: max(count, 1)]}

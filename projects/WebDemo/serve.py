@@ -8,17 +8,13 @@ python projects/WebDemo/serve.py --weights model_final.pth --examples photos/ --
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import tempfile
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 # detectron2 is imported inside the functions: --help answers at once.
-warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 WEIGHTS = "output/minibench/model_final.pth"
 # Visitors bring anything: smaller images than elsewhere, and no folder that grows with their words.

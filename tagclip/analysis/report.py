@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,9 @@ from tagclip.analysis.confusions import kind_share
 from tagclip.analysis.page import comparison_rows, figure_rows, render_page
 from tagclip.analysis.panels import choose_images, draw_images
 from tagclip.analysis.run import AnalyzedRun, crossing_confusions
-from tagclip.evaluation.report import format_json
+from tagclip.evaluation.results import format_json
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import format_csv
 from tagclip.visualization.class_charts import save_chart
 from tagclip.visualization.panels import save_png
 
@@ -164,17 +163,7 @@ def _write_tables(content: dict[str, Any], folder: Path) -> None:
 
 
 def _write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; None and nan are empty cells, floats have 4 digits."""
-
-    def cell(value: Any) -> Any:
-        is_undefined = value is None or value != value
-        return "" if is_undefined else round(value, 4) if isinstance(value, float) else value
-
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([cell(value) for value in row] for row in rows)
-    write_atomic(path, text.getvalue())
+    write_atomic(path, format_csv(head, rows))
 
 
 def write_comparison(runs: Sequence[AnalyzedRun], warnings: Sequence[str], folder: Path) -> Path:

@@ -18,8 +18,7 @@ from tagclip.analysis.result_images import Ranked
 from tagclip.data import query_vocabulary, read_indices
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import per_class, summarize
-from tagclip.evaluation.run_folder import evaluation_command
-from tagclip.evaluation.saved_logits import FOLDER, INDEX, SavedLogits
+from tagclip.evaluation.saved_logits import SavedLogits
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["AnalyzedRun", "analyze_run", "crossing_confusions"]
@@ -103,11 +102,8 @@ def analyze_run(
     """
     dataset = content["dataset"]
     vocabulary, samples = query_vocabulary(cfg, dataset), DatasetCatalog.get(dataset)
-    folder = run / "inference" / dataset / FOLDER
-    if not (folder / INDEX).is_file():
-        command = evaluation_command(run, cfg, dataset, "TEST.SAVE_LOGITS True")
-        raise ConfigError(f"{folder}: found no logits to analyze; save them with: {command}")
-    saved = SavedLogits.open(folder, vocabulary, [sample["file_name"] for sample in samples])
+    images = [sample["file_name"] for sample in samples]
+    saved = SavedLogits.of_run(run, cfg, dataset, vocabulary, images)
     gate = saved.index["gate"]
     has_gate = saved.index["trusty_target"] is not None and gate["mode"] != "none"
     analysis = LogitAnalysis(vocabulary.seen_mask, gate["bias"], has_gate)
@@ -122,7 +118,7 @@ def analyze_run(
             score = float(np.nanmean(per_class(confusion)["IoU"]))
             both = bool(present[analysis.seen].any() and present[~analysis.seen].any())
             ranking.append(Ranked(score, sample, both))
-    _check(folder, analysis, content, cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD)
+    _check(saved.folder, analysis, content, cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD)
     ranking.sort(key=lambda each: (-each.score, each.sample["file_name"]))
     return AnalyzedRun(label, content, vocabulary, saved, analysis, ranking)
 

@@ -25,6 +25,7 @@ from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import one_line
 from tagclip.utils.untrusted import load_json
 from tagclip.visualization.prediction_page import (
     draw_prediction,
@@ -77,7 +78,7 @@ class _ImageJob:
             pixels = self.predictor.read_image(image)
             prediction = self.predictor(pixels)
         except DatasetError as error:
-            text = " ".join(str(error).split())
+            text = one_line(error)
             return _Outcome(image, error=text if str(image) in text else f"{image}: {text}")
         except OSError as error:
             return _Outcome(image, error=f"{image}: {error.strerror}")

@@ -26,6 +26,7 @@ from torch.multiprocessing import start_processes
 
 from tagclip.errors import ConfigError, ProcessError
 from tagclip.utils.cli import check_processes, forward_sigterm, is_lost_connection
+from tagclip.utils.quiet import quiet_imports
 
 __all__ = ["launch"]
 
@@ -121,6 +122,7 @@ def _work(
     local_rank: int, team: _Team, main: Callable[[argparse.Namespace], Any], args: Any
 ) -> None:
     """What each process does."""
+    quiet_imports()
     if team.size == 1:
         main(args)
         return

@@ -36,9 +36,9 @@ from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
-from tagclip.modeling.events import silence
 from tagclip.solver.lr_scheduler import build_lr_scheduler
 from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
+from tagclip.utils.quiet import silence
 
 __all__ = ["ZeroShotTrainer"]
 

@@ -23,12 +23,10 @@ from tagclip.evaluation.metrics import (
     per_class,
     summarize,
 )
-from tagclip.evaluation.prediction_writer import PredictionWriter
-from tagclip.evaluation.report import format_table
-from tagclip.evaluation.results import write_result
-from tagclip.evaluation.saved_logits import FOLDER as LOGITS_FOLDER
+from tagclip.evaluation.results import format_table, write_result
+from tagclip.evaluation.saved_folder import FolderWriter
 from tagclip.evaluation.saved_logits import LogitWriter
-from tagclip.evaluation.saved_predictions import FOLDER
+from tagclip.evaluation.saved_predictions import PredictionWriter
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["ZeroShotSemSegEvaluator"]
@@ -78,17 +76,14 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         # Values that mean nothing (-1) have been refused before the table is used.
         self._lut = np.where(lut < 0, vocabulary.ignore_index, lut).astype(vocabulary.target_dtype)
         self._seen = None if vocabulary.seen is None else vocabulary.seen_mask
-        self._writer = None
+        self._writers: list[FolderWriter] = []
+        images, folder = self.input_file_to_gt_file, Path(output_dir or "")
         if save_predictions and output_dir:
-            folder, images = Path(output_dir) / FOLDER, self.input_file_to_gt_file
-            self._writer = PredictionWriter(
-                folder, save_predictions, vocabulary, images, distributed
-            )
-        self._logits = None
+            options = {"form": save_predictions, "vocabulary": vocabulary}
+            path = folder / PredictionWriter.kind.name
+            self._writers.append(PredictionWriter(path, images, distributed, **options))
         if save_logits and output_dir:
-            self._logits = LogitWriter(
-                Path(output_dir) / LOGITS_FOLDER, self.input_file_to_gt_file, distributed
-            )
+            self._writers.append(LogitWriter(folder / LogitWriter.kind.name, images, distributed))
         self.reset()
 
     def reset(self) -> None:
@@ -99,9 +94,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         self._other = np.zeros(classes, dtype=np.int64)
         self._trusty = np.zeros((2, _BINS), dtype=np.int64)
         self._images = 0
-        for writer in (self._writer, self._logits):
-            if writer is not None:
-                writer.start()
+        for writer in self._writers:
+            writer.start()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count one batch.
@@ -139,10 +133,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
                 # the partition of the report: in supervised and in cross-dataset runs.
                 seen = self._seen if asked.seen is None else asked.seen_mask
                 self._count_trusty(truth, output["trusty"], seen, name)
-            if self._writer is not None:
-                self._writer.write(name, prediction, output.get("trusty"))
-            if self._logits is not None:
-                self._logits.write(name, output.get("logits"), prediction.shape)
+            for writer in self._writers:
+                writer.write(name, prediction, output)
             self._images += 1
 
     def _count(self, truth: np.ndarray, prediction: np.ndarray) -> None:
@@ -216,10 +208,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             if not self._files_may_fail:
                 raise
             logger.error("%s; training goes on", error)
-        if self._writer is not None:
-            self._writer.finish(images)
-        if self._logits is not None:
-            self._logits.finish(content)
+        for writer in self._writers:
+            writer.finish(content)
         return OrderedDict(sem_seg=content["metrics"])
 
     def _content(self, confusion: np.ndarray, trusty: np.ndarray, images: int) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Bookkeeping of results: the table of all evaluations, per-class tables, reading them back."""
+"""What an evaluation leaves: a table in the log, metrics.json, per_class.csv, a row of results.csv.
+
+`read_metrics` and `read_result_rows` read them back.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from iopath.common.file_io import file_lock
+from tabulate import tabulate
 
 from tagclip.errors import ConfigError
-from tagclip.evaluation.report import format_json
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import format_csv, one_line
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
     "append_result_row",
+    "format_json",
+    "format_table",
     "read_metrics",
     "read_result_rows",
     "result_row",
@@ -28,10 +33,69 @@ __all__ = [
     "write_result",
 ]
 
+_HEADLINES = (
+    "mIoU",
+    "mIoU-seen",
+    "mIoU-unseen",
+    "hIoU",
+    "pAcc",
+    "pAcc-seen",
+    "pAcc-unseen",
+    "trusty-AUROC",
+)
 _CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels", "other")
 # Keys of metrics.json that are one value each; "metrics" and "run" are spread out behind them.
 _VALUES = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
 _REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
+
+
+def format_table(metrics: Mapping[str, float], averaged: Mapping[str, int]) -> str:
+    """Return a table of those headline metrics that there are.
+
+    Args:
+        metrics: name -> percent; nan is shown as n/a.
+        averaged: name of a mean -> number of classes that it averages.
+    """
+    rows = [
+        (name, _number(metrics[name]), averaged.get(name, ""))
+        for name in _HEADLINES
+        if name in metrics
+    ]
+    return tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
+
+
+def format_json(content: Mapping[str, Any]) -> str:
+    """Return one json object, nan as null; one line per key and per item of a list.
+
+    Args:
+        content: json-ready values; lists of one value per class or one row of a matrix stay
+            readable.
+
+    Raises:
+        ValueError: a value is infinite.
+    """
+    lines = []
+    for key, value in _without_nan(content).items():
+        if isinstance(value, list) and value:
+            items = ",\n  ".join(json.dumps(item, allow_nan=False) for item in value)
+            text = f"[\n  {items}\n ]"
+        else:
+            text = json.dumps(value, allow_nan=False)
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _number(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.2f}"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_result(
@@ -74,8 +138,11 @@ def write_per_class_csv(path: str | Path, classes: Sequence[Mapping[str, Any]]) 
     Returns:
         ``path``.
     """
-    rows = [{"index": index} | dict(entry) for index, entry in enumerate(classes)]
-    return write_atomic(path, _format_csv(_CLASS_COLUMNS, rows))
+    rows = [
+        [index, *(entry.get(name) for name in _CLASS_COLUMNS[1:])]
+        for index, entry in enumerate(classes)
+    ]
+    return write_atomic(path, format_csv(_CLASS_COLUMNS, rows))
 
 
 def result_row(content: Mapping[str, Any], time: datetime) -> dict[str, Any]:
@@ -117,7 +184,8 @@ def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:
     with file_lock(str(path.with_name(f".{path.name}"))):
         columns, rows = read_result_rows(path)
         columns += [name for name in row if name not in columns]
-        return write_atomic(path, _format_csv(columns, [*rows, row]))
+        cells = [[each.get(name) for name in columns] for each in (*rows, row)]
+        return write_atomic(path, format_csv(columns, cells))
 
 
 def read_result_rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -157,22 +225,6 @@ def read_result_rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]
     return columns, [dict(zip(columns, cells, strict=True)) for cells in lines[1:]]
 
 
-def _format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
-    return text.getvalue()
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, (float, np.floating)):
-        return "" if math.isnan(value) else str(round(float(value), 4))
-    if value is None:
-        return ""
-    return json.dumps(value) if isinstance(value, (list, tuple, dict)) else str(value)
-
-
 def read_metrics(path: str | Path) -> dict[str, Any]:
     """Read a ``metrics.json`` that the evaluator wrote.
 
@@ -188,8 +240,9 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; {advice}") from error
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not a readable json file ({reason}); {advice}") from error
+        raise ConfigError(
+            f"{path}: not a readable json file ({one_line(error)}); {advice}"
+        ) from error
     for key, kind in _REQUIRED.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ConfigError(

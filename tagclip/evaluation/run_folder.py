@@ -1,20 +1,16 @@
-"""The OUTPUT_DIR of a run on disk: its config, how it is evaluated again, folders of results."""
+"""The OUTPUT_DIR of a run on disk: its config, and how it is evaluated again."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.utils import comm
 
 from tagclip.config.loading import load_config
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 
-__all__ = ["empty_folder", "evaluation_command", "run_config", "writable"]
+__all__ = ["evaluation_command", "run_config"]
 
 
 def run_config(run: Path) -> CfgNode:
@@ -44,37 +40,3 @@ def evaluation_command(run: Path, cfg: CfgNode, dataset: str, *options: str) -> 
     if dataset not in cfg.DATASETS.TEST:
         words.append(f"DATASETS.TEST \"('{dataset}',)\"")
     return " ".join([*words, "OUTPUT_DIR", str(run), *options])
-
-
-def empty_folder(folder: Path, distributed: bool) -> None:
-    """Remove what an earlier evaluation left; every process of the evaluation calls this.
-
-    Args:
-        folder: may be missing.
-        distributed: whether several processes do; the main one removes, all wait for it.
-    """
-    if folder.exists() and not (distributed and comm.get_rank()):
-        shutil.rmtree(folder)
-    if distributed:
-        comm.synchronize()
-
-
-@contextmanager
-def writable(folder: Path, what: str, remedy: str) -> Iterator[None]:
-    """Say in one line why the results of an evaluation cannot be written.
-
-    Args:
-        folder: where to.
-        what: they are.
-        remedy: a key and value that does without them.
-
-    Raises:
-        ConfigError: instead of OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: {what} cannot be written ({error.strerror}); free space, set another "
-            f"OUTPUT_DIR, or {remedy}"
-        ) from error

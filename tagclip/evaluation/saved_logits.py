@@ -3,27 +3,25 @@
 ``logits/`` holds one safetensors file per image. For each of its views (see `ViewAverage`) v:
 ``class_logits.v`` (W, K, h, w) and, with a trusty map, ``trusty_logits.v`` (W, 1, h, w), float16,
 one row per window. The metadata ``fusion`` is json: size of the result, windows, seen classes and
-gate. ``index.json``, written last, says what all of it is; without it the files are not complete.
+gate (for ``index.json`` see `tagclip.evaluation.saved_folder`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tagclip.errors import ConfigError
-from tagclip.evaluation.report import format_json
-from tagclip.evaluation.run_folder import empty_folder, writable
-from tagclip.evaluation.saved_predictions import ImageName, image_names
+from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
 from tagclip.modeling.inference.fusion import ScoreFusion, ViewAverage
 from tagclip.modeling.inference.gate import gate_scores, trusty_probability
 from tagclip.modeling.inference.sliding_window import WindowGrid
@@ -31,74 +29,48 @@ from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["FOLDER", "INDEX", "LogitWriter", "SavedLogits"]
+__all__ = ["LogitWriter", "SavedLogits"]
 
-FOLDER, INDEX = "logits", "index.json"
 _FORMAT = 1
+_KIND = FolderKind("logits", "TEST.SAVE_LOGITS True", "TEST.SAVE_LOGITS False", (_FORMAT,))
 _FUSION = "fusion"
 _LARGEST = torch.finfo(torch.float16).max
 # Planes of a chunk of classes; a CPU has its own value.
 _WORKSPACE_MIB = 256
-_ADVICE = "evaluate again with TEST.SAVE_LOGITS True"
 
 
-class LogitWriter:
+class LogitWriter(FolderWriter):
     """Writes the logits of one dataset image by image; each process writes its own images."""
 
-    def __init__(self, folder: str | Path, images: Iterable[str], distributed: bool = True) -> None:
-        """Write nothing yet.
+    kind = _KIND
 
-        Args:
-            folder: ``logits/`` of an evaluation, which belongs to this class alone.
-            images: files of the whole dataset.
-            distributed: whether all processes write into the folder.
-        """
-        self._folder, self._names = Path(folder), image_names(images)
-        self._distributed = distributed
-
-    def start(self) -> None:
-        """Remove what an earlier evaluation left; every process of the evaluation calls this.
-
-        Raises:
-            ConfigError: the folder cannot be written.
-        """
-        with self._writable():
-            empty_folder(self._folder, self._distributed)
-
-    def write(self, image: str, views: ViewAverage | None, size: tuple[int, int]) -> None:
+    def write(self, image: str, labels: np.ndarray, output: Mapping[str, Any]) -> None:
         """Write one image.
 
         Args:
             image: its file.
-            views: its logits; their gate is a partial of `gate_scores`.
-            size: (height, width) of its prediction in pixels.
+            labels: (H, W), the prediction, whose size is kept.
+            output: of the model, with ``logits``: a `ViewAverage` whose gate is a partial of
+                `gate_scores`.
 
         Raises:
             ConfigError: the model gave no logits, or the file cannot be written.
         """
+        views, tensors = output.get("logits"), {}
         if views is None:
             raise ConfigError(
                 f"TEST.SAVE_LOGITS: found no logits in the model's output for {image}, expected "
                 "those of a TagCLIP model built with this key; set it to False"
             )
-        tensors = {}
         for number, view in enumerate(views.views):
             tensors[f"class_logits.{number}"] = _half(view.class_logits)
             if view.trusty_logits is not None:
                 tensors[f"trusty_logits.{number}"] = _half(view.trusty_logits)
-        content = save(tensors, {_FUSION: json.dumps(_describe(views, size))})
-        with self._writable():
+        content = save(tensors, {_FUSION: json.dumps(_describe(views, labels.shape))})
+        with self.kind.writing(self._folder):
             write_atomic(_path(self._folder, self._names[image]), content)
 
-    def finish(self, content: Mapping[str, Any]) -> None:
-        """Write ``index.json``: in the main process, when all have written.
-
-        Args:
-            content: what ``metrics.json`` holds.
-
-        Raises:
-            ConfigError: the file cannot be written, or the images of other machines are not here.
-        """
+    def _index(self, content: Mapping[str, Any]) -> dict[str, Any]:
         paths = [_path(self._folder, name) for name in self._names.values()]
         paths = [path for path in paths if path.is_file()]
         if len(paths) != content["images"]:
@@ -107,41 +79,22 @@ class LogitWriter:
                 "; set an OUTPUT_DIR that all machines share"
             )
         fusion = _read(paths[0], lambda file: load_json(file.metadata()[_FUSION]))
-        index = {
+        return {
             "format": _FORMAT,
-            "dataset": content["dataset"],
-            "images": content["images"],
-            "vocabulary": content["vocabulary"],
-            "vocabulary_fingerprint": content["vocabulary_fingerprint"],
-            "split": content["split"],
             **{key: fusion[key] for key in ("gate", "trusty_target", "seen")},
             "bytes": sum(path.stat().st_size for path in paths),
             "run": content["run"],
-            "classes": [entry["name"] for entry in content["classes"]],
         }
-        with self._writable():
-            write_atomic(self._folder / INDEX, format_json(index))
-
-    def _writable(self) -> AbstractContextManager[None]:
-        return writable(self._folder, "logits", "TEST.SAVE_LOGITS False")
 
 
-@dataclass(frozen=True)
-class SavedLogits:
-    """The logits of an evaluation.
+class SavedLogits(SavedFolder):
+    """The logits of an evaluation."""
 
-    Attributes:
-        folder: ``logits/``.
-        index: content of ``index.json``.
-    """
-
-    folder: Path
-    index: dict[str, Any]
-    _names: dict[str, ImageName]
+    kind = _KIND
 
     @classmethod
     def open(cls, folder: str | Path, vocabulary: Vocabulary, images: Iterable[str]) -> SavedLogits:
-        """Read the index.
+        """See `SavedFolder.open`.
 
         Args:
             folder: ``logits/``.
@@ -149,24 +102,15 @@ class SavedLogits:
             images: files of the whole dataset.
 
         Raises:
-            ConfigError: there are none, they are not complete, or of other classes.
+            ConfigError: there are none, or they are not complete, damaged or of other classes.
         """
-        path = Path(folder) / INDEX
-        try:
-            index = load_json(path.read_text(encoding="utf-8"))
-            found = index["format"], str(index["vocabulary_fingerprint"]), index["seen"]
-        except FileNotFoundError as error:
-            raise ConfigError(f"{path}: no such file, no complete logits; {_ADVICE}") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, error) from error
-        seen = vocabulary.seen_mask.tolist()
-        if found != (_FORMAT, vocabulary.fingerprint, seen):
+        saved, seen = super().open(folder, vocabulary, images), vocabulary.seen_mask.tolist()
+        if saved.index.get("seen") != seen:
             raise ConfigError(
-                f"{path}: found format {found[0]}, class list {found[1][:12]} and "
-                f"{sum(found[2])} seen classes, expected {_FORMAT}, {vocabulary.fingerprint[:12]} "
-                f"of {vocabulary.name} and {sum(seen)}; {_ADVICE}"
+                f"{folder}: found logits with other seen classes, expected the {sum(seen)} of "
+                f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
-        return cls(Path(folder), index, image_names(images))
+        return saved
 
     def has(self, image: str) -> bool:
         """Whether an image was evaluated."""
@@ -188,7 +132,10 @@ class SavedLogits:
         views, size = _read(path, lambda file: _parse(file, torch.device(device)))
         classes = len(self.index["seen"])
         if any(view.class_logits.shape[1] != classes for view in views.views):
-            raise ConfigError(f"{path}: found no logits of {classes} classes; {_ADVICE}")
+            raise ConfigError(
+                f"{path}: found no logits of {classes} classes; evaluate again with "
+                f"{self.kind.save}"
+            )
         return views, size
 
 
@@ -242,16 +189,6 @@ def _parse(file: Any, device: torch.device) -> tuple[ViewAverage, tuple[int, int
     return ViewAverage(tuple(views)), tuple(fusion["size"])
 
 
-def _read(path: Path, parse: Any) -> Any:
-    try:
-        with safe_open(path, "pt") as file:
-            return parse(file)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file, no complete logits; {_ADVICE}") from error
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> ConfigError:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return ConfigError(f"{path}: found damaged logits ({reason}); {_ADVICE}")
+def _read(path: Path, parse: Callable[[Any], Any]) -> Any:
+    with _KIND.reading(path, SafetensorError), safe_open(path, "pt") as file:
+        return parse(file)

@@ -20,11 +20,11 @@ from tagclip.data.protocol import (
 )
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
-from tagclip.modeling.events import log_scalars
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion, ViewAverage
 from tagclip.modeling.inference.gate import build_gate, trusty_probability
 from tagclip.modeling.inference.windows import WindowedImage, window_logits
 from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
+from tagclip.modeling.scalars import log_scalars
 from tagclip.modeling.self_training import SelfTraining
 from tagclip.structures.vocabulary import Vocabulary
 

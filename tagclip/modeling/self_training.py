@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip.modeling.batching import stack_novel_masks
-from tagclip.modeling.events import log_scalars
 from tagclip.modeling.inference.gate import build_gate, trusty_probability
 from tagclip.modeling.losses.seg_loss import SegTargets
+from tagclip.modeling.scalars import log_scalars
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["SelfTraining", "best_class", "pseudo_label_shares"]

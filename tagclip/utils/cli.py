@@ -12,10 +12,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from torch.distributed import DistError
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
-
 from tagclip.errors import ConfigError, TagCLIPError
+from tagclip.utils.quiet import quiet_imports
 
 __all__ = [
     "check_processes",
@@ -33,6 +31,7 @@ _LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
 def run_tool(main: Callable[..., Any], *args: Any) -> None:
     """Call ``main``; a `TagCLIPError`, in whichever process, becomes one line on stderr.
 
+    Heavy packages should be imported inside ``main``: `quiet_imports` comes before it.
     ``TAGCLIP_DEBUG=1`` shows the traceback instead.
 
     Args:
@@ -42,21 +41,35 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
     Raises:
         SystemExit: with 1 after a `TagCLIPError` or the death of a process, 130 after Ctrl-C.
     """
+    quiet_imports()
     try:
         main(*args)
-    except (TagCLIPError, ProcessRaisedException) as error:
-        line = error_line(error)
-        if line is None or _is_debugging():
+    except TagCLIPError as error:
+        if _is_debugging():
             raise
-        sys.exit(line)
-    except ProcessExitedException as error:
-        memory = " (memory may have run out)" if error.signal_name == "SIGKILL" else ""
-        sys.exit(f"{error}{memory}; see above or log.txt in OUTPUT_DIR for the reason")
+        sys.exit(error_line(error))
     except KeyboardInterrupt:
         if _is_debugging():
             raise
         print("Interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        line = _process_line(error)
+        if line is None:
+            raise
+        sys.exit(line)
+
+
+def _process_line(error: Exception) -> str | None:
+    """Why a process of `launch` ended, in one line; None for another error."""
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    if isinstance(error, ProcessExitedException):
+        memory = " (memory may have run out)" if error.signal_name == "SIGKILL" else ""
+        return f"{error}{memory}; see above or log.txt in OUTPUT_DIR for the reason"
+    if isinstance(error, ProcessRaisedException) and not _is_debugging():
+        return error_line(error)
+    return None
 
 
 def error_line(error: BaseException) -> str | None:
@@ -102,6 +115,8 @@ def is_lost_connection(error: BaseException | None) -> bool:
     Args:
         error: gloo's has no type of its own, but names the file of its transport.
     """
+    from torch.distributed import DistError
+
     return isinstance(error, DistError) or (
         isinstance(error, RuntimeError) and "gloo/transport/" in str(error)
     )

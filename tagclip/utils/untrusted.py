@@ -14,6 +14,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from tagclip.utils.text import one_line
+
 __all__ = ["UnsafeFileError", "check_content", "check_zip", "load_json", "load_yaml", "read_gzip"]
 
 # Far beyond every config, class list and result; far below Python's recursion limit.
@@ -77,7 +79,7 @@ def load_yaml(text: str) -> Any:
         tree = yaml.load(text, Loader=_LOADER)
     # PyYAML lets errors of int(), date() and of a missing match through.
     except (yaml.YAMLError, TypeError, AttributeError, OverflowError, LookupError) as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(one_line(error) or type(error).__name__) from error
     _check_tree(tree, _YAML_NODES, 0)
     return tree
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from helpers.toy_evaluation import metrics_content
 from helpers.toy_views import CLASSES, SEEN, SIZE, toy_views
 from safetensors import safe_open
 
 from tagclip import Vocabulary
 from tagclip.errors import ConfigError
 from tagclip.evaluation.saved_logits import LogitWriter, SavedLogits
+
+LABELS = np.zeros(SIZE, dtype=np.int16)
 
 
 @pytest.fixture
@@ -22,22 +25,14 @@ def toy_saved(tmp_path: Path) -> tuple[Vocabulary, LogitWriter, Path]:
     return vocabulary, LogitWriter(tmp_path / "logits", ["/data/a.png"], False), tmp_path / "logits"
 
 
-def content(vocabulary: Vocabulary, images: int) -> dict[str, Any]:
-    return {
-        "dataset": "toy", "images": images, "vocabulary": "toy", "split": "", "run": {},
-        "vocabulary_fingerprint": vocabulary.fingerprint,
-        "classes": [{"name": name} for name in vocabulary.names],
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("trusty", [True, False])
 def test_views_windows_and_gate_come_back(toy_saved: tuple, trusty: bool) -> None:
     vocabulary, writer, folder = toy_saved
     views = toy_views(trusty=trusty, mode="seen", bias=0.25, form="additive")
     views.views[0].class_logits[0, 0, 0, 0] = 1e9
     writer.start()
-    writer.write("/data/a.png", views, SIZE)
-    writer.finish(content(vocabulary, 1))
+    writer.write("/data/a.png", LABELS, {"logits": views})
+    writer.finish(metrics_content(vocabulary, 1))
     found, size = SavedLogits.open(folder, vocabulary, ["/data/a.png"]).read("/data/a.png")
     assert size == SIZE
     for own, other in zip(found.views, views.views, strict=True):
@@ -60,15 +55,15 @@ def test_incomplete_logits_are_refused(toy_saved: tuple) -> None:
     vocabulary, writer, folder = toy_saved
     writer.start()
     with pytest.raises(ConfigError, match="found no logits in the model's output"):
-        writer.write("/data/a.png", None, SIZE)
-    writer.write("/data/a.png", toy_views(mode="both"), SIZE)
+        writer.write("/data/a.png", LABELS, {})
+    writer.write("/data/a.png", LABELS, {"logits": toy_views(mode="both")})
     with pytest.raises(ConfigError, match="found logits of 1 images, expected 2"):
-        writer.finish(content(vocabulary, 2))
+        writer.finish(metrics_content(vocabulary, 2))
     with pytest.raises(ConfigError, match=r"index\.json: no such file, no complete logits"):
         SavedLogits.open(folder, vocabulary, ["/data/a.png"])
-    writer.finish(content(vocabulary, 1))
+    writer.finish(metrics_content(vocabulary, 1))
     other = vocabulary.with_seen((~SEEN).tolist())
-    with pytest.raises(ConfigError, match="and 4 seen classes, expected .* and 3; evaluate again"):
+    with pytest.raises(ConfigError, match="other seen classes, expected the 3 of .*; eval"):
         SavedLogits.open(folder, other, ["/data/a.png"])
     writer.start()
     assert not folder.exists()

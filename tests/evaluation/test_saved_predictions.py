@@ -14,7 +14,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from helpers.toy_dataset import forget
-from helpers.toy_evaluation import Toy
+from helpers.toy_evaluation import Toy, metrics_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,8 +22,8 @@ from PIL import Image
 from tagclip import Vocabulary, ZeroShotSemSegEvaluator
 from tagclip.config.checks import check_values
 from tagclip.errors import ConfigError, DatasetError
-from tagclip.evaluation.prediction_writer import PredictionWriter
-from tagclip.evaluation.saved_predictions import SavedPredictions, image_names
+from tagclip.evaluation.saved_folder import image_names
+from tagclip.evaluation.saved_predictions import PredictionWriter, SavedPredictions
 
 
 @pytest.fixture
@@ -99,11 +99,11 @@ def test_the_json_is_that_of_detectron2(toy: Toy, tmp_path: Path) -> None:
 def test_many_classes_need_16_bits(tmp_path: Path, classes: int, mode: str) -> None:
     vocabulary = Vocabulary.from_names([f"class {k}" for k in range(classes)])
     files = [str(tmp_path / "a.jpg")]
-    writer = PredictionWriter(tmp_path / "predictions", "png", vocabulary, files)
+    writer = PredictionWriter(tmp_path / "predictions", files, form="png", vocabulary=vocabulary)
     labels = np.array([[0, classes - 1, -1], [254, 1, 2]], dtype=np.int16)
     writer.start()
-    writer.write(files[0], labels)
-    writer.finish(1)
+    writer.write(files[0], labels, {})
+    writer.finish(metrics_content(vocabulary, 1))
     with Image.open(tmp_path / "predictions" / "labels" / "a.png") as picture:
         assert picture.mode == mode
     found, trusty = SavedPredictions.open(tmp_path / "predictions", vocabulary, files).read(
@@ -164,11 +164,11 @@ def test_nothing_is_written_by_default(toy: Toy, tmp_path: Path) -> None:
 
 
 def test_the_writer_does_not_grow(toy: Toy, tmp_path: Path) -> None:
-    writer = PredictionWriter(tmp_path / "p", "json", toy.vocabulary, files_of(toy))
+    writer = PredictionWriter(tmp_path / "p", files_of(toy), form="json", vocabulary=toy.vocabulary)
     writer.start()
     before = {name: repr(value) for name, value in vars(writer).items()}
     for _ in range(3):
-        writer.write(files_of(toy)[0], outputs(toy)[0]["sem_seg_labels"].numpy())
+        writer.write(files_of(toy)[0], outputs(toy)[0]["sem_seg_labels"].numpy(), {})
     assert {name: repr(value) for name, value in vars(writer).items()} == before
 
 
@@ -207,24 +207,37 @@ def test_a_damaged_json_is_named(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"damaged segment of 0\.png") as error:
         opened(toy, tmp_path / "out").read(files_of(toy)[0])
     assert "\n" not in str(error.value)
-    path.write_text("[1")
-    with pytest.raises(ConfigError, match="not a readable json file"):
-        opened(toy, tmp_path / "out")
+    for text in ("[1", "[1]", "{}1"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="found damaged predictions .*; evaluate again"):
+            opened(toy, tmp_path / "out").has(files_of(toy)[0])
+
+
+def test_a_folder_of_an_earlier_version_is_read(toy: Toy, tmp_path: Path) -> None:
+    evaluate(toy, tmp_path / "out", "png", 0)
+    path = tmp_path / "out" / "predictions" / "index.json"
+    index = json.loads(path.read_text())
+    for key in ("dataset", "split"):
+        del index[key]
+    path.write_text(json.dumps(index))
+    assert opened(toy, tmp_path / "out").read(files_of(toy)[0])[0].min() == -1
 
 
 def test_machines_that_share_no_folder_are_told(toy: Toy, tmp_path: Path) -> None:
-    writer = PredictionWriter(tmp_path / "p", "json", toy.vocabulary, files_of(toy))
+    writer = PredictionWriter(tmp_path / "p", files_of(toy), form="json", vocabulary=toy.vocabulary)
     writer.start()
     writer._ranks = 2
     with pytest.raises(ConfigError, match="no predictions of process 1, expected an OUTPUT_DIR"):
-        writer.finish(0)
+        writer.finish(metrics_content(toy.vocabulary, 0))
 
 
 def test_what_cannot_be_written_is_one_line(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    writer = PredictionWriter(tmp_path / "file" / "p", "png", toy.vocabulary, files_of(toy))
+    writer = PredictionWriter(
+        tmp_path / "file" / "p", files_of(toy), form="png", vocabulary=toy.vocabulary
+    )
     with pytest.raises(ConfigError, match="predictions cannot be written") as error:
-        writer.write(files_of(toy)[0], np.zeros((2, 2), dtype=np.int16))
+        writer.write(files_of(toy)[0], np.zeros((2, 2), dtype=np.int16), {})
     assert "\n" not in str(error.value)
 
 

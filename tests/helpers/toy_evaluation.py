@@ -68,3 +68,12 @@ class Toy:
                 if label[y, x] != IGNORE:
                     best = max(range(5), key=lambda k: scores[k, y, x])  # noqa: B023
                     yield name_of[int(label[y, x])], NAMES[best], float(trusty[y, x])
+
+
+def metrics_content(vocabulary: Vocabulary, images: int) -> dict[str, Any]:
+    """What of ``metrics.json`` the folders beside it need."""
+    return {
+        "dataset": "toy", "images": images, "vocabulary": "toy", "split": "", "run": {},
+        "vocabulary_fingerprint": vocabulary.fingerprint,
+        "classes": [{"name": name} for name in vocabulary.names],
+    }  # fmt: skip

@@ -1,0 +1,231 @@
+"""A folder in which an evaluation saves something of every image.
+
+``index.json``, written last, says what the files are: without it they are not complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from tagclip.errors import ConfigError
+from tagclip.evaluation.results import format_json
+from tagclip.evaluation.run_folder import evaluation_command
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import write_atomic
+from tagclip.utils.text import error_text
+from tagclip.utils.untrusted import load_json
+
+__all__ = ["FolderKind", "FolderWriter", "ImageName", "SavedFolder", "image_names"]
+
+_INDEX = "index.json"
+# What the index says in every folder, as metrics.json does.
+_COMMON = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """What is saved.
+
+    Attributes:
+        name: what it is, and the folder's name.
+        save, skip: key and value that save it, and that do without.
+        formats: values of "format" in the index.
+    """
+
+    name: str
+    save: str
+    skip: str
+    formats: tuple[Any, ...]
+
+    @contextmanager
+    def writing(self, folder: Path) -> Iterator[None]:
+        """Say in one line why files cannot be written.
+
+        Raises:
+            ConfigError: instead of OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: {self.name} cannot be written ({error.strerror}); free space, set "
+                f"another OUTPUT_DIR, or {self.skip}"
+            ) from error
+
+    @contextmanager
+    def reading(self, path: Path, *damages: type[Exception]) -> Iterator[None]:
+        """Say in one line why a file cannot be read.
+
+        Args:
+            path: the file.
+            damages: what its reader raises, besides the usual ones.
+
+        Raises:
+            ConfigError: instead of what reading and looking into a damaged file raises.
+        """
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ConfigError(
+                f"{path}: no such file, no complete {self.name}; evaluate again with {self.save}"
+            ) from error
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, *damages) as error:
+            raise ConfigError(
+                f"{path}: found damaged {self.name} ({error_text(error)}); evaluate again with "
+                f"{self.save}"
+            ) from error
+
+
+@dataclass(frozen=True)
+class ImageName:
+    """What an image is called in results, below the folder that all images share.
+
+    Attributes:
+        file: with its suffix.
+        stem: without, unless another image differs in the suffix alone.
+    """
+
+    file: str
+    stem: str
+
+
+def image_names(files: Iterable[str]) -> dict[str, ImageName]:
+    """Find names that are unique, hold no path of a machine and do not change with its order."""
+    paths = {file: Path(os.path.abspath(file)) for file in files}
+    root = os.path.commonpath([path.parent for path in paths.values()]) if paths else ""
+    relative = {file: path.relative_to(root) for file, path in paths.items()}
+    stems = Counter(path.with_suffix("") for path in relative.values())
+    names = {}
+    for file, path in relative.items():
+        stem = path.with_suffix("")
+        unique = stem if stems[stem] == 1 else path
+        names[file] = ImageName(path.as_posix(), unique.as_posix())
+    return names
+
+
+class FolderWriter:
+    """Writes what is saved of the images of one dataset; each process writes its own images."""
+
+    kind: ClassVar[FolderKind]
+
+    def __init__(self, folder: str | Path, images: Iterable[str], distributed: bool = True) -> None:
+        """Write nothing yet.
+
+        Args:
+            folder: of an evaluation, which belongs to this class alone.
+            images: files of the whole dataset.
+            distributed: whether all processes write into the folder.
+        """
+        self._folder, self._names = Path(folder), image_names(images)
+        self._distributed = distributed
+
+    def start(self) -> None:
+        """Remove what an earlier evaluation left; every process of the evaluation calls this.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        with self.kind.writing(self._folder):
+            if self._folder.exists() and not (self._distributed and comm.get_rank()):
+                shutil.rmtree(self._folder)
+            if self._distributed:
+                comm.synchronize()
+
+    def write(self, image: str, labels: np.ndarray, output: Mapping[str, Any]) -> None:
+        """Write what is saved of one image.
+
+        Args:
+            image: its file.
+            labels: (H, W) integers, the prediction.
+            output: of the model.
+        """
+        raise NotImplementedError
+
+    def finish(self, content: Mapping[str, Any]) -> None:
+        """Write ``index.json``: in the main process, when all have written.
+
+        Args:
+            content: what ``metrics.json`` holds.
+
+        Raises:
+            ConfigError: a file cannot be written, or files of other machines are not here.
+        """
+        with self.kind.writing(self._folder):
+            index = {key: content[key] for key in _COMMON} | self._index(content)
+            index["classes"] = [entry["name"] for entry in content["classes"]]
+            write_atomic(self._folder / _INDEX, format_json(index))
+
+    def _index(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Complete the files; return what the index says besides, "format" for one."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SavedFolder:
+    """What an evaluation saved.
+
+    Attributes:
+        folder: of this kind.
+        index: content of ``index.json``.
+    """
+
+    kind: ClassVar[FolderKind]
+    folder: Path
+    index: dict[str, Any]
+    _names: dict[str, ImageName] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path, vocabulary: Vocabulary, images: Iterable[str]) -> Self:
+        """Read the index.
+
+        Args:
+            folder: of this kind.
+            vocabulary: the K classes that its content should be of.
+            images: files of the whole dataset.
+
+        Raises:
+            ConfigError: there is none, or it is not complete, damaged or of other classes.
+        """
+        path = Path(folder) / _INDEX
+        with cls.kind.reading(path):
+            index = load_json(path.read_text(encoding="utf-8"))
+            form, found = index["format"], str(index["vocabulary_fingerprint"])
+        if form not in cls.kind.formats or found != vocabulary.fingerprint:
+            raise ConfigError(
+                f"{path}: found format {form!r} and class list {found[:12]}, expected "
+                f"{' or '.join(map(str, cls.kind.formats))} and {vocabulary.fingerprint[:12]} of "
+                f"{vocabulary.name}; evaluate again with {cls.kind.save}"
+            )
+        return cls(Path(folder), index, image_names(images))
+
+    @classmethod
+    def of_run(
+        cls, run: Path, cfg: CfgNode, dataset: str, vocabulary: Vocabulary, images: Iterable[str]
+    ) -> Self:
+        """Open the folder of an evaluated run.
+
+        Args:
+            run: its OUTPUT_DIR.
+            cfg: its config.
+            dataset: registered name.
+            vocabulary, images: see `open`.
+
+        Raises:
+            ConfigError: see `open`; where nothing was saved, with the command that does.
+        """
+        folder = run / "inference" / dataset / cls.kind.name
+        if not (folder / _INDEX).is_file():
+            command = evaluation_command(run, cfg, dataset, cls.kind.save)
+            raise ConfigError(f"{folder}: found no {cls.kind.name}; save them with: {command}")
+        return cls.open(folder, vocabulary, images)
