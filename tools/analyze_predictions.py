@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagclip.utils.cli import run_tool
+
 if TYPE_CHECKING:
     from tagclip.analysis.run import AnalyzedRun
 
@@ -96,10 +98,7 @@ def print_figures(runs: Sequence[AnalyzedRun]) -> None:
 
 def invoke_main() -> None:
     """Parse the command line and run."""
-    args = parse_args()
-    from tagclip.utils.cli import run_tool
-
-    run_tool(main, args)
+    run_tool(main, parse_args())
 
 
 if __name__ == "__main__":

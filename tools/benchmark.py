@@ -26,6 +26,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tagclip.errors import ConfigError
+from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
+
 if TYPE_CHECKING:
     from tagclip.projects.benchmark.curves import Curve
 
@@ -118,8 +122,6 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
 def _check(args: argparse.Namespace) -> None:
     import torch
 
-    from tagclip.errors import ConfigError
-
     for name in ("runs", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: found {getattr(args, name)}, expected at least 1")
@@ -128,7 +130,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read(path: str) -> dict[str, Any]:
-    from tagclip.errors import ConfigError
     from tagclip.utils.untrusted import load_json
 
     try:
@@ -159,9 +160,7 @@ def _write(
     other: Mapping[str, Any] | None,
     files: Mapping[str, Path],
 ) -> None:
-    from tagclip.errors import ConfigError
     from tagclip.projects.benchmark.report import format_markdown
-    from tagclip.utils.files import write_atomic
 
     by_device = {found["machine"]["device"]: found for found in (other, result) if found}
     path = Path(args.write)
@@ -178,10 +177,7 @@ def _write(
 
 def invoke_main() -> None:
     """Parse the command line and run."""
-    args = parse_args()
-    from tagclip.utils.cli import run_tool
-
-    run_tool(main, args)
+    run_tool(main, parse_args())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -63,7 +66,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Compare on every dataset."""
     from tagclip.analysis.comparison import class_rows, differences, load_results
-    from tagclip.utils.files import write_atomic
 
     for dataset, results in load_results(args.runs, args.dataset).items():
         rows = class_rows(results)
@@ -231,10 +233,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def invoke_main() -> None:
     """Parse the command line and run."""
-    args = parse_args()
-    from tagclip.utils.cli import run_tool
-
-    run_tool(main, args)
+    run_tool(main, parse_args())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from tagclip.utils.cli import run_tool
+
 
 def invoke_main() -> None:
     """Parse the command line, write the report."""
@@ -18,8 +20,6 @@ def invoke_main() -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the run")
     args = parser.parse_args()
-    from tagclip.utils.cli import run_tool
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run_tool(report, args.run)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import tagclip
+from tagclip.utils.text import did_you_mean
 
 __all__ = ["COMMANDS", "main"]
 
@@ -47,7 +47,10 @@ COMMANDS = {
         "run-onnx": ("tools.run_onnx:invoke_main", "run an exported model without torch"),
     },
     "MiniBench, the generated benchmark": {
-        "minibench data": ("tools.minibench.generate_data:invoke_main", "generate images and labels"),
+        "minibench data": (
+            "tools.minibench.generate_data:invoke_main",
+            "generate its images",
+        ),
         "minibench report": ("tools.minibench.make_report:invoke_main", "draw what a run learned"),
         "minibench table": ("tools.minibench.run_table:invoke_main", "train and measure all runs"),
         "minibench clip": ("tools.minibench.train_clip:invoke_main", "train its small CLIP"),
@@ -105,7 +108,6 @@ def _format_help() -> str:
 def _unknown(words: list[str], names: list[str]) -> str:
     family = [name for name in names if name.split()[0] == words[0]]
     found = " ".join(words[: 2 if family else 1])
-    near = difflib.get_close_matches(found, names, n=1)
+    hint = "" if family else did_you_mean(found, names)
     expected = ", ".join(family) or "one of those that tagclip --help lists"
-    hint = f"did you mean {near[0]}?" if near else f"expected {expected}"
-    return f"tagclip: found the command {found!r}; {hint}"
+    return f"tagclip: found the command {found!r}{hint or f', expected {expected}'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
@@ -31,7 +30,7 @@ PROJECT_NAMES = tuple(n.removeprefix(_PREFIX) for n in _FOLDERS if n.startswith(
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-class _SourceFinder(importlib.abc.MetaPathFinder):
+class _SourceFinder:
     """Find the packages of `_FOLDERS` in a source checkout."""
 
     def find_spec(
