@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import tagclip
 from tagclip.utils.text import did_you_mean
@@ -89,7 +89,7 @@ def _load(target: str) -> Callable[[], None]:
     module, function = target.split(":")
     spec = importlib.util.find_spec(f"tagclip.{module}")
     # As `python FILE` does: a script may import the files beside it.
-    sys.path.insert(0, str(Path(spec.origin).parent))
+    sys.path.insert(0, os.path.dirname(spec.origin))
     return getattr(importlib.import_module(spec.name), function)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import ModuleType
 
 from tagclip.errors import ConfigError
@@ -27,7 +27,8 @@ _FOLDERS = {
 }
 _PREFIX = f"{__name__}."
 PROJECT_NAMES = tuple(n.removeprefix(_PREFIX) for n in _FOLDERS if n.startswith(_PREFIX))
-_ROOT = Path(__file__).resolve().parents[2]
+# pathlib would take longer than all the rest of `import tagclip`.
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 
 class _SourceFinder:
@@ -41,11 +42,12 @@ class _SourceFinder:
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in _FOLDERS:
             return None
-        folder = _ROOT / _FOLDERS[fullname]
-        if (init := folder / "__init__.py").is_file():
+        folder = os.path.join(_ROOT, _FOLDERS[fullname])
+        init = os.path.join(folder, "__init__.py")
+        if os.path.isfile(init):
             return importlib.util.spec_from_file_location(fullname, init)
         spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
-        spec.submodule_search_locations.append(str(folder))
+        spec.submodule_search_locations.append(folder)
         return spec
 
 
