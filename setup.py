@@ -9,11 +9,16 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-PROJECTS = {
+# Packages that lie elsewhere, as in tagclip/projects/__init__.py: projects, and scripts.
+FOLDERS = {
     "tagclip.projects.benchmark": "projects/Benchmark/benchmark",
     "tagclip.projects.maskclip": "projects/MaskCLIP/maskclip",
     "tagclip.projects.minibench": "projects/MiniBench/minibench",
     "tagclip.projects.webdemo": "projects/WebDemo/webdemo",
+    "tagclip.tools": "tools",
+    "tagclip.tools.minibench": "projects/MiniBench",
+    "tagclip.tools.prepare": "datasets",
+    "tagclip.tools.webdemo": "projects/WebDemo",
 }
 
 
@@ -25,7 +30,7 @@ def version() -> str:
 
 # Neither detectron2 nor cv2: the first is not on PyPI under its name (see
 # tools/install_detectron2.py), the second comes with one of two distributions.
-# `import tagclip` checks for both.
+# Their first use checks for both (tagclip/utils/installed.py).
 setup(
     name="tagclip",
     version=version(),
@@ -35,13 +40,15 @@ setup(
     author="The TagCLIP for Detectron2 authors",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=[*find_packages(include=["tagclip", "tagclip.*"]), *PROJECTS],
-    package_dir=PROJECTS,
+    packages=[*find_packages(include=["tagclip", "tagclip.*"]), *FOLDERS],
+    package_dir=FOLDERS,
     package_data={
         "tagclip": ["modeling/clip/*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
         "tagclip.projects.minibench": ["*.json"],
         "tagclip.projects.webdemo": ["*.js", "*.css"],
+        "tagclip.tools": ["*.json"],
     },
+    entry_points={"console_scripts": ["tagclip = tagclip.cli:main"]},
     install_requires=[
         "torch>=2.5",
         "torchvision>=0.20",

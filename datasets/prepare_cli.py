@@ -16,6 +16,9 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from tagclip.errors import DatasetError
+from tagclip.utils.cli import run_tool
+
 __all__ = ["Options", "run_parallel", "run_script"]
 
 Item = TypeVar("Item")
@@ -97,9 +100,6 @@ def run_script(
 
 
 def _run(prepare_dataset: Callable[[str, Options], None], options: Options) -> None:
-    from tagclip.errors import DatasetError
-    from tagclip.utils.cli import run_tool
-
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     def prepare_all() -> None:
@@ -152,8 +152,6 @@ def _results(
         chunk = max(1, min(32, len(items) // (4 * workers)))
         yield from executor.map(function, items, chunksize=chunk)
     except BrokenProcessPool as error:
-        from tagclip.errors import DatasetError
-
         raise DatasetError(
             "a worker process died, maybe for lack of memory; run again with fewer --workers"
         ) from error

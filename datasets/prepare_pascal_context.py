@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from prepare_cli import Options, run_script
 
+from tagclip.errors import DatasetError
+
 if TYPE_CHECKING:
     from prepare_sources import LabelSource
 
@@ -94,8 +96,6 @@ def _background(name: str) -> str:
 def _converted(name: str, options: Options, folder: Path, reference: LabelSource) -> LabelSource:
     from prepare_sources import converted_source, find_folder, list_files
 
-    from tagclip.errors import DatasetError
-
     if name.startswith("pascal_context459"):
         raise DatasetError(
             f"{name}: {folder} has at most 60 classes, expected the .mat files of PASCAL Context; "
@@ -108,8 +108,6 @@ def _converted(name: str, options: Options, folder: Path, reference: LabelSource
 
 def _check_label_list(path: Path, label_map: LabelMap) -> None:
     """Refuse .mat files whose labels.txt has other classes than `label_map`."""
-    from tagclip.errors import DatasetError
-
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -9,6 +9,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "NonFiniteLossError",
+    "NotInstalledError",
     "ProcessError",
     "ProtocolError",
     "TagCLIPError",
@@ -49,6 +50,10 @@ class CheckpointError(TagCLIPError):
 
 class NonFiniteLossError(TagCLIPError, FloatingPointError):
     """A training loss became infinite or not a number."""
+
+
+class NotInstalledError(TagCLIPError, ImportError):
+    """A package that tagclip needs, but cannot bring along, is not installed."""
 
 
 class ProcessError(TagCLIPError):

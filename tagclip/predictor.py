@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+import tagclip
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
 from tagclip.checkpoint.config import checkpoint_config
 from tagclip.data.inference_input import InferenceInput, check_bgr_array
@@ -69,6 +70,7 @@ class TagCLIPPredictor:
         Raises:
             TagCLIPError: a key, a vocabulary, the CLIP weights or the checkpoint are not in order.
         """
+        tagclip.register()
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"

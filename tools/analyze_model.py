@@ -16,6 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from tagclip.projects import import_projects
+from tagclip.utils.cli import run_tool
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -57,7 +60,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Analyze a config and print the result."""
     from tagclip import load_config
-    from tagclip.projects import import_projects
 
     cfg = load_config(args.config_file, args.opts)
     import_projects(cfg.PROJECTS)
@@ -258,7 +260,10 @@ def _format_memory(memory: dict[str, Any] | None) -> str:
     )
 
 
-if __name__ == "__main__":
-    from tagclip.utils.cli import run_tool
-
+def invoke_main() -> None:
+    """Parse the command line and run."""
     run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()

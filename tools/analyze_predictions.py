@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagclip.utils.cli import run_tool
+
 if TYPE_CHECKING:
     from tagclip.analysis.run_analysis import AnalyzedRun
 
@@ -94,8 +96,10 @@ def print_figures(runs: Sequence[AnalyzedRun]) -> None:
     )
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
-    from tagclip.utils.cli import run_tool
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, parse_args())
 
-    run_tool(main, parsed_args)
+
+if __name__ == "__main__":
+    invoke_main()

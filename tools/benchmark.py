@@ -26,6 +26,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tagclip.errors import ConfigError
+from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
+
 if TYPE_CHECKING:
     from tagclip.projects.benchmark.curves import Curve
 
@@ -117,8 +121,6 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
 def _check(args: argparse.Namespace) -> None:
     import torch
 
-    from tagclip.errors import ConfigError
-
     for name in ("runs", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: found {getattr(args, name)}, expected at least 1")
@@ -127,7 +129,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read(path: str) -> dict[str, Any]:
-    from tagclip.errors import ConfigError
     from tagclip.utils.untrusted import load_json
 
     try:
@@ -158,9 +159,7 @@ def _write(
     other: Mapping[str, Any] | None,
     files: Mapping[str, Path],
 ) -> None:
-    from tagclip.errors import ConfigError
     from tagclip.projects.benchmark.report import format_markdown
-    from tagclip.utils.files import write_atomic
 
     by_device = {found["machine"]["device"]: found for found in (other, result) if found}
     path = Path(args.write)
@@ -175,7 +174,10 @@ def _write(
     print(f"Wrote {path}")
 
 
-if __name__ == "__main__":
-    from tagclip.utils.cli import run_tool
-
+def invoke_main() -> None:
+    """Parse the command line and run."""
     run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -63,7 +66,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Compare on every dataset."""
     from tagclip.analysis.comparison import class_rows, differences, load_results
-    from tagclip.utils.files import write_atomic
 
     for dataset, results in load_results(args.runs, args.dataset).items():
         rows = class_rows(results)
@@ -226,7 +228,10 @@ def _percent(value: float, sign: str = "") -> str:
     return "n/a" if math.isnan(value) else f"{value:{sign}.2f}"
 
 
-if __name__ == "__main__":
-    from tagclip.utils.cli import run_tool
-
+def invoke_main() -> None:
+    """Parse the command line and run."""
     run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()

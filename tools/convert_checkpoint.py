@@ -11,6 +11,10 @@ from __future__ import annotations
 
 import argparse
 
+from tagclip.errors import ConfigError
+from tagclip.projects import import_projects
+from tagclip.utils.cli import run_tool
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
@@ -62,8 +66,6 @@ def main(args: argparse.Namespace) -> None:
     """Convert, and print what was kept, dropped and recorded."""
     from tagclip import load_config
     from tagclip.checkpoint.conversion.files import convert_file
-    from tagclip.errors import ConfigError
-    from tagclip.projects import import_projects
 
     cfg = None
     if args.config_file:
@@ -84,8 +86,10 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(lines))
 
 
-if __name__ == "__main__":
-    arguments = parse_arguments()
-    from tagclip.utils.cli import run_tool
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, parse_arguments())
 
-    run_tool(main, arguments)
+
+if __name__ == "__main__":
+    invoke_main()

@@ -25,6 +25,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tagclip.errors import CheckpointError, ConfigError, VocabularyError
+from tagclip.utils.cli import check_processes, run_tool
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -89,8 +92,6 @@ def main(args: argparse.Namespace) -> int:
 
     from tagclip.demo.images import draw_images
     from tagclip.demo.media import has_display, is_video
-    from tagclip.errors import ConfigError
-    from tagclip.utils.cli import check_processes
 
     setup_logger(name="tagclip")
     check_processes(args.num_gpus)
@@ -123,7 +124,6 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
         TagCLIPError: the config, the weights or the vocabulary are not in order.
     """
     from tagclip import TagCLIPPredictor, Vocabulary
-    from tagclip.errors import CheckpointError
 
     cfg = build_config(args, ["MODEL.DEVICE", device] if device else [])
     try:
@@ -157,7 +157,6 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
 
     from tagclip import TagCLIPCheckpointer, load_config
     from tagclip.checkpoint import checkpoint_config
-    from tagclip.errors import ConfigError
 
     opts = [*args.opts, *opts]
     if args.background is not None:
@@ -190,7 +189,6 @@ def read_words(text: str, dedup: bool, is_file: bool = False) -> VocabularyLike:
     """
     from detectron2.data import DatasetCatalog
 
-    from tagclip.errors import VocabularyError
     from tagclip.structures.vocabulary_class import name_key
 
     if text in DatasetCatalog.list() or Path(text).suffix == ".json":
@@ -262,8 +260,10 @@ def run(args: argparse.Namespace) -> None:
     sys.exit(main(args))
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
-    from tagclip.utils.cli import run_tool
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(run, parse_args())
 
-    run_tool(run, parsed_args)
+
+if __name__ == "__main__":
+    invoke_main()

@@ -18,6 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tagclip.errors import ConfigError, TagCLIPError, VocabularyError
+from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
+from tagclip.utils.text import one_line
+
 if TYPE_CHECKING:
     from tagclip.predictor import TagCLIPPredictor
 
@@ -66,10 +71,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Export, compare each file with the model, write; return the content of the json."""
-    from tagclip.errors import ConfigError
     from tagclip.export.onnx import require_onnx
     from tagclip.export.recipe import export_recipe
-    from tagclip.utils.files import write_atomic
 
     if "onnx" in args.format:
         require_onnx()
@@ -100,7 +103,6 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
     from tagclip import TagCLIPPredictor, load_config
     from tagclip.checkpoint.config import checkpoint_config
     from tagclip.data import query_vocabulary
-    from tagclip.errors import ConfigError
 
     opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", False]
     if not args.config_file and not args.weights:
@@ -132,9 +134,6 @@ def read_names(path: Path) -> Path | list[str]:
     Raises:
         VocabularyError: the file cannot be read.
     """
-    from tagclip.errors import VocabularyError
-    from tagclip.utils.text import one_line
-
     if path.suffix == ".json":
         return path
     try:
@@ -168,7 +167,6 @@ def export(
     """
     import numpy as np
 
-    from tagclip.errors import TagCLIPError
     from tagclip.export import onnx as exporting
 
     vocabulary = predictor.vocabulary
@@ -198,7 +196,10 @@ def export(
     return files
 
 
-if __name__ == "__main__":
-    from tagclip.utils.cli import run_tool
-
+def invoke_main() -> None:
+    """Parse the command line and run."""
     run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()

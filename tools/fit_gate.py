@@ -18,7 +18,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -53,8 +55,6 @@ def main(args: argparse.Namespace) -> None:
         to_json,
     )
     from tagclip.data import dataset_vocabulary
-    from tagclip.projects import import_projects
-    from tagclip.utils.files import write_atomic
 
     cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
@@ -79,5 +79,11 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    args = parse_args()
+    run_tool(main, args)
+
+
 if __name__ == "__main__":
-    run_tool(main, parse_args())
+    invoke_main()

@@ -292,8 +292,13 @@ def main() -> None:
     print("detectron2 is ready")
 
 
-if __name__ == "__main__":
+def invoke_main() -> None:
+    """Run; Ctrl-C ends with one line."""
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("Interrupted; run this again")
+
+
+if __name__ == "__main__":
+    invoke_main()

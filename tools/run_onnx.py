@@ -20,8 +20,7 @@ def main(folder: str, image_path: str, labels_path: str) -> None:
     sides = [max(1, int(side * scale + 0.5)) for side in size]
     image = cv2.resize(image, sides[::-1])[:, :, :: -1 if recipe["channel_order"] == "RGB" else 1]
     window = [min(pair) for pair in zip(sides, recipe["windows"]["size"] or sides, strict=True)]
-    steps = recipe["windows"]["stride"] or window
-    axes = zip(sides, window, steps, strict=True)
+    axes = zip(sides, window, recipe["windows"]["stride"] or window, strict=True)
     origins = [[min(x, s - w) for x in range(0, s - w + step, step)] for s, w, step in axes]
     scores, count = np.zeros((len(names), *sides), np.float32), np.zeros(sides, np.float32)
     for top, left in itertools.product(*origins):
@@ -36,8 +35,12 @@ def main(folder: str, image_path: str, labels_path: str) -> None:
     print({name: f"{(labels == index).mean():.1%}" for index, name in enumerate(names)})
 
 
-if __name__ == "__main__":
+def invoke_main() -> None:
     try:
         main(*sys.argv[1:])
     except Exception as error:
         sys.exit(f"{' '.join(sys.argv)}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    invoke_main()

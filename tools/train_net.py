@@ -17,6 +17,10 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from tagclip.errors import ConfigError
+from tagclip.projects import import_projects
+from tagclip.utils.cli import hide_tracebacks, run_tool
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -76,7 +80,6 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
 
     from tagclip import ZeroShotTrainer, load_config
     from tagclip.engine import resolve_weights_and_seed
-    from tagclip.projects import import_projects
 
     cfg = load_config(args.config_file, args.opts)
     import_projects(cfg.PROJECTS)
@@ -94,9 +97,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
-
-    from tagclip.errors import ConfigError
-    from tagclip.utils.cli import hide_tracebacks
 
     cfg, no_gpu = read_config(args)
     try:
@@ -146,8 +146,6 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def invoke_main() -> None:
     """Parse the command line and start the processes."""
     args = parse_args()
-    from tagclip.utils.cli import run_tool
-
     run_tool(start if args.prove_protocol is None else prove, args)
 
 

@@ -21,6 +21,11 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tagclip.errors import DatasetError
+from tagclip.projects import PROJECT_NAMES, import_projects
+from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
+
 if TYPE_CHECKING:
     from tagclip.data.validation.scan import DatasetScan, Sample
     from tagclip.structures.vocabulary import Vocabulary
@@ -104,7 +109,6 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
     """
     from tagclip import load_config
     from tagclip.data import dataset_vocabulary
-    from tagclip.projects import PROJECT_NAMES, import_projects
     from tagclip.structures.vocabulary import Vocabulary
 
     cfg = load_config(args.config_file or "")
@@ -132,7 +136,6 @@ def find_target(name: str, vocabulary: Vocabulary) -> Target:
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from tagclip.data.validation.scan import Sample
-    from tagclip.errors import DatasetError
 
     registered, refusal = DatasetCatalog[name], ""
     images, labels = registered.files_by_name()
@@ -201,7 +204,6 @@ def write_report(
         format_report,
         report_content,
     )
-    from tagclip.utils.files import write_atomic
 
     content = report_content(found, problems)
     written = [
@@ -218,8 +220,10 @@ def run(args: argparse.Namespace) -> None:
     sys.exit(main(args))
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
-    from tagclip.utils.cli import run_tool
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(run, parse_args())
 
-    run_tool(run, parsed_args)
+
+if __name__ == "__main__":
+    invoke_main()

@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tagclip.errors import ConfigError
+from tagclip.projects import import_projects
+from tagclip.utils.cli import run_tool
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -105,8 +109,6 @@ def read_setup(config_file: str, opts: Sequence[str]) -> Setup:
         training_vocabulary,
         validate_protocol,
     )
-    from tagclip.errors import ConfigError
-    from tagclip.projects import import_projects
 
     cfg = load_config(config_file, opts)
     import_projects(cfg.PROJECTS)
@@ -223,8 +225,10 @@ def novel_mask(sample: Mapping[str, Any], labels: np.ndarray, full: Vocabulary) 
     return sample["novel_mask"].numpy().astype(np.float32)
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
-    from tagclip.utils.cli import run_tool
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, parse_args())
 
-    run_tool(main, parsed_args)
+
+if __name__ == "__main__":
+    invoke_main()

@@ -21,6 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tagclip.errors import ConfigError
+from tagclip.utils.cli import run_tool
+from tagclip.utils.files import write_atomic
+
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
@@ -79,8 +83,6 @@ def stored_counts(run: Path, content: Mapping[str, Any], vocabulary: Vocabulary)
     Raises:
         ConfigError: there are none, or they are of other classes.
     """
-    from tagclip.errors import ConfigError
-
     path = run / "inference" / content["dataset"] / "metrics.json"
     found = str(content.get("vocabulary_fingerprint"))
     if found != vocabulary.fingerprint:
@@ -108,7 +110,6 @@ def draw_confusions(counts: np.ndarray, vocabulary: Vocabulary, dataset: str, ou
         kind_share,
         list_confusions,
     )
-    from tagclip.utils.files import write_atomic
     from tagclip.visualization.class_charts import save_chart
 
     confusion, pixels, seen = counts[:, :-1], counts.sum(axis=1), vocabulary.seen_mask
@@ -156,7 +157,6 @@ def draw_images(
     from tqdm import tqdm
 
     from tagclip.analysis.result_images import rank_images
-    from tagclip.errors import ConfigError
     from tagclip.evaluation.run_folder import evaluation_command
     from tagclip.evaluation.saved_predictions import SavedPredictions
     from tagclip.visualization.panels import save_png
@@ -243,8 +243,10 @@ def draw_page(
     return stack_pictures([draw_heading(title, lines, gallery.shape[1]), gallery])
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
-    from tagclip.utils.cli import run_tool
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, parse_args())
 
-    run_tool(main, parsed_args)
+
+if __name__ == "__main__":
+    invoke_main()

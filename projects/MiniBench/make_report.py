@@ -10,16 +10,16 @@ import argparse
 import logging
 from pathlib import Path
 
+from tagclip.utils.cli import run_tool
 
-def main() -> None:
+
+def invoke_main() -> None:
     """Parse the command line, write the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the run")
     args = parser.parse_args()
-    from tagclip.utils.cli import run_tool
-
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run_tool(report, args.run)
 
@@ -41,4 +41,4 @@ def report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

@@ -21,6 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from tagclip.utils.files import write_atomic
+
 README = Path(__file__).with_name("README.md")
 MAIN_README = Path(__file__).resolve().parents[2] / "README.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -51,7 +53,6 @@ def result_file(output: Path, key: RunKey) -> Path:
 def run_here(output: Path, key: RunKey) -> None:
     """Do one run in this process and write its result."""
     from tagclip.projects.minibench.table_runs import run_one
-    from tagclip.utils.files import write_atomic
 
     result = run_one(*key, output)
     write_atomic(result_file(output, key), json.dumps(result, indent=1) + "\n")
@@ -91,7 +92,6 @@ def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
     """Write table, picture and figures of finished runs; return the table."""
     from tagclip.projects.minibench.table import format_summary, format_table
     from tagclip.projects.minibench.table_curves import draw_curves
-    from tagclip.utils.files import write_atomic
 
     results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
     text = format_table(results)
@@ -107,13 +107,11 @@ def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
 
 def replace_table(path: Path, text: str) -> None:
     """Put a table between the two marks of a file."""
-    from tagclip.utils.files import write_atomic
-
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     write_atomic(path, f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}")
 
 
-def main() -> None:
+def invoke_main() -> None:
     """Run what is missing, then write the table."""
     args = parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
@@ -135,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

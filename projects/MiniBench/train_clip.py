@@ -133,7 +133,7 @@ def train(model: CLIP, tokenizer: SimpleTokenizer, args: argparse.Namespace) -> 
             progress.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def main() -> None:
+def invoke_main() -> None:
     """Train, measure, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -174,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.utils.cli import run_tool
+
 # detectron2 is imported inside the functions: --help answers at once.
 
 WEIGHTS = "output/minibench/model_final.pth"
@@ -49,7 +52,6 @@ def main(args: argparse.Namespace) -> None:
     from detectron2.utils.logger import setup_logger
 
     from tagclip import TagCLIPPredictor
-    from tagclip.errors import CheckpointError, ConfigError
     from tagclip.projects.webdemo.server import find_examples, serve
     from tagclip.projects.webdemo.session import Limits
 
@@ -79,8 +81,10 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
-if __name__ == "__main__":
-    parsed_args = parse_args()
-    from tagclip.utils.cli import run_tool
+def invoke_main() -> None:
+    """Parse the command line and serve."""
+    run_tool(main, parse_args())
 
-    run_tool(main, parsed_args)
+
+if __name__ == "__main__":
+    invoke_main()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode as CN
 
+import tagclip
+
 __all__ = ["add_tagclip_config"]
 
 
 def add_tagclip_config(cfg: CN) -> None:
-    """Add TagCLIP's keys, with their defaults, to a detectron2 config (in place)."""
+    """Add TagCLIP's keys, with their defaults, to a detectron2 config (in place).
+
+    Registers TagCLIP in detectron2 as well, so that the names in the config mean something.
+    """
+    tagclip.register()
     # Projects (names of `tagclip.projects`) to import before anything is built.
     cfg.PROJECTS = []
     # Seed of everything random. -1 draws one, which is logged and stored with the results.

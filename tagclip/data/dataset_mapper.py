@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
+import tagclip
 from tagclip.config.choices import require_choice
 from tagclip.data.augmentation import build_train_augmentations
 from tagclip.data.inference_input import InferenceInput, View
@@ -76,6 +77,7 @@ class ZeroShotDatasetMapper:
         cls, cfg: CfgNode, is_train: bool = True, dataset_name: str | None = None
     ) -> dict[str, Any]:
         """Arguments for a training dataset (None: all of DATASETS.TRAIN) or a test dataset."""
+        tagclip.register()
         validate_protocol(cfg)
         if not is_train and dataset_name is None:
             raise ValueError("a test mapper needs dataset_name: every dataset has its own classes")

@@ -18,6 +18,7 @@ from detectron2.utils.events import EventWriter
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+import tagclip
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
 from tagclip.config.checks import amp_dtype, check_values
 from tagclip.data import (
@@ -54,6 +55,7 @@ class ZeroShotTrainer(DefaultTrainer):
         Args:
             cfg: see `tagclip.config`; a seed below 0 must have been drawn before.
         """
+        tagclip.register()
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import ModuleType
 
 from tagclip.errors import ConfigError
 
 __all__ = ["PROJECT_NAMES", "import_projects"]
 
-_PROJECTS = {
-    "benchmark": "Benchmark",
-    "maskclip": "MaskCLIP",
-    "minibench": "MiniBench",
-    "webdemo": "WebDemo",
+# Packages that lie elsewhere in the repository, as in setup.py: projects, and scripts.
+_FOLDERS = {
+    "tagclip.projects.benchmark": "projects/Benchmark/benchmark",
+    "tagclip.projects.maskclip": "projects/MaskCLIP/maskclip",
+    "tagclip.projects.minibench": "projects/MiniBench/minibench",
+    "tagclip.projects.webdemo": "projects/WebDemo/webdemo",
+    "tagclip.tools": "tools",
+    "tagclip.tools.minibench": "projects/MiniBench",
+    "tagclip.tools.prepare": "datasets",
+    "tagclip.tools.webdemo": "projects/WebDemo",
 }
-PROJECT_NAMES = tuple(_PROJECTS)
-_ROOT = Path(__file__).resolve().parents[2] / "projects"
+_PREFIX = f"{__name__}."
+PROJECT_NAMES = tuple(n.removeprefix(_PREFIX) for n in _FOLDERS if n.startswith(_PREFIX))
+# pathlib would take longer than all the rest of `import tagclip`.
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 
-class _SourceFinder(importlib.abc.MetaPathFinder):
-    """Find ``tagclip.projects.<name>`` in a source checkout."""
+class _SourceFinder:
+    """Find the packages of `_FOLDERS` in a source checkout."""
 
     def find_spec(
         self,
@@ -34,14 +40,18 @@ class _SourceFinder(importlib.abc.MetaPathFinder):
         path: Sequence[str] | None = None,
         target: ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        name = fullname.removeprefix(f"{__name__}.")
-        if name not in _PROJECTS or name == fullname:
+        if fullname not in _FOLDERS:
             return None
-        init = _ROOT / _PROJECTS[name] / name / "__init__.py"
-        return importlib.util.spec_from_file_location(fullname, init) if init.is_file() else None
+        folder = os.path.join(_ROOT, _FOLDERS[fullname])
+        init = os.path.join(folder, "__init__.py")
+        if os.path.isfile(init):
+            return importlib.util.spec_from_file_location(fullname, init)
+        spec = importlib.machinery.ModuleSpec(fullname, None, is_package=True)
+        spec.submodule_search_locations.append(folder)
+        return spec
 
 
-# Behind the regular finders: an installed package has the projects inside.
+# Behind the regular finders: an installed package has these packages inside.
 sys.meta_path.append(_SourceFinder())
 
 
@@ -55,8 +65,8 @@ def import_projects(names: Iterable[str]) -> None:
         ConfigError: there is no such project.
     """
     for name in names:
-        if name not in _PROJECTS:
+        if name not in PROJECT_NAMES:
             raise ConfigError(
-                f"PROJECTS: found {name!r}, expected some of {', '.join(sorted(_PROJECTS))}"
+                f"PROJECTS: found {name!r}, expected some of {', '.join(PROJECT_NAMES)}"
             )
-        importlib.import_module(f"{__name__}.{name}")
+        importlib.import_module(_PREFIX + name)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+import tagclip
 from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary_class import (
     MAX_LABEL,
@@ -123,6 +124,7 @@ class Vocabulary:
         Raises:
             DatasetError: no dataset of this name is registered with a vocabulary.
         """
+        tagclip.register()
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
         registered = dataset_name in DatasetCatalog.list()

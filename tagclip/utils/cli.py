@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from tagclip.errors import ConfigError, TagCLIPError
+from tagclip.utils.installed import check_installed
 from tagclip.utils.quiet import quiet_imports
 
 __all__ = [
@@ -43,6 +43,7 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
     """
     quiet_imports()
     try:
+        check_installed()
         main(*args)
     except TagCLIPError as error:
         if _is_debugging():
@@ -176,6 +177,9 @@ def check_processes(
 
 def forward_sigterm() -> None:
     """Hand SIGTERM on to the child processes, which save and end by themselves."""
+
+    # It takes half the time of a tool's --help.
+    import multiprocessing
 
     def forward(number: int, frame: FrameType | None) -> None:
         for child in multiprocessing.active_children():

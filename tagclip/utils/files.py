@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import secrets
 from pathlib import Path
-
-import numpy as np
 
 __all__ = ["probe_folder", "remove_leftovers", "sync_folder", "write_atomic"]
 
@@ -81,11 +80,11 @@ def probe_folder(folder: str | Path, size: int) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
-    generator = np.random.default_rng(0)
+    generator = random.Random(0)
     try:
         with temporary.open("xb") as file:
             for start in range(0, size, _CHUNK):
-                file.write(generator.bytes(min(_CHUNK, size - start)))
+                file.write(generator.randbytes(min(_CHUNK, size - start)))
             file.flush()
             os.fsync(file.fileno())
     finally:

@@ -17,6 +17,7 @@ from helpers.toy_dataset import forget
 from PIL import Image
 from scipy.io import savemat
 
+import tagclip
 from tagclip.data.datasets import builtin
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -203,6 +204,7 @@ def make_ade_full(root: Path, numbers: Sequence[int]) -> Labels:
 @contextmanager
 def benchmarks_at(root: Path) -> Iterator[None]:
     """Register the benchmarks below another root for a while."""
+    tagclip.register()
     names = [b.name for b in builtin.read_benchmarks().values()]
     names += [b.readable_name for b in builtin.read_benchmarks().values() if b.readable]
     before = {name: DatasetCatalog[name] for name in names}

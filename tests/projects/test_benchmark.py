@@ -76,9 +76,10 @@ def test_the_reference_gives_the_labels_of_the_model(workload: Workload) -> None
 def test_both_sides_of_a_curve_fuse_the_same_logits(workload: Workload) -> None:
     fusion = workload.fusion(workload.scale.classes, (64, 96))
     found = fusion.labels((48, 60))["sem_seg_labels"]
-    logits = torch.cat([fusion.class_logits, fusion.trusty_logits], dim=1).split(1)
+    (view,) = fusion.views
+    logits = torch.cat([view.class_logits, view.trusty_logits], dim=1).split(1)
     expected = released_fusion(
-        logits, fusion.grid, fusion.padded_size, fusion.seen_mask, torch.sigmoid, (48, 60)
+        logits, view.grid, view.padded_size, fusion.seen_mask, torch.sigmoid, (48, 60)
     )
     assert len(expected.unique()) > 1
     assert (found != expected).sum() <= 2

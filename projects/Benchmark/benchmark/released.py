@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip.modeling.inference.gate import trusty_probability
-from tagclip.modeling.inference.sliding_window import WindowGrid
+from tagclip.modeling.inference.windows import WindowGrid
 from tagclip.modeling.losses.seg_loss import SegLoss, SegTargets
 from tagclip.modeling.meta_arch import TagCLIP
 

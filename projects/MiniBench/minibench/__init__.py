@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tagclip.data.datasets.register import register_zero_shot_sem_seg
+from tagclip import register_zero_shot_sem_seg
 
 __all__ = ["VOCABULARY_JSON", "dataset_root"]
 

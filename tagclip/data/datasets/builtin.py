@@ -1,4 +1,4 @@
-"""The benchmarks: importing this file registers them below ``$DETECTRON2_DATASETS``.
+"""The benchmarks, which `tagclip.register` registers below ``$DETECTRON2_DATASETS``.
 
 Nothing is read from that folder before a dataset is asked for. `datasets/README.md` tells how to
 get and prepare the data.
@@ -70,16 +70,16 @@ def read_benchmarks() -> dict[str, Benchmark]:
     return {name: Benchmark(name, **tree) for name, tree in trees["datasets"].items()}
 
 
-def register_benchmarks(root: str | Path) -> None:
+def register_benchmarks(root: str | Path = "") -> None:
     """Register every benchmark; each that has two class lists under two names.
 
     Args:
-        root: folder of all datasets.
+        root: folder of all datasets; "": ``$DETECTRON2_DATASETS``, or else ``datasets``.
 
     Raises:
         DatasetError: a name belongs to another dataset.
     """
-    root = Path(root)
+    root = Path(root or os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))
     for benchmark in read_benchmarks().values():
         names = {benchmark.name: benchmark.vocabulary}
         if benchmark.readable:
@@ -95,6 +95,3 @@ def register_benchmarks(root: str | Path) -> None:
                 image_list=root / benchmark.image_list,
                 manifest=root / benchmark.manifest,
             )
-
-
-register_benchmarks(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))

@@ -1,4 +1,4 @@
-"""The benchmarks that `import tagclip` registers, their class lists, and own data in a config."""
+"""The benchmarks that `tagclip.register` registers, their class lists, and own data in a config."""
 
 from __future__ import annotations
 

@@ -1,0 +1,29 @@
+"""The packages that no requirement of ours can bring."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from tagclip.errors import NotInstalledError
+
+__all__ = ["check_installed"]
+
+# Neither can be a plain requirement: detectron2 is not on PyPI under its name, and two
+# distributions provide cv2.
+_COMMANDS = {
+    "detectron2": "python tools/install_detectron2.py",
+    "cv2": "pip install opencv-python-headless",
+}
+
+
+def check_installed() -> None:
+    """Look for detectron2 and cv2, without importing them.
+
+    Raises:
+        NotInstalledError: one is missing; the message says how to install it.
+    """
+    for module, command in _COMMANDS.items():
+        if find_spec(module) is None:
+            raise NotInstalledError(
+                f"tagclip needs {module}, which is not installed; run: {command}"
+            )

@@ -1,0 +1,121 @@
+"""The command `tagclip`: every script has a name there, and starts nothing but itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.tiny_run import exit_of
+
+from tagclip import cli, projects
+
+TARGETS = {name: target for group in cli.COMMANDS.values() for name, (target, _) in group.items()}
+# They need numpy, torch or onnxruntime before they know what they are asked.
+HEAVY = {"minibench clip", "run-onnx", "visualize-data", "visualize-results"}
+
+
+def run(*words: str, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-X", "importtime", "-m", "tagclip", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, **options)
+
+
+def loaded(result: subprocess.CompletedProcess) -> set[str]:
+    """Modules that a process imported."""
+    return {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+
+
+def file_of(target: str, repository: Path) -> Path:
+    """Where the module of a target lies."""
+    package, module = f"tagclip.{target.split(':')[0]}".rsplit(".", 1)
+    return repository / projects._FOLDERS[package] / f"{module}.py"
+
+
+def test_every_script_is_a_command(repository: Path) -> None:
+    scripts = [*repository.glob("tools/*.py"), *repository.glob("projects/*/*.py")]
+    scripts += repository.glob("datasets/*.py")
+    scripts = {path for path in scripts if 'if __name__ == "__main__":' in path.read_text()}
+    assert {file_of(target, repository) for target in TARGETS.values()} == scripts
+    assert len(scripts) == len(TARGETS)
+
+
+def test_the_functions_take_no_arguments(repository: Path) -> None:
+    for target in TARGETS.values():
+        tree = ast.parse(file_of(target, repository).read_text())
+        functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+        arguments = functions[target.split(":")[1]].args
+        assert len(arguments.args) == len(arguments.defaults), target
+
+
+def test_help_lists_every_command_and_imports_none() -> None:
+    result = run("--help")
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    for title, group in cli.COMMANDS.items():
+        assert f"{title}:" in lines
+        for name, (_, text) in group.items():
+            assert any(line.startswith(f"{name}  ") and line.endswith(text) for line in lines)
+    assert all(len(line) <= 80 for line in result.stdout.splitlines())
+    assert not {"numpy", "torch", "detectron2", "tagclip.tools"} & loaded(result)
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS.keys() - HEAVY))
+def test_a_command_says_fast_what_it_takes(name: str, tmp_path: Path) -> None:
+    """And is found from anywhere."""
+    result = run(*name.split(), "--help", cwd=tmp_path)
+    assert result.stdout.startswith(f"usage: tagclip {name} ")
+    assert "argparse" in loaded(result)
+    assert not {"numpy", "torch", "detectron2", "cv2"} & loaded(result)
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["tagclip", "--version"])
+    cli.main()
+    assert capsys.readouterr().out.startswith("tagclip 0.")
+
+
+def end_of(*words: str) -> int | str | None:
+    """Message or code with which the command ends."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tagclip", *words])
+        patch.setattr(sys, "path", list(sys.path))
+        return exit_of(cli.main)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("trian --help", "tagclip: found the command 'trian'; did you mean train?"),
+        ("prepare vco", "tagclip: found the command 'prepare vco', expected prepare ade20k, prep"),
+        ("minibench x", "expected minibench data, minibench report, minibench table, minibench"),
+        ("\x1b[0m", "tagclip: found the command '\\x1b[0m', expected one of those that tagclip"),
+    ],
+)
+def test_an_unknown_command(words: str, message: str) -> None:
+    found = end_of(*words.split())
+    assert message in found and found.isprintable()
+
+
+def test_a_command_runs(repository: Path, capsys: pytest.CaptureFixture) -> None:
+    config = repository / "projects/MiniBench/configs/tagclip_noun_fence_board.yaml"
+    assert end_of("cost", "--config-file", str(config)) is None
+    assert "Parameters" in capsys.readouterr().out
+
+
+def test_an_error_of_a_command_is_one_line(tmp_path: Path) -> None:
+    """Also of a script that imports the files beside it."""
+    found = end_of("train", "--config-file", str(tmp_path / "none.yaml"))
+    assert found.startswith("ConfigError: ") and "none.yaml" in found
+    found = end_of("prepare", "voc", "--root", str(tmp_path))
+    assert found.startswith("DatasetError: ") and str(tmp_path) in found
+
+
+def test_setup_installs_the_packages_that_a_checkout_finds(repository: Path) -> None:
+    tree = ast.parse((repository / "setup.py").read_text())
+    assigned = {
+        node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)
+    }
+    assert ast.literal_eval(assigned["FOLDERS"]) == projects._FOLDERS
+    assert all((repository / folder).is_dir() for folder in projects._FOLDERS.values())
+    assert "tagclip = tagclip.cli:main" in (repository / "setup.py").read_text()
