@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from PIL import Image
 
-from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
-from tagclip.checkpoint.config import checkpoint_config
+from tagclip.checkpoint import checkpoint_config, load_trained
 from tagclip.data.inference_input import InferenceInput, check_bgr_array
 from tagclip.data.label_io import image_pixels, read_image
-from tagclip.data.protocol import query_vocabulary, resolve_seen
+from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.fusion import ViewAverage
 from tagclip.projects import import_projects
@@ -77,13 +75,7 @@ class TagCLIPPredictor:
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         import_projects(cfg.PROJECTS)
-        self.model = build_model(cfg).eval()
-        TagCLIPCheckpointer(
-            self.model,
-            metadata=checkpoint_metadata(cfg, self.model),
-            allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS,
-            save_to_disk=False,
-        ).load(cfg.MODEL.WEIGHTS)
+        self.model = load_trained(cfg)
         self._input = InferenceInput.from_config(cfg)
         self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
 
@@ -256,7 +248,7 @@ class TagCLIPPredictor:
         if isinstance(source, Vocabulary):
             return source
         if isinstance(source, str) and source in DatasetCatalog.list():
-            return query_vocabulary(self.cfg, source)
+            return Protocol(self.cfg).asked(source)
         if isinstance(source, (str, Path)):
             if Path(source).suffix != ".json":
                 raise VocabularyError(

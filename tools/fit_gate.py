@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
         held_out_curves,
         to_json,
     )
-    from tagclip.data import dataset_vocabulary
+    from tagclip.data import Protocol
     from tagclip.projects import import_projects
     from tagclip.utils.files import write_atomic
 
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     import_projects(cfg.PROJECTS)
-    vocabulary = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
+    vocabulary = Protocol(cfg).full
     groups = [held_out_classes(vocabulary, words) for words in args.hold_out]
     setup_logger(str(args.output))
     setup_logger(str(args.output), name="tagclip")

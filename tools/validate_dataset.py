@@ -103,7 +103,7 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
         ConfigError, DatasetError, VocabularyError: a config, dataset or split does not exist.
     """
     from tagclip import load_config
-    from tagclip.data import dataset_vocabulary
+    from tagclip.data import Protocol
     from tagclip.projects import PROJECT_NAMES, import_projects
     from tagclip.structures.vocabulary import Vocabulary
 
@@ -117,7 +117,8 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
         import_projects(cfg.PROJECTS)
         cfg.DATASETS.ZERO_SHOT.SPLIT = args.split or cfg.DATASETS.ZERO_SHOT.SPLIT
         names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
-        vocabularies = [dataset_vocabulary(cfg, name) for name in names]
+        protocol = Protocol(cfg)
+        vocabularies = [protocol.dataset(name) for name in names]
         pairs = [p for p in product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) if p[0] != p[1]]
     targets = [find_target(name, v) for name, v in zip(names, vocabularies, strict=True)]
     return targets, pairs, cfg.INPUT.MAX_PIXELS

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from tagclip.analysis.confusions import Confusion, group_confusions, list_confusions
 from tagclip.analysis.logits import LogitAnalysis
 from tagclip.analysis.result_images import Ranked
-from tagclip.data import query_vocabulary, read_indices
+from tagclip.data import Protocol, read_indices
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import per_class, summarize
 from tagclip.evaluation.run_folder import evaluation_command
@@ -102,7 +102,7 @@ def analyze_run(
             has changed.
     """
     dataset = content["dataset"]
-    vocabulary, samples = query_vocabulary(cfg, dataset), DatasetCatalog.get(dataset)
+    vocabulary, samples = Protocol(cfg).asked(dataset), DatasetCatalog.get(dataset)
     folder = run / "inference" / dataset / FOLDER
     if not (folder / INDEX).is_file():
         command = evaluation_command(run, cfg, dataset, "TEST.SAVE_LOGITS True")

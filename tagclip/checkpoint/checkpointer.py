@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Iterable
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from tagclip.checkpoint.folder import (
@@ -18,6 +19,7 @@ from tagclip.checkpoint.folder import (
     clean_folder,
     newest_resumable,
     probe_room,
+    serialised,
     write_durably,
 )
 from tagclip.checkpoint.metadata import (
@@ -29,7 +31,7 @@ from tagclip.checkpoint.metadata import (
 from tagclip.checkpoint.reading import loadable_beside, read_checkpoint
 from tagclip.errors import CheckpointError
 
-__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "checkpoint_metadata", "read_checkpoint"]
+__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "last_checkpoint", "load_trained"]
 
 # Begins the names of what a config may leave out of a checkpoint, the trusty token or the
 # convolutional trusty head: MODEL.TAGCLIP.TRUSTY.ENABLED False.
@@ -85,10 +87,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         clean_folder(path.parent)
         self.logger.info("Saving checkpoint to %s", path)
-        # Into memory first: torch.save hides a full disk behind an internal error.
-        buffer = io.BytesIO()
-        torch.save(data | kwargs, buffer)
-        write_durably(path, buffer.getbuffer())
+        write_durably(path, serialised(data | kwargs))
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -268,6 +267,52 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 f"{path}: the state of the {key} does not fit ({' '.join(str(error).split())}); "
                 "resume with the SOLVER keys of the interrupted run"
             ) from error
+
+
+def load_trained(
+    cfg: CfgNode,
+    weights: str | None = None,
+    *,
+    model: nn.Module | None = None,
+    strict: bool = False,
+    **checkpointables: Any,
+) -> nn.Module:
+    """Build the model of a config and load what was trained.
+
+    Args:
+        cfg: see `tagclip.config`.
+        weights: path of the checkpoint; None takes MODEL.WEIGHTS.
+        model: built from ``cfg`` already; None builds it.
+        strict: refuse what does not fit although TEST.ALLOW_PARTIAL_WEIGHTS is True.
+        checkpointables: of a training that is to start from the weights. It allows "", which is
+            CLIP, and takes all of the weights or none. Without any, they are loaded to evaluate.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: see `TagCLIPCheckpointer.load`.
+        TagCLIPError: what the model is built of is not in order.
+    """
+    model = (build_model(cfg) if model is None else model).eval()
+    TagCLIPCheckpointer(
+        model,
+        metadata=checkpoint_metadata(cfg, model),
+        allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS and not (strict or checkpointables),
+        save_to_disk=False,
+        **checkpointables,
+    ).load(cfg.MODEL.WEIGHTS if weights is None else weights, checkpointables=[])
+    return model
+
+
+def last_checkpoint(folder: str | Path) -> str:
+    """Path of the checkpoint in a folder that a training continues from; "" if there is none.
+
+    Raises:
+        CheckpointError: see `TagCLIPCheckpointer.get_checkpoint_file`.
+    """
+    checkpointer = TagCLIPCheckpointer(nn.Identity(), str(folder), save_to_disk=False)
+    return checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
 
 
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tagclip.checkpoint.reading import loadable_beside
 from tagclip.errors import CheckpointError
 from tagclip.utils.files import probe_folder, remove_leftovers, sync_folder, write_atomic
 
-__all__ = ["LAST", "clean_folder", "newest_resumable", "probe_room", "write_durably"]
+__all__ = ["LAST", "clean_folder", "newest_resumable", "probe_room", "serialised", "write_durably"]
 
 # Names the checkpoint that a run continues from.
 LAST = "last_checkpoint"
 # What a training needs to continue.
 _STATE = ("optimizer", "trainer", "iteration")
+
+
+def serialised(content: Any) -> memoryview:
+    """Return the bytes that torch.save writes; to a file, it would hide a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def write_durably(path: Path, content: bytes | memoryview | str) -> None:

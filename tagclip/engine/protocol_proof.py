@@ -22,8 +22,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tagclip.data import dataset_vocabulary, protocol_summary
-from tagclip.data.protocol import reads_novel_masks
+from tagclip.data import Protocol
 from tagclip.data.protocol_variants import (
     changed_datasets,
     rename_unseen,
@@ -118,7 +117,7 @@ class ProtocolProof:
         header = ("changed", "max weight difference", "tensors that differ", "losses that differ")
         images = self.iterations * self.cfg.SOLVER.IMS_PER_BATCH
         return (
-            f"Protocol: {protocol_summary(self.cfg)}\n"
+            f"Protocol: {Protocol(self.cfg).summary}\n"
             f"{self.iterations} iterations, seed {self.cfg.SEED}: {images} images seen, of "
             f"{self.files} files; {self.pixels} pixels with unseen labels scrambled; weights moved "
             f"by up to {self.moved:.3g}\n{tabulate(rows, header, disable_numparse=True)}"
@@ -153,7 +152,7 @@ class ProtocolProof:
 
     def _accusation(self, changes: str, first: str) -> str:
         found, remedy = self.differences[first], "look for what reads them in training"
-        if reads_novel_masks(self.cfg):
+        if Protocol(self.cfg).reads_novel_masks:
             remedy = (
                 "MODEL.TAGCLIP.TRUSTY.TARGET or SELF_TRAINING.REGION is 'novel', which reads where "
                 "unseen pixels are: take 'seen' and 'unlabeled'"
@@ -227,7 +226,7 @@ def _check(cfg: CfgNode, iterations: int) -> Vocabulary:
             f"--prove-protocol: found {iterations} iterations, expected 1 to SOLVER.MAX_ITER "
             f"({cfg.SOLVER.MAX_ITER})"
         )
-    return dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
+    return Protocol(cfg).full
 
 
 def _drawn_files(cfg: CfgNode, iterations: int) -> list[str]:

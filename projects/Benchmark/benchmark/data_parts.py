@@ -11,7 +11,7 @@ import torch
 from detectron2.data import DatasetCatalog
 
 from tagclip.data.label_io import read_label
-from tagclip.data.protocol import query_vocabulary
+from tagclip.data.protocol import Protocol
 from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
 from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark.measure import alternate, seconds
@@ -63,7 +63,7 @@ def text(subject: Subject, runs: int) -> Result:
 
 def evaluator(subject: Subject, runs: int) -> Result:
     """One image in the evaluator; what it holds after one image and after many."""
-    vocabulary = query_vocabulary(subject.cfg, subject.dataset)
+    vocabulary = Protocol(subject.cfg).asked(subject.dataset)
     height, width = subject.scale.photo
     # Rectangles of 12 classes, as many as an image may well show.
     truth = torch.from_numpy(rectangles(len(vocabulary), (height, width))).long()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from tagclip.checkpoint.folder import serialised
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone.clip_vit import resize_positions
 from tagclip.modeling.clip import CLIPSource
@@ -22,7 +21,6 @@ __all__ = [
     "check_suffix",
     "compare_clip",
     "convert_clip",
-    "serialised",
     "summary",
     "write_frozen_clip",
 ]
@@ -171,13 +169,6 @@ def check_suffix(path: Path, *suffixes: str) -> None:
     if path.suffix not in suffixes:
         raise ConfigError(f"{path}: found a {path.suffix or 'name without suffix'}, expected "
                           f"{' or '.join(suffixes)} for what IN is; rename OUT")  # fmt: skip
-
-
-def serialised(content: Any) -> memoryview:
-    """Return the bytes that torch.save writes."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
 
 
 def summary(

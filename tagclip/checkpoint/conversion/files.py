@@ -14,17 +14,17 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.checkpoint.checkpointer import load_trained
 from tagclip.checkpoint.conversion.clip import (
     check_suffix,
     compare_clip,
     convert_clip,
-    serialised,
     summary,
     write_frozen_clip,
 )
 from tagclip.checkpoint.conversion.mmseg import Conversion, convert_official, is_official
-from tagclip.checkpoint.metadata import FORMAT
+from tagclip.checkpoint.folder import serialised
+from tagclip.checkpoint.metadata import FORMAT, checkpoint_metadata
 from tagclip.checkpoint.reading import read_dict
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
@@ -86,7 +86,7 @@ def convert_file(
             f"{source}: is a checkpoint of TagCLIP for Detectron2 already; add --full for a copy "
             "with the frozen weights"
         )
-    return _copy_full(source, target, cfg)
+    return _copy_full(source, target, content["tagclip"], cfg)
 
 
 def _check_names(source: Path, state: Any, meta: Any) -> None:
@@ -208,7 +208,7 @@ def _fit(
         path = Path(folder) / "converted.pth"
         torch.save({"model": conversion.trained, "tagclip": own | known}, path)
         try:
-            TagCLIPCheckpointer(model, metadata=own).load(str(path))
+            load_trained(cfg, str(path), model=model, strict=True)
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(path), str(source))) from error
     state = dict(conversion.trained)
@@ -217,16 +217,15 @@ def _fit(
     return state, own | known
 
 
-def _copy_full(source: Path, target: Path, cfg: CfgNode | None) -> list[str]:
+def _copy_full(
+    source: Path, target: Path, metadata: dict[str, Any], cfg: CfgNode | None
+) -> list[str]:
     check_suffix(target, ".pth")
     if cfg is None:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
-    model = build_model(cfg)
-    checkpoint = TagCLIPCheckpointer(model, metadata=checkpoint_metadata(cfg, model)).load(
-        str(source)
-    )
+    model = load_trained(cfg, str(source), strict=True)
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    write_atomic(target, serialised({"model": state, "tagclip": checkpoint["tagclip"]}))
+    write_atomic(target, serialised({"model": state, "tagclip": metadata}))
     return [
         f"{source}: checkpoint of TagCLIP for Detectron2",
         *summary("kept", state),
