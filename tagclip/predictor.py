@@ -22,6 +22,7 @@ from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.fusion import ViewAverage
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import error_text
 
 __all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
 
@@ -230,8 +231,9 @@ class TagCLIPPredictor:
             try:
                 rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, over_white=True)
             except (OSError, SyntaxError, ValueError) as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise DatasetError(f"{name}: cannot decode this PIL image ({reason})") from error
+                raise DatasetError(
+                    f"{name}: cannot decode this PIL image ({error_text(error)})"
+                ) from error
             return rgb[:, :, ::-1]
         check_bgr_array(image, name)
         return image

@@ -17,11 +17,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from tagclip.data.validation.findings import Finding
     from tagclip.data.validation.scan import DatasetScan, Sample
     from tagclip.structures.vocabulary import Vocabulary
 
@@ -74,7 +76,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Validate; return the exit code."""
-    from tagclip.data.validation.findings import list_problems, shared_images
+    from tagclip.data.validation.findings import list_findings, shared_images
 
     # What single files are like is counted, not logged.
     logging.getLogger("tagclip.data.label_io").setLevel(logging.ERROR)
@@ -83,13 +85,13 @@ def main(args: argparse.Namespace) -> int:
     clean = True
     for target in targets:
         found = scans[target.name][0]
-        problems = list_problems(found, target.convert, target.prepare_command, target.verified)
+        findings = list_findings(found, target.convert, target.prepare_command, target.verified)
         for first, second in pairs:
             if second == target.name:
-                problems += shared_images(scans[first][0], found)
-        problems.sort(key=lambda problem: not problem.is_problem)
-        clean &= not any(problem.is_problem for problem in problems)
-        write_report(*scans[target.name], problems, args.output / target.name)
+                findings += shared_images(scans[first][0], found)
+        findings.sort(key=lambda finding: not finding.is_problem)
+        clean &= not any(finding.is_problem for finding in findings)
+        write_report(*scans[target.name], findings, args.output / target.name)
     return 0 if clean else 1
 
 
@@ -171,9 +173,8 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
     Returns:
         What was found, and the samples whose image and label fit together.
     """
-    from tqdm import tqdm
-
-    from tagclip.data.validation.scan import DatasetScan, iterate_scans
+    from tagclip.data.datasets.walk import map_files
+    from tagclip.data.validation.scan import DatasetScan, scan_sample
 
     found, usable = DatasetScan(target.name, target.vocabulary), []
     if target.refusal:
@@ -183,9 +184,8 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
         key = sample.key.removesuffix(_MMSEG_SUFFIX)
         if sample.image is None and key != sample.key and key in images:
             found.note("naming", sample.label)
-    scans = iterate_scans(target.samples, workers, max_pixels)
-    # disable=None: no bar unless stderr is a terminal.
-    for each in tqdm(scans, total=len(target.samples), desc=target.name, disable=None):
+    read = partial(scan_sample, max_pixels=max_pixels)
+    for each in map_files(read, target.samples, target.name, workers):
         found.add(each)
         if each.image_size and each.image_size == each.label_size:
             usable.append(each.sample)
@@ -193,7 +193,7 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
 
 
 def write_report(
-    found: DatasetScan, usable: Sequence[Sample], problems: Sequence, folder: Path
+    found: DatasetScan, usable: Sequence[Sample], findings: Sequence[Finding], folder: Path
 ) -> None:
     """Print the report of a dataset, write it and its pictures."""
     from tagclip.data.validation.report import (
@@ -204,7 +204,7 @@ def write_report(
     )
     from tagclip.utils.files import write_atomic
 
-    content = report_content(found, problems)
+    content = report_content(found, findings)
     written = [
         write_atomic(folder / "report.json", json.dumps(content, indent=1) + "\n"),
         draw_histogram(found, folder / "histogram.png"),

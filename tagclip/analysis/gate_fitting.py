@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from tagclip.analysis.bias_curves import Curve
 from tagclip.analysis.gates import analyze_gates
 from tagclip.data import Protocol
-from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
+from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.modeling.inference.gate import gate_scores

@@ -1,6 +1,7 @@
 """Checkpoints: written atomically, read without executing anything, refused if they do not fit."""
 
-from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, last_checkpoint, load_trained
+from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
+from tagclip.checkpoint.folder import last_checkpoint
 from tagclip.checkpoint.metadata import checkpoint_config, checkpoint_metadata
 from tagclip.checkpoint.reading import read_checkpoint
 

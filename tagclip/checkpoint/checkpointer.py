@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from tagclip.checkpoint.folder import (
     LAST,
+    advise_other,
     clean_folder,
-    newest_resumable,
+    last_checkpoint,
     probe_room,
     serialised,
     write_durably,
@@ -28,10 +28,11 @@ from tagclip.checkpoint.metadata import (
     checkpoint_metadata,
     metadata_differences,
 )
-from tagclip.checkpoint.reading import loadable_beside, read_checkpoint
+from tagclip.checkpoint.reading import read_checkpoint
 from tagclip.errors import CheckpointError
+from tagclip.utils.text import one_line
 
-__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "last_checkpoint", "load_trained"]
+__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "load_trained"]
 
 # Begins the names of what a config may leave out of a checkpoint, the trusty token or the
 # convolutional trusty head: MODEL.TAGCLIP.TRUSTY.ENABLED False.
@@ -111,36 +112,12 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             probe_room(Path(self.save_dir), size)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one to continue from, see `get_checkpoint_file`."""
-        if super().has_checkpoint():
-            return True
-        return bool(self.save_dir) and newest_resumable(Path(self.save_dir)) is not None
+        """Whether there is one to continue from, see `last_checkpoint`."""
+        return bool(self.save_dir and last_checkpoint(self.save_dir))
 
     def get_checkpoint_file(self) -> str:
-        """Return the path of the checkpoint that ``last_checkpoint`` names.
-
-        Without that file it is the newest one that a training can continue from.
-
-        Raises:
-            CheckpointError: it is not there.
-        """
-        tag = Path(self.save_dir) / LAST
-        if name := newest_resumable(tag.parent):
-            return str(tag.with_name(name))
-        try:
-            name = tag.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{tag}: cannot be read ({type(error).__name__}), expected the name of a "
-                f"checkpoint{_other_advice(tag)}"
-            ) from error
-        path = tag.with_name(name) if name and Path(name).name == name else tag
-        if path == tag or not os.path.isfile(path):
-            raise CheckpointError(
-                f"{tag}: found {name!r}, expected the name of a checkpoint beside it"
-                f"{_other_advice(tag)}"
-            )
-        return str(path)
+        """Path of the checkpoint to continue from, see `last_checkpoint`."""
+        return last_checkpoint(self.save_dir)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from ``last_checkpoint``, or start from ``path``.
@@ -163,7 +140,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 self.logger.warning("%s: no such file: continuing from the newest checkpoint", tag)
             return self.load(self.get_checkpoint_file())
         if resume:
-            if advice := _other_advice(tag):
+            if advice := advise_other(tag):
                 raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
             self.logger.warning(
                 "%s holds no checkpoint to resume from: starting a new run", self.save_dir
@@ -185,14 +162,31 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 to be restored; or there is nothing to evaluate.
         """
         restored = list(self.checkpointables) if checkpointables is None else checkpointables
-        is_evaluation = not self.checkpointables
         if not path:
-            if is_evaluation and not self.allow_partial and _trained_state(self.model):
+            is_lenient = self.checkpointables or self.allow_partial
+            if not is_lenient and _trained_state(self.model):
                 raise CheckpointError("MODEL.WEIGHTS is empty, expected a checkpoint to evaluate")
             self.logger.info("MODEL.WEIGHTS is empty: starting from CLIP")
             return {}
         self.logger.info("Loading checkpoint %s", path)
-        checkpoint = self._load_file(str(path))
+        return self.load_content(path, read_checkpoint(path), restored)
+
+    def load_content(
+        self, path: str | Path, checkpoint: dict[str, Any], restored: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """Load a checkpoint that has been read.
+
+        Args:
+            path: what messages call it.
+            checkpoint: as `read_checkpoint` returns it; what is loaded is taken out.
+            restored: names of the checkpointables to restore.
+
+        Returns:
+            What else the checkpoint holds.
+
+        Raises:
+            CheckpointError: it does not fit the model, or lacks what is to be restored.
+        """
         saved = checkpoint.get("tagclip")
         if not isinstance(saved, dict):
             self.logger.warning(
@@ -202,7 +196,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             saved = {}
         check_metadata(saved, path)
         differences = metadata_differences(
-            saved, self.metadata, compare_classes=is_evaluation or bool(restored)
+            saved, self.metadata, compare_classes=not self.checkpointables or bool(restored)
         )
         self._load_state(path, checkpoint.pop("model"), differences)
         for key in restored:
@@ -213,9 +207,6 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 "batch, the result is another one", key, now, then,
             )  # fmt: skip
         return checkpoint
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
 
     def _load_state(self, path: str, state: dict[str, Tensor], differences: list[str]) -> None:
         """Load the tensors if everything fits; what does not fit is listed in one line.
@@ -241,7 +232,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                     f"{name}: found other values, expected those of the config's CLIP"
                 )
         if differences:
-            listed = " ".join("; ".join(differences[:_LISTED]).split())
+            listed = one_line("; ".join(differences[:_LISTED]))
             text = f"{path}: does not fit the model: {listed}"
             if len(differences) > _LISTED:
                 text += f"; and {len(differences) - _LISTED} more"
@@ -264,7 +255,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         # A damaged state ends in whatever the optimizer or detectron2 makes of it.
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{path}: the state of the {key} does not fit ({' '.join(str(error).split())}); "
+                f"{path}: the state of the {key} does not fit ({one_line(error)}); "
                 "resume with the SOLVER keys of the interrupted run"
             ) from error
 
@@ -305,16 +296,6 @@ def load_trained(
     return model
 
 
-def last_checkpoint(folder: str | Path) -> str:
-    """Path of the checkpoint in a folder that a training continues from; "" if there is none.
-
-    Raises:
-        CheckpointError: see `TagCLIPCheckpointer.get_checkpoint_file`.
-    """
-    checkpointer = TagCLIPCheckpointer(nn.Identity(), str(folder), save_to_disk=False)
-    return checkpointer.get_checkpoint_file() if checkpointer.has_checkpoint() else ""
-
-
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     """Name -> tensor of everything but frozen parameters."""
     frozen = _frozen_parameters(model)
@@ -328,11 +309,6 @@ def _trusty_parts(names: Iterable[str]) -> list[str]:
 def _frozen_parameters(model: nn.Module) -> dict[str, Tensor]:
     parameters = model.named_parameters(remove_duplicate=False)
     return {name: p.detach() for name, p in parameters if not p.requires_grad}
-
-
-def _other_advice(tag: Path) -> str:
-    other = loadable_beside(tag)
-    return f"; write the name of one into it, such as {other}" if other else ""
 
 
 def _size(tensor: Tensor | None) -> str:

@@ -3,8 +3,7 @@
 from tagclip.data.augmentation import build_test_augmentations, build_train_augmentations
 from tagclip.data.dataset_mapper import ZeroShotDatasetMapper
 from tagclip.data.datasets.register import register_folder_dataset, register_zero_shot_sem_seg
-from tagclip.data.label_indices import read_indices
-from tagclip.data.label_io import check_label, read_image, read_label
+from tagclip.data.label_io import check_label, read_image, read_indices, read_label
 from tagclip.data.protocol import Protocol
 
 __all__ = [

@@ -17,13 +17,13 @@ from tempfile import TemporaryDirectory
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import LRScheduler
+from detectron2.engine.hooks import CallbackHook, LRScheduler
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from tagclip.data import Protocol
-from tagclip.data.protocol_variants import (
+from tagclip.data.datasets.changed_copies import (
     changed_datasets,
     rename_unseen,
     scramble_files,
@@ -246,19 +246,11 @@ class _ProofTrainer(ZeroShotTrainer):
         return [*learning, LRScheduler()]
 
 
-class _Progress(HookBase):
-    def __init__(self, bar: tqdm) -> None:
-        self._bar = bar
-
-    def after_step(self) -> None:
-        self._bar.update()
-
-
 def _train(cfg: CfgNode, iterations: int, bar: tqdm) -> _Run:
     trainer = _ProofTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.max_iter = iterations
-    trainer.register_hooks([_Progress(bar)])
+    trainer.register_hooks([CallbackHook(after_step=lambda _: bar.update())])
     start = _trainable(trainer.model)
     trainer.train()
     weights = _trainable(trainer.model)

@@ -14,10 +14,11 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from tagclip.checkpoint.checkpointer import TRUSTY_PARTS, last_checkpoint
-from tagclip.checkpoint.reading import read_checkpoint
+from tagclip.checkpoint import last_checkpoint, read_checkpoint
+from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.weights import file_sha256
 
 __all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
 
@@ -86,7 +87,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "seed": cfg.SEED,
         "iterations": _iterations(cfg),
         "weights": weights.name,
-        "weights_sha256": _sha256(weights) if weights.is_file() else None,
+        "weights_sha256": file_sha256(weights) if weights.is_file() else None,
         "weights_dropped": _dropped(cfg, weights),
         "clip": Path(cfg.MODEL.CLIP.NAME).stem,
         "clip_sha256": CLIPSource.from_config(cfg).sha256,
@@ -156,8 +157,3 @@ def _dropped(cfg: CfgNode, weights: Path) -> list[str]:
     if cfg.MODEL.TAGCLIP.TRUSTY.ENABLED or not weights.is_file():
         return []
     return [name for name in read_checkpoint(weights)["model"] if name.startswith(TRUSTY_PARTS)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

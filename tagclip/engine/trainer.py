@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
 from tagclip.config.checks import amp_dtype, check_values
 from tagclip.data import Protocol, ZeroShotDatasetMapper
-from tagclip.data.unseen_images import without_unseen_images
+from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.run_info import run_info, training_goes_on

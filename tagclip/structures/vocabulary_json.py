@@ -14,7 +14,6 @@ Only "format", "name" and "classes" are required. "description" and "source" are
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary_class import ClassEntry, format_names, name_key
+from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["VocabularyFile", "read_vocabulary_json"]
@@ -103,8 +103,9 @@ def _load(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise VocabularyError(f"{path}: no such vocabulary json; check the path") from error
     except (OSError, ValueError, VocabularyError) as error:
-        reason = " ".join(str(error).split())
-        raise VocabularyError(f"{path}: not a readable json file ({reason}); mend it") from error
+        raise VocabularyError(
+            f"{path}: not a readable json file ({one_line(error)}); mend it"
+        ) from error
     if not isinstance(tree, dict):
         raise VocabularyError(f"{path}: found a {type(tree).__name__}, expected an object {{ }}")
     return tree
@@ -126,9 +127,8 @@ def _check_keys(
         raise VocabularyError(f"{where}: found {tree!r}, expected an object {{ }}")
     for key in tree:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {format_names(known)}"
-            raise VocabularyError(f"{where}: unknown key {key!r}; {hint}")
+            hint = did_you_mean(key, known) or f"; known are {format_names(known)}"
+            raise VocabularyError(f"{where}: unknown key {key!r}{hint}")
     missing = [key for key in required if key not in tree]
     if missing:
         raise VocabularyError(f"{where}: {format_names(missing)} is missing; add it")
@@ -159,17 +159,13 @@ def _read_split(tree: object, names: Sequence[str], where: str) -> tuple[bool, .
         raise VocabularyError(f"{where}: neither 'unseen' nor 'seen' is given; list one of them")
     keys = [name_key(name) for name in names]
     if len(lists) == 2:
-        counts = {n: sum(name_key(n) in part for part in lists.values()) for n in names}
-        both = [name for name, count in counts.items() if count == 2]
-        if both:
-            raise VocabularyError(
-                f"{where}: {format_names(both)} is both seen and unseen; keep it in one list"
-            )
-        none = [name for name, count in counts.items() if count == 0]
-        if none:
-            raise VocabularyError(
-                f"{where}: {format_names(none)} is neither seen nor unseen; list it in one"
-            )
+        counts = [sum(key in part for part in lists.values()) for key in keys]
+        both = 2, "both seen and unseen; keep it in one list"
+        none = 0, "neither seen nor unseen; list it in one"
+        for count, text in (both, none):
+            found = [name for name, times in zip(names, counts, strict=True) if times == count]
+            if found:
+                raise VocabularyError(f"{where}: {format_names(found)} is {text}")
     if "seen" in lists:
         return tuple(key in lists["seen"] for key in keys)
     return tuple(key not in lists["unseen"] for key in keys)
@@ -178,12 +174,11 @@ def _read_split(tree: object, names: Sequence[str], where: str) -> tuple[bool, .
 def _name_keys(listed: object, names: Sequence[str], where: str) -> set[str]:
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise VocabularyError(f"{where} is {listed!r}, expected a list of class names")
-    known = {name_key(name): name for name in names}
+    known = set(map(name_key, names))
     unknown = [name for name in listed if name_key(name) not in known]
     if unknown:
-        near = difflib.get_close_matches(name_key(unknown[0]), known, n=1)
-        hint = f"did you mean {known[near[0]]!r}?" if near else "names are compared with classes"
-        raise VocabularyError(f"{where} names {format_names(unknown)}, no class; {hint}")
+        hint = did_you_mean(unknown[0], names) or "; names are compared with classes"
+        raise VocabularyError(f"{where} names {format_names(unknown)}, no class{hint}")
     keys = [name_key(name) for name in listed]
     if len(set(keys)) < len(keys):
         twice = [n for n, k in zip(listed, keys, strict=True) if keys.count(k) > 1]

@@ -22,7 +22,7 @@ from tagclip.analysis.gate_fitting import (
 )
 from tagclip.analysis.gates import analyze_gates
 from tagclip.data import Protocol, read_label
-from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
+from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.evaluation import confusion_matrix
 from tagclip.modeling.inference.gate import gate_scores

@@ -26,7 +26,7 @@ from PIL import Image
 
 from tagclip import ZeroShotTrainer, load_config
 from tagclip.data import Protocol, dataset_mapper
-from tagclip.data.protocol_variants import (
+from tagclip.data.datasets.changed_copies import (
     changed_datasets,
     rename_unseen,
     scramble_unseen,

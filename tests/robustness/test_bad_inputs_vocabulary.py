@@ -55,7 +55,7 @@ BAD_SPLITS = {
     "both": ({"seen": ["cat", "grass", "sofa", "sky"], "unseen": ["dog", "sky"]},
              ("split 'zs': 'sky' is both seen and unseen", "keep it in one list")),
     "unknown": ({"unseen": ["dog", "skye", "zebra"]},
-                ("split 'zs': unseen names 'skye', 'zebra', no class; did you mean 'sky'?",)),
+                ("split 'zs': unseen names 'skye', 'zebra', no class; did you mean sky?",)),
     "missing": ({"seen": ["cat"], "unseen": ["dog", "sky"]},
                 ("'grass', 'sofa' is neither seen nor unseen", "list it in one")),
 }  # fmt: skip

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from tagclip.checkpoint.checkpointer import load_trained
+from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
 from tagclip.checkpoint.conversion.clip import (
     check_suffix,
     compare_clip,
@@ -204,13 +202,8 @@ def _fit(
     if conversion.clip:
         compare_clip(source, conversion.clip, CLIPSource.from_config(cfg))
     known = {key: metadata[key] for key in ("quick_gelu", "trusty_target", "source")}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "converted.pth"
-        torch.save({"model": conversion.trained, "tagclip": own | known}, path)
-        try:
-            load_trained(cfg, str(path), model=model, strict=True)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(path), str(source))) from error
+    converted = {"model": conversion.trained, "tagclip": own | known}
+    TagCLIPCheckpointer(model, metadata=own).load_content(source, converted)
     state = dict(conversion.trained)
     if full:
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()} | state

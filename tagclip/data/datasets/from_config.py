@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 
 from detectron2.config import CfgNode
@@ -11,6 +10,7 @@ from tagclip.config.choices import require_choice
 from tagclip.data.datasets.register import register_folder_dataset
 from tagclip.data.datasets.selection import skip_bad_samples
 from tagclip.errors import ConfigError
+from tagclip.utils.text import did_you_mean
 
 __all__ = ["apply_bad_sample_policy", "register_folder_datasets"]
 
@@ -36,9 +36,8 @@ def register_folder_datasets(cfg: CfgNode) -> None:
             )
         for key, value in entry.items():
             if key not in _KNOWN:
-                near = difflib.get_close_matches(str(key), _KNOWN, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(_KNOWN)}"
-                raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
+                hint = did_you_mean(key, _KNOWN) or f"; known are {', '.join(_KNOWN)}"
+                raise ConfigError(f"{where}: unknown key {key!r}{hint}")
             if not isinstance(value, str) or not value:
                 raise ConfigError(f"{where}: {key} is {value!r}, expected a text; put it in quotes")
         missing = [key for key in _REQUIRED if key not in entry]

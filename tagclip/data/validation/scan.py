@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
-from tagclip.data.label_io import read_image, read_label
+from tagclip.data.label_io import read_header, read_image, read_label
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["EXAMPLES", "DatasetScan", "Sample", "SampleScan", "iterate_scans", "scan_sample"]
+__all__ = ["EXAMPLES", "DatasetScan", "Sample", "SampleScan", "scan_sample"]
 
 # Problems are counted in full and shown by this many examples.
 EXAMPLES = 5
-_EXIF_ORIENTATION = 0x0112
 # Orientations under which height and width change places.
 _ROTATED = (5, 6, 7, 8)
 _GRAY_16 = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -96,7 +91,7 @@ def _scan_image(path: str, max_pixels: int, findings: list[tuple[str, str, str]]
     except DatasetError as error:
         findings.append(("image_unreadable", path, _reason(error, path)))
         return {}
-    mode, orientation = _header(path)
+    mode, orientation = read_header(path)
     if mode in ("RGBA", "LA", "PA", "RGBa", "La"):
         findings.append(("image_alpha", path, mode))
     if mode in _GRAY_16:
@@ -122,7 +117,7 @@ def _scan_label(path: str, findings: list[tuple[str, str, str]]) -> dict:
     height, width = label.shape
     return {
         "label_size": (width, height),
-        "label_mode": _header(path)[0],
+        "label_mode": read_header(path)[0],
         "values": values,
         "pixels": pixels,
     }
@@ -135,18 +130,6 @@ def _count(label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     counts = np.bincount(label.reshape(-1), minlength=256)
     values = counts.nonzero()[0]
     return values, counts[values]
-
-
-def _header(path: str) -> tuple[str, int]:
-    """Mode and EXIF orientation of a file that has been read before."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as image:
-            try:
-                return image.mode, int(image.getexif().get(_EXIF_ORIENTATION, 1))
-            # What damaged EXIF data leads to; `read_image` reads such files unrotated.
-            except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError):
-                return image.mode, 1
 
 
 def _compare_sizes(
@@ -169,48 +152,6 @@ def _compare_sizes(
 
 def _reason(error: DatasetError, path: str) -> str:
     return str(error).removeprefix(f"{path}: ")
-
-
-class _Scanner(Dataset):
-    def __init__(self, samples: Sequence[Sample], max_pixels: int) -> None:
-        self.samples, self.max_pixels = samples, max_pixels
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> SampleScan:
-        return scan_sample(self.samples[index], self.max_pixels)
-
-
-def iterate_scans(
-    samples: Sequence[Sample], workers: int = 0, max_pixels: int = 0
-) -> Iterator[SampleScan]:
-    """Scan samples in parallel; yields in their order, whatever the number of workers.
-
-    Args:
-        samples: the files.
-        workers: processes; 0 scans in this one.
-        max_pixels: see `scan_sample`.
-
-    Raises:
-        DatasetError: a worker died, as of lack of memory.
-    """
-    loader = DataLoader(
-        _Scanner(samples, max_pixels),
-        batch_size=min(16, max(1, len(samples) // max(workers, 1))),
-        num_workers=workers,
-        collate_fn=list,
-    )
-    try:
-        for scans in loader:
-            yield from scans
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DatasetError(
-            f"scan: a worker process died ({' '.join(str(error).split())}); use fewer --workers, "
-            "or 0 to see at which file"
-        ) from error
 
 
 class DatasetScan:

@@ -1,0 +1,57 @@
+"""Texts for people: one line of an error, the name that was meant, tables as csv."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["did_you_mean", "error_text", "format_csv", "one_line"]
+
+
+def one_line(text: object) -> str:
+    """Return a text with every run of white space as one space."""
+    return " ".join(str(text).split())
+
+
+def error_text(error: BaseException) -> str:
+    """Return type and message of an exception in one line."""
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """Return ``"; did you mean NAME?"`` for the end of a message, or "" if no name is near.
+
+    Args:
+        word: what was found; upper and lower case are the same.
+        known: what is there.
+    """
+    names = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(str(word).casefold(), names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
+
+
+def format_csv(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table as csv.
+
+    Args:
+        head: names of the columns.
+        rows: values in their order; None and nan become empty cells, floats are rounded to 4
+            digits, lists and dicts become json.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        return "" if math.isnan(value) else round(float(value), 4)
+    return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
