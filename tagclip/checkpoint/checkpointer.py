@@ -215,11 +215,12 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         model without trusty token drops that of the checkpoint.
         """
         own, frozen = _trained_state(self.model), _frozen_parameters(self.model)
-        if _trusty_parts(state) and not _trusty_parts(own):
+        dropped = {name for name in state if name.startswith(TRUSTY_PARTS)}
+        if dropped and not any(name.startswith(TRUSTY_PARTS) for name in own):
             self.logger.warning(
                 "%s: its trusty token is dropped, MODEL.TAGCLIP.TRUSTY.ENABLED is False", path
             )
-            state = {n: tensor for n, tensor in state.items() if not n.startswith(TRUSTY_PARTS)}
+            state = {name: t for name, t in state.items() if name not in dropped}
         fitting = {}
         for name in sorted(own.keys() | state.keys()):
             found, expected = state.get(name), own.get(name, frozen.get(name))
@@ -300,10 +301,6 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     """Name -> tensor of everything but frozen parameters."""
     frozen = _frozen_parameters(model)
     return {name: t for name, t in model.state_dict().items() if name not in frozen}
-
-
-def _trusty_parts(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(TRUSTY_PARTS)]
 
 
 def _frozen_parameters(model: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -180,7 +181,6 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TEST, cfg.TEST.EXPECTED_RESULTS, cfg.OUTPUT_DIR = (), [], ""
-    names = [_LABELS] + [_NAMES] * (cfg.DATASETS.ZERO_SHOT.SETTING == "inductive")
     with TemporaryDirectory() as folder, _reproducible(cfg.MODEL.DEVICE):
         files = _drawn_files(cfg, iterations)
         copies, pixels = scramble_files(files, vocabulary, cfg.SEED, folder)
@@ -190,16 +190,15 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
                 f"of {iterations} iterations, expected some, or the proof says nothing; take more "
                 "iterations or another split"
             )
-        renamed = Path(folder) / "renamed.json"
-        changes = {
-            _LABELS: {"labels": copies},
-            _NAMES: {"vocabulary": write_vocabulary(rename_unseen(vocabulary), renamed)},
-        }
-        with tqdm(total=iterations * (1 + len(names)), disable=None, leave=False) as bar:
+        changes: dict[str, dict[str, Any]] = {_LABELS: {"labels": copies}}
+        if cfg.DATASETS.ZERO_SHOT.SETTING == "inductive":
+            renamed = write_vocabulary(rename_unseen(vocabulary), Path(folder) / "renamed.json")
+            changes[_NAMES] = {"vocabulary": renamed}
+        with tqdm(total=iterations * (1 + len(changes)), disable=None, leave=False) as bar:
             original = _train(cfg, iterations, bar)
             differences, repeated = {}, None
-            for name in names:
-                with changed_datasets(cfg, **changes[name]) as changed:
+            for name, change in changes.items():
+                with changed_datasets(cfg, **change) as changed:
                     run = _train(changed, iterations, bar)
                 differences[name] = _Difference.between(original, run)
             if any(differences.values()):

@@ -103,7 +103,9 @@ class ZeroShotTrainer(DefaultTrainer):
             parts = {}
             if train:
                 # The training itself looks for unseen classes, once.
-                cls.build_train_loader(_with_all_images(cfg))
+                all_images = cfg.clone()
+                all_images.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
+                cls.build_train_loader(all_images)
             model = cls.build_model(cfg)
             # Both look at their keys only when they are called.
             model.gate(torch.zeros(1, 1, 1), None, torch.ones(1, dtype=torch.bool))
@@ -223,12 +225,6 @@ class ZeroShotTrainer(DefaultTrainer):
             files_may_fail=training_goes_on(cfg),
             save_logits=cfg.TEST.SAVE_LOGITS,
         )
-
-
-def _with_all_images(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
-    return cfg
 
 
 def _results_table(cfg: CfgNode) -> Path:

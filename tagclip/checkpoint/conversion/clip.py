@@ -53,7 +53,7 @@ def convert_clip(source: Path, target: Path, sha256: str) -> list[str]:
     }[weights.quick_gelu]
     return [
         f"{source}: CLIP weights",
-        *summary("kept", weights.state),
+        *summary(weights.state),
         "dropped: constants that are no weights (sizes, position_ids, attention mask), if any",
         f"recorded: activation {activation}",
         f"written: {target}, sha256 {file_sha256(target)}",
@@ -172,11 +172,9 @@ def check_suffix(path: Path, *suffixes: str) -> None:
 
 
 def summary(
-    verb: str, state: Mapping[str, Tensor], sources: Mapping[str, list[str]] | None = None
+    state: Mapping[str, Tensor], sources: Mapping[str, list[str]] | None = None
 ) -> list[str]:
-    """Count tensors, and name each with what it was made of."""
+    """Count the tensors that are kept, and name each with what it was made of."""
     parameters = sum(tensor.numel() for tensor in state.values())
-    lines = [f"{verb}: {len(state)} tensors, {parameters:,} parameters"]
-    if sources is not None:
-        lines += [f"{verb}: {name} <- {' + '.join(old)}" for name, old in sources.items()]
-    return lines
+    made = [f"kept: {name} <- {' + '.join(old)}" for name, old in (sources or {}).items()]
+    return [f"kept: {len(state)} tensors, {parameters:,} parameters", *made]

@@ -68,10 +68,7 @@ def convert_file(
     source, target = Path(source), Path(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target}: found the same file for IN and OUT, expected another OUT")
-    if source.suffix != ".pth":
-        _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
-        return convert_clip(source, target, sha256)
-    content = read_dict(source)
+    content = read_dict(source) if source.suffix == ".pth" else {}
     state = content.get("state_dict", content)
     _check_names(source, state, content.get("meta") or {})
     if is_official(state):
@@ -133,7 +130,7 @@ def _convert_official(
     elif full:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     write_atomic(target, serialised({"model": state, "tagclip": metadata}))
-    lines += summary("kept", conversion.trained, conversion.sources)
+    lines += summary(conversion.trained, conversion.sources)
     other = content.keys() - {"state_dict", "meta"} if "state_dict" in content else ()
     lines += [f"dropped: {key}, which belongs to the training run" for key in sorted(other)]
     lines += [f"dropped: {name}, {why}" for name, why in sorted(conversion.dropped.items())]
@@ -206,7 +203,7 @@ def _fit(
     TagCLIPCheckpointer(model, metadata=own).load_content(source, converted)
     state = dict(conversion.trained)
     if full:
-        state = {name: tensor.detach() for name, tensor in model.state_dict().items()} | state
+        state = dict(model.state_dict()) | state
     return state, own | known
 
 
@@ -217,11 +214,11 @@ def _copy_full(
     if cfg is None:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     model = load_trained(cfg, str(source), strict=True)
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    state = dict(model.state_dict())
     write_atomic(target, serialised({"model": state, "tagclip": metadata}))
     return [
         f"{source}: checkpoint of TagCLIP for Detectron2",
-        *summary("kept", state),
+        *summary(state),
         "dropped: state of the training run (optimizer, iteration)",
         f"written: {target}, sha256 {file_sha256(target)}",
     ]

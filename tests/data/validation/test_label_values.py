@@ -24,11 +24,9 @@ def _scan_of(labels: Sequence[np.ndarray], vocabulary: Vocabulary) -> DatasetSca
         scan.add(
             SampleScan(
                 Sample(str(index), None, f"{index}.png"),
-                (),
                 label_size=label.shape[::-1],
                 label_mode="L",
-                values=values.astype(np.int64),
-                pixels=pixels,
+                counts=dict(zip(values.tolist(), pixels.tolist(), strict=True)),
             )
         )
     return scan
