@@ -199,3 +199,17 @@ def test_summary_states_the_protocol() -> None:
     )
     region = _config(*TRANSDUCTIVE, "MODEL.TAGCLIP.SELF_TRAINING.REGION", "novel")
     assert "pseudo-labels on unseen pixels (reads where they are)" in Protocol(region).summary
+
+
+def test_later_changes_of_the_config_do_not_matter() -> None:
+    cfg = _config()
+    protocol = Protocol(cfg)
+    cfg.merge_from_list([*SUPERVISED, *HALF])
+    assert protocol.setting == "inductive" and protocol.full.split == "zs"
+    assert protocol.training is protocol.training
+
+
+def test_nothing_is_read_before_it_is_asked_for() -> None:
+    protocol = Protocol(_config("DATASETS.ZERO_SHOT.SETTING", "other", train=("nothing",)))
+    with pytest.raises(ConfigError, match="SETTING is 'other'"):
+        protocol.check()
