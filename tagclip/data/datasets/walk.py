@@ -60,11 +60,10 @@ def _results(
         pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=ignoring)
         chunk = max(1, min(32, len(items) // (4 * processes)))
     try:
-        yield from pool.map(function, items, chunksize=chunk)
+        with pool:
+            yield from pool.map(function, items, chunksize=chunk)
     except BrokenProcessPool as error:
         raise DatasetError(
             f"{title}: a worker process died, maybe for lack of memory; use fewer --workers, or 1 "
             "to see at which file"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
