@@ -11,7 +11,9 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["did_you_mean", "error_text", "format_csv", "one_line"]
+from tabulate import tabulate
+
+__all__ = ["did_you_mean", "error_text", "format_csv", "markdown_table", "one_line"]
 
 
 def one_line(text: object) -> str:
@@ -49,6 +51,17 @@ def format_csv(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     writer.writerow(head)
     writer.writerows([_cell(value) for value in row] for row in rows)
     return text.getvalue()
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table of Markdown; cells stand as they are, with their vertical bars escaped.
+
+    Args:
+        head: names of the columns.
+        rows: cells in their order.
+    """
+    safe = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return tabulate(safe, head, tablefmt="github", disable_numparse=True)
 
 
 def _cell(value: Any) -> Any:
