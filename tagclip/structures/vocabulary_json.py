@@ -174,10 +174,10 @@ def _read_split(tree: object, names: Sequence[str], where: str) -> tuple[bool, .
 def _name_keys(listed: object, names: Sequence[str], where: str) -> set[str]:
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise VocabularyError(f"{where} is {listed!r}, expected a list of class names")
-    known = set(map(name_key, names))
+    known = {name_key(name): name for name in names}
     unknown = [name for name in listed if name_key(name) not in known]
     if unknown:
-        hint = did_you_mean(unknown[0], names) or "; names are compared with classes"
+        hint = did_you_mean(name_key(unknown[0]), names) or "; names are compared with classes"
         raise VocabularyError(f"{where} names {format_names(unknown)}, no class{hint}")
     keys = [name_key(name) for name in listed]
     if len(set(keys)) < len(keys):
