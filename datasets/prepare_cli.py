@@ -1,28 +1,19 @@
-"""Command line and processes of the prepare scripts."""
+"""Command line of the prepare scripts."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-from tqdm import tqdm
 
 from tagclip.errors import DatasetError
 from tagclip.utils.cli import run_tool
 
-__all__ = ["Options", "run_parallel", "run_script"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+__all__ = ["Options", "run_script"]
 
 
 @dataclass(frozen=True)
@@ -116,44 +107,3 @@ def _run(prepare_dataset: Callable[[str, Options], None], options: Options) -> N
             ) from error
 
     run_tool(prepare_all)
-
-
-def run_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
-) -> Iterator[Result]:
-    """Call a function on every item, with a progress bar; results in order.
-
-    Args:
-        function: picklable.
-        items: what it is called with.
-        workers: processes; 1 stays in this one.
-        title: of the progress bar.
-
-    Raises:
-        DatasetError: a process died.
-        Exception: whatever the function raises; what has not begun is then dropped.
-    """
-    with tqdm(total=len(items), desc=title, unit="file") as progress:
-        for result in _results(function, items, workers):
-            progress.update()
-            yield result
-
-
-def _results(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[Result]:
-    if workers == 1:
-        yield from map(function, items)
-        return
-    executor = ProcessPoolExecutor(
-        workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
-    try:
-        chunk = max(1, min(32, len(items) // (4 * workers)))
-        yield from executor.map(function, items, chunksize=chunk)
-    except BrokenProcessPool as error:
-        raise DatasetError(
-            "a worker process died, maybe for lack of memory; run again with fewer --workers"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)

@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from prepare_cli import Options, run_parallel
+from prepare_cli import Options
 from prepare_sources import README, LabelSource
 from prepare_task import TEMPORARY, Task, check_label_file, compare_label, make_label
 
 from tagclip.data.datasets.builtin import Benchmark, read_benchmarks
 from tagclip.data.datasets.manifest import LabelManifest
+from tagclip.data.datasets.walk import map_files
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
@@ -153,7 +154,7 @@ def _run(
     function: Callable[[Task], object], tasks: Iterable[Task], options: Options, title: str
 ) -> list:
     tasks = list(tasks)
-    return list(run_parallel(function, tasks, options.workers, title)) if tasks else []
+    return list(map_files(function, tasks, title, options.workers)) if tasks else []
 
 
 def _check_all(benchmark: Benchmark, tasks: Mapping[str, Task], options: Options) -> dict[int, int]:

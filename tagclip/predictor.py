@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.modeling import build_model
 from PIL import Image
 
 import tagclip
-from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
-from tagclip.checkpoint.config import checkpoint_config
+from tagclip.checkpoint import checkpoint_config, load_trained
 from tagclip.data.inference_input import InferenceInput, check_bgr_array
 from tagclip.data.label_io import image_pixels, read_image
-from tagclip.data.protocol import query_vocabulary, resolve_seen
+from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import error_text
 
 __all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
 
@@ -79,13 +78,7 @@ class TagCLIPPredictor:
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         import_projects(cfg.PROJECTS)
-        self.model = build_model(cfg).eval()
-        TagCLIPCheckpointer(
-            self.model,
-            metadata=checkpoint_metadata(cfg, self.model),
-            allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS,
-            save_to_disk=False,
-        ).load(cfg.MODEL.WEIGHTS)
+        self.model = load_trained(cfg)
         self._input = InferenceInput.from_config(cfg)
         self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
 
@@ -240,8 +233,9 @@ class TagCLIPPredictor:
             try:
                 rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, over_white=True)
             except (OSError, SyntaxError, ValueError) as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise DatasetError(f"{name}: cannot decode this PIL image ({reason})") from error
+                raise DatasetError(
+                    f"{name}: cannot decode this PIL image ({error_text(error)})"
+                ) from error
             return rgb[:, :, ::-1]
         check_bgr_array(image, name)
         return image
@@ -258,7 +252,7 @@ class TagCLIPPredictor:
         if isinstance(source, Vocabulary):
             return source
         if isinstance(source, str) and source in DatasetCatalog.list():
-            return query_vocabulary(self.cfg, source)
+            return Protocol(self.cfg).asked(source)
         if isinstance(source, (str, Path)):
             if Path(source).suffix != ".json":
                 raise VocabularyError(

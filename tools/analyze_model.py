@@ -82,14 +82,15 @@ def analyze(cfg: CfgNode) -> dict[str, Any]:
     """
     from tagclip.analysis.model_cost import ModelAnalysis
     from tagclip.config.choices import require_choice
-    from tagclip.data import query_vocabulary
+    from tagclip.data import Protocol
 
     require_choice(cfg.SOLVER.OPTIMIZER, "SOLVER.OPTIMIZER", tuple(OPTIMIZER_BYTES))
     analysis = ModelAnalysis(cfg)
     parameters = analysis.parameters()
     trainable = sum(row.trainable for row in parameters)
     vocabularies = {"training": analysis.model.train_vocabulary}
-    vocabularies |= {name: query_vocabulary(cfg, name) for name in cfg.DATASETS.TEST}
+    protocol = Protocol(cfg)
+    vocabularies |= {name: protocol.asked(name) for name in cfg.DATASETS.TEST}
     return {
         "clip": cfg.MODEL.CLIP.NAME,
         "prompts_per_layer": cfg.MODEL.CLIP.PROMPT.NUM_TOKENS,

@@ -153,10 +153,9 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
 
 def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
     """Config of --config-file, or of the checkpoint; its MODEL.WEIGHTS is the checkpoint."""
-    from torch import nn
 
-    from tagclip import TagCLIPCheckpointer, load_config
-    from tagclip.checkpoint import checkpoint_config
+    from tagclip import load_config
+    from tagclip.checkpoint import checkpoint_config, last_checkpoint
 
     opts = [*args.opts, *opts]
     if args.background is not None:
@@ -169,9 +168,8 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
             raise ConfigError("--config-file, --weights: found neither, expected one of them")
         return checkpoint_config(weights, opts)
     cfg = load_config(args.config_file, opts)
-    folder = TagCLIPCheckpointer(nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
-    if not cfg.MODEL.WEIGHTS and folder.has_checkpoint():
-        cfg.MODEL.WEIGHTS = folder.get_checkpoint_file()
+    if not cfg.MODEL.WEIGHTS and (last := last_checkpoint(cfg.OUTPUT_DIR)):
+        cfg.MODEL.WEIGHTS = last
         logger.info("Weights: %s, the last of OUTPUT_DIR", cfg.MODEL.WEIGHTS)
     return cfg
 

@@ -101,8 +101,8 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
         TagCLIPError: options, config, checkpoint or vocabulary are not in order.
     """
     from tagclip import TagCLIPPredictor, load_config
-    from tagclip.checkpoint.config import checkpoint_config
-    from tagclip.data import query_vocabulary
+    from tagclip.checkpoint import checkpoint_config
+    from tagclip.data import Protocol
 
     opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", False]
     if not args.config_file and not args.weights:
@@ -118,7 +118,7 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
         )
     predictor = TagCLIPPredictor(cfg)
     if args.vocab_from_dataset:
-        predictor.set_vocabulary(query_vocabulary(predictor.cfg, args.vocab_from_dataset))
+        predictor.set_vocabulary(Protocol(predictor.cfg).asked(args.vocab_from_dataset))
     elif args.vocab is not None:
         predictor.set_vocabulary([name.strip() for name in args.vocab.split(",")])
     elif args.vocab_file:

@@ -54,13 +54,13 @@ def main(args: argparse.Namespace) -> None:
         held_out_curves,
         to_json,
     )
-    from tagclip.data import dataset_vocabulary
+    from tagclip.data import Protocol
 
     cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     import_projects(cfg.PROJECTS)
-    vocabulary = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
+    vocabulary = Protocol(cfg).full
     groups = [held_out_classes(vocabulary, words) for words in args.hold_out]
     setup_logger(str(args.output))
     setup_logger(str(args.output), name="tagclip")

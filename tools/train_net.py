@@ -119,24 +119,17 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
-    from tagclip import TagCLIPCheckpointer, ZeroShotTrainer
-    from tagclip.checkpoint import checkpoint_metadata
-    from tagclip.data import protocol_summary
+    from tagclip import ZeroShotTrainer
+    from tagclip.checkpoint import load_trained
+    from tagclip.data import Protocol
 
     cfg = setup(args)
     if not args.eval_only:
         trainer = ZeroShotTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    logging.getLogger("tagclip").info("Protocol: %s", protocol_summary(cfg))
-    model = ZeroShotTrainer.build_model(cfg)
-    checkpointer = TagCLIPCheckpointer(
-        model,
-        cfg.OUTPUT_DIR,
-        metadata=checkpoint_metadata(cfg, model),
-        allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS,
-    )
-    checkpointer.load(cfg.MODEL.WEIGHTS)
+    logging.getLogger("tagclip").info("Protocol: %s", Protocol(cfg).summary)
+    model = load_trained(cfg, model=ZeroShotTrainer.build_model(cfg))
     results = ZeroShotTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,7 @@ from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 
 if TYPE_CHECKING:
+    from tagclip.data.validation.findings import Finding
     from tagclip.data.validation.scan import DatasetScan, Sample
     from tagclip.structures.vocabulary import Vocabulary
 
@@ -79,7 +81,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Validate; return the exit code."""
-    from tagclip.data.validation.findings import list_problems, shared_images
+    from tagclip.data.validation.findings import list_findings, shared_images
 
     # What single files are like is counted, not logged.
     logging.getLogger("tagclip.data.label_io").setLevel(logging.ERROR)
@@ -88,13 +90,13 @@ def main(args: argparse.Namespace) -> int:
     clean = True
     for target in targets:
         found = scans[target.name][0]
-        problems = list_problems(found, target.convert, target.prepare_command, target.verified)
+        findings = list_findings(found, target.convert, target.prepare_command, target.verified)
         for first, second in pairs:
             if second == target.name:
-                problems += shared_images(scans[first][0], found)
-        problems.sort(key=lambda problem: not problem.is_problem)
-        clean &= not any(problem.is_problem for problem in problems)
-        write_report(*scans[target.name], problems, args.output / target.name)
+                findings += shared_images(scans[first][0], found)
+        findings.sort(key=lambda finding: not finding.is_problem)
+        clean &= not any(finding.is_problem for finding in findings)
+        write_report(*scans[target.name], findings, args.output / target.name)
     return 0 if clean else 1
 
 
@@ -108,7 +110,7 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
         ConfigError, DatasetError, VocabularyError: a config, dataset or split does not exist.
     """
     from tagclip import load_config
-    from tagclip.data import dataset_vocabulary
+    from tagclip.data import Protocol
     from tagclip.structures.vocabulary import Vocabulary
 
     cfg = load_config(args.config_file or "")
@@ -121,7 +123,8 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
         import_projects(cfg.PROJECTS)
         cfg.DATASETS.ZERO_SHOT.SPLIT = args.split or cfg.DATASETS.ZERO_SHOT.SPLIT
         names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
-        vocabularies = [dataset_vocabulary(cfg, name) for name in names]
+        protocol = Protocol(cfg)
+        vocabularies = [protocol.dataset(name) for name in names]
         pairs = [p for p in product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) if p[0] != p[1]]
     targets = [find_target(name, v) for name, v in zip(names, vocabularies, strict=True)]
     return targets, pairs, cfg.INPUT.MAX_PIXELS
@@ -173,9 +176,8 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
     Returns:
         What was found, and the samples whose image and label fit together.
     """
-    from tqdm import tqdm
-
-    from tagclip.data.validation.scan import DatasetScan, iterate_scans
+    from tagclip.data.datasets.walk import map_files
+    from tagclip.data.validation.scan import DatasetScan, scan_sample
 
     found, usable = DatasetScan(target.name, target.vocabulary), []
     if target.refusal:
@@ -185,9 +187,8 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
         key = sample.key.removesuffix(_MMSEG_SUFFIX)
         if sample.image is None and key != sample.key and key in images:
             found.note("naming", sample.label)
-    scans = iterate_scans(target.samples, workers, max_pixels)
-    # disable=None: no bar unless stderr is a terminal.
-    for each in tqdm(scans, total=len(target.samples), desc=target.name, disable=None):
+    read = partial(scan_sample, max_pixels=max_pixels)
+    for each in map_files(read, target.samples, target.name, workers):
         found.add(each)
         if each.image_size and each.image_size == each.label_size:
             usable.append(each.sample)
@@ -195,7 +196,7 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
 
 
 def write_report(
-    found: DatasetScan, usable: Sequence[Sample], problems: Sequence, folder: Path
+    found: DatasetScan, usable: Sequence[Sample], findings: Sequence[Finding], folder: Path
 ) -> None:
     """Print the report of a dataset, write it and its pictures."""
     from tagclip.data.validation.report import (
@@ -205,7 +206,7 @@ def write_report(
         report_content,
     )
 
-    content = report_content(found, problems)
+    content = report_content(found, findings)
     written = [
         write_atomic(folder / "report.json", json.dumps(content, indent=1) + "\n"),
         draw_histogram(found, folder / "histogram.png"),

@@ -103,12 +103,7 @@ def read_setup(config_file: str, opts: Sequence[str]) -> Setup:
         DatasetError, VocabularyError: see `ZeroShotTrainer.build_train_loader`.
     """
     from tagclip import ZeroShotTrainer, load_config
-    from tagclip.data import (
-        dataset_vocabulary,
-        protocol_summary,
-        training_vocabulary,
-        validate_protocol,
-    )
+    from tagclip.data import Protocol
 
     cfg = load_config(config_file, opts)
     import_projects(cfg.PROJECTS)
@@ -117,13 +112,14 @@ def read_setup(config_file: str, opts: Sequence[str]) -> Setup:
             f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1; a seed that training draws is in "
             "config.yaml of its OUTPUT_DIR: give that file, or SEED NUMBER"
         )
-    validate_protocol(cfg)
+    protocol = Protocol(cfg)
+    protocol.check()
     loader = ZeroShotTrainer.build_train_loader(cfg)
-    trained = training_vocabulary(cfg)
+    trained = protocol.training
     labelled = {n for n, seen in zip(trained.names, trained.seen_mask, strict=True) if seen}
-    full = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
+    full = protocol.full
     full = full.with_seen([name in labelled for name in full.names])
-    return Setup(cfg, loader, full, trained, f"Protocol: {protocol_summary(cfg)}")
+    return Setup(cfg, loader, full, trained, f"Protocol: {protocol.summary}")
 
 
 def draw_page(setup: Setup, positions: Sequence[int]) -> np.ndarray:

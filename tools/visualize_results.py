@@ -65,12 +65,12 @@ def main(args: argparse.Namespace) -> None:
             predictions were not saved.
     """
     from tagclip.analysis.comparison import load_results
-    from tagclip.data import query_vocabulary
+    from tagclip.data import Protocol
     from tagclip.evaluation.run_folder import run_config
 
     cfg = run_config(args.run)
     for dataset, (result,) in load_results([str(args.run)], args.dataset).items():
-        vocabulary = query_vocabulary(cfg, dataset)
+        vocabulary = Protocol(cfg).asked(dataset)
         counts = stored_counts(args.run, result.content, vocabulary)
         output = (args.output or args.run / "visualize_results") / dataset
         draw_confusions(counts, vocabulary, dataset, output)

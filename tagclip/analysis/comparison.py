@@ -148,7 +148,7 @@ def _facts(result: RunResult) -> dict[str, str]:
 
 def _protocol(result: RunResult) -> str:
     """Which labels training read; how the model was trained on them is no matter of protocol."""
-    # Said by `protocol_summary` wherever a key makes training do so.
+    # Said by `Protocol.summary` wherever a key makes training do so.
     reads_novel = "reads where" in str(result.run("protocol"))
     return f"{result.run('setting')}{', which reads where unseen pixels are' * reads_novel}"
 

@@ -16,8 +16,8 @@ from detectron2.config import CfgNode
 
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
-from tagclip.data import dataset_vocabulary
-from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
+from tagclip.data import Protocol
+from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.modeling.inference.gate import Gate
@@ -101,8 +101,8 @@ def held_out_curves(
             f"DATASETS.ZERO_SHOT.SETTING {cfg.DATASETS.ZERO_SHOT.SETTING}, MODEL.TAGCLIP.TRUSTY."
             f"ENABLED {cfg.MODEL.TAGCLIP.TRUSTY.ENABLED}: expected inductive and True to fit a gate"
         )
-    full = dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
-    asked = dataset_vocabulary(cfg, dataset).restrict("seen")
+    protocol = Protocol(cfg)
+    full, asked = protocol.full, protocol.dataset(dataset).restrict("seen")
     partition = asked.with_seen([name not in held_out for name in asked.names])
     gates = {str(scale): Gate(form="additive", scale=scale, bias=0.0) for scale in SCALES}
     path = write_vocabulary(_without_labels(full, held_out), folder / "held_out.json")

@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog
 from tagclip.analysis.confusions import Confusion, group_confusions, list_confusions
 from tagclip.analysis.gate_analysis import GateAnalysis
 from tagclip.analysis.result_images import Ranked
-from tagclip.data import query_vocabulary, read_indices
+from tagclip.data import Protocol, read_indices
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import per_class, summarize
 from tagclip.evaluation.saved_logits import SavedLogits
@@ -101,7 +101,7 @@ def analyze_run(
             has changed.
     """
     dataset = content["dataset"]
-    vocabulary, samples = query_vocabulary(cfg, dataset), DatasetCatalog.get(dataset)
+    vocabulary, samples = Protocol(cfg).asked(dataset), DatasetCatalog.get(dataset)
     images = [sample["file_name"] for sample in samples]
     saved = SavedLogits.of_run(run, cfg, dataset, vocabulary, images)
     gate = saved.index["gate"]

@@ -1,10 +1,15 @@
 """Checkpoints: written atomically, read without executing anything, refused if they do not fit."""
 
-from tagclip.checkpoint.checkpointer import (
-    TagCLIPCheckpointer,
-    checkpoint_metadata,
-    read_checkpoint,
-)
-from tagclip.checkpoint.config import checkpoint_config
+from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
+from tagclip.checkpoint.folder import last_checkpoint
+from tagclip.checkpoint.metadata import checkpoint_config, checkpoint_metadata
+from tagclip.checkpoint.reading import read_checkpoint
 
-__all__ = ["TagCLIPCheckpointer", "checkpoint_config", "checkpoint_metadata", "read_checkpoint"]
+__all__ = [
+    "TagCLIPCheckpointer",
+    "checkpoint_config",
+    "checkpoint_metadata",
+    "last_checkpoint",
+    "load_trained",
+    "read_checkpoint",
+]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from tagclip.checkpoint.folder import (
     LAST,
+    advise_other,
     clean_folder,
-    newest_resumable,
+    last_checkpoint,
     probe_room,
+    serialised,
     write_durably,
 )
 from tagclip.checkpoint.metadata import (
@@ -26,10 +28,11 @@ from tagclip.checkpoint.metadata import (
     checkpoint_metadata,
     metadata_differences,
 )
-from tagclip.checkpoint.reading import loadable_beside, read_checkpoint
+from tagclip.checkpoint.reading import read_checkpoint
 from tagclip.errors import CheckpointError
+from tagclip.utils.text import one_line
 
-__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "checkpoint_metadata", "read_checkpoint"]
+__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "load_trained"]
 
 # Begins the names of what a config may leave out of a checkpoint, the trusty token or the
 # convolutional trusty head: MODEL.TAGCLIP.TRUSTY.ENABLED False.
@@ -85,10 +88,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         path = Path(self.save_dir) / f"{name}.pth"
         clean_folder(path.parent)
         self.logger.info("Saving checkpoint to %s", path)
-        # Into memory first: torch.save hides a full disk behind an internal error.
-        buffer = io.BytesIO()
-        torch.save(data | kwargs, buffer)
-        write_durably(path, buffer.getbuffer())
+        write_durably(path, serialised(data | kwargs))
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -112,36 +112,12 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             probe_room(Path(self.save_dir), size)
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one to continue from, see `get_checkpoint_file`."""
-        if super().has_checkpoint():
-            return True
-        return bool(self.save_dir) and newest_resumable(Path(self.save_dir)) is not None
+        """Whether there is one to continue from, see `last_checkpoint`."""
+        return bool(self.save_dir and last_checkpoint(self.save_dir))
 
     def get_checkpoint_file(self) -> str:
-        """Return the path of the checkpoint that ``last_checkpoint`` names.
-
-        Without that file it is the newest one that a training can continue from.
-
-        Raises:
-            CheckpointError: it is not there.
-        """
-        tag = Path(self.save_dir) / LAST
-        if name := newest_resumable(tag.parent):
-            return str(tag.with_name(name))
-        try:
-            name = tag.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{tag}: cannot be read ({type(error).__name__}), expected the name of a "
-                f"checkpoint{_other_advice(tag)}"
-            ) from error
-        path = tag.with_name(name) if name and Path(name).name == name else tag
-        if path == tag or not os.path.isfile(path):
-            raise CheckpointError(
-                f"{tag}: found {name!r}, expected the name of a checkpoint beside it"
-                f"{_other_advice(tag)}"
-            )
-        return str(path)
+        """Path of the checkpoint to continue from, see `last_checkpoint`."""
+        return last_checkpoint(self.save_dir)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from ``last_checkpoint``, or start from ``path``.
@@ -164,7 +140,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 self.logger.warning("%s: no such file: continuing from the newest checkpoint", tag)
             return self.load(self.get_checkpoint_file())
         if resume:
-            if advice := _other_advice(tag):
+            if advice := advise_other(tag):
                 raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
             self.logger.warning(
                 "%s holds no checkpoint to resume from: starting a new run", self.save_dir
@@ -186,14 +162,31 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 to be restored; or there is nothing to evaluate.
         """
         restored = list(self.checkpointables) if checkpointables is None else checkpointables
-        is_evaluation = not self.checkpointables
         if not path:
-            if is_evaluation and not self.allow_partial and _trained_state(self.model):
+            is_lenient = self.checkpointables or self.allow_partial
+            if not is_lenient and _trained_state(self.model):
                 raise CheckpointError("MODEL.WEIGHTS is empty, expected a checkpoint to evaluate")
             self.logger.info("MODEL.WEIGHTS is empty: starting from CLIP")
             return {}
         self.logger.info("Loading checkpoint %s", path)
-        checkpoint = self._load_file(str(path))
+        return self.load_content(path, read_checkpoint(path), restored)
+
+    def load_content(
+        self, path: str | Path, checkpoint: dict[str, Any], restored: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """Load a checkpoint that has been read.
+
+        Args:
+            path: what messages call it.
+            checkpoint: as `read_checkpoint` returns it; what is loaded is taken out.
+            restored: names of the checkpointables to restore.
+
+        Returns:
+            What else the checkpoint holds.
+
+        Raises:
+            CheckpointError: it does not fit the model, or lacks what is to be restored.
+        """
         saved = checkpoint.get("tagclip")
         if not isinstance(saved, dict):
             self.logger.warning(
@@ -203,7 +196,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             saved = {}
         check_metadata(saved, path)
         differences = metadata_differences(
-            saved, self.metadata, compare_classes=is_evaluation or bool(restored)
+            saved, self.metadata, compare_classes=not self.checkpointables or bool(restored)
         )
         self._load_state(path, checkpoint.pop("model"), differences)
         for key in restored:
@@ -215,9 +208,6 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             )  # fmt: skip
         return checkpoint
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
-
     def _load_state(self, path: str, state: dict[str, Tensor], differences: list[str]) -> None:
         """Load the tensors if everything fits; what does not fit is listed in one line.
 
@@ -225,11 +215,12 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         model without trusty token drops that of the checkpoint.
         """
         own, frozen = _trained_state(self.model), _frozen_parameters(self.model)
-        if _trusty_parts(state) and not _trusty_parts(own):
+        dropped = {name for name in state if name.startswith(TRUSTY_PARTS)}
+        if dropped and not any(name.startswith(TRUSTY_PARTS) for name in own):
             self.logger.warning(
                 "%s: its trusty token is dropped, MODEL.TAGCLIP.TRUSTY.ENABLED is False", path
             )
-            state = {n: tensor for n, tensor in state.items() if not n.startswith(TRUSTY_PARTS)}
+            state = {name: t for name, t in state.items() if name not in dropped}
         fitting = {}
         for name in sorted(own.keys() | state.keys()):
             found, expected = state.get(name), own.get(name, frozen.get(name))
@@ -242,7 +233,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                     f"{name}: found other values, expected those of the config's CLIP"
                 )
         if differences:
-            listed = " ".join("; ".join(differences[:_LISTED]).split())
+            listed = one_line("; ".join(differences[:_LISTED]))
             text = f"{path}: does not fit the model: {listed}"
             if len(differences) > _LISTED:
                 text += f"; and {len(differences) - _LISTED} more"
@@ -265,9 +256,45 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         # A damaged state ends in whatever the optimizer or detectron2 makes of it.
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{path}: the state of the {key} does not fit ({' '.join(str(error).split())}); "
+                f"{path}: the state of the {key} does not fit ({one_line(error)}); "
                 "resume with the SOLVER keys of the interrupted run"
             ) from error
+
+
+def load_trained(
+    cfg: CfgNode,
+    weights: str | None = None,
+    *,
+    model: nn.Module | None = None,
+    strict: bool = False,
+    **checkpointables: Any,
+) -> nn.Module:
+    """Build the model of a config and load what was trained.
+
+    Args:
+        cfg: see `tagclip.config`.
+        weights: path of the checkpoint; None takes MODEL.WEIGHTS.
+        model: built from ``cfg`` already; None builds it.
+        strict: refuse what does not fit although TEST.ALLOW_PARTIAL_WEIGHTS is True.
+        checkpointables: of a training that is to start from the weights. It allows "", which is
+            CLIP, and takes all of the weights or none. Without any, they are loaded to evaluate.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        CheckpointError: see `TagCLIPCheckpointer.load`.
+        TagCLIPError: what the model is built of is not in order.
+    """
+    model = (build_model(cfg) if model is None else model).eval()
+    TagCLIPCheckpointer(
+        model,
+        metadata=checkpoint_metadata(cfg, model),
+        allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS and not (strict or checkpointables),
+        save_to_disk=False,
+        **checkpointables,
+    ).load(cfg.MODEL.WEIGHTS if weights is None else weights, checkpointables=[])
+    return model
 
 
 def _trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -276,18 +303,9 @@ def _trained_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: t for name, t in model.state_dict().items() if name not in frozen}
 
 
-def _trusty_parts(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(TRUSTY_PARTS)]
-
-
 def _frozen_parameters(model: nn.Module) -> dict[str, Tensor]:
     parameters = model.named_parameters(remove_duplicate=False)
     return {name: p.detach() for name, p in parameters if not p.requires_grad}
-
-
-def _other_advice(tag: Path) -> str:
-    other = loadable_beside(tag)
-    return f"; write the name of one into it, such as {other}" if other else ""
 
 
 def _size(tensor: Tensor | None) -> str:

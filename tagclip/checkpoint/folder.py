@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tagclip.checkpoint.reading import loadable_beside
 from tagclip.errors import CheckpointError
 from tagclip.utils.files import probe_folder, remove_leftovers, sync_folder, write_atomic
 
-__all__ = ["LAST", "clean_folder", "newest_resumable", "probe_room", "write_durably"]
+__all__ = [
+    "LAST",
+    "advise_other",
+    "clean_folder",
+    "last_checkpoint",
+    "probe_room",
+    "serialised",
+    "write_durably",
+]
 
 # Names the checkpoint that a run continues from.
 LAST = "last_checkpoint"
 # What a training needs to continue.
 _STATE = ("optimizer", "trainer", "iteration")
+
+
+def serialised(content: Any) -> memoryview:
+    """Return the bytes that torch.save writes; to a file, it would hide a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
 
 
 def write_durably(path: Path, content: bytes | memoryview | str) -> None:
@@ -59,13 +78,35 @@ def probe_room(folder: Path, size: int) -> None:
         ) from error
 
 
-def newest_resumable(folder: Path) -> str | None:
-    """Name of a checkpoint to continue from where there is no ``last_checkpoint``.
+def last_checkpoint(folder: str | Path) -> str:
+    """Path of the checkpoint that a training in a folder continues from; "" if there is none.
 
-    A process that is killed right after its first checkpoint leaves such a folder.
+    The file ``last_checkpoint`` names it. Where that is missing, as a process leaves it that is
+    killed right after its first checkpoint, it is the newest complete one of a training.
 
-    Returns:
-        The newest complete one; None if there is a ``last_checkpoint``, or none of a training.
+    Raises:
+        CheckpointError: ``last_checkpoint`` names no file beside it.
     """
-    tag = folder / LAST
-    return None if tag.exists() else loadable_beside(tag, _STATE)
+    tag = Path(folder) / LAST
+    try:
+        name = tag.read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        newest = loadable_beside(tag, _STATE)
+        return str(tag.with_name(newest)) if newest else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{tag}: cannot be read ({type(error).__name__}), expected the name of a "
+            f"checkpoint{advise_other(tag)}"
+        ) from error
+    path = tag.with_name(name) if name and Path(name).name == name else tag
+    if path == tag or not path.is_file():
+        raise CheckpointError(
+            f"{tag}: found {name!r}, expected the name of a checkpoint beside it{advise_other(tag)}"
+        )
+    return str(path)
+
+
+def advise_other(tag: Path) -> str:
+    """Which checkpoint ``last_checkpoint`` could name instead, as the end of a message."""
+    other = loadable_beside(tag)
+    return f"; write the name of one into it, such as {other}" if other else ""

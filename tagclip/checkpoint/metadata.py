@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,19 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
+from tagclip.checkpoint.reading import read_checkpoint
+from tagclip.config.loading import build_config, resolve_paths
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.utils.untrusted import load_yaml
 
-__all__ = ["changed_run_keys", "check_metadata", "checkpoint_metadata", "metadata_differences"]
+__all__ = [
+    "changed_run_keys",
+    "check_metadata",
+    "checkpoint_config",
+    "checkpoint_metadata",
+    "metadata_differences",
+]
 
 FORMAT = 1
 # Safe, and several times as fast where PyYAML has its C part.
@@ -84,6 +92,30 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     }
 
 
+def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
+    """Build the config that a checkpoint was trained with; MODEL.WEIGHTS is the checkpoint.
+
+    Args:
+        path: a checkpoint of `TagCLIPCheckpointer`. Relative paths in its config mean files below
+            its folder, where it was written.
+        opts: alternating keys and values that go before those of the checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or unsafe, or holds no config.
+        ConfigError: a key is unknown (in `opts`, or to this version), or a value is wrong.
+    """
+    metadata = read_checkpoint(path).get("tagclip")
+    tree = _config_tree(metadata.get("config") if isinstance(metadata, dict) else None)
+    if tree is None or not isinstance(tree.setdefault("MODEL", {}), dict):
+        raise CheckpointError(
+            f"{path}: found no config in it, expected a checkpoint of tools/train_net.py; load "
+            "the weights with a config of their own (--config-file, MODEL.WEIGHTS)"
+        )
+    tree = resolve_paths(tree, Path(path).resolve().parent)
+    tree["MODEL"]["WEIGHTS"] = str(path)
+    return build_config([(path, tree)], opts)
+
+
 def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
     """Refuse metadata that `checkpoint_metadata` cannot have written.
 
@@ -103,15 +135,20 @@ def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
                 f"{path}: found tagclip.{key} {value!r:.60}, expected a {what}; the file is "
                 "damaged or was not written by tools/train_net.py"
             )
-    try:
-        is_tree = isinstance(load_yaml(saved.get("config") or "{}"), dict)
-    except ValueError:
-        is_tree = False
-    if not is_tree:
+    if _config_tree(saved.get("config") or "{}") is None:
         raise CheckpointError(
             f"{path}: found no config in it that can be read, expected the yaml text that "
             "tools/train_net.py stores"
         )
+
+
+def _config_tree(text: Any) -> dict[str, Any] | None:
+    """The config in metadata; None if it is no text, or not the yaml of one."""
+    try:
+        tree = load_yaml(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+    return tree if isinstance(tree, dict) else None
 
 
 def metadata_differences(

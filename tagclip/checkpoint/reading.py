@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
+from tagclip.utils.text import error_text, one_line
 from tagclip.utils.untrusted import UnsafeFileError, check_content, check_zip, load_json
 
 __all__ = ["loadable_beside", "read_checkpoint", "read_dict"]
@@ -141,7 +142,7 @@ def _describe(path: Path, error: Exception) -> str:
             f"file is {kind}: found Python objects, which may execute code, expected tensors, "
             "numbers and text only"
         )
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
+    reason = error_text(error)[:80]
     return f"file is damaged ({size} bytes; {reason}), expected what torch.save wrote"
 
 
@@ -157,5 +158,5 @@ def _describe_safetensors(path: Path, size: int, error: Exception) -> str:
         whole = 0
     if size < whole:
         return f"file is incomplete ({size} of {whole} bytes), expected the whole of it"
-    reason = " ".join(str(error).split())[:80]
+    reason = one_line(error)[:80]
     return f"file is incomplete or damaged ({size} bytes: {reason}), expected safetensors"

@@ -3,31 +3,18 @@
 from tagclip.data.augmentation import build_test_augmentations, build_train_augmentations
 from tagclip.data.dataset_mapper import ZeroShotDatasetMapper
 from tagclip.data.datasets.register import register_folder_dataset, register_zero_shot_sem_seg
-from tagclip.data.label_indices import read_indices
-from tagclip.data.label_io import check_label, read_image, read_label
-from tagclip.data.protocol import (
-    dataset_vocabulary,
-    protocol_summary,
-    query_vocabulary,
-    resolve_seen,
-    training_vocabulary,
-    validate_protocol,
-)
+from tagclip.data.label_io import check_label, read_image, read_indices, read_label
+from tagclip.data.protocol import Protocol
 
 __all__ = [
+    "Protocol",
     "ZeroShotDatasetMapper",
     "build_test_augmentations",
     "build_train_augmentations",
     "check_label",
-    "dataset_vocabulary",
-    "protocol_summary",
-    "query_vocabulary",
     "read_image",
     "read_indices",
     "read_label",
     "register_folder_dataset",
     "register_zero_shot_sem_seg",
-    "resolve_seen",
-    "training_vocabulary",
-    "validate_protocol",
 ]

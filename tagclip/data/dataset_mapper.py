@@ -15,14 +15,7 @@ from tagclip.config.choices import require_choice
 from tagclip.data.augmentation import build_train_augmentations
 from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_image, read_label
-from tagclip.data.protocol import (
-    dataset_vocabulary,
-    monitors_pseudo_labels,
-    query_vocabulary,
-    reads_novel_masks,
-    training_vocabulary,
-    validate_protocol,
-)
+from tagclip.data.protocol import Protocol
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -78,17 +71,18 @@ class ZeroShotDatasetMapper:
     ) -> dict[str, Any]:
         """Arguments for a training dataset (None: all of DATASETS.TRAIN) or a test dataset."""
         tagclip.register()
-        validate_protocol(cfg)
+        protocol = Protocol(cfg)
+        protocol.check()
         if not is_train and dataset_name is None:
             raise ValueError("a test mapper needs dataset_name: every dataset has its own classes")
         require_choice(cfg.INPUT.FORMAT, "INPUT.FORMAT", ("RGB", "BGR"))
-        source = dataset_vocabulary(cfg, dataset_name or cfg.DATASETS.TRAIN[0])
+        source = protocol.dataset(dataset_name) if dataset_name else protocol.full
         augmentations, inference_input = [], None
         if is_train:
-            target = training_vocabulary(cfg)
+            target = protocol.training
             augmentations = build_train_augmentations(cfg, target.ignore_index)
         else:
-            target = query_vocabulary(cfg, dataset_name)
+            target = protocol.asked(dataset_name)
             inference_input = InferenceInput.from_config(cfg)
         return {
             "is_train": is_train,
@@ -96,7 +90,8 @@ class ZeroShotDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "source_vocabulary": source,
             "target_vocabulary": target,
-            "novel_masks": is_train and (reads_novel_masks(cfg) or monitors_pseudo_labels(cfg)),
+            "novel_masks": is_train
+            and (protocol.reads_novel_masks or protocol.monitors_pseudo_labels),
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "inference_input": inference_input,
         }

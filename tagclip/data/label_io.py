@@ -19,8 +19,18 @@ from PIL import Image, UnidentifiedImageError
 
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import error_text
 
-__all__ = ["check_label", "image_pixels", "image_size", "look_up", "read_image", "read_label"]
+__all__ = [
+    "check_label",
+    "image_pixels",
+    "image_size",
+    "look_up",
+    "read_header",
+    "read_image",
+    "read_indices",
+    "read_label",
+]
 
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -74,7 +84,7 @@ def _describe_damage(path: str | Path, error: BaseException) -> str:
         if start.startswith((b"<!doctype", b"<html", b"<?xml")):
             return f"{size} bytes of html or xml text"
         return f"{size} bytes of no known image format"
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return error_text(error)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -87,6 +97,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
         width, height = image.size
         is_turned = _exif_orientation(image, path) in (5, 6, 7, 8)
     return (width, height) if is_turned else (height, width)
+
+
+def read_header(path: str | Path) -> tuple[str, int]:
+    """Pillow's mode of an image or label file, such as "RGB", and its EXIF orientation.
+
+    Raises:
+        DatasetError: the file is missing or no image.
+    """
+    with _opened(path, "image") as image:
+        return image.mode, _exif_orientation(image, path)
 
 
 def read_image(
@@ -140,7 +160,8 @@ def image_pixels(
 
 def _exif_orientation(image: Image.Image, path: str | Path) -> int:
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return orientation if isinstance(orientation, int) else 1
     except (*_DAMAGE, KeyError, TypeError):
         log_first_n(
             logging.WARNING,
@@ -190,6 +211,31 @@ def read_label(path: str | Path) -> np.ndarray:
     if values.dtype == np.uint8:
         return values // factor if factor > 1 else values
     return values.astype(np.uint8 if values.dtype == bool else np.int32)
+
+
+def read_indices(
+    path: str | Path,
+    vocabulary: Vocabulary,
+    size: tuple[int, int],
+    target: Vocabulary | None = None,
+) -> np.ndarray:
+    """Read a label file as indices of a class list.
+
+    Args:
+        path: label file.
+        vocabulary: the dataset's full class list.
+        size: (height, width) of its image.
+        target: class list of the result, see `Vocabulary.label_lut`; None: ``vocabulary``.
+
+    Returns:
+        (H, W) int32; the ``ignore_index`` of that list where no class of it is.
+
+    Raises:
+        DatasetError: the file is missing or damaged, or its size or values do not fit.
+    """
+    raw = read_label(path)
+    check_label(raw, path, vocabulary, size)
+    return vocabulary.label_lut(target)[raw]
 
 
 def check_label(

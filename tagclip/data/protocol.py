@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,17 +15,7 @@ from tagclip.data.datasets.from_config import apply_bad_sample_policy, register_
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = [
-    "dataset_vocabulary",
-    "monitors_pseudo_labels",
-    "protocol_summary",
-    "query_vocabulary",
-    "reads_novel_masks",
-    "requested_vocabulary",
-    "resolve_seen",
-    "training_vocabulary",
-    "validate_protocol",
-]
+__all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
 
 _SETTINGS = ("inductive", "transductive", "supervised")
 _TARGETS = ("seen", "novel")
@@ -32,78 +23,202 @@ _REGIONS = ("unlabeled", "novel")
 _UNKNOWN_CLASSES = ("match", "seen", "unseen")
 
 
-def dataset_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
-    """Full class list of a dataset with the partition for reporting.
+class Protocol:
+    """What a config says about seen and unseen classes.
 
-    The partition is the split `DATASETS.ZERO_SHOT.SPLIT`; a dataset that is not trained on and
-    lacks it uses its default split, or leaves the partition open if it has none.
-
-    Raises:
-        ConfigError: a training dataset lacks the split.
-        DatasetError, VocabularyError: the dataset is not registered, or its json is inconsistent.
+    Nothing is read before it is asked for, and the class lists of training are read once. Later
+    changes of the config do not matter.
     """
-    register_folder_datasets(cfg)
-    apply_bad_sample_policy(cfg)
-    split = cfg.DATASETS.ZERO_SHOT.SPLIT
-    default = Vocabulary.from_metadata(dataset_name)
-    is_trained = dataset_name in cfg.DATASETS.TRAIN
-    if not split:
-        if is_trained and default.seen is None and _setting(cfg) != "supervised":
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Keep the config as it is now; `check` tells whether it makes sense."""
+        self._cfg = cfg.clone()
+
+    @cached_property
+    def setting(self) -> str:
+        """DATASETS.ZERO_SHOT.SETTING: "inductive", "transductive" or "supervised".
+
+        Raises:
+            ConfigError: it is none of these.
+        """
+        setting = self._cfg.DATASETS.ZERO_SHOT.SETTING
+        require_choice(setting, "DATASETS.ZERO_SHOT.SETTING", _SETTINGS)
+        return setting
+
+    @cached_property
+    def full(self) -> Vocabulary:
+        """Full class list of the training datasets, with the partition of the split.
+
+        Raises:
+            ConfigError: DATASETS.TRAIN is empty, or its datasets disagree.
+            ConfigError, DatasetError, VocabularyError: see `dataset`.
+        """
+        names = list(self._cfg.DATASETS.TRAIN)
+        if not names:
             raise ConfigError(
-                f"DATASETS.ZERO_SHOT.SPLIT is empty and {_json_of(dataset_name)} (dataset "
-                f"{dataset_name}) has no default_split; name one of its splits"
+                "DATASETS.TRAIN is empty; name the dataset(s) that the model learns from"
             )
-        return default
-    try:
-        return Vocabulary.from_metadata(dataset_name, split)
-    except VocabularyError as error:
-        if is_trained:
+        first, *others = [self.dataset(name) for name in names]
+        for name, other in zip(names[1:], others, strict=True):
+            if other.partition_fingerprint != first.partition_fingerprint:
+                raise ConfigError(
+                    f"DATASETS.TRAIN: {names[0]} ({len(first)} classes, {_json_of(names[0])}) and "
+                    f"{name} ({len(other)} classes, {_json_of(name)}) differ in classes or split; "
+                    "train on datasets with the same vocabulary"
+                )
+        return first
+
+    @cached_property
+    def training(self) -> Vocabulary:
+        """The classes that training asks for; those called seen have labels.
+
+        Inductive: the seen classes of the split. Transductive: all classes, with the partition of
+        the split. Supervised: all classes, all of them seen.
+
+        Raises:
+            ConfigError: the setting is unknown or does not suit the split.
+            ConfigError, DatasetError, VocabularyError: see `full`.
+        """
+        full = self.full
+        if self.setting == "supervised":
+            return full.with_seen([True] * len(full))
+        if self.setting == "inductive":
+            return full.restrict("seen")
+        if not 0 < full.num_seen < len(full):
             raise ConfigError(
-                f"DATASETS.ZERO_SHOT.SPLIT is {split!r}, which training dataset {dataset_name} "
-                f"lacks ({error}); name one of its splits"
-            ) from error
-        return default
+                f"DATASETS.ZERO_SHOT.SETTING is 'transductive', but split {full.split!r} has "
+                f"{full.num_seen} seen and {len(full) - full.num_seen} unseen classes, expected "
+                "some of both; name another split or setting"
+            )
+        return full
 
+    def dataset(self, name: str) -> Vocabulary:
+        """Full class list of a dataset with the partition for reporting.
 
-def training_vocabulary(cfg: CfgNode) -> Vocabulary:
-    """The classes that training asks for; those called seen have labels.
+        The partition is the split `DATASETS.ZERO_SHOT.SPLIT`; a dataset that is not trained on and
+        lacks it uses its default split, or leaves the partition open if it has none.
 
-    Inductive: the seen classes of the split. Transductive: all classes, with the partition of
-    the split. Supervised: all classes, all of them seen.
+        Raises:
+            ConfigError: a training dataset lacks the split.
+            DatasetError, VocabularyError: the dataset is not registered, or its json is
+                inconsistent.
+        """
+        register_folder_datasets(self._cfg)
+        apply_bad_sample_policy(self._cfg)
+        split = self._cfg.DATASETS.ZERO_SHOT.SPLIT
+        default = Vocabulary.from_metadata(name)
+        is_trained = name in self._cfg.DATASETS.TRAIN
+        if not split:
+            if is_trained and default.seen is None and self.setting != "supervised":
+                raise ConfigError(
+                    f"DATASETS.ZERO_SHOT.SPLIT is empty and {_json_of(name)} (dataset {name}) has "
+                    "no default_split; name one of its splits"
+                )
+            return default
+        try:
+            return Vocabulary.from_metadata(name, split)
+        except VocabularyError as error:
+            if is_trained:
+                raise ConfigError(
+                    f"DATASETS.ZERO_SHOT.SPLIT is {split!r}, which training dataset {name} lacks "
+                    f"({error}); name one of its splits"
+                ) from error
+            return default
 
-    Raises:
-        ConfigError: the setting is unknown or does not suit the split, or DATASETS.TRAIN is
-            empty or disagrees.
-    """
-    full, setting = _trained_vocabulary(cfg), _setting(cfg)
-    if setting == "supervised":
-        return full.with_seen([True] * len(full))
-    if setting == "inductive":
-        return full.restrict("seen")
-    if not 0 < full.num_seen < len(full):
-        raise ConfigError(
-            f"DATASETS.ZERO_SHOT.SETTING is 'transductive', but split {full.split!r} has "
-            f"{full.num_seen} seen and {len(full) - full.num_seen} unseen classes, expected some "
-            "of both; name another split or setting"
+    def asked(self, dataset_name: str) -> Vocabulary:
+        """The classes that evaluation asks for, where seen means: the model was trained on it.
+
+        With the class list of the training data, the partition is that of training. With another
+        one, `MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES` decides: by names that training has seen
+        ("match"), or all classes alike.
+
+        Raises:
+            ConfigError, DatasetError, VocabularyError: see `dataset` and `training`.
+        """
+        vocabulary, full = self.dataset(dataset_name), self.full
+        if vocabulary.fingerprint == full.fingerprint:
+            if self.setting == "supervised":
+                return replace(vocabulary, seen=(True,) * len(vocabulary), split="")
+            return replace(vocabulary, seen=full.seen, split=full.split)
+        policy = self._cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES
+        return resolve_seen(replace(vocabulary, seen=None), self.training, policy)
+
+    @property
+    def summary(self) -> str:
+        """One line: setting, split, numbers of classes, fate of unseen labels, trusty target."""
+        full = self.full
+        if self.setting == "supervised":
+            classes = f"{len(full)} classes, all with labels"
+        else:
+            classes = (
+                f"split {full.split}: {full.num_seen} seen / {len(full) - full.num_seen} unseen; "
+                "unseen labels dropped in the mapper"
+            )
+        if self.setting == "transductive":
+            classes += f"; {self._pseudo_label_summary()}"
+        trusty = self._cfg.MODEL.TAGCLIP.TRUSTY
+        target = f"trusty target = {trusty.TARGET}" if trusty.ENABLED else "no trusty token"
+        if self._has_novel_target:
+            target += f" (reads where unseen pixels are, outside the {self.setting} protocol)"
+        return f"{self.setting}, {classes}; {target}"
+
+    def _pseudo_label_summary(self) -> str:
+        rule = self._cfg.MODEL.TAGCLIP.SELF_TRAINING
+        if rule.REGION == "novel":
+            return "pseudo-labels on unseen pixels (reads where they are)"
+        gated = "gated" if rule.GATE else "ungated"
+        compared = ", compared with the unseen pixels in the log" * self.monitors_pseudo_labels
+        return (
+            f"pseudo-labels on unlabelled pixels, {gated}, from score {rule.THRESHOLD:g}{compared}"
         )
-    return full
 
+    @property
+    def reads_novel_masks(self) -> bool:
+        """Whether training reads where the pixels of unseen classes are (never which class)."""
+        region = self._cfg.MODEL.TAGCLIP.SELF_TRAINING.REGION
+        return self._has_novel_target or (self.setting == "transductive" and region == "novel")
 
-def query_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
-    """The classes that evaluation asks for, where seen means: the model was trained on it.
+    @property
+    def _has_novel_target(self) -> bool:
+        trusty = self._cfg.MODEL.TAGCLIP.TRUSTY
+        return trusty.ENABLED and trusty.TARGET == "novel"
 
-    With the class list of the training data, the partition is that of training. With another
-    one, `MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES` decides: by names that training has seen ("match"),
-    or all classes alike.
-    """
-    vocabulary = dataset_vocabulary(cfg, dataset_name)
-    trained = _trained_vocabulary(cfg)
-    if vocabulary.fingerprint == trained.fingerprint:
-        if _setting(cfg) == "supervised":
-            return replace(vocabulary, seen=(True,) * len(vocabulary), split="")
-        return replace(vocabulary, seen=trained.seen, split=trained.split)
-    policy = cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES
-    return resolve_seen(replace(vocabulary, seen=None), training_vocabulary(cfg), policy)
+    @property
+    def monitors_pseudo_labels(self) -> bool:
+        """Whether the log says how many pseudo-labels are on unseen pixels.
+
+        Nothing learns from it.
+        """
+        return self.setting == "transductive" and self._cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
+
+    def check(self) -> None:
+        """Check all keys of the protocol together, before anything expensive is built.
+
+        Raises:
+            ConfigError: a value is unknown, keys contradict each other, or datasets disagree.
+            DatasetError, VocabularyError: see `dataset`.
+        """
+        tagclip = self._cfg.MODEL.TAGCLIP
+        require_choice(tagclip.TRUSTY.TARGET, "MODEL.TAGCLIP.TRUSTY.TARGET", _TARGETS)
+        rule = tagclip.SELF_TRAINING
+        require_choice(rule.REGION, "MODEL.TAGCLIP.SELF_TRAINING.REGION", _REGIONS)
+        if not 0 <= rule.THRESHOLD <= 1:
+            raise ConfigError(
+                f"MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD is {rule.THRESHOLD}, expected a score, 0 "
+                "to 1"
+            )
+        if self.reads_novel_masks and not self._cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS:
+            key, other = "SELF_TRAINING.REGION", "unlabeled"
+            if self._has_novel_target:
+                key, other = "TRUSTY.TARGET", "seen"
+            raise ConfigError(
+                f"MODEL.TAGCLIP.{key} is 'novel', which reads where unseen pixels are and breaks "
+                f"the {self.setting} protocol; set it to {other!r}, or allow it with "
+                "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
+            )
+        policy = tagclip.TEST.UNKNOWN_CLASSES
+        require_choice(policy, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES)
+        _ = self.training
 
 
 def requested_vocabulary(
@@ -149,98 +264,6 @@ def resolve_seen(vocabulary: Vocabulary, trained: Vocabulary, policy: str) -> Vo
     if policy == "match":
         return vocabulary.match_seen(trained)
     return vocabulary.with_seen([policy == "seen"] * len(vocabulary))
-
-
-def protocol_summary(cfg: CfgNode) -> str:
-    """One line: setting, split, numbers of classes, fate of unseen labels, trusty target."""
-    full, setting = _trained_vocabulary(cfg), _setting(cfg)
-    if setting == "supervised":
-        classes = f"{len(full)} classes, all with labels"
-    else:
-        classes = (
-            f"split {full.split}: {full.num_seen} seen / {len(full) - full.num_seen} unseen; "
-            "unseen labels dropped in the mapper"
-        )
-    if setting == "transductive":
-        classes += f"; {_pseudo_label_summary(cfg)}"
-    trusty = cfg.MODEL.TAGCLIP.TRUSTY
-    target = f"trusty target = {trusty.TARGET}" if trusty.ENABLED else "no trusty token"
-    if trusty.ENABLED and trusty.TARGET == "novel":
-        target += f" (reads where unseen pixels are, outside the {setting} protocol)"
-    return f"{setting}, {classes}; {target}"
-
-
-def _pseudo_label_summary(cfg: CfgNode) -> str:
-    rule = cfg.MODEL.TAGCLIP.SELF_TRAINING
-    if rule.REGION == "novel":
-        return "pseudo-labels on unseen pixels (reads where they are)"
-    gated = "gated" if rule.GATE else "ungated"
-    compared = ", compared with the unseen pixels in the log" * monitors_pseudo_labels(cfg)
-    return f"pseudo-labels on unlabelled pixels, {gated}, from score {rule.THRESHOLD:g}{compared}"
-
-
-def reads_novel_masks(cfg: CfgNode) -> bool:
-    """Whether training reads where the pixels of unseen classes are (never which class)."""
-    tagclip = cfg.MODEL.TAGCLIP
-    if tagclip.TRUSTY.ENABLED and tagclip.TRUSTY.TARGET == "novel":
-        return True
-    return _setting(cfg) == "transductive" and tagclip.SELF_TRAINING.REGION == "novel"
-
-
-def monitors_pseudo_labels(cfg: CfgNode) -> bool:
-    """Whether the log says how many pseudo-labels are on unseen pixels: nothing learns from it."""
-    return _setting(cfg) == "transductive" and cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
-
-
-def validate_protocol(cfg: CfgNode) -> None:
-    """Check all keys of the protocol together, before anything expensive is built.
-
-    Raises:
-        ConfigError: a value is unknown, keys contradict each other, or datasets disagree.
-        DatasetError, VocabularyError: see `dataset_vocabulary`.
-    """
-    tagclip = cfg.MODEL.TAGCLIP
-    require_choice(tagclip.TRUSTY.TARGET, "MODEL.TAGCLIP.TRUSTY.TARGET", _TARGETS)
-    rule = tagclip.SELF_TRAINING
-    require_choice(rule.REGION, "MODEL.TAGCLIP.SELF_TRAINING.REGION", _REGIONS)
-    if not 0 <= rule.THRESHOLD <= 1:
-        raise ConfigError(
-            f"MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD is {rule.THRESHOLD}, expected a score, 0 to 1"
-        )
-    if reads_novel_masks(cfg) and not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS:
-        key, other = "SELF_TRAINING.REGION", "unlabeled"
-        if tagclip.TRUSTY.ENABLED and tagclip.TRUSTY.TARGET == "novel":
-            key, other = "TRUSTY.TARGET", "seen"
-        raise ConfigError(
-            f"MODEL.TAGCLIP.{key} is 'novel', which reads where unseen pixels are and breaks the "
-            f"{_setting(cfg)} protocol; set it to {other!r}, or allow it with "
-            "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
-        )
-    require_choice(
-        tagclip.TEST.UNKNOWN_CLASSES, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES
-    )
-    training_vocabulary(cfg)
-
-
-def _setting(cfg: CfgNode) -> str:
-    require_choice(cfg.DATASETS.ZERO_SHOT.SETTING, "DATASETS.ZERO_SHOT.SETTING", _SETTINGS)
-    return cfg.DATASETS.ZERO_SHOT.SETTING
-
-
-def _trained_vocabulary(cfg: CfgNode) -> Vocabulary:
-    """Full class list of the training datasets, with the partition of the split."""
-    names = list(cfg.DATASETS.TRAIN)
-    if not names:
-        raise ConfigError("DATASETS.TRAIN is empty; name the dataset(s) that the model learns from")
-    first, *others = [dataset_vocabulary(cfg, name) for name in names]
-    for name, other in zip(names[1:], others, strict=True):
-        if other.partition_fingerprint != first.partition_fingerprint:
-            raise ConfigError(
-                f"DATASETS.TRAIN: {names[0]} ({len(first)} classes, {_json_of(names[0])}) and "
-                f"{name} ({len(other)} classes, {_json_of(name)}) differ in classes or split; "
-                "train on datasets with the same vocabulary"
-            )
-    return first
 
 
 def _json_of(dataset_name: str) -> str:

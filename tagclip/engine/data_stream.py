@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["StreamLoader", "leave_signals_to_main", "seeded", "seeded_step"]
 
@@ -51,11 +51,9 @@ class _Stream(Dataset):
     ) -> None:
         self._samples = DatasetFromList(list(dataset_dicts), copy=False)
         self._mapper, self._seed = mapper, seed
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        generator = np.random.default_rng([self._seed, epoch, 0])
-        return generator.permutation(len(self._samples))
+    def _order(self, epoch: int) -> np.ndarray:
+        return _epoch_order(self._seed, len(self._samples), epoch)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         sample = self.source(position)
@@ -72,29 +70,11 @@ class _Stream(Dataset):
         later = self._order(epoch + epochs) == self._order(epoch)[offset]
         return (epoch + epochs) * len(self._samples) + int(later.argmax())
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A cache cannot travel to a worker process.
-        return {name: value for name, value in vars(self).items() if name != "_order"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
-
-
-class _Positions(Sampler):
-    """Batches of positions: rank r of iteration t takes [t B + r b, t B + (r + 1) b)."""
-
-    def __init__(self, start: int, stop: int, batch: int, rank: int, world_size: int) -> None:
-        self._iterations = range(start, stop)
-        self._batch, self._rank, self._share = batch, rank, batch // world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for iteration in self._iterations:
-            first = iteration * self._batch + self._rank * self._share
-            yield list(range(first, first + self._share))
-
-    def __len__(self) -> int:
-        return len(self._iterations)
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, size: int, epoch: int) -> np.ndarray:
+    """Which sample comes at each offset of an epoch: (size,) int64."""
+    return np.random.default_rng([seed, epoch, 0]).permutation(size)
 
 
 class StreamLoader:
@@ -135,14 +115,18 @@ class StreamLoader:
         ``start_iter`` is read when the first batch is asked for: a trainer may make the iterator
         before it knows where it resumes.
         """
-        positions = _Positions(
-            self.start_iter, self._max_iter, self._batch, self._rank, self._world_size
+        share = self._batch // self._world_size
+        # Rank r of iteration t takes the positions from t B + r b to t B + (r + 1) b.
+        starts = range(
+            self.start_iter * self._batch + self._rank * share,
+            self._max_iter * self._batch,
+            self._batch,
         )
         yield from DataLoader(
             self._stream,
-            batch_sampler=positions,
+            batch_sampler=(range(start, start + share) for start in starts),
             num_workers=self._workers,
-            collate_fn=_as_list,
+            collate_fn=list,
             # The loader draws a base seed for its workers, which ours do not use.
             generator=torch.Generator(),
             worker_init_fn=leave_signals_to_main,
@@ -159,10 +143,6 @@ class StreamLoader:
     def positions(self, position: int, count: int) -> list[int]:
         """Where an image comes: at ``position``, and once in each of the epochs after it."""
         return [self._stream.repetition(position, epochs) for epochs in range(count)]
-
-
-def _as_list(batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return batch
 
 
 def leave_signals_to_main(worker: int) -> None:

@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import LRScheduler
+from detectron2.engine.hooks import CallbackHook, LRScheduler
 from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tagclip.data import dataset_vocabulary, protocol_summary
-from tagclip.data.protocol import reads_novel_masks
-from tagclip.data.protocol_variants import (
+from tagclip.data import Protocol
+from tagclip.data.datasets.changed_copies import (
     changed_datasets,
     rename_unseen,
     scramble_files,
@@ -118,7 +118,7 @@ class ProtocolProof:
         header = ("changed", "max weight difference", "tensors that differ", "losses that differ")
         images = self.iterations * self.cfg.SOLVER.IMS_PER_BATCH
         return (
-            f"Protocol: {protocol_summary(self.cfg)}\n"
+            f"Protocol: {Protocol(self.cfg).summary}\n"
             f"{self.iterations} iterations, seed {self.cfg.SEED}: {images} images seen, of "
             f"{self.files} files; {self.pixels} pixels with unseen labels scrambled; weights moved "
             f"by up to {self.moved:.3g}\n{tabulate(rows, header, disable_numparse=True)}"
@@ -153,7 +153,7 @@ class ProtocolProof:
 
     def _accusation(self, changes: str, first: str) -> str:
         found, remedy = self.differences[first], "look for what reads them in training"
-        if reads_novel_masks(self.cfg):
+        if Protocol(self.cfg).reads_novel_masks:
             remedy = (
                 "MODEL.TAGCLIP.TRUSTY.TARGET or SELF_TRAINING.REGION is 'novel', which reads where "
                 "unseen pixels are: take 'seen' and 'unlabeled'"
@@ -181,7 +181,6 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TEST, cfg.TEST.EXPECTED_RESULTS, cfg.OUTPUT_DIR = (), [], ""
-    names = [_LABELS] + [_NAMES] * (cfg.DATASETS.ZERO_SHOT.SETTING == "inductive")
     with TemporaryDirectory() as folder, _reproducible(cfg.MODEL.DEVICE):
         files = _drawn_files(cfg, iterations)
         copies, pixels = scramble_files(files, vocabulary, cfg.SEED, folder)
@@ -191,16 +190,15 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
                 f"of {iterations} iterations, expected some, or the proof says nothing; take more "
                 "iterations or another split"
             )
-        renamed = Path(folder) / "renamed.json"
-        changes = {
-            _LABELS: {"labels": copies},
-            _NAMES: {"vocabulary": write_vocabulary(rename_unseen(vocabulary), renamed)},
-        }
-        with tqdm(total=iterations * (1 + len(names)), disable=None, leave=False) as bar:
+        changes: dict[str, dict[str, Any]] = {_LABELS: {"labels": copies}}
+        if cfg.DATASETS.ZERO_SHOT.SETTING == "inductive":
+            renamed = write_vocabulary(rename_unseen(vocabulary), Path(folder) / "renamed.json")
+            changes[_NAMES] = {"vocabulary": renamed}
+        with tqdm(total=iterations * (1 + len(changes)), disable=None, leave=False) as bar:
             original = _train(cfg, iterations, bar)
             differences, repeated = {}, None
-            for name in names:
-                with changed_datasets(cfg, **changes[name]) as changed:
+            for name, change in changes.items():
+                with changed_datasets(cfg, **change) as changed:
                     run = _train(changed, iterations, bar)
                 differences[name] = _Difference.between(original, run)
             if any(differences.values()):
@@ -227,7 +225,7 @@ def _check(cfg: CfgNode, iterations: int) -> Vocabulary:
             f"--prove-protocol: found {iterations} iterations, expected 1 to SOLVER.MAX_ITER "
             f"({cfg.SOLVER.MAX_ITER})"
         )
-    return dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
+    return Protocol(cfg).full
 
 
 def _drawn_files(cfg: CfgNode, iterations: int) -> list[str]:
@@ -247,19 +245,11 @@ class _ProofTrainer(ZeroShotTrainer):
         return [*learning, LRScheduler()]
 
 
-class _Progress(HookBase):
-    def __init__(self, bar: tqdm) -> None:
-        self._bar = bar
-
-    def after_step(self) -> None:
-        self._bar.update()
-
-
 def _train(cfg: CfgNode, iterations: int, bar: tqdm) -> _Run:
     trainer = _ProofTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.max_iter = iterations
-    trainer.register_hooks([_Progress(bar)])
+    trainer.register_hooks([CallbackHook(after_step=lambda _: bar.update())])
     start = _trainable(trainer.model)
     trainer.train()
     weights = _trainable(trainer.model)

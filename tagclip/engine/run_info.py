@@ -13,11 +13,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
 
-from tagclip.checkpoint.checkpointer import TRUSTY_PARTS, TagCLIPCheckpointer, read_checkpoint
-from tagclip.data import protocol_summary, training_vocabulary
+from tagclip.checkpoint import last_checkpoint, read_checkpoint
+from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
+from tagclip.data import Protocol
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.weights import file_sha256
 
 __all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
 
@@ -56,13 +57,12 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or unsafe.
     """
-    folder = TagCLIPCheckpointer(nn.Identity(), cfg.OUTPUT_DIR, save_to_disk=False)
-    continues = resume and folder.has_checkpoint()
-    path = folder.get_checkpoint_file() if continues else cfg.MODEL.WEIGHTS
+    last = last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
+    path = last or cfg.MODEL.WEIGHTS
     trained = read_checkpoint(path).get("tagclip", {}) if path else {}
     if eval_only:
         cfg.MODEL.WEIGHTS = path
-    if "seed" in trained and (eval_only or (continues and cfg.SEED < 0)):
+    if "seed" in trained and (eval_only or (last and cfg.SEED < 0)):
         cfg.SEED = trained["seed"]
     elif cfg.SEED == -1:
         cfg.SEED = comm.all_gather(secrets.randbelow(2**31))[0]
@@ -78,22 +78,22 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
     at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
     """
     weights = Path(cfg.MODEL.WEIGHTS)
-    tagclip = cfg.MODEL.TAGCLIP
+    tagclip, protocol = cfg.MODEL.TAGCLIP, Protocol(cfg)
     return {
         "config": cfg.CONFIG_NAME,
         "config_hash": config_hash(cfg),
-        "protocol": protocol_summary(cfg),
-        "setting": cfg.DATASETS.ZERO_SHOT.SETTING,
+        "protocol": protocol.summary,
+        "setting": protocol.setting,
         "seed": cfg.SEED,
         "iterations": _iterations(cfg),
         "weights": weights.name,
-        "weights_sha256": _sha256(weights) if weights.is_file() else None,
+        "weights_sha256": file_sha256(weights) if weights.is_file() else None,
         "weights_dropped": _dropped(cfg, weights),
         "clip": Path(cfg.MODEL.CLIP.NAME).stem,
         "clip_sha256": CLIPSource.from_config(cfg).sha256,
         "templates": cfg.MODEL.CLIP.TEMPLATES,
         "synonyms": cfg.MODEL.CLIP.SYNONYMS,
-        "training_vocabulary": training_vocabulary(cfg).fingerprint,
+        "training_vocabulary": protocol.training.fingerprint,
         "trusty_kind": tagclip.TRUSTY.KIND if tagclip.TRUSTY.ENABLED else None,
         "trusty_target": tagclip.TRUSTY.TARGET if tagclip.TRUSTY.ENABLED else None,
         "gate": tagclip.TEST.GATE,
@@ -157,8 +157,3 @@ def _dropped(cfg: CfgNode, weights: Path) -> list[str]:
     if cfg.MODEL.TAGCLIP.TRUSTY.ENABLED or not weights.is_file():
         return []
     return [name for name in read_checkpoint(weights)["model"] if name.startswith(TRUSTY_PARTS)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

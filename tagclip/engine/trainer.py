@@ -19,15 +19,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import tagclip
-from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
 from tagclip.config.checks import amp_dtype, check_values
-from tagclip.data import (
-    ZeroShotDatasetMapper,
-    dataset_vocabulary,
-    protocol_summary,
-    validate_protocol,
-)
-from tagclip.data.unseen_images import without_unseen_images
+from tagclip.data import Protocol, ZeroShotDatasetMapper
+from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.run_info import run_info, training_goes_on
@@ -59,7 +54,7 @@ class ZeroShotTrainer(DefaultTrainer):
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        logging.getLogger(__name__).info("Protocol: %s", protocol_summary(cfg))
+        logging.getLogger(__name__).info("Protocol: %s", Protocol(cfg).summary)
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
@@ -102,7 +97,7 @@ class ZeroShotTrainer(DefaultTrainer):
         """
         with silence():
             check_values(cfg)
-            validate_protocol(cfg)
+            Protocol(cfg).check()
             read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
                 _check_evaluator_type(name)
@@ -110,18 +105,14 @@ class ZeroShotTrainer(DefaultTrainer):
             parts = {}
             if train:
                 # The training itself looks for unseen classes, once.
-                cls.build_train_loader(_with_all_images(cfg))
+                all_images = cfg.clone()
+                all_images.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
+                cls.build_train_loader(all_images)
             model = cls.build_model(cfg)
             if train:
                 parts["optimizer"] = cls.build_optimizer(cfg, model)
                 cls.build_lr_scheduler(cfg, parts["optimizer"])
-            TagCLIPCheckpointer(
-                model,
-                metadata=checkpoint_metadata(cfg, model),
-                allow_partial=cfg.TEST.ALLOW_PARTIAL_WEIGHTS and not train,
-                save_to_disk=False,
-                **parts,
-            ).load(weights, checkpointables=[])
+            load_trained(cfg, weights, model=model, **parts)
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
@@ -225,7 +216,7 @@ class ZeroShotTrainer(DefaultTrainer):
         _check_evaluator_type(dataset_name)
         return ZeroShotSemSegEvaluator(
             dataset_name,
-            vocabulary=dataset_vocabulary(cfg, dataset_name),
+            vocabulary=Protocol(cfg).dataset(dataset_name),
             output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
             results_table=_results_table(cfg),
             run_info=run_info(cfg),
@@ -233,12 +224,6 @@ class ZeroShotTrainer(DefaultTrainer):
             files_may_fail=training_goes_on(cfg),
             save_logits=cfg.TEST.SAVE_LOGITS,
         )
-
-
-def _with_all_images(cfg: CfgNode) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
-    return cfg
 
 
 def _results_table(cfg: CfgNode) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import time
@@ -17,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from tagclip.checkpoint.folder import serialised
 from tagclip.engine.data_stream import seeded_step
 from tagclip.errors import ConfigError, NonFiniteLossError
 from tagclip.utils.files import write_atomic
@@ -128,10 +128,8 @@ class TrainingLoop(SimpleTrainer):
             "batch": [{k: v for k, v in x.items() if isinstance(v, Tensor)} for x in data],
             "model": {n: p.detach() for n, p in weights.items() if p.requires_grad},
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
         suffix = f"_rank{comm.get_rank()}" if comm.get_rank() else ""
-        path = write_atomic(Path(self._dump_dir) / f"nan_dump{suffix}.pth", buffer.getvalue())
+        path = write_atomic(Path(self._dump_dir) / f"nan_dump{suffix}.pth", serialised(content))
         logger.error("Loss is not finite: batch and weights of this step are in %s", path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
 
@@ -125,11 +126,9 @@ def window_recipe(settings: InferenceSettings, size: tuple[int, int] | None) -> 
 
 def _fingerprints(cfg: CfgNode, predictor: TagCLIPPredictor) -> dict[str, str]:
     weights, model = Path(cfg.MODEL.WEIGHTS), predictor.model
-    with weights.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "checkpoint": weights.name,
-        "checkpoint_sha256": sha256,
+        "checkpoint_sha256": file_sha256(weights),
         "clip_sha256": model.backbone.weights_sha256,
         "vocabulary": predictor.vocabulary.partition_fingerprint,
         "class_vectors": model.text_bank.fingerprint(predictor.vocabulary),

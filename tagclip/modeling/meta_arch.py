@@ -12,12 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
-from tagclip.data.protocol import (
-    query_vocabulary,
-    requested_vocabulary,
-    resolve_seen,
-    training_vocabulary,
-)
+from tagclip.data.protocol import Protocol, requested_vocabulary, resolve_seen
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
@@ -93,15 +88,15 @@ class TagCLIP(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_backbone(cfg)
         test, trusty = cfg.MODEL.TAGCLIP.TEST, cfg.MODEL.TAGCLIP.TRUSTY
-        train_vocabulary = training_vocabulary(cfg)
+        protocol = Protocol(cfg)
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
             "text_bank": TextBank(cfg),
-            "train_vocabulary": train_vocabulary,
-            "vocabulary": query_vocabulary(cfg, cfg.DATASETS.TEST[0])
+            "train_vocabulary": protocol.training,
+            "vocabulary": protocol.asked(cfg.DATASETS.TEST[0])
             if cfg.DATASETS.TEST
-            else train_vocabulary,
+            else protocol.training,
             "unknown_classes": test.UNKNOWN_CLASSES,
             "trusty_target": trusty.TARGET if trusty.ENABLED else None,
             "gate": Gate.from_config(cfg),

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 
 from tagclip.errors import VocabularyError
+from tagclip.utils.text import one_line
 
 __all__ = [
     "MAX_LABEL",
@@ -93,7 +94,7 @@ def _clean(text: object, what: str) -> str:
         raise VocabularyError(f"{what} is {text!r}, expected a text; put it in quotes")
     if not text.strip():
         raise VocabularyError(f"{what} is empty ({text!r}); write the word that CLIP shall read")
-    clean = " ".join(text.split())
+    clean = one_line(text)
     # Cc and Cs: control characters act on a terminal, half a surrogate pair cannot be encoded.
     control = [char for char in clean if unicodedata.category(char) in ("Cc", "Cs")]
     if control:
@@ -133,10 +134,7 @@ def palette_color(number: int) -> tuple[int, int, int]:
 
     Bits 3j, 3j+1 and 3j+2 of the number are bit 7-j of red, green and blue.
     """
-    red = green = blue = 0
-    for bit in range(8):
-        triple = number >> (3 * bit)
-        red |= (triple & 1) << (7 - bit)
-        green |= (triple >> 1 & 1) << (7 - bit)
-        blue |= (triple >> 2 & 1) << (7 - bit)
-    return red, green, blue
+    return tuple(
+        sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+        for channel in range(3)
+    )

@@ -159,17 +159,13 @@ def _read_split(tree: object, names: Sequence[str], where: str) -> tuple[bool, .
         raise VocabularyError(f"{where}: neither 'unseen' nor 'seen' is given; list one of them")
     keys = [name_key(name) for name in names]
     if len(lists) == 2:
-        counts = {n: sum(name_key(n) in part for part in lists.values()) for n in names}
-        both = [name for name, count in counts.items() if count == 2]
-        if both:
-            raise VocabularyError(
-                f"{where}: {format_names(both)} is both seen and unseen; keep it in one list"
-            )
-        none = [name for name, count in counts.items() if count == 0]
-        if none:
-            raise VocabularyError(
-                f"{where}: {format_names(none)} is neither seen nor unseen; list it in one"
-            )
+        counts = [sum(key in part for part in lists.values()) for key in keys]
+        both = 2, "both seen and unseen; keep it in one list"
+        none = 0, "neither seen nor unseen; list it in one"
+        for count, text in (both, none):
+            found = [name for name, times in zip(names, counts, strict=True) if times == count]
+            if found:
+                raise VocabularyError(f"{where}: {format_names(found)} is {text}")
     if "seen" in lists:
         return tuple(key in lists["seen"] for key in keys)
     return tuple(key not in lists["unseen"] for key in keys)

@@ -20,8 +20,8 @@ from tagclip.analysis.gate_fitting import (
     held_out_classes,
     held_out_curves,
 )
-from tagclip.data import query_vocabulary, read_label, training_vocabulary
-from tagclip.data.protocol_variants import changed_datasets, write_vocabulary
+from tagclip.data import Protocol, read_label
+from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.evaluation import confusion_matrix
 from tagclip.modeling.inference.gate import Gate
@@ -61,7 +61,7 @@ def test_held_out_classes_join_the_unseen_ones(cfg: CfgNode, tmp_path: Path) -> 
     path = write_vocabulary(_without_labels(full, seen[:1]), tmp_path / "held_out.json")
     with changed_datasets(cfg, vocabulary=path) as other:
         other.DATASETS.ZERO_SHOT.SPLIT = ""
-        assert training_vocabulary(other).names == seen[1:]
+        assert Protocol(other).training.names == seen[1:]
 
 
 def curve(biases: list[float], hiou: list[float]) -> BiasCurve:
@@ -83,7 +83,7 @@ def test_gates_are_those_of_the_model_itself(cfg: CfgNode) -> None:
     """Against the labels of the model with each gate, one image at a time."""
     model = ZeroShotTrainer.build_model(cfg).eval()
     (dataset,) = cfg.DATASETS.TEST
-    vocabulary = query_vocabulary(cfg, dataset)
+    vocabulary = Protocol(cfg).asked(dataset)
     gates = {
         "none": Gate("none", bias=0.01),
         "lift": Gate(form="lift", bias=0.02, scale=0.4),
@@ -101,7 +101,7 @@ def test_gates_are_those_of_the_model_itself(cfg: CfgNode) -> None:
 
 def test_the_runs_own_unseen_classes_take_no_part(cfg: CfgNode, tmp_path: Path) -> None:
     (dataset,) = cfg.DATASETS.TEST
-    full = query_vocabulary(cfg, dataset)
+    full = Protocol(cfg).asked(dataset)
     held_out = [name for index, name in enumerate(full.names) if index not in UNSEEN][:1]
     asked = []
     encode = held_out_curves.__globals__["compare_gates"]
@@ -134,7 +134,7 @@ def test_the_command_writes_the_keys(
     path = tmp_path / "config.yaml"
     path.write_text(cfg.dump())
     (dataset,) = cfg.DATASETS.TEST
-    full = query_vocabulary(cfg, dataset)
+    full = Protocol(cfg).asked(dataset)
     seen = [name for name in full.names if name not in full.unseen_names]
     options = ["--config-file", str(path), "--dataset", dataset, "--output", str(tmp_path / "fit")]
     args = FIT_GATE.parse_args([*options, "--hold-out", seen[0], "--hold-out", seen[1]])

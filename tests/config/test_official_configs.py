@@ -13,9 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from tagclip import load_config
-from tagclip.data import query_vocabulary, training_vocabulary, validate_protocol
+from tagclip.data import Protocol
 from tagclip.data.augmentation import build_test_augmentations
-from tagclip.data.protocol import reads_novel_masks
 from tagclip.solver.optimizer import build_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -96,8 +95,8 @@ def test_training_config_has_the_released_values(facts: dict[str, Any]) -> None:
 @pytest.mark.parametrize("facts", FACTS["configs"], ids=training_name)
 def test_classes_have_the_released_partition_and_spelling(facts: dict[str, Any]) -> None:
     cfg = official(training_name(facts))
-    validate_protocol(cfg)
-    asked, full = training_vocabulary(cfg), query_vocabulary(cfg, cfg.DATASETS.TEST[0])
+    Protocol(cfg).check()
+    asked, full = Protocol(cfg).training, Protocol(cfg).asked(cfg.DATASETS.TEST[0])
     assert len(asked) == facts["head_num_classes"]
     unseen = [] if facts["setting"] == "supervised" else FACTS["unseen_classes"][facts["dataset"]]
     assert sorted(n for n, s in zip(full.names, full.seen, strict=True) if not s) == sorted(unseen)
@@ -112,7 +111,9 @@ def test_unseen_positions_are_read_as_released(facts: dict[str, Any]) -> None:
     cfg = official(training_name(facts))
     assert cfg.MODEL.TAGCLIP.TRUSTY.TARGET == "novel"
     assert cfg.MODEL.TAGCLIP.SELF_TRAINING.REGION == "novel"
-    assert reads_novel_masks(cfg) is (facts["discriminate"] or facts["setting"] == "transductive")
+    assert Protocol(cfg).reads_novel_masks is (
+        facts["discriminate"] or facts["setting"] == "transductive"
+    )
 
 
 @pytest.mark.parametrize("dataset", ["voc12", "coco"])
@@ -139,7 +140,7 @@ def test_evaluation_config_only_turns_the_gate_on(facts: dict[str, Any]) -> None
 @pytest.mark.parametrize("facts", FACTS["cross_dataset_configs"], ids=lambda f: f["target"])
 def test_cross_dataset_config_has_the_released_values(facts: dict[str, Any]) -> None:
     trained, cfg = official("coco_inductive"), official(f"coco_to_{facts['target']}")
-    validate_protocol(cfg)
+    Protocol(cfg).check()
     assert facts["load_from"].endswith(f"iter_{trained.SOLVER.MAX_ITER}.pth")
     assert f"{trained.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
     expected = {
@@ -152,10 +153,10 @@ def test_cross_dataset_config_has_the_released_values(facts: dict[str, Any]) -> 
     assert facts["self_training"]
     assert values(cfg, expected) == expected
     (dataset,) = cfg.DATASETS.TEST
-    vocabulary = query_vocabulary(cfg, dataset)
+    vocabulary = Protocol(cfg).asked(dataset)
     assert (sum(vocabulary.seen), len(vocabulary)) == (facts["seen"], facts["seen"])
     assert ("background" in vocabulary.names) is (facts["target"] == "context")
-    assert training_vocabulary(cfg) == training_vocabulary(trained)
+    assert Protocol(cfg).training == Protocol(trained).training
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "official").glob("[a-z]*.yaml")), ids=str)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tagclip import ZeroShotTrainer, load_config
-from tagclip.data import query_vocabulary, training_vocabulary, validate_protocol
-from tagclip.data.protocol import reads_novel_masks
+from tagclip.data import Protocol
 from tagclip.modeling.clip.text_bank import prompt_templates
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -44,13 +43,13 @@ def test_a_convolutional_head_is_one_base_away(path: Path) -> None:
 @pytest.mark.parametrize("path", RECOMMENDED, ids=lambda path: path.stem)
 def test_recommended_configs_read_no_unseen_label(path: Path) -> None:
     cfg = load_config(path)
-    validate_protocol(cfg)
+    Protocol(cfg).check()
     assert not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
-    assert not reads_novel_masks(cfg)
+    assert not Protocol(cfg).reads_novel_masks
     assert path.stem.removesuffix(CONV).rpartition("_")[2] == cfg.DATASETS.ZERO_SHOT.SETTING
     assert f"output/{path.stem}" == cfg.OUTPUT_DIR
     counts = {"voc": (15, 20), "context": (49, 59)}.get(path.parent.name, (156, 171))
-    setting, asked = cfg.DATASETS.ZERO_SHOT.SETTING, training_vocabulary(cfg)
+    setting, asked = cfg.DATASETS.ZERO_SHOT.SETTING, Protocol(cfg).training
     seen = sum(asked.seen)
     assert (seen, len(asked)) == {
         "inductive": (counts[0], counts[0]),
@@ -65,7 +64,7 @@ def test_context_is_split_as_by_others() -> None:
     facts = json.loads((Path(__file__).parents[1] / "golden" / "hyperparameters.json").read_text())
     unseen_of_others = facts["unseen_classes"]["PASCAL Context (OTSeg, Cascade-CLIP)"]
     cfg = load_config(CONFIGS / "context" / "tagclip_vitb16_context_inductive.yaml")
-    full = query_vocabulary(cfg, "pascal_context59_val")
+    full = Protocol(cfg).asked("pascal_context59_val")
     unseen = [name for name, seen in zip(full.names, full.seen, strict=True) if not seen]
     assert sorted(unseen) == sorted(unseen_of_others)
 
@@ -85,8 +84,8 @@ def test_cross_dataset_run_asks_every_dataset_for_its_own_classes(setting: str) 
     cfg = load_config(CONFIGS / "cross_dataset" / name)
     trained = load_config(CONFIGS / "coco-stuff" / f"tagclip_vitb16_coco_stuff_{setting}.yaml")
     assert f"{trained.OUTPUT_DIR}/model_final.pth" == cfg.MODEL.WEIGHTS
-    assert training_vocabulary(cfg) == training_vocabulary(trained)
-    sizes = [len(query_vocabulary(cfg, dataset)) for dataset in cfg.DATASETS.TEST]
+    assert Protocol(cfg).training == Protocol(trained).training
+    sizes = [len(Protocol(cfg).asked(dataset)) for dataset in cfg.DATASETS.TEST]
     assert sizes == [20, 59, 60, 150]
 
 

@@ -23,7 +23,7 @@ from helpers.miniature_trees import (
 )
 from helpers.toy_dataset import toy_config
 
-from tagclip.data import ZeroShotDatasetMapper, dataset_vocabulary
+from tagclip.data import Protocol, ZeroShotDatasetMapper
 
 SCRIPT = "prepare_coco_stuff"
 RESULT = "coco/stuffthingmaps_detectron2"
@@ -71,7 +71,7 @@ def test_raw_labels_in_every_known_tree(images: str, labels: str, tmp_path: Path
         cfg = toy_config("DATASETS.TRAIN", ("coco_stuff_val",), "INPUT.CROP.ENABLED", False)
         mapper = ZeroShotDatasetMapper(cfg, is_train=True)
         samples = [mapper(sample) for sample in DatasetCatalog.get("coco_stuff_val")]
-        names = dataset_vocabulary(cfg, "coco_stuff_val").names
+        names = Protocol(cfg).dataset("coco_stuff_val").names
     # Re-indexed to the seen classes: compare by name.
     seen = [name for i, name in enumerate(names) if i not in UNSEEN]
     found = {seen[v] for s in samples for v in s["sem_seg"].unique().tolist() if v != 255}

@@ -19,7 +19,7 @@ from helpers.tiny_run import changed, equal, exit_of, maskclip_parts, write_tiny
 from torch.multiprocessing import spawn
 
 from tagclip import ZeroShotTrainer
-from tagclip.data.unseen_images import without_unseen_images
+from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.errors import ConfigError, NonFiniteLossError
 from tagclip.projects import import_projects
 

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip import ZeroShotTrainer, load_config
-from tagclip.data import dataset_mapper, dataset_vocabulary
-from tagclip.data.protocol_variants import (
+from tagclip.data import Protocol, dataset_mapper
+from tagclip.data.datasets.changed_copies import (
     changed_datasets,
     rename_unseen,
     scramble_unseen,
@@ -128,9 +128,10 @@ def test_a_leak_past_the_protocol_step_is_noticed(
 def test_a_model_that_asks_for_unseen_names_is_noticed(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        meta_arch, "training_vocabulary", lambda cfg: dataset_vocabulary(cfg, cfg.DATASETS.TRAIN[0])
-    )
+    class Leaking(Protocol):
+        training = property(lambda self: self.full)
+
+    monkeypatch.setattr(meta_arch, "Protocol", Leaking)
     proof = prove(config, 2)
     assert not proof.differences[LABELS] and proof.differences[NAMES].largest > 0
     with pytest.raises(ProtocolError, match=f"with {NAMES}, found"):

@@ -25,8 +25,7 @@ from helpers.tiny_checkpoint import build, checkpointer, save_tiny
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from tagclip.checkpoint import read_checkpoint
-from tagclip.checkpoint.config import checkpoint_config
+from tagclip.checkpoint import checkpoint_config, read_checkpoint
 from tagclip.checkpoint.conversion.files import convert_file
 from tagclip.modeling.clip import read_clip_weights
 

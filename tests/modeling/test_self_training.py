@@ -14,7 +14,7 @@ from helpers.toy_dataset import write_sample
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagclip.data import ZeroShotDatasetMapper, protocol_summary
+from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.errors import DatasetError
 from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.losses.seg_loss import SegTargets
@@ -193,7 +193,7 @@ def test_comparing_pseudo_labels_with_the_truth_teaches_nothing(
     for allowed in (False, True):
         cfg = transductive(tiny_cfg, THRESHOLD=0.0)
         cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS = allowed
-        assert ("compared with" in protocol_summary(cfg)) == allowed
+        assert ("compared with" in Protocol(cfg).summary) == allowed
         np.random.seed(0)
         inputs = [ZeroShotDatasetMapper(cfg, is_train=True)(sample)]
         assert ("novel_mask" in inputs[0]) == allowed

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from tagclip import load_config
 from tagclip.checkpoint.checkpointer import _trained_state
-from tagclip.data import query_vocabulary, validate_protocol
+from tagclip.data import Protocol
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.clip.text_bank import prompt_templates
@@ -210,14 +210,14 @@ def test_shipped_configs_hold_nothing_to_train(path: Path, tiny_clip_json: str) 
     small = [] if is_minibench else ["MODEL.CLIP.NAME", tiny_clip_json, "MODEL.CLIP.PRETRAINED", ""]
     cfg = load_config(path, ["MODEL.DEVICE", "cpu", *small])
     import_projects(cfg.PROJECTS)
-    validate_protocol(cfg)
+    Protocol(cfg).check()
     model = build_model(cfg)
     assert _trained_state(model) == {} and cfg.MODEL.WEIGHTS == ""
     assert f"output/{path.stem}" == cfg.OUTPUT_DIR
     test = cfg.MODEL.TAGCLIP.TEST
     assert (test.GATE, test.SEEN_BIAS) == ("none", 0.0)
     assert len(prompt_templates(cfg.MODEL.CLIP.TEMPLATES)) == (4 if is_minibench else 85)
-    sizes = [len(query_vocabulary(cfg, name)) for name in cfg.DATASETS.TEST]
+    sizes = [len(Protocol(cfg).asked(name)) for name in cfg.DATASETS.TEST]
     assert sizes == {
         "voc": [20],
         "coco_stuff": [171],

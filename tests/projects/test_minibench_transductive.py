@@ -12,7 +12,7 @@ from helpers.tiny_run import load_tool, own_loggers, run_arguments
 from helpers.toy_dataset import forget, write_sample
 
 from tagclip import load_config, register_zero_shot_sem_seg
-from tagclip.data.protocol import reads_novel_masks
+from tagclip.data import Protocol
 from tagclip.evaluation.results import read_result_rows
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.generate import scene
@@ -26,7 +26,8 @@ def test_a_transductive_config_adds_pseudo_labels_and_nothing_else(split: str) -
     first = load_config(CONFIGS / f"tagclip_{split}.yaml")
     second = load_config(CONFIGS / f"transductive_{split}.yaml")
     assert second.DATASETS.ZERO_SHOT.SETTING == "transductive"
-    assert not reads_novel_masks(second) and not second.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
+    assert not Protocol(second).reads_novel_masks
+    assert not second.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
     assert second.SOLVER.MAX_ITER == first.SOLVER.MAX_ITER == 2 * first.SOLVER.CHECKPOINT_PERIOD
     for key in ("CONFIG_NAME", "OUTPUT_DIR"):
         assert second[key] != first[key]

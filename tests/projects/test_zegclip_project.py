@@ -18,8 +18,7 @@ from golden.training import check_pseudo_labels, check_step, run
 from test_official_configs import changed_keys, leaves
 
 from tagclip import load_config
-from tagclip.data import training_vocabulary, validate_protocol
-from tagclip.data.protocol import reads_novel_masks
+from tagclip.data import Protocol
 from tagclip.projects import import_projects
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,7 +68,7 @@ def test_only_the_method_differs_from_tagclip(dataset: str, setting: str) -> Non
     assert changed_keys(cfg, other) <= OWN
     assert f"output/zegclip_{name}" == cfg.OUTPUT_DIR
     assert other.MODEL.WEIGHTS.replace("/tagclip_", "/zegclip_") == cfg.MODEL.WEIGHTS
-    assert setting == cfg.DATASETS.ZERO_SHOT.SETTING and not reads_novel_masks(cfg)
+    assert setting == cfg.DATASETS.ZERO_SHOT.SETTING and not Protocol(cfg).reads_novel_masks
     assert (
         0.1 if dataset != "cross_dataset" and setting != "transductive" else 0.0
     ) == cfg.MODEL.TAGCLIP.TEST.SEEN_BIAS
@@ -96,7 +95,7 @@ def test_its_own_pseudo_label_rule_is_one_config_away(dataset: str) -> None:
         "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS",
         "MODEL.TAGCLIP.SELF_TRAINING.REGION",
     }
-    assert reads_novel_masks(novel)
+    assert Protocol(novel).reads_novel_masks
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=lambda path: path.stem)
@@ -105,14 +104,14 @@ def test_the_model_has_no_token_and_three_plain_layers(path: Path, tiny_clip_jso
     small = [] if is_minibench else ["MODEL.CLIP.NAME", tiny_clip_json, "MODEL.CLIP.PRETRAINED", ""]
     cfg = load_config(path, ["MODEL.DEVICE", "cpu", *small])
     import_projects(cfg.PROJECTS)
-    validate_protocol(cfg)
+    Protocol(cfg).check()
     model = build_model(cfg)
     head = model.sem_seg_head
     assert (head.trusty_token, head.trusty_head, model.trusty_target) == (None, None, None)
     assert not [name for name, _ in head.named_parameters() if "self_attn" in name]
     assert len(head.decoder.layers) == 2 and head.decoder.logits is not None
     assert head.loss.mask_weight == (20.0 if is_minibench else MASK_WEIGHT)
-    assert model.train_vocabulary == training_vocabulary(cfg)
+    assert model.train_vocabulary == Protocol(cfg).training
 
 
 @pytest.mark.parametrize("name", ["vitb16_voc_inductive", "minibench_noun_fence_board"])

@@ -22,7 +22,7 @@ from helpers.tiny_run import changed, load_tool, own_loggers, write_tiny_dataset
 
 from tagclip import ZeroShotTrainer
 from tagclip.analysis.page import comparison_rows
-from tagclip.data import query_vocabulary
+from tagclip.data import Protocol
 from tagclip.errors import ConfigError
 from tagclip.evaluation.saved_logits import SavedLogits
 
@@ -104,7 +104,7 @@ def test_saved_logits_are_those_of_the_evaluation(evaluate: Callable[..., Path])
     cfg = evaluate.cfg
     dataset = cfg.DATASETS.TEST[0]
     samples = DatasetCatalog.get(dataset)
-    vocabulary = query_vocabulary(cfg, dataset)
+    vocabulary = Protocol(cfg).asked(dataset)
     saved = SavedLogits.open(logits_of(run), vocabulary, [s["file_name"] for s in samples])
     assert saved.index["images"] == 5 and saved.index["dataset"] == dataset
     assert saved.index["classes"] == list(vocabulary.names)

@@ -27,8 +27,9 @@ from helpers.toy_dataset import forget, vocabulary_tree, write_json
 from PIL import Image
 
 from tagclip.data import register_folder_dataset, register_zero_shot_sem_seg
+from tagclip.data.datasets.walk import map_files
 from tagclip.data.validation import scan as validation
-from tagclip.data.validation.scan import Sample, iterate_scans
+from tagclip.data.validation.scan import Sample
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -131,9 +132,10 @@ def test_result_does_not_depend_on_workers(tool: ModuleType, tmp_path: Path) -> 
 
 def test_dead_worker_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     # Forked workers run what the test put there.
-    monkeypatch.setattr(validation, "scan_sample", lambda *_: os._exit(7))
-    with pytest.raises(DatasetError, match="a worker process died") as caught:
-        list(iterate_scans([Sample("a", None, None)] * 4, workers=1))
+    monkeypatch.setattr(validation, "read_image", lambda *_, **__: os._exit(7))
+    samples = [Sample("a", "a.jpg", "a.png")] * 4
+    with pytest.raises(DatasetError, match="toy: a worker process died") as caught:
+        list(map_files(validation.scan_sample, samples, "toy", processes=2))
     assert "\n" not in str(caught.value)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from tagclip.data.inference_input import InferenceInput
 from tagclip.data.label_io import read_image, read_label
-from tagclip.data.protocol import query_vocabulary
+from tagclip.data.protocol import Protocol
 from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
 from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
@@ -248,7 +248,7 @@ def text(workload: Workload, runs: int) -> Findings:
 
 def evaluator(workload: Workload, runs: int) -> Findings:
     """One image in the evaluator; what it holds after one image and after many."""
-    vocabulary = query_vocabulary(workload.cfg, workload.dataset)
+    vocabulary = Protocol(workload.cfg).asked(workload.dataset)
     height, width = workload.scale.photo
     # Rectangles of 12 classes, as many as an image may well show.
     truth = torch.from_numpy(rectangles(len(vocabulary), (height, width))).long()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tagclip.config.loading import load_config
-from tagclip.data.protocol_variants import write_vocabulary
+from tagclip.data.datasets.changed_copies import write_vocabulary
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.inference.windows import ViewLogits
 from tagclip.modeling.losses.seg_loss import SegTargets

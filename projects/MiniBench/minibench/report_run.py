@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from tagclip import TagCLIP, TagCLIPCheckpointer, Vocabulary, ZeroShotTrainer
-from tagclip.checkpoint import checkpoint_metadata
-from tagclip.data import query_vocabulary
+from tagclip import TagCLIP, Vocabulary
+from tagclip.checkpoint import last_checkpoint, load_trained
+from tagclip.data import Protocol
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.evaluation.results import read_metrics
 from tagclip.evaluation.run_folder import run_config
@@ -60,7 +60,7 @@ def read_run(folder: Path) -> Run:
             f"{folder}: found an empty DATASETS.TEST in its config, expected an evaluated dataset"
         )
     dataset = cfg.DATASETS.TEST[0]
-    vocabulary = query_vocabulary(cfg, dataset)
+    vocabulary = Protocol(cfg).asked(dataset)
     result = _read_result(folder / "inference" / dataset / "metrics.json", vocabulary)
     return Run(folder, cfg, dataset, vocabulary, result, _read_curve(folder / "metrics.json"))
 
@@ -95,16 +95,10 @@ def load_model(run: Run) -> TagCLIP:
     Raises:
         CheckpointError: there is none, or it is damaged or does not fit the config.
     """
-    model = ZeroShotTrainer.build_model(run.cfg).eval()
-    checkpointer = TagCLIPCheckpointer(
-        model, str(run.folder), metadata=checkpoint_metadata(run.cfg, model)
-    )
-    is_trained = checkpointer.has_checkpoint()
-    path = checkpointer.get_checkpoint_file() if is_trained else run.cfg.MODEL.WEIGHTS
+    path = last_checkpoint(run.folder) or run.cfg.MODEL.WEIGHTS
     if not path:
         raise CheckpointError(
             f"--run {run.folder}: found no last_checkpoint, expected that of a training; train "
             "again or evaluate a checkpoint with tools/train_net.py --eval-only"
         )
-    checkpointer.load(path)
-    return model
+    return load_trained(run.cfg, path)

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from tagclip import TagCLIP, Vocabulary, ZeroShotTrainer, load_config
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
-from tagclip.data import query_vocabulary
+from tagclip.data import Protocol
 from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
 
@@ -116,7 +116,7 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     start = time.process_time()
     model = _trained(cfg)
     seconds = time.process_time() - start
-    vocabulary = query_vocabulary(cfg, "minibench_test")
+    vocabulary = Protocol(cfg).asked("minibench_test")
     partition = Vocabulary.from_metadata("minibench_test", split)
     gates = gates_of(run, split)
     val, test = (

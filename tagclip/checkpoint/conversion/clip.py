@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from tagclip.checkpoint.folder import serialised
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone.clip_vit import resize_positions
 from tagclip.modeling.clip import CLIPSource
@@ -22,7 +21,6 @@ __all__ = [
     "check_suffix",
     "compare_clip",
     "convert_clip",
-    "serialised",
     "summary",
     "write_frozen_clip",
 ]
@@ -55,7 +53,7 @@ def convert_clip(source: Path, target: Path, sha256: str) -> list[str]:
     }[weights.quick_gelu]
     return [
         f"{source}: CLIP weights",
-        *summary("kept", weights.state),
+        *summary(weights.state),
         "dropped: constants that are no weights (sizes, position_ids, attention mask), if any",
         f"recorded: activation {activation}",
         f"written: {target}, sha256 {file_sha256(target)}",
@@ -173,19 +171,10 @@ def check_suffix(path: Path, *suffixes: str) -> None:
                           f"{' or '.join(suffixes)} for what IN is; rename OUT")  # fmt: skip
 
 
-def serialised(content: Any) -> memoryview:
-    """Return the bytes that torch.save writes."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
-
-
 def summary(
-    verb: str, state: Mapping[str, Tensor], sources: Mapping[str, list[str]] | None = None
+    state: Mapping[str, Tensor], sources: Mapping[str, list[str]] | None = None
 ) -> list[str]:
-    """Count tensors, and name each with what it was made of."""
+    """Count the tensors that are kept, and name each with what it was made of."""
     parameters = sum(tensor.numel() for tensor in state.values())
-    lines = [f"{verb}: {len(state)} tensors, {parameters:,} parameters"]
-    if sources is not None:
-        lines += [f"{verb}: {name} <- {' + '.join(old)}" for name, old in sources.items()]
-    return lines
+    made = [f"kept: {name} <- {' + '.join(old)}" for name, old in (sources or {}).items()]
+    return [f"kept: {len(state)} tensors, {parameters:,} parameters", *made]

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor
 
-from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
+from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
 from tagclip.checkpoint.conversion.clip import (
     check_suffix,
     compare_clip,
     convert_clip,
-    serialised,
     summary,
     write_frozen_clip,
 )
 from tagclip.checkpoint.conversion.mmseg import Conversion, convert_official, is_official
-from tagclip.checkpoint.metadata import FORMAT
+from tagclip.checkpoint.folder import serialised
+from tagclip.checkpoint.metadata import FORMAT, checkpoint_metadata
 from tagclip.checkpoint.reading import read_dict
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
@@ -70,10 +68,7 @@ def convert_file(
     source, target = Path(source), Path(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target}: found the same file for IN and OUT, expected another OUT")
-    if source.suffix != ".pth":
-        _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
-        return convert_clip(source, target, sha256)
-    content = read_dict(source)
+    content = read_dict(source) if source.suffix == ".pth" else {}
     state = content.get("state_dict", content)
     _check_names(source, state, content.get("meta") or {})
     if is_official(state):
@@ -86,7 +81,7 @@ def convert_file(
             f"{source}: is a checkpoint of TagCLIP for Detectron2 already; add --full for a copy "
             "with the frozen weights"
         )
-    return _copy_full(source, target, cfg)
+    return _copy_full(source, target, content["tagclip"], cfg)
 
 
 def _check_names(source: Path, state: Any, meta: Any) -> None:
@@ -135,7 +130,7 @@ def _convert_official(
     elif full:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     write_atomic(target, serialised({"model": state, "tagclip": metadata}))
-    lines += summary("kept", conversion.trained, conversion.sources)
+    lines += summary(conversion.trained, conversion.sources)
     other = content.keys() - {"state_dict", "meta"} if "state_dict" in content else ()
     lines += [f"dropped: {key}, which belongs to the training run" for key in sorted(other)]
     lines += [f"dropped: {name}, {why}" for name, why in sorted(conversion.dropped.items())]
@@ -204,32 +199,26 @@ def _fit(
     if conversion.clip:
         compare_clip(source, conversion.clip, CLIPSource.from_config(cfg))
     known = {key: metadata[key] for key in ("quick_gelu", "trusty_target", "source")}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "converted.pth"
-        torch.save({"model": conversion.trained, "tagclip": own | known}, path)
-        try:
-            TagCLIPCheckpointer(model, metadata=own).load(str(path))
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(str(path), str(source))) from error
+    converted = {"model": conversion.trained, "tagclip": own | known}
+    TagCLIPCheckpointer(model, metadata=own).load_content(source, converted)
     state = dict(conversion.trained)
     if full:
-        state = {name: tensor.detach() for name, tensor in model.state_dict().items()} | state
+        state = dict(model.state_dict()) | state
     return state, own | known
 
 
-def _copy_full(source: Path, target: Path, cfg: CfgNode | None) -> list[str]:
+def _copy_full(
+    source: Path, target: Path, metadata: dict[str, Any], cfg: CfgNode | None
+) -> list[str]:
     check_suffix(target, ".pth")
     if cfg is None:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
-    model = build_model(cfg)
-    checkpoint = TagCLIPCheckpointer(model, metadata=checkpoint_metadata(cfg, model)).load(
-        str(source)
-    )
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    write_atomic(target, serialised({"model": state, "tagclip": checkpoint["tagclip"]}))
+    model = load_trained(cfg, str(source), strict=True)
+    state = dict(model.state_dict())
+    write_atomic(target, serialised({"model": state, "tagclip": metadata}))
     return [
         f"{source}: checkpoint of TagCLIP for Detectron2",
-        *summary("kept", state),
+        *summary(state),
         "dropped: state of the training run (optimizer, iteration)",
         f"written: {target}, sha256 {file_sha256(target)}",
     ]

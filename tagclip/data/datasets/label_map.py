@@ -88,7 +88,7 @@ class LabelMap:
         Raises:
             DatasetError: a value means nothing in this kind of file.
         """
-        ids = _looked_up(self.table, label, -1)
+        ids = _looked_up(self.table, label)
         bad = ids < 0
         if bad.any():
             y, x = np.unravel_index(np.argmax(bad), bad.shape)
@@ -112,17 +112,13 @@ class LabelMap:
         table = np.full(len(self.table), -1, dtype=np.int32)
         for value, name in self.class_names.items():
             table[value] = names.get(name_key(name), -1)
-        return _looked_up(table, label, -1)
+        return _looked_up(table, label)
 
 
-def _looked_up(table: np.ndarray, label: np.ndarray, otherwise: int) -> np.ndarray:
-    """table[label]; `otherwise` for values outside the table."""
-    if label.dtype == np.uint8:
-        padded = np.full(256, otherwise, dtype=table.dtype)
-        padded[: len(table)] = table[:256]
-        return padded[label]
-    inside = (label >= 0) & (label < len(table))
-    return np.where(inside, table[np.where(inside, label, 0)], otherwise)
+def _looked_up(table: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """table[label]; -1 for values outside the table."""
+    # Both ends of the range lead to the last entry.
+    return np.append(table, np.int32(-1))[np.clip(label.astype(np.intp), -1, len(table))]
 
 
 def recognize_order(

@@ -11,6 +11,7 @@ from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names, is_int, name_key
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["LabelManifest"]
@@ -63,10 +64,9 @@ class LabelManifest:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise DatasetError(
-                f"{path}: not a record of prepared labels ({reason}); remove it and run the "
-                "dataset's prepare script again"
+                f"{path}: not a record of prepared labels ({error_text(error)}); remove it and "
+                "run the dataset's prepare script again"
             ) from error
 
     def _checked(self) -> LabelManifest:

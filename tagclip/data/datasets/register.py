@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from tagclip.data.datasets.manifest import LabelManifest
-from tagclip.data.datasets.selection import UsableSamples, find_usable
+from tagclip.data.datasets.selection import UsableSamples, find_usable, paired_samples
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -29,7 +29,7 @@ def register_zero_shot_sem_seg(
     image_root: str | Path,
     sem_seg_root: str | Path,
     vocabulary_json: str | Path,
-    image_ext: str = "jpg",
+    image_ext: str | Sequence[str] = "jpg",
     label_ext: str = "png",
     prepare_command: str = "",
     image_list: str | Path = "",
@@ -49,7 +49,8 @@ def register_zero_shot_sem_seg(
         image_root: folder of images.
         sem_seg_root: folder of label files, whose values are class ids of the json.
         vocabulary_json: the class list (format: `tagclip.structures.vocabulary_json`).
-        image_ext, label_ext: extensions without the dot, in any case.
+        image_ext: extension without the dot, in any case, or several.
+        label_ext: the same, one.
         prepare_command: command that makes the folders, for error messages.
         image_list: text file with one image per line, its path below `image_root` without
             extension; other files are left out. "": every file of the folders.
@@ -59,17 +60,33 @@ def register_zero_shot_sem_seg(
     Raises:
         DatasetError: the name belongs to another dataset.
     """
+    image_exts = (image_ext,) if isinstance(image_ext, str) else image_ext
     files = _PairedFiles(
         name,
         str(image_root),
         str(sem_seg_root),
-        (image_ext.lower().lstrip("."),),
-        (label_ext.lower().lstrip("."),),
+        tuple(extension.lower().lstrip(".") for extension in image_exts),
+        label_ext.lower().lstrip("."),
         prepare_command,
         str(image_list),
         str(manifest),
     )
-    _register(files, str(vocabulary_json))
+    if name in DatasetCatalog.list():
+        old, old_json = DatasetCatalog[name], MetadataCatalog.get(name).get("vocabulary")
+        if old != files or old_json != str(vocabulary_json):
+            raise DatasetError(
+                f"dataset name {name!r} is taken by another registration ({old}, vocabulary "
+                f"{old_json}), found {files}, vocabulary {vocabulary_json}; choose another name"
+            )
+        return
+    DatasetCatalog.register(name, files)
+    MetadataCatalog[name] = _VocabularyMetadata(
+        name=name,
+        evaluator_type="zero_shot_sem_seg",
+        vocabulary=str(vocabulary_json),
+        image_root=files.image_root,
+        sem_seg_root=files.label_root,
+    )
 
 
 def register_folder_dataset(
@@ -90,11 +107,9 @@ def register_folder_dataset(
     Raises:
         DatasetError: the name belongs to another dataset.
     """
-    extensions = ("jpg", "jpeg", "png")
-    files = _PairedFiles(
-        name, str(images), str(labels), extensions, ("png",), "", str(image_list), ""
+    register_zero_shot_sem_seg(
+        name, images, labels, vocabulary, ("jpg", "jpeg", "png"), image_list=image_list
     )
-    _register(files, str(vocabulary))
 
 
 class _VocabularyMetadata(Metadata):
@@ -113,26 +128,6 @@ class _VocabularyMetadata(Metadata):
         return super().__getattr__(key)
 
 
-def _register(files: _PairedFiles, vocabulary_json: str) -> None:
-    if files.name in DatasetCatalog.list():
-        old = DatasetCatalog[files.name]
-        old_json = MetadataCatalog.get(files.name).get("vocabulary")
-        if old != files or old_json != vocabulary_json:
-            raise DatasetError(
-                f"dataset name {files.name!r} is taken by another registration ({old}, vocabulary "
-                f"{old_json}), found {files}, vocabulary {vocabulary_json}; choose another name"
-            )
-        return
-    DatasetCatalog.register(files.name, files)
-    MetadataCatalog[files.name] = _VocabularyMetadata(
-        name=files.name,
-        evaluator_type="zero_shot_sem_seg",
-        vocabulary=vocabulary_json,
-        image_root=files.image_root,
-        sem_seg_root=files.label_root,
-    )
-
-
 @dataclass(frozen=True)
 class _PairedFiles:
     """Lists a dataset when called; equal if it lists the same.
@@ -144,7 +139,7 @@ class _PairedFiles:
     image_root: str
     label_root: str
     image_exts: tuple[str, ...]
-    label_exts: tuple[str, ...]
+    label_ext: str
     prepare_command: str
     image_list: str
     manifest: str
@@ -162,10 +157,7 @@ class _PairedFiles:
         self._refuse_lonely(names - images.keys(), "listed names", "image", self.image_root)
         self._refuse_lonely(images.keys() - labels.keys(), "images", "label", self.label_root)
         self._refuse_lonely(labels.keys() - images.keys(), "labels", "image", self.image_root)
-        return [
-            {"file_name": images[key], "sem_seg_file_name": labels[key], "image_id": key}
-            for key in sorted(images)
-        ]
+        return paired_samples(images, labels)
 
     def _usable(self, images: dict[str, str], labels: dict[str, str]) -> list[dict[str, str]]:
         if not self.cache:
@@ -178,7 +170,7 @@ class _PairedFiles:
     def files_by_name(self) -> tuple[dict[str, str], dict[str, str]]:
         """Paths of images and of labels, also of those without a partner; checks nothing else."""
         images = self._list(self.image_root, self.image_exts, "image")
-        labels = self._list(self.label_root, self.label_exts, "label")
+        labels = self._list(self.label_root, (self.label_ext,), "label")
         if self.image_list:
             names = self._read_list()
             images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
@@ -189,7 +181,12 @@ class _PairedFiles:
         if not os.path.isdir(root):
             raise DatasetError(f"dataset {self.name}: no {what} folder {root}{self._advice}")
         files: dict[str, str] = {}
-        for path in _walk(root):
+        paths = (
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(root, followlinks=True)
+            for name in names
+        )
+        for path in paths:
             stem, extension = os.path.splitext(path)
             if extension[1:].lower() not in extensions:
                 continue
@@ -257,8 +254,3 @@ class _PairedFiles:
         variable = f"is {value!r}" if value else "is not set"
         command = f"run: {self.prepare_command}" if self.prepare_command else "check the path"
         return f" (DETECTRON2_DATASETS {variable}); {command}"
-
-
-def _walk(root: str) -> Iterator[str]:
-    for folder, _, names in os.walk(root, followlinks=True):
-        yield from (os.path.join(folder, name) for name in names)

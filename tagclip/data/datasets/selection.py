@@ -1,21 +1,28 @@
-"""Going on without the bad samples of a dataset (DATASETS.ON_BAD_SAMPLE skip)."""
+"""Going on without some samples of a dataset: bad ones, or images that show unseen classes."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from detectron2.data import DatasetCatalog
-from tqdm import tqdm
+from detectron2.utils import comm
 
+from tagclip.data.datasets.walk import map_files
 from tagclip.data.label_io import check_label, read_image, read_label
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["UsableSamples", "find_usable", "left_out", "skip_bad_samples"]
+__all__ = [
+    "UsableSamples",
+    "find_usable",
+    "left_out",
+    "paired_samples",
+    "skip_bad_samples",
+    "without_unseen_images",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +63,14 @@ class UsableSamples:
             )
 
 
+def paired_samples(images: Mapping[str, str], labels: Mapping[str, str]) -> list[dict[str, str]]:
+    """One dict per name that both have, sorted, as `UsableSamples` holds them."""
+    return [
+        {"file_name": images[key], "sem_seg_file_name": labels[key], "image_id": key}
+        for key in sorted(images.keys() & labels.keys())
+    ]
+
+
 def find_usable(
     dataset: str,
     images: Mapping[str, str],
@@ -71,10 +86,7 @@ def find_usable(
         vocabulary: full class list of the label files.
         max_pixels: images with more pixels are bad; 0 sets no limit.
     """
-    pairs = [
-        {"file_name": images[key], "sem_seg_file_name": labels[key], "image_id": key}
-        for key in sorted(images.keys() & labels.keys())
-    ]
+    pairs = paired_samples(images, labels)
 
     def damage(sample: dict[str, str]) -> str:
         path = sample["sem_seg_file_name"]
@@ -85,9 +97,7 @@ def find_usable(
             return str(error)
         return ""
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = pool.map(damage, pairs)
-        found = list(tqdm(results, total=len(pairs), desc=f"{dataset}: read", disable=None))
+    found = list(map_files(damage, pairs, f"{dataset}: read"))
     left_out = {
         "images without label": sorted(images.keys() - labels.keys()),
         "labels without image": sorted(labels.keys() - images.keys()),
@@ -118,3 +128,38 @@ def left_out(name: str) -> dict[str, int]:
     """What is wrong -> how many samples of a dataset its last listing left out for it."""
     cache = getattr(DatasetCatalog[name], "cache", ()) if name in DatasetCatalog.list() else ()
     return cache[0].totals if cache else {}
+
+
+def without_unseen_images(
+    samples: Sequence[dict[str, Any]], shows_unseen: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """Keep the images without a single pixel of an unseen class, in their order.
+
+    Reads every label file once, to choose images; training never sees these labels. Several
+    processes share the files among them, so all of them must call this.
+
+    Args:
+        samples: detectron2's dicts with ``sem_seg_file_name``.
+        shows_unseen: `ZeroShotDatasetMapper.shows_unseen`.
+
+    Raises:
+        ConfigError: no image is left.
+        DatasetError: a label file is missing or damaged, or holds unknown values.
+    """
+    world_size = comm.get_world_size()
+    own = samples[comm.get_rank() :: world_size]
+    shares = comm.all_gather(list(map_files(shows_unseen, own, "Looking for unseen classes")))
+    kept = [
+        sample
+        for index, sample in enumerate(samples)
+        if not shares[index % world_size][index // world_size]
+    ]
+    if not kept:
+        raise ConfigError(
+            f"DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES: each of the {len(samples)} training images "
+            "shows an unseen class, expected some without; set it to False or take another split"
+        )
+    logger.info(
+        "%d of %d training images show no unseen class and are kept", len(kept), len(samples)
+    )
+    return kept

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from tagclip.data.validation.label_values import absent_classes, diagnose_labels, suspect_labels
 from tagclip.data.validation.scan import EXAMPLES, DatasetScan
 
-__all__ = ["KINDS", "Kind", "Problem", "list_problems", "shared_images"]
+__all__ = ["KINDS", "Kind", "Finding", "list_findings", "shared_images"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Kind:
     Attributes:
         is_problem: False for a note.
         title: what it is.
-        advice: what to do, "" for nothing; "{convert}" and "{prepare}" as in `list_problems`.
+        advice: what to do, "" for nothing; "{convert}" and "{prepare}" as in `list_findings`.
     """
 
     is_problem: bool
@@ -31,7 +31,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Finding:
     """A problem or a note about one dataset.
 
     Attributes:
@@ -91,9 +91,9 @@ KINDS = {
 }
 
 
-def list_problems(
+def list_findings(
     scan: DatasetScan, convert: str, prepare_command: str = "", verified: bool = False
-) -> list[Problem]:
+) -> list[Finding]:
     """Name everything that a scan found, in the order of `KINDS`.
 
     Args:
@@ -104,35 +104,33 @@ def list_problems(
     """
     prepare = f"; or run: {prepare_command}" if prepare_command else ""
     remedies = {"convert": convert, "prepare": prepare}
-    problems = [
+    findings = [
         _summary(kind, count, scan.examples[kind], remedies) for kind, count in scan.found.items()
     ]
-    problems += [
-        Problem("diagnosis", True, title, 0, (), advice.format(**remedies))
-        for title, advice in diagnose_labels(scan)
+    explained = {"diagnosis": diagnose_labels(scan), "suspicion": suspect_labels(scan, verified)}
+    findings += [
+        Finding(kind, KINDS[kind].is_problem, title, advice=advice.format(**remedies))
+        for kind, pairs in explained.items()
+        for title, advice in pairs
     ]
-    problems += [
-        Problem("suspicion", False, title, 0, (), advice.format(**remedies))
-        for title, advice in suspect_labels(scan, verified)
-    ]
-    problems += [Problem("absent", False, title) for title in absent_classes(scan)]
+    findings += [Finding("absent", False, title) for title in absent_classes(scan)]
     copies = [(path, f"as {group[0]}") for group in scan.digests.values() for path in group[1:]]
     if copies:
-        problems.append(_summary("duplicate", len(copies), sorted(copies), remedies))
+        findings.append(_summary("duplicate", len(copies), sorted(copies), remedies))
     order = list(KINDS)
-    return sorted(problems, key=lambda problem: order.index(problem.kind))
+    return sorted(findings, key=lambda finding: order.index(finding.kind))
 
 
 def _summary(
     kind: str, count: int, examples: Iterable[tuple[str, str]], remedies: Mapping[str, str]
-) -> Problem:
+) -> Finding:
     texts = tuple(f"{path}: {text}" if text else path for path, text in examples)
     what = KINDS[kind]
     advice = what.advice.format(**remedies)
-    return Problem(kind, what.is_problem, what.title, count, texts[:EXAMPLES], advice)
+    return Finding(kind, what.is_problem, what.title, count, texts[:EXAMPLES], advice)
 
 
-def shared_images(first: DatasetScan, second: DatasetScan) -> list[Problem]:
+def shared_images(first: DatasetScan, second: DatasetScan) -> list[Finding]:
     """Find images of the second dataset that are also in the first.
 
     Args:
@@ -142,7 +140,7 @@ def shared_images(first: DatasetScan, second: DatasetScan) -> list[Problem]:
     Returns:
         A problem for images with equal pixels, a note for equal names with other pixels.
     """
-    problems = []
+    findings = []
     leaks = [
         (path, f"as {first.digests[digest][0]}")
         for digest, paths in second.digests.items()
@@ -154,6 +152,6 @@ def shared_images(first: DatasetScan, second: DatasetScan) -> list[Problem]:
     ]
     for kind, found in (("leak", leaks), ("same_name", names)):
         if found:
-            problem = _summary(kind, len(found), sorted(found), {})
-            problems.append(replace(problem, title=f"{problem.title} {first.name}"))
-    return problems
+            finding = _summary(kind, len(found), sorted(found), {})
+            findings.append(replace(finding, title=f"{finding.title} {first.name}"))
+    return findings

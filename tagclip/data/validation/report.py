@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tagclip.data.label_io import read_image, read_label
-from tagclip.data.validation.findings import Problem
+from tagclip.data.validation.findings import Finding
 from tagclip.data.validation.scan import DatasetScan, Sample
 from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart, save_chart
 from tagclip.visualization.panels import draw_legend, draw_panels, save_png, stack_pictures
@@ -28,7 +28,7 @@ _UNKNOWN_ROWS = 20
 _IGNORED_COLOR, _UNKNOWN_COLOR = "0.6", "black"
 
 
-def report_content(scan: DatasetScan, problems: Sequence[Problem]) -> dict[str, Any]:
+def report_content(scan: DatasetScan, findings: Sequence[Finding]) -> dict[str, Any]:
     """Everything that was counted and found, ready for json.
 
     Returns:
@@ -39,7 +39,7 @@ def report_content(scan: DatasetScan, problems: Sequence[Problem]) -> dict[str, 
     seen = vocabulary.seen or (None,) * len(vocabulary)
     return {
         "dataset": scan.name,
-        "clean": not any(problem.is_problem for problem in problems),
+        "clean": not any(finding.is_problem for finding in findings),
         "vocabulary": vocabulary.name,
         "vocabulary_fingerprint": vocabulary.fingerprint,
         "split": vocabulary.split,
@@ -57,7 +57,7 @@ def report_content(scan: DatasetScan, problems: Sequence[Problem]) -> dict[str, 
         ],
         "ignored": {"value": vocabulary.ignore_label, **_counts(scan, vocabulary.ignore_label)},
         "unknown": [{"value": value, **_counts(scan, value)} for value in scan.unknown],
-        "problems": [asdict(problem) for problem in problems],
+        "problems": [asdict(finding) for finding in findings],
     }
 
 
@@ -110,9 +110,8 @@ def format_report(content: dict[str, Any]) -> str:
             lines.append(f"  {what}s: {modes}; {_format_sizes(sizes)}")
     shares = ", ".join(f"{part} {share:.1%}" for part, share in content["shares"].items())
     lines.append(f"  pixels: {shares or 'none'}")
-    for problem in content["problems"]:
-        lines.append(_format_problem(problem))
-    found = sum(problem["is_problem"] for problem in content["problems"])
+    lines += map(_format_finding, content["problems"])
+    found = sum(finding["is_problem"] for finding in content["problems"])
     lines.append(f"{content['dataset']}: {found or 'no'} problem{'s' * (found != 1)} found")
     return "\n".join(lines)
 
@@ -125,16 +124,16 @@ def _format_sizes(sizes: dict[str, Any]) -> str:
     )
 
 
-def _format_problem(problem: dict[str, Any]) -> str:
-    kind = "PROBLEM" if problem["is_problem"] else "note"
-    files = f" ({problem['count']} file{'s' * (problem['count'] != 1)})" if problem["count"] else ""
-    lines = [f"{kind}{files}: {problem['title']}"]
-    lines += [f"    {example}" for example in problem["examples"]]
-    hidden = problem["count"] - len(problem["examples"])
-    if problem["examples"] and hidden > 0:
+def _format_finding(finding: dict[str, Any]) -> str:
+    kind = "PROBLEM" if finding["is_problem"] else "note"
+    files = f" ({finding['count']} file{'s' * (finding['count'] != 1)})" if finding["count"] else ""
+    lines = [f"{kind}{files}: {finding['title']}"]
+    lines += [f"    {example}" for example in finding["examples"]]
+    hidden = finding["count"] - len(finding["examples"])
+    if finding["examples"] and hidden > 0:
         lines.append(f"    ... and {hidden} more")
-    if problem["advice"]:
-        lines.append(f"  -> {problem['advice']}")
+    if finding["advice"]:
+        lines.append(f"  -> {finding['advice']}")
     return "\n".join(lines)
 
 

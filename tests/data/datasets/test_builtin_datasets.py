@@ -14,7 +14,7 @@ from helpers.miniature_trees import benchmarks_at, random_label, write_gray, wri
 from helpers.toy_dataset import forget, toy_config, vocabulary_tree, write_json
 
 from tagclip.config.loading import load_config
-from tagclip.data import ZeroShotDatasetMapper, dataset_vocabulary
+from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.builtin import read_benchmarks, register_benchmarks, vocabulary_json
 from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.errors import ConfigError, DatasetError
@@ -228,7 +228,7 @@ def _own_data(folder: Path) -> Path:
 
 def test_own_data_in_a_config(tmp_path: Path) -> None:
     cfg = load_config(_own_data(tmp_path))
-    assert dataset_vocabulary(cfg, "pets_train").unseen_names == ["sofa"]
+    assert Protocol(cfg).dataset("pets_train").unseen_names == ["sofa"]
     cfg.merge_from_other_cfg(load_config(_own_data(tmp_path), ["INPUT.CROP.ENABLED", False]))
     mapper = ZeroShotDatasetMapper(cfg, is_train=True)
     (sample,) = DatasetCatalog.get("pets_train")
@@ -255,5 +255,5 @@ ENTRY = {"name": "x", "images": "i", "labels": "l", "vocabulary": "v.json"}
 def test_mistakes_in_own_data_are_one_line(entry: object, message: str) -> None:
     cfg = toy_config("DATASETS.FOLDER_DATASETS", [entry])
     with pytest.raises(ConfigError, match=message) as error:
-        dataset_vocabulary(cfg, "x")
+        Protocol(cfg).dataset("x")
     assert "\n" not in str(error.value)

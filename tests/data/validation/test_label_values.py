@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip.data.datasets.builtin import vocabulary_json
-from tagclip.data.validation.findings import list_problems
+from tagclip.data.validation.findings import list_findings
 from tagclip.data.validation.scan import DatasetScan, Sample, SampleScan
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
 
@@ -24,11 +24,9 @@ def _scan_of(labels: Sequence[np.ndarray], vocabulary: Vocabulary) -> DatasetSca
         scan.add(
             SampleScan(
                 Sample(str(index), None, f"{index}.png"),
-                (),
                 label_size=label.shape[::-1],
                 label_mode="L",
-                values=values.astype(np.int64),
-                pixels=pixels,
+                counts=dict(zip(values.tolist(), pixels.tolist(), strict=True)),
             )
         )
     return scan
@@ -52,7 +50,7 @@ def _many(make: Callable[[np.random.Generator], np.ndarray], count: int = 80) ->
 def _problems(
     labels: Sequence[np.ndarray], vocabulary: Vocabulary, kind: str = "diagnosis"
 ) -> list[str]:
-    found = list_problems(_scan_of(labels, vocabulary), "mend it")
+    found = list_findings(_scan_of(labels, vocabulary), "mend it")
     return [problem.title for problem in found if problem.kind == kind]
 
 
@@ -115,10 +113,10 @@ def test_raw_coco_with_and_without_its_last_classes(repository: Path) -> None:
 def test_order_of_zegformer_is_a_hint_unless_verified() -> None:
     coco = Vocabulary.from_json(vocabulary_json("coco_stuff171"))
     scan = _scan_of(_many(lambda rng: rng.integers(0, 171, (20, 20)).astype(np.uint8)), coco)
-    (hint,) = list_problems(scan, "mend it")
+    (hint,) = list_findings(scan, "mend it")
     assert not hint.is_problem and "coco_stuff_seen_first" in hint.title
     assert "contact sheet" in hint.advice
-    assert list_problems(scan, "mend it", verified=True) == []
+    assert list_findings(scan, "mend it", verified=True) == []
 
 
 def _five(lowest: int, highest: int, ignored: int | None = None) -> list[np.ndarray]:
@@ -191,7 +189,7 @@ def test_no_labelled_pixel_at_all() -> None:
     ],
 )
 def test_suspicions_are_notes(labels: list[np.ndarray], message: str) -> None:
-    problems = list_problems(_scan_of(labels, FIVE), "mend it")
+    problems = list_findings(_scan_of(labels, FIVE), "mend it")
     (suspicion,) = [problem for problem in problems if problem.kind == "suspicion"]
     assert message in suspicion.title and not suspicion.is_problem
     assert suspicion.advice
@@ -199,13 +197,13 @@ def test_suspicions_are_notes(labels: list[np.ndarray], message: str) -> None:
 
 def test_a_frequent_class_beside_ignored_pixels_is_no_suspicion() -> None:
     labels = _dominate(_five(0, 4, 255), 0)
-    assert list_problems(_scan_of(labels, FIVE), "mend it") == []
+    assert list_findings(_scan_of(labels, FIVE), "mend it") == []
 
 
 def test_background_that_is_a_class_is_no_suspicion() -> None:
     names = ["background", *FIVE.names[1:]]
     labels = _dominate(_five(0, 4), 0)
-    assert list_problems(_scan_of(labels, Vocabulary.from_names(names)), "mend it") == []
+    assert list_findings(_scan_of(labels, Vocabulary.from_names(names)), "mend it") == []
 
 
 def test_absent_classes_are_named() -> None:
@@ -226,5 +224,5 @@ def test_valid_labels_are_no_problem(data: st.DataObject) -> None:
     value = st.sampled_from([*ids, ignored])
     rows = data.draw(st.lists(st.lists(value, min_size=6, max_size=6), min_size=1, max_size=12))
     labels = [np.array(row).reshape(2, 3) for row in rows] + [np.array([[ids[0]]])]
-    problems = list_problems(_scan_of(labels, vocabulary), "mend it")
+    problems = list_findings(_scan_of(labels, vocabulary), "mend it")
     assert [problem for problem in problems if problem.is_problem] == []

@@ -15,8 +15,8 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
-from tqdm import tqdm
 
+from tagclip.data.datasets.walk import map_files
 from tagclip.data.label_io import check_label, read_label
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import ClassEntry, name_key
@@ -74,16 +74,17 @@ def scramble_files(
     Raises:
         DatasetError: a label file is missing or damaged, or holds unknown values.
     """
-    copies, pixels = {}, 0
-    for number, path in enumerate(tqdm(paths, "Scrambling", disable=None, leave=False)):
+    copies = {path: str(Path(folder) / f"{number:07d}.png") for number, path in enumerate(paths)}
+
+    def scramble(path: str) -> int:
         label = read_label(path)
         check_label(label, path, vocabulary, label.shape)
         generator = np.random.default_rng([seed, crc32(path.encode())])
         scrambled, count = scramble_unseen(label, vocabulary, generator)
-        copies[path] = str(Path(folder) / f"{number:07d}.png")
         Image.fromarray(scrambled).save(copies[path])
-        pixels += count
-    return copies, pixels
+        return count
+
+    return copies, sum(map_files(scramble, paths, "Scrambling"))
 
 
 def rename_unseen(vocabulary: Vocabulary) -> Vocabulary:
