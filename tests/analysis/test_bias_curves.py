@@ -75,6 +75,23 @@ def test_every_bias_equals_its_own_argmax(seed: int) -> None:
     assert curve.best() == int(np.argmax(hiou)) and curve.at(0.3) == 1 + GRID.tolist().index(0.3)
 
 
+def test_pixels_without_label_are_counted_apart() -> None:
+    pixels = Pixels(0)
+    hidden = np.arange(300) % 3 == 0
+    truth, rest = np.where(hidden, 255, pixels.truth), BiasCounts(SEEN, GRID)
+    truth[:3] = -1
+    hidden |= truth < 0
+    counts = BiasCounts(SEEN, GRID)
+    counts.add(truth, pixels.contest())
+    rest.add(pixels.truth[~hidden], pixels.contest()[~hidden])
+    assert (counts.true == rest.true).all() and not rest.unlabelled.any()
+    wins = pixels.contest()[hidden].wins(GRID)
+    assert counts.unlabelled.tolist() == np.bincount(wins, minlength=len(GRID) + 1).tolist()
+    index = counts.curve().at(0.3)
+    unseen = ~SEEN[pixels.contest()[hidden].labels(0.3)]
+    assert counts.unseen_share(index) == pytest.approx(100 * unseen.mean())
+
+
 def test_the_grid_is_dense_where_scores_are() -> None:
     grid = bias_grid([0.1])
     assert (np.diff(grid) > 0).all() and {0.0, 0.1} <= set(grid.tolist())
