@@ -17,6 +17,7 @@ from PIL import Image
 
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
 from tagclip.checkpoint.config import checkpoint_config
+from tagclip.config.checks import check_config, check_registered
 from tagclip.data.inference_input import InferenceInput, check_bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import query_vocabulary, resolve_seen
@@ -69,6 +70,7 @@ class TagCLIPPredictor:
         Raises:
             TagCLIPError: a key, a vocabulary, the CLIP weights or the checkpoint are not in order.
         """
+        check_config(cfg)
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
@@ -77,6 +79,7 @@ class TagCLIPPredictor:
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         import_projects(cfg.PROJECTS)
+        check_registered(cfg)
         self.model = build_model(cfg).eval()
         TagCLIPCheckpointer(
             self.model,

@@ -107,19 +107,11 @@ def read_setup(config_file: str, opts: Sequence[str]) -> Setup:
         dataset_vocabulary,
         protocol_summary,
         training_vocabulary,
-        validate_protocol,
     )
-    from tagclip.errors import ConfigError
     from tagclip.projects import import_projects
 
     cfg = load_config(config_file, opts)
     import_projects(cfg.PROJECTS)
-    if not 0 <= cfg.SEED < 2**32:
-        raise ConfigError(
-            f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1; a seed that training draws is in "
-            "config.yaml of its OUTPUT_DIR: give that file, or SEED NUMBER"
-        )
-    validate_protocol(cfg)
     loader = ZeroShotTrainer.build_train_loader(cfg)
     trained = training_vocabulary(cfg)
     labelled = {n for n, seen in zip(trained.names, trained.seen_mask, strict=True) if seen}

@@ -10,7 +10,6 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
-from tagclip.config.choices import require_choice
 from tagclip.data.augmentation import build_train_augmentations
 from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_image, read_label
@@ -79,7 +78,6 @@ class ZeroShotDatasetMapper:
         validate_protocol(cfg)
         if not is_train and dataset_name is None:
             raise ValueError("a test mapper needs dataset_name: every dataset has its own classes")
-        require_choice(cfg.INPUT.FORMAT, "INPUT.FORMAT", ("RGB", "BGR"))
         source = dataset_vocabulary(cfg, dataset_name or cfg.DATASETS.TRAIN[0])
         augmentations, inference_input = [], None
         if is_train:

@@ -9,7 +9,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_config, check_value
 from tagclip.data.datasets.from_config import apply_bad_sample_policy, register_folder_datasets
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
@@ -25,11 +25,6 @@ __all__ = [
     "training_vocabulary",
     "validate_protocol",
 ]
-
-_SETTINGS = ("inductive", "transductive", "supervised")
-_TARGETS = ("seen", "novel")
-_REGIONS = ("unlabeled", "novel")
-_UNKNOWN_CLASSES = ("match", "seen", "unseen")
 
 
 def dataset_vocabulary(cfg: CfgNode, dataset_name: str) -> Vocabulary:
@@ -145,7 +140,7 @@ def resolve_seen(vocabulary: Vocabulary, trained: Vocabulary, policy: str) -> Vo
     """
     if vocabulary.seen is not None:
         return vocabulary
-    require_choice(policy, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES)
+    check_value("MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", policy)
     if policy == "match":
         return vocabulary.match_seen(trained)
     return vocabulary.with_seen([policy == "seen"] * len(vocabulary))
@@ -193,20 +188,14 @@ def monitors_pseudo_labels(cfg: CfgNode) -> bool:
 
 
 def validate_protocol(cfg: CfgNode) -> None:
-    """Check all keys of the protocol together, before anything expensive is built.
+    """Check all keys, those of the protocol together, before anything expensive is built.
 
     Raises:
         ConfigError: a value is unknown, keys contradict each other, or datasets disagree.
         DatasetError, VocabularyError: see `dataset_vocabulary`.
     """
+    check_config(cfg)
     tagclip = cfg.MODEL.TAGCLIP
-    require_choice(tagclip.TRUSTY.TARGET, "MODEL.TAGCLIP.TRUSTY.TARGET", _TARGETS)
-    rule = tagclip.SELF_TRAINING
-    require_choice(rule.REGION, "MODEL.TAGCLIP.SELF_TRAINING.REGION", _REGIONS)
-    if not 0 <= rule.THRESHOLD <= 1:
-        raise ConfigError(
-            f"MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD is {rule.THRESHOLD}, expected a score, 0 to 1"
-        )
     if reads_novel_masks(cfg) and not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS:
         key, other = "SELF_TRAINING.REGION", "unlabeled"
         if tagclip.TRUSTY.ENABLED and tagclip.TRUSTY.TARGET == "novel":
@@ -216,14 +205,12 @@ def validate_protocol(cfg: CfgNode) -> None:
             f"{_setting(cfg)} protocol; set it to {other!r}, or allow it with "
             "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
         )
-    require_choice(
-        tagclip.TEST.UNKNOWN_CLASSES, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES
-    )
     training_vocabulary(cfg)
 
 
 def _setting(cfg: CfgNode) -> str:
-    require_choice(cfg.DATASETS.ZERO_SHOT.SETTING, "DATASETS.ZERO_SHOT.SETTING", _SETTINGS)
+    # Vocabularies are also made of configs that nothing has checked.
+    check_value("DATASETS.ZERO_SHOT.SETTING", cfg.DATASETS.ZERO_SHOT.SETTING)
     return cfg.DATASETS.ZERO_SHOT.SETTING
 
 

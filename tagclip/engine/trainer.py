@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, checkpoint_metadata
-from tagclip.config.checks import amp_dtype, check_values
+from tagclip.config.checks import check_config, check_registered
 from tagclip.data import (
     ZeroShotDatasetMapper,
     dataset_vocabulary,
@@ -56,18 +56,21 @@ class ZeroShotTrainer(DefaultTrainer):
         """
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
+        check_config(cfg)
+        _check_seed(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         logging.getLogger(__name__).info("Protocol: %s", protocol_summary(cfg))
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        amp = cfg.SOLVER.AMP
         self._stream = self.build_train_loader(cfg)
         self._trainer = TrainingLoop(
             _distribute(model),
             self._stream,
             optimizer,
             seed=cfg.SEED,
-            amp_dtype=amp_dtype(cfg),
+            amp_dtype=getattr(torch, amp.DTYPE) if amp.ENABLED else None,
             dump_dir=cfg.OUTPUT_DIR or None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -99,8 +102,8 @@ class ZeroShotTrainer(DefaultTrainer):
                 not in order.
         """
         with silence():
-            check_values(cfg)
             validate_protocol(cfg)
+            check_registered(cfg)
             read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
                 _check_evaluator_type(name)
@@ -110,9 +113,6 @@ class ZeroShotTrainer(DefaultTrainer):
                 # The training itself looks for unseen classes, once.
                 cls.build_train_loader(_with_all_images(cfg))
             model = cls.build_model(cfg)
-            # Both look at their keys only when they are called.
-            model.gate(torch.zeros(1, 1, 1), None, torch.ones(1, dtype=torch.bool))
-            model.inference_settings.grid(1, 1)
             if train:
                 parts["optimizer"] = cls.build_optimizer(cfg, model)
                 cls.build_lr_scheduler(cfg, parts["optimizer"])
@@ -176,11 +176,13 @@ class ZeroShotTrainer(DefaultTrainer):
         """Stream over all images of DATASETS.TRAIN.
 
         Raises:
-            ConfigError: the batch cannot be shared among the processes.
+            ConfigError: a key makes no sense, the seed has not been drawn, or the batch cannot be
+                shared among the processes.
             DatasetError: a dataset is missing or without images.
         """
+        _check_seed(cfg)
         world_size, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
-        if batch < 1 or batch % world_size:
+        if batch % world_size:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH: found {batch}, expected a multiple of the {world_size} "
                 "processes that share it"
@@ -240,6 +242,14 @@ def _with_all_images(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
     return cfg
+
+
+def _check_seed(cfg: CfgNode) -> None:
+    if cfg.SEED < 0:
+        raise ConfigError(
+            f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1; a seed that training draws is in "
+            "config.yaml of its OUTPUT_DIR: give that file, or SEED NUMBER"
+        )
 
 
 def _results_table(cfg: CfgNode) -> Path:

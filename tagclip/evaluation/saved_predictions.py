@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from tagclip.config.checks import choices
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError
 from tagclip.structures.vocabulary import Vocabulary
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 # Values of TEST.SAVE_PREDICTIONS.
-FORMATS = ("", "png", "json")
+FORMATS = choices("TEST.SAVE_PREDICTIONS")
 FOLDER, INDEX, SEGMENTS = "predictions", "index.json", "sem_seg_predictions.json"
 _ADVICE = "evaluate again with TEST.SAVE_PREDICTIONS png"
 

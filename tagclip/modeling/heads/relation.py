@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tagclip.errors import ConfigError
+from tagclip.config.checks import check_value
 
 __all__ = ["RelationDescriptor"]
 
@@ -23,10 +23,7 @@ class RelationDescriptor(nn.Module):
             ConfigError: the kind is unknown.
         """
         super().__init__()
-        if kind not in ("cls_text", "none"):
-            raise ConfigError(
-                f"MODEL.TAGCLIP.RELATION: found {kind!r}, expected 'cls_text' or 'none'"
-            )
+        check_value("MODEL.TAGCLIP.RELATION", kind)
         self.kind = kind
         self.proj = nn.Linear(2 * dim if kind == "cls_text" else dim, dim)
         nn.init.xavier_uniform_(self.proj.weight)

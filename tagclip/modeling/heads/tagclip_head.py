@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_value
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
 from tagclip.modeling.heads.relation import RelationDescriptor
@@ -67,7 +67,7 @@ class TagCLIPHead(nn.Module):
         tagclip = cfg.MODEL.TAGCLIP
         dim = input_shape["clip_dense"].channels
         trusty = tagclip.TRUSTY
-        require_choice(trusty.KIND, "MODEL.TAGCLIP.TRUSTY.KIND", ("token", "conv"))
+        check_value("MODEL.TAGCLIP.TRUSTY.KIND", trusty.KIND)
         has_token = trusty.ENABLED and trusty.KIND == "token"
         if has_token and not tagclip.LOSS.IGNORE_AS_NEGATIVE:
             logger.warning(

@@ -15,6 +15,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
+from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.out_of_memory import none_if_out_of_memory, warn_and_free
 from tagclip.modeling.inference.ranking import BestClass, TopClasses, label_dtype
@@ -60,21 +61,16 @@ class InferenceSettings:
         )
 
     def __post_init__(self) -> None:
-        for key, found, expected in (
-            ("MODE", self.mode, ("slide", "whole")),
-            ("OUTPUT", self.output, ("scores", "labels")),
-        ):
-            if found not in expected:
-                raise ConfigError(
-                    f"MODEL.TAGCLIP.TEST.{key}: found {found!r}, "
-                    f"expected one of {', '.join(expected)}"
-                )
-        threshold = self.background_threshold
-        if not 0 <= threshold <= 1 or (threshold and self.output != "labels"):
+        check_value("MODEL.TAGCLIP.TEST.MODE", self.mode)
+        check_value("MODEL.TAGCLIP.TEST.OUTPUT", self.output)
+        check_value("MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", self.background_threshold)
+        if self.background_threshold and self.output != "labels":
             raise ConfigError(
-                f"MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found {threshold} with OUTPUT "
-                f"{self.output}, expected a score from 0 (off) to 1, with OUTPUT labels"
+                f"MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found {self.background_threshold} with "
+                f"OUTPUT {self.output}, expected 0 (off), or OUTPUT labels"
             )
+        # Refuses a stride that would leave gaps.
+        self.grid(1, 1)
 
     def grid(self, height: int, width: int) -> WindowGrid:
         """Lay the windows over an image of (height, width) pixels."""

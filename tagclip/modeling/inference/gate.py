@@ -12,12 +12,12 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_value, choices
 
 __all__ = ["GATE_FORMS", "GATE_MODES", "build_gate", "gate_scores", "trusty_probability"]
 
-GATE_MODES = ("none", "seen", "unseen", "both")
-GATE_FORMS = ("product", "additive", "lift")
+GATE_MODES = choices("MODEL.TAGCLIP.TEST.GATE")
+GATE_FORMS = choices("MODEL.TAGCLIP.TEST.GATE_FORM")
 # Logits of the trusty map beyond this count as this.
 _CLIP = 4.0
 
@@ -91,8 +91,8 @@ def gate_scores(
     Raises:
         ConfigError: ``mode`` or ``form`` is unknown.
     """
-    require_choice(mode, "MODEL.TAGCLIP.TEST.GATE", GATE_MODES)
-    require_choice(form, "MODEL.TAGCLIP.TEST.GATE_FORM", GATE_FORMS)
+    check_value("MODEL.TAGCLIP.TEST.GATE", mode)
+    check_value("MODEL.TAGCLIP.TEST.GATE_FORM", form)
     if trusty is None:
         mode = "none"
     if form != "product" and mode != "none":

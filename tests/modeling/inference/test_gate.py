@@ -65,7 +65,7 @@ def test_both_targets_give_the_probability_of_seen() -> None:
 
 
 def test_unknown_mode_is_refused() -> None:
-    with pytest.raises(ConfigError, match="GATE is .all., expected .none. or .seen."):
+    with pytest.raises(ConfigError, match="GATE: found .all., expected .none. or .seen."):
         gate_scores(torch.rand(3, 2, 2), None, SEEN, mode="all")
 
 
@@ -90,5 +90,5 @@ def test_every_form_can_be_switched_off(form: str) -> None:
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ConfigError, match="GATE_FORM is 'sum', expected 'product' or 'additive'"):
+    with pytest.raises(ConfigError, match="GATE_FORM: found 'sum', expected 'product' or 'add"):
         gate_scores(torch.rand(3, 4, 5), torch.rand(1, 4, 5), SEEN, form="sum")
