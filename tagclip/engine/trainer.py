@@ -180,6 +180,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 shared among the processes.
             DatasetError: a dataset is missing or without images.
         """
+        mapper = ZeroShotDatasetMapper(cfg, is_train=True)
         _check_seed(cfg)
         world_size, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
         if batch % world_size:
@@ -193,7 +194,6 @@ class ZeroShotTrainer(DefaultTrainer):
                 f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: found 0 images, expected some; "
                 "check what the datasets list"
             )
-        mapper = ZeroShotDatasetMapper(cfg, is_train=True)
         if cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES:
             samples = without_unseen_images(samples, mapper.shows_unseen)
         return StreamLoader(
