@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import cached_property
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Any, get_args
 
 from tagclip.errors import ConfigError
@@ -117,17 +117,21 @@ class Key:
     def _accepts(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
-        return any(self._is_a(kind, value) for kind in self._kinds)
+        for kind in self._kinds:
+            if self._is_a(kind, value):
+                return True
+        return False
 
     def _is_a(self, kind: Any, value: Any) -> bool:
-        if items := get_args(kind):
-            return isinstance(value, (list, tuple)) and self._is_list_of(items[0], value)
+        if isinstance(kind, GenericAlias):
+            return isinstance(value, (list, tuple)) and self._is_list_of(kind.__args__[0], value)
         if isinstance(value, bool):
             return kind is bool
         if kind in _MOST:
             return isinstance(value, (int, kind)) and self._is_inside(value, _MOST[kind])
-        letters = set(self.letters)
-        return isinstance(value, kind) and (not letters or set() < set(value) <= letters)
+        if not self.letters:
+            return isinstance(value, kind)
+        return isinstance(value, kind) and set() < set(value) <= set(self.letters)
 
     def _is_list_of(self, kind: type, values: list | tuple) -> bool:
         is_long_enough = bool(values) if self.length == "some" else len(values) == self.length
