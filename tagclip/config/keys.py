@@ -117,10 +117,7 @@ class Key:
     def _accepts(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
-        for kind in self._kinds:
-            if self._is_a(kind, value):
-                return True
-        return False
+        return any(self._is_a(kind, value) for kind in self._kinds)
 
     def _is_a(self, kind: Any, value: Any) -> bool:
         if isinstance(kind, GenericAlias):
