@@ -126,6 +126,8 @@ def test_docs_are_in_step_with_the_table(repository: Path) -> None:
         ("SOLVER.BASE_LR", -1.0, "found -1.0, expected a number of at least 0"),
         ("SOLVER.BASE_LR", math.nan, "found nan, expected a number of at least 0"),
         ("SOLVER.BASE_LR", "1", "found '1', expected a number of at least 0"),
+        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", math.nan, "found nan, expected a number"),
+        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", -math.inf, "found -inf, expected a number"),
         ("SEED", 2**32, "found 4294967296, expected a whole number from -1 to 4294967295"),
         ("SOLVER.MAX_ITER", 2**31,
          "found 2147483648, expected a whole number of at least 1, 2147483647 at most"),
