@@ -38,7 +38,12 @@ setup(
     packages=[*find_packages(include=["tagclip", "tagclip.*"]), *PROJECTS],
     package_dir=PROJECTS,
     package_data={
-        "tagclip": ["modeling/clip/*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
+        "tagclip": [
+            "config/*.yaml",
+            "modeling/clip/*.json",
+            "data/datasets/*.json",
+            "data/datasets/*/*.json",
+        ],
         "tagclip.projects.minibench": ["*.json"],
         "tagclip.projects.webdemo": ["*.js", "*.css"],
     },

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 
-from tagclip.config.defaults import KEYS
+from tagclip.config.defaults import config_keys
+from tagclip.config.keys import Key
 from tagclip.errors import ConfigError
 
 __all__ = ["check_config", "check_registered", "check_value", "choices"]
 
-_BY_NAME = {key.name: key for key in KEYS}
-
 
 def choices(name: str) -> tuple[str, ...]:
     """Return the words that a config key may be."""
-    return _BY_NAME[name].choices
+    return _all_keys()[name].choices
 
 
 def check_value(name: str, value: Any) -> None:
@@ -30,7 +30,7 @@ def check_value(name: str, value: Any) -> None:
     Raises:
         ConfigError: the key cannot have this value.
     """
-    _BY_NAME[name].check(value)
+    _all_keys()[name].check(value)
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -39,8 +39,9 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         ConfigError: names a key, its value and what is expected.
     """
-    for key in KEYS:
-        if not key.when or _value(cfg, _BY_NAME[key.when].path):
+    keys = _all_keys()
+    for key in keys.values():
+        if not key.when or _value(cfg, keys[key.when].path):
             key.check(_value(cfg, key.path))
     solver = cfg.SOLVER
     if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
@@ -79,6 +80,11 @@ def check_registered(cfg: CfgNode) -> None:
                 f"MODEL.{key}: found {found!r}, expected a registered name; "
                 "check it, or name its project in PROJECTS"
             )
+
+
+@cache
+def _all_keys() -> dict[str, Key]:
+    return {name: key for keys in config_keys().values() for name, key in keys.items()}
 
 
 def _value(node: Any, path: tuple[str, ...]) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from types import GenericAlias, NoneType, UnionType
 from typing import Any, get_args
 
@@ -59,6 +60,12 @@ class Key:
     length: int | str | None = None
     ascending: bool = False
     when: str = ""
+
+    @classmethod
+    def from_row(cls, name: str, row: dict[str, Any]) -> Key:
+        """Make a key of its row in keys.yaml; ``kind`` stands there as it does in annotations."""
+        words = {"kind": _kind(row["kind"])} if "kind" in row else {}
+        return cls(name, **{"default": DETECTRON2, **row, **words})
 
     def check(self, value: Any) -> None:
         """Refuse a value that makes no sense.
@@ -146,3 +153,13 @@ class Key:
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )
+
+
+def _kind(text: str) -> Any:
+    """``float``, ``list[str]`` or ``float | null`` -> the type."""
+    kinds = {"null": NoneType, **{kind.__name__: kind for kind in _NOUNS}}
+    found = []
+    for word in text.split(" | "):
+        outer, _, item = word.rstrip("]").partition("[")
+        found.append(kinds[outer][kinds[item]] if item else kinds[outer])
+    return reduce(or_, found)

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.config import get_cfg
 
-from tagclip.config.defaults import SECTIONS, add_tagclip_config
+from tagclip.config.defaults import add_tagclip_config, config_keys
 from tagclip.config.keys import DETECTRON2, Key
 
 __all__ = ["config_reference"]
@@ -18,7 +18,7 @@ _HEAD = """\
 Every key that this library adds to detectron2, and the keys of detectron2 (*) that it reads with a
 restriction; the others are documented in detectron2. A value that makes no sense is refused when a
 config is loaded. Defaults are those of a config without any yaml file; `configs/Base-ZeroShot.yaml`
-sets more. The table is made from tagclip/config/defaults.py, which is where it is changed:
+sets more. The table is made from tagclip/config/keys.yaml, which is where it is changed:
 `python -m tagclip.config.reference > docs/config.md`."""
 
 
@@ -31,9 +31,9 @@ def config_reference() -> str:
 
 def _lines(cfg: Any) -> Iterator[str]:
     yield _HEAD
-    for title, keys in SECTIONS.items():
+    for title, keys in config_keys().items():
         yield f"\n## {title}\n\n| Key | Default | Values | Meaning |\n|---|---|---|---|"
-        yield from (_row(key, cfg) for key in keys)
+        yield from (_row(key, cfg) for key in keys.values())
 
 
 def _row(key: Key, cfg: Any) -> str:

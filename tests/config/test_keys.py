@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 from tagclip import ZeroShotTrainer, load_config
 from tagclip.config import add_tagclip_config, check_config, check_value
-from tagclip.config.defaults import KEYS, SECTIONS
+from tagclip.config.defaults import config_keys
 from tagclip.config.keys import DETECTRON2, Key
 from tagclip.config.reference import config_reference
 from tagclip.errors import ConfigError, TagCLIPError
 
+SECTIONS = config_keys()
+KEYS = [key for keys in SECTIONS.values() for key in keys.values()]
 NAMES = [key.name for key in KEYS]
 ODD_NUMBERS = [0, -1, 1, 3, 2**31, 10**400, -(10**20), 0.5, -0.5, 1e308, math.nan, math.inf]
 LONG = "9" * 300
