@@ -43,7 +43,12 @@ setup(
     packages=[*find_packages(include=["tagclip", "tagclip.*"]), *FOLDERS],
     package_dir=FOLDERS,
     package_data={
-        "tagclip": ["modeling/clip/*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
+        "tagclip": [
+            "config/*.yaml",
+            "modeling/clip/*.json",
+            "data/datasets/*.json",
+            "data/datasets/*/*.json",
+        ],
         "tagclip.projects.minibench": ["*.json"],
         "tagclip.projects.webdemo": ["*.js", "*.css"],
         "tagclip.tools": ["*.json"],

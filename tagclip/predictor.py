@@ -16,6 +16,7 @@ from PIL import Image
 
 import tagclip
 from tagclip.checkpoint import checkpoint_config, load_trained
+from tagclip.config.checks import check_config, check_registered
 from tagclip.data.inference_input import InferenceInput, check_bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import Protocol, resolve_seen
@@ -70,6 +71,7 @@ class TagCLIPPredictor:
             TagCLIPError: a key, a vocabulary, the CLIP weights or the checkpoint are not in order.
         """
         tagclip.register()
+        check_config(cfg)
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
@@ -78,6 +80,7 @@ class TagCLIPPredictor:
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         import_projects(cfg.PROJECTS)
+        check_registered(cfg)
         self.model = load_trained(cfg)
         self._input = InferenceInput.from_config(cfg)
         self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)

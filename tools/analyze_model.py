@@ -81,10 +81,8 @@ def analyze(cfg: CfgNode) -> dict[str, Any]:
         TagCLIPError: a key, a dataset or a vocabulary is not in order.
     """
     from tagclip.analysis.model_cost import ModelAnalysis
-    from tagclip.config.choices import require_choice
     from tagclip.data import Protocol
 
-    require_choice(cfg.SOLVER.OPTIMIZER, "SOLVER.OPTIMIZER", tuple(OPTIMIZER_BYTES))
     analysis = ModelAnalysis(cfg)
     parameters = analysis.parameters()
     trainable = sum(row.trainable for row in parameters)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 
@@ -107,13 +106,7 @@ def read_setup(config_file: str, opts: Sequence[str]) -> Setup:
 
     cfg = load_config(config_file, opts)
     import_projects(cfg.PROJECTS)
-    if not 0 <= cfg.SEED < 2**32:
-        raise ConfigError(
-            f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1; a seed that training draws is in "
-            "config.yaml of its OUTPUT_DIR: give that file, or SEED NUMBER"
-        )
     protocol = Protocol(cfg)
-    protocol.check()
     loader = ZeroShotTrainer.build_train_loader(cfg)
     trained = protocol.training
     labelled = {n for n, seen in zip(trained.names, trained.seen_mask, strict=True) if seen}

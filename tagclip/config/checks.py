@@ -1,53 +1,75 @@
-"""Config values that would fail late or in a riddle."""
+"""Checks of config values: mistakes come out before anything is built."""
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
-from tagclip.config.choices import require_choice
+from tagclip.config.defaults import config_keys
+from tagclip.config.keys import Key
 from tagclip.errors import ConfigError
-from tagclip.evaluation.saved_predictions import FORMATS as PREDICTION_FORMATS
 
-__all__ = ["amp_dtype", "check_values"]
-
-_AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["check_config", "check_registered", "check_value", "choices"]
 
 
-def check_values(cfg: CfgNode) -> None:
-    """Check the keys that nothing else checks before it uses them.
+def choices(name: str) -> tuple[str, ...]:
+    """Return the words that a config key may be."""
+    return _all_keys()[name].choices
+
+
+def check_value(name: str, value: Any) -> None:
+    """Check a value that did not come from a config, such as an argument of a constructor.
+
+    Args:
+        name: the config key that says the same, such as ``MODEL.TAGCLIP.RELATION``.
+        value: what was given.
 
     Raises:
-        ConfigError: a value is out of its range.
+        ConfigError: the key cannot have this value.
     """
-    if not 0 <= cfg.SEED < 2**32:
-        raise ConfigError(f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1, or -1 to draw one")
-    if cfg.SOLVER.MAX_ITER < 1:
-        raise ConfigError(f"SOLVER.MAX_ITER: found {cfg.SOLVER.MAX_ITER}, expected at least 1")
-    if cfg.DATALOADER.NUM_WORKERS < 0:
+    _all_keys()[name].check(value)
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Check every key of the table, and what several keys have to do with each other.
+
+    Raises:
+        ConfigError: names a key, its value and what is expected.
+    """
+    keys = _all_keys()
+    for key in keys.values():
+        if not key.when or _value(cfg, keys[key.when].path):
+            key.check(_value(cfg, key.path))
+    solver = cfg.SOLVER
+    if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
         raise ConfigError(
-            f"DATALOADER.NUM_WORKERS: found {cfg.DATALOADER.NUM_WORKERS}, expected 0 or more"
+            f"SOLVER.REFERENCE_WORLD_SIZE: found {solver.REFERENCE_WORLD_SIZE}, expected a divisor "
+            f"of SOLVER.IMS_PER_BATCH ({solver.IMS_PER_BATCH}), or 0"
+        )
+    if solver.OPTIMIZER == "SGD" and solver.NESTEROV and not solver.MOMENTUM:
+        raise ConfigError(
+            "SOLVER.NESTEROV: found True with MOMENTUM 0, expected False or a momentum above 0"
         )
     try:
         torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r}, expected cuda or cpu"
         ) from error
-    require_choice(cfg.TEST.SAVE_PREDICTIONS, "TEST.SAVE_PREDICTIONS", PREDICTION_FORMATS)
-    _check_model(cfg)
-    amp_dtype(cfg)
 
 
-def _check_model(cfg: CfgNode) -> None:
-    for key, found in (
-        ("MODEL.CLIP.PROMPT.DROPOUT", cfg.MODEL.CLIP.PROMPT.DROPOUT),
-        ("MODEL.TAGCLIP.DROPOUT", cfg.MODEL.TAGCLIP.DROPOUT),
-        ("MODEL.TAGCLIP.TRUSTY.CONV.DROPOUT", cfg.MODEL.TAGCLIP.TRUSTY.CONV.DROPOUT),
-    ):
-        if not 0 <= found <= 1:
-            raise ConfigError(f"{key}: found {found}, expected a probability, 0 to 1")
+def check_registered(cfg: CfgNode) -> None:
+    """Check the names of the model's parts, once PROJECTS are imported.
+
+    Raises:
+        ConfigError: detectron2's registries lack one.
+    """
+    # Takes seconds, which reading a config need not wait for.
+    from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+
     for key, found, registry in (
         ("META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY),
         ("BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
@@ -58,18 +80,14 @@ def _check_model(cfg: CfgNode) -> None:
                 f"MODEL.{key}: found {found!r}, expected a registered name; "
                 "check it, or name its project in PROJECTS"
             )
-    for key, found in (("STD", cfg.MODEL.PIXEL_STD), ("MEAN", cfg.MODEL.PIXEL_MEAN)):
-        if len(found) != 3 or not all(isinstance(value, int | float) for value in found):
-            raise ConfigError(f"MODEL.PIXEL_{key}: found {found}, expected three numbers")
 
 
-def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Type of autocast, None without.
+@cache
+def _all_keys() -> dict[str, Key]:
+    return {name: key for keys in config_keys().values() for name, key in keys.items()}
 
-    Raises:
-        ConfigError: the type is unknown.
-    """
-    dtype = cfg.SOLVER.AMP.DTYPE
-    if dtype not in _AMP_DTYPES:
-        raise ConfigError(f"SOLVER.AMP.DTYPE: found {dtype!r}, expected {' or '.join(_AMP_DTYPES)}")
-    return _AMP_DTYPES[dtype] if cfg.SOLVER.AMP.ENABLED else None
+
+def _value(node: Any, path: tuple[str, ...]) -> Any:
+    for part in path:
+        node = node[part]
+    return node

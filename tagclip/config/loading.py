@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from tagclip.config.checks import check_config
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.errors import ConfigError
+from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["build_config", "load_config", "resolve_paths"]
@@ -36,7 +37,7 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
 
     Raises:
         ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
-            wrong type.
+            wrong type or makes no sense.
     """
     cfg = build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
     cfg.CONFIG_NAME = cfg.CONFIG_NAME or Path(config_file).name
@@ -66,6 +67,7 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     _fit_type(cfg, dict(zip(opts[0::2], opts[1::2], strict=True)).get(_NAME_OR_LIST))
     _merge(cfg.merge_from_list, list(opts), "command line")
     _refuse_nulls(cfg, defaults, "command line")
+    check_config(cfg)
     return cfg
 
 
@@ -174,10 +176,9 @@ def _check_keys(cfg: CN, keys: Iterable[str], source: str | Path) -> None:
     known = set(_key_paths(cfg))
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(str(key), sorted(known), n=1)
-            hint = f"did you mean {near[0]}?" if near else "all keys: tagclip/config/defaults.py"
+            hint = did_you_mean(str(key), known) or "; all keys: docs/config.md"
             shown = key if str(key).isprintable() else repr(key)
-            raise ConfigError(f"{source}: unknown config key {shown}; {hint}")
+            raise ConfigError(f"{source}: unknown config key {shown}{hint}")
 
 
 def _key_paths(tree: dict, prefix: str = "") -> Iterator[str]:

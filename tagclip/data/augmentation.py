@@ -16,9 +16,9 @@ from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import CropTransform, Transform
 from PIL import Image
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_config
 from tagclip.data.photometric import PhotometricDistortion
-from tagclip.errors import ConfigError, DatasetError
+from tagclip.errors import DatasetError
 
 __all__ = [
     "CategoryCrop",
@@ -221,23 +221,16 @@ def build_train_augmentations(cfg: CfgNode, ignore_index: int) -> list[Augmentat
     Raises:
         ConfigError: a value does not make sense.
     """
+    check_config(cfg)
     inputs = cfg.INPUT
-    require_choice(
-        inputs.MIN_SIZE_TRAIN_SAMPLING, "INPUT.MIN_SIZE_TRAIN_SAMPLING", ("choice", "range")
-    )
     shorts = tuple(inputs.MIN_SIZE_TRAIN)
-    if not shorts or min(shorts) < 1:
-        raise ConfigError(f"INPUT.MIN_SIZE_TRAIN is {shorts}, expected pixels above 0")
     if inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
         shorts = range(min(shorts), max(shorts) + 1)
     scales = tuple(inputs.SCALE_RANGE)
-    if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
-        raise ConfigError(f"INPUT.SCALE_RANGE is {scales}, expected [low, high] above 0")
-    library = _resize_library(cfg)
-    augmentations = [RandomResize(shorts, inputs.MAX_SIZE_TRAIN, scales, library)]
+    augmentations = [RandomResize(shorts, inputs.MAX_SIZE_TRAIN, scales, inputs.RESIZE)]
     if inputs.CROP.ENABLED:
-        augmentations.append(_build_crop(cfg, ignore_index))
-    require_choice(inputs.RANDOM_FLIP, "INPUT.RANDOM_FLIP", ("none", "horizontal", "vertical"))
+        area = inputs.CROP.SINGLE_CATEGORY_MAX_AREA
+        augmentations.append(CategoryCrop(inputs.CROP.SIZE, area, ignore_index))
     if inputs.RANDOM_FLIP != "none":
         is_horizontal = inputs.RANDOM_FLIP == "horizontal"
         augmentations.append(RandomFlip(horizontal=is_horizontal, vertical=not is_horizontal))
@@ -250,31 +243,9 @@ def build_test_augmentations(cfg: CfgNode) -> list[Augmentation]:
     """Resize of the short side to `INPUT.MIN_SIZE_TEST` (0: none).
 
     `INPUT.MAX_SIZE_TEST` bounds the long side (0: not at all, as the released pipeline).
-
-    Raises:
-        ConfigError: a value does not make sense.
     """
-    library = _resize_library(cfg)
-    if cfg.INPUT.MIN_SIZE_TEST == 0:
-        return []
     inputs = cfg.INPUT
-    return [ResizeShortSide(inputs.MIN_SIZE_TEST, inputs.MAX_SIZE_TEST, library, inputs.MAX_PIXELS)]
-
-
-def _build_crop(cfg: CfgNode, ignore_index: int) -> CategoryCrop:
-    crop = cfg.INPUT.CROP
-    require_choice(crop.TYPE, "INPUT.CROP.TYPE", ("absolute",))
-    size = tuple(crop.SIZE)
-    if len(size) != 2 or not all(side >= 1 and int(side) == side for side in size):
-        raise ConfigError(f"INPUT.CROP.SIZE is {size}, expected [height, width] in whole pixels")
-    area = crop.SINGLE_CATEGORY_MAX_AREA
-    if not 0 < area <= 1:
-        raise ConfigError(
-            f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {area}, expected a share above 0, at most 1"
-        )
-    return CategoryCrop((int(size[0]), int(size[1])), area, ignore_index)
-
-
-def _resize_library(cfg: CfgNode) -> str:
-    require_choice(cfg.INPUT.RESIZE, "INPUT.RESIZE", ("cv2", "pil"))
-    return cfg.INPUT.RESIZE
+    if inputs.MIN_SIZE_TEST == 0:
+        return []
+    rest = inputs.MAX_SIZE_TEST, inputs.RESIZE, inputs.MAX_PIXELS
+    return [ResizeShortSide(inputs.MIN_SIZE_TEST, *rest)]

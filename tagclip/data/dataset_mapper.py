@@ -11,7 +11,6 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
 import tagclip
-from tagclip.config.choices import require_choice
 from tagclip.data.augmentation import build_train_augmentations
 from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_image, read_label
@@ -75,7 +74,6 @@ class ZeroShotDatasetMapper:
         protocol.check()
         if not is_train and dataset_name is None:
             raise ValueError("a test mapper needs dataset_name: every dataset has its own classes")
-        require_choice(cfg.INPUT.FORMAT, "INPUT.FORMAT", ("RGB", "BGR"))
         source = protocol.dataset(dataset_name) if dataset_name else protocol.full
         augmentations, inference_input = [], None
         if is_train:

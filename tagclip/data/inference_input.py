@@ -12,9 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from fvcore.transforms.transform import HFlipTransform
 
-from tagclip.config.choices import require_choice
 from tagclip.data.augmentation import ResizeShortSide, build_test_augmentations
-from tagclip.errors import ConfigError, DatasetError
+from tagclip.errors import DatasetError
 
 __all__ = ["InferenceInput", "View", "check_bgr_array"]
 
@@ -54,25 +53,12 @@ class InferenceInput:
 
         ``TEST.AUG.MIN_SIZES`` are short sides in pixels, ``MAX_SIZE`` bounds the long side (0: not
         at all), ``FLIP`` adds the mirror image of each.
-
-        Raises:
-            ConfigError: a value does not make sense.
         """
         augmentation = cfg.TEST.AUG
         if not augmentation.ENABLED:
             return cls([View(tuple(build_test_augmentations(cfg)))])
-        sizes = tuple(augmentation.MIN_SIZES)
-        if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ConfigError(
-                f"TEST.AUG.MIN_SIZES is {sizes}, expected short sides in pixels, such as (448, 512)"
-            )
-        if augmentation.MAX_SIZE < 0:
-            raise ConfigError(
-                f"TEST.AUG.MAX_SIZE is {augmentation.MAX_SIZE}, expected pixels, or 0 for no bound"
-            )
-        require_choice(cfg.INPUT.RESIZE, "INPUT.RESIZE", ("cv2", "pil"))
         rest = augmentation.MAX_SIZE, cfg.INPUT.RESIZE, cfg.INPUT.MAX_PIXELS
-        resizes = [ResizeShortSide(size, *rest) for size in sizes]
+        resizes = [ResizeShortSide(size, *rest) for size in augmentation.MIN_SIZES]
         mirrored = (False, True) if augmentation.FLIP else (False,)
         return cls([View((resize,), flip) for resize in resizes for flip in mirrored])
 

@@ -10,17 +10,12 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_config, check_value
 from tagclip.data.datasets.from_config import apply_bad_sample_policy, register_folder_datasets
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
-
-_SETTINGS = ("inductive", "transductive", "supervised")
-_TARGETS = ("seen", "novel")
-_REGIONS = ("unlabeled", "novel")
-_UNKNOWN_CLASSES = ("match", "seen", "unseen")
 
 
 class Protocol:
@@ -42,7 +37,7 @@ class Protocol:
             ConfigError: it is none of these.
         """
         setting = self._cfg.DATASETS.ZERO_SHOT.SETTING
-        require_choice(setting, "DATASETS.ZERO_SHOT.SETTING", _SETTINGS)
+        check_value("DATASETS.ZERO_SHOT.SETTING", setting)
         return setting
 
     @cached_property
@@ -198,15 +193,7 @@ class Protocol:
             ConfigError: a value is unknown, keys contradict each other, or datasets disagree.
             DatasetError, VocabularyError: see `dataset`.
         """
-        tagclip = self._cfg.MODEL.TAGCLIP
-        require_choice(tagclip.TRUSTY.TARGET, "MODEL.TAGCLIP.TRUSTY.TARGET", _TARGETS)
-        rule = tagclip.SELF_TRAINING
-        require_choice(rule.REGION, "MODEL.TAGCLIP.SELF_TRAINING.REGION", _REGIONS)
-        if not 0 <= rule.THRESHOLD <= 1:
-            raise ConfigError(
-                f"MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD is {rule.THRESHOLD}, expected a score, 0 "
-                "to 1"
-            )
+        check_config(self._cfg)
         if self.reads_novel_masks and not self._cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS:
             key, other = "SELF_TRAINING.REGION", "unlabeled"
             if self._has_novel_target:
@@ -216,8 +203,6 @@ class Protocol:
                 f"the {self.setting} protocol; set it to {other!r}, or allow it with "
                 "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
             )
-        policy = tagclip.TEST.UNKNOWN_CLASSES
-        require_choice(policy, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES)
         _ = self.training
 
 
@@ -260,7 +245,7 @@ def resolve_seen(vocabulary: Vocabulary, trained: Vocabulary, policy: str) -> Vo
     """
     if vocabulary.seen is not None:
         return vocabulary
-    require_choice(policy, "MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", _UNKNOWN_CLASSES)
+    check_value("MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES", policy)
     if policy == "match":
         return vocabulary.match_seen(trained)
     return vocabulary.with_seen([policy == "seen"] * len(vocabulary))

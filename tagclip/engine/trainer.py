@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tagclip
 from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
-from tagclip.config.checks import amp_dtype, check_values
+from tagclip.config.checks import check_config, check_registered
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
@@ -53,18 +53,21 @@ class ZeroShotTrainer(DefaultTrainer):
         tagclip.register()
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
+        check_config(cfg)
+        _check_seed(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         logging.getLogger(__name__).info("Protocol: %s", Protocol(cfg).summary)
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
+        amp = cfg.SOLVER.AMP
         self._stream = self.build_train_loader(cfg)
         self._trainer = TrainingLoop(
             _distribute(model),
             self._stream,
             optimizer,
             seed=cfg.SEED,
-            amp_dtype=amp_dtype(cfg),
+            amp_dtype=getattr(torch, amp.DTYPE) if amp.ENABLED else None,
             dump_dir=cfg.OUTPUT_DIR or None,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -96,8 +99,8 @@ class ZeroShotTrainer(DefaultTrainer):
                 not in order.
         """
         with silence():
-            check_values(cfg)
             Protocol(cfg).check()
+            check_registered(cfg)
             read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
                 _check_evaluator_type(name)
@@ -166,11 +169,14 @@ class ZeroShotTrainer(DefaultTrainer):
         """Stream over all images of DATASETS.TRAIN.
 
         Raises:
-            ConfigError: the batch cannot be shared among the processes.
+            ConfigError: a key makes no sense, the seed has not been drawn, or the batch cannot be
+                shared among the processes.
             DatasetError: a dataset is missing or without images.
         """
+        mapper = ZeroShotDatasetMapper(cfg, is_train=True)
+        _check_seed(cfg)
         world_size, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
-        if batch < 1 or batch % world_size:
+        if batch % world_size:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH: found {batch}, expected a multiple of the {world_size} "
                 "processes that share it"
@@ -181,7 +187,6 @@ class ZeroShotTrainer(DefaultTrainer):
                 f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: found 0 images, expected some; "
                 "check what the datasets list"
             )
-        mapper = ZeroShotDatasetMapper(cfg, is_train=True)
         if cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES:
             samples = without_unseen_images(samples, mapper.shows_unseen)
         return StreamLoader(
@@ -223,6 +228,14 @@ class ZeroShotTrainer(DefaultTrainer):
             save_predictions=cfg.TEST.SAVE_PREDICTIONS,
             files_may_fail=training_goes_on(cfg),
             save_logits=cfg.TEST.SAVE_LOGITS,
+        )
+
+
+def _check_seed(cfg: CfgNode) -> None:
+    if cfg.SEED < 0:
+        raise ConfigError(
+            f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1; a seed that training draws is in "
+            "config.yaml of its OUTPUT_DIR: give that file, or SEED NUMBER"
         )
 
 

@@ -11,8 +11,9 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from tagclip.config.checks import check_value
 from tagclip.engine.data_stream import seeded_step
-from tagclip.errors import ConfigError, NonFiniteLossError
+from tagclip.errors import NonFiniteLossError
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 
 __all__ = ["TrustyTraining"]
@@ -46,10 +47,7 @@ class TrustyTraining(HookBase):
         Raises:
             ConfigError: fewer than one step.
         """
-        if steps < 1:
-            raise ConfigError(
-                f"MODEL.TAGCLIP.TRUSTY.CONV.STEPS: found {steps}, expected at least 1"
-            )
+        check_value("MODEL.TAGCLIP.TRUSTY.CONV.STEPS", steps)
         self.head, self.lr, self.steps, self.seed = head, lr, steps, seed
         self.optimizer = torch.optim.AdamW(head.parameters(), lr, weight_decay=weight_decay)
 

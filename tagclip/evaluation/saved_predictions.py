@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tagclip.config.checks import choices
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError
 from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
@@ -31,7 +32,7 @@ from tagclip.utils.untrusted import load_json
 __all__ = ["FORMATS", "PredictionWriter", "SavedPredictions", "encode_rle"]
 
 # Values of TEST.SAVE_PREDICTIONS.
-FORMATS = ("", "png", "json")
+FORMATS = choices("TEST.SAVE_PREDICTIONS")
 _KIND = FolderKind(
     "predictions",
     "TEST.SAVE_PREDICTIONS png",

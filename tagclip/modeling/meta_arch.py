@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
 from torch import Tensor, nn
 
+from tagclip.config.checks import check_config
 from tagclip.data.protocol import Protocol, requested_vocabulary, resolve_seen
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
@@ -86,6 +87,7 @@ class TagCLIP(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        check_config(cfg)
         backbone = build_backbone(cfg)
         test, trusty = cfg.MODEL.TAGCLIP.TEST, cfg.MODEL.TAGCLIP.TRUSTY
         protocol = Protocol(cfg)

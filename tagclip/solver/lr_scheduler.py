@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode
 
-from tagclip.errors import ConfigError
+from tagclip.config.checks import check_config
 
 __all__ = ["WarmupPolySchedule", "build_lr_scheduler"]
 
@@ -70,15 +70,10 @@ def build_lr_scheduler(
     """Build ``SOLVER.LR_SCHEDULER_NAME``.
 
     Raises:
-        ConfigError: it is not WarmupPolyLR, or SOLVER.MAX_ITER is below 1.
+        ConfigError: a key makes no sense.
     """
+    check_config(cfg)
     solver = cfg.SOLVER
-    if solver.LR_SCHEDULER_NAME != "WarmupPolyLR":
-        raise ConfigError(
-            f"SOLVER.LR_SCHEDULER_NAME: found {solver.LR_SCHEDULER_NAME!r}, expected WarmupPolyLR"
-        )
-    if solver.MAX_ITER < 1:
-        raise ConfigError(f"SOLVER.MAX_ITER: found {solver.MAX_ITER}, expected at least 1")
     return WarmupPolySchedule(
         optimizer,
         max_iter=solver.MAX_ITER,

@@ -12,6 +12,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from tabulate import tabulate
 from torch import nn
 
+from tagclip.config.checks import check_config
 from tagclip.errors import ConfigError
 
 __all__ = ["TRUSTY_HEAD", "build_optimizer", "parameter_groups"]
@@ -88,19 +89,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` over the trainable parameters and log what it trains.
 
     Raises:
-        ConfigError: the optimizer is unknown, or nothing is trainable.
+        ConfigError: a key makes no sense, or nothing is trainable.
     """
+    check_config(cfg)
     groups, solver = parameter_groups(cfg, model), cfg.SOLVER
     if solver.OPTIMIZER == "ADAMW":
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-            groups, solver.BASE_LR, betas=tuple(solver.ADAM_BETAS), eps=1e-8
-        )
-    elif solver.OPTIMIZER == "SGD":
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(
-            groups, solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
-        )
+        kind, options = torch.optim.AdamW, {"betas": tuple(solver.ADAM_BETAS), "eps": 1e-8}
     else:
-        raise ConfigError(f"SOLVER.OPTIMIZER: found {solver.OPTIMIZER!r}, expected ADAMW or SGD")
+        kind = torch.optim.SGD
+        options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}
+    optimizer = maybe_add_gradient_clipping(cfg, kind)(groups, solver.BASE_LR, **options)
     _log_table(groups, model, cfg.MODEL.TAGCLIP.TRUSTY.CONV)
     return optimizer
 

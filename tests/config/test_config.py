@@ -1,61 +1,14 @@
-"""Every key has a comment and a reader; layered yamls and mistakes in them."""
+"""Layered yamls and mistakes in them."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import yaml
-from detectron2.config import CfgNode, get_cfg
 
-from tagclip.config import add_tagclip_config
 from tagclip.config.loading import load_config
 from tagclip.errors import ConfigError
-
-
-def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
-    found = {}
-    for key, value in node.items():
-        path = f"{prefix}{key}"
-        found |= leaves(value, f"{path}.") if isinstance(value, CfgNode) else {path: value}
-    return found
-
-
-def own_keys() -> list[str]:
-    """Leaf keys that TagCLIP adds to detectron2."""
-    cfg = get_cfg()
-    before = set(leaves(cfg))
-    add_tagclip_config(cfg)
-    return sorted(set(leaves(cfg)) - before)
-
-
-@pytest.mark.parametrize("key", own_keys())
-def test_every_key_has_a_reader(key: str, repository: Path) -> None:
-    """Some code other than config.py reads `<anything>.KEY`, near the name of its section."""
-    section, _, name = key.rpartition(".")
-    # A section may be bound to a variable first, so the parent's name must stand in the file.
-    parent = section.rpartition(".")[2]
-    for path in [*repository.glob("tagclip/**/*.py"), *repository.glob("tools/*.py")]:
-        if path.name == "defaults.py":
-            continue
-        text = path.read_text()
-        if re.search(rf"\.{name}\b", text) and (not parent or re.search(rf"\.{parent}\b", text)):
-            return
-    pytest.fail(f"no code reads {key}")
-
-
-@pytest.mark.parametrize("key", own_keys())
-def test_every_key_has_a_comment(key: str, repository: Path) -> None:
-    lines = (repository / "tagclip" / "config" / "defaults.py").read_text().splitlines()
-    name = key.rpartition(".")[2]
-    places = [
-        i
-        for i, line in enumerate(lines)
-        if re.search(rf'(\.{name} = |CN\({{"{name}": )', line) and not line.endswith("= CN()")
-    ]
-    assert places, f"{key} is not assigned on a line of its own"
-    assert any(lines[i - 1].strip().startswith("#") for i in places), f"{key} has no comment"
 
 
 def test_paths_resolve_against_their_own_yaml(tmp_path: Path) -> None:

@@ -256,6 +256,6 @@ def test_keys_switch_augmentations_off(keys: list, classes: list[str]) -> None:
     ],
 )
 def test_bad_keys_are_named(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"{key} is .*expected") as caught:
+    with pytest.raises(ConfigError, match=rf"{key}: found .*, expected") as caught:
         build_train_augmentations(toy_config(key, value), 255)
     assert "\n" not in str(caught.value)

@@ -280,5 +280,5 @@ def test_image_format(tmp_path: Path) -> None:
         mapper = ZeroShotDatasetMapper(cfg, is_train=False, dataset_name="toy")
         images[image_format] = mapper(sample)["image"]
     assert torch.equal(images["RGB"], images["BGR"].flip(0))
-    with pytest.raises(ConfigError, match=r"INPUT\.FORMAT is 'L'"):
+    with pytest.raises(ConfigError, match=r"INPUT\.FORMAT: found 'L', expected 'RGB' or"):
         ZeroShotDatasetMapper(toy_config("DATASETS.TRAIN", ("toy",), "INPUT.FORMAT", "L"))

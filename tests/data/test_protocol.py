@@ -156,7 +156,7 @@ def test_unregistered_dataset() -> None:
     ],
 )
 def test_unknown_values_name_the_choices(key: str, choices: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{key} is 'other', expected {choices}"):
+    with pytest.raises(ConfigError, match=rf"{key}: found 'other', expected {choices}"):
         Protocol(_config(key, "other")).check()
 
 
@@ -180,7 +180,7 @@ def test_novel_region_needs_permission() -> None:
 
 
 def test_threshold_is_a_score() -> None:
-    with pytest.raises(ConfigError, match=r"THRESHOLD is 50\.0, expected a score, 0 to 1"):
+    with pytest.raises(ConfigError, match=r"THRESHOLD: found 50\.0, expected a number from 0 to 1"):
         Protocol(_config("MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD", 50.0)).check()
 
 

@@ -135,7 +135,7 @@ def test_a_broken_loss_ends_the_run_before_the_step() -> None:
 
 
 def test_no_step_is_refused() -> None:
-    with pytest.raises(ConfigError, match="CONV.STEPS: found 0, expected at least 1"):
+    with pytest.raises(ConfigError, match="CONV.STEPS: found 0, expected a whole number of"):
         small_training(steps=0)
 
 

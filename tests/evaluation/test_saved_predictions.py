@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip import Vocabulary, ZeroShotSemSegEvaluator
-from tagclip.config.checks import check_values
+from tagclip.config.checks import check_config
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.saved_folder import image_names
 from tagclip.evaluation.saved_predictions import PredictionWriter, SavedPredictions
@@ -244,5 +244,5 @@ def test_what_cannot_be_written_is_one_line(toy: Toy, tmp_path: Path) -> None:
 
 def test_the_key_is_checked_before_anything_starts(tiny_cfg: CfgNode) -> None:
     tiny_cfg.TEST.SAVE_PREDICTIONS = "jpg"
-    with pytest.raises(ConfigError, match=r"TEST\.SAVE_PREDICTIONS is 'jpg', expected '' or 'png'"):
-        check_values(tiny_cfg)
+    with pytest.raises(ConfigError, match=r"SAVE_PREDICTIONS: found 'jpg', expected '' or 'png'"):
+        check_config(tiny_cfg)

@@ -281,7 +281,7 @@ def test_sessions_of_the_running_page_do_not_mix(
         for words, message in (("", "words: found none"), ("a,A", "more than once")):
             with pytest.raises(AppError, match=message):
                 first.predict(upload, words, "", *sliders, api_name="/segment")
-        with pytest.raises(AppError, match="TEST.GATE is .*neither.*, expected .*none"):
+        with pytest.raises(AppError, match="TEST.GATE: found .*neither.*, expected .*none"):
             first.predict("neither", 0.1, 0.0, 0.5, api_name="/adjust")
         boxes, page, _ = first.predict(upload, "tree, zebra", "", *sliders, api_name="/segment")
         assert boxes["value"] == ["zebra"], "the choice of before is kept"

@@ -141,8 +141,8 @@ def test_the_config_is_read(tiny_cfg: CfgNode) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("LR_SCHEDULER_NAME", "WarmupCosineLR", "found 'WarmupCosineLR', expected WarmupPolyLR"),
-        ("MAX_ITER", 0, "SOLVER.MAX_ITER: found 0, expected at least 1"),
+        ("LR_SCHEDULER_NAME", "WarmupCosineLR", "found 'WarmupCosineLR', expected 'WarmupPolyLR'"),
+        ("MAX_ITER", 0, "SOLVER.MAX_ITER: found 0, expected a whole number of at least 1"),
     ],
 )
 def test_what_makes_no_schedule_is_refused(

@@ -129,11 +129,14 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
         option("MODEL.TAGCLIP.TEST.STRIDE", 65),
         "ConfigError: MODEL.TAGCLIP.TEST.STRIDE: found 65, expected 1 to WINDOW (64)",
     ),
-    "impossible seed": (option("SEED", -2), "...SEED: found -2, expected 0 to 2**32 - 1, or -1"),
-    "no steps": (option("SOLVER.MAX_ITER", 0), "...SOLVER.MAX_ITER: found 0, expected at least 1"),
+    "impossible seed": (
+        option("SEED", -2),
+        "...SEED: found -2, expected a whole number from -1 to 4294967295",
+    ),
+    "no steps": (option("SOLVER.MAX_ITER", 0), "...SOLVER.MAX_ITER: found 0, expected a whole num"),
     "workers below 0": (
         option("DATALOADER.NUM_WORKERS", -1),
-        "...NUM_WORKERS: found -1, expected 0",
+        "...NUM_WORKERS: found -1, expected a whole number from 0",
     ),
     "unknown device": (
         option("MODEL.DEVICE", "gpu"),
@@ -145,11 +148,19 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     ),
     "two means": (
         option("MODEL.PIXEL_MEAN", [1.0, 2.0]),
-        "...MODEL.PIXEL_MEAN: found [1.0, 2.0], expected three numbers",
+        "...MODEL.PIXEL_MEAN: found [1.0, 2.0], expected a list of 3 numbers",
     ),
     "dropout above 1": (
         option("MODEL.TAGCLIP.DROPOUT", 1.5),
-        "...MODEL.TAGCLIP.DROPOUT: found 1.5, expected a probability",
+        "...MODEL.TAGCLIP.DROPOUT: found 1.5, expected a number from 0 to 1",
+    ),
+    "unknown backbone": (
+        option("MODEL.BACKBONE.NAME", "x"),
+        "...MODEL.BACKBONE.NAME: found 'x', expected a registered name",
+    ),
+    "processes that a batch was not made for": (
+        option("SOLVER.REFERENCE_WORLD_SIZE", 3),
+        "...SOLVER.REFERENCE_WORLD_SIZE: found 3, expected a divisor of SOLVER.IMS_PER_BATCH (2)",
     ),
     "unknown project": (
         option("PROJECTS", "['maxi']"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from detectron2.config import CfgNode
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_value
 from tagclip.data.datasets.register import register_folder_dataset
 from tagclip.data.datasets.selection import skip_bad_samples
 from tagclip.errors import ConfigError
@@ -53,6 +53,6 @@ def apply_bad_sample_policy(cfg: CfgNode) -> None:
         ConfigError: the value is unknown.
     """
     policy = cfg.DATASETS.ON_BAD_SAMPLE
-    require_choice(policy, "DATASETS.ON_BAD_SAMPLE", ("raise", "skip"))
+    check_value("DATASETS.ON_BAD_SAMPLE", policy)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         skip_bad_samples(name, cfg.INPUT.MAX_PIXELS if policy == "skip" else None)

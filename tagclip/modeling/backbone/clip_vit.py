@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from tagclip.config.checks import check_value
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block
@@ -62,14 +63,6 @@ def resize_positions(
     )
     resized = resized.mT if transpose else resized
     return torch.cat([table[:1], resized[0].flatten(1).T])
-
-
-def _check_resize(mode: str) -> str:
-    if mode not in ("bilinear", "bicubic"):
-        raise ConfigError(
-            f"MODEL.CLIP.POS_EMBED_RESIZE: found {mode!r}, expected bilinear or bicubic"
-        )
-    return mode
 
 
 @BACKBONE_REGISTRY.register()
@@ -128,7 +121,8 @@ class CLIPViT(Backbone):
         """
         super().__init__()
         self.patch_size, self.grid_size, self.embed_dim = patch_size, tuple(grid_size), embed_dim
-        self.pos_embed_resize = _check_resize(pos_embed_resize)
+        check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
+        self.pos_embed_resize = pos_embed_resize
         self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
         self.weights_sha256 = weights_sha256
         self._add_embeddings(width)

@@ -82,9 +82,10 @@ class CLIPSource:
         """
         if not self.pretrained:
             return None
-        path = Path(self.pretrained).expanduser()
+        # os.path says no of names that no file can have, where pathlib raises OSError.
+        path = Path(os.path.expanduser(self.pretrained))
         is_path = path.suffix or os.path.dirname(self.pretrained)
-        if is_path or (path.exists() and not self._tag):
+        if is_path or (os.path.exists(path) and not self._tag):
             return find_weight_file(path)
         if not self._tag:
             import open_clip

@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
@@ -98,7 +98,7 @@ class TextBank(nn.Module):
             cache_dir: folder of encoded vocabularies; "" keeps them in memory only.
         """
         super().__init__()
-        require_choice(synonyms, "MODEL.CLIP.SYNONYMS", ("mean", "max"))
+        check_value("MODEL.CLIP.SYNONYMS", synonyms)
         self.source, self.templates = source, prompt_templates(templates)
         self.synonyms = synonyms
         self.batch_size, self.cache_dir = batch_size, cache_dir

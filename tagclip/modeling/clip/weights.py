@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def find_weight_file(path: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         names = [name for _, files in _FOLDERS for name in files]
         for name in names:
             if (path / name).is_file():
@@ -55,7 +56,7 @@ def find_weight_file(path: Path) -> Path:
             f"{path}: found no CLIP weights in this folder, expected one of {', '.join(names)}; "
             "download it, or name another file as MODEL.CLIP.PRETRAINED"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(
             f"{path}: no such CLIP weight file or folder; check MODEL.CLIP.PRETRAINED, or name an "
             "open_clip tag"

@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.losses.mask_losses import interpolation_matrix, strided
 from tagclip.modeling.losses.seg_loss import SegTargets
@@ -73,11 +74,8 @@ class ConvTrustyHead(nn.Module):
             ConfigError: fewer than one channel or batch.
         """
         super().__init__()
-        for key, found in (("CHANNELS", channels), ("REPLAY_BATCHES", replay_batches)):
-            if found < 1:
-                raise ConfigError(
-                    f"MODEL.TAGCLIP.TRUSTY.CONV.{key}: found {found}, expected at least 1"
-                )
+        check_value("MODEL.TAGCLIP.TRUSTY.CONV.CHANNELS", channels)
+        check_value("MODEL.TAGCLIP.TRUSTY.CONV.REPLAY_BATCHES", replay_batches)
         self.dropout = dropout
         self.norm = nn.BatchNorm2d(dim, affine=False)
         self.expand = nn.Conv2d(dim, channels, 1)
@@ -95,7 +93,7 @@ class ConvTrustyHead(nn.Module):
             dim: channels D of the patch vectors.
 
         Raises:
-            ConfigError: the target is not ``seen``, or a number is too small.
+            ConfigError: the target is not ``seen``.
         """
         trusty = cfg.MODEL.TAGCLIP.TRUSTY
         if not trusty.ENABLED or trusty.KIND != "conv":

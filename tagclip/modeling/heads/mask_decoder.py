@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 
 __all__ = ["MaskDecoder"]
@@ -109,10 +110,7 @@ class MaskDecoder(nn.Module):
             ConfigError: letters or heads do not make sense.
         """
         super().__init__()
-        if not layers or set(layers) - set("an"):
-            raise ConfigError(
-                f"MODEL.TAGCLIP.LAYERS: found {layers!r}, expected letters a and n, one per layer"
-            )
+        check_value("MODEL.TAGCLIP.LAYERS", layers)
         if num_heads < 1 or dim % num_heads:
             raise ConfigError(
                 f"MODEL.TAGCLIP.NUM_HEADS: found {num_heads}, expected a divisor of the CLIP "

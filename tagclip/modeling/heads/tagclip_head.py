@@ -11,8 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from tagclip.config.choices import require_choice
-from tagclip.errors import ConfigError
+from tagclip.config.checks import check_value
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
 from tagclip.modeling.losses.seg_loss import SegLoss, SegTargets
@@ -36,10 +35,7 @@ class RelationDescriptor(nn.Module):
             ConfigError: the kind is unknown.
         """
         super().__init__()
-        if kind not in ("cls_text", "none"):
-            raise ConfigError(
-                f"MODEL.TAGCLIP.RELATION: found {kind!r}, expected 'cls_text' or 'none'"
-            )
+        check_value("MODEL.TAGCLIP.RELATION", kind)
         self.kind = kind
         self.proj = nn.Linear(2 * dim if kind == "cls_text" else dim, dim)
         nn.init.xavier_uniform_(self.proj.weight)
@@ -109,7 +105,7 @@ class TagCLIPHead(nn.Module):
         tagclip = cfg.MODEL.TAGCLIP
         dim = input_shape["clip_dense"].channels
         trusty = tagclip.TRUSTY
-        require_choice(trusty.KIND, "MODEL.TAGCLIP.TRUSTY.KIND", ("token", "conv"))
+        check_value("MODEL.TAGCLIP.TRUSTY.KIND", trusty.KIND)
         has_token = trusty.ENABLED and trusty.KIND == "token"
         if has_token and not tagclip.LOSS.IGNORE_AS_NEGATIVE:
             logger.warning(

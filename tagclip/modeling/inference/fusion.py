@@ -17,6 +17,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.gate import Gate, trusty_probability
 from tagclip.modeling.inference.windows import (
@@ -74,20 +75,13 @@ class InferenceSettings:
         )
 
     def __post_init__(self) -> None:
-        for key, found, expected in (
-            ("MODE", self.mode, ("slide", "whole")),
-            ("OUTPUT", self.output, ("scores", "labels")),
-        ):
-            if found not in expected:
-                raise ConfigError(
-                    f"MODEL.TAGCLIP.TEST.{key}: found {found!r}, "
-                    f"expected one of {', '.join(expected)}"
-                )
-        threshold = self.background_threshold
-        if not 0 <= threshold <= 1 or (threshold and self.output != "labels"):
+        check_value("MODEL.TAGCLIP.TEST.MODE", self.mode)
+        check_value("MODEL.TAGCLIP.TEST.OUTPUT", self.output)
+        check_value("MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", self.background_threshold)
+        if self.background_threshold and self.output != "labels":
             raise ConfigError(
-                f"MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found {threshold} with OUTPUT "
-                f"{self.output}, expected a score from 0 (off) to 1, with OUTPUT labels"
+                f"MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found {self.background_threshold} with "
+                f"OUTPUT {self.output}, expected 0 (off), or OUTPUT labels"
             )
         # Refuses a stride that would leave gaps.
         self.grid(1, 1)

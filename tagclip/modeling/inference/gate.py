@@ -11,12 +11,12 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from tagclip.config.choices import require_choice
+from tagclip.config.checks import check_value, choices
 
 __all__ = ["GATE_FORMS", "GATE_MODES", "Gate", "trusty_probability"]
 
-GATE_MODES = ("none", "seen", "unseen", "both")
-GATE_FORMS = ("product", "additive", "lift")
+GATE_MODES = choices("MODEL.TAGCLIP.TEST.GATE")
+GATE_FORMS = choices("MODEL.TAGCLIP.TEST.GATE_FORM")
 # Logits of the trusty map beyond this count as this.
 _CLIP = 4.0
 
@@ -63,8 +63,8 @@ class Gate:
     bias_after_gate: bool = False
 
     def __post_init__(self) -> None:
-        require_choice(self.mode, "MODEL.TAGCLIP.TEST.GATE", GATE_MODES)
-        require_choice(self.form, "MODEL.TAGCLIP.TEST.GATE_FORM", GATE_FORMS)
+        check_value("MODEL.TAGCLIP.TEST.GATE", self.mode)
+        check_value("MODEL.TAGCLIP.TEST.GATE_FORM", self.form)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Gate:

@@ -8,8 +8,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from tagclip.config.choices import require_choice
-from tagclip.errors import ConfigError
+from tagclip.config.checks import check_value
 from tagclip.modeling.losses.focal import Focal, binary_focal
 from tagclip.modeling.losses.mask_losses import LabelGrid, MaskLosses, interpolation_matrix, strided
 
@@ -82,11 +81,8 @@ class SegLoss(nn.Module):
         Raises:
             ConfigError: the stride is less than 1, or the trusty loss unknown.
         """
-        require_choice(trusty_loss, "MODEL.TAGCLIP.TRUSTY.LOSS", ("focal", "dice"))
-        if stride < 1:
-            raise ConfigError(
-                f"MODEL.TAGCLIP.LOSS.STRIDE: found {stride}, expected 1 (every pixel) or more"
-            )
+        check_value("MODEL.TAGCLIP.TRUSTY.LOSS", trusty_loss)
+        check_value("MODEL.TAGCLIP.LOSS.STRIDE", stride)
         super().__init__()
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.trusty_weight, self.trusty_loss = trusty_weight, trusty_loss

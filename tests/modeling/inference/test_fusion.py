@@ -149,10 +149,17 @@ def test_nan_stays_visible(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("threshold", "output"), [(-0.1, "labels"), (1.5, "labels"), (0.3, "scores")]
+    ("threshold", "output", "expected"),
+    [
+        (-0.1, "labels", "a number from 0 to 1"),
+        (1.5, "labels", "a number from 0 to 1"),
+        (0.3, "scores", r"0 \(off\), or OUTPUT labels"),
+    ],
 )
-def test_a_threshold_that_means_nothing_is_refused(threshold: float, output: str) -> None:
-    with pytest.raises(ConfigError, match="BACKGROUND_THRESHOLD: found .* expected a score from 0"):
+def test_a_threshold_that_means_nothing_is_refused(
+    threshold: float, output: str, expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"BACKGROUND_THRESHOLD: found .* expected {expected}"):
         InferenceSettings("slide", 16, 12, 4, 256, output, threshold)
 
 
@@ -169,7 +176,7 @@ def test_whole_mode_has_one_window_of_the_image() -> None:
 
 @pytest.mark.parametrize(("mode", "output"), [("tile", "labels"), ("slide", "masks")])
 def test_unknown_settings_are_refused(mode: str, output: str) -> None:
-    with pytest.raises(ConfigError, match="expected one of"):
+    with pytest.raises(ConfigError, match="(MODE: found .tile.|OUTPUT: found .masks.), expected"):
         InferenceSettings(mode, 16, 12, 4, 256, output)
 
 

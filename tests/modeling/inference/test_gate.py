@@ -65,7 +65,7 @@ def test_both_targets_give_the_probability_of_seen() -> None:
 
 
 def test_unknown_mode_is_refused() -> None:
-    with pytest.raises(ConfigError, match="GATE is .all., expected .none. or .seen."):
+    with pytest.raises(ConfigError, match="GATE: found .all., expected .none. or .seen."):
         Gate(mode="all")
 
 
@@ -90,7 +90,7 @@ def test_every_form_can_be_switched_off(form: str) -> None:
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ConfigError, match="GATE_FORM is 'sum', expected 'product' or 'additive'"):
+    with pytest.raises(ConfigError, match="GATE_FORM: found 'sum', expected 'product' or 'add"):
         Gate(form="sum")
 
 

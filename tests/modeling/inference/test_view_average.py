@@ -131,5 +131,5 @@ def test_evaluation_with_views(tiny_cfg: CfgNode, tmp_path: Path, repository: Pa
     assert views["confusion"] != one["confusion"]
     assert views["images"] == 3 and views["confusion"] == scores["confusion"]
     assert views["run"]["test_augmentation"]["MIN_SIZES"] == [48, 70]
-    assert line.startswith("ConfigError: TEST.AUG.MIN_SIZES is ()")
+    assert line.startswith("ConfigError: TEST.AUG.MIN_SIZES: found ()")
     assert not (tmp_path / "wrong").exists()

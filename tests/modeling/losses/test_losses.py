@@ -291,5 +291,5 @@ def test_pixel_accuracy_without_labels_is_100() -> None:
 
 
 def test_an_unknown_trusty_loss_is_refused() -> None:
-    with pytest.raises(ConfigError, match="TRUSTY.LOSS is 'tversky', expected 'focal'"):
+    with pytest.raises(ConfigError, match="TRUSTY.LOSS: found 'tversky', expected 'focal'"):
         SegLoss(trusty_loss="tversky")

@@ -1,0 +1,165 @@
+"""What a row of the config's table can say, and the check of a value against it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import or_
+from types import GenericAlias, NoneType, UnionType
+from typing import Any, get_args
+
+from tagclip.errors import ConfigError
+from tagclip.utils.text import did_you_mean
+
+__all__ = ["DETECTRON2", "Key"]
+
+# Default of a row whose key detectron2 has and whose value stays as it is there.
+DETECTRON2 = object()
+# Whole numbers beyond are no count of anything and overflow in what is built of them; no float is
+# beyond but infinity.
+_MOST = {int: 2**31 - 1, float: sys.float_info.max}
+_NOUNS = {
+    bool: ("True or False", "truth values"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("a text", "texts"),
+    list: ("a list", "lists"),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A config key: its default, its meaning, and the values that make sense.
+
+    Attributes:
+        name: such as ``MODEL.CLIP.NAME``.
+        default: value that `add_tagclip_config` sets; `DETECTRON2` leaves detectron2's.
+        text: meaning, for docs/config.md.
+        kind: type of the value, such as ``float``, ``list[str]`` or ``float | None``; without one
+            that of the default. A whole number is a float, too, and a tuple a list.
+        choices: the only values.
+        low, high: inclusive bounds of numbers. Numbers are finite.
+        above, below: exclusive bounds.
+        letters: a text consists of these, one at least.
+        length: number of items of a list; "some" is at least one, None any.
+        ascending: whether no item may be lower than the one before.
+        when: name of a switch; where that is off, the value is not looked at.
+    """
+
+    name: str
+    default: Any
+    text: str
+    kind: Any = None
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+    letters: str = ""
+    length: int | str | None = None
+    ascending: bool = False
+    when: str = ""
+
+    @classmethod
+    def from_row(cls, name: str, row: dict[str, Any]) -> Key:
+        """Make a key of its row in keys.yaml; ``kind`` stands there as it does in annotations."""
+        words = {"kind": _kind(row["kind"])} if "kind" in row else {}
+        return cls(name, **{"default": DETECTRON2, **row, **words})
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that makes no sense.
+
+        Raises:
+            ConfigError: says what was found and what is expected.
+        """
+        if self._accepts(value):
+            return
+        hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
+        if isinstance(value, int) and value > _MOST[int] and self.high is None:
+            hint = f", {_MOST[int]} at most"
+        raise ConfigError(f"{self.name}: found {value!r:.200}, expected {self.expected}{hint}")
+
+    @cached_property
+    def path(self) -> tuple[str, ...]:
+        """The parts of its name."""
+        return tuple(self.name.split("."))
+
+    @cached_property
+    def expected(self) -> str:
+        """The values that make sense, in words."""
+        if self.choices:
+            return " or ".join(map(repr, self.choices))
+        return " or ".join(map(self._describe, self._kinds))
+
+    def _describe(self, kind: Any) -> str:
+        if kind is NoneType:
+            return "null"
+        items = get_args(kind)
+        one, several = (" ".join((n, *self._bounds())) for n in _NOUNS[(*items, kind)[0]])
+        if items:
+            count = {None: "", "some": "one or more "}.get(self.length, f"{self.length} ")
+            return f"a list of {count}{several}{', ascending' * self.ascending}"
+        return f"{one} of the letters {' and '.join(self.letters)}" if self.letters else one
+
+    def _bounds(self) -> list[str]:
+        if self.low is not None and self.high is not None:
+            return [f"from {self.low} to {self.high}"]
+        bounds = (
+            ("of at least", self.low),
+            ("above", self.above),
+            ("and below" if self.low is not None else "below", self.below),
+            ("and at most" if self.above is not None else "of at most", self.high),
+        )
+        return [f"{words} {bound}" for words, bound in bounds if bound is not None]
+
+    @cached_property
+    def _kinds(self) -> tuple[Any, ...]:
+        if isinstance(self.kind, UnionType):
+            return get_args(self.kind)
+        if self.kind is None and self.default and isinstance(self.default, list):
+            return (list[type(self.default[0])],)
+        return (self.kind or type(self.default),)
+
+    def _accepts(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        return any(self._is_a(kind, value) for kind in self._kinds)
+
+    def _is_a(self, kind: Any, value: Any) -> bool:
+        if isinstance(kind, GenericAlias):
+            return isinstance(value, (list, tuple)) and self._is_list_of(kind.__args__[0], value)
+        if isinstance(value, bool):
+            return kind is bool
+        if kind in _MOST:
+            return isinstance(value, (int, kind)) and self._is_inside(value, _MOST[kind])
+        if not self.letters:
+            return isinstance(value, kind)
+        return isinstance(value, kind) and set() < set(value) <= set(self.letters)
+
+    def _is_list_of(self, kind: type, values: list | tuple) -> bool:
+        is_long_enough = bool(values) if self.length == "some" else len(values) == self.length
+        return (
+            (self.length is None or is_long_enough)
+            and all(self._is_a(kind, value) for value in values)
+            and (not self.ascending or list(values) == sorted(values))
+        )
+
+    def _is_inside(self, number: float, most: float) -> bool:
+        # Not a number is inside of nothing.
+        return (
+            -most <= number <= (most if self.high is None else self.high)
+            and (self.low is None or number >= self.low)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+
+def _kind(text: str) -> Any:
+    """``float``, ``list[str]`` or ``float | null`` -> the type."""
+    kinds = {"null": NoneType, **{kind.__name__: kind for kind in _NOUNS}}
+    found = []
+    for word in text.split(" | "):
+        outer, _, item = word.rstrip("]").partition("[")
+        found.append(kinds[outer][kinds[item]] if item else kinds[outer])
+    return reduce(or_, found)

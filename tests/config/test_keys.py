@@ -1,0 +1,237 @@
+"""The table of config keys: each has a reader, a text and only values that make sense."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import pytest
+from detectron2.config import CfgNode, get_cfg
+from helpers.tiny_run import changed, write_tiny_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tagclip import ZeroShotTrainer, load_config
+from tagclip.config import add_tagclip_config, check_config, check_value
+from tagclip.config.defaults import config_keys
+from tagclip.config.keys import DETECTRON2, Key
+from tagclip.config.reference import config_reference
+from tagclip.errors import ConfigError, TagCLIPError
+
+SECTIONS = config_keys()
+KEYS = [key for keys in SECTIONS.values() for key in keys.values()]
+NAMES = [key.name for key in KEYS]
+ODD_NUMBERS = [0, -1, 1, 3, 2**31, 10**400, -(10**20), 0.5, -0.5, 1e308, math.nan, math.inf]
+LONG = "9" * 300
+ODD_WORDS = [
+    "",
+    " ",
+    "x",
+    "Both",
+    "{}",
+    "\x1b[2J",
+    LONG,
+    f"/{LONG}/x.pt",
+    "~nobody/x.pt",
+    "a\0b.pt",
+    "[1, 'a']",
+    "None",
+    "{'a': 1}",
+]
+ODD_ITEMS = [*ODD_NUMBERS, *ODD_WORDS, True, False, None]
+ODD_VALUES = [*ODD_ITEMS, [], [0], [-1, 2], [1.0, 2.0, 3.0], [math.nan] * 3, ["a"], [None], [[1]]]
+
+
+def leaves(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    found = {}
+    for key, value in node.items():
+        path = f"{prefix}{key}"
+        found |= leaves(value, f"{path}.") if isinstance(value, CfgNode) else {path: value}
+    return found
+
+
+def set_value(cfg: CfgNode, name: str, value: Any) -> CfgNode:
+    """Copy of a config with a value of any type, as a program can set it."""
+    cfg = cfg.clone()
+    *sections, last = name.split(".")
+    node = cfg
+    for section in sections:
+        node = node[section]
+    dict.__setitem__(node, last, value)
+    return cfg
+
+
+def test_the_table_has_every_key_that_is_added_once() -> None:
+    before = leaves(get_cfg())
+    cfg = get_cfg()
+    add_tagclip_config(cfg)
+    added = leaves(cfg).keys() - before.keys()
+    assert len(set(NAMES)) == len(NAMES) and added <= set(NAMES) <= set(leaves(cfg))
+    for key in KEYS:
+        # Only what detectron2 has may keep its default; only that needs a kind.
+        assert key.default is not DETECTRON2 or (key.name in before and (key.kind or key.choices))
+        assert not key.when or key.when in NAMES
+        assert key.text and key.text == key.text.strip() and key.text.endswith("."), key.name
+
+
+def test_two_configs_share_no_default() -> None:
+    first, second = load_config(), load_config()
+    first.INPUT.SCALE_RANGE.append(3.0)
+    first.PROJECTS.append("MaskCLIP")
+    assert (second.INPUT.SCALE_RANGE, second.PROJECTS) == ([0.5, 2.0], [])
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key.name)
+def test_every_key_has_a_reader(key: Key, repository: Path) -> None:
+    """Some code other than the config's reads `<anything>.KEY`, near the name of its section."""
+    if len(key.choices) == 1:
+        return  # What it says is said by the check alone.
+    section, _, name = key.name.rpartition(".")
+    # A section may be bound to a variable first, so the parent's name must stand in the file.
+    parent = section.rpartition(".")[2]
+    files = [*repository.glob("tagclip/**/*.py"), *repository.glob("tools/*.py")]
+    files = [path for path in files if path.parent.name != "config"]
+    files.append(repository / "tagclip" / "config" / "loading.py")
+    if key.name in leaves(get_cfg()):
+        library = Path(detectron2.__file__).parent
+        parts = [library / part for part in ("engine", "modeling", "solver")]
+        files += [path for part in parts for path in part.rglob("*.py")]
+    for path in files:
+        text = path.read_text()
+        if re.search(rf"\.{name}\b", text) and (not parent or re.search(rf"\.{parent}\b", text)):
+            return
+    pytest.fail(f"no code reads {key.name}")
+
+
+def test_docs_are_in_step_with_the_table(repository: Path) -> None:
+    text = (repository / "docs" / "config.md").read_text()
+    assert text == config_reference(), "run python -m tagclip.config.reference > docs/config.md"
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## {title}" for title in SECTIONS
+    ]
+    assert set(re.findall(r"^\| `([A-Z0-9_.]+)`", text, re.MULTILINE)) == set(NAMES)
+    # A bar within a cell would begin another one.
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines()} == {0, 5}
+    assert "docs/config.md" in (repository / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MODEL.TAGCLIP.TEST.GATE", "bth",
+         "found 'bth', expected 'none' or 'seen' or 'unseen' or 'both'; did you mean both?"),
+        ("SOLVER.BASE_LR", -1.0, "found -1.0, expected a number of at least 0"),
+        ("SOLVER.BASE_LR", math.nan, "found nan, expected a number of at least 0"),
+        ("SOLVER.BASE_LR", "1", "found '1', expected a number of at least 0"),
+        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", math.nan, "found nan, expected a number"),
+        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", -math.inf, "found -inf, expected a number"),
+        ("SEED", 2**32, "found 4294967296, expected a whole number from -1 to 4294967295"),
+        ("SOLVER.MAX_ITER", 2**31,
+         "found 2147483648, expected a whole number of at least 1, 2147483647 at most"),
+        ("SOLVER.MAX_ITER", 1.0, "found 1.0, expected a whole number of at least 1"),
+        ("SOLVER.MAX_ITER", True, "found True, expected a whole number of at least 1"),
+        ("INPUT.COLOR_AUG_SSD", 1, "found 1, expected True or False"),
+        ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.0,
+         "found 0.0, expected a number above 0 and at most 1"),
+        ("INPUT.SCALE_RANGE", [2.0, 1.0],
+         "found [2.0, 1.0], expected a list of 2 numbers above 0 and at most 1000, ascending"),
+        ("SOLVER.ADAM_BETAS", [0.9, 1.0],
+         "found [0.9, 1.0], expected a list of 2 numbers of at least 0 and below 1"),
+        ("INPUT.MIN_SIZE_TRAIN", (),
+         "found (), expected a list of one or more whole numbers from 1 to 1000000"),
+        ("MODEL.TAGCLIP.LAYERS", "abn", "found 'abn', expected a text of the letters a and n"),
+        ("MODEL.CLIP.TEMPLATES", 3, "found 3, expected a text or a list of one or more texts"),
+        ("SOLVER.WEIGHT_DECAY_BIAS", -1.0,
+         "found -1.0, expected a number of at least 0 or null"),
+        ("DATASETS.TRAIN", ("a", 1), "found ('a', 1), expected a list of texts"),
+    ],
+)  # fmt: skip
+def test_a_message_says_what_was_found_and_is_expected(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(set_value(load_config(), name, value))
+    assert str(caught.value) == f"{name}: {message}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_value(name, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SOLVER.BASE_LR", 0),
+        ("MODEL.PIXEL_MEAN", (1, 2.0, 3)),
+        ("MODEL.CLIP.TEMPLATES", ["a {}"]),
+        ("SOLVER.WEIGHT_DECAY_BIAS", None),
+        ("SOLVER.WEIGHT_DECAY_BIAS", 0.1),
+        ("INPUT.SCALE_RANGE", [1.0, 1.0]),
+        ("SEED", 2**32 - 1),
+        ("INPUT.MAX_PIXELS", 10**12),
+    ],
+)
+def test_what_makes_sense_is_accepted(name: str, value: Any) -> None:
+    check_config(set_value(load_config(), name, value))
+
+
+def test_a_switch_that_is_off_hides_its_keys() -> None:
+    sizes = ["INPUT.CROP.TYPE", "relative", "TEST.AUG.MIN_SIZES", ()]
+    cfg = load_config("", sizes)
+    for switch, key in (("INPUT.CROP.ENABLED", "CROP.TYPE"), ("TEST.AUG.ENABLED", "MIN_SIZES")):
+        with pytest.raises(ConfigError, match=rf"{key}: found"):
+            check_config(set_value(cfg, switch, True))
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("SOLVER.REFERENCE_WORLD_SIZE", 3), r"REFERENCE_WORLD_SIZE: found 3, .*BATCH \(16\), or"),
+        (("SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.0),
+         r"NESTEROV: found True with MOMENTUM 0, expected False or"),
+        (("MODEL.DEVICE", "gpu"), r"MODEL\.DEVICE: found 'gpu', expected cuda or cpu"),
+        (("MODEL.DEVICE", "cuda:999999999999999999999"), r"MODEL\.DEVICE: found 'cuda:9*', exp"),
+    ],
+)  # fmt: skip
+def test_keys_that_have_to_do_with_each_other(opts: tuple, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("", opts)
+
+
+odd = st.sampled_from(ODD_ITEMS) | st.integers() | st.floats() | st.text(max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(NAMES), value=odd | st.lists(odd, max_size=4))
+def test_any_value_is_accepted_or_refused_in_one_line(name: str, value: Any) -> None:
+    """As a program sets it, and as on the command line."""
+    by_program = partial(check_config, set_value(load_config(), name, value))
+    for give in (by_program, partial(load_config, "", [name, value])):
+        try:
+            give()
+        except TagCLIPError as error:
+            assert "\n" not in str(error) and name in str(error)
+
+
+# Without these, nothing is built of the keys that they are about.
+SWITCHES = {
+    "TEST.AUG": ("TEST.AUG.ENABLED", True),
+    "CLIP_GRADIENTS": ("SOLVER.CLIP_GRADIENTS.ENABLED", True),
+    "TRUSTY.CONV": ("MODEL.TAGCLIP.TRUSTY.KIND", "conv"),
+    "MOMENTUM": ("SOLVER.OPTIMIZER", "SGD"),
+    "NESTEROV": ("SOLVER.OPTIMIZER", "SGD"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_accepted_can_be_built(name: str, tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    """The parts of a run, made of every odd value that the table accepts."""
+    write_tiny_dataset(tmp_path, train=2, val=1)
+    switches = [opts for part, opts in SWITCHES.items() if part in name]
+    cfg = changed(tiny_cfg, *chain(*switches))
+    for value in ODD_VALUES:
+        try:
+            ZeroShotTrainer.check(set_value(cfg, name, value), weights="", train=True)
+        except TagCLIPError as error:
+            assert "\n" not in str(error)
