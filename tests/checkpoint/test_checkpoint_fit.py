@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_CLIP
 from detectron2.config import CfgNode
+from helpers.clip_files import TINY_CLIP
 from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny, trained
 
 from tagclip.checkpoint import read_checkpoint

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed, exit_of, load_tool, own_loggers
 from PIL import Image
-from test_predictor import picture
 
 from tagclip import TagCLIPPredictor
 from tagclip.demo.media import find_images

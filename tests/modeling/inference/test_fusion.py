@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.largest_tensor import LargestTensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
@@ -111,19 +111,6 @@ def test_top_classes_equal_a_stable_sort(
     found = fusion.labels((30, 40), top_k=3, ranked=ranked)
     assert torch.equal(found["top_labels"].long(), order[:3])
     assert torch.equal(found["top_scores"], expected[:3].half())
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest number of elements of any result."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if torch.is_tensor(tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize("top_k", [0, 2])
