@@ -1,7 +1,7 @@
 """Loading executes nothing, unpacks nothing huge, and leaves the folders that a user names alone.
 
 Every payload would create a folder, the canary; a control shows that it does when it runs. Pickles
-in checkpoints and CLIP weights: `test_checkpoint_reading.py`, `test_clip_bad_files.py`,
+in checkpoints and CLIP weights: `test_reading.py`, `test_clip_bad_files.py`,
 `test_bad_inputs_weights.py`.
 """
 
