@@ -101,11 +101,11 @@ def test_pil_modes(predictor: TagCLIPPredictor, mode: str) -> None:
     else:
         image = rgb.convert(mode)
         if "A" in mode:
-            alpha = Image.fromarray(np.indices((70, 95))[1].astype(np.uint8) // 48 * 255)
+            alpha = Image.fromarray(np.indices((40, 56))[1].astype(np.uint8) // 28 * 255)
             image.putalpha(alpha)
         expected = np.array(image.convert("RGB"))
         if "A" in mode:
-            expected[:, :48] = 255
+            expected[:, :28] = 255
     assert_same(predictor(image), predictor(expected[:, :, ::-1]))
 
 
