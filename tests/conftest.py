@@ -14,22 +14,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 from detectron2.config import CfgNode
-from helpers.tiny_run import changed, load_tool, maskclip_parts, own_loggers, write_run_config
+from helpers.clip_files import TINY_CLIP
+from helpers.paths import REPOSITORY
+from helpers.tiny_run import (
+    changed,
+    load_tool,
+    maskclip_parts,
+    own_loggers,
+    tiny_tree,
+    write_run_config,
+)
 
 torch.set_num_threads(1)
-
-TINY_CLIP = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {
-        "image_size": 64,
-        "layers": 4,
-        "width": 64,
-        "head_width": 16,
-        "patch_size": 16,
-    },
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2},
-}
 
 
 @pytest.fixture(scope="session")
@@ -43,23 +39,14 @@ def tiny_clip_json(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root folder of the repository."""
-    return Path(__file__).resolve().parents[1]
+    return REPOSITORY
 
 
 @pytest.fixture(scope="session")
 def tiny_vocabulary_json(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a vocabulary of five classes, of which `dog` and `sky` are unseen."""
-    names = ["cat", "dog", "grass", "sky", "sofa"]
-    vocabulary = {
-        "format": 1,
-        "name": "tiny5",
-        "ignore_label": 255,
-        "classes": [{"id": i, "name": name} for i, name in enumerate(names)],
-        "default_split": "zs",
-        "splits": {"zs": {"unseen": ["dog", "sky"]}},
-    }
     path = tmp_path_factory.mktemp("vocabulary") / "tiny5.json"
-    path.write_text(json.dumps(vocabulary))
+    path.write_text(json.dumps(tiny_tree()))
     return str(path)
 
 
@@ -77,7 +64,6 @@ def tiny_cfg(tiny_clip_json: str, tiny_vocabulary_json: str, tmp_path: Path) -> 
             vocabulary_json=tiny_vocabulary_json,
             image_ext="png",
         )
-    root = Path(__file__).resolve().parents[1]
     options = {
         "MODEL.DEVICE": "cpu",
         "MODEL.CLIP.NAME": tiny_clip_json,
@@ -95,7 +81,7 @@ def tiny_cfg(tiny_clip_json: str, tiny_vocabulary_json: str, tmp_path: Path) -> 
         "OUTPUT_DIR": str(tmp_path / "output"),
     }
     opts = [value for pair in options.items() for value in pair]
-    return load_config(root / "configs" / "Base-ZeroShot.yaml", opts)
+    return load_config(REPOSITORY / "configs" / "Base-ZeroShot.yaml", opts)
 
 
 @pytest.fixture

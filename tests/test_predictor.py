@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed
 from PIL import Image
@@ -33,12 +34,6 @@ def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
 @pytest.fixture
 def predictor(cfg: CfgNode) -> TagCLIPPredictor:
     return TagCLIPPredictor(cfg)
-
-
-def picture(height: int = 70, width: int = 95, seed: int = 0) -> np.ndarray:
-    """Smooth BGR noise."""
-    small = np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
-    return np.array(Image.fromarray(small).resize((width, height)))
 
 
 def scores_of(predictor: TagCLIPPredictor, bgr: np.ndarray, vocabulary: Vocabulary) -> torch.Tensor:
@@ -106,11 +101,11 @@ def test_pil_modes(predictor: TagCLIPPredictor, mode: str) -> None:
     else:
         image = rgb.convert(mode)
         if "A" in mode:
-            alpha = Image.fromarray(np.indices((70, 95))[1].astype(np.uint8) // 48 * 255)
+            alpha = Image.fromarray(np.indices((40, 56))[1].astype(np.uint8) // 28 * 255)
             image.putalpha(alpha)
         expected = np.array(image.convert("RGB"))
         if "A" in mode:
-            expected[:, :48] = 255
+            expected[:, :28] = 255
     assert_same(predictor(image), predictor(expected[:, :, ::-1]))
 
 

@@ -1,9 +1,9 @@
-"""configs/official holds the released protocol; its facts stand in data/hyperparameters.json."""
+"""configs/official holds the released protocol; tests/golden/hyperparameters.json has its facts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from helpers.config_values import changed_keys, leaves
 
 from tagclip import load_config
 from tagclip.data import Protocol
@@ -43,19 +44,6 @@ def values(cfg: CfgNode, keys: Iterable[str]) -> dict[str, Any]:
     found = dict(leaves(cfg))
     found = {key: found[key] for key in keys}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
-
-
-def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def changed_keys(a: CfgNode, b: CfgNode) -> set[str]:
-    first, second = dict(leaves(a)), dict(leaves(b))
-    return {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
 
 
 def test_every_official_config_is_checked_here() -> None:

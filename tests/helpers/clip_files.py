@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_CLIP
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +20,19 @@ from tagclip import Vocabulary
 from tagclip.structures.vocabulary_class import ClassEntry
 
 State = Mapping[str, Tensor]
+
+TINY_CLIP = {
+    "embed_dim": 32,
+    "quick_gelu": True,
+    "vision_cfg": {
+        "image_size": 64,
+        "layers": 4,
+        "width": 64,
+        "head_width": 16,
+        "patch_size": 16,
+    },
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2},
+}
 
 
 def tiny_config(**changes: Any) -> dict[str, Any]:

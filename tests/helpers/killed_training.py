@@ -19,6 +19,7 @@ from typing import Any
 import open_clip
 import torch
 from detectron2.engine import hooks
+from helpers.paths import TOOLS
 from helpers.tiny_run import load_tool
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import (
@@ -34,7 +35,7 @@ from tagclip.utils.cli import run_tool
 
 # What a training imports late.
 IMPORTED = (launch, open_clip, tensorboard)
-TOOL = load_tool(Path(__file__).resolve().parents[2] / "tools" / "train_net.py")
+TOOL = load_tool(TOOLS / "train_net.py")
 
 
 class Countdown:

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
+from helpers.paths import REPOSITORY
 from helpers.toy_dataset import forget
 from PIL import Image
 from scipy.io import savemat
@@ -20,7 +21,6 @@ from scipy.io import savemat
 import tagclip
 from tagclip.data.datasets import builtin
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 COCO_HOLES = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 COCO_VALUES = tuple(v for v in range(182) if v not in COCO_HOLES)
 SIZE = (18, 24)

@@ -15,12 +15,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from helpers.paths import REPOSITORY
 from helpers.tiny_run import changed, losses, weights
 from torch import distributed
 
 from tagclip import ZeroShotTrainer, load_config, register_zero_shot_sem_seg
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STEPS = 10
 # The command torchrun, on a free port.
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

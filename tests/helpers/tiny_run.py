@@ -16,10 +16,18 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import logger as detectron2_logger
+from helpers.paths import REPOSITORY
+from helpers.toy_dataset import vocabulary_tree
 from PIL import Image
 
+NAMES = ["cat", "dog", "grass", "sky", "sofa"]
 CLASSES, UNSEEN, VOID = 5, (1, 3), 255
 _LOGGERS = ("detectron2", "fvcore", "tagclip")
+
+
+def tiny_tree(**changes: Any) -> dict[str, Any]:
+    """Vocabulary json of the tiny dataset, with other values of some keys."""
+    return vocabulary_tree(NAMES, [NAMES[i] for i in UNSEEN]) | {"name": "tiny5"} | changes
 
 
 def write_tiny_dataset(root: Path, train: int = 6, val: int = 3) -> None:
@@ -54,7 +62,7 @@ def maskclip_parts() -> list[Any]:
     from tagclip import load_config
 
     path = "projects/MaskCLIP/configs/Base-MaskCLIP.yaml"
-    cfg = load_config(Path(__file__).resolve().parents[2] / path)
+    cfg = load_config(REPOSITORY / path)
     return [
         "PROJECTS", cfg.PROJECTS,
         "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME,

@@ -14,9 +14,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from helpers.clip_files import random_clip, tiny_config
 from helpers.naive_vit import block, gelu, layer_norm, naive_positions, quick_gelu, to_float64
+from helpers.paths import REPOSITORY
 from helpers.tiny_run import changed, own_loggers, run_arguments, write_run_config
+from helpers.tiny_vit import SIZES, images, vision_state
 from open_clip.model import CLIP
-from test_clip_vit import SIZES, images, vision_state
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +32,7 @@ from tagclip.projects.maskclip import CLIPViTValues, MaskCLIPHead
 from tagclip.projects.maskclip.head import log_odds, smooth_by_keys
 from tagclip.projects.minibench.generate import scene
 
-CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "MaskCLIP" / "configs"
+CONFIGS = REPOSITORY / "projects" / "MaskCLIP" / "configs"
 LEAVES = sorted(set(CONFIGS.glob("maskclip_*.yaml")) - set(CONFIGS.glob("*_convtrust.yaml")))
 MINIBENCH = CONFIGS / "maskclip_minibench_composition.yaml"
 SMOOTHING = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["clip_dense", "clip_keys"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from helpers.paths import REPOSITORY
 from helpers.tiny_run import (
     changed,
     equal,
@@ -22,7 +23,6 @@ from helpers.tiny_run import (
     write_run_config,
     write_tiny_dataset,
 )
-from test_maskclip import CONFIGS
 from torch.nn import functional as F
 
 from tagclip import load_config
@@ -34,7 +34,7 @@ from tagclip.projects import import_projects
 from tagclip.projects.maskclip import MaskCLIPHead
 
 PREFIX = "sem_seg_head.trusty_head."
-LEAVES = sorted(CONFIGS.glob("maskclip_*_convtrust.yaml"))
+LEAVES = sorted(REPOSITORY.glob("projects/MaskCLIP/configs/maskclip_*_convtrust.yaml"))
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import exit_of, load_tool, own_loggers
 from helpers.webdemo_server import Calls, served
 from PIL import Image
-from test_predictor import picture
 
 from tagclip import TagCLIPPredictor
 from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
@@ -43,7 +43,7 @@ def predictor(weights: Path) -> TagCLIPPredictor:
 def image(tmp_path: Path) -> Path:
     """The picture of the predictor's tests, as a file."""
     path = tmp_path / "a photo.png"
-    Image.fromarray(picture()[:, :, ::-1]).save(path)
+    Image.fromarray(picture(70, 95)[:, :, ::-1]).save(path)
     return path
 
 

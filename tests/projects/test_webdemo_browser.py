@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.webdemo_server import Calls, served
 from PIL import Image
-from test_predictor import picture
 
 from tagclip import TagCLIPPredictor
 
@@ -45,7 +45,7 @@ def test_a_visitor_segments_looks_closer_and_is_told_of_mistakes(
 ) -> None:
     predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
     calls = Calls(predictor.model.backbone)
-    Image.fromarray(picture()[:, :, ::-1]).save(tmp_path / "a.png")
+    Image.fromarray(picture(70, 95)[:, :, ::-1]).save(tmp_path / "a.png")
     labels = labels_of(predictor, tmp_path / "a.png")
     once = calls.count
     (folder := tmp_path / "served").mkdir()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
-from helpers.bad_rows import huge_png
+from helpers.pictures import huge_png
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import load_tool
 from helpers.webdemo_server import served

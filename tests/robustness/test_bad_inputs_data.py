@@ -1,39 +1,30 @@
-"""Bad datasets: rows 1 to 3 and 16 to 18 of the table of bad inputs, one case or more each."""
+"""Bad datasets: missing, not converted, incomplete, registered twice, very long."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from helpers.bad_input_tools import NAMES, NO_TEST, DataBench, problems, tiny_tree
-from helpers.bad_rows import Rows, files_below, refused, refused_as_process
-from helpers.miniature_trees import benchmarks_at, make_voc, run_script, script_error
-from helpers.tiny_run import own_loggers
+from helpers.bench import NO_TEST, Bench, files_below, problems, refused, refused_as_process
+from helpers.miniature_trees import make_voc, run_script, script_error
+from helpers.paths import REPOSITORY
+from helpers.tiny_run import NAMES, tiny_tree
 from helpers.toy_dataset import write_json
 from PIL import Image
 
 from tagclip import ZeroShotTrainer, register_zero_shot_sem_seg
 
-ROWS = Rows()
+pytestmark = pytest.mark.usefixtures("benchmarks")
 TRAIN_VOC = ("DATASETS.TRAIN", "('voc2012_train',)", *NO_TEST)
 PREPARE_VOC = "run: python datasets/prepare_voc.py"
 
 
-@pytest.fixture
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DataBench]:
-    with own_loggers(), benchmarks_at(tmp_path / "data"):
-        yield DataBench.of(request)
-
-
-@ROWS
-def row01_no_data(bench: DataBench) -> None:
+def test_missing_data(bench: Bench) -> None:
     """At build time: the path looked for, the variable, the command that makes it."""
     folder = bench.root / "data" / "VOCdevkit" / "VOC2012" / "JPEGImages"
     bench.patch.delenv("DETECTRON2_DATASETS", raising=False)
@@ -45,18 +36,16 @@ def row01_no_data(bench: DataBench) -> None:
     assert not bench.output.exists()
 
 
-@ROWS
-def row01_no_raw_data(bench: DataBench) -> None:
+def test_missing_raw_data(bench: Bench) -> None:
     """The prepare command says what to download."""
     line = script_error("prepare_voc", bench.root / "empty")
     assert str(bench.root / "empty" / "VOCdevkit" / "VOC2012") in line
     assert "datasets/README.md" in line and not (bench.root / "empty").exists()
 
 
-@ROWS
-def row01_as_a_process(bench: DataBench) -> None:
+def test_missing_data_as_a_process(bench: Bench) -> None:
     bench.patch.setenv("DETECTRON2_DATASETS", str(bench.root / "nowhere"))
-    config = next(Path(__file__).resolve().parents[2].glob("configs/voc/tagclip*_inductive.yaml"))
+    config = next(REPOSITORY.glob("configs/voc/tagclip*_inductive.yaml"))
     refused_as_process(
         bench.root,
         ("train_net.py", "--config-file", config, *TRAIN_VOC),
@@ -67,8 +56,7 @@ def row01_as_a_process(bench: DataBench) -> None:
     assert not (bench.root / "output").exists()
 
 
-@ROWS
-def row02_not_converted(bench: DataBench) -> None:
+def test_data_that_is_not_converted(bench: Bench) -> None:
     """As without data, naming the command; after it the dataset is there."""
     make_voc(bench.root / "data")
     before = files_below(bench.root / "data")
@@ -79,8 +67,7 @@ def row02_not_converted(bench: DataBench) -> None:
     assert len(DatasetCatalog.get("voc2012_train")) == 5
 
 
-@ROWS
-def row03_lonely_files(bench: DataBench) -> None:
+def test_images_and_labels_without_each_other(bench: Bench) -> None:
     """Counts and five examples, whichever is missing."""
     name = bench.cfg.DATASETS.TRAIN[0]
     image, label = bench.file("images", "train"), bench.file("labels", "train")
@@ -101,8 +88,7 @@ def row03_lonely_files(bench: DataBench) -> None:
             path.unlink()
 
 
-@ROWS
-def row03_lonely_files_skipped(bench: DataBench) -> None:
+def test_images_and_labels_without_each_other_are_skipped(bench: Bench) -> None:
     """Training and evaluation go on with the rest; totals in the log and in the result."""
     skip = ("DATASETS.ON_BAD_SAMPLE", "skip")
     train, test = bench.cfg.DATASETS.TRAIN[0], bench.cfg.DATASETS.TEST[0]
@@ -136,8 +122,7 @@ def row03_lonely_files_skipped(bench: DataBench) -> None:
     )
 
 
-@ROWS
-def row16_two_class_lists(bench: DataBench) -> None:
+def test_two_class_lists_in_one_evaluation(bench: Bench) -> None:
     """Each test set is scored with its own names; a batch of both is refused."""
     first, other = bench.cfg.DATASETS.TEST[0], ["zebra", "cat", "tree", "dog", "road"]
     tree = tiny_tree(name="other5", splits={}, default_split="")
@@ -157,8 +142,7 @@ def row16_two_class_lists(bench: DataBench) -> None:
         assert len(model(batch[1:])) == 1
 
 
-@ROWS
-def row17_registered_twice(bench: DataBench) -> None:
+def test_a_name_registered_twice(bench: Bench) -> None:
     """The same again does nothing; another dataset is refused, and the first one stays."""
     name = bench.register(tiny_tree())
     folders = [bench.root / kind / "train" for kind in ("images", "labels")]
@@ -181,8 +165,7 @@ def row17_registered_twice(bench: DataBench) -> None:
     assert MetadataCatalog.get(name).vocabulary == vocabulary
 
 
-@ROWS
-def row18_a_million_images(bench: DataBench) -> None:
+def test_listing_many_images_opens_none(bench: Bench) -> None:
     """Listing asks nothing of single files; loaders keep their dicts as bytes."""
     count = 4000
     folders = [bench.root / kind / "train" for kind in ("images", "labels")]
@@ -204,12 +187,3 @@ def row18_a_million_images(bench: DataBench) -> None:
     loaders.append(ZeroShotTrainer.build_test_loader(bench.cfg, name))
     # detectron2's test loader keeps one integer per image, a list of dicts five objects.
     assert sys.getallocatedblocks() - before < 1.5 * count
-
-
-def test_every_row_has_a_case() -> None:
-    assert ROWS.numbers == {1, 2, 3, 16, 17, 18}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, bench: DataBench) -> None:
-    ROWS[name](bench)

@@ -1,8 +1,8 @@
-"""Bad images and videos: rows 29 to 37 of the table of bad inputs, one case or more each."""
+"""Bad images and videos: damaged, tiny, huge, of other modes, rotated, as arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,30 +12,12 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from helpers.bad_rows import (
-    Bench,
-    Rows,
-    files_below,
-    huge_png,
-    jpeg,
-    picture,
-    refused,
-    refused_as_process,
-    video,
-)
-from helpers.tiny_run import changed, own_loggers, train_labels, write_tiny_dataset
+from helpers.bench import Bench, files_below, refused, refused_as_process
+from helpers.pictures import huge_png, jpeg, picture, video
+from helpers.tiny_run import changed, train_labels, write_tiny_dataset
 from PIL import Image
 
 from tagclip import ZeroShotDatasetMapper, ZeroShotTrainer
-
-ROWS = Rows()
-
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with own_loggers():
-        yield Bench.of(request)
-
 
 BAD_FILES = {
     "truncated.jpg": (jpeg()[:-200], "truncated"),
@@ -44,8 +26,7 @@ BAD_FILES = {
 }
 
 
-@ROWS
-def row29_bad_files_in_a_folder(bench: Bench) -> None:
+def test_bad_files_in_a_folder(bench: Bench) -> None:
     """The others are drawn; the bad ones are listed at the end, exit code 1."""
     for name, (content, _) in BAD_FILES.items():
         bench.save_image(name, content)
@@ -61,8 +42,7 @@ def row29_bad_files_in_a_folder(bench: Bench) -> None:
         assert found in line and line.endswith("; replace or remove the file")
 
 
-@ROWS
-def row29_bad_file_in_training(bench: Bench) -> None:
+def test_bad_file_in_training(bench: Bench) -> None:
     call = bench.training("DATALOADER.NUM_WORKERS", 2)
     bad = bench.root / "images" / "train" / train_labels(bench.root)[0].name
     bad.write_bytes(bad.read_bytes()[:300])
@@ -70,8 +50,7 @@ def row29_bad_file_in_training(bench: Bench) -> None:
     assert not list(bench.output.glob("*.pth")), "nothing was trained"
 
 
-@ROWS
-def row29_skipped_in_training(bench: Bench) -> None:
+def test_bad_files_skipped_in_training(bench: Bench) -> None:
     write_tiny_dataset(bench.root)
     folder, cfg = bench.root / "images" / "train", bench.cfg.clone()
     for number, (content, _) in enumerate(BAD_FILES.values()):
@@ -83,8 +62,7 @@ def row29_skipped_in_training(bench: Bench) -> None:
     assert f"dataset {cfg.DATASETS.TRAIN[0]}: left out 3 unusable files: {folder}" in bench.said()
 
 
-@ROWS
-def row30_one_pixel(bench: Bench) -> None:
+def test_one_pixel(bench: Bench) -> None:
     image = bench.save_image("dot.png", picture()[:1, :1])
     result = bench.predictor()(image)
     assert result["sem_seg_labels"].shape == (1, 1)
@@ -93,8 +71,7 @@ def row30_one_pixel(bench: Bench) -> None:
     assert Image.open(out / "dot_labels.png").size == (1, 1)
 
 
-@ROWS
-def row30_any_grid(bench: Bench) -> None:
+def test_any_number_of_patches(bench: Bench) -> None:
     """Odd numbers of patches, not square: with windows and with the whole image at once."""
     for mode in ("slide", "whole"):
         predictor = bench.predictor("MODEL.TAGCLIP.TEST.MODE", mode)
@@ -122,21 +99,18 @@ def training_losses(bench: Bench, height: int, width: int) -> dict[str, torch.Te
         return model([sample])
 
 
-@ROWS
-def row30_one_pixel_in_training(bench: Bench) -> None:
+def test_one_pixel_in_training(bench: Bench) -> None:
     bench.cfg = changed(bench.cfg, "INPUT.MAX_SIZE_TRAIN", 4, "INPUT.SCALE_RANGE", [1.0, 1.0])
     assert all(loss.isfinite() for loss in training_losses(bench, 1, 1).values())
 
 
-@ROWS
-def row31_strip_in_training(bench: Bench) -> None:
+def test_strip_in_training(bench: Bench) -> None:
     """1 x 3000 becomes 1 x 2048, of which a crop is padded; the padding is masked."""
     bench.cfg = changed(bench.cfg, "INPUT.MAX_SIZE_TRAIN", 2048, "INPUT.MIN_SIZE_TRAIN", [512])
     assert all(loss.isfinite() for loss in training_losses(bench, 1, 3000).values())
 
 
-@ROWS
-def row31_strip(bench: Bench) -> None:
+def test_strip_that_is_not_enlarged(bench: Bench) -> None:
     """A million pixels times 333 are too many: it is not enlarged, which is said."""
     image = bench.save_image("strip.png", picture(1, 3000))
     result = bench.predictor("INPUT.MIN_SIZE_TEST", 512)(image)
@@ -150,8 +124,7 @@ def row31_strip(bench: Bench) -> None:
     assert sorted(files_below(out)) == ["strip.png"]
 
 
-@ROWS
-def row32_modes(bench: Bench) -> None:
+def test_image_modes(bench: Bench) -> None:
     """Converted as Pillow converts; what is transparent lies over white, half as much as half."""
     read = bench.predictor().read_image
     rgb = Image.fromarray(picture())
@@ -169,8 +142,7 @@ def row32_modes(bench: Bench) -> None:
         assert np.abs(found - expected).max() <= 1, mode
 
 
-@ROWS
-def row32_transparent_in_the_demo(bench: Bench) -> None:
+def test_transparent_image_in_the_demo(bench: Bench) -> None:
     """What hides under full transparency is not shown."""
     hidden = np.concatenate([picture(), np.zeros((40, 56, 1), np.uint8)], 2)
     image, out = bench.save_image("a.png", hidden), bench.root / "out"
@@ -180,8 +152,7 @@ def row32_transparent_in_the_demo(bench: Bench) -> None:
     assert not any((row == picture()).all((-1, -2, -3)).any() for row in windows)
 
 
-@ROWS
-def row33_sixteen_bits(bench: Bench) -> None:
+def test_image_of_sixteen_bits(bench: Bench) -> None:
     values = np.array([[0, 128, 129, 257, 40000, 65535]], np.uint16).repeat(20, 0).repeat(4, 1)
     path = bench.save_image("deep.png", values)
     # The log has it once in a process: what is asked here is that it is given.
@@ -192,8 +163,7 @@ def row33_sixteen_bits(bench: Bench) -> None:
     assert f"{path}: 16-bit gray image, read as 8 bits (divided by 257)" in said
 
 
-@ROWS
-def row34_rotated(bench: Bench) -> None:
+def test_rotated_by_exif(bench: Bench) -> None:
     """The labels are those of the upright image."""
     exif, path = Image.Exif(), bench.root / "in" / "turned.png"
     exif[0x0112] = 6
@@ -208,8 +178,7 @@ def row34_rotated(bench: Bench) -> None:
     assert (np.array(Image.open(out / "turned_labels.png")) == expected).all()
 
 
-@ROWS
-def row35_decompression_bomb(bench: Bench) -> None:
+def test_decompression_bomb(bench: Bench) -> None:
     """Files without any pixel data: an attempt to decode them would find them truncated."""
     bench.save_image("a.png")
     for side in (9_000, 20_000):
@@ -235,16 +204,14 @@ ARRAYS = {
 }
 
 
-@ROWS
-def row36_arrays(bench: Bench) -> None:
+def test_arrays_of_other_forms(bench: Bench) -> None:
     predictor = bench.predictor()
     for image, found, remedy in ARRAYS.values():
         call: Callable[[], Any] = lambda image=image: predictor(image)  # noqa: E731
         refused(call, "DatasetError: image: found", found, "expected a BGR array (H, W, 3)", remedy)
 
 
-@ROWS
-def row36_channel_order(bench: Bench) -> None:
+def test_channel_order(bench: Bench) -> None:
     """No number tells BGR from RGB: arrays are BGR, PIL images know what they are."""
     predictor = bench.predictor()
     bgr, pil, rgb = predictor([picture()[:, :, ::-1], Image.fromarray(picture()), picture()])
@@ -252,8 +219,7 @@ def row36_channel_order(bench: Bench) -> None:
     assert not torch.equal(rgb["sem_seg_scores"], pil["sem_seg_scores"])
 
 
-@ROWS
-def row37_broken_frame(bench: Bench) -> None:
+def test_video_with_a_broken_frame(bench: Bench) -> None:
     """The frames behind it are drawn as well; how many are missing is said."""
     path = video(bench.root / "v.avi", broken=2)
     assert bench.demo("--input", path, "--output", bench.root / "out") == 0
@@ -262,8 +228,7 @@ def row37_broken_frame(bench: Bench) -> None:
     assert f"{path}: found 5 frames that can be decoded, expected 6" in bench.said()
 
 
-@ROWS
-def row37_no_frame(bench: Bench) -> None:
+def test_video_without_a_frame(bench: Bench) -> None:
     (bench.root / "page.mp4").write_bytes(b"<html></html>")
     out = bench.root / "out"
     call = lambda: bench.demo("--input", bench.root / "page.mp4", "--output", out)  # noqa: E731
@@ -271,14 +236,12 @@ def row37_no_frame(bench: Bench) -> None:
     assert not out.exists()
 
 
-@ROWS
-def row37_no_camera(bench: Bench) -> None:
+def test_no_camera(bench: Bench) -> None:
     line = bench.demo("--webcam", "--output", bench.root / "out")
     assert line == "DatasetError: camera 0: cannot be opened, expected a webcam; try another one"
 
 
-@ROWS
-def row37_no_display(bench: Bench) -> None:
+def test_no_display(bench: Bench) -> None:
     """No window is tried, which would abort the process."""
     bench.patch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   NONE")
     bench.patch.setattr(cv2, "imshow", lambda *args: pytest.fail("a window was tried"))
@@ -287,14 +250,8 @@ def row37_no_display(bench: Bench) -> None:
     assert "name a folder or a file" in line
 
 
-@ROWS
-def row37_as_a_process(bench: Bench) -> None:
+def test_bad_video_as_a_process(bench: Bench) -> None:
     command = ("demo.py", "--weights", "w.pth", "--input", "v.mp4", "--output", "out")
     (bench.root / "v.mp4").write_bytes(b"<html></html>")
     refused_as_process(bench.root, command, "DatasetError: v.mp4: cannot be opened, expected a vid")
     assert not (bench.root / "out").exists()
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, bench: Bench) -> None:
-    ROWS[name](bench)

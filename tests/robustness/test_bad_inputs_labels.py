@@ -1,8 +1,7 @@
-"""Bad labels: rows 4 to 15 of the table of bad inputs, one case or more each."""
+"""Bad labels: values, sizes and file forms, ignore values, classes without truth."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,11 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
-from helpers.bad_input_tools import NO_TEST, DataBench, assert_read_as, problems, tiny_tree
-from helpers.bad_rows import Rows, refused
+from helpers.bench import NO_TEST, Bench, problems, refused
 from helpers.faulty_dataset import set_orientation
-from helpers.miniature_trees import benchmarks_at, make_voc, script_error, write_gray, write_palette
-from helpers.tiny_run import VOID, changed, own_loggers, train_labels
+from helpers.miniature_trees import make_voc, script_error, write_gray, write_palette
+from helpers.read_as import assert_read_as
+from helpers.tiny_run import VOID, changed, tiny_tree, train_labels
 from helpers.toy_dataset import vocabulary_tree
 from helpers.toy_evaluation import NAMES as TOY_NAMES
 from helpers.toy_evaluation import UNSEEN as TOY_UNSEEN
@@ -24,13 +23,7 @@ from PIL import Image
 from tagclip import ZeroShotDatasetMapper, ZeroShotTrainer
 from tagclip.data.datasets.builtin import vocabulary_json
 
-ROWS = Rows()
-
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DataBench]:
-    with own_loggers(), benchmarks_at(tmp_path / "data"):
-        yield DataBench.of(request)
+pytestmark = pytest.mark.usefixtures("benchmarks")
 
 
 def label_with_30(label: np.ndarray) -> np.ndarray:
@@ -39,8 +32,7 @@ def label_with_30(label: np.ndarray) -> np.ndarray:
     return changed_label
 
 
-@ROWS
-def row04_label_out_of_range(bench: DataBench) -> None:
+def test_label_out_of_range(bench: Bench) -> None:
     """30 with 20 classes: file, place, class ids and ignore value."""
     bench.save_labels(label_with_30)
     bench.refused_label("label 30 at (5,7), vocabulary tiny5 has 0..4 and ignore 255; run the")
@@ -49,8 +41,7 @@ def row04_label_out_of_range(bench: DataBench) -> None:
     assert line.startswith(f"DatasetError: {bench.file('labels', 'train')}: {expected}")
 
 
-@ROWS
-def row04_label_out_of_range_in_raw_data(bench: DataBench) -> None:
+def test_label_out_of_range_in_raw_data(bench: Bench) -> None:
     """Nothing of a conversion that stops passes for a dataset."""
     root = bench.root / "data"
     raw = make_voc(root)["val"]
@@ -63,8 +54,7 @@ def row04_label_out_of_range_in_raw_data(bench: DataBench) -> None:
     refused(bench.training(*opts), "run: python datasets/prepare_voc.py")
 
 
-@ROWS
-def row05_another_size(bench: DataBench) -> None:
+def test_label_of_another_size(bench: Bench) -> None:
     """Both sizes, in training, evaluation and validation."""
     bench.save_labels(lambda label: label[:-1, :-2])
     for subset, call in (("train", bench.training()), ("val", bench.evaluation(bench.weights))):
@@ -82,8 +72,7 @@ def row05_another_size(bench: DataBench) -> None:
     assert not bench.results()
 
 
-@ROWS
-def row06_swapped_sides(bench: DataBench) -> None:
+def test_label_with_swapped_sides(bench: Bench) -> None:
     """As many pixels, but the image is EXIF-rotated and its label is not."""
     for subset in ("train", "val"):
         height, width = bench.label(subset).shape
@@ -97,14 +86,13 @@ def row06_swapped_sides(bench: DataBench) -> None:
     assert code == 1 and "EXIF orientation 6" in found["examples"][0] and "EXIF" in found["advice"]
 
 
-def all_labels(bench: DataBench) -> dict[Path, np.ndarray]:
+def all_labels(bench: Bench) -> dict[Path, np.ndarray]:
     """Every label file of the training set."""
     _ = bench.config
     return {path: np.array(Image.open(path)) for path in train_labels(bench.root)}
 
 
-@ROWS
-def row07_palette(bench: DataBench) -> None:
+def test_palette_labels_are_read_as_indices(bench: Bench) -> None:
     """Indices, not brightnesses, in training and evaluation."""
     labels = all_labels(bench)
     for path, label in labels.items():
@@ -114,8 +102,7 @@ def row07_palette(bench: DataBench) -> None:
     assert_read_as(bench.root, bench.cfg.DATASETS.TRAIN[0], list(labels.values()))
 
 
-@ROWS
-def row08_rgb_label(bench: DataBench) -> None:
+def test_rgb_label(bench: Bench) -> None:
     bench.save_labels(lambda label: np.stack([label] * 3, axis=2))
     bench.refused_label("label must be single-channel with", "; found RGB; run the dataset's prep")
     name = bench.cfg.DATASETS.TRAIN[0]
@@ -124,8 +111,7 @@ def row08_rgb_label(bench: DataBench) -> None:
     assert (code, found["count"]) == (1, 1) and "RGB" in found["examples"][0] and found["advice"]
 
 
-@ROWS
-def row09_sixteen_bits(bench: DataBench) -> None:
+def test_labels_of_sixteen_bits(bench: Bench) -> None:
     """Values above 255 are what they are, in training and evaluation."""
     ids, labels = [0, 300, 40000, 2, 256], all_labels(bench)
     table = np.full(256, 65535, np.uint16)
@@ -138,8 +124,7 @@ def row09_sixteen_bits(bench: DataBench) -> None:
     assert_read_as(bench.root, bench.register(tree), list(labels.values()))
 
 
-@ROWS
-def row10_background_left_in(bench: DataBench) -> None:
+def test_background_left_in(bench: Bench) -> None:
     """0..20 for 20 classes: the message counts the values and asks about reduce_zero_label."""
     for path, label in all_labels(bench).items():
         new = np.zeros_like(label)
@@ -158,8 +143,7 @@ def row10_background_left_in(bench: DataBench) -> None:
         assert title in said
 
 
-@ROWS
-def row11_other_ignore_value_is_found(bench: DataBench) -> None:
+def test_other_ignore_value_is_found(bench: Bench) -> None:
     """The validator counts every value and says what is wrong."""
     labels = all_labels(bench)
     for path, label in labels.items():
@@ -176,8 +160,7 @@ def row11_other_ignore_value_is_found(bench: DataBench) -> None:
         assert entry["pixels"] == pixels
 
 
-@ROWS
-def row11_other_ignore_value_is_honoured(bench: DataBench) -> None:
+def test_other_ignore_value_is_honoured(bench: Bench) -> None:
     """254, and 0 before ids from 1, mean ignored in training, evaluation and validation."""
     labels = all_labels(bench)
     for ignore, shift in ((254, 0), (0, 1)):
@@ -194,8 +177,7 @@ def row11_other_ignore_value_is_honoured(bench: DataBench) -> None:
         assert code == 0 and reports[name]["ignored"]["value"] == ignore
 
 
-@ROWS
-def row12_no_annotated_pixel(bench: DataBench) -> None:
+def test_evaluation_without_an_annotated_pixel(bench: Bench) -> None:
     _ = bench.config
     for path in (bench.root / "labels" / "val").iterdir():
         with Image.open(path) as image:
@@ -207,8 +189,7 @@ def row12_no_annotated_pixel(bench: DataBench) -> None:
     assert not bench.results()
 
 
-@ROWS
-def row13_ignored_training_image(bench: DataBench) -> None:
+def test_training_image_that_is_all_ignored(bench: Bench) -> None:
     """Finite, connected losses: Dice 0, the others 0 unless ignored pixels are negatives."""
     bench.save_labels(lambda label: np.full_like(label, VOID))
     name = bench.cfg.DATASETS.TRAIN[0]
@@ -240,8 +221,7 @@ def brute_force_ious(toy: Toy) -> dict[str, float]:
     return ious
 
 
-@ROWS
-def row14_class_without_truth(bench: DataBench) -> None:
+def test_class_without_a_true_pixel(bench: Bench) -> None:
     """Predicted but never true: out of the mean, and listed."""
     toy = Toy(bench.root / "toy", f"toy14_{bench.root.name}")
     ious = brute_force_ious(toy)
@@ -255,8 +235,7 @@ def row14_class_without_truth(bench: DataBench) -> None:
     assert row.split() == ["mIoU", f"{result['mIoU']:.2f}", "4"]
 
 
-@ROWS
-def row15_mean_with_a_nan(bench: DataBench) -> None:
+def test_mean_over_an_undefined_class(bench: Bench) -> None:
     """The seen mean is that of the seen classes that are defined; their number is shown."""
     toy = Toy(bench.root / "toy", f"toy15_{bench.root.name}")
     ious = brute_force_ious(toy)
@@ -267,12 +246,3 @@ def row15_mean_with_a_nan(bench: DataBench) -> None:
     assert result["mIoU-seen"] == pytest.approx(np.mean(seen))
     (row,) = [line for line in bench.said().splitlines() if line.startswith("mIoU-seen")]
     assert row.split() == ["mIoU-seen", f"{result['mIoU-seen']:.2f}", "2"]
-
-
-def test_every_row_has_a_case() -> None:
-    assert ROWS.numbers == set(range(4, 16))
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, bench: DataBench) -> None:
-    ROWS[name](bench)

@@ -1,4 +1,4 @@
-"""Bad runs: rows 46 to 48 of the table of bad inputs, and that no row from 29 on is forgotten."""
+"""Bad runs: loss that is not finite, full GPU memory, signals, processes, no GPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-import test_bad_inputs_images
-import test_bad_inputs_saving
-import test_bad_inputs_weights
 import torch
-from helpers.bad_rows import Bench, Rows, files_below, picture, refused, refused_as_process
-from helpers.tiny_run import changed, own_loggers, write_tiny_dataset
+from helpers.bench import NO_TEST, Bench, files_below, refused, refused_as_process
+from helpers.pictures import picture
+from helpers.tiny_run import changed, write_tiny_dataset
 from torch import Tensor
 
 from tagclip import TagCLIP, ZeroShotTrainer
@@ -26,16 +23,6 @@ from tagclip.checkpoint import read_checkpoint
 from tagclip.engine.training_loop import TrainingLoop
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.inference.fusion import ScoreFusion
-
-ROWS = Rows()
-OTHERS = (test_bad_inputs_images, test_bad_inputs_weights, test_bad_inputs_saving)
-NO_TEST = ("DATASETS.TEST", "()")
-
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with own_loggers():
-        yield Bench.of(request)
 
 
 def before_step(bench: Bench, iteration: int, function: Callable[[TrainingLoop], None]) -> None:
@@ -54,8 +41,7 @@ def break_a_weight(loop: TrainingLoop) -> None:
     next(p for p in loop.model.parameters() if p.requires_grad).data.fill_(math.nan)
 
 
-@ROWS
-def row46_nan_loss(bench: Bench) -> None:
+def test_nan_loss(bench: Bench) -> None:
     """Losses, images and remedy; a dump of the step; earlier checkpoints stay, none is added."""
     before_step(bench, 3, break_a_weight)
     call = bench.training(*NO_TEST, "SOLVER.CHECKPOINT_PERIOD", 2)
@@ -82,8 +68,7 @@ def scaled_training(bench: Bench) -> ZeroShotTrainer:
     return trainer
 
 
-@ROWS
-def row46_overflow_of_the_loss_scaling(bench: Bench) -> None:
+def test_overflow_of_the_loss_scaling(bench: Bench) -> None:
     """The scaler leaves these steps out; that is no broken loss."""
     trainer = scaled_training(bench)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
@@ -93,8 +78,7 @@ def row46_overflow_of_the_loss_scaling(bench: Bench) -> None:
     assert not (bench.output / "nan_dump.pth").exists()
 
 
-@ROWS
-def row46_nan_under_loss_scaling(bench: Bench) -> None:
+def test_nan_under_loss_scaling(bench: Bench) -> None:
     before_step(bench, 1, break_a_weight)
     refused(scaled_training(bench).train, "NonFiniteLossError: iteration 1, process 0: found loss")
     assert (bench.output / "nan_dump.pth").exists()
@@ -117,8 +101,7 @@ def limit_windows(bench: Bench, most: int) -> list[int]:
     return attempts
 
 
-@ROWS
-def row47_fewer_windows(bench: Bench) -> None:
+def test_out_of_memory_halves_the_windows(bench: Bench) -> None:
     """Halved until it fits, for the rest of the image; the labels are those of single windows."""
     image, predictor = picture(64, 64 + 8 * 48), bench.predictor()
     expected = predictor(image)
@@ -136,8 +119,7 @@ def row47_fewer_windows(bench: Bench) -> None:
         )
 
 
-@ROWS
-def row47_not_even_one_window(bench: Bench) -> None:
+def test_out_of_memory_with_one_window(bench: Bench) -> None:
     attempts = limit_windows(bench, 0)
     line = bench.demo("--input", bench.save_image("a.png"), "--output", bench.root / "out")
     assert attempts == [2, 1] and "\n" not in line
@@ -150,8 +132,7 @@ def row47_not_even_one_window(bench: Bench) -> None:
     assert not (bench.root / "out").exists()
 
 
-@ROWS
-def row47_merged_on_the_cpu(bench: Bench) -> None:
+def test_out_of_memory_merges_on_the_cpu(bench: Bench) -> None:
     """Labels, scores and rankings are computed again from the same logits."""
     predictor, chunks = bench.predictor(), ScoreFusion.chunks
     asked = predictor.asked
@@ -180,8 +161,7 @@ def row47_merged_on_the_cpu(bench: Bench) -> None:
     assert "merging on the CPU" in said and "MODEL.TAGCLIP.TEST.OUTPUT labels" in said
 
 
-@ROWS
-def row47_training(bench: Bench) -> None:
+def test_out_of_memory_in_training(bench: Bench) -> None:
     """One line with the keys; the checkpoint of before stays."""
 
     def fill_memory(loop: TrainingLoop) -> None:
@@ -206,8 +186,7 @@ def send(number: int) -> Callable[[TrainingLoop], None]:
     return lambda loop: os.kill(os.getpid(), number)
 
 
-@ROWS
-def row48_sigterm(bench: Bench) -> None:
+def test_sigterm(bench: Bench) -> None:
     """Saved after the step, exit code 0, and the way to go on is said."""
     before_step(bench, 1, send(signal.SIGTERM))
     assert bench.train(*NO_TEST) == 0
@@ -218,8 +197,7 @@ def row48_sigterm(bench: Bench) -> None:
     assert max(json.loads(line)["iteration"] for line in lines) == 3
 
 
-@ROWS
-def row48_ctrl_c(bench: Bench) -> None:
+def test_ctrl_c(bench: Bench) -> None:
     # A shell starts background jobs with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     before_step(bench, 1, send(signal.SIGINT))
@@ -230,8 +208,7 @@ def row48_ctrl_c(bench: Bench) -> None:
     assert read_checkpoint(bench.output / "model_0000001.pth")["iteration"] == 1
 
 
-@ROWS
-def row48_error_in_a_loader_process(bench: Bench) -> None:
+def test_error_in_a_loader_process(bench: Bench) -> None:
     call = bench.training("DATALOADER.NUM_WORKERS", 2)
     image = bench.root / "images" / "train" / "0.png"
     image.unlink()
@@ -240,8 +217,7 @@ def row48_error_in_a_loader_process(bench: Bench) -> None:
     assert not list(bench.output.glob("*.pth"))
 
 
-@ROWS
-def row48_more_processes_than_gpus(bench: Bench) -> None:
+def test_more_processes_than_gpus(bench: Bench) -> None:
     """Found before any process is started or file is written."""
     bench.patch.setattr(torch.cuda, "device_count", lambda: 4)
     found = "ConfigError: --num-gpus: found 4 GPUs on this machine, expected 8; use --num-gpus 4"
@@ -254,8 +230,7 @@ def row48_more_processes_than_gpus(bench: Bench) -> None:
     assert line.startswith(found) and not (bench.root / "out").exists()
 
 
-@ROWS
-def row48_no_gpu(bench: Bench) -> None:
+def test_no_gpu(bench: Bench) -> None:
     """A config for a GPU trains and draws on the CPU, and says so."""
     bench.patch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.train(*NO_TEST, "MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", 1) is None
@@ -264,23 +239,7 @@ def row48_no_gpu(bench: Bench) -> None:
     assert predictor(np.zeros((9, 9, 3), np.uint8))["sem_seg_labels"].shape == (9, 9)
 
 
-@ROWS
-def row48_as_a_process(bench: Bench) -> None:
+def test_more_processes_than_gpus_as_a_process(bench: Bench) -> None:
     line = f"--num-gpus: found {torch.cuda.device_count()} GPUs on this machine, expected 99; use"
     refused_as_process(bench.root, ("train_net.py", "--num-gpus", "99"), f"ConfigError: {line}")
     assert not list(bench.root.iterdir())
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, bench: Bench) -> None:
-    ROWS[name](bench)
-
-
-def test_every_row_has_a_case() -> None:
-    tables = [ROWS, *(module.ROWS for module in OTHERS)]
-    numbers = set().union(*(rows.numbers for rows in tables))
-    assert numbers == set(range(29, 49))
-    assert sum(len(rows) for rows in tables) == len(set().union(*tables)), "no name twice"
-    # One case of each family is a process of its own.
-    processes = {name[:5] for rows in tables for name in rows if name.endswith("as_a_process")}
-    assert processes == {"row37", "row39", "row48"}

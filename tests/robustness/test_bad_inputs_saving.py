@@ -1,35 +1,24 @@
-"""Checkpoints that are not finished, cannot be written or go on otherwise: rows 42 to 44."""
+"""Checkpoints that are not finished, cannot be written or go on otherwise."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers.bad_rows import Bench, Rows, files_below, refused
+from helpers.bench import Bench, files_below, refused
 from helpers.full_disk import largest_file
 from helpers.tiny_checkpoint import build, checkpointer, save_tiny
-from helpers.tiny_run import own_loggers
 
 from tagclip.checkpoint import read_checkpoint
 from tagclip.engine.data_stream import StreamLoader
 
-ROWS = Rows()
 
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with own_loggers():
-        yield Bench.of(request)
-
-
-@ROWS
-def row42_stopped_while_writing(bench: Bench) -> None:
+def test_stopped_while_writing(bench: Bench) -> None:
     """Before the flush, before the rename, and between both files: what is named can be read."""
     save_tiny(bench.cfg, bench.output)
     cfg, model = build(bench.cfg, seed=2)
@@ -59,8 +48,7 @@ def stop_at(patch: pytest.MonkeyPatch, name: str, count: int) -> None:
     patch.setattr(os, name, stop)
 
 
-@ROWS
-def row43_disk_full_while_writing(bench: Bench) -> None:
+def test_disk_full_while_writing(bench: Bench) -> None:
     """The earlier one stays; after some room is made the same call succeeds."""
     before = bench.weights.read_bytes()
     cfg, model = build(bench.cfg, seed=2)
@@ -77,8 +65,7 @@ def row43_disk_full_while_writing(bench: Bench) -> None:
     assert Path(folder.get_checkpoint_file()).name == "model_later.pth"
 
 
-@ROWS
-def row43_output_that_cannot_be_written(bench: Bench) -> None:
+def test_output_that_cannot_be_written(bench: Bench) -> None:
     """Found before the first step (a folder without rights would not stop root)."""
     (bench.root / "file").touch()
     call = bench.training("OUTPUT_DIR", bench.root / "file" / "run")
@@ -87,8 +74,7 @@ def row43_output_that_cannot_be_written(bench: Bench) -> None:
     )
 
 
-@ROWS
-def row44_longer_and_other_batch(bench: Bench) -> None:
+def test_resumed_for_longer_with_another_batch(bench: Bench) -> None:
     """Resumed beyond the old end: the schedule follows the new length, another batch is said."""
     none = ("DATASETS.TEST", "()", "SOLVER.CHECKPOINT_PERIOD", 100)
     assert bench.train(*none) is None
@@ -105,8 +91,7 @@ def row44_longer_and_other_batch(bench: Bench) -> None:
     assert torch.load(bench.output / "model_final.pth", weights_only=True)["iteration"] == 5
 
 
-@ROWS
-def row44_other_number_of_processes(bench: Bench) -> None:
+def test_resumed_with_another_number_of_processes(bench: Bench) -> None:
     """The batches are the same ones, shared among more."""
     samples = [{"number": number} for number in range(5)]
 
@@ -117,8 +102,3 @@ def row44_other_number_of_processes(bench: Bench) -> None:
 
     halves = zip(batches(0, 2), batches(1, 2), strict=True)
     assert [first + second for first, second in halves] == batches(0, 1)
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, bench: Bench) -> None:
-    ROWS[name](bench)

@@ -1,39 +1,26 @@
-"""Bad vocabularies and prompts: rows 19 to 28 of the table of bad inputs, one case or more each."""
+"""Bad vocabularies and prompts: splits, names, numbers and orders of classes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers.bad_input_tools import (
-    NAMES,
-    NO_TEST,
-    DataBench,
-    LargestTensor,
-    assert_read_literally,
-    tiny_tree,
-)
-from helpers.bad_rows import TOOLS, Rows, files_below, picture, refused, refused_as_process
-from helpers.tiny_run import load_tool, own_loggers
+from helpers.bench import NO_TEST, Bench, files_below, refused, refused_as_process
+from helpers.largest_tensor import LargestTensor
+from helpers.paths import TOOLS
+from helpers.pictures import picture
+from helpers.read_as import assert_read_literally
+from helpers.tiny_run import NAMES, load_tool, tiny_tree
 from helpers.toy_dataset import write_json
 from PIL import Image
 
 from tagclip import Vocabulary
 
-ROWS = Rows()
 
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[DataBench]:
-    with own_loggers():
-        yield DataBench.of(request)
-
-
-def refused_words(bench: DataBench, words: tuple[Any, ...], *parts: str) -> None:
+def refused_words(bench: Bench, words: tuple[Any, ...], *parts: str) -> None:
     """The demo refuses a vocabulary and writes nothing; a predictor keeps the one that it has."""
     call = bench.asking(*words)
     before = files_below(bench.root)
@@ -41,7 +28,7 @@ def refused_words(bench: DataBench, words: tuple[Any, ...], *parts: str) -> None
     assert files_below(bench.root) == before and not (bench.root / "out").exists()
 
 
-def demo_classes(bench: DataBench, *words: Any) -> list[str]:
+def demo_classes(bench: Bench, *words: Any) -> list[str]:
     """Names of the classes that the demo found on an image, with every score allowed."""
     path = bench.root / "found.json"
     path.unlink(missing_ok=True)
@@ -61,8 +48,7 @@ BAD_SPLITS = {
 }  # fmt: skip
 
 
-@ROWS
-def row19_inconsistent_split(bench: DataBench) -> None:
+def test_inconsistent_split(bench: Bench) -> None:
     """The names, in training and validation; nothing is partitioned silently."""
     for case, (split, parts) in BAD_SPLITS.items():
         tree = write_json(bench.root / f"{case}.json", tiny_tree(splits={"zs": split}))
@@ -76,8 +62,7 @@ def row19_inconsistent_split(bench: DataBench) -> None:
     assert not bench.output.exists()
 
 
-@ROWS
-def row19_as_a_process(bench: DataBench) -> None:
+def test_inconsistent_split_as_a_process(bench: Bench) -> None:
     tree = write_json(bench.root / "v.json", tiny_tree(splits={"zs": BAD_SPLITS["both"][0]}))
     entry = {"name": "own", "images": "images", "labels": "labels", "vocabulary": str(tree)}
     config = bench.root / "config.yaml"
@@ -90,8 +75,7 @@ def row19_as_a_process(bench: DataBench) -> None:
     assert sorted(files_below(bench.root)) == ["config.yaml", "v.json"]
 
 
-@ROWS
-def row20_no_class(bench: DataBench) -> None:
+def test_no_class(bench: Bench) -> None:
     text = "the class list is empty; name at least one class"
     empty = bench.root / "words.txt"
     empty.write_text("\n  \n")
@@ -105,8 +89,7 @@ def row20_no_class(bench: DataBench) -> None:
     assert predictor.vocabulary.names == NAMES, "it keeps the one that it has"
 
 
-@ROWS
-def row21_duplicates(bench: DataBench) -> None:
+def test_duplicate_names(bench: Bench) -> None:
     """Case, spacing and Unicode form do not count; --dedup keeps the first of each, in order."""
     words = "TV, cat, tv , Ｃａｔ,dining  table,zebra,Dining table"
     refused_words(
@@ -125,8 +108,7 @@ def row21_duplicates(bench: DataBench) -> None:
     refused(bench.training_on(bench.register(path)), f"VocabularyError: {path}: ", "'cat' = 'CAT'")
 
 
-@ROWS
-def row22_empty_names(bench: DataBench) -> None:
+def test_empty_names(bench: Bench) -> None:
     for words in ("cat,,dog", "cat,  \t,dog"):
         refused_words(
             bench, ("--vocab", words),
@@ -135,8 +117,7 @@ def row22_empty_names(bench: DataBench) -> None:
     refused(lambda: Vocabulary.from_names(["cat", " \n"]), "with id 1 is empty (' \\n'); write")
 
 
-@ROWS
-def row22_long_name(bench: DataBench) -> None:
+def test_name_longer_than_clip_reads(bench: Bench) -> None:
     """A warning with the class and the words that CLIP does not read."""
     name = " ".join(["big"] * 80 + ["red", "fire", "engine"])
     assert set(demo_classes(bench, "--vocab", f"cat,{name}")) <= {"cat", name}
@@ -146,16 +127,14 @@ def row22_long_name(bench: DataBench) -> None:
     assert f"{' '.join(['big'] * 9)} red fire engine' is lost; use a shorter name" in line
 
 
-@ROWS
-def row23_directives(bench: DataBench) -> None:
+def test_names_that_look_like_format_strings(bench: Bench) -> None:
     """Names are data, also those that look like format strings."""
     names = ["100% cotton", "{} set", "{0}", "{name!r}", "%s %d", "a {} of {}", "\\1"]
     assert_read_literally(bench, names)
     assert set(demo_classes(bench, "--vocab", ",".join(names))) <= set(names)
 
 
-@ROWS
-def row24_any_script(bench: DataBench) -> None:
+def test_names_in_any_script(bench: Bench) -> None:
     """Accepted; what CLIP reads instead is shown once, unless it is lower case only."""
     bench.caplog.set_level("INFO")
     names = ["猫", "🐱", "собака", "Ｃａｔ", "cafÃ©", "salt &amp; pepper", "Dog"]
@@ -178,8 +157,7 @@ def row24_any_script(bench: DataBench) -> None:
     assert "CLIP reads" not in said, "it has been shown"
 
 
-@ROWS
-def row25_one_class(bench: DataBench) -> None:
+def test_a_single_class(bench: Bench) -> None:
     """Allowed, with a warning that suggests other classes as context."""
     assert demo_classes(bench, "--vocab", "cat", "--save-labels") == ["cat"]
     assert (np.array(Image.open(bench.root / "out" / "a_labels.png")) == 0).all()
@@ -189,8 +167,7 @@ def row25_one_class(bench: DataBench) -> None:
     assert warning not in bench.said()
 
 
-@ROWS
-def row26_many_classes(bench: DataBench) -> None:
+def test_five_thousand_classes(bench: Bench) -> None:
     """The text is encoded in chunks, and no tensor holds all classes at the image's size."""
     names, predictor = [f"word {index}" for index in range(5000)], bench.predictor()
     image = picture(120, 110)
@@ -209,8 +186,7 @@ def row26_many_classes(bench: DataBench) -> None:
     assert labels.dtype == torch.int16 and labels.max() > 255
 
 
-@ROWS
-def row27_another_order(bench: DataBench) -> None:
+def test_classes_in_another_order(bench: Bench) -> None:
     """The same classes, ids and label files in another order: the same result for each name."""
     first = bench.cfg.DATASETS.TEST[0]
     tree = tiny_tree(name="reordered5")
@@ -236,8 +212,7 @@ def row27_another_order(bench: DataBench) -> None:
     assert saved["classes"] == trained.names
 
 
-@ROWS
-def row28_one_sided_split(bench: DataBench) -> None:
+def test_split_without_seen_or_unseen_classes(bench: Bench) -> None:
     """mIoU is reported, hIoU is n/a in the table and null in the file."""
     for split, other in (({"unseen": []}, "mIoU-unseen"), ({"seen": []}, "mIoU-seen")):
         tree = tiny_tree(name="one_sided", splits={"zs": split})
@@ -250,8 +225,7 @@ def row28_one_sided_split(bench: DataBench) -> None:
         assert ["mIoU", f"{metrics['mIoU']:.2f}", "5"] in rows
 
 
-@ROWS
-def row28_nothing_to_train(bench: DataBench) -> None:
+def test_training_without_a_seen_class(bench: Bench) -> None:
     """Without a seen class inductive training has nothing to learn from."""
     name = bench.register(tiny_tree(splits={"zs": {"seen": []}}))
     text = "VocabularyError: vocabulary 'tiny5', split 'zs': no class is seen; choose another split"
@@ -259,8 +233,7 @@ def row28_nothing_to_train(bench: DataBench) -> None:
     assert not bench.output.exists()
 
 
-@ROWS
-def row28_transductive(bench: DataBench) -> None:
+def test_transductive_training_without_an_unseen_class(bench: Bench) -> None:
     """Nor has a transductive one without unseen classes."""
     name = bench.register(tiny_tree(splits={"zs": {"unseen": []}}))
     setting = ("DATASETS.ZERO_SHOT.SETTING", "transductive")
@@ -268,12 +241,3 @@ def row28_transductive(bench: DataBench) -> None:
         "ConfigError: DATASETS.ZERO_SHOT.SETTING is 'transductive', but split 'zs' has 5 seen and 0"
     )
     refused(bench.training_on(name, *setting), text, "name another split or setting")
-
-
-def test_every_row_has_a_case() -> None:
-    assert ROWS.numbers == set(range(19, 29))
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, bench: DataBench) -> None:
-    ROWS[name](bench)

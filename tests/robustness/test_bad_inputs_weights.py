@@ -1,4 +1,4 @@
-"""Bad checkpoints and CLIP weights: rows 38 to 41 and 45 of the table of bad inputs."""
+"""Bad checkpoints and CLIP weights: of other models, truncated, malicious, out of reach."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from conftest import TINY_CLIP
-from helpers.bad_rows import Bench, Rows, files_below, refused, refused_as_process
-from helpers.clip_files import random_clip, tiny_config
+from helpers.bench import Bench, files_below, refused, refused_as_process
+from helpers.clip_files import TINY_CLIP, random_clip, tiny_config
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import changed, own_loggers
+from helpers.tiny_run import changed
 from safetensors.torch import save_file
 
 from tagclip.checkpoint import read_checkpoint
 from tagclip.modeling.clip import CLIPSource
-
-ROWS = Rows()
-
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with own_loggers():
-        yield Bench.of(request)
 
 
 def refused_checkpoint(bench: Bench, weights: Path, *parts: Any, opts: tuple = ()) -> None:
@@ -46,8 +36,7 @@ OTHER_MODELS = {
 }
 
 
-@ROWS
-def row38_other_model(bench: Bench) -> None:
+def test_checkpoint_of_another_model(bench: Bench) -> None:
     remedy = "use the config it was trained with, or evaluate what fits with TEST.ALLOW_PARTIAL_WEI"
     for opts, found in OTHER_MODELS.values():
         refused_checkpoint(bench, bench.weights, "does not fit the model", found, remedy, opts=opts)
@@ -55,8 +44,7 @@ def row38_other_model(bench: Bench) -> None:
     refused(bench.training("MODEL.WEIGHTS", bench.weights, *opts), bench.weights, found)
 
 
-@ROWS
-def row38_tensor_of_the_classes(bench: Bench) -> None:
+def test_checkpoint_with_a_tensor_of_the_classes(bench: Bench) -> None:
     """A head with one row per class belongs to another method."""
     content = torch.load(bench.weights, weights_only=True)
     content["model"]["sem_seg_head.class_bias"] = torch.zeros(5)
@@ -65,8 +53,7 @@ def row38_tensor_of_the_classes(bench: Bench) -> None:
     refused_checkpoint(bench, bench.weights, found, "TEST.ALLOW_PARTIAL_WEIGHTS True")
 
 
-@ROWS
-def row38_override(bench: Bench) -> None:
+def test_partial_weights_can_be_allowed(bench: Bench) -> None:
     opts, found = OTHER_MODELS["prompts"]
     call = bench.evaluation(bench.weights, *opts, "TEST.ALLOW_PARTIAL_WEIGHTS", True)
     call()
@@ -74,8 +61,7 @@ def row38_override(bench: Bench) -> None:
     assert list(bench.root.glob("evaluated/inference/*/metrics.json"))
 
 
-@ROWS
-def row39_truncated_checkpoint(bench: Bench) -> None:
+def test_truncated_checkpoint(bench: Bench) -> None:
     """At every length; the previous one is named."""
     content, later = bench.weights.read_bytes(), bench.output / "model_later.pth"
     other = "model_final.pth beside it can be read"
@@ -85,8 +71,7 @@ def row39_truncated_checkpoint(bench: Bench) -> None:
         refused_checkpoint(bench, later, found, other)
 
 
-@ROWS
-def row39_truncated_last_checkpoint(bench: Bench) -> None:
+def test_truncated_last_checkpoint(bench: Bench) -> None:
     """--resume refuses, too, instead of starting anew or from an older one."""
     content = bench.weights.read_bytes()
     later = bench.output / "model_later.pth"
@@ -97,8 +82,7 @@ def row39_truncated_last_checkpoint(bench: Bench) -> None:
     assert files_below(bench.output) == before
 
 
-@ROWS
-def row39_truncated_safetensors(bench: Bench) -> None:
+def test_truncated_safetensors(bench: Bench) -> None:
     """Its header says how many bytes there should be."""
     path = bench.root / "w.safetensors"
     save_file(read_checkpoint(bench.weights)["model"], path)
@@ -110,8 +94,7 @@ def row39_truncated_safetensors(bench: Bench) -> None:
     refused_checkpoint(bench, path, "file is incomplete or damaged (20 bytes")
 
 
-@ROWS
-def row39_as_a_process(bench: Bench) -> None:
+def test_truncated_checkpoint_as_a_process(bench: Bench) -> None:
     (bench.root / "w.pth").write_bytes(bench.weights.read_bytes()[:2000])
     command = ("train_net.py", "--eval-only", "MODEL.WEIGHTS", "w.pth", "OUTPUT_DIR", "out")
     line = "CheckpointError: w.pth: file is incomplete (2000 bytes), expected the whole of what"
@@ -129,8 +112,7 @@ class Bomb:
         return os.mkdir, (self.path,)
 
 
-@ROWS
-def row40_malicious_pickle(bench: Bench) -> None:
+def test_malicious_pickle(bench: Bench) -> None:
     made = bench.root / "made"
     for name in ("w.pkl", "w.pth", "old.pth", "w"):
         path = bench.root / name
@@ -147,8 +129,7 @@ def row40_malicious_pickle(bench: Bench) -> None:
     assert made.exists(), "the file is harmless: it tests nothing"
 
 
-@ROWS
-def row40_malicious_clip(bench: Bench) -> None:
+def test_malicious_clip_weights(bench: Bench) -> None:
     path = bench.root / "clip.pt"
     torch.save({"visual.class_embedding": Bomb(bench.root / "made")}, path)
     call = bench.training("MODEL.CLIP.PRETRAINED", path)
@@ -156,8 +137,7 @@ def row40_malicious_clip(bench: Bench) -> None:
     assert not (bench.root / "made").exists() and not bench.output.exists()
 
 
-@ROWS
-def row40_malicious_yaml(bench: Bench) -> None:
+def test_malicious_yaml(bench: Bench) -> None:
     """In the config, and in the config that a checkpoint brings."""
     text = f"SEED: !!python/object/apply:os.mkdir ['{bench.root}/made']\n"
     bench.config.write_text(text)
@@ -171,8 +151,7 @@ def row40_malicious_yaml(bench: Bench) -> None:
     assert not (bench.root / "made").exists()
 
 
-@ROWS
-def row41_other_clip(bench: Bench) -> None:
+def test_other_clip_weights(bench: Bench) -> None:
     """The checksum travels in the checkpoint."""
     paths = [bench.root / f"clip{seed}.safetensors" for seed in (0, 1)]
     for seed, path in enumerate(paths):
@@ -186,8 +165,7 @@ def row41_other_clip(bench: Bench) -> None:
     call()
 
 
-@ROWS
-def row41_other_architecture(bench: Bench) -> None:
+def test_clip_of_another_architecture(bench: Bench) -> None:
     path = bench.root / "clip.safetensors"
     other = random_clip(tiny_config(vision_width=32, vision_layers=2))
     save_file(dict(other.state_dict()), path)
@@ -196,8 +174,7 @@ def row41_other_architecture(bench: Bench) -> None:
     assert not bench.output.exists()
 
 
-@ROWS
-def row41_other_activation(bench: Bench) -> None:
+def test_clip_of_another_activation(bench: Bench) -> None:
     """Between tag and model, and between checkpoint and model."""
     call = bench.training("MODEL.CLIP.NAME", "ViT-B-16", "MODEL.CLIP.PRETRAINED", "openai")
     refused(
@@ -215,8 +192,7 @@ def row41_other_activation(bench: Bench) -> None:
 OPENAI = ("MODEL.CLIP.NAME", "ViT-B-16-quickgelu", "MODEL.CLIP.PRETRAINED", "openai")
 
 
-@ROWS
-def row45_offline(bench: Bench) -> None:
+def test_download_without_a_network(bench: Bench) -> None:
     """What to fetch, and where it goes."""
     call = bench.training(*OPENAI, "MODEL.CLIP.CACHE_DIR", bench.root / "cache")
     place = "huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model"
@@ -241,8 +217,7 @@ def cached(folder: Path, content: bytes, name: str) -> Path:
     return file
 
 
-@ROWS
-def row45_damaged_download(bench: Bench) -> None:
+def test_damaged_download(bench: Bench) -> None:
     """The hub's checksum is compared; a whole file needs no network."""
     content = b"weights of CLIP"
     name = hashlib.sha256(content).hexdigest()
@@ -258,8 +233,3 @@ def row45_damaged_download(bench: Bench) -> None:
         f"remove {blob / name} and start again with a network",
     )
     assert not bench.output.exists()
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, bench: Bench) -> None:
-    ROWS[name](bench)

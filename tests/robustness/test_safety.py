@@ -1,7 +1,7 @@
 """Loading executes nothing, unpacks nothing huge, and leaves the folders that a user names alone.
 
 Every payload would create a folder, the canary; a control shows that it does when it runs. Pickles
-in checkpoints and CLIP weights: `test_checkpoint_file.py`, `test_clip_bad_files.py`,
+in checkpoints and CLIP weights: `test_reading.py`, `test_clip_bad_files.py`,
 `test_bad_inputs_weights.py`.
 """
 
@@ -22,11 +22,12 @@ import pytest
 import torch
 import yaml
 from detectron2.data import DatasetCatalog
-from helpers.bad_rows import TOOLS, Bench, files_below, refused, run_process
+from helpers.bench import Bench, files_below, refused, run_process
 from helpers.clip_files import random_clip, save_archive, sha256, tiny_config
 from helpers.miniature_trees import make_voc
 from helpers.miniature_trees import run_script as run_prepare
-from helpers.tiny_run import load_tool, own_loggers
+from helpers.paths import TOOLS
+from helpers.tiny_run import load_tool
 from helpers.toy_dataset import forget, vocabulary_tree, write_json
 from PIL import Image
 
@@ -54,12 +55,6 @@ def canary(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "canary"
     yield path
     assert not path.exists(), "code was executed"
-
-
-@pytest.fixture
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with own_loggers():
-        yield Bench.of(request)
 
 
 def fails(call: Callable[[], Any], *parts: Any) -> None:

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed, exit_of, load_tool, own_loggers
 from PIL import Image
-from test_predictor import picture
 
 from tagclip import TagCLIPPredictor
 from tagclip.demo.media import find_images
@@ -75,7 +75,7 @@ def test_picture_labels_and_json_hold_the_prediction(
     colors = np.array(written.convert("RGB")).reshape(-1, 3)
     assert (colors == predictor.vocabulary.colors[labels.ravel()]).all()
     (entry,) = json.loads((tmp_path / "r.json").read_text())["images"]
-    assert (entry["file"], entry["height"], entry["width"]) == (str(image), 70, 95)
+    assert (entry["file"], entry["height"], entry["width"]) == (str(image), 40, 56)
     assert [row["seen"] for row in entry["classes"]] == [
         r["name"] == "cat" for r in entry["classes"]
     ]
@@ -145,7 +145,7 @@ def test_finished_pictures_stay_until_something_changes(run: Callable, tmp_path:
 @pytest.mark.parametrize("kind", ["one", "strip", "gray", "alpha", "sixteen", "exif"])
 def test_odd_images(run: Callable, tmp_path: Path, kind: str) -> None:
     path, rgb, exif = tmp_path / "a.png", Image.fromarray(picture()), Image.Exif()
-    size = {"one": (1, 1), "strip": (1, 300), "exif": (95, 70)}.get(kind, (70, 95))
+    size = {"one": (1, 1), "strip": (1, 300), "exif": (56, 40)}.get(kind, (40, 56))
     if kind in ("one", "strip"):
         rgb = rgb.crop((0, 0, size[1], size[0]))
     elif kind == "exif":

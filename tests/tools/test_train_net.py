@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -89,6 +90,33 @@ def test_evaluation_reproduces_the_training_run(
         assert len(again["run"]["weights_sha256"]) == 64
         assert (folder / "log.txt").read_text().count("Protocol: inductive") == 1
         assert not list(folder.glob("*.pth"))
+
+
+def test_evaluation_with_several_views(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
+    several = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(48, 70)", "TEST.AUG.MAX_SIZE", 0)
+    # The one view that INPUT.MIN_SIZE_TEST says.
+    single = (*several, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.FLIP", False)
+
+    def arguments(folder: str, *opts: Any) -> argparse.Namespace:
+        weights = ("MODEL.WEIGHTS", tmp_path / "output" / "model_final.pth")
+        options = ("OUTPUT_DIR", tmp_path / folder, *weights, *opts)
+        return run_arguments(config, *options, eval_only=True)
+
+    def evaluate(folder: str, *opts: Any) -> dict[str, Any]:
+        train_net.main(arguments(folder, *opts))
+        return read_result(tmp_path / folder)
+
+    plain = train_net.main(run_arguments(config))["sem_seg"]["mIoU"]
+    views, one = evaluate("views", *several), evaluate("one", *single)
+    scores = evaluate("scores", *several, "MODEL.TAGCLIP.TEST.OUTPUT", "scores")
+    assert one["metrics"]["mIoU"] == plain
+    assert views["confusion"] != one["confusion"]
+    assert views["images"] == 3 and views["confusion"] == scores["confusion"]
+    assert views["run"]["test_augmentation"]["MIN_SIZES"] == [48, 70]
+    wrong = arguments("wrong", *several, "TEST.AUG.MIN_SIZES", "()")
+    line = exit_of(run_tool, train_net.start, wrong)
+    assert line.startswith("ConfigError: TEST.AUG.MIN_SIZES") and "()" in line
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_a_drawn_seed_is_kept(train_net: ModuleType, config: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.tiny_run import exit_of, run_arguments, train_labels
+from helpers.tiny_run import exit_of, run_arguments, tiny_tree, train_labels
 from PIL import Image
 
 from tagclip import register_zero_shot_sem_seg
@@ -23,16 +23,8 @@ Spoil = Callable[[Path], tuple[Any, ...]]
 
 def with_vocabulary(root: Path, **changes: Any) -> tuple[Any, ...]:
     """Register the training set with a changed vocabulary; return the options that name it."""
-    names = ["cat", "dog", "grass", "sky", "sofa"]
-    tree = {
-        "format": 1,
-        "name": "tiny5",
-        "classes": [{"id": index, "name": name} for index, name in enumerate(names)],
-        "default_split": "zs",
-        "splits": {"zs": {"unseen": ["dog", "sky"]}},
-    }
     path = root / "vocabulary.json"
-    path.write_text(json.dumps(tree | changes))
+    path.write_text(json.dumps(tiny_tree(**changes)))
     name = f"spoiled_{root.name}"
     folders = {f"{kind}_root": str(root / kind) for kind in ("image", "sem_seg")}
     register_zero_shot_sem_seg(name, **folders, vocabulary_json=str(path), image_ext="png")

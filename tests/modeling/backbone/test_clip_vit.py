@@ -14,32 +14,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from helpers.clip_files import random_clip, tiny_config, write_json
 from helpers.naive_vit import gelu, naive_positions, naive_vit, quick_gelu, to_float64
+from helpers.tiny_vit import SIZES, images, vision_state
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.clip import CLIPSource
-
-SIZES = {
-    "width": 64,
-    "layers": 4,
-    "heads": 4,
-    "hidden": 256,
-    "patch_size": 16,
-    "grid_size": (4, 4),
-    "embed_dim": 32,
-    "quick_gelu": True,
-}
-
-
-def images(rows: int, columns: int, count: int = 2, patch: int = 16) -> Tensor:
-    generator = torch.Generator().manual_seed(rows * 100 + columns)
-    return torch.randn(count, 3, rows * patch, columns * patch, generator=generator)
-
-
-def vision_state(model: CLIP) -> dict[str, Tensor]:
-    return dict(model.visual.state_dict())
 
 
 def make_vit(model: CLIP, **options: Any) -> CLIPViT:

@@ -9,21 +9,11 @@ import pytest
 import torch
 from helpers.clip_files import random_clip
 from helpers.naive_vit import NaivePrompts, naive_vit, to_float64
+from helpers.tiny_vit import SIZES, vision_state
 from open_clip.model import CLIP
 from torch import Tensor
 
 from tagclip.modeling.backbone import CLIPViT, DeepPrompts
-
-SIZES = {
-    "width": 64,
-    "layers": 4,
-    "heads": 4,
-    "hidden": 256,
-    "patch_size": 16,
-    "grid_size": (4, 4),
-    "embed_dim": 32,
-    "quick_gelu": True,
-}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +33,7 @@ def make_prompts(depth: int = 4, tokens: int = 3, **options: Any) -> DeepPrompts
 
 
 def make_vit(clip: CLIP, prompts: DeepPrompts | None) -> CLIPViT:
-    return CLIPViT(**SIZES, prompts=prompts, state=clip.visual.state_dict())
+    return CLIPViT(**SIZES, prompts=prompts, state=vision_state(clip))
 
 
 def images(count: int = 2) -> Tensor:

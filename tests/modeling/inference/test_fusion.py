@@ -1,15 +1,21 @@
-"""Streamed fusion against full-size planes in float64, and its exactness across settings."""
+"""Streamed fusion against full-size planes in float64, views, and exactness across settings."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from helpers.largest_tensor import LargestTensor
+from helpers.tiny_run import changed
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tagclip.data.inference_input import InferenceInput
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
 from tagclip.modeling.inference.gate import Gate
@@ -113,19 +119,6 @@ def test_top_classes_equal_a_stable_sort(
     assert torch.equal(found["top_scores"], expected[:3].half())
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest number of elements of any result."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if torch.is_tensor(tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
-
-
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_no_tensor_grows_with_the_classes(top_k: int) -> None:
     largest = []
@@ -195,3 +188,87 @@ def test_the_cpu_answers_where_the_accelerator_is_full(monkeypatch: pytest.Monke
     found = fusion.labels((30, 40))
     assert len(calls) == 2 and calls[0] is fusion and calls[1] is not fusion
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+# Several views of an image: the mean of separately computed scores
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (70, 101, 3), np.uint8)
+SIZE = IMAGE.shape[:2]
+VIEWS = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (48, 70), "TEST.AUG.MAX_SIZE", 0)
+
+
+@pytest.fixture
+def model(tiny_cfg: CfgNode) -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    model.inference_settings = replace(model.inference_settings, output="scores")
+    # Differences of a random model are small: make them visible.
+    with torch.no_grad():
+        model.sem_seg_head.decoder.logits.query.weight *= 50
+    return model
+
+
+def item(cfg: CfgNode, *opts: object, image: np.ndarray = IMAGE) -> dict:
+    return InferenceInput.from_config(changed(cfg, *VIEWS, *opts))(image)
+
+
+def alone(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
+    return model([{"image": image, "height": SIZE[0], "width": SIZE[1]}])[0]
+
+
+def test_views_are_averaged_after_the_gate(tiny_cfg: CfgNode, model: nn.Module) -> None:
+    sample = item(tiny_cfg)
+    assert len(sample["views"]) == 4
+    scores, trusty = np.zeros((5, *SIZE)), np.zeros(SIZE)
+    for view in sample["views"]:
+        single = alone(model, view["image"])
+        step = -1 if view["mirrored"] else 1
+        scores += single["sem_seg"].double().numpy()[..., ::step] / 4
+        trusty += single["trusty"].double().numpy()[..., ::step] / 4
+    found = model([sample])[0]
+    np.testing.assert_allclose(found["sem_seg"], scores, atol=1e-6)
+    np.testing.assert_allclose(found["trusty"].float(), trusty, atol=1e-3)
+    assert np.abs(scores - alone(model, sample["image"])["sem_seg"].numpy()).max() > 0.02
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_labels_are_those_of_the_mean_scores(
+    tiny_cfg: CfgNode, model: nn.Module, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = item(tiny_cfg)
+    best, labels = model([sample])[0]["sem_seg"].max(0)
+    threshold = float(best.median())
+    settings = replace(model.inference_settings, output="labels", background_threshold=threshold)
+    model.inference_settings = settings
+    # The chunked path that a GPU takes.
+    monkeypatch.setattr(ScoreFusion, "classes_per_chunk", lambda self, size: step)
+    found = model([sample])[0]
+    assert len(labels.unique()) > 1
+    # Two neighbouring classes may score alike up to rounding.
+    expected = torch.where(best < threshold, -1, labels)
+    assert (found["sem_seg_labels"] != expected).float().mean() < 1e-3
+    torch.testing.assert_close(found["sem_seg_scores"].float(), best, atol=1e-3, rtol=0)
+
+
+def test_a_single_view_changes_no_bit(tiny_cfg: CfgNode, model: nn.Module) -> None:
+    plain = InferenceInput.from_config(tiny_cfg)(IMAGE)
+    single = item(tiny_cfg, "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.FLIP", False)
+    listed = plain | {"views": [{"image": plain["image"], "mirrored": False}]}
+    expected = model([plain])[0]
+    for sample in (single, listed):
+        found = model([sample])[0]
+        assert torch.equal(found["sem_seg"], expected["sem_seg"])
+        assert torch.equal(found["trusty"], expected["trusty"])
+
+
+def test_the_mirrored_view_of_a_mirrored_image_scores_as_the_image(
+    tiny_cfg: CfgNode, model: nn.Module
+) -> None:
+    turned = np.ascontiguousarray(IMAGE[:, ::-1])
+    sample = item(tiny_cfg, "TEST.AUG.MIN_SIZES", (64,), image=turned)
+    sample["views"] = [view for view in sample["views"] if view["mirrored"]]
+    expected = model([InferenceInput.from_config(tiny_cfg)(IMAGE)])[0]
+    found = model([sample])[0]
+    for key in ("sem_seg", "trusty"):
+        assert torch.equal(found[key].flip(-1), expected[key])
+        assert not torch.equal(found[key], expected[key])

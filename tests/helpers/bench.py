@@ -1,13 +1,11 @@
-"""What the tests of bad inputs share: a table of cases, and a place to call the tools."""
+"""A folder with a tiny model and dataset, on which the tools are called as a user calls them."""
 
 from __future__ import annotations
 
-import io
+import json
 import os
-import struct
 import subprocess
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,31 +13,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from helpers.paths import TOOLS
+from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed, exit_of, load_tool, run_arguments, write_run_config
+from helpers.toy_dataset import write_json
 from PIL import Image
 
-from tagclip import TagCLIPPredictor
+from tagclip import TagCLIPPredictor, register_zero_shot_sem_seg
 from tagclip.utils.cli import run_tool
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
-
-class Rows(dict[str, Callable[["Bench"], None]]):
-    """Cases by name, which is rowNN_what of the function; used as a decorator."""
-
-    def __call__(self, case: Callable[[Bench], None]) -> Callable[[Bench], None]:
-        self[case.__name__] = case
-        return case
-
-    @property
-    def numbers(self) -> set[int]:
-        """Rows that have a case."""
-        return {int(name[3:5]) for name in self}
+NO_TEST = ("DATASETS.TEST", "()")
 
 
 def refused(call: Callable[..., Any], *parts: Any) -> str:
@@ -57,44 +45,6 @@ def files_below(folder: Path) -> dict[str, bytes]:
     """Path below the folder -> content of every file, hidden ones as well."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8, smooth noise."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), dtype=np.uint8)
-    return np.array(Image.fromarray(small).resize((width, height)))
-
-
-def jpeg() -> bytes:
-    """A whole file."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture()).save(buffer, "JPEG")
-    return buffer.getvalue()
-
-
-def huge_png(side: int) -> bytes:
-    """A PNG that announces side x side pixels and holds none of them."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    chunks = (header, b"IDAT" + zlib.compress(b""), b"IEND")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-        for chunk in chunks
-    )
-
-
-def video(path: Path, broken: int | None = None) -> Path:
-    """Six frames; one of them without its JPEG data."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 70))
-    for seed in range(6):
-        writer.write(picture(70, 96, seed))
-    writer.release()
-    content = bytearray(path.read_bytes())
-    starts = [i for i in range(len(content)) if content[i : i + 3] == b"\xff\xd8\xff"]
-    if broken is not None:
-        first, end = starts[broken] + 20, starts[broken + 1] - 8
-        content[first:end] = bytes(end - first)
-        path.write_bytes(content)
-    return path
 
 
 def run_process(root: Path, *command: Any, debug: bool = False) -> subprocess.CompletedProcess[str]:
@@ -119,7 +69,7 @@ def refused_as_process(root: Path, command: tuple[Any, ...], *parts: Any) -> Non
 
 @dataclass
 class Bench:
-    """A folder, the tiny model, and calls of the tools.
+    """A folder, the tiny model and dataset, and calls of the tools.
 
     Attributes:
         root: an empty folder, of the fixture tiny_cfg as well.
@@ -199,3 +149,77 @@ class Bench:
         """All output and log messages up to now."""
         captured = self.capsys.readouterr()
         return captured.out + captured.err + self.caplog.text
+
+    def file(self, kind: str, subset: str) -> Path:
+        """First of the "images" or "labels" of the "train" or "val" set."""
+        _ = self.config
+        return self.root / kind / subset / "0.png"
+
+    def label(self, subset: str) -> np.ndarray:
+        """(H, W) uint8 of the first label."""
+        return np.array(Image.open(self.file("labels", subset)))
+
+    def save_labels(self, label: np.ndarray | Callable[[np.ndarray], np.ndarray]) -> None:
+        """Replace the first label of both sets by an array, or by what a function makes of it."""
+        for subset in ("train", "val"):
+            new = label(self.label(subset)) if callable(label) else label
+            Image.fromarray(new).save(self.file("labels", subset))
+
+    def register(self, tree: dict[str, Any] | Path, subset: str = "train") -> str:
+        """Register a set under another name, with this vocabulary (tree or file)."""
+        _ = self.config
+        name = f"{subset}_{self.root.name}_{len(DatasetCatalog.list())}"
+        if isinstance(tree, dict):
+            tree = write_json(self.root / f"{name}.json", tree)
+        folders = self.root / "images" / subset, self.root / "labels" / subset
+        register_zero_shot_sem_seg(name, *folders, tree, image_ext="png")
+        return name
+
+    def training_on(self, name: str, *opts: Any) -> Callable[[], Any]:
+        """Training on one dataset, for `refused`."""
+        return self.training("DATASETS.TRAIN", f"('{name}',)", *NO_TEST, *opts)
+
+    def evaluation_on(self, *names: str) -> Callable[[], Any]:
+        """Evaluation on other datasets, for `refused`."""
+        return self.evaluation(self.weights, "DATASETS.TEST", repr(names))
+
+    def metrics(self, name: str) -> dict[str, Any]:
+        """The metrics.json of an evaluation."""
+        path = self.root / "evaluated" / "inference" / name / "metrics.json"
+        return json.loads(path.read_text())
+
+    def refused_label(self, *parts: Any) -> None:
+        """Training and evaluation name the first label and leave no checkpoint and no result."""
+        before = self.checkpoints() | {self.weights}
+        for subset, call in (("train", self.training()), ("val", self.evaluation(self.weights))):
+            refused(call, f"DatasetError: {self.file('labels', subset)}: ", *parts)
+        assert self.checkpoints() == before
+        assert not self.results()
+
+    def results(self) -> list[Path]:
+        """What evaluations wrote."""
+        return [*self.root.rglob("inference/**/metrics.json"), *self.root.rglob("results.csv")]
+
+    def checkpoints(self) -> set[Path]:
+        """All of them."""
+        return set(self.root.rglob("*.pth"))
+
+    def validate(self, *names: str) -> tuple[int, dict[str, dict[str, Any]], str]:
+        """Call tools/validate_dataset.py; return code, report by dataset, and what was printed."""
+        tool, output = load_tool(TOOLS / "validate_dataset.py"), self.root / "validated"
+        code = tool.main(tool.parse_args([*names, "--output", str(output), "--workers", "0"]))
+        reports = {name: json.loads((output / name / "report.json").read_text()) for name in names}
+        assert all((output / name / "histogram.png").stat().st_size for name in names)
+        return code, reports, self.said()
+
+    def asking(self, *arguments: Any) -> Callable[[], Any]:
+        """Call of tools/demo.py on one image, for `refused`; writes to the folder ``out``."""
+        tool, image = load_tool(TOOLS / "demo.py"), self.save_image("a.png")
+        common = ["--weights", self.weights, "--input", image, "--output", self.root / "out"]
+        args = tool.parse_args(list(map(str, [*common, *arguments])))
+        return lambda: tool.run(args)
+
+
+def problems(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The problems and notes of a validation, by kind."""
+    return {problem["kind"]: problem for problem in report["problems"]}

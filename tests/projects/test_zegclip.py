@@ -15,7 +15,7 @@ from golden import TRIMMED
 from golden.models import GivenVectors, Workspace, load_trained, workspace
 from golden.report import Golden, Report
 from golden.training import check_pseudo_labels, check_step, run
-from test_official_configs import changed_keys, leaves
+from helpers.config_values import changed_keys, leaves
 
 from tagclip import load_config
 from tagclip.data import Protocol
