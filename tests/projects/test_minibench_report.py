@@ -249,14 +249,14 @@ def test_the_tool_prints_the_table_and_the_files(
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     monkeypatch.setattr(sys, "argv", ["make_report.py", "--run", str(run_folder)])
-    tool.main()
+    tool.invoke_main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Protocol: inductive, split noun_fence_board: 16 seen / 8 unseen")
     assert any(line.split()[0] == "mIoU-unseen" for line in lines)
     assert {Path(line.split()[1]).name for line in lines if line.startswith("Wrote")} == FILES
     monkeypatch.setattr(sys, "argv", ["make_report.py", "--run", str(run_folder / "none")])
     with pytest.raises(SystemExit) as caught:
-        tool.main()
+        tool.invoke_main()
     line = f"ConfigError: {run_folder / 'none'}: found no config.yaml"
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
 
