@@ -90,14 +90,14 @@ def test_whatever_is_used_first_registers(code: str) -> None:
         ("cv2", "pip install opencv-python-headless"),
     ],
 )
-def test_what_is_not_installed_is_named(missing: str, command: str, repository: Path) -> None:
+def test_what_is_not_installed_is_named(missing: str, command: str) -> None:
     message = f"tagclip needs {missing}, which is not installed; run: {command}"
     code = f"import sys; sys.modules['{missing}'] = None\n"
     library = "import tagclip\ntry: tagclip.load_config\nexcept ImportError as e: print(e)"
     assert run(code + library) == f"{message}\n"
-    tool = "sys.argv = ['x']; import runpy; runpy.run_path('tools/train_net.py', {}, '__main__')"
+    tool = "from tagclip import cli; sys.argv = ['', 'demo', '--input', 'a']; cli.main()"
     result = subprocess.run(
-        [sys.executable, "-c", code + tool], cwd=repository, capture_output=True, text=True
+        [sys.executable, "-c", code + tool], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
     assert result.stderr == f"{NotInstalledError.__name__}: {message}\n"
