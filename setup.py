@@ -38,9 +38,14 @@ setup(
     packages=[*find_packages(include=["tagclip", "tagclip.*"]), *PROJECTS],
     package_dir=PROJECTS,
     package_data={
-        "tagclip": ["modeling/clip/*.json", "data/datasets/*.json", "data/datasets/*/*.json"],
-        "tagclip.projects.minibench": ["*.json"],
-        "tagclip.projects.webdemo": ["*.js", "*.css"],
+        "tagclip": [
+            "modeling/clip/*.json",
+            "data/datasets/*.json",
+            "data/datasets/*/*.json",
+            "*/templates/*.html.j2",
+        ],
+        "tagclip.projects.minibench": ["*.json", "templates/*.html.j2"],
+        "tagclip.projects.webdemo": ["*.js", "*.css", "templates/*.html.j2"],
     },
     install_requires=[
         "torch>=2.5",
@@ -51,6 +56,7 @@ setup(
         "safetensors>=0.4.3",
         "PyYAML>=6",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
         "tabulate>=0.9",
         "tqdm>=4.66",
         # The rest of what detectron2 needs, which tools/install_detectron2.py does not bring.
