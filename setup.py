@@ -45,12 +45,13 @@ setup(
     package_data={
         "tagclip": [
             "config/*.yaml",
-            "modeling/clip/*.json",
             "data/datasets/*.json",
             "data/datasets/*/*.json",
+            "modeling/clip/*.json",
+            "*/templates/*.html.j2",
         ],
-        "tagclip.projects.minibench": ["*.json"],
-        "tagclip.projects.webdemo": ["*.js", "*.css"],
+        "tagclip.projects.minibench": ["*.json", "templates/*.html.j2"],
+        "tagclip.projects.webdemo": ["*.js", "*.css", "templates/*.html.j2"],
         "tagclip.tools": ["*.json"],
     },
     entry_points={"console_scripts": ["tagclip = tagclip.cli:main"]},
@@ -63,6 +64,7 @@ setup(
         "safetensors>=0.4.3",
         "PyYAML>=6",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
         "tabulate>=0.9",
         "tqdm>=4.66",
         # The rest of what detectron2 needs, which tools/install_detectron2.py does not bring.

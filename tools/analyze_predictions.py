@@ -85,7 +85,7 @@ def print_figures(runs: Sequence[AnalyzedRun]) -> None:
     """Print the table of all figures."""
     from tabulate import tabulate
 
-    from tagclip.analysis.page import comparison_rows
+    from tagclip.analysis.figure_tables import comparison_rows
 
     rows = comparison_rows([run.analysis.figures() for run in runs])
     head = ("", "", *(run.label for run in runs))

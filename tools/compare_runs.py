@@ -45,8 +45,6 @@ CONDITIONS = {
     "CLIP": "clip",
     "commit": "git_commit",
 }
-RUN_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-RUN_MARKERS = "os^Dv*P"
 STAR = "\N{BLACK STAR}"
 
 
@@ -161,7 +159,7 @@ def draw_classes(
     """Draw the IoU of every class in every run, and the differences to the first run."""
     from matplotlib.lines import Line2D
 
-    from tagclip.visualization.class_charts import class_chart, save_chart
+    from tagclip.visualization.class_charts import class_chart, save_chart, series_style
 
     unseen = [row.seen is False for row in rows]
     names = [f"{STAR} {row.name}" if row.seen is False else row.name for row in rows]
@@ -178,23 +176,17 @@ def draw_classes(
         for column in columns:
             column.axes[1].set_xlim(-reach, reach)
     handles = [
-        Line2D([], [], linestyle="", **style(i), label=f"{i + 1}: {result.label}")
+        Line2D([], [], linestyle="", **series_style(i), label=f"{i + 1}: {result.label}")
         for i, result in enumerate(results)
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=1, fontsize=8)
     save_chart(figure, path)
 
 
-def style(run: int) -> dict[str, str]:
-    """Colour and marker of a run, by its index."""
-    return {
-        "color": RUN_COLORS[run % len(RUN_COLORS)],
-        "marker": RUN_MARKERS[run % len(RUN_MARKERS)],
-    }
-
-
 def draw_values(axis: Axes, values: Sequence[Sequence[float]]) -> None:
     """One line per class from its lowest to its highest IoU, one mark per run on it."""
+    from tagclip.visualization.class_charts import series_style
+
     axis.set_xlim(-2, 102)
     known = [(y, [v for v in row if not math.isnan(v)]) for y, row in enumerate(values)]
     ends = [(y, min(row), max(row)) for y, row in known if row]
@@ -205,17 +197,19 @@ def draw_values(axis: Axes, values: Sequence[Sequence[float]]) -> None:
             axis.text(0, y, "no labelled pixel", fontsize=7, va="center", color="0.4")
     for run, column in enumerate(zip(*values, strict=True)):
         places = range(len(column))
-        axis.plot(column, places, linestyle="", markersize=5, alpha=0.9, **style(run))
+        axis.plot(column, places, linestyle="", markersize=5, alpha=0.9, **series_style(run))
 
 
 def draw_differences(axis: Axes, values: Sequence[Sequence[float]]) -> None:
     """One bar per class and run after the first."""
+    from tagclip.visualization.class_charts import series_style
+
     axis.axvline(0, color="0.3", linewidth=0.8)
     height = 0.8 / (len(values[0]) - 1)
     for run in range(1, len(values[0])):
         lengths = [row[run] - row[0] for row in values]
         places = [y - 0.4 + (run - 0.5) * height for y in range(len(values))]
-        axis.barh(places, lengths, height=height, color=style(run)["color"])
+        axis.barh(places, lengths, height=height, color=series_style(run)["color"])
 
 
 def _condition(result: RunResult, key: str) -> str:

@@ -121,12 +121,12 @@ def draw_page(setup: Setup, positions: Sequence[int]) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    from tagclip.analysis.result_images import fit
     from tagclip.visualization.panels import (
         draw_heading,
         draw_legend,
         draw_panels,
         draw_trusty_bar,
+        fit,
         stack_pictures,
     )
     from tagclip.visualization.segments import colorize_trusty, draw_segments

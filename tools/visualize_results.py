@@ -225,14 +225,10 @@ def draw_page(
     images: Sequence[Predicted], which: str, content: Mapping[str, Any], vocabulary: Vocabulary
 ) -> np.ndarray:
     """Images below each other, with a heading and a legend of the classes on them."""
-    from tagclip.analysis.result_images import draw_gallery
+    from tagclip.analysis.result_images import classes_on, draw_gallery
     from tagclip.visualization.panels import draw_heading, stack_pictures
 
-    on_images = np.unique(
-        np.concatenate([np.unique(m) for i in images for m in (i.truth, i.labels)])
-    )
-    classes = [k for k in on_images.tolist() if 0 <= k < len(vocabulary)]
-    gallery = draw_gallery(images, vocabulary, PANEL_SIZE, classes)
+    gallery = draw_gallery(images, vocabulary, PANEL_SIZE, classes_on(images, vocabulary))
     metrics = [
         f"{name} {content['metrics'][name]:.1f}"
         for name in ("mIoU-seen", "mIoU-unseen", "hIoU", "mIoU")

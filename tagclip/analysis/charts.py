@@ -8,23 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.calibration import Reliability
-from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR
+from tagclip.visualization.class_charts import bar_style, new_chart, series_style, style_axes
 
 __all__ = [
-    "RUN_COLORS",
     "NamedCurve",
     "draw_curves",
+    "draw_hiou_levels",
     "draw_reliability",
     "draw_trusty_histogram",
 ]
 
-# Okabe and Ito's, as in tools/compare_runs.py.
-RUN_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-_MARKERS = "os^Dv*P"
-_DPI = 110
 # Biases that are drawn; scores lie in [0, 1].
 _REACH = 1.0
 
@@ -57,10 +54,9 @@ def draw_curves(curves: Sequence[NamedCurve], title: str) -> Figure:
         curves: at least one.
         title: above the chart.
     """
-    figure = Figure((11, 5.6), dpi=_DPI, layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure = new_chart((11, 5.6), title)
     plane, line = figure.subplots(1, 2, width_ratios=(1, 1.1))
-    _draw_levels(plane)
+    draw_hiou_levels(plane)
     for named in curves:
         _draw_curve(plane, line, named)
     plane.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
@@ -71,20 +67,21 @@ def draw_curves(curves: Sequence[NamedCurve], title: str) -> Figure:
     line.set_xlabel("seen bias (larger: fewer pixels get seen classes)")
     line.set_ylabel("hIoU in percent")
     line.set_title("dotted: configured bias", fontsize=9)
-    for axes in (plane, line):
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8)
+    style_axes(plane, line)
     handles, labels = plane.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower left", ncols=1, fontsize=8)
+    _name_runs(figure.legend(handles, labels, loc="outside lower left", ncols=1, fontsize=8))
+    return figure
+
+
+def _name_runs(legend: Legend) -> None:
+    """Write names of runs as they are: a dollar sign starts no formula."""
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return figure
 
 
 def _draw_curve(plane: Axes, line: Axes, named: NamedCurve) -> None:
     curve = named.curve
-    color, marker = RUN_COLORS[named.run % len(RUN_COLORS)], _MARKERS[named.run % len(_MARKERS)]
+    color, marker = series_style(named.run).values()
     style = {"color": color, "ls": "--" if named.dashed else "-", "lw": 1.6}
     plane.plot(curve.unseen, curve.seen, label=named.label, **style)
     line.plot(curve.biases[1:-1], curve.hiou[1:-1], **style)
@@ -102,8 +99,8 @@ def _draw_curve(plane: Axes, line: Axes, named: NamedCurve) -> None:
         plane.plot(*named.oracle, marker="x", ms=9, mew=2, color=color, ls="")
 
 
-def _draw_levels(axes: Axes) -> None:
-    """Lines of equal hIoU."""
+def draw_hiou_levels(axes: Axes) -> None:
+    """Draw lines of equal hIoU where both axes go from 0 to 100 percent."""
     unseen = np.linspace(0.5, 100, 400)
     for level in range(10, 100, 10):
         with np.errstate(divide="ignore"):
@@ -123,31 +120,25 @@ def draw_reliability(diagrams: Mapping[str, Reliability | None], title: str) -> 
         diagrams: name -> diagram, at least one; None keeps the colour of one that there is not.
         title: above the chart.
     """
-    figure = Figure((5.6, 5.6), dpi=_DPI, layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure = new_chart((5.6, 5.6), title)
     upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color="0.5", ls=":", lw=1.2, label="perfect")
     drawn = [(n, name, d) for n, (name, d) in enumerate(diagrams.items()) if d is not None]
     width = 1 / (len(drawn[0][2].mass) * (len(drawn) + 1))
     for place, (index, name, diagram) in enumerate(drawn):
-        color, used = RUN_COLORS[index % len(RUN_COLORS)], diagram.mass > 0
+        style, used = series_style(index), diagram.mass > 0
+        label = f"{name}: ECE {diagram.error:.1f} %"
         upper.plot(
-            diagram.confidence[used], diagram.share[used], color=color, lw=1.2,
-            marker=_MARKERS[index % len(_MARKERS)], ms=5,
-            label=f"{name}: ECE {diagram.error:.1f} %",
-        )  # fmt: skip
+            diagram.confidence[used], diagram.share[used], lw=1.2, ms=5, label=label, **style
+        )
         lefts = np.arange(len(diagram.mass)) / len(diagram.mass) + width * (place + 0.5)
-        lower.bar(lefts, 100 * diagram.mass, width, align="edge", color=color)
+        lower.bar(lefts, 100 * diagram.mass, width, align="edge", color=style["color"])
     upper.set(xlim=(0, 1), ylim=(-0.02, 1.02))
     upper.set_ylabel("true share of seen pixels")
-    for text in upper.legend(fontsize=8, loc="lower right").get_texts():
-        text.set_parse_math(False)
+    _name_runs(upper.legend(fontsize=8, loc="lower right"))
     lower.set_xlabel("P(seen) of the trusty map")
     lower.set_ylabel("percent")
-    for axes in (upper, lower):
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8)
+    style_axes(upper, lower)
     return figure
 
 
@@ -159,24 +150,16 @@ def draw_trusty_histogram(seen: np.ndarray, unseen: np.ndarray, title: str) -> F
         unseen: (B,) percent of the unseen pixels.
         title: above the chart.
     """
-    figure = Figure((5.6, 5.6), dpi=_DPI, layout="constrained")
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    styles = (
-        ("pixels of seen classes", seen, {"facecolor": SEEN_COLOR}),
-        ("pixels of unseen classes", unseen, {"facecolor": UNSEEN_COLOR, "hatch": "////"}),
-    )
+    figure = new_chart((5.6, 5.6), title)
     lefts, width = np.arange(len(seen)) / len(seen), 1 / len(seen)
     # One above the other: overlapping bars would hide each other.
-    for axes, (name, values, style) in zip(
-        figure.subplots(2, 1, sharex=True, sharey=True), styles, strict=True
-    ):
-        axes.bar(lefts, values, width, align="edge", edgecolor="white", linewidth=0, **style)
-        axes.set_title(name, fontsize=9)
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
+    for axes, values, flag in zip(panels, (seen, unseen), (True, False), strict=True):
+        axes.bar(lefts, values, width, align="edge", **bar_style(flag))
+        axes.set_title(f"pixels of {'seen' if flag else 'unseen'} classes", fontsize=9)
         axes.set(xlim=(0, 1), yscale="log", ylim=(0.01, 100))
         axes.set_ylabel("percent of them")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.tick_params(labelsize=8)
+    style_axes(*panels)
     axes.set_xlabel("P(seen) of the trusty map")
     return figure

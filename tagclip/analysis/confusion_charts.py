@@ -12,12 +12,12 @@ from matplotlib.patches import Patch, Rectangle
 
 from tagclip.analysis.confusions import KINDS, Confusion
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart
+from tagclip.visualization.class_charts import UNSEEN_COLOR, bar_style, class_chart, new_chart
 from tagclip.visualization.segments import UNSEEN_MARK, marked_names
 
 __all__ = ["draw_confusion_bars", "draw_confusion_map"]
 
-_CELL, _DPI = 0.34, 110
+_CELL = 0.34
 _REST = "another or none"
 # Shares below it, in percent, are not written: most cells hold a few stray pixels.
 _WRITTEN = 1.0
@@ -41,6 +41,7 @@ def draw_confusion_bars(
     """
     names = marked_names(vocabulary)
     rows = [(kind, pair) for kind, pairs in groups.items() for pair in pairs]
+    styles = {kind: bar_style(true_seen) for (true_seen, _), kind in KINDS.items()}
     labels = [f"{names[pair.true]} taken for {names[pair.predicted]}" for _, pair in rows]
     unseen = [not vocabulary.seen_mask[pair.true] for _, pair in rows]
     panel = "percent of the pixels of the true class"
@@ -52,22 +53,16 @@ def draw_confusion_bars(
         axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 100])
         for y, position in enumerate(column.classes):
             kind, pair = rows[position]
-            axes.barh(y, pair.share, height=0.72, **_style(kind))
+            axes.barh(y, pair.share, height=0.72, **styles[kind])
             text = f"{pair.share:.1f}  ({pair.pixels:,} pixels)"
             axes.text(pair.share, y, f" {text}", va="center", size=8)
     handles = [
-        Patch(**_style(kind), label=f"{kind}: {shares[kind]:.1f} % of all {kind.split()[0]} pixels")
+        Patch(**styles[kind], label=f"{kind}: {shares[kind]:.1f} % of all {kind.split()[0]} pixels")
         for kind, pairs in groups.items()
         if pairs
     ]
     figure.legend(handles=handles, loc="outside lower left", ncols=1, fontsize=8)
     return figure
-
-
-def _style(kind: str) -> dict[str, object]:
-    true_seen = next(flags[0] for flags, name in KINDS.items() if name == kind)
-    style = {"facecolor": SEEN_COLOR} if true_seen else {"facecolor": UNSEEN_COLOR, "hatch": "////"}
-    return {"edgecolor": "white", "linewidth": 0, **style}
 
 
 def draw_confusion_map(
@@ -100,8 +95,7 @@ def draw_confusion_map(
     margin = 0.075 * max(map(len, [*labels, _REST]))
     # Beside the cells: names, scale and title.
     size = (max(width + margin + 1.6, 5.0), max(height + margin + 1.1, 3.0))
-    figure = Figure(size, dpi=_DPI, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = new_chart(size, title)
     axes = figure.subplots()
     norm = PowerNorm(0.5, 0, 100)
     image = axes.imshow(np.nan_to_num(shares), cmap="Blues", norm=norm, aspect="equal")

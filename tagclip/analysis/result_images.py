@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 
 from tagclip.evaluation.metrics import confusion_matrix, per_class
@@ -16,22 +15,20 @@ from tagclip.visualization.panels import (
     draw_legend,
     draw_panels,
     draw_trusty_bar,
+    fit,
     stack_pictures,
 )
-from tagclip.visualization.segments import colorize_trusty, draw_segments, enlarge
+from tagclip.visualization.segments import colorize_trusty, draw_segments
 
 __all__ = [
     "Predicted",
     "Ranked",
+    "classes_on",
     "count_pixels",
     "draw_gallery",
-    "fit",
     "rank_images",
     "spread_ranks",
 ]
-
-# The thinnest strip of pixels that can still be looked at.
-_THINNEST = 24
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Predicted:
         truth: (H, W) int32 indices into the vocabulary, its ``ignore_index`` where unlabelled.
         labels: (H, W) int16 or int32 predicted indices, -1 for no class.
         trusty: (H, W) float32 P(pixel belongs to a seen class), None without a trusty token.
+        others: further predictions to compare with, as ``labels``.
     """
 
     title: str
@@ -51,6 +49,12 @@ class Predicted:
     truth: np.ndarray
     labels: np.ndarray
     trusty: np.ndarray | None
+    others: tuple[np.ndarray, ...] = ()
+
+    @property
+    def maps(self) -> tuple[np.ndarray, ...]:
+        """Its label maps: the truth, the prediction, the others."""
+        return self.truth, self.labels, *self.others
 
 
 @dataclass(frozen=True)
@@ -124,24 +128,10 @@ def spread_ranks(total: int, count: int) -> list[int]:
     return sorted({round(rank) for rank in np.linspace(1, total, count)})
 
 
-def fit(picture: np.ndarray, size: int) -> np.ndarray:
-    """Give the longer side about ``size`` pixels: by a whole factor, or by leaving pixels out.
-
-    Args:
-        picture: (H, W) labels or probabilities, or (H, W, 3) uint8 colours, which are averaged.
-        size: in pixels; of a smaller picture the nearest multiple is taken.
-    """
-    longer = max(picture.shape[:2])
-    if longer <= size:
-        return enlarge(picture, longer * round(size / longer))
-    height, width = (max(round(n * size / longer), _THINNEST) for n in picture.shape[:2])
-    if picture.ndim == 3:
-        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    rows, columns = (
-        (np.arange(shown) * n + n // 2) // shown
-        for shown, n in zip((height, width), picture.shape, strict=True)
-    )
-    return picture[rows][:, columns]
+def classes_on(images: Iterable[Predicted], vocabulary: Vocabulary) -> list[int]:
+    """Indices of the classes that are true or predicted on the images, ascending."""
+    found = np.unique(np.concatenate([np.unique(m) for image in images for m in image.maps]))
+    return [k for k in found.tolist() if 0 <= k < len(vocabulary)]
 
 
 def draw_gallery(
@@ -149,34 +139,37 @@ def draw_gallery(
     vocabulary: Vocabulary,
     size: int = 288,
     classes: Iterable[int] | None = None,
+    titles: Sequence[str] = ("prediction",),
 ) -> np.ndarray:
-    """One row per image (itself, ground truth, prediction, trusty map) above the legend.
+    """One row per image (itself, ground truth, predictions, trusty map) above the legend.
 
     Args:
         images: at least one.
         vocabulary: K classes.
         size: of a panel's longer side, see `fit`.
         classes: what the legend lists; None lists all.
+        titles: of the predictions: ``labels``, then ``others``.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
     has_trusty = images[0].trusty is not None
+    heads = ["image", "ground truth", *titles]
     rows: list[list[np.ndarray | None]] = []
     for image in images:
         pixels = fit(image.image, size)
         row = [pixels]
-        for labels in (image.truth, image.labels):
+        for labels in image.maps:
             row.append(draw_segments(pixels, fit(labels, size), vocabulary, alpha=1.0))
         if has_trusty:
             row.append(colorize_trusty(fit(image.trusty, size)))
         rows.append(row)
-    titles = ["image", "ground truth", "prediction"]
     if has_trusty:
-        titles.append("trusty map: P(pixel belongs to a seen class)")
-        rows.append([None, None, None, draw_trusty_bar(max(row[3].shape[1] for row in rows))])
-    panels = draw_panels(rows, titles, [image.title for image in images])
-    has_other = any((image.labels < 0).any() for image in images)
+        bar = draw_trusty_bar(max(row[-1].shape[1] for row in rows))
+        rows.append([*[None] * len(heads), bar])
+        heads.append("trusty map: P(seen class)")
+    panels = draw_panels(rows, heads, [image.title for image in images])
+    has_other = any((m < 0).any() for image in images for m in (image.labels, *image.others))
     outside = "unlabelled, or predicted no class" if has_other else "unlabelled"
     legend = draw_legend(vocabulary, panels.shape[1], classes, outside=(outside, UNLABELLED_NOTE))
     return stack_pictures([panels, legend])

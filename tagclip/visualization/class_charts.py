@@ -1,4 +1,4 @@
-"""Bar charts with one row per class, readable from one class to hundreds."""
+"""Charts with one row per class, readable from one class to hundreds; colours and set-up of all."""
 
 from __future__ import annotations
 
@@ -12,12 +12,23 @@ from matplotlib.figure import Figure
 
 from tagclip.utils.files import write_atomic
 
-__all__ = ["SEEN_COLOR", "UNSEEN_COLOR", "ChartColumn", "class_chart", "save_chart"]
+__all__ = [
+    "SEEN_COLOR",
+    "UNSEEN_COLOR",
+    "ChartColumn",
+    "bar_style",
+    "class_chart",
+    "new_chart",
+    "save_chart",
+    "series_style",
+    "style_axes",
+]
 
-# Okabe and Ito's blue and vermillion: different for all kinds of colour vision.
+# Okabe and Ito's colours: different for all kinds of colour vision.
+_SERIES_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+_SERIES_MARKERS = "os^Dv*P"
 SEEN_COLOR, UNSEEN_COLOR = "#0072B2", "#D55E00"
 _ROWS = 100
-_DPI = 110
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,40 @@ class ChartColumn:
 
     classes: range
     axes: tuple[Axes, ...]
+
+
+def new_chart(size: tuple[float, float], title: str) -> Figure:
+    """Start a chart.
+
+    Args:
+        size: (width, height) in inches.
+        title: above it.
+    """
+    figure = Figure(size, dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    return figure
+
+
+def style_axes(*panels: Axes) -> None:
+    """Draw a pale grid behind what is drawn, and small numbers beside it."""
+    for axes in panels:
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        axes.tick_params(labelsize=8)
+
+
+def series_style(index: int) -> dict[str, str]:
+    """Colour and marker of a series, such as a run, by its index."""
+    return {
+        "color": _SERIES_COLORS[index % len(_SERIES_COLORS)],
+        "marker": _SERIES_MARKERS[index % len(_SERIES_MARKERS)],
+    }
+
+
+def bar_style(seen: bool) -> dict[str, object]:
+    """Colour of the bar of a seen or an unseen class; the latter is hatched."""
+    style = {"facecolor": SEEN_COLOR} if seen else {"facecolor": UNSEEN_COLOR, "hatch": "////"}
+    return {"edgecolor": "white", "linewidth": 0, **style}
 
 
 def class_chart(
@@ -56,8 +101,7 @@ def class_chart(
     rows = -(-len(names) // count)
     width = 1.0 + 0.075 * max(map(len, names)) + 2.4 * len(panels)
     size = (max(width * count, 7.0), 1.5 + rows * row_height)
-    figure = Figure(size, dpi=_DPI, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure = new_chart(size, title)
     grid = figure.subplots(1, count * len(panels), squeeze=False)[0]
     columns = []
     for start in range(0, len(names), rows):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.utils.visualizer import VisImage
 from matplotlib.font_manager import FontProperties
@@ -32,6 +33,7 @@ __all__ = [
     "draw_legend",
     "draw_panels",
     "draw_trusty_bar",
+    "fit",
     "save_png",
     "stack_pictures",
 ]
@@ -46,6 +48,31 @@ _FONT = 12.5
 _HINTED = 1.15
 # From the upper end of a line to its base, in pixels.
 _ASCENT = 12
+# The thinnest strip of pixels that can still be looked at.
+_THINNEST = 24
+
+
+def fit(picture: np.ndarray, size: int, at_least: bool = False) -> np.ndarray:
+    """Give the longer side about ``size`` pixels: by a whole factor, or by leaving pixels out.
+
+    Args:
+        picture: (H, W) labels or probabilities, or (H, W, 3) uint8 colours, which are averaged.
+            The shorter side of a thin strip is stretched to 24 pixels.
+        size: in pixels; of a smaller picture the nearest multiple is taken.
+        at_least: take the next larger multiple, instead.
+    """
+    longer = max(picture.shape[:2])
+    factor = size / longer
+    if factor >= 1:
+        factor = -(-size // longer) if at_least else round(factor)
+    height, width = (max(round(n * factor), _THINNEST) for n in picture.shape[:2])
+    if picture.ndim == 3 and height <= picture.shape[0] and width <= picture.shape[1]:
+        return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    rows, columns = (
+        (np.arange(shown) * n + n // 2) // shown
+        for shown, n in zip((height, width), picture.shape[:2], strict=True)
+    )
+    return picture[rows][:, columns]
 
 
 def draw_legend(

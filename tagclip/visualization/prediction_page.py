@@ -10,14 +10,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
-from tagclip.visualization.panels import draw_legend, draw_panels, draw_trusty_bar, stack_pictures
+from tagclip.visualization.panels import (
+    draw_legend,
+    draw_panels,
+    draw_trusty_bar,
+    fit,
+    stack_pictures,
+)
 from tagclip.visualization.segments import colorize_trusty, draw_segments
 
 __all__ = [
@@ -32,8 +37,6 @@ __all__ = [
 OTHER = "other"
 _OTHER_NOTE = "other: a context class won, or the score is below the background threshold"
 _NOTE_KEY = "TagCLIP"
-# The thinnest strip of pixels that can still be looked at.
-_THINNEST = 24
 # Room for the titles of narrow panels.
 _NARROWEST = 190
 # Room for the notes below the legend.
@@ -63,25 +66,24 @@ def draw_prediction(
         (height, width, 3) uint8 RGB; with `classes` given, equal for images of equal size.
     """
     labels = prediction["sem_seg_labels"].numpy()
-    rows, columns = (_sampled(length, labels.shape, size) for length in labels.shape)
-    shape = (len(columns), len(rows))
-    picture = cv2.resize(image, shape, interpolation=_interpolation(image.shape, shape))
-    segments = draw_segments(picture, labels[rows][:, columns], vocabulary)
+    picture = fit(image, size, at_least=True)
+    segments = draw_segments(picture, fit(labels, size, at_least=True), vocabulary)
     panels = {"image": picture, "segments": segments}
+    height, width = picture.shape[:2]
     for key, title, ends in (
         ("sem_seg_scores", "confidence: score of the class", ("0", "1: sure")),
         ("trusty", "trusty map: P(seen class)", ("0: unseen", "1: seen")),
     ):
         if key in prediction:
-            colors = colorize_trusty(prediction[key].numpy()[rows][:, columns])
-            bar = draw_trusty_bar(max(shape[0], _NARROWEST), *ends)
+            colors = colorize_trusty(fit(prediction[key].numpy(), size, at_least=True))
+            bar = draw_trusty_bar(max(width, _NARROWEST), *ends)
             panels[title] = stack_pictures([colors, bar])
-    page = _arrange(panels, is_wide=shape[0] >= 2 * shape[1])
+    page = _arrange(panels, is_wide=width >= 2 * height)
     present = np.unique(labels).tolist()
     listed = [k for k in present if k >= 0] if classes is None else list(classes)
     has_other = present[0] < 0 or classes is not None
-    width = max(page.shape[1], _NOTES_WIDTH)
-    legend = draw_legend(vocabulary, width, listed, has_other, (OTHER, _OTHER_NOTE))
+    notes_width = max(page.shape[1], _NOTES_WIDTH)
+    legend = draw_legend(vocabulary, notes_width, listed, has_other, (OTHER, _OTHER_NOTE))
     return stack_pictures([page, legend])
 
 
@@ -92,19 +94,6 @@ def _arrange(panels: Mapping[str, np.ndarray], is_wide: bool) -> np.ndarray:
         return draw_panels([pictures], list(panels))
     pairs = zip(pictures, panels, strict=True)
     return stack_pictures([draw_panels([[picture]], [title]) for picture, title in pairs])
-
-
-def _sampled(length: int, shape: tuple[int, int], size: int) -> np.ndarray:
-    """Indices of the rows, or columns, of an image that its panel shows."""
-    longer = max(shape)
-    shown = length * -(-size // longer) if longer < size else round(length * size / longer)
-    shown = max(shown, _THINNEST)
-    return (np.arange(shown) * length + length // 2) // shown
-
-
-def _interpolation(found: tuple[int, ...], shape: tuple[int, int]) -> int:
-    is_smaller = shape[0] <= found[1] and shape[1] <= found[0]
-    return cv2.INTER_AREA if is_smaller else cv2.INTER_NEAREST
 
 
 def summarize_prediction(prediction: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:

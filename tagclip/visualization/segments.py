@@ -19,7 +19,6 @@ __all__ = [
     "colorize_labels",
     "colorize_trusty",
     "draw_segments",
-    "enlarge",
     "marked_names",
 ]
 
@@ -63,17 +62,6 @@ def colorize_trusty(trusty: np.ndarray) -> np.ndarray:
     """Colour a map of probabilities on the fixed scale 0 to 1: (H, W) -> (H, W, 3) uint8."""
     values = np.clip(np.asarray(trusty, dtype=np.float32), 0.0, 1.0)
     return colormaps[_TRUSTY_COLORS](values, bytes=True)[..., :3]
-
-
-def enlarge(picture: np.ndarray, size: int) -> np.ndarray:
-    """Repeat pixels by a whole factor until the longer side has at least ``size`` of them.
-
-    Args:
-        picture: (H, W) labels or (H, W, 3) colours; a larger one is returned as it is.
-        size: in pixels.
-    """
-    factor = max(1, -(-size // max(picture.shape[:2])))
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def draw_segments(

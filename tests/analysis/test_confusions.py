@@ -15,7 +15,7 @@ from tagclip.analysis.confusions import (
     kind_share,
     list_confusions,
 )
-from tagclip.analysis.result_images import count_pixels, fit
+from tagclip.analysis.result_images import count_pixels
 
 counts_of = st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=5, max_size=5)
 
@@ -99,18 +99,3 @@ def test_pixels_without_a_class_are_counted_apart() -> None:
     for wrong in (np.array([[0, 2, 0, 0]]), np.array([[-2, 0, 0, 0]]), labels.T):
         with pytest.raises(ValueError, match="found"):
             count_pixels(truth, wrong, 2)
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((96, 96), (384, 384)), ((3, 5), (231, 385)), ((480, 640), (288, 384)), ((1, 3000), (24, 384)),
-     ((300, 200), (300, 200))],
-)  # fmt: skip
-def test_panels_have_about_the_wanted_size(
-    size: tuple[int, int], expected: tuple[int, int]
-) -> None:
-    labels = np.random.default_rng(0).integers(-1, 9, size)
-    shown = fit(labels, 384)
-    assert shown.shape == expected and set(shown.ravel()) <= set(labels.ravel())
-    colors = np.full((*size, 3), 77, dtype=np.uint8)
-    assert fit(colors, 384).shape == (*expected, 3) and (fit(colors, 384) == 77).all()

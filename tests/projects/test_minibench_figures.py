@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagclip.projects.minibench.report import metric_rows
 from tagclip.projects.minibench.report_figures import draw_per_class_iou, draw_training_curve
 from tagclip.projects.minibench.report_gallery import spread_ranks
-from tagclip.projects.minibench.report_page import metric_rows
 from tagclip.structures.vocabulary import Vocabulary
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import re
 import shutil
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,10 +16,11 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from helpers.html import Page
 from helpers.tiny_run import changed, load_tool, own_loggers, write_tiny_dataset
 
 from tagclip import ZeroShotTrainer
-from tagclip.analysis.page import comparison_rows
+from tagclip.analysis.figure_tables import comparison_rows
 from tagclip.data import Protocol
 from tagclip.errors import ConfigError
 from tagclip.evaluation.saved_logits import SavedLogits
@@ -69,34 +68,6 @@ def analyze(tool: ModuleType, output: Path, *runs: Path, **options: Any) -> Path
     tool.main(tool.parse_args(["--runs", *map(str, runs), "--output", str(output), *more]))
     (found,) = output.iterdir()
     return found
-
-
-class Page(HTMLParser):
-    """Pictures and words of a page; every tag must be closed and nothing loaded."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.pictures: list[bytes] = []
-        self.words: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-        found = dict(attrs)
-        assert not {"href", "srcset"} & set(found)
-        if tag == "img":
-            assert found["alt"]
-            self.pictures.append(base64.b64decode(found["src"].split("base64,")[1]))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
 
 
 def test_saved_logits_are_those_of_the_evaluation(evaluate: Callable[..., Path]) -> None:
@@ -163,7 +134,7 @@ def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(
             assert metrics["classes"][i]["seen"] is true_seen is not metrics["classes"][j]["seen"]
             assert pixels == pytest.approx(confusion[i, j], abs=20)
             assert share == pytest.approx(100 * pixels / confusion[i].sum(), abs=0.01)
-    page = Page(folder / "report.html")
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.pictures == [(folder / f"{name}.png").read_bytes() for name in PICTURES]
     assert f"{own['hIoU']:.2f}" in page.words
     rows = list(csv.reader((folder / "figures.csv").open()))
@@ -190,7 +161,7 @@ def test_runs_stand_side_by_side(
     assert not (folder / "plain" / "reliability.png").exists()
     change = two["own"]["hIoU"] - one["own"]["hIoU"]
     cell = f"{two['own']['hIoU']:.2f} ({change:+.2f})"
-    page = Page(folder / "comparison.html")
+    page = Page((folder / "comparison.html").read_text(encoding="utf-8"))
     assert cell in page.words and cell in capsys.readouterr().out
     assert len(page.pictures) == 2
     rows = list(csv.reader((folder / "comparison.csv").open()))

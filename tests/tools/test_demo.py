@@ -23,7 +23,7 @@ from tagclip import TagCLIPPredictor
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError, DatasetError, TagCLIPError, VocabularyError
 from tagclip.utils.cli import run_tool
-from tagclip.visualization.segments import enlarge
+from tagclip.visualization.panels import fit
 
 WORDS = "cat, zebra,  sky"
 
@@ -67,7 +67,7 @@ def test_picture_labels_and_json_hold_the_prediction(
     expected = predictor(picture())
     labels = expected["sem_seg_labels"].numpy()
     page = np.array(Image.open(tmp_path / "out" / "a.b.png"))
-    panel = enlarge(picture()[:, :, ::-1], 512)
+    panel = fit(picture()[:, :, ::-1], 512, at_least=True)
     windows = np.lib.stride_tricks.sliding_window_view(page, panel.shape)[10:50, :20, 0]
     assert (windows == panel).all((2, 3, 4)).sum() == 1
     written = Image.open(tmp_path / "out" / "a.b_labels.png")

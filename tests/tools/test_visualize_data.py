@@ -14,9 +14,8 @@ from helpers.tiny_run import VOID, changed, exit_of, load_tool, write_tiny_datas
 from PIL import Image
 
 from tagclip import ZeroShotTrainer
-from tagclip.analysis.result_images import fit
 from tagclip.utils.cli import run_tool
-from tagclip.visualization.panels import draw_heading
+from tagclip.visualization.panels import draw_heading, fit
 from tagclip.visualization.segments import colorize_trusty, draw_segments
 
 UNSEEN = [1, 3]

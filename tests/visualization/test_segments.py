@@ -18,6 +18,7 @@ from tagclip.visualization.panels import (
     draw_legend,
     draw_panels,
     draw_trusty_bar,
+    fit,
     save_png,
     stack_pictures,
 )
@@ -26,7 +27,6 @@ from tagclip.visualization.segments import (
     colorize_labels,
     colorize_trusty,
     draw_segments,
-    enlarge,
     marked_names,
 )
 
@@ -70,12 +70,33 @@ def test_the_scale_of_the_trusty_map_is_fixed_and_grows_brighter() -> None:
 
 
 def test_enlarging_repeats_pixels() -> None:
-    labels = np.arange(6, dtype=np.int16).reshape(2, 3)
-    large = enlarge(labels, 10)
-    assert large.shape == (8, 12) and large.dtype == np.int16
+    labels = np.arange(6, dtype=np.int16).reshape(2, 3).repeat(12, axis=0).repeat(12, axis=1)
+    large = fit(labels, 140)
+    assert large.shape == (96, 144) and large.dtype == np.int16
     assert (large[::4, ::4] == labels).all() and (large[3::4, 3::4] == labels).all()
-    assert enlarge(np.zeros((30, 20, 3), np.uint8), 30).shape == (30, 20, 3)
-    assert enlarge(np.zeros((30, 20, 3), np.uint8), 31).shape == (60, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(30, (30, 24, 3)), (31, (60, 40, 3)), (60, (60, 40, 3)), (25, (25, 24, 3))],
+)
+def test_a_small_picture_can_get_at_least_a_size(size: int, expected: tuple[int, ...]) -> None:
+    assert fit(np.zeros((30, 20, 3), np.uint8), size, at_least=True).shape == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((96, 96), (384, 384)), ((3, 5), (231, 385)), ((480, 640), (288, 384)), ((1, 3000), (24, 384)),
+     ((300, 200), (300, 200))],
+)  # fmt: skip
+def test_panels_have_about_the_wanted_size(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    labels = np.random.default_rng(0).integers(-1, 9, size)
+    shown = fit(labels, 384)
+    assert shown.shape == expected and set(shown.ravel()) <= set(labels.ravel())
+    colors = np.full((*size, 3), 77, dtype=np.uint8)
+    assert fit(colors, 384).shape == (*expected, 3) and (fit(colors, 384) == 77).all()
 
 
 def test_unseen_names_carry_a_star_while_the_partition_is_known() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tagclip.projects.minibench.report_figures import draw_per_class_iou, draw_training_curve
 from tagclip.projects.minibench.report_gallery import choose_images, draw_gallery
-from tagclip.projects.minibench.report_page import metric_rows, render_page
-from tagclip.projects.minibench.report_run import Run, load_model, read_run
+from tagclip.projects.minibench.report_run import TrainedRun, load_model, read_run
 from tagclip.utils.files import write_atomic
 from tagclip.visualization.class_charts import save_chart
-from tagclip.visualization.panels import save_png
+from tagclip.visualization.html_page import render
+from tagclip.visualization.panels import UNLABELLED_NOTE, UNSEEN_NOTE, save_png
+from tagclip.visualization.segments import marked_names
 
-__all__ = ["metric_rows", "write_report"]
+__all__ = ["metric_rows", "render_page", "write_report"]
+
+_FACTS = ("setting", "seed", "clip", "clip_sha256", "templates", "trusty_target", "gate",
+          "seen_bias", "weights", "git_commit")  # fmt: skip
 
 
-def write_report(folder: Path) -> tuple[Run, list[Path]]:
+def write_report(folder: Path) -> tuple[TrainedRun, list[Path]]:
     """Write the pictures and ``report.html``.
 
     Args:
@@ -40,3 +46,53 @@ def write_report(folder: Path) -> tuple[Run, list[Path]]:
         pictures[name] = save_chart(figure, folder / f"{name}.png")
     page = render_page(run, choice, {name: file.read_bytes() for name, file in pictures.items()})
     return run, [*pictures.values(), write_atomic(folder / "report.html", page)]
+
+
+def metric_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, percent or n/a, number of classes averaged or "") of every metric.
+
+    Args:
+        result: ``metrics.json`` of an evaluation.
+    """
+    defined = [entry for entry in result["classes"] if entry["IoU"] is not None]
+    counts = {"mIoU": len(defined), "mACC": len(defined)}
+    for part, seen in (("seen", True), ("unseen", False)):
+        counts[f"mIoU-{part}"] = sum(entry["seen"] is seen for entry in defined)
+    return [
+        (name, "n/a" if value is None else f"{value:.2f}", str(counts.get(name, "")))
+        for name, value in result["metrics"].items()
+    ]
+
+
+def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> str:
+    """Return the page.
+
+    Args:
+        run: what it is about.
+        choice: how the images of the gallery were chosen.
+        pictures: PNG files ``gallery``, ``per_class_iou`` and ``training_curve``.
+    """
+    vocabulary, result = run.vocabulary, run.result
+    seen = vocabulary.seen or (True,) * len(vocabulary)
+    colors = vocabulary.colors.tolist()
+    return render(
+        "report.html.j2",
+        __package__,
+        title=f"TagCLIP on {result['dataset']}, split {result['split'] or 'none'}",
+        result=result,
+        metrics=metric_rows(result),
+        choice=choice,
+        classes=list(zip(marked_names(vocabulary), colors, seen, strict=True)),
+        notes="; ".join([UNSEEN_NOTE] * (not all(seen)) + [UNLABELLED_NOTE]),
+        facts=_facts(run),
+        pictures=pictures,
+    )
+
+
+def _facts(run: TrainedRun) -> list[tuple[str, str]]:
+    info, cfg = run.result["run"], run.cfg
+    facts = [
+        (key.replace("_", " "), info[key]) for key in _FACTS if info.get(key) not in (None, "")
+    ]
+    training = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} images"
+    return [("training", training), *((key, str(value)) for key, value in facts)]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart
+from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, bar_style, class_chart
 from tagclip.visualization.segments import UNSEEN_MARK, marked_names
 
 __all__ = ["draw_per_class_iou", "draw_training_curve"]
@@ -92,8 +92,7 @@ def draw_per_class_iou(ious: Sequence[float | None], vocabulary: Vocabulary) -> 
 
 
 def _draw_bar(axes: Axes, row: int, iou: float | None, seen: bool) -> None:
-    style = {"color": SEEN_COLOR} if seen else {"color": UNSEEN_COLOR, "hatch": "////"}
-    axes.barh(row, iou or 0.0, height=0.7, edgecolor="white", linewidth=0, **style)
+    axes.barh(row, iou or 0.0, height=0.7, **bar_style(seen))
     text = "n/a" if iou is None else f"{iou:.1f}"
     # A white ground: the line of the mean may pass behind.
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}

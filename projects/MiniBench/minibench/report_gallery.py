@@ -20,7 +20,7 @@ from tagclip.analysis.result_images import (
 from tagclip.data import read_image, read_indices
 from tagclip.errors import CheckpointError, DatasetError
 from tagclip.evaluation import summarize
-from tagclip.projects.minibench.report_run import Run
+from tagclip.projects.minibench.report_run import TrainedRun
 
 __all__ = ["Predicted", "choose_images", "draw_gallery", "spread_ranks"]
 
@@ -29,7 +29,7 @@ _COUNT = 6
 _TOLERANCE = 0.5
 
 
-def choose_images(run: Run, model: TagCLIP) -> tuple[list[Predicted], str]:
+def choose_images(run: TrainedRun, model: TagCLIP) -> tuple[list[Predicted], str]:
     """Rank the images of the test set by their own mIoU and take six at even distances.
 
     Only images with both seen and unseen classes take part, where there are such.
@@ -74,7 +74,7 @@ def _predict(
 
 
 def _rank(
-    run: Run, samples: Sequence[dict[str, str]], predict_one: Callable[[dict], Predicted]
+    run: TrainedRun, samples: Sequence[dict[str, str]], predict_one: Callable[[dict], Predicted]
 ) -> tuple[list[Ranked], bool]:
     """The images, best first, and whether these are those with both kinds of classes."""
     ranking, total = rank_images(samples, predict_one, run.vocabulary.seen_mask)

@@ -18,13 +18,13 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.evaluation.results import read_metrics
 from tagclip.evaluation.run_folder import run_config
 
-__all__ = ["Run", "load_model", "read_run"]
+__all__ = ["TrainedRun", "load_model", "read_run"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A trained and evaluated run.
 
     Attributes:
@@ -44,7 +44,7 @@ class Run:
     curve: dict[int, dict[str, float]]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> TrainedRun:
     """Read config, result and training curve.
 
     Raises:
@@ -62,7 +62,9 @@ def read_run(folder: Path) -> Run:
     dataset = cfg.DATASETS.TEST[0]
     vocabulary = Protocol(cfg).asked(dataset)
     result = _read_result(folder / "inference" / dataset / "metrics.json", vocabulary)
-    return Run(folder, cfg, dataset, vocabulary, result, _read_curve(folder / "metrics.json"))
+    return TrainedRun(
+        folder, cfg, dataset, vocabulary, result, _read_curve(folder / "metrics.json")
+    )
 
 
 def _read_result(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def _read_curve(path: Path) -> dict[int, dict[str, float]]:
     return dict(sorted(curve.items()))
 
 
-def load_model(run: Run) -> TagCLIP:
+def load_model(run: TrainedRun) -> TagCLIP:
     """Build the model and load the run's last checkpoint, or the one that it only evaluated.
 
     Raises:

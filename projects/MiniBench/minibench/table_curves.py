@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from tagclip.analysis.charts import draw_hiou_levels
 from tagclip.projects.minibench.table_runs import SPLITS
 
 __all__ = ["draw_curves"]
@@ -37,23 +38,9 @@ def draw_curves(results: dict[tuple[str, str, int], dict[str, Any]]) -> Figure:
                 legend = label if index == 0 else None
                 axes.plot(unseen, seen, color=colour, alpha=0.55, linewidth=1.2, label=legend)
                 axes.plot(found["given"]["U"], found["given"]["S"], "o", color=colour, markersize=4)
-        _draw_hiou(axes)
+        draw_hiou_levels(axes)
         axes.set(title=split, xlabel="mIoU-unseen (%)", xlim=(0, 100), ylim=(0, 100))
         axes.set_aspect("equal")
     panels[0].set_ylabel("mIoU-seen (%)")
     panels[0].legend(loc="lower left", fontsize=8, framealpha=0.9)
     return figure
-
-
-def _draw_hiou(axes: Any) -> None:
-    """Lines of equal hIoU."""
-    unseen, seen = np.meshgrid(np.linspace(1, 100, 100), np.linspace(1, 100, 100))
-    levels = axes.contour(
-        unseen,
-        seen,
-        2 * seen * unseen / (seen + unseen),
-        levels=[20, 40, 60, 80],
-        colors="#c8ccd2",
-        linewidths=0.7,
-    )
-    axes.clabel(levels, fmt="hIoU %d", fontsize=7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +15,7 @@ from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
 from tagclip.utils.text import one_line
+from tagclip.visualization.html_page import render
 
 __all__ = ["Handlers"]
 
@@ -52,10 +52,8 @@ class Handlers:
             pairs = zip(names, found.vocabulary.seen, strict=True)
             found = found.with_seen([known.get(name, seen) for name, seen in pairs])
         if len(names) == 1 and not found.context and not sliders[2]:
-            gr.Warning(
-                f"The only word, {escape(names[0])}, gets every pixel; write context words or "
-                "raise the background threshold"
-            )
+            text = f"The only word, {names[0]}, gets every pixel; write context words or raise"
+            gr.Warning(_message(f"{text} the background threshold"))
         chosen = [name for name, s in zip(names, found.vocabulary.seen, strict=True) if s]
         boxes = gr.update(choices=names, value=chosen, visible=True)
         return found, boxes, *self.adjust(found, *sliders)
@@ -87,11 +85,15 @@ class Handlers:
                 yield gr.update(value=[str(file) for file in files], visible=True)
 
 
+def _message(text: str) -> str:
+    """One line as HTML, which gradio takes messages for."""
+    return render("message.html.j2", __package__, text=" ".join(text.split()))
+
+
 @contextmanager
 def _shown_errors() -> Iterator[None]:
-    """Show what the visitor can mend, in one line; gradio renders messages as HTML."""
+    """Show what the visitor can mend."""
     try:
         yield
     except TagCLIPError as error:
-        line = escape(one_line(error))
-        raise gr.Error(line, print_exception=False) from error
+        raise gr.Error(_message(one_line(error)), print_exception=False) from error

@@ -10,8 +10,8 @@ import gradio as gr
 from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.handlers import Handlers
-from tagclip.projects.webdemo.result import EMPTY
 from tagclip.projects.webdemo.session import Limits, Settings
+from tagclip.visualization.html_page import render
 
 __all__ = ["KEPT_SECONDS", "build_page"]
 
@@ -74,7 +74,7 @@ class _Widgets:
         start = Settings.from_config(predictor.cfg)
         has_token = predictor.model.trusty_target is not None
         self.result = gr.HTML(
-            EMPTY,
+            render("empty.html.j2", __package__),
             apply_default_css=False,
             js_on_load=(_HERE / "hover.js").read_text(encoding="utf-8"),
             css_template=(_HERE / "result.css").read_text(encoding="utf-8"),

@@ -6,8 +6,8 @@ import base64
 import io
 import json
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +15,16 @@ from PIL import Image
 
 from tagclip.projects.webdemo.session import EncodedImage, Settings
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.visualization.panels import UNSEEN_NOTE
+from tagclip.visualization.html_page import render
+from tagclip.visualization.panels import UNSEEN_NOTE, fit
 from tagclip.visualization.prediction_page import OTHER, label_image, summarize_prediction
-from tagclip.visualization.segments import colorize_trusty, draw_segments, enlarge, marked_names
+from tagclip.visualization.segments import colorize_trusty, draw_segments, marked_names
 
-__all__ = ["EMPTY", "render_result", "write_result"]
+__all__ = ["render_result", "write_result"]
 
-EMPTY = '<p class="empty">Choose an image, write words and press <b>Segment</b>.</p>'
 _TOP_K = 3
-# Small images are enlarged by a whole factor until names can be read; strips are stretched.
+# Small images are enlarged until names can be read.
 _DRAWN_SIZE = 512
-_THINNEST = 24
 # Longer side of the grid of scores that the browser gets: some 250 KB at most.
 _GRID_SIZE = 192
 _OUTSIDE = 255
@@ -46,14 +45,24 @@ def render_result(encoded: EncodedImage, settings: Settings, opacity: float) -> 
     vocabulary = encoded.vocabulary
     top_k = min(_TOP_K, len(vocabulary) + len(encoded.context))
     prediction = encoded.predict(settings, encoded.picture.shape[:2], top_k)
-    figures = [_figure(_overlay(encoded.picture, prediction, vocabulary, opacity), "Segments")]
+    size = max(_DRAWN_SIZE, *encoded.picture.shape)
+    picture, labels = (
+        fit(values, size, at_least=True)
+        for values in (encoded.picture, prediction["sem_seg_labels"].numpy())
+    )
+    trusty = None
     if "trusty" in prediction:
-        colors = _fitted(colorize_trusty(prediction["trusty"].numpy()))
-        figures.append(_figure(colors, "Trusty map: P(seen class)", _scale()))
-    scores = json.dumps(_hover_data(encoded, prediction))
-    return (
-        f'<div class="pictures" data-scores="{escape(scores)}">{"".join(figures)}</div>'
-        '<div class="tip" hidden></div>' + _table(prediction, vocabulary)
+        trusty = colorize_trusty(fit(prediction["trusty"].numpy(), size, at_least=True))
+    rows, notes = _legend(prediction, vocabulary)
+    return render(
+        "result.html.j2",
+        __package__,
+        segments=_jpeg(draw_segments(picture, labels, vocabulary, opacity)),
+        trusty=None if trusty is None else _jpeg(trusty),
+        scale=colorize_trusty(np.linspace(0, 1, 9)).tolist(),
+        scores=json.dumps(_hover_data(encoded, prediction)),
+        rows=rows,
+        notes="; ".join(notes),
     )
 
 
@@ -87,24 +96,6 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
     return [labels, summary]
 
 
-def _overlay(
-    picture: np.ndarray,
-    prediction: Mapping[str, torch.Tensor],
-    vocabulary: Vocabulary,
-    opacity: float,
-) -> np.ndarray:
-    labels = _fitted(prediction["sem_seg_labels"].numpy())
-    return draw_segments(_fitted(picture), labels, vocabulary, opacity)
-
-
-def _fitted(picture: np.ndarray) -> np.ndarray:
-    """Enlarge a small picture, and the thin side of a strip."""
-    picture = enlarge(picture, _DRAWN_SIZE)
-    for axis in (0, 1):
-        picture = picture.repeat(-(-_THINNEST // picture.shape[axis]), axis=axis)
-    return picture
-
-
 def _hover_data(encoded: EncodedImage, prediction: Mapping[str, torch.Tensor]) -> dict[str, object]:
     """Classes and scores on a grid, in base64: one byte per cell and value, in hundredths."""
     height, width = prediction["sem_seg_labels"].shape
@@ -135,28 +126,16 @@ def _base64(values: np.ndarray) -> str:
     return base64.b64encode(values.astype(np.uint8).tobytes()).decode()
 
 
-def _figure(picture: np.ndarray, title: str, below: str = "") -> str:
+def _jpeg(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=92, subsampling=0)
-    source = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><img src="{source}" '
-        f'alt="{escape(title)}" draggable="false">{below}</figure>'
-    )
+    return buffer.getvalue()
 
 
-def _scale() -> str:
-    """Legend of the trusty map."""
-    colors = colorize_trusty(np.linspace(0, 1, 9))
-    stops = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in colors)
-    return (
-        f'<div class="scale" style="background: linear-gradient(to right, {stops})"></div>'
-        '<div class="ends"><span>0: unseen</span><span>0.5</span><span>1: seen</span></div>'
-    )
-
-
-def _table(prediction: Mapping[str, torch.Tensor], vocabulary: Vocabulary) -> str:
-    """Legend: all K classes, those on the image first, and "other"."""
+def _legend(
+    prediction: Mapping[str, torch.Tensor], vocabulary: Vocabulary
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of all K classes, those on the image first, and of "other"; and notes on them."""
     summary = summarize_prediction(prediction, vocabulary)
     present = {row["name"]: row for row in summary["classes"]}
     order = [*present, *(name for name in vocabulary.names if name not in present)]
@@ -164,27 +143,17 @@ def _table(prediction: Mapping[str, torch.Tensor], vocabulary: Vocabulary) -> st
     colors = dict(zip(vocabulary.names, vocabulary.colors.tolist(), strict=True))
     rows = []
     for name in order:
-        red, green, blue = colors[name]
-        share = present.get(name, {}).get("share", 0.0)
-        score = f"{present[name]['mean_score']:.2f}" if name in present else ""
-        kind = "unseen" if marked[name] != name else ""
-        kind += "" if name in present else " absent"
-        swatch = f'<span class="swatch" style="background: rgb({red} {green} {blue})"></span>'
-        rows.append(_row(kind, swatch, marked[name], share, score))
+        found = present.get(name)
+        rows.append({
+            "name": marked[name],
+            "color": colors[name],
+            "kind": "unseen " * (marked[name] != name) + "absent" * (found is None),
+            "share": found["share"] if found else 0.0,
+            "score": f"{found['mean_score']:.2f}" if found else "",
+        })  # fmt: skip
     notes = [UNSEEN_NOTE] * (not vocabulary.seen_mask.all())
     if summary[OTHER]:
-        swatch = '<span class="swatch hatch"></span>'
-        rows.append(_row("", swatch, OTHER, summary[OTHER], ""))
+        other = {"name": OTHER, "color": None, "kind": "", "share": summary[OTHER], "score": ""}
+        rows.append(other)
         notes.append(_OTHER_NOTE)
-    return (
-        "<table><thead><tr><th>class</th><th>share of the pixels</th><th>mean score</th></tr>"
-        f"</thead><tbody>{''.join(rows)}</tbody></table>"
-        f'<p class="notes">{escape("; ".join(notes))}</p>'
-    )
-
-
-def _row(kind: str, swatch: str, name: str, share: float, score: str) -> str:
-    return (
-        f'<tr class="{kind}"><td>{swatch}{escape(name)}</td>'
-        f"<td>{100 * share:.1f} %</td><td>{score}</td></tr>"
-    )
+    return rows, notes

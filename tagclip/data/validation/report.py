@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tagclip.data.label_io import read_image, read_label
 from tagclip.data.validation.findings import Finding
 from tagclip.data.validation.scan import DatasetScan, Sample
 from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart, save_chart
-from tagclip.visualization.panels import draw_legend, draw_panels, save_png, stack_pictures
-from tagclip.visualization.segments import UNSEEN_MARK, draw_segments, enlarge, marked_names
+from tagclip.visualization.panels import draw_legend, draw_panels, fit, save_png, stack_pictures
+from tagclip.visualization.segments import UNSEEN_MARK, draw_segments, marked_names
 
 __all__ = ["draw_contact_sheet", "draw_histogram", "format_report", "report_content"]
 
@@ -226,10 +225,4 @@ def draw_contact_sheet(
 
 def _overlay(sample: Sample, labels: np.ndarray, scan: DatasetScan) -> np.ndarray:
     image = read_image(sample.image)
-    factor = _TILE / max(image.shape[:2])
-    if factor < 1:
-        size = [max(1, round(side * factor)) for side in labels.shape[::-1]]
-        image = np.asarray(Image.fromarray(image).resize(size, Image.BILINEAR))
-        labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.NEAREST))
-    image, labels = enlarge(image, _TILE), enlarge(labels, _TILE)
-    return draw_segments(image, labels, scan.vocabulary, alpha=0.5)
+    return draw_segments(fit(image, _TILE), fit(labels, _TILE), scan.vocabulary, alpha=0.5)
