@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ def last_checkpoint(folder: str | Path) -> str:
             f"checkpoint{advise_other(tag)}"
         ) from error
     path = tag.with_name(name) if name and Path(name).name == name else tag
-    if path == tag or not path.is_file():
+    # A name may be too long for any file, or hold a zero byte.
+    if path == tag or not os.path.isfile(path):
         raise CheckpointError(
             f"{tag}: found {name!r}, expected the name of a checkpoint beside it{advise_other(tag)}"
         )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from detectron2.config import CfgNode
 
-from tagclip.config.checks import check_config
-
 __all__ = ["WarmupPolySchedule", "build_lr_scheduler"]
 
 
@@ -72,7 +70,6 @@ def build_lr_scheduler(
     Raises:
         ConfigError: a key makes no sense.
     """
-    check_config(cfg)
     solver = cfg.SOLVER
     return WarmupPolySchedule(
         optimizer,

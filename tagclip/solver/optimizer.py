@@ -12,7 +12,6 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from tabulate import tabulate
 from torch import nn
 
-from tagclip.config.checks import check_config
 from tagclip.errors import ConfigError
 
 __all__ = ["TRUSTY_HEAD", "build_optimizer", "parameter_groups"]
@@ -91,7 +90,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Raises:
         ConfigError: a key makes no sense, or nothing is trainable.
     """
-    check_config(cfg)
     groups, solver = parameter_groups(cfg, model), cfg.SOLVER
     if solver.OPTIMIZER == "ADAMW":
         kind, options = torch.optim.AdamW, {"betas": tuple(solver.ADAM_BETAS), "eps": 1e-8}

@@ -210,6 +210,8 @@ def test_later_changes_of_the_config_do_not_matter() -> None:
 
 
 def test_nothing_is_read_before_it_is_asked_for() -> None:
-    protocol = Protocol(_config("DATASETS.ZERO_SHOT.SETTING", "other", train=("nothing",)))
-    with pytest.raises(ConfigError, match="SETTING is 'other'"):
+    cfg = _config(train=("nothing",))
+    cfg.DATASETS.ZERO_SHOT.SETTING = "other"
+    protocol = Protocol(cfg)
+    with pytest.raises(ConfigError, match="SETTING: found 'other'"):
         protocol.check()

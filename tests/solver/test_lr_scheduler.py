@@ -11,6 +11,7 @@ from detectron2.engine import hooks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tagclip import ZeroShotTrainer
 from tagclip.errors import ConfigError
 from tagclip.solver import WarmupPolySchedule, build_lr_scheduler
 
@@ -150,4 +151,4 @@ def test_what_makes_no_schedule_is_refused(
 ) -> None:
     tiny_cfg.SOLVER[key] = value
     with pytest.raises(ConfigError, match=message):
-        build_lr_scheduler(tiny_cfg, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1))
+        ZeroShotTrainer(tiny_cfg)

@@ -39,7 +39,7 @@ import sys, types
 package = types.ModuleType("tagclip")
 package.__path__ = [sys.argv[1]]
 sys.modules["tagclip"] = package
-sys.modules.update(dict.fromkeys(["torch", "detectron2", "numpy"]))
+sys.modules.update(dict.fromkeys(["torch", "numpy"]))
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 def main():

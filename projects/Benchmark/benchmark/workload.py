@@ -216,6 +216,7 @@ class Workload:
             "MODEL.TAGCLIP.TEST.WINDOW": scale.crop,
             "MODEL.TAGCLIP.TEST.STRIDE": scale.stride,
             "INPUT.CROP.ENABLED": True,
+            "INPUT.CROP.TYPE": "absolute",
             "INPUT.CROP.SIZE": [scale.crop, scale.crop],
             "INPUT.MIN_SIZE_TEST": scale.crop,
             "INPUT.MAX_SIZE_TEST": 1_000_000,
