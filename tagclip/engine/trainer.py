@@ -155,6 +155,7 @@ class ZeroShotTrainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """See `tagclip.solver.optimizer`."""
+        check_config(cfg)
         return build_optimizer(cfg, model)
 
     @classmethod
@@ -162,6 +163,7 @@ class ZeroShotTrainer(DefaultTrainer):
         cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """See `tagclip.solver.lr_scheduler`."""
+        check_config(cfg)
         return build_lr_scheduler(cfg, optimizer)
 
     @classmethod

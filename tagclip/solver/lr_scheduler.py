@@ -67,8 +67,9 @@ def build_lr_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Build ``SOLVER.LR_SCHEDULER_NAME``.
 
-    Raises:
-        ConfigError: a key makes no sense.
+    Args:
+        cfg: whose values `tagclip.config.check_config` has checked.
+        optimizer: whose rates it sets.
     """
     solver = cfg.SOLVER
     return WarmupPolySchedule(

@@ -87,8 +87,12 @@ def _trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module]
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """Build ``SOLVER.OPTIMIZER`` over the trainable parameters and log what it trains.
 
+    Args:
+        cfg: whose values `tagclip.config.check_config` has checked.
+        model: with the parameters.
+
     Raises:
-        ConfigError: a key makes no sense, or nothing is trainable.
+        ConfigError: nothing is trainable.
     """
     groups, solver = parameter_groups(cfg, model), cfg.SOLVER
     if solver.OPTIMIZER == "ADAMW":

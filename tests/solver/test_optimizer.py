@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+from tagclip import ZeroShotTrainer
 from tagclip.errors import ConfigError
 from tagclip.solver import build_optimizer
 from tagclip.solver.optimizer import parameter_groups
@@ -156,8 +157,10 @@ def test_gradient_clipping_is_detectron2s() -> None:
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
+    changed = config()
+    changed.SOLVER.OPTIMIZER = "LION"
     with pytest.raises(ConfigError, match="SOLVER.OPTIMIZER: found 'LION', expected 'ADAMW' or"):
-        build_optimizer(config("SOLVER.OPTIMIZER", "LION"), nn.Linear(2, 2))
+        ZeroShotTrainer.build_optimizer(changed, nn.Linear(2, 2))
 
 
 def test_nothing_to_train_is_refused() -> None:
