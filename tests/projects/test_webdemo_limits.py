@@ -1,7 +1,9 @@
-"""What a visitor of the web page may send: so many bytes, so many pixels."""
+"""What a visitor of the web page may send: so many bytes, so many pixels, no file of others."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor
 from tagclip.errors import DatasetError
-from tagclip.projects.webdemo.session import Limits, encode_image
+from tagclip.projects.webdemo.session import Limits, encode_image, find_upload
 
 
 def test_the_tool_limits_pixels(tiny_cfg: CfgNode, repository: Path, tmp_path: Path) -> None:
@@ -48,3 +50,86 @@ def test_the_server_limits_bytes(
             assert (answer.status_code == 200) == is_taken, (size, answer.status_code)
         new = {path for path in folder.rglob("*") if path.is_file()} - before
         assert [path.stat().st_size for path in new] == [1000]
+
+
+def make_link(uploads: Path) -> Path:
+    (uploads / "link.png").symlink_to(uploads.parent / "private.png")
+    return uploads / "link.png"
+
+
+def make_inner_link(uploads: Path) -> Path:
+    (uploads / "twin.png").symlink_to(uploads / "own" / "a.png")
+    return uploads / "twin.png"
+
+
+def make_linked_folder(uploads: Path) -> Path:
+    (uploads / "away").symlink_to(uploads.parent)
+    return uploads / "away" / "private.png"
+
+
+def make_pipe(uploads: Path) -> Path:
+    os.mkfifo(uploads / "pipe.png")
+    return uploads / "pipe.png"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda uploads: uploads.parent / "private.png",
+        lambda uploads: uploads / ".." / "private.png",
+        lambda uploads: uploads,
+        lambda uploads: uploads / "none.png",
+        lambda uploads: "/dev/zero",
+        lambda uploads: f"{uploads}/a\0.png",
+        lambda uploads: None,
+        lambda uploads: ["own", "a.png"],
+        make_link,
+        make_inner_link,
+        make_linked_folder,
+        make_pipe,
+    ],
+)
+def test_what_is_no_upload_is_not_opened(
+    name: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All kinds end with the same words, whether there is such a file or not."""
+    uploads = tmp_path / "uploads"
+    (uploads / "own").mkdir(parents=True)
+    for path in (uploads / "own" / "a.png", tmp_path / "private.png"):
+        Image.new("RGB", (8, 8)).save(path)
+    assert find_upload(str(uploads / "own" / "a.png"), uploads) == uploads / "own" / "a.png"
+    path = name(uploads)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("opened a file"))
+    with pytest.raises(DatasetError) as caught:
+        find_upload(str(path) if isinstance(path, Path) else path, uploads)
+    assert str(caught.value) == (
+        "image: found no file that was uploaded to this page, expected one; drop a file or choose "
+        "an example"
+    )
+
+
+def test_a_request_for_a_file_beside_the_uploads_is_refused(
+    tiny_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The running page is asked directly, as its own code never would."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    import httpx
+
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
+    image, folder, private = tmp_path / "a.png", tmp_path / "served", tmp_path / "private.png"
+    for path in (image, private):
+        Image.new("RGB", (70, 70)).save(path)
+    folder.mkdir()
+    (folder / "link.png").symlink_to(private)
+    with served(predictor, image, folder, monkeypatch) as address:
+        api = f"{address.rstrip('/')}/gradio_api"
+        sent = httpx.post(f"{api}/upload", files={"files": ("b.png", image.read_bytes())})
+        for path, words in (
+            (sent.json()[0], "event: complete"),
+            (str(private), "found no file that was uploaded"),
+            (str(folder / "link.png"), "found no file that was uploaded"),
+        ):
+            asked = [{"path": path}, "cat", "", "both", 0.1, 0.0, 0.5]
+            event = httpx.post(f"{api}/call/segment", json={"data": asked}).json()["event_id"]
+            answer = httpx.get(f"{api}/call/segment/{event}", timeout=60).text
+            assert words in answer, answer

@@ -85,7 +85,7 @@ def web_message(folder: Path) -> str:
     image.write_text("no image")
     predictor = TagCLIPPredictor.from_checkpoint(folder / "model_final.pth")
     with pytest.raises(gradio.Error) as caught:
-        Handlers(predictor, Limits()).segment(None, {"path": str(image)}, "dog", "")
+        Handlers(predictor, Limits(), folder).segment(None, {"path": str(image)}, "dog", "")
     return caught.value.message
 
 
@@ -98,7 +98,8 @@ def web_warning(folder: Path) -> str:
     image = {"path": str(folder.parent / "images" / "val" / "1.png")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradio, "Warning", shown.append)
-        Handlers(predictor, Limits()).segment(None, image, CLASS, "", "both", 0.1, 0.0, 0.5)
+        handlers = Handlers(predictor, Limits(), folder.parent)
+        handlers.segment(None, image, CLASS, "", "both", 0.1, 0.0, 0.5)
     return shown[0]
 
 

@@ -13,7 +13,13 @@ import gradio as gr
 from tagclip.errors import DatasetError, TagCLIPError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.result import render_result, write_result
-from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
+from tagclip.projects.webdemo.session import (
+    EncodedImage,
+    Limits,
+    Settings,
+    encode_image,
+    find_upload,
+)
 from tagclip.utils.text import one_line
 from tagclip.visualization.html_page import render
 
@@ -27,9 +33,15 @@ class Handlers:
     are gate, seen bias, background threshold and opacity.
     """
 
-    def __init__(self, predictor: TagCLIPPredictor, limits: Limits) -> None:
-        """Keep the model that all visitors share."""
-        self.predictor, self.limits = predictor, limits
+    def __init__(self, predictor: TagCLIPPredictor, limits: Limits, uploads: Path) -> None:
+        """Keep the model that all visitors share.
+
+        Args:
+            predictor: the model.
+            limits: what a visitor may ask for.
+            uploads: the only folder whose files are opened.
+        """
+        self.predictor, self.limits, self.uploads = predictor, limits, uploads
 
     def segment(
         self,
@@ -43,8 +55,8 @@ class Handlers:
 
         A word that was asked before stays seen or unseen as the visitor left it.
         """
-        path = image["path"] if image else None
         with _shown_errors():
+            path = find_upload(image.get("path"), self.uploads) if image else None
             found = encode_image(self.predictor, path, words or "", context or "", self.limits)
         names = found.vocabulary.names
         if encoded is not None:

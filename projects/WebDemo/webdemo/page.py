@@ -103,6 +103,8 @@ def build_page(
     predictor: TagCLIPPredictor,
     examples: Sequence[tuple[str, str]] = (),
     limits: Limits | None = None,
+    *,
+    uploads: Path,
 ) -> gr.Blocks:
     """Lay out the page and connect it.
 
@@ -110,6 +112,7 @@ def build_page(
         predictor: shared by all visitors.
         examples: (image file, words) pairs; the first is there from the start.
         limits: what a visitor may ask for.
+        uploads: folder of the files that visitors bring, and of the examples.
     """
     with gr.Blocks(
         title=_TITLE,
@@ -117,7 +120,7 @@ def build_page(
         # Looked for every ten minutes; all are deleted at the end.
         delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS),
     ) as page:
-        _connect(_Widgets(predictor, examples), Handlers(predictor, limits or Limits()))
+        _connect(_Widgets(predictor, examples), Handlers(predictor, limits or Limits(), uploads))
     return page
 
 

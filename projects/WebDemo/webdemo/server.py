@@ -116,7 +116,7 @@ def serve(
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     from tagclip.projects.webdemo.page import build_page
 
-    page = build_page(predictor, examples, limits).queue(
+    page = build_page(predictor, examples, limits, uploads=folder).queue(
         default_concurrency_limit=_CONCURRENT, max_size=_WAITING
     )
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["EncodedImage", "Limits", "Settings", "encode_image"]
+__all__ = ["EncodedImage", "Limits", "Settings", "encode_image", "find_upload"]
 
 # Longer side, in pixels, of what is drawn; the result to download has the image's own size.
 _SHOWN_SIZE = 800
@@ -118,6 +120,33 @@ class EncodedImage:
         labels = result["sem_seg_labels"]
         labels[labels >= len(self.vocabulary)] = -1
         return {key: value.cpu() for key, value in result.items()}
+
+
+def find_upload(path: object, uploads: Path) -> Path:
+    """Find a file that a visitor has uploaded; any other is refused without being opened.
+
+    A request names its file itself, so it may name any that the server can read. What is a link,
+    a pipe or a device is no upload, wherever it lies.
+
+    Args:
+        path: as the request says.
+        uploads: folder of the uploads of this page.
+
+    Raises:
+        DatasetError: it is no file in that folder; says nothing about what else there is.
+    """
+    try:
+        below = Path(os.path.abspath(path)).relative_to(os.path.abspath(uploads))
+        file = uploads.resolve() / below
+        is_upload = file.resolve() == file and stat.S_ISREG(file.lstat().st_mode)
+    except (OSError, RuntimeError, TypeError, ValueError):
+        is_upload = False
+    if not is_upload:
+        raise DatasetError(
+            "image: found no file that was uploaded to this page, expected one; drop a file or "
+            "choose an example"
+        )
+    return file
 
 
 def encode_image(
