@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tagclip.projects.benchmark.curves import Curve
+    from tagclip.projects.benchmark.curves import CostCurve
 
 # detectron2 is imported inside the functions: --help answers at once.
 warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(result), flush=True)
 
 
-def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
     """Run the parts.
 
     Returns:
@@ -145,7 +145,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _draw(
-    args: argparse.Namespace, curves: list[Curve], result: Mapping[str, Any]
+    args: argparse.Namespace, curves: list[CostCurve], result: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Axis -> file."""
     from tagclip.projects.benchmark.curves import draw
