@@ -31,7 +31,7 @@ from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 
 if TYPE_CHECKING:
-    from tagclip.projects.benchmark.curves import Curve
+    from tagclip.projects.benchmark.curves import CostCurve
 
 # detectron2 is imported inside the functions: --help answers at once.
 
@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> None:
         print(json.dumps(result), flush=True)
 
 
-def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[Curve]]:
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
     """Run the parts.
 
     Returns:
@@ -143,7 +143,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _draw(
-    args: argparse.Namespace, curves: list[Curve], result: Mapping[str, Any]
+    args: argparse.Namespace, curves: list[CostCurve], result: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Axis -> file."""
     from tagclip.projects.benchmark.curves import draw

@@ -27,11 +27,10 @@ from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import one_line
 from tagclip.utils.untrusted import load_json
+from tagclip.visualization.panels import read_note, save_png
 from tagclip.visualization.prediction_page import (
     draw_prediction,
     label_image,
-    read_note,
-    save_noted_png,
     summarize_prediction,
 )
 
@@ -95,9 +94,9 @@ class _ImageJob:
         try:
             if self.args.save_labels:
                 labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
-                entry["labels"] = str(save_noted_png(_labels_of(picture), labels, note))
+                entry["labels"] = str(save_png(_labels_of(picture), labels, note))
             # Last: a picture is the sign that all is finished.
-            save_noted_png(picture, page, note)
+            save_png(picture, page, note)
         except OSError as error:
             raise ConfigError(
                 f"--output {picture}: cannot be written ({error.strerror}); free space or choose "

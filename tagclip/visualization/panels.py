@@ -16,6 +16,7 @@ from detectron2.utils.visualizer import VisImage
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
@@ -34,6 +35,7 @@ __all__ = [
     "draw_panels",
     "draw_trusty_bar",
     "fit",
+    "read_note",
     "save_png",
     "stack_pictures",
 ]
@@ -50,6 +52,7 @@ _HINTED = 1.15
 _ASCENT = 12
 # The thinnest strip of pixels that can still be looked at.
 _THINNEST = 24
+_NOTE_KEY = "TagCLIP"
 
 
 def fit(picture: np.ndarray, size: int, at_least: bool = False) -> np.ndarray:
@@ -193,11 +196,32 @@ def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return page
 
 
-def save_png(path: str | Path, picture: np.ndarray) -> Path:
-    """Write (H, W, 3) or (H, W) uint8 as PNG; the file is complete or absent."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+def save_png(path: str | Path, picture: Image.Image | np.ndarray, note: str = "") -> Path:
+    """Write a PNG; the file is complete or absent.
+
+    Args:
+        path: of the file.
+        picture: an image, (H, W, 3) or (H, W) uint8.
+        note: kept inside, such as what it was made from: a finished file is known as such.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    info, buffer = PngInfo(), io.BytesIO()
+    if note:
+        info.add_text(_NOTE_KEY, note)
+    image.save(buffer, "PNG", pnginfo=info)
     return write_atomic(path, buffer.getvalue())
+
+
+def read_note(path: str | Path) -> str | None:
+    """Note in a PNG of `save_png`; None for other files and where there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get(_NOTE_KEY)
+    except (OSError, SyntaxError, ValueError):
+        return None
 
 
 def _weight(seen: bool) -> str:

@@ -1,21 +1,14 @@
-"""What a prediction looks like on disk: page of panels, label PNG, entry of a json.
-
-Every PNG carries a note of what it was made from, so that a finished one is known as such.
-"""
+"""What a prediction looks like on disk: page of panels, label PNG, entry of a json."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.files import write_atomic
 from tagclip.visualization.panels import (
     draw_legend,
     draw_panels,
@@ -29,14 +22,11 @@ __all__ = [
     "OTHER",
     "draw_prediction",
     "label_image",
-    "read_note",
-    "save_noted_png",
     "summarize_prediction",
 ]
 
 OTHER = "other"
 _OTHER_NOTE = "other: a context class won, or the score is below the background threshold"
-_NOTE_KEY = "TagCLIP"
 # Room for the titles of narrow panels.
 _NARROWEST = 190
 # Room for the notes below the legend.
@@ -146,25 +136,3 @@ def label_image(labels: np.ndarray, vocabulary: Vocabulary) -> Image.Image:
     image = Image.fromarray(raw.astype(np.uint8))
     image.putpalette(palette.tobytes())
     return image
-
-
-def save_noted_png(path: str | Path, image: Image.Image | np.ndarray, note: str) -> Path:
-    """Write an image, or (H, W, 3) uint8, with a note inside; complete or absent.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    info, buffer = PngInfo(), io.BytesIO()
-    info.add_text(_NOTE_KEY, note)
-    image.save(buffer, "PNG", pnginfo=info)
-    return write_atomic(path, buffer.getvalue())
-
-
-def read_note(path: str | Path) -> str | None:
-    """Note in a PNG of `save_noted_png`; None for other files and where there is none."""
-    try:
-        with Image.open(path) as image:
-            return image.info.get(_NOTE_KEY)
-    except (OSError, SyntaxError, ValueError):
-        return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,19 +20,17 @@ from tagclip.projects.benchmark.measure import memory_growth, seconds
 from tagclip.projects.benchmark.memory import peak_memory, vit
 from tagclip.projects.benchmark.released import released_fusion
 from tagclip.projects.benchmark.workload import Workload
-from tagclip.visualization.class_charts import save_chart
+from tagclip.visualization.class_charts import new_chart, save_chart, series_style, style_axes
 
-__all__ = ["Curve", "Point", "draw", "measure_curves"]
+__all__ = ["CostCurve", "CostPoint", "draw", "measure_curves"]
 
-# Okabe and Ito's blue and vermillion.
-_COLORS = ("#0072B2", "#D55E00")
 _PROMPTS = "MODEL.CLIP.PROMPT.NUM_TOKENS"
 # Labels of a size from logits.
 _Finish = Callable[[ScoreFusion, tuple[int, int]], Tensor]
 
 
 @dataclass(frozen=True)
-class Point:
+class CostPoint:
     """Cost at one value of what is varied."""
 
     x: int
@@ -42,7 +39,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class CostCurve:
     """Cost along an axis.
 
     Attributes:
@@ -53,7 +50,7 @@ class Curve:
 
     axis: str
     name: str
-    points: tuple[Point, ...]
+    points: tuple[CostPoint, ...]
 
 
 _TITLES = {
@@ -63,7 +60,7 @@ _TITLES = {
 }
 
 
-def measure_curves(workload: Workload, folder: Path) -> list[Curve]:
+def measure_curves(workload: Workload, folder: Path) -> list[CostCurve]:
     """Measure everything once, what is short several times; memory by the growth of this process.
 
     Args:
@@ -96,18 +93,18 @@ def measure_curves(workload: Workload, folder: Path) -> list[Curve]:
                     point = replace(point, mebibytes=memory)
                 points.append(point)
                 progress.update()
-            curves.append(Curve(axis, name, tuple(points)))
+            curves.append(CostCurve(axis, name, tuple(points)))
     return curves
 
 
 @torch.no_grad()
-def _point(x: int, call: Callable[[], Any], device: str) -> Point:
+def _point(x: int, call: Callable[[], Any], device: str) -> CostPoint:
     times = []
     mebibytes = memory_growth(lambda: times.append(seconds(call, device)), device)
     # The first run of something short is not typical of it.
     while sum(times) < 1 and len(times) < 4:
         times.append(seconds(call, device))
-    return Point(x, min(times), mebibytes)
+    return CostPoint(x, min(times), mebibytes)
 
 
 def _classes(workload: Workload, classes: int, finish: _Finish) -> Callable[[], Any]:
@@ -158,7 +155,7 @@ def _unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(shape, generator=generator), dim=1)
 
 
-def draw(curves: list[Curve], folder: Path, note: str) -> dict[str, Path]:
+def draw(curves: list[CostCurve], folder: Path, note: str) -> dict[str, Path]:
     """Write ``performance_<axis>.png``: time on the left, memory on the right.
 
     Args:
@@ -170,9 +167,9 @@ def draw(curves: list[Curve], folder: Path, note: str) -> dict[str, Path]:
         Axis -> file.
     """
     files = {}
-    for axis, group in _by_axis(curves):
-        figure = Figure((9.0, 3.6), dpi=100, layout="constrained")
-        figure.suptitle(_TITLES[axis][1], fontsize=11)
+    for axis in dict.fromkeys(curve.axis for curve in curves):
+        group = [curve for curve in curves if curve.axis == axis]
+        figure = new_chart((9.0, 3.6), _TITLES[axis][1])
         figure.supxlabel(note, fontsize=7, color="0.35")
         left, right = figure.subplots(1, 2)
         _plot(left, group, "seconds", "time, s")
@@ -182,11 +179,11 @@ def draw(curves: list[Curve], folder: Path, note: str) -> dict[str, Path]:
     return files
 
 
-def _plot(plot: Axes, group: list[Curve], field: str, unit: str) -> None:
-    for curve, color in zip(group, _COLORS, strict=False):
+def _plot(plot: Axes, group: list[CostCurve], field: str, unit: str) -> None:
+    for index, curve in enumerate(group):
         x = [point.x for point in curve.points]
         y = [getattr(point, field) for point in curve.points]
-        plot.plot(x, y, "o-", color=color, label=curve.name, markersize=4)
+        plot.plot(x, y, label=curve.name, markersize=4, **series_style(index))
     if group[0].axis == "prompts":
         plot.set_ylim(bottom=0)
     else:
@@ -195,15 +192,9 @@ def _plot(plot: Axes, group: list[Curve], field: str, unit: str) -> None:
         plot.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         plot.yaxis.set_major_formatter("{x:g}")
     x = sorted({point.x for curve in group for point in curve.points})
-    plot.set_xticks(x, [str(n) for n in x], fontsize=8)
+    plot.set_xticks(x, [str(n) for n in x])
     plot.minorticks_off()
     plot.set_xlabel(_TITLES[group[0].axis][0], fontsize=9)
     plot.set_ylabel(unit, fontsize=9)
-    plot.tick_params(axis="y", labelsize=8)
-    plot.grid(color="0.88", linewidth=0.8)
+    style_axes(plot)
     plot.spines[["top", "right"]].set_visible(False)
-
-
-def _by_axis(curves: list[Curve]) -> Iterator[tuple[str, list[Curve]]]:
-    for axis in dict.fromkeys(curve.axis for curve in curves):
-        yield axis, [curve for curve in curves if curve.axis == axis]

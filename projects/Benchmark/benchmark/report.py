@@ -21,18 +21,11 @@ _HEADINGS = {
 }
 # What a GPU run of the tool fills.
 _GPU_ROWS = [
-    *(
-        (f"{dtype}, batch {n}", unit)
-        for dtype in ("float32", "bfloat16")
-        for n in (1, 8)
-        for unit in ("ms", "images/s", "MiB")
-    ),
-    *(
-        (f"{dtype}, training step, batch {n}", unit)
-        for dtype in ("float32", "bfloat16")
-        for n in (2, 4, 8)
-        for unit in ("ms", "images/s", "MiB")
-    ),
+    (f"{dtype}, {step}batch {size}", unit)
+    for step, sizes in (("", (1, 8)), ("training step, ", (2, 4, 8)))
+    for dtype in ("float32", "bfloat16")
+    for size in sizes
+    for unit in ("ms", "images/s", "MiB")
 ]
 _CURVES = {
     "classes": "Time and memory of head, fusion and argmax against the number of classes",
@@ -48,10 +41,9 @@ def format_text(result: Mapping[str, Any]) -> str:
         result: as `tools/benchmark.py --json` prints it.
     """
     sections = [_machine(result["machine"]), tabulate(_bars(result["bars"]), _BAR_HEAD, **_PLAIN)]
-    sections += [
-        f"{_HEADINGS[part]}\n{tabulate(rows, ('what', 'median', 'unit', 'range'), **_PLAIN)}"
-        for part, rows in _parts(result["rows"]).items()
-    ]
+    for part, rows in _parts(result["rows"]).items():
+        table = tabulate(rows, ("what", "median", "unit", "range"), **_PLAIN)
+        sections.append(f"{_HEADINGS[part]}\n{table}")
     return "\n\n".join(section for section in sections if section)
 
 
@@ -74,19 +66,18 @@ def format_markdown(
         sections.append(f"{name}: {machine}")
     if cpu is not None:
         sections.append("## Bars\n\n" + _github(_bars(cpu["bars"]), _BAR_HEAD))
-    found = {
-        name: {_key(row): row for row in (result or {"rows": []})["rows"]}
-        for name, result in (("CPU", cpu), ("GPU", gpu))
-    }
+    found = [
+        {(row["part"], row["name"], row["unit"]): row for row in result["rows"]} if result else {}
+        for result in (cpu, gpu)
+    ]
     for part, heading in _HEADINGS.items():
-        keys = [key for rows in found.values() for key in rows if key[0] == part]
+        keys = [key for own in found for key in own if key[0] == part]
         if part == "throughput":
             keys += [(part, *row) for row in _GPU_ROWS]
         if not keys:
             continue
         rows = [
-            (key[1], key[2], *(_cell(found[name].get(key)) for name in found))
-            for key in dict.fromkeys(keys)
+            (key[1], key[2], *(_cell(own.get(key)) for own in found)) for key in dict.fromkeys(keys)
         ]
         sections.append(f"## {heading}\n\n" + _github(rows, ("what", "unit", "CPU", "GPU")))
     sections += [f"![{_CURVES[axis]}]({path})" for axis, path in pictures.items()]
@@ -126,22 +117,19 @@ def _bars(bars: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 def _parts(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[str, ...]]]:
     parts: dict[str, list[tuple[str, ...]]] = {}
     for row in rows:
-        spread = f"{_number(row['low'])}-{_number(row['high'])}" if row["runs"] > 1 else ""
-        parts.setdefault(row["part"], []).append(
-            (row["name"], _number(row["value"]), row["unit"], spread)
-        )
+        cells = (row["name"], _number(row["value"]), row["unit"], _spread(row))
+        parts.setdefault(row["part"], []).append(cells)
     return parts
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["part"], row["name"], row["unit"]
+def _spread(row: Mapping[str, Any]) -> str:
+    return f"{_number(row['low'])}-{_number(row['high'])}" if row["runs"] > 1 else ""
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return NOT_MEASURED
-    spread = f" ({_number(row['low'])}-{_number(row['high'])})" if row["runs"] > 1 else ""
-    return _number(row["value"]) + spread
+    return _number(row["value"]) + (f" ({_spread(row)})" if row["runs"] > 1 else "")
 
 
 def _number(value: float) -> str:
@@ -152,4 +140,4 @@ def _number(value: float) -> str:
 
 
 def _github(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    return tabulate(rows, head, tablefmt="github", disable_numparse=True)
+    return tabulate(rows, head, tablefmt="github", **_PLAIN)
