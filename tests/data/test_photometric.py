@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from tagclip.data.photometric import PhotometricDistortion, PhotometricTransform
+from tagclip.data.augmentation import PhotometricDistortion, PhotometricTransform
 
 
 def test_photometric_transform_by_definition() -> None:
