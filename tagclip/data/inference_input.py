@@ -78,11 +78,6 @@ class ResizeTransform(Transform):
         factors = (self.new_width / self.width, self.new_height / self.height)
         return coords * np.array(factors, dtype=coords.dtype)
 
-    def inverse(self) -> Transform:
-        """The resize back to the old size."""
-        new = self.new_height, self.new_width
-        return ResizeTransform(*new, self.height, self.width, self.library)
-
     def _resize(self, array: np.ndarray, nearest: bool) -> np.ndarray:
         if array.shape[:2] == (self.new_height, self.new_width):
             return array

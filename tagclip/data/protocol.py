@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from tagclip.config.checks import check_config, check_value
-from tagclip.data.datasets.from_config import apply_bad_sample_policy, register_folder_datasets
+from tagclip.data.datasets.register import apply_bad_sample_policy, register_folder_datasets
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 

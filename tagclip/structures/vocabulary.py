@@ -110,10 +110,8 @@ class Vocabulary:
         Raises:
             VocabularyError: the file is missing or inconsistent, or has no such split.
         """
-        file = read_vocabulary_json(path)
-        chosen, seen = file.choose_split(split)
         try:
-            return cls(file.name, file.classes, seen, chosen, file.ignore_label)
+            return cls(**read_vocabulary_json(Path(path), split))
         except VocabularyError as error:
             raise VocabularyError(f"{path}: {error}") from error
 
