@@ -6,11 +6,12 @@ Every random number comes from numpy's global generator, so that its state alone
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.transforms import Augmentation, RandomFlip
+from detectron2.data.transforms import Augmentation, ColorTransform, RandomFlip
 from fvcore.transforms.transform import CropTransform, Transform
 
 from tagclip.config.checks import check_config
@@ -18,8 +19,8 @@ from tagclip.data.inference_input import ResizeTransform, fit_size
 
 __all__ = [
     "CategoryCrop",
+    "PhotometricChange",
     "PhotometricDistortion",
-    "PhotometricTransform",
     "RandomResize",
     "build_train_augmentations",
 ]
@@ -98,34 +99,27 @@ class CategoryCrop(Augmentation):
         return int(np.random.randint(margin_y + 1)), int(np.random.randint(margin_x + 1))
 
 
-class PhotometricTransform(Transform):
-    """Brightness, contrast, saturation and hue of an 8-bit image; labels stay as they are."""
+@dataclass(frozen=True)
+class PhotometricChange:
+    """Change of brightness, contrast, saturation and hue of an 8-bit image.
 
-    def __init__(
-        self,
-        *,
-        brightness: float = 0.0,
-        contrast: float = 1.0,
-        saturation: float = 1.0,
-        hue: int = 0,
-        contrast_first: bool = True,
-        image_format: str = "RGB",
-    ):
-        """
-        Args:
-            brightness: added to all channels, in gray levels.
-            contrast: factor of all channels.
-            saturation: factor of S in HSV.
-            hue: added to H in HSV, in steps of 2 degrees (OpenCV's 8-bit scale, 180 a turn).
-            contrast_first: contrast before saturation and hue, else after.
-            image_format: "RGB" or "BGR".
-        """
-        super().__init__()
-        self.brightness, self.contrast = brightness, contrast
-        self.saturation, self.hue = saturation, hue
-        self.contrast_first, self.image_format = contrast_first, image_format
+    Attributes:
+        brightness: added to all channels, in gray levels.
+        contrast: factor of all channels.
+        saturation: factor of S in HSV.
+        hue: added to H in HSV, in steps of 2 degrees (OpenCV's 8-bit scale, 180 a turn).
+        contrast_first: contrast before saturation and hue, else after.
+        image_format: "RGB" or "BGR".
+    """
 
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
+    brightness: float = 0.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: int = 0
+    contrast_first: bool = True
+    image_format: str = "RGB"
+
+    def __call__(self, img: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to the same."""
         img = _linear(img, 1.0, self.brightness)
         if self.contrast_first:
@@ -143,14 +137,6 @@ class PhotometricTransform(Transform):
         hsv[:, :, 1] = _linear(hsv[:, :, 1], self.saturation, 0.0)
         hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + self.hue) % 180
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB if is_rgb else cv2.COLOR_HSV2BGR)
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """The label itself."""
-        return segmentation
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """The points themselves."""
-        return coords
 
 
 def _linear(array: np.ndarray, factor: float, offset: float) -> np.ndarray:
@@ -177,7 +163,7 @@ class PhotometricDistortion(Augmentation):
         switches = np.random.randint(2, size=5).astype(bool)
         brightness, contrast, saturation = np.random.uniform((-32, 0.5, 0.5), (32, 1.5, 1.5))
         hue = int(np.random.randint(-18, 19))
-        return PhotometricTransform(
+        change = PhotometricChange(
             brightness=brightness if switches[0] else 0.0,
             contrast=contrast if switches[1] else 1.0,
             saturation=saturation if switches[2] else 1.0,
@@ -185,6 +171,7 @@ class PhotometricDistortion(Augmentation):
             contrast_first=bool(switches[4]),
             image_format=self.image_format,
         )
+        return ColorTransform(change)
 
 
 def build_train_augmentations(cfg: CfgNode, ignore_index: int) -> list[Augmentation]:

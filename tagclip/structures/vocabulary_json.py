@@ -22,7 +22,7 @@ from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary_class import (
     ClassEntry,
     format_names,
-    name_key,
+    name_flags,
     refuse_duplicates,
 )
 from tagclip.utils.text import did_you_mean, one_line
@@ -127,31 +127,26 @@ def _read_splits(trees: object, names: Sequence[str]) -> dict[str, tuple[bool, .
 def _read_split(tree: object, names: Sequence[str], where: str) -> tuple[bool, ...]:
     """K flags, True for seen."""
     _check_keys(tree, (*_SPLIT_KEYS, *_NOTES), (), f"{where}: ")
-    parts = [part for part in _SPLIT_KEYS if part in tree]
-    lists = {part: _name_keys(tree[part], names, f"{where}: {part}") for part in parts}
-    if not lists:
+    parts = {
+        part: _flags(tree[part], names, f"{where}: {part}") for part in _SPLIT_KEYS if part in tree
+    }
+    if not parts:
         raise VocabularyError(f"{where}: neither 'unseen' nor 'seen' is given; list one of them")
-    keys = [name_key(name) for name in names]
-    if len(lists) == 2:
-        counts = [sum(key in part for part in lists.values()) for key in keys]
+    if len(parts) == 2:
         both = 2, "both seen and unseen; keep it in one list"
         none = 0, "neither seen nor unseen; list it in one"
         for count, text in (both, none):
-            found = [name for name, times in zip(names, counts, strict=True) if times == count]
+            flags = zip(names, *parts.values(), strict=True)
+            found = [name for name, *listed in flags if sum(listed) == count]
             if found:
                 raise VocabularyError(f"{where}: {format_names(found)} is {text}")
-    if "seen" in lists:
-        return tuple(key in lists["seen"] for key in keys)
-    return tuple(key not in lists["unseen"] for key in keys)
+    if "seen" in parts:
+        return tuple(parts["seen"])
+    return tuple(not flag for flag in parts["unseen"])
 
 
-def _name_keys(listed: object, names: Sequence[str], where: str) -> set[str]:
+def _flags(listed: object, names: Sequence[str], where: str) -> list[bool]:
     if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
         raise VocabularyError(f"{where} is {listed!r}, expected a list of class names")
-    known = {name_key(name): name for name in names}
-    unknown = [name for name in listed if name_key(name) not in known]
-    if unknown:
-        hint = did_you_mean(name_key(unknown[0]), names) or "; names are compared with classes"
-        raise VocabularyError(f"{where} names {format_names(unknown)}, no class{hint}")
     refuse_duplicates(listed, f"{where}: names")
-    return {name_key(name) for name in listed}
+    return name_flags(listed, names, where)

@@ -25,12 +25,7 @@ from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.text import did_you_mean
 
-__all__ = [
-    "apply_bad_sample_policy",
-    "register_folder_dataset",
-    "register_folder_datasets",
-    "register_zero_shot_sem_seg",
-]
+__all__ = ["register_datasets", "register_folder_dataset", "register_zero_shot_sem_seg"]
 
 logger = logging.getLogger(__name__)
 
@@ -128,13 +123,14 @@ def register_folder_dataset(
     )
 
 
-def register_folder_datasets(cfg: CfgNode) -> None:
-    """Register every entry of `DATASETS.FOLDER_DATASETS`; the same again does nothing.
+def register_datasets(cfg: CfgNode) -> None:
+    """Register what `DATASETS.FOLDER_DATASETS` describes; apply `DATASETS.ON_BAD_SAMPLE` to all.
 
-    An entry holds the arguments of `register_folder_dataset`.
+    An entry holds the arguments of `register_folder_dataset`; the same again does nothing.
 
     Raises:
-        ConfigError: an entry is no mapping of texts, or a key is unknown or missing.
+        ConfigError: an entry is no mapping of texts, a key is unknown or missing, or the policy
+            is unknown.
         DatasetError: a name belongs to another dataset.
     """
     for index, entry in enumerate(cfg.DATASETS.FOLDER_DATASETS):
@@ -154,14 +150,6 @@ def register_folder_datasets(cfg: CfgNode) -> None:
         if missing:
             raise ConfigError(f"{where}: {', '.join(missing)} is missing; add it")
         register_folder_dataset(**entry)
-
-
-def apply_bad_sample_policy(cfg: CfgNode) -> None:
-    """Let the datasets of a config refuse bad samples, or skip them (DATASETS.ON_BAD_SAMPLE).
-
-    Raises:
-        ConfigError: the value is unknown.
-    """
     policy = cfg.DATASETS.ON_BAD_SAMPLE
     check_value("DATASETS.ON_BAD_SAMPLE", policy)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
