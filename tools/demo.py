@@ -219,7 +219,7 @@ def draw_video(args: argparse.Namespace, source: str | int) -> None:
     import cv2
     from tqdm import tqdm
 
-    from tagclip.demo.media import Video, open_writer
+    from tagclip.demo.media import Video, VideoFile
     from tagclip.visualization.prediction_page import draw_prediction
 
     video = Video(source)
@@ -245,7 +245,7 @@ def draw_video(args: argparse.Namespace, source: str | int) -> None:
     else:
         stem = "webcam" if args.webcam else Path(source).stem
         path = args.output if args.output.suffix else args.output / f"{stem}.mp4"
-        with open_writer(path, video.fps) as writer:
+        with VideoFile(path, video.fps) as writer:
             for page in pages():
                 writer.write(page)
         logger.info("Written: %s", path)

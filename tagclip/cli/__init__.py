@@ -47,10 +47,7 @@ COMMANDS = {
         "run-onnx": ("tools.run_onnx:invoke_main", "run an exported model without torch"),
     },
     "MiniBench, the generated benchmark": {
-        "minibench data": (
-            "tools.minibench.generate_data:invoke_main",
-            "generate its images",
-        ),
+        "minibench data": ("tools.minibench.generate_data:invoke_main", "generate its images"),
         "minibench report": ("tools.minibench.make_report:invoke_main", "draw what a run learned"),
         "minibench table": ("tools.minibench.run_table:invoke_main", "train and measure all runs"),
         "minibench clip": ("tools.minibench.train_clip:invoke_main", "train its small CLIP"),

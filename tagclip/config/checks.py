@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ def check_config(cfg: CfgNode) -> None:
     """
     keys = _all_keys()
     for key in keys.values():
-        if not key.when or _value(cfg, keys[key.when].path):
-            key.check(_value(cfg, key.path))
+        if not key.when or reduce(getitem, keys[key.when].path, cfg):
+            key.check(reduce(getitem, key.path, cfg))
     solver = cfg.SOLVER
     if solver.REFERENCE_WORLD_SIZE and solver.IMS_PER_BATCH % solver.REFERENCE_WORLD_SIZE:
         raise ConfigError(
@@ -85,9 +86,3 @@ def check_registered(cfg: CfgNode) -> None:
 @cache
 def _all_keys() -> dict[str, Key]:
     return {name: key for keys in config_keys().values() for name, key in keys.items()}
-
-
-def _value(node: Any, path: tuple[str, ...]) -> Any:
-    for part in path:
-        node = node[part]
-    return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from detectron2.config import get_cfg
 from tagclip.config.checks import check_config
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.errors import ConfigError
-from tagclip.utils.text import did_you_mean
+from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["build_config", "load_config", "resolve_paths"]
@@ -52,37 +53,45 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     """
     cfg = get_cfg()
     add_tagclip_config(cfg)
-    defaults = dict(_leaves(cfg))
-    for source, tree in trees:
-        _check_keys(cfg, _key_paths(tree), source)
-        _fit_type(cfg, reduce(_child, _NAME_OR_LIST.split("."), tree))
-        _merge(lambda tree: cfg.merge_from_other_cfg(CN(tree)), tree, str(source))
-        _refuse_nulls(cfg, defaults, source)
+    defaults = dict(_items(cfg))
     if len(opts) % 2:
         raise ConfigError(
             f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
             "expected KEY VALUE pairs; add the missing key or value"
         )
-    _check_keys(cfg, opts[0::2], "command line")
-    _fit_type(cfg, dict(zip(opts[0::2], opts[1::2], strict=True)).get(_NAME_OR_LIST))
-    _merge(cfg.merge_from_list, list(opts), "command line")
-    _refuse_nulls(cfg, defaults, "command line")
+    pairs = zip(opts[0::2], opts[1::2], strict=True)
+    overrides = (("command line", _nested(key, value)) for key, value in pairs)
+    for source, tree in chain(trees, overrides):
+        values = dict(_items(tree))
+        _check_keys(values, defaults, source)
+        templates = values.get(_NAME_OR_LIST)
+        if templates is not None:
+            cfg.MODEL.CLIP.TEMPLATES = [] if str(templates).startswith("[") else ""
+        try:
+            cfg.merge_from_other_cfg(CN(tree))
+        except (ValueError, AssertionError, KeyError, TypeError) as error:
+            raise ConfigError(f"{source}: {one_line(error)}; mend the value") from error
+        _refuse_nulls(cfg, defaults, source)
     check_config(cfg)
     return cfg
 
 
-def _leaves(tree: CN, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of every key that is no section."""
+def _items(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every key and section of a nested dict."""
     for key, value in tree.items():
-        if isinstance(value, CN):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+        yield f"{prefix}{key}", value
+        if isinstance(value, dict):
+            yield from _items(value, f"{prefix}{key}.")
+
+
+def _nested(key: str, value: Any) -> dict:
+    """``"A.B", 1`` -> ``{"A": {"B": 1}}``."""
+    return reduce(lambda tree, part: {part: tree}, reversed(key.split(".")), value)
 
 
 def _refuse_nulls(cfg: CN, defaults: dict[str, Any], source: str | Path) -> None:
     """yacs takes None for every type; what reads the key would fail somewhere."""
-    for key, value in _leaves(cfg):
+    for key, value in _items(cfg):
         default = defaults.get(key)
         if value is None and default is not None:
             raise ConfigError(
@@ -91,21 +100,14 @@ def _refuse_nulls(cfg: CN, defaults: dict[str, Any], source: str | Path) -> None
             )
 
 
-def _fit_type(cfg: CN, templates: Any) -> None:
-    """Give `_NAME_OR_LIST` the type of the value that is about to be merged."""
-    if templates is not None:
-        cfg.MODEL.CLIP.TEMPLATES = [] if str(templates).startswith("[") else ""
-
-
-def _child(node: Any, key: str) -> Any:
-    return node.get(key) if isinstance(node, dict) else None
-
-
-def _merge(merge: Any, values: Any, source: str) -> None:
-    try:
-        merge(values)
-    except (ValueError, AssertionError, KeyError, TypeError) as error:
-        raise ConfigError(f"{source}: {' '.join(str(error).split())}; mend the value") from error
+def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Path) -> None:
+    """Refuse keys that the config does not have, naming the nearest one that it has."""
+    for key, value in values.items():
+        # Of a section, the keys in it are more to the point.
+        if key not in known and not (isinstance(value, dict) and value):
+            hint = did_you_mean(key, known) or "; all keys: docs/config.md"
+            shown = key if key.isprintable() else repr(key)
+            raise ConfigError(f"{source}: unknown config key {shown}{hint}")
 
 
 def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
@@ -149,7 +151,7 @@ def _read_yaml(path: Path) -> dict:
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"{path}: not a plain yaml file ({' '.join(str(error).split())}); "
+            f"{path}: not a plain yaml file ({one_line(error)}); "
             "expected keys and values without tags"
         ) from error
     if tree is None:
@@ -169,21 +171,3 @@ def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
     if is_relative and key not in _CWD_RELATIVE:
         return str((folder / node).resolve())
     return node
-
-
-def _check_keys(cfg: CN, keys: Iterable[str], source: str | Path) -> None:
-    """Refuse keys that the config does not have, naming the nearest one that it has."""
-    known = set(_key_paths(cfg))
-    for key in keys:
-        if key not in known:
-            hint = did_you_mean(str(key), known) or "; all keys: docs/config.md"
-            shown = key if str(key).isprintable() else repr(key)
-            raise ConfigError(f"{source}: unknown config key {shown}{hint}")
-
-
-def _key_paths(tree: dict, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every key and section of a nested dict."""
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _key_paths(value, f"{prefix}{key}.")

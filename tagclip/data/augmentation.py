@@ -1,98 +1,31 @@
-"""Training and test augmentation with the geometry of the released pipeline.
+"""Training augmentation: random resize, crop, flip and photometric distortion.
 
 Every random number comes from numpy's global generator, so that its state alone decides a sample.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.transforms import Augmentation, RandomFlip
-from detectron2.utils.logger import log_first_n
+from detectron2.data.transforms import Augmentation, ColorTransform, RandomFlip
 from fvcore.transforms.transform import CropTransform, Transform
-from PIL import Image
 
 from tagclip.config.checks import check_config
-from tagclip.data.photometric import PhotometricDistortion
-from tagclip.errors import DatasetError
+from tagclip.data.inference_input import ResizeTransform, fit_size
 
 __all__ = [
     "CategoryCrop",
+    "PhotometricChange",
+    "PhotometricDistortion",
     "RandomResize",
-    "ResizeShortSide",
-    "ResizeTransform",
-    "build_test_augmentations",
     "build_train_augmentations",
-    "fit_size",
 ]
 
 _CROP_REDRAWS = 10
-
-
-def fit_size(height: int, width: int, short: int, long: int = 0) -> tuple[int, int]:
-    """Size of an image that is resized, keeping its ratio, into (long, short).
-
-    Scale s = min(long / max(height, width), short / min(height, width)), new sides
-    int(side * s + 0.5), at least 1 (mmcv's rule; docs/method.md, section 7).
-
-    Args:
-        height, width: size in pixels.
-        short: bound of the short side in pixels.
-        long: bound of the long side in pixels; 0 sets none.
-
-    Returns:
-        (height, width) in pixels.
-    """
-    scale = short / min(height, width)
-    if long:
-        scale = min(scale, long / max(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-class ResizeTransform(Transform):
-    """Bilinear resize of images, nearest-neighbour resize of labels.
-
-    "cv2" takes no mean over the pixels that a smaller image leaves out; "pil" does.
-    Both keep every integer label exact.
-    """
-
-    def __init__(self, height: int, width: int, new_height: int, new_width: int, library: str):
-        super().__init__()
-        self.height, self.width = height, width
-        self.new_height, self.new_width = new_height, new_width
-        self.library = library
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 to (new H, new W, 3) uint8."""
-        return self._resize(img, nearest=False)
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(H, W) uint8 or int32 to the new size."""
-        return self._resize(segmentation, nearest=True)
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """(N, 2) points (x, y) in pixels, scaled."""
-        factors = (self.new_width / self.width, self.new_height / self.height)
-        return coords * np.array(factors, dtype=coords.dtype)
-
-    def inverse(self) -> Transform:
-        """The resize back to the old size."""
-        new = self.new_height, self.new_width
-        return ResizeTransform(*new, self.height, self.width, self.library)
-
-    def _resize(self, array: np.ndarray, nearest: bool) -> np.ndarray:
-        if array.shape[:2] == (self.new_height, self.new_width):
-            return array
-        size = self.new_width, self.new_height
-        if self.library == "cv2":
-            mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
-            return cv2.resize(array, size, interpolation=mode)
-        mode = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
-        return np.array(Image.fromarray(array).resize(size, mode))
 
 
 class RandomResize(Augmentation):
@@ -121,47 +54,6 @@ class RandomResize(Augmentation):
         long = max(1, int(self.long * factor)) if self.long else 0
         size = fit_size(height, width, max(1, int(short * factor)), long)
         return ResizeTransform(height, width, *size, self.library)
-
-
-class ResizeShortSide(Augmentation):
-    """Resize the short side to exactly `short` pixels unless the long side passes `long` (> 0).
-
-    A thin strip that would become larger than `max_pixels` (> 0) is not enlarged, which is logged.
-    """
-
-    def __init__(self, short: int, long: int, library: str, max_pixels: int = 0):
-        super().__init__()
-        self.short, self.long, self.library = short, long, library
-        self.max_pixels = max_pixels
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """For an (H, W, 3) image.
-
-        Raises:
-            DatasetError: it is larger than `max_pixels` even so.
-        """
-        height, width = image.shape[:2]
-        size = fit_size(height, width, self.short, self.long)
-        if 0 < self.max_pixels < size[0] * size[1]:
-            size = self._not_enlarged(height, width, size)
-        return ResizeTransform(height, width, *size, self.library)
-
-    def _not_enlarged(self, height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
-        kept = min(size, (height, width))
-        is_too_large = kept[0] * kept[1] > self.max_pixels
-        text = (
-            f"image of {width}x{height} pixels: a short side of {self.short} would make it "
-            f"{size[1]}x{size[0]}, INPUT.MAX_PIXELS allows {self.max_pixels}"
-        )
-        advice = "INPUT.MAX_SIZE_TEST 4096 (TEST.AUG.MAX_SIZE)"
-        if is_too_large:
-            raise DatasetError(f"{text}; bound its long side with {advice}")
-        log_first_n(
-            logging.WARNING,
-            f"{text}; it and others like it are not enlarged: choose their long side with {advice}",
-            name=__name__,
-        )
-        return kept
 
 
 class CategoryCrop(Augmentation):
@@ -207,6 +99,81 @@ class CategoryCrop(Augmentation):
         return int(np.random.randint(margin_y + 1)), int(np.random.randint(margin_x + 1))
 
 
+@dataclass(frozen=True)
+class PhotometricChange:
+    """Change of brightness, contrast, saturation and hue of an 8-bit image.
+
+    Attributes:
+        brightness: added to all channels, in gray levels.
+        contrast: factor of all channels.
+        saturation: factor of S in HSV.
+        hue: added to H in HSV, in steps of 2 degrees (OpenCV's 8-bit scale, 180 a turn).
+        contrast_first: contrast before saturation and hue, else after.
+        image_format: "RGB" or "BGR".
+    """
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: int = 0
+    contrast_first: bool = True
+    image_format: str = "RGB"
+
+    def __call__(self, img: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to the same."""
+        img = _linear(img, 1.0, self.brightness)
+        if self.contrast_first:
+            img = _linear(img, self.contrast, 0.0)
+        img = self._shift_hue_saturation(img)
+        if not self.contrast_first:
+            img = _linear(img, self.contrast, 0.0)
+        return img
+
+    def _shift_hue_saturation(self, img: np.ndarray) -> np.ndarray:
+        if self.saturation == 1 and self.hue == 0:
+            return img
+        is_rgb = self.image_format == "RGB"
+        hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV if is_rgb else cv2.COLOR_BGR2HSV)
+        hsv[:, :, 1] = _linear(hsv[:, :, 1], self.saturation, 0.0)
+        hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + self.hue) % 180
+        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB if is_rgb else cv2.COLOR_HSV2BGR)
+
+
+def _linear(array: np.ndarray, factor: float, offset: float) -> np.ndarray:
+    """clip(factor * x + offset, 0, 255), rounded down."""
+    if factor == 1 and offset == 0:
+        return array
+    table = np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
+    return cv2.LUT(np.ascontiguousarray(array), table)
+
+
+class PhotometricDistortion(Augmentation):
+    """SSD's photometric distortion (arXiv:1512.02325) with mmseg's ranges.
+
+    With probability 0.5 each: brightness +-32, contrast 0.5..1.5, saturation 0.5..1.5, hue +-18
+    steps of 2 degrees; contrast comes before or after the other two, also with 0.5.
+    """
+
+    def __init__(self, image_format: str):
+        super().__init__()
+        self.image_format = image_format
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw all parameters; the number of draws is always the same."""
+        switches = np.random.randint(2, size=5).astype(bool)
+        brightness, contrast, saturation = np.random.uniform((-32, 0.5, 0.5), (32, 1.5, 1.5))
+        hue = int(np.random.randint(-18, 19))
+        change = PhotometricChange(
+            brightness=brightness if switches[0] else 0.0,
+            contrast=contrast if switches[1] else 1.0,
+            saturation=saturation if switches[2] else 1.0,
+            hue=hue if switches[3] else 0,
+            contrast_first=bool(switches[4]),
+            image_format=self.image_format,
+        )
+        return ColorTransform(change)
+
+
 def build_train_augmentations(cfg: CfgNode, ignore_index: int) -> list[Augmentation]:
     """Resize, crop, flip and photometric distortion, as `cfg.INPUT` says.
 
@@ -237,15 +204,3 @@ def build_train_augmentations(cfg: CfgNode, ignore_index: int) -> list[Augmentat
     if inputs.COLOR_AUG_SSD:
         augmentations.append(PhotometricDistortion(inputs.FORMAT))
     return augmentations
-
-
-def build_test_augmentations(cfg: CfgNode) -> list[Augmentation]:
-    """Resize of the short side to `INPUT.MIN_SIZE_TEST` (0: none).
-
-    `INPUT.MAX_SIZE_TEST` bounds the long side (0: not at all, as the released pipeline).
-    """
-    inputs = cfg.INPUT
-    if inputs.MIN_SIZE_TEST == 0:
-        return []
-    rest = inputs.MAX_SIZE_TEST, inputs.RESIZE, inputs.MAX_PIXELS
-    return [ResizeShortSide(inputs.MIN_SIZE_TEST, *rest)]

@@ -1,21 +1,145 @@
-"""From an image to what the model takes at test time: one view, or several to average."""
+"""From an image to what the model takes at test time: resized, as one view or several to average.
+
+Sizes follow the released pipeline.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
-from fvcore.transforms.transform import HFlipTransform
+from detectron2.utils.logger import log_first_n
+from fvcore.transforms.transform import HFlipTransform, Transform
+from PIL import Image
 
-from tagclip.data.augmentation import ResizeShortSide, build_test_augmentations
 from tagclip.errors import DatasetError
 
-__all__ = ["InferenceInput", "View", "check_bgr_array"]
+__all__ = [
+    "InferenceInput",
+    "ResizeShortSide",
+    "ResizeTransform",
+    "View",
+    "build_test_augmentations",
+    "check_bgr_array",
+    "fit_size",
+]
+
+
+def fit_size(height: int, width: int, short: int, long: int = 0) -> tuple[int, int]:
+    """Size of an image that is resized, keeping its ratio, into (long, short).
+
+    Scale s = min(long / max(height, width), short / min(height, width)), new sides
+    int(side * s + 0.5), at least 1 (mmcv's rule; docs/method.md, section 7).
+
+    Args:
+        height, width: size in pixels.
+        short: bound of the short side in pixels.
+        long: bound of the long side in pixels; 0 sets none.
+
+    Returns:
+        (height, width) in pixels.
+    """
+    scale = short / min(height, width)
+    if long:
+        scale = min(scale, long / max(height, width))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+class ResizeTransform(Transform):
+    """Bilinear resize of images, nearest-neighbour resize of labels.
+
+    "cv2" takes no mean over the pixels that a smaller image leaves out; "pil" does.
+    Both keep every integer label exact.
+    """
+
+    def __init__(self, height: int, width: int, new_height: int, new_width: int, library: str):
+        super().__init__()
+        self.height, self.width = height, width
+        self.new_height, self.new_width = new_height, new_width
+        self.library = library
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 to (new H, new W, 3) uint8."""
+        return self._resize(img, nearest=False)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """(H, W) uint8 or int32 to the new size."""
+        return self._resize(segmentation, nearest=True)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """(N, 2) points (x, y) in pixels, scaled."""
+        factors = (self.new_width / self.width, self.new_height / self.height)
+        return coords * np.array(factors, dtype=coords.dtype)
+
+    def _resize(self, array: np.ndarray, nearest: bool) -> np.ndarray:
+        if array.shape[:2] == (self.new_height, self.new_width):
+            return array
+        size = self.new_width, self.new_height
+        if self.library == "cv2":
+            mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+            return cv2.resize(array, size, interpolation=mode)
+        mode = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        return np.array(Image.fromarray(array).resize(size, mode))
+
+
+class ResizeShortSide(Augmentation):
+    """Resize the short side to exactly `short` pixels unless the long side passes `long` (> 0).
+
+    A thin strip that would become larger than `max_pixels` (> 0) is not enlarged, which is logged.
+    """
+
+    def __init__(self, short: int, long: int, library: str, max_pixels: int = 0):
+        super().__init__()
+        self.short, self.long, self.library = short, long, library
+        self.max_pixels = max_pixels
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """For an (H, W, 3) image.
+
+        Raises:
+            DatasetError: it is larger than `max_pixels` even so.
+        """
+        height, width = image.shape[:2]
+        size = fit_size(height, width, self.short, self.long)
+        if 0 < self.max_pixels < size[0] * size[1]:
+            size = self._not_enlarged(height, width, size)
+        return ResizeTransform(height, width, *size, self.library)
+
+    def _not_enlarged(self, height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
+        kept = min(size, (height, width))
+        is_too_large = kept[0] * kept[1] > self.max_pixels
+        text = (
+            f"image of {width}x{height} pixels: a short side of {self.short} would make it "
+            f"{size[1]}x{size[0]}, INPUT.MAX_PIXELS allows {self.max_pixels}"
+        )
+        advice = "INPUT.MAX_SIZE_TEST 4096 (TEST.AUG.MAX_SIZE)"
+        if is_too_large:
+            raise DatasetError(f"{text}; bound its long side with {advice}")
+        log_first_n(
+            logging.WARNING,
+            f"{text}; it and others like it are not enlarged: choose their long side with {advice}",
+            name=__name__,
+        )
+        return kept
+
+
+def build_test_augmentations(cfg: CfgNode) -> list[Augmentation]:
+    """Resize of the short side to `INPUT.MIN_SIZE_TEST` (0: none).
+
+    `INPUT.MAX_SIZE_TEST` bounds the long side (0: not at all, as the released pipeline).
+    """
+    inputs = cfg.INPUT
+    if inputs.MIN_SIZE_TEST == 0:
+        return []
+    rest = inputs.MAX_SIZE_TEST, inputs.RESIZE, inputs.MAX_PIXELS
+    return [ResizeShortSide(inputs.MIN_SIZE_TEST, *rest)]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from tagclip.config.checks import check_config, check_value
-from tagclip.data.datasets.from_config import apply_bad_sample_policy, register_folder_datasets
+from tagclip.data.datasets.register import register_datasets
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -98,8 +98,7 @@ class Protocol:
             DatasetError, VocabularyError: the dataset is not registered, or its json is
                 inconsistent.
         """
-        register_folder_datasets(self._cfg)
-        apply_bad_sample_policy(self._cfg)
+        register_datasets(self._cfg)
         split = self._cfg.DATASETS.ZERO_SHOT.SPLIT
         default = Vocabulary.from_metadata(name)
         is_trained = name in self._cfg.DATASETS.TRAIN

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -204,26 +205,22 @@ def _outcomes(
             pool.shutdown(cancel_futures=True)
 
 
-# Of a process of the pool: how to build its job, and then the job.
-_make_job: Callable[[], _ImageJob] | None = None
-_job: _ImageJob | None = None
+# Of a process of the pool: returns its job, which the first call builds.
+_job: Callable[[], _ImageJob] | None = None
 
 
 def _start_process(
     args: argparse.Namespace, build_predictor: BuildPredictor, devices: Queue, threads: int
 ) -> None:
-    global _make_job
+    global _job
     torch.set_num_threads(threads)
     device = devices.get()
-    _make_job = lambda: _ImageJob(build_predictor(args, device), args)  # noqa: E731
+    # Not now: the pool hands on errors of tasks only.
+    _job = cache(lambda: _ImageJob(build_predictor(args, device), args))
 
 
 def _run_task(task: tuple) -> _Outcome:
-    # Not before the first task: the pool hands on errors of tasks only.
-    global _job
-    if _job is None:
-        _job = _make_job()
-    return _job(*task)
+    return _job()(*task)
 
 
 def _read_json(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tagclip.errors import ConfigError, DatasetError
 
-__all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video", "open_writer"]
+__all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video"]
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +165,25 @@ class Video:
 
 
 class VideoFile:
-    """Writes frames; the size of the first one is that of the video."""
+    """Writes frames within ``with``; the size of the first one is that of the video.
+
+    The video appears under its name when it is complete, or after Ctrl-C, which ends there.
+    """
 
     def __init__(self, path: Path, fps: float) -> None:
-        """Prepare; the file is opened with the first frame."""
+        """Prepare; the file is opened with the first frame.
+
+        Raises:
+            ConfigError: there is no codec for a file of this name.
+        """
+        if path.suffix.lower() not in _CODECS:
+            raise ConfigError(f"--output {path}: expected a folder or {' or '.join(_CODECS)}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         self._path, self._fps, self._writer = path, fps, None
+
+    def __enter__(self) -> VideoFile:
+        return self
 
     def write(self, picture: np.ndarray) -> None:
         """Append (H, W, 3) uint8 RGB.
@@ -181,36 +195,22 @@ class VideoFile:
         height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
         if self._writer is None:
             code = cv2.VideoWriter_fourcc(*_CODECS[self._path.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self._path), code, self._fps, (width, height))
+            self._writer = cv2.VideoWriter(str(self._temporary), code, self._fps, (width, height))
         if not self._writer.isOpened():
             raise ConfigError(f"--output {self._path}: cannot be written; choose another file")
         self._writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
 
-    def close(self) -> None:
-        """Finish the file."""
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         if self._writer is not None:
             self._writer.release()
-
-
-@contextmanager
-def open_writer(path: Path, fps: float) -> Iterator[VideoFile]:
-    """Write a video that appears under its name when it is complete, or after Ctrl-C."""
-    if path.suffix.lower() not in _CODECS:
-        raise ConfigError(f"--output {path}: expected a folder or {' or '.join(_CODECS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    writer = VideoFile(temporary, fps)
-    try:
-        yield writer
-    except KeyboardInterrupt:
-        logger.info("Interrupted: %s ends here", path)
-    except BaseException:
-        writer.close()
-        temporary.unlink(missing_ok=True)
-        raise
-    writer.close()
-    if temporary.is_file():
-        os.replace(temporary, path)
+        is_interrupted = kind is KeyboardInterrupt
+        if is_interrupted:
+            logger.info("Interrupted: %s ends here", self._path)
+        elif kind is not None:
+            self._temporary.unlink(missing_ok=True)
+        if self._temporary.is_file():
+            os.replace(self._temporary, self._path)
+        return is_interrupted
 
 
 def has_display() -> bool:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
-
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
@@ -49,7 +47,7 @@ def export_recipe(
         files: name -> content and largest difference of a score from the model's.
     """
     cfg, model, vocabulary = predictor.cfg, predictor.model, predictor.vocabulary
-    gate = model.gate
+    gate, weights = model.gate, Path(cfg.MODEL.WEIGHTS)
     shape = "height, width" if size is None else f"{size[0]}, {size[1]}"
     return {
         "format": FORMAT,
@@ -97,7 +95,13 @@ def export_recipe(
         "windows": window_recipe(model.inference_settings, size),
         # null: every pixel gets a class.
         "background_threshold": model.inference_settings.background_threshold or None,
-        "fingerprints": _fingerprints(cfg, predictor),
+        "fingerprints": {
+            "checkpoint": weights.name,
+            "checkpoint_sha256": file_sha256(weights),
+            "clip_sha256": model.backbone.weights_sha256,
+            "vocabulary": vocabulary.partition_fingerprint,
+            "class_vectors": model.text_bank.fingerprint(vocabulary),
+        },
     }
 
 
@@ -121,15 +125,4 @@ def window_recipe(settings: InferenceSettings, size: tuple[int, int] | None) -> 
         "origins": _ORIGINS,
         "smaller_images": "the window shrinks" if size is None else "cannot be run",
         "fusion": _FUSION,
-    }
-
-
-def _fingerprints(cfg: CfgNode, predictor: TagCLIPPredictor) -> dict[str, str]:
-    weights, model = Path(cfg.MODEL.WEIGHTS), predictor.model
-    return {
-        "checkpoint": weights.name,
-        "checkpoint_sha256": file_sha256(weights),
-        "clip_sha256": model.backbone.weights_sha256,
-        "vocabulary": predictor.vocabulary.partition_fingerprint,
-        "class_vectors": model.text_bank.fingerprint(predictor.vocabulary),
     }

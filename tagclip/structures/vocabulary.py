@@ -15,8 +15,8 @@ from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary_class import (
     MAX_LABEL,
     ClassEntry,
-    format_names,
     is_int,
+    name_flags,
     name_key,
     palette_color,
     refuse_duplicates,
@@ -110,10 +110,8 @@ class Vocabulary:
         Raises:
             VocabularyError: the file is missing or inconsistent, or has no such split.
         """
-        file = read_vocabulary_json(path)
-        chosen, seen = file.choose_split(split)
         try:
-            return cls(file.name, file.classes, seen, chosen, file.ignore_label)
+            return cls(**read_vocabulary_json(Path(path), split))
         except VocabularyError as error:
             raise VocabularyError(f"{path}: {error}") from error
 
@@ -237,19 +235,8 @@ class Vocabulary:
         """
         flags = [seen] if isinstance(seen, str) else list(seen)
         if not flags or not all(isinstance(flag, (bool, np.bool_)) for flag in flags):
-            flags = self._flags_of(flags)
+            flags = name_flags(list(map(str, flags)), self.names, f"vocabulary {self.name!r}: seen")
         return self._partitioned(flags)
-
-    def _flags_of(self, names: Sequence[str]) -> list[bool]:
-        wanted = {name_key(str(name)): str(name) for name in names}
-        keys = [name_key(name) for name in self.names]
-        unknown = [name for key, name in wanted.items() if key not in keys]
-        if unknown:
-            raise VocabularyError(
-                f"vocabulary {self.name!r} has no class {format_names(unknown)}; "
-                f"its classes are {format_names(self.names)}"
-            )
-        return [key in wanted for key in keys]
 
     def _partitioned(self, flags: Iterable[bool]) -> Vocabulary:
         flags = tuple(map(bool, flags))

@@ -11,13 +11,14 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 
 from tagclip.errors import VocabularyError
-from tagclip.utils.text import one_line
+from tagclip.utils.text import did_you_mean, one_line
 
 __all__ = [
     "MAX_LABEL",
     "ClassEntry",
     "format_names",
     "is_int",
+    "name_flags",
     "name_key",
     "palette_color",
     "refuse_duplicates",
@@ -127,6 +128,21 @@ def refuse_duplicates(names: Iterable[str], what: str) -> None:
             f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; "
             "keep one of each"
         )
+
+
+def name_flags(listed: Sequence[str], names: Sequence[str], where: str) -> list[bool]:
+    """Whether a list of class names holds each of all names, however they are spelt.
+
+    Raises:
+        VocabularyError: the list has another name; ``where`` begins the message.
+    """
+    keys = [name_key(name) for name in names]
+    unknown = [name for name in listed if name_key(name) not in keys]
+    if unknown:
+        hint = did_you_mean(unknown[0], names) or f"; the classes are {format_names(names)}"
+        raise VocabularyError(f"{where} names {format_names(unknown)}, no class{hint}")
+    wanted = set(map(name_key, listed))
+    return [key in wanted for key in keys]
 
 
 def palette_color(number: int) -> tuple[int, int, int]:

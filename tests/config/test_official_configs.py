@@ -15,7 +15,7 @@ from helpers.config_values import changed_keys, leaves
 
 from tagclip import load_config
 from tagclip.data import Protocol
-from tagclip.data.augmentation import build_test_augmentations
+from tagclip.data.inference_input import build_test_augmentations
 from tagclip.solver.optimizer import build_optimizer
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip.data import build_test_augmentations, build_train_augmentations
-from tagclip.data.augmentation import CategoryCrop, RandomResize, ResizeTransform, fit_size
+from tagclip.data.augmentation import CategoryCrop, RandomResize
+from tagclip.data.inference_input import ResizeTransform, fit_size
 from tagclip.errors import ConfigError
 
 sides = st.integers(1, 3000)

@@ -63,7 +63,7 @@ def test_with_seen_takes_flags_or_names() -> None:
     assert vocabulary.with_seen(["SKY", "cat"]).seen == expected
     assert vocabulary.with_seen([]).seen == (False,) * 4
     assert Vocabulary.from_names(NAMES, seen=["sky", "cat"]).seen == expected
-    with pytest.raises(VocabularyError, match="has no class 'bird'"):
+    with pytest.raises(VocabularyError, match="seen names 'bird', no class"):
         vocabulary.with_seen(["bird"])
     with pytest.raises(VocabularyError, match="expected 4 truth values"):
         vocabulary.with_seen([True])

@@ -40,7 +40,7 @@ BAD_FILES = {
     "blank name": (_tree(name=" "), "name is ' '"),
     "misspelt key": (_tree(default_splt="zs"), "did you mean default_split?"),
     "classes an object": (_tree(classes={"cat": 0}), "expected a list of objects"),
-    "class a text": (_tree(classes=["cat"]), "classes[0]: found 'cat'"),
+    "class a text": (_tree(classes=["cat"]), "classes[0]: found a str"),
     "class without id": (_tree(classes=[{"name": "cat"}]), "classes[0]: 'id' is missing"),
     "class with unknown key": (_with_class(1, colour=[0, 0, 0]), "did you mean color?"),
     "empty list": (_tree(classes=[], splits={"zs": {"unseen": []}}), "class list is empty"),

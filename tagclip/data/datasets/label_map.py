@@ -63,10 +63,13 @@ class LabelMap:
         """int32; entry v is the vocabulary id of value v, -1 if v means nothing here."""
         ids = {name_key(entry.name): entry.id for entry in self.vocabulary.classes}
         rest = ids[name_key(self.background)] if self.background else self.vocabulary.ignore_label
+        return self._table(ids, rest)
+
+    def _table(self, numbers: Mapping[str, int], rest: int) -> np.ndarray:
         table = np.full(max(*self.class_names, *self.ignored) + 1, -1, dtype=np.int32)
         table[list(self.ignored)] = rest
         for value, name in self.class_names.items():
-            table[value] = ids.get(name_key(name), rest)
+            table[value] = numbers.get(name_key(name), rest)
         return table
 
     @property
@@ -109,10 +112,7 @@ class LabelMap:
             label: (H, W) integers.
             names: index by `name_key`.
         """
-        table = np.full(len(self.table), -1, dtype=np.int32)
-        for value, name in self.class_names.items():
-            table[value] = names.get(name_key(name), -1)
-        return _looked_up(table, label)
+        return _looked_up(self._table(names, -1), label)
 
 
 def _looked_up(table: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from tagclip.config.checks import check_value
 from tagclip.data.datasets.manifest import LabelManifest
-from tagclip.data.datasets.selection import UsableSamples, find_usable, paired_samples
-from tagclip.errors import DatasetError
+from tagclip.data.datasets.selection import (
+    UsableSamples,
+    find_usable,
+    paired_samples,
+    skip_bad_samples,
+)
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import did_you_mean
 
-__all__ = ["register_folder_dataset", "register_zero_shot_sem_seg"]
+__all__ = ["register_datasets", "register_folder_dataset", "register_zero_shot_sem_seg"]
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
+# Arguments of `register_folder_dataset`.
+_ENTRY_REQUIRED = ("name", "images", "labels", "vocabulary")
+_ENTRY_KEYS = (*_ENTRY_REQUIRED, "image_list")
 
 
 def register_zero_shot_sem_seg(
@@ -110,6 +121,39 @@ def register_folder_dataset(
     register_zero_shot_sem_seg(
         name, images, labels, vocabulary, ("jpg", "jpeg", "png"), image_list=image_list
     )
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register what `DATASETS.FOLDER_DATASETS` describes; apply `DATASETS.ON_BAD_SAMPLE` to all.
+
+    An entry holds the arguments of `register_folder_dataset`; the same again does nothing.
+
+    Raises:
+        ConfigError: an entry is no mapping of texts, a key is unknown or missing, or the policy
+            is unknown.
+        DatasetError: a name belongs to another dataset.
+    """
+    for index, entry in enumerate(cfg.DATASETS.FOLDER_DATASETS):
+        where = f"DATASETS.FOLDER_DATASETS[{index}]"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(
+                f"{where} is {entry!r}, expected {{name: ..., images: ..., labels: ..., "
+                "vocabulary: ...}"
+            )
+        for key, value in entry.items():
+            if key not in _ENTRY_KEYS:
+                hint = did_you_mean(key, _ENTRY_KEYS) or f"; known are {', '.join(_ENTRY_KEYS)}"
+                raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+            if not isinstance(value, str) or not value:
+                raise ConfigError(f"{where}: {key} is {value!r}, expected a text; put it in quotes")
+        missing = [key for key in _ENTRY_REQUIRED if key not in entry]
+        if missing:
+            raise ConfigError(f"{where}: {', '.join(missing)} is missing; add it")
+        register_folder_dataset(**entry)
+    policy = cfg.DATASETS.ON_BAD_SAMPLE
+    check_value("DATASETS.ON_BAD_SAMPLE", policy)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        skip_bad_samples(name, cfg.INPUT.MAX_PIXELS if policy == "skip" else None)
 
 
 class _VocabularyMetadata(Metadata):

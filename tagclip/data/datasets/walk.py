@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -40,19 +41,11 @@ def map_files(
         DatasetError: a process died.
         Exception: whatever the function raises; what has not begun is then dropped.
     """
-    with tqdm(total=len(items), desc=title, unit="file", disable=None) as progress:
-        for result in _results(function, items, title, processes):
-            progress.update()
-            yield result
-
-
-def _results(
-    function: Callable[[Item], Result], items: Sequence[Item], title: str, processes: int | None
-) -> Iterator[Result]:
+    bar = partial(tqdm, desc=title, total=len(items), unit="file", disable=None)
     if processes is None:
         pool, chunk = ThreadPoolExecutor(min(8, os.cpu_count() or 1)), 1
     elif processes < 2:
-        yield from map(function, items)
+        yield from bar(map(function, items))
         return
     else:
         # Ctrl-C is the business of this process alone.
@@ -61,7 +54,7 @@ def _results(
         chunk = max(1, min(32, len(items) // (4 * processes)))
     try:
         with pool:
-            yield from pool.map(function, items, chunksize=chunk)
+            yield from bar(pool.map(function, items, chunksize=chunk))
     except BrokenProcessPool as error:
         raise DatasetError(
             f"{title}: a worker process died, maybe for lack of memory; use fewer --workers, or 1 "

@@ -47,7 +47,10 @@ def diagnose_labels(scan: DatasetScan) -> list[tuple[str, str]]:
 def _explain(scan: DatasetScan, ids: set[int]) -> tuple[str, str]:
     vocabulary = scan.vocabulary
     unknown, known = _frequent_unknown(scan), _frequent(scan, ids)
-    for raw in _raw_maps(vocabulary):
+    for raw in _maps_of(vocabulary):
+        # The ids of the vocabulary in another order are not raw.
+        if raw.class_names.keys() == ids:
+            continue
         if unknown | known <= raw.class_names.keys() | raw.ignored:
             return (
                 f"raw ids of {raw.name} ({_range(raw.class_names)}) instead of those of "
@@ -133,12 +136,6 @@ def _maps_of(vocabulary: Vocabulary) -> Iterator[LabelMap]:
         classes = {value: name_key(name) for value, name in label_map.class_names.items()}
         if set(classes.values()) == names and classes != own:
             yield label_map
-
-
-def _raw_maps(vocabulary: Vocabulary) -> list[LabelMap]:
-    """Those whose values are not the ids of the vocabulary in another order."""
-    ids = {entry.id for entry in vocabulary.classes}
-    return [each for each in _maps_of(vocabulary) if each.class_names.keys() != ids]
 
 
 def _palette_grays(vocabulary: Vocabulary) -> set[int]:
