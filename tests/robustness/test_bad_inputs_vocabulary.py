@@ -57,8 +57,8 @@ def test_inconsistent_split(bench: Bench) -> None:
         refused(lambda name=name: bench.validate(name), f"VocabularyError: {tree}: ", *parts)
     refused(
         lambda: Vocabulary.from_names(NAMES).with_seen(["cat", "zebra"]),
-        "VocabularyError: vocabulary 'custom': seen names 'zebra', no class; the classes are 'cat', "
-        "'dog'",
+        "VocabularyError: vocabulary 'custom': seen names 'zebra', no class; the classes are "
+        "'cat', 'dog'",
     )
     assert not bench.output.exists()
 
