@@ -12,22 +12,7 @@ from dataclasses import dataclass, replace
 from tagclip.data.validation.label_values import absent_classes, diagnose_labels, suspect_labels
 from tagclip.data.validation.scan import EXAMPLES, DatasetScan
 
-__all__ = ["KINDS", "Kind", "Finding", "list_findings", "shared_images"]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of finding.
-
-    Attributes:
-        is_problem: False for a note.
-        title: what it is.
-        advice: what to do, "" for nothing; "{convert}" and "{prepare}" as in `list_findings`.
-    """
-
-    is_problem: bool
-    title: str
-    advice: str = ""
+__all__ = ["KINDS", "Finding", "list_findings", "shared_images"]
 
 
 @dataclass(frozen=True)
@@ -38,57 +23,57 @@ class Finding:
         kind: key of `KINDS`.
         is_problem: False for a note.
         title: what is wrong.
+        advice: what to do; "" for nothing.
         count: number of files; 0 if it is about the dataset as a whole.
         examples: up to five files, with what was found in each.
-        advice: what to do; "" for nothing.
     """
 
     kind: str
     is_problem: bool
     title: str
+    advice: str = ""
     count: int = 0
     examples: tuple[str, ...] = ()
-    advice: str = ""
 
 
-# In the order of the report.
-KINDS = {
-    "refused": Kind(True, "training and evaluation refuse the dataset"),
-    "diagnosis": Kind(True, ""),
-    "leak": Kind(True, "images with the same pixels as in", "remove them from one of the two"),
-    "naming": Kind(
+# Whether it is a problem, title and advice of each kind, in the order of the report; "{convert}"
+# and "{prepare}" as in `list_findings`.
+_ROWS = {
+    "refused": (True, "training and evaluation refuse the dataset"),
+    "diagnosis": (True, ""),
+    "leak": (True, "images with the same pixels as in", "remove them from one of the two"),
+    "naming": (
         True,
         "label files named *_labelTrainIds.png, as mmsegmentation's converter does",
         "{convert}",
     ),
-    "lonely_image": Kind(True, "images without label file", "add labels or remove images{prepare}"),
-    "lonely_label": Kind(True, "label files without image", "add the images or remove the labels"),
-    "image_unreadable": Kind(True, "images that cannot be read", "replace or remove them"),
-    "label_unreadable": Kind(True, "label files that cannot be read", "replace them{prepare}"),
-    "label_channels": Kind(True, "label files with colours instead of class ids", "{convert}"),
-    "size": Kind(
-        True, "labels of another size than their image", "pair each image with its own label"
-    ),
-    "size_swapped": Kind(
+    "lonely_image": (True, "images without label file", "add labels or remove images{prepare}"),
+    "lonely_label": (True, "label files without image", "add the images or remove the labels"),
+    "image_unreadable": (True, "images that cannot be read", "replace or remove them"),
+    "label_unreadable": (True, "label files that cannot be read", "replace them{prepare}"),
+    "label_channels": (True, "label files with colours instead of class ids", "{convert}"),
+    "size": (True, "labels of another size than their image", "pair each image with its own label"),
+    "size_swapped": (
         True,
         "labels with height and width of their image swapped",
         "turn the labels as the images' EXIF tags say, or remove the tags",
     ),
-    "unknown": Kind(True, "label files with values outside the vocabulary", "{convert}"),
-    "suspicion": Kind(False, ""),
-    "exif_unclear": Kind(
+    "unknown": (True, "label files with values outside the vocabulary", "{convert}"),
+    "suspicion": (False, ""),
+    "exif_unclear": (
         False,
         "images with an EXIF orientation that their size cannot confirm",
         "look whether their labels fit the upright image",
     ),
-    "exif_fits": Kind(False, "EXIF-rotated images, whose labels fit the upright image"),
-    "same_name": Kind(False, "other images of the same name as in"),
-    "duplicate": Kind(False, "images with the same pixels as an earlier one"),
-    "all_ignored": Kind(False, "label files without any labelled pixel"),
-    "image_alpha": Kind(False, "images with transparency, which is dropped"),
-    "image_16bit": Kind(False, "images of 16-bit gray, which is divided by 257"),
-    "absent": Kind(False, ""),
+    "exif_fits": (False, "EXIF-rotated images, whose labels fit the upright image"),
+    "same_name": (False, "other images of the same name as in"),
+    "duplicate": (False, "images with the same pixels as an earlier one"),
+    "all_ignored": (False, "label files without any labelled pixel"),
+    "image_alpha": (False, "images with transparency, which is dropped"),
+    "image_16bit": (False, "images of 16-bit gray, which is divided by 257"),
+    "absent": (False, ""),
 }
+KINDS = {kind: Finding(kind, *row) for kind, row in _ROWS.items()}
 
 
 def list_findings(
@@ -109,11 +94,11 @@ def list_findings(
     ]
     explained = {"diagnosis": diagnose_labels(scan), "suspicion": suspect_labels(scan, verified)}
     findings += [
-        Finding(kind, KINDS[kind].is_problem, title, advice=advice.format(**remedies))
+        replace(KINDS[kind], title=title, advice=advice.format(**remedies))
         for kind, pairs in explained.items()
         for title, advice in pairs
     ]
-    findings += [Finding("absent", False, title) for title in absent_classes(scan)]
+    findings += [replace(KINDS["absent"], title=title) for title in absent_classes(scan)]
     copies = [(path, f"as {group[0]}") for group in scan.digests.values() for path in group[1:]]
     if copies:
         findings.append(_summary("duplicate", len(copies), sorted(copies), remedies))
@@ -125,9 +110,8 @@ def _summary(
     kind: str, count: int, examples: Iterable[tuple[str, str]], remedies: Mapping[str, str]
 ) -> Finding:
     texts = tuple(f"{path}: {text}" if text else path for path, text in examples)
-    what = KINDS[kind]
-    advice = what.advice.format(**remedies)
-    return Finding(kind, what.is_problem, what.title, count, texts[:EXAMPLES], advice)
+    advice = KINDS[kind].advice.format(**remedies)
+    return replace(KINDS[kind], advice=advice, count=count, examples=texts[:EXAMPLES])
 
 
 def shared_images(first: DatasetScan, second: DatasetScan) -> list[Finding]:
