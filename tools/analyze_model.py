@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from tagclip.analysis.model_cost import ModelAnalysis
-
-# detectron2 is imported inside the functions: --help answers at once.
 
 PARTS = {
     "backbone.patch_embed": "patch embedding",

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from tagclip.analysis.run_analysis import AnalyzedRun
-
-# detectron2 is imported inside the functions: --help answers at once.
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:

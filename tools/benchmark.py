@@ -30,10 +30,9 @@ from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from tagclip.projects.benchmark.curves import CostCurve
-
-# detectron2 is imported inside the functions: --help answers at once.
 
 PART_NAMES = ("vit", "inference", "training", "text", "evaluator", "large", "throughput")
 

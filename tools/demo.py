@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING
 from tagclip.errors import CheckpointError, ConfigError, VocabularyError
 from tagclip.utils.cli import check_processes, run_tool
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from tagclip.predictor import TagCLIPPredictor, VocabularyLike
 
-# detectron2 is imported inside the functions: --help answers at once.
 logger = logging.getLogger("tagclip.demo")
 
 # On MiniBench's validation set it rejects 80 % of the unlabelled clutter and 10 % of what is right.

@@ -23,10 +23,9 @@ from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import one_line
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from tagclip.predictor import TagCLIPPredictor
-
-# detectron2 is imported inside the functions: --help answers at once.
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.ts"}
 # Of a score, between an exported file and the model.

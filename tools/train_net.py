@@ -21,10 +21,9 @@ from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import hide_tracebacks, run_tool
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-# detectron2 is imported inside the functions: --help answers at once.
 
 
 def parse_args() -> argparse.Namespace:

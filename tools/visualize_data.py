@@ -21,13 +21,12 @@ import numpy as np
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from tagclip.engine import StreamLoader
     from tagclip.structures.vocabulary import Vocabulary
-
-# detectron2 is imported inside the functions: --help answers at once.
 
 PANEL_SIZE = 320
 IGNORED = ("ignored", "ignored: no label, or one that training must not see")

@@ -25,14 +25,13 @@ from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 
+# detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from tagclip.analysis.result_images import Predicted, Ranked
     from tagclip.evaluation.saved_predictions import SavedPredictions
     from tagclip.structures.vocabulary import Vocabulary
-
-# detectron2 is imported inside the functions: --help answers at once.
 
 PANEL_SIZE = 384
 # Confusions of a kind: drawn, and listed.
