@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tagclip.data.datasets.walk import files_below
 from tagclip.errors import ConfigError, DatasetError
 
 __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video"]
@@ -78,7 +79,7 @@ def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
     if path.is_file():
         return [(path, Path(path.name))]
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _is_input(file, output)]
+        files = [file for file in sorted(files_below(path)) if _is_input(file, output)]
         pairs = [(file, file.relative_to(path)) for file in files]
     else:
         matches = sorted(glob.glob(str(path), recursive=True))

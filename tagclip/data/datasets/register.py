@@ -21,6 +21,7 @@ from tagclip.data.datasets.selection import (
     paired_samples,
     skip_bad_samples,
 )
+from tagclip.data.datasets.walk import files_below
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.text import did_you_mean
@@ -225,12 +226,7 @@ class _PairedFiles:
         if not os.path.isdir(root):
             raise DatasetError(f"dataset {self.name}: no {what} folder {root}{self._advice}")
         files: dict[str, str] = {}
-        paths = (
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(root, followlinks=True)
-            for name in names
-        )
-        for path in paths:
+        for path in map(str, files_below(root)):
             stem, extension = os.path.splitext(path)
             if extension[1:].lower() not in extensions:
                 continue

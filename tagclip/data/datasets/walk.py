@@ -1,4 +1,4 @@
-"""One walk over the files of a dataset: in parallel, in order, behind a progress bar."""
+"""One walk over the files of a dataset: which there are, and something done with each."""
 
 from __future__ import annotations
 
@@ -8,16 +8,42 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from tagclip.errors import DatasetError
 
-__all__ = ["map_files"]
+__all__ = ["files_below", "map_files"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def files_below(root: str | Path) -> Iterator[Path]:
+    """Yield the files of a folder and of all below it, each real folder once.
+
+    Links to folders are followed after all that is really there, so that one that leads back adds
+    nothing. What begins with a dot is no data: other programs leave ``._x.png`` and
+    ``.ipynb_checkpoints`` behind.
+    """
+    seen: set[tuple[int, int]] = set()
+    tops = [str(root)]
+    while tops:
+        links: list[str] = []
+        for top in tops:
+            for folder, below, names in os.walk(top):
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    below.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                below[:] = sorted(name for name in below if not name.startswith("."))
+                paths = (os.path.join(folder, name) for name in below)
+                links += filter(os.path.islink, paths)
+                yield from (Path(folder, n) for n in sorted(names) if not n.startswith("."))
+        tops = links
 
 
 def map_files(

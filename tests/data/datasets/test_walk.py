@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
-import time
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from tagclip.data.datasets.walk import map_files
+from tagclip.data.datasets.register import _PairedFiles
+from tagclip.data.datasets.walk import files_below, map_files
+from tagclip.demo.media import find_images
 from tagclip.errors import DatasetError
 
 
 def _late(number: int) -> int:
-    """Later items are done first."""
-    time.sleep(0.02 * (5 - number))
+    """Later items have less to do."""
+    sum(range((5 - number) * 10**5))
     return number * number
 
 
@@ -63,3 +66,54 @@ def test_a_dead_process_is_one_line() -> None:
 def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     list(map_files(_late, range(5), "toy"))
     assert capsys.readouterr().err == ""
+
+
+def tree_with_links(root: Path) -> None:
+    """a/1 and b/c/2, a link back to the root in each folder, a link to a folder elsewhere."""
+    for name in ("root/a/1.png", "root/b/c/2.png", "elsewhere/3.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    for folder in ("a", "b", "b/c"):
+        (root / "root" / folder / "0_back").symlink_to(root / "root")
+        (root / "root" / folder / "0_over").symlink_to(root / "root" / "b")
+    (root / "root" / "a" / "z").symlink_to(root / "elsewhere")
+
+
+def test_links_that_lead_back_add_nothing(tmp_path: Path) -> None:
+    tree_with_links(tmp_path)
+    found = [
+        path.relative_to(tmp_path / "root").as_posix() for path in files_below(tmp_path / "root")
+    ]
+    assert found == ["a/1.png", "b/c/2.png", "a/z/3.png"]
+
+
+def test_what_other_programs_leave_behind_is_no_data(tmp_path: Path) -> None:
+    for name in ("1.png", "._1.png", ".DS_Store", ".ipynb_checkpoints/1-checkpoint.png", "a/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in files_below(tmp_path)] == ["1.png", "2.png"]
+
+
+def test_a_dataset_and_the_demo_list_each_file_once(tmp_path: Path) -> None:
+    """Two links that lead back made a listing that took minutes for a handful of images."""
+    for kind in ("images", "labels"):
+        for name in ("1", "2"):
+            path = tmp_path / kind / "deep" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L" if kind == "labels" else "RGB", (8, 8)).save(path)
+        for name in ("x", "y"):
+            (tmp_path / kind / "deep" / name).symlink_to(tmp_path / kind)
+    files = _PairedFiles(
+        f"links_{tmp_path.name}",
+        str(tmp_path / "images"),
+        str(tmp_path / "labels"),
+        ("png",),
+        "png",
+        "",
+        "",
+        "",
+    )
+    images, labels = files.files_by_name()
+    assert list(images) == list(labels) == ["deep/1", "deep/2"]
+    pairs = find_images([str(tmp_path / "images")], tmp_path / "out")
+    assert [path.name for path, _ in pairs] == ["1.png", "2.png"]
