@@ -163,7 +163,9 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
     if args.weights:
         opts += ["MODEL.WEIGHTS", args.weights]
     if not args.config_file:
-        weights = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS")
+        weights = args.weights or dict(zip(opts[0::2], opts[1::2], strict=False)).get(
+            "MODEL.WEIGHTS"
+        )
         if not weights:
             raise ConfigError("--config-file, --weights: found neither, expected one of them")
         return checkpoint_config(weights, opts)
