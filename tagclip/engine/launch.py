@@ -2,9 +2,9 @@
 
 detectron2's ``launch`` starts processes on GPUs only, knows no torchrun, and reports the process
 that ends first, which may be one that only lost its connection to the one that broke. torch's
-``elastic_launch`` names the cause sooner, but has one shutdown_timeout for processes that hang in
-a collective, which should go soon, and for those that save on SIGTERM, which need their time; and
-it meets at tcp:// addresses only.
+``elastic_launch`` named the cause sooner, but has one shutdown_timeout (30 s) for processes that
+hang in a collective, which should go soon, and for those that save on SIGTERM, which need their
+time.
 """
 
 from __future__ import annotations

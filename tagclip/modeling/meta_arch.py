@@ -230,11 +230,12 @@ class TagCLIP(nn.Module):
         images = [self._windowed(view) for views in groups for view in views]
         bank = self.text_bank
         networks = partial(self._networks, bank(vocabulary), bank.prompt_rows(vocabulary))
+        seen_mask = torch.from_numpy(vocabulary.seen_mask).to(self.device)
         views = iter(window_logits(images, networks, self._windows_per_batch()))
         return [
             ScoreFusion(
                 views=tuple(islice(views, len(group))),
-                seen_mask=torch.from_numpy(vocabulary.seen_mask).to(self.device),
+                seen_mask=seen_mask,
                 gate=self.gate,
                 trusty_target=self.trusty_target,
                 workspace_mib=self.inference_settings.workspace_mib,
