@@ -120,15 +120,15 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
     from tagclip import ZeroShotTrainer
     from tagclip.checkpoint import load_trained
-    from tagclip.data import Protocol
+    from tagclip.engine.run_info import announce_protocol
 
     cfg = setup(args)
     if not args.eval_only:
         trainer = ZeroShotTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    logging.getLogger("tagclip").info("Protocol: %s", Protocol(cfg).summary)
     model = load_trained(cfg, model=ZeroShotTrainer.build_model(cfg))
+    announce_protocol(cfg, model)
     results = ZeroShotTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

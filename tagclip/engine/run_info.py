@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import secrets
 import subprocess
@@ -13,14 +14,25 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from torch import nn
 
 from tagclip.checkpoint import last_checkpoint, read_checkpoint
 from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.structures.provenance import Provenance
 
-__all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
+__all__ = [
+    "announce_protocol",
+    "config_hash",
+    "model_provenance",
+    "resolve_weights_and_seed",
+    "run_info",
+    "training_goes_on",
+]
+
+logger = logging.getLogger(__name__)
 
 # Keys that repetitions of one experiment differ in, here or on another machine.
 _NOT_HASHED = (
@@ -69,8 +81,29 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
     return path
 
 
+def model_provenance(model: nn.Module) -> Provenance:
+    """Whose masks a model has learned from; it may be wrapped for several processes."""
+    return getattr(model, "module", model).provenance
+
+
+def announce_protocol(cfg: CfgNode, model: nn.Module) -> None:
+    """Log the protocol of a run that begins, and what in its model's provenance needs an answer.
+
+    Raises:
+        ProtocolError: see `Protocol.check_provenance`.
+    """
+    protocol, provenance = Protocol(cfg), model_provenance(model)
+    protocol.check_provenance(provenance, cfg.MODEL.WEIGHTS)
+    logger.info("Protocol: %s", protocol.describe(provenance))
+    logger.info("Trained on masks: %s", provenance.history)
+    if question := protocol.similar_names(provenance):
+        logger.warning("%s: %s", cfg.MODEL.WEIGHTS, question)
+
+
 def run_info(cfg: CfgNode) -> dict[str, Any]:
-    """Say what a result depends on: config, protocol, seed, fingerprints. Holds no paths.
+    """Say what a result depends on: config, seed, fingerprints. Holds no paths.
+
+    What the trainings before did to the protocol is in `Protocol.record`.
 
     ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only, what
     training started from otherwise ("" for CLIP). ``weights_dropped`` lists what the config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
@@ -25,7 +25,12 @@ from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
-from tagclip.engine.run_info import run_info, training_goes_on
+from tagclip.engine.run_info import (
+    announce_protocol,
+    model_provenance,
+    run_info,
+    training_goes_on,
+)
 from tagclip.engine.training_loop import TrainingLoop
 from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
@@ -56,9 +61,10 @@ class ZeroShotTrainer(DefaultTrainer):
         check_config(cfg)
         _check_seed(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        logging.getLogger(__name__).info("Protocol: %s", Protocol(cfg).summary)
+        stage = Protocol(cfg).stage()
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
+        model.provenance = model.provenance.then(stage)
         optimizer = self.build_optimizer(cfg, model)
         amp = cfg.SOLVER.AMP
         self._stream = self.build_train_loader(cfg)
@@ -77,6 +83,7 @@ class ZeroShotTrainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             metadata=checkpoint_metadata(cfg, model),
+            stage=stage,
             optimizer=optimizer,
             scaler=self._trainer.grad_scaler,
             trainer=weakref.proxy(self),
@@ -116,6 +123,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 parts["optimizer"] = cls.build_optimizer(cfg, model)
                 cls.build_lr_scheduler(cfg, parts["optimizer"])
             load_trained(cfg, weights, model=model, **parts)
+            Protocol(cfg).check_provenance(model.provenance, weights)
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
@@ -127,7 +135,12 @@ class ZeroShotTrainer(DefaultTrainer):
         return [PatientWriter(writer) for writer in super().build_writers()]
 
     def before_train(self) -> None:
-        """Start the stream where training starts."""
+        """Start the stream where training starts.
+
+        Raises:
+            ProtocolError: masks of unseen classes have trained what the run starts from.
+        """
+        announce_protocol(self.cfg, self.model)
         self._stream.start_iter = self.start_iter
         super().before_train()
 
@@ -214,6 +227,27 @@ class ZeroShotTrainer(DefaultTrainer):
         return loader
 
     @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """Evaluate as detectron2 does; classes count as seen if their masks trained the model.
+
+        Raises:
+            ProtocolError: masks of unseen classes have trained the model.
+        """
+        provenance = model_provenance(model)
+        Protocol(cfg).check_provenance(provenance, cfg.MODEL.WEIGHTS)
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            for evaluator in evaluators:
+                if isinstance(evaluator, ZeroShotSemSegEvaluator):
+                    evaluator.provenance = provenance
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
         """Evaluator that writes to ``OUTPUT_DIR/inference/<dataset>`` and the table of results.
 
@@ -224,6 +258,7 @@ class ZeroShotTrainer(DefaultTrainer):
         return ZeroShotSemSegEvaluator(
             dataset_name,
             vocabulary=Protocol(cfg).dataset(dataset_name),
+            protocol=Protocol(cfg),
             output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
             results_table=_results_table(cfg),
             run_info=run_info(cfg),

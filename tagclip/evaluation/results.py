@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,8 @@ _HEADLINES = (
 _CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels", "other")
 # Keys of metrics.json that are one value each; "metrics" and "run" are spread out behind them.
 _VALUES = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
+# Metrics that depend on which classes are seen.
+_SIDES = re.compile("seen|hIoU")
 _REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
 
 
@@ -153,11 +156,14 @@ def result_row(content: Mapping[str, Any], time: datetime) -> dict[str, Any]:
         time: when the evaluation ended.
 
     Returns:
-        "time" (ISO 8601, seconds), what was evaluated, the metrics, and what "run" says.
+        "time" (ISO 8601, seconds), what was evaluated, the metrics, what "run" says, and the
+        metrics by the vocabulary's own split where those are others.
     """
     row = {"time": time.isoformat(timespec="seconds")}
     row |= {key: content.get(key) for key in _VALUES}
-    return {**row, **content["metrics"], **content["run"]}
+    by_split = (content.get("metrics_by_split") or {}).items()
+    own = {f"{name} by split": value for name, value in by_split if _SIDES.search(name)}
+    return {**row, **content["metrics"], **content["run"], **own}
 
 
 def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:

@@ -102,6 +102,7 @@ def export_recipe(
             "vocabulary": vocabulary.partition_fingerprint,
             "class_vectors": model.text_bank.fingerprint(vocabulary),
         },
+        "provenance": model.provenance.to_json(),
     }
 
 

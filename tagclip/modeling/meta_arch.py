@@ -22,6 +22,7 @@ from tagclip.modeling.inference.windows import WindowedImage, window_logits
 from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
 from tagclip.modeling.scalars import log_scalars
 from tagclip.modeling.self_training import SelfTraining
+from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["TagCLIP"]
@@ -33,6 +34,9 @@ class TagCLIP(nn.Module):
 
     Training, evaluation, cross-dataset and free-text inference differ only in the
     `Vocabulary` that is asked.
+
+    Attributes:
+        provenance: whose masks it has learned from; who loads or trains weights sets it.
     """
 
     @configurable
@@ -77,6 +81,7 @@ class TagCLIP(nn.Module):
         self.unknown_classes, self.trusty_target = unknown_classes, trusty_target
         self.gate, self.inference_settings = gate, inference
         self.self_training = self_training
+        self.provenance = Provenance()
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)

@@ -66,9 +66,14 @@ class ClassEntry:
     color: tuple[int, int, int] | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The display name and every other prompt."""
+        return tuple(dict.fromkeys((self.name, *self.prompts)))
+
+    @property
     def keys(self) -> set[str]:
         """`name_key` of the name and of every prompt."""
-        return {name_key(text) for text in (self.name, *self.prompts)}
+        return set(map(name_key, self.names))
 
     def __post_init__(self) -> None:
         where = f"class {self.name!r}"

@@ -28,7 +28,7 @@ from tagclip.structures.vocabulary_class import (
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["read_vocabulary_json"]
+__all__ = ["read_vocabulary_json", "split_names"]
 
 _FORMAT = 1
 _NOTES = ("description", "source")
@@ -73,6 +73,11 @@ def read_vocabulary_json(path: Path, split: str = "") -> dict[str, Any]:
         "split": chosen,
         "ignore_label": tree.get("ignore_label", 255),
     }
+
+
+def split_names(path: str | Path) -> list[str]:
+    """Names of the splits in a vocabulary json that `read_vocabulary_json` accepts."""
+    return list(_load(Path(path)).get("splits", {}))
 
 
 def _load(path: Path) -> object:

@@ -58,10 +58,15 @@ def metric_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     counts = {"mIoU": len(defined), "mACC": len(defined)}
     for part, seen in (("seen", True), ("unseen", False)):
         counts[f"mIoU-{part}"] = sum(entry["seen"] is seen for entry in defined)
-    return [
-        (name, "n/a" if value is None else f"{value:.2f}", str(counts.get(name, "")))
-        for name, value in result["metrics"].items()
+    rows = [(name, value, counts.get(name, "")) for name, value in result["metrics"].items()]
+    # Where masks of other classes than those of the split have trained the model.
+    averaged = result.get("classes_averaged_by_split") or {}
+    rows += [
+        (f"{name} by split", value, averaged.get(name, ""))
+        for name, value in (result.get("metrics_by_split") or {}).items()
+        if "seen" in name or name == "hIoU"
     ]
+    return [(name, "n/a" if v is None else f"{v:.2f}", str(count)) for name, v, count in rows]
 
 
 def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> str:
