@@ -31,6 +31,7 @@ from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance
 from tagclip.utils.files import write_atomic
+from tagclip.utils.state_dict import STATE_KEYS, unwrap
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["convert_file"]
@@ -72,11 +73,11 @@ def convert_file(
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target}: found the same file for IN and OUT, expected another OUT")
     content = read_dict(source) if source.suffix == ".pth" else {}
-    state = content.get("state_dict", content)
-    _check_names(source, state, content.get("meta") or {})
-    if is_official(state):
-        return _convert_official(source, target, content, cfg, clip_target, full)
     if "tagclip" not in content:
+        state, unwrapped = unwrap(content, source)
+        if is_official(state):
+            lines = _convert_official(source, target, state, content, cfg, clip_target, full)
+            return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]
         _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
         return convert_clip(source, target, sha256)
     if not full:
@@ -85,21 +86,6 @@ def convert_file(
             "with the frozen weights"
         )
     return _copy_full(source, target, content["tagclip"], cfg)
-
-
-def _check_names(source: Path, state: Any, meta: Any) -> None:
-    for what, found in (("state_dict", state), ("meta", meta)):
-        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-            raise CheckpointError(
-                f"{source}: found a {type(found).__name__} as {what}, expected one of values by "
-                "name; save the model's state dict"
-            )
-    others = [n for n, t in state.items() if is_official([n]) and not isinstance(t, Tensor)]
-    if others or not isinstance(meta.get("CLASSES") or (), (list, tuple)):
-        raise CheckpointError(
-            f"{source}: found {', '.join(others[:5]) or 'meta.CLASSES'} of another type, expected "
-            "tensors, and a list of class names; save the model's state dict"
-        )
 
 
 def _refuse(kind: str, **options: Any) -> None:
@@ -114,28 +100,30 @@ def _refuse(kind: str, **options: Any) -> None:
 def _convert_official(
     source: Path,
     target: Path,
+    state: Mapping[str, Tensor],
     content: Mapping[str, Any],
     cfg: CfgNode | None,
     clip_target: str | Path,
     full: bool,
 ) -> list[str]:
     check_suffix(target, ".pth")
-    conversion = convert_official(content.get("state_dict", content), str(source))
-    metadata = _official_metadata(source, content, conversion)
+    conversion = convert_official(state, str(source))
+    metadata = _official_metadata(source, content.get("meta") or {}, conversion)
     lines = [f"{source}: mmseg checkpoint of {conversion.kind}, LAYERS {conversion.layers}"]
     if clip_target:
         known = CLIPSource.from_config(cfg).config if cfg is not None else {}
         lines += write_frozen_clip(Path(clip_target), conversion.clip, known)
         metadata["clip_sha256"] = file_sha256(Path(clip_target))
-    state = conversion.trained
+    trained = conversion.trained
     if cfg is not None:
-        state, metadata = _fit(source, cfg, conversion, metadata, full)
+        trained, metadata = _fit(source, cfg, conversion, metadata, full)
     elif full:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
-    write_atomic(target, serialised({"model": state, "tagclip": metadata}))
+    write_atomic(target, serialised({"model": trained, "tagclip": metadata}))
     lines += summary(conversion.trained, conversion.sources)
-    other = content.keys() - {"state_dict", "meta"} if "state_dict" in content else ()
-    lines += [f"dropped: {key}, which belongs to the training run" for key in sorted(other)]
+    beside = (key for key, value in content.items() if not isinstance(value, Tensor))
+    other = sorted({*map(str, beside)} - {*STATE_KEYS, "meta"})
+    lines += [f"dropped: {key}, which belongs to the training run" for key in other]
     lines += [f"dropped: {name}, {why}" for name, why in sorted(conversion.dropped.items())]
     if not clip_target and conversion.clip:
         lines.append(
@@ -163,9 +151,7 @@ def _recorded(metadata: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _official_metadata(
-    source: Path, content: Mapping[str, Any], conversion: Conversion
-) -> dict[str, Any]:
+def _official_metadata(source: Path, meta: Any, conversion: Conversion) -> dict[str, Any]:
     """What is known without a config; what is not known is not compared when it is loaded."""
     tokens = conversion.trained["backbone.prompts.tokens"]
     config = {
@@ -175,7 +161,7 @@ def _official_metadata(
             "TAGCLIP": {"LAYERS": conversion.layers, "FEATURE_SCALE": 1.0},
         }
     }
-    meta = content.get("meta") or {}
+    iteration, classes = _run_of(source, meta)
     return {
         "format": FORMAT,
         "config": yaml.safe_dump(config),
@@ -186,10 +172,28 @@ def _official_metadata(
             "kind": conversion.kind,
             "file": source.name,
             "sha256": file_sha256(source),
-            "iteration": meta.get("iter"),
-            "classes": list(meta.get("CLASSES") or ()),
+            "iteration": iteration,
+            "classes": classes,
         },
     }
+
+
+def _run_of(source: Path, meta: Any) -> tuple[int | None, list[str]]:
+    """Iteration and class names that mmcv stores with a checkpoint, or mmengine one level below."""
+    dataset = meta.get("dataset_meta", {}) if isinstance(meta, Mapping) else meta
+    if not isinstance(dataset, Mapping):
+        raise CheckpointError(
+            f"{source}: found a {type(dataset).__name__} as meta, expected values by name; save "
+            "the model's state dict"
+        )
+    classes = meta.get("CLASSES") or dataset.get("classes") or ()
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(n, str) for n in classes):
+        raise CheckpointError(
+            f"{source}: found a {type(classes).__name__} as classes of meta, expected a list of "
+            "names; save the model's state dict"
+        )
+    iteration = meta.get("iter")
+    return iteration if isinstance(iteration, int) else None, list(classes)
 
 
 def _fit(
