@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from tagclip.data.validation.label_values import absent_classes, diagnose_labels, suspect_labels
 from tagclip.data.validation.scan import EXAMPLES, DatasetScan
 
-__all__ = ["KINDS", "Finding", "list_findings", "shared_images"]
+__all__ = ["KINDS", "Finding", "list_findings", "shared_findings"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Finding:
 _ROWS = {
     "refused": (True, "training and evaluation refuse the dataset"),
     "diagnosis": (True, ""),
-    "leak": (True, "images with the same pixels as in", "remove them from one of the two"),
+    "leak": (
+        True,
+        "images with the same pixels as in",
+        "give each of the two an image_list without those of the other",
+    ),
     "naming": (
         True,
         "label files named *_labelTrainIds.png, as mmsegmentation's converter does",
@@ -114,7 +118,7 @@ def _summary(
     return replace(KINDS[kind], advice=advice, count=count, examples=texts[:EXAMPLES])
 
 
-def shared_images(first: DatasetScan, second: DatasetScan) -> list[Finding]:
+def shared_findings(first: DatasetScan, second: DatasetScan) -> list[Finding]:
     """Find images of the second dataset that are also in the first.
 
     Args:
