@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from tagclip.data.label_io import DARK_REMEDY
 from tagclip.data.validation.label_values import absent_classes, diagnose_labels, suspect_labels
 from tagclip.data.validation.scan import EXAMPLES, DatasetScan
 
@@ -74,7 +75,9 @@ _ROWS = {
     "duplicate": (False, "images with the same pixels as an earlier one"),
     "all_ignored": (False, "label files without any labelled pixel"),
     "image_alpha": (False, "images with transparency, which is dropped"),
-    "image_16bit": (False, "images of 16-bit gray, which is divided by 257"),
+    "image_bands": (False, "TIFF images of more than three bands, whose first three are read"),
+    "image_16bit": (False, "images of 16 bits, which are read as 8"),
+    "image_dark": (False, "images of 16 bits that are read almost black", DARK_REMEDY),
     "absent": (False, ""),
 }
 KINDS = {kind: Finding(kind, *row) for kind, row in _ROWS.items()}
