@@ -17,7 +17,7 @@ from PIL import Image
 import tagclip
 from tagclip.checkpoint import checkpoint_config, load_trained
 from tagclip.config.checks import check_config, check_registered
-from tagclip.data.inference_input import InferenceInput, check_bgr_array
+from tagclip.data.inference_input import InferenceInput, bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
@@ -155,8 +155,8 @@ class TagCLIPPredictor:
         """Segment one image, or each of a list.
 
         Args:
-            image: BGR (H, W, 3) uint8 as everywhere in detectron2, a PIL image, a path, or a list
-                of these. Transparent images are laid over white.
+            image: BGR (H, W, 3) uint8 as everywhere in detectron2 or BGRA, a PIL image, a path, or
+                a list of these, read as `tagclip.data.label_io.read_image` says: alpha is dropped.
             top_k: how many of the K classes to rank at every pixel; 0: none.
 
         Returns:
@@ -188,12 +188,12 @@ class TagCLIPPredictor:
         ]
 
     def read_image(self, path: str | Path) -> np.ndarray:
-        """Read a file upright, over white, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
+        """Read a file as training does, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
 
         Raises:
             DatasetError: the file is missing, damaged or too large.
         """
-        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, over_white=True)
+        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS)
 
     def encode(self, image: ImageLike, asked: AskedClasses) -> ScoreFusion:
         """Run the networks on one image; gate, bias, threshold and size can follow, many times.
@@ -234,14 +234,13 @@ class TagCLIPPredictor:
             return self.read_image(image)
         if isinstance(image, Image.Image):
             try:
-                rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, over_white=True)
+                rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS)
             except (OSError, SyntaxError, ValueError) as error:
                 raise DatasetError(
                     f"{name}: cannot decode this PIL image ({error_text(error)})"
                 ) from error
             return rgb[:, :, ::-1]
-        check_bgr_array(image, name)
-        return image
+        return bgr_array(image, name)
 
     def _resolved(self, source: VocabularyLike) -> Vocabulary:
         return resolve_seen(

@@ -9,8 +9,8 @@ python tools/demo.py --weights model_final.pth --input street.mp4 --vocab-file w
     --output out/
 
 Pictures show the image, its segments, their confidence and the trusty map; classes with a star had
-no mask in training. Images are drawn upright, transparent ones over white. A file that cannot be
-read is listed at the end, with exit code 1; finished pictures are not made again.
+no mask in training. Images are read as in training: upright, without transparency. A file that
+cannot be read is listed at the end, with exit code 1; finished pictures are not made again.
 """
 
 from __future__ import annotations
