@@ -105,7 +105,7 @@ class TrainingLoop(SimpleTrainer):
 
     def _backward(self, parts: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
         """Leave the gradient of the whole batch in the parameters; return its losses."""
-        counts: list[Tensor | int] = []
+        counts: list[Tensor] = []
         sums: dict[str, Tensor] = {}
         for part in parts:
             with self._synchronised(len(counts) + 1 == len(parts)):
@@ -113,15 +113,15 @@ class TrainingLoop(SimpleTrainer):
                     losses = self.model(part)
                 if not counts:
                     self.optimizer.zero_grad()
-                counts.append(getattr(losses, "count", len(part)))
+                counts.append(getattr(losses, "count", torch.tensor(float(len(part)))))
                 # How many things the batch has is known at its end: till then, those of the first.
-                weight = _at_least_1(counts[-1]) / _at_least_1(counts[0])
+                weight = counts[-1].clamp(min=1) / counts[0].clamp(min=1)
                 if losses:
                     self.grad_scaler.scale(weight * sum(losses.values())).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + weight * loss.detach()
         if len(parts) > 1:
-            share = _at_least_1(counts[0]) / _at_least_1(sum(counts))
+            share = counts[0].clamp(min=1) / sum(counts).clamp(min=1)
             for tensor in (*sums.values(), *self._gradients()):
                 tensor.mul_(share)
         return sums
@@ -179,10 +179,6 @@ class TrainingLoop(SimpleTrainer):
         suffix = f"_rank{comm.get_rank()}" if comm.get_rank() else ""
         path = write_atomic(Path(self._dump_dir) / f"nan_dump{suffix}.pth", serialised(content))
         logger.error("Loss is not finite: batch and weights of this step are in %s", path)
-
-
-def _at_least_1(count: Tensor | int) -> Tensor | int:
-    return max(count, 1) if isinstance(count, int) else count.clamp(min=1)
 
 
 def _format(values: dict[str, float]) -> str:
