@@ -73,6 +73,7 @@ class ZeroShotTrainer(DefaultTrainer):
             self._stream,
             optimizer,
             seed=cfg.SEED,
+            accumulate=cfg.SOLVER.ACCUMULATE,
             amp_dtype=getattr(torch, amp.DTYPE) if amp.ENABLED else None,
             dump_dir=cfg.OUTPUT_DIR or None,
         )
@@ -195,6 +196,12 @@ class ZeroShotTrainer(DefaultTrainer):
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH: found {batch}, expected a multiple of the {world_size} "
                 "processes that share it"
+            )
+        if batch // world_size % cfg.SOLVER.ACCUMULATE:
+            raise ConfigError(
+                f"SOLVER.ACCUMULATE: found {cfg.SOLVER.ACCUMULATE}, expected a divisor of the "
+                f"{batch // world_size} images that a process computes (SOLVER.IMS_PER_BATCH "
+                f"{batch}, {world_size} processes)"
             )
         samples = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
         if not samples:
