@@ -23,7 +23,7 @@ from tagclip.evaluation.metrics import (
     per_class,
     summarize,
 )
-from tagclip.evaluation.results import format_table, write_result
+from tagclip.evaluation.results import absent_note, format_table, write_result
 from tagclip.evaluation.saved_folder import FolderWriter
 from tagclip.evaluation.saved_logits import LogitWriter
 from tagclip.evaluation.saved_predictions import PredictionWriter
@@ -40,7 +40,8 @@ _BINS = 4096
 class ZeroShotSemSegEvaluator(SemSegEvaluator):
     """Accumulates one confusion matrix and two histograms: memory does not grow with images.
 
-    Only labelled pixels count. A class without any is left out of the means and listed.
+    Only labelled pixels count. A class without any is left out of the means and listed; where it
+    was predicted, the means that count it as 0 stand beside ours (`summarize`).
 
     Attributes:
         provenance: see the constructor; `ZeroShotTrainer.test` sets it to that of the model.
@@ -259,6 +260,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             "vocabulary": vocabulary.name,
             "vocabulary_fingerprint": vocabulary.fingerprint,
             "metrics": metrics,
+            **({"note": note} if (note := absent_note(metrics)) else {}),
             "classes_averaged": defined_classes(confusion, seen),
             "metrics_by_split": by_split,
             "classes_averaged_by_split": by_split and defined_classes(confusion, self._seen),

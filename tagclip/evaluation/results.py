@@ -19,11 +19,13 @@ from iopath.common.file_io import file_lock
 from tabulate import tabulate
 
 from tagclip.errors import ConfigError
+from tagclip.evaluation.metrics import ABSENT_AS_0
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import format_csv, one_line
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
+    "absent_note",
     "append_result_row",
     "format_json",
     "format_table",
@@ -43,6 +45,7 @@ _HEADLINES = (
     "pAcc-seen",
     "pAcc-unseen",
     "trusty-AUROC",
+    *(f"{name}{ABSENT_AS_0}" for name in ("mIoU", "mIoU-seen", "mIoU-unseen", "hIoU")),
 )
 _CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels", "other")
 # Keys of metrics.json that are one value each; "metrics" and "run" are spread out behind them.
@@ -53,7 +56,7 @@ _REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
 
 
 def format_table(metrics: Mapping[str, float], averaged: Mapping[str, int]) -> str:
-    """Return a table of those headline metrics that there are.
+    """Return a table of those headline metrics that there are, and `absent_note` below.
 
     Args:
         metrics: name -> percent; nan is shown as n/a.
@@ -64,7 +67,19 @@ def format_table(metrics: Mapping[str, float], averaged: Mapping[str, int]) -> s
         for name in _HEADLINES
         if name in metrics
     ]
-    return tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
+    table = tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
+    return "\n".join(filter(None, (table, absent_note(metrics))))
+
+
+def absent_note(metrics: Mapping[str, Any]) -> str:
+    """Say which means are this project's where the metrics hold both; "" where they do not."""
+    if not any(name.endswith(ABSENT_AS_0) for name in metrics):
+        return ""
+    return (
+        "The means of this project leave out classes without labelled pixels, as detectron2's main "
+        f"branch; *{ABSENT_AS_0} counts those of them that were predicted as 0, as detectron2 0.6 "
+        "and mmseg."
+    )
 
 
 def format_json(content: Mapping[str, Any]) -> str:

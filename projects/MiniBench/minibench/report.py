@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tagclip.evaluation.results import absent_note
 from tagclip.projects.minibench.report_figures import draw_per_class_iou, draw_training_curve
 from tagclip.projects.minibench.report_gallery import choose_images, draw_gallery
 from tagclip.projects.minibench.report_run import TrainedRun, load_model, read_run
@@ -54,10 +55,8 @@ def metric_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     Args:
         result: ``metrics.json`` of an evaluation.
     """
-    defined = [entry for entry in result["classes"] if entry["IoU"] is not None]
-    counts = {"mIoU": len(defined), "mACC": len(defined)}
-    for part, seen in (("seen", True), ("unseen", False)):
-        counts[f"mIoU-{part}"] = sum(entry["seen"] is seen for entry in defined)
+    counts = result["classes_averaged"]
+    counts = counts | {"mACC": counts["mIoU"]}
     rows = [(name, value, counts.get(name, "")) for name, value in result["metrics"].items()]
     # Where masks of other classes than those of the split have trained the model.
     averaged = result.get("classes_averaged_by_split") or {}
@@ -86,6 +85,7 @@ def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> 
         title=f"TagCLIP on {result['dataset']}, split {result['split'] or 'none'}",
         result=result,
         metrics=metric_rows(result),
+        absent_note=absent_note(result["metrics"]),
         choice=choice,
         classes=list(zip(marked_names(vocabulary), colors, seen, strict=True)),
         notes="; ".join([UNSEEN_NOTE] * (not all(seen)) + [UNLABELLED_NOTE]),
