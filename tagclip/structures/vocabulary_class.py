@@ -122,7 +122,7 @@ def _checked_color(color: object, where: str) -> tuple[int, int, int]:
     return tuple(int(c) for c in color)
 
 
-def refuse_duplicates(names: Iterable[str], what: str) -> None:
+def refuse_duplicates(names: Iterable[str], what: str, remedy: str = "keep one of each") -> None:
     """Raise VocabularyError if two names differ in case, spacing or Unicode form only."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -130,8 +130,7 @@ def refuse_duplicates(names: Iterable[str], what: str) -> None:
     twice = [" = ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     if twice:
         raise VocabularyError(
-            f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; "
-            "keep one of each"
+            f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; {remedy}"
         )
 
 

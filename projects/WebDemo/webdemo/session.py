@@ -18,6 +18,8 @@ from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_words import split_words
+from tagclip.utils.text import one_line
 
 __all__ = ["EncodedImage", "Limits", "Settings", "Uploads", "encode_image", "find_upload"]
 
@@ -210,7 +212,7 @@ def encode_image(
     Args:
         predictor: shared by all visitors; stays as it is.
         path: the file; None: the visitor gave none.
-        words: class names, separated by commas.
+        words: class names between commas or ends of lines, see `split_words`.
         context: more of them, which compete but are not shown; may be empty.
         limits: what a visitor may ask for.
 
@@ -259,9 +261,9 @@ def _split_words(text: str, limits: Limits) -> list[str]:
     """Words between commas or ends of lines; empty ones are dropped.
 
     Raises:
-        VocabularyError: a word is too long.
+        VocabularyError: a word is too long, or quotes do not match.
     """
-    words = [" ".join(word.split()) for word in text.replace("\n", ",").split(",")]
+    words = [one_line(word) for line in text.splitlines() for word in split_words(line)]
     words = [word for word in words if word]
     long = [word for word in words if len(word) > limits.characters]
     if long:

@@ -193,6 +193,27 @@ class CLIPSource:
         """Return the text that token ids stand for."""
         return self._tokenizer.decode(ids)
 
+    def spelt_words(self, text: str) -> list[str]:
+        """Return the words of a text that have no tokens of their own: each takes several, most of
+        which stand for a single character or a part of one."""
+        tokenizer, words, word = self._tokenizer, [], []
+        for token in tokenizer.encode(text):
+            word.append(token)
+            if tokenizer.decoder[token].endswith("</w>"):
+                single = sum(len(tokenizer.decode([part]).strip()) < 2 for part in word)
+                if len(word) > 1 and 2 * single > len(word):
+                    words.append(tokenizer.decode(word).strip())
+                word = []
+        return words
+
+    def lost_text(self, text: str) -> str:
+        """Return what the text tower never reads of a text: all of it if nothing is left after
+        `normalize`, or what follows an end token that is spelt out in it."""
+        ids, end = self._tokenizer.encode(text), self._tokenizer.eot_token_id
+        if not ids:
+            return text
+        return self._tokenizer.decode(ids[ids.index(end) :]).strip() if end in ids else ""
+
     @property
     def context_length(self) -> int:
         """Most tokens of a text, start and end included."""
@@ -215,7 +236,14 @@ class CLIPSource:
                 f"{self.name}: its tokenizer file {merges} cannot be read ({error}), expected a "
                 "gzipped list of merges; restore it"
             ) from error
-        return SimpleTokenizer(bpe_path=str(merges))
+        tokenizer = SimpleTokenizer(bpe_path=str(merges))
+        size = self.config["text_cfg"].get("vocab_size", len(tokenizer.encoder))
+        if size < len(tokenizer.encoder):
+            raise ConfigError(
+                f"{self.name}: found vocab_size {size}, expected {len(tokenizer.encoder)}, the "
+                f"tokens of {merges}; restore the file that the model was trained with"
+            )
+        return tokenizer
 
     def _build(self) -> nn.Module:
         """Build open_clip's model on the current default device."""
