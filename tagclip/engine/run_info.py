@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -19,12 +20,14 @@ from torch import nn
 from tagclip.checkpoint import last_checkpoint, read_checkpoint
 from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
+from tagclip.data.datasets.shared_images import shared_images
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance
 
 __all__ = [
     "announce_protocol",
+    "announce_shared_images",
     "config_hash",
     "model_provenance",
     "resolve_weights_and_seed",
@@ -99,6 +102,21 @@ def announce_protocol(cfg: CfgNode, model: nn.Module) -> None:
     logger.info("Trained on masks: %s", provenance.history)
     if question := protocol.similar_names(provenance):
         logger.warning("%s: %s", cfg.MODEL.WEIGHTS, question)
+
+
+def announce_shared_images(cfg: CfgNode) -> None:
+    """Warn of images that a run is trained and evaluated on, in the main process."""
+    if not comm.is_main_process():
+        return
+    train = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
+    for name in cfg.DATASETS.TEST:
+        test = DatasetCatalog.get(name)
+        if shared := shared_images(train, test):
+            ours, theirs = shared[0]
+            logger.warning(
+                "%s: %d of its %d images are training images, too (%s is %s); its results are no "
+                "measure of new images", name, len(shared), len(test), theirs, ours,
+            )  # fmt: skip
 
 
 def run_info(cfg: CfgNode) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seed
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.run_info import (
     announce_protocol,
+    announce_shared_images,
     model_provenance,
     run_info,
     training_goes_on,
@@ -142,6 +143,7 @@ class ZeroShotTrainer(DefaultTrainer):
             ProtocolError: masks of unseen classes have trained what the run starts from.
         """
         announce_protocol(self.cfg, self.model)
+        announce_shared_images(self.cfg)
         self._stream.start_iter = self.start_iter
         super().before_train()
 
