@@ -32,6 +32,7 @@ from helpers.tiny_export import clip_weights as clip_weights
 from helpers.tiny_run import changed, exit_of, load_tool
 
 from tagclip import TagCLIPError, TagCLIPPredictor
+from tagclip.checkpoint import read_checkpoint
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe
@@ -67,6 +68,7 @@ def test_tool_and_example(
         assert file["largest_difference"] <= TOLERANCE
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert recipe["fingerprints"]["checkpoint_sha256"] == sha256
+    assert recipe["provenance"] == read_checkpoint(checkpoint)["tagclip"]["provenance"]
 
     seen_bias = ["MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.05]
     whole = load(checkpoint, *seen_bias)
