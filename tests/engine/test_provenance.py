@@ -220,6 +220,25 @@ def test_classes_are_grouped_by_the_masks_that_trained(second: Path) -> None:
     assert "seen: masks trained the model" in log and "seen as in split two" in log
 
 
+def test_another_dataset_is_grouped_by_the_masks_too(
+    first: Path, run: Any, train_net: ModuleType, tmp_path: Path
+) -> None:
+    """Its own split, or that it has none, says nothing about this model."""
+    tree = tiny_tree(name="other", splits={"own": {"unseen": ["couch"]}}, default_split="own")
+    for index, name in ((0, "Cat"), (4, "couch")):
+        tree["classes"][index]["name"] = name
+    other = load_config(run(tree, "other")).DATASETS.TEST
+    options = ("DATASETS.TEST", other, "MODEL.WEIGHTS", first, "OUTPUT_DIR", tmp_path / "cross")
+    train_net.main(run_arguments(tmp_path / "first.yaml", *options, eval_only=True))
+    found = results(tmp_path / "cross")
+    flags = {entry["name"]: entry["seen"] for entry in found["classes"]}
+    assert flags == {"Cat": True, "dog": False, "grass": True, "sky": False, "couch": True}
+    assert found["metrics_by_split"]["mIoU-unseen"] == next(
+        entry["IoU"] for entry in found["classes"] if entry["name"] == "couch"
+    )
+    assert found["run"]["zero_shot"] is True
+
+
 def test_an_evaluation_is_refused_as_well(
     second: Path, tmp_path: Path, train_net: ModuleType
 ) -> None:
