@@ -24,6 +24,7 @@ from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import expand_path
 from tagclip.utils.text import error_text
 
 __all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
@@ -96,7 +97,7 @@ class TagCLIPPredictor:
         Raises:
             TagCLIPError: see `checkpoint_config` and the constructor.
         """
-        return cls(checkpoint_config(path, opts))
+        return cls(checkpoint_config(expand_path(path), opts))
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -14,6 +14,7 @@ from detectron2.config import get_cfg
 from tagclip.config.checks import check_config
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.errors import ConfigError
+from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_yaml
 
@@ -29,8 +30,9 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     """Build a config from the defaults, a layered yaml file and command-line overrides.
 
     Inside a yaml, a string that starts with ``./`` or ``../`` is a path relative to that yaml
-    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``. ``CONFIG_NAME`` becomes the
-    file's name unless it is set, as in the config.yaml of a run.
+    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``. ``~`` and ``$NAME`` are
+    replaced in every path (`expand_path`). ``CONFIG_NAME`` becomes the file's name unless it is
+    set, as in the config.yaml of a run.
 
     Args:
         config_file: yaml file, possibly with ``_BASE_``; "" takes the defaults.
@@ -72,6 +74,8 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
         except (ValueError, AssertionError, KeyError, TypeError) as error:
             raise ConfigError(f"{source}: {one_line(error)}; mend the value") from error
         _refuse_nulls(cfg, defaults, source)
+    # Other paths are expanded by what opens them.
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(expand_path, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
     check_config(cfg)
     return cfg
 
@@ -123,13 +127,13 @@ def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, d
             raise ConfigError(
                 f"{path}: found _BASE_ {base!r:.60}, expected the name of a yaml file"
             )
-        yield from _yaml_chain(path.parent / base, (*visited, path))
+        yield from _yaml_chain(path.parent / expand_path(base), (*visited, path))
     yield path, resolve_paths(tree, path.parent)
 
 
 def _resolved(path: Path) -> Path:
     try:
-        path = path.expanduser().resolve()
+        path = Path(expand_path(path)).resolve()
         path.is_file()
     # A folder of nobody, a zero byte, a name longer than any file's.
     except (RuntimeError, ValueError, OSError) as error:

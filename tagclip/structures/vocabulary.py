@@ -22,6 +22,7 @@ from tagclip.structures.vocabulary_class import (
     refuse_duplicates,
 )
 from tagclip.structures.vocabulary_json import read_vocabulary_json
+from tagclip.utils.files import expand_path
 
 __all__ = ["ClassEntry", "Vocabulary"]
 
@@ -110,6 +111,7 @@ class Vocabulary:
         Raises:
             VocabularyError: the file is missing or inconsistent, or has no such split.
         """
+        path = expand_path(path)
         try:
             return cls(**read_vocabulary_json(Path(path), split))
         except VocabularyError as error:

@@ -9,6 +9,7 @@ import yaml
 
 from tagclip.config.loading import load_config
 from tagclip.errors import ConfigError
+from tagclip.modeling.clip.source import CLIPSource
 
 
 def test_paths_resolve_against_their_own_yaml(tmp_path: Path) -> None:
@@ -24,6 +25,18 @@ def test_paths_resolve_against_their_own_yaml(tmp_path: Path) -> None:
     assert str(tmp_path / "base" / "clip.json") == cfg.MODEL.CLIP.NAME
     assert str(tmp_path / "leaf" / "x.pt") == cfg.MODEL.CLIP.PRETRAINED
     assert (cfg.OUTPUT_DIR, cfg.SEED) == ("./here", 7)
+
+
+def test_home_and_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "run")
+    (tmp_path / "base.yaml").write_text("MODEL: {WEIGHTS: ~/a.pth}\n")
+    (tmp_path / "run.yaml").write_text("_BASE_: $HOME/base.yaml\nOUTPUT_DIR: ~/${PLACE}/1\n")
+    cfg = load_config("~/$PLACE.yaml")
+    assert (f"{tmp_path}/a.pth", f"{tmp_path}/run/1") == (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR)
+    assert f"{tmp_path}/b" == load_config("", ["OUTPUT_DIR", "~/b"]).OUTPUT_DIR
+    source = CLIPSource("~/clip.json", "$HOME/clip.pt")
+    assert (source.name, source.pretrained) == (f"{tmp_path}/clip.json", f"{tmp_path}/clip.pt")
 
 
 def test_dumped_config_loads_again(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from tagclip import register_zero_shot_sem_seg
+from tagclip.utils.files import expand_path
 
 __all__ = ["VOCABULARY_JSON", "dataset_root"]
 
@@ -12,7 +13,7 @@ VOCABULARY_JSON = Path(__file__).with_name("minibench.json")
 
 def dataset_root() -> Path:
     """Folder of the generated data: ``$DETECTRON2_DATASETS/minibench``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "minibench"
+    return Path(expand_path(os.environ.get("DETECTRON2_DATASETS") or "datasets")) / "minibench"
 
 
 for _subset in ("train", "val", "test"):

@@ -24,6 +24,7 @@ from tagclip.data.datasets.selection import (
 from tagclip.data.datasets.walk import files_below
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean
 
 __all__ = ["register_datasets", "register_folder_dataset", "register_zero_shot_sem_seg"]
@@ -73,19 +74,20 @@ def register_zero_shot_sem_seg(
         DatasetError: the name belongs to another dataset.
     """
     image_exts = (image_ext,) if isinstance(image_ext, str) else image_ext
+    vocabulary_json = expand_path(vocabulary_json)
     files = _PairedFiles(
         name,
-        str(image_root),
-        str(sem_seg_root),
+        expand_path(image_root),
+        expand_path(sem_seg_root),
         tuple(extension.lower().lstrip(".") for extension in image_exts),
         label_ext.lower().lstrip("."),
         prepare_command,
-        str(image_list),
-        str(manifest),
+        expand_path(image_list),
+        expand_path(manifest),
     )
     if name in DatasetCatalog.list():
         old, old_json = DatasetCatalog[name], MetadataCatalog.get(name).get("vocabulary")
-        if old != files or old_json != str(vocabulary_json):
+        if old != files or old_json != vocabulary_json:
             raise DatasetError(
                 f"dataset name {name!r} is taken by another registration ({old}, vocabulary "
                 f"{old_json}), found {files}, vocabulary {vocabulary_json}; choose another name"
@@ -95,7 +97,7 @@ def register_zero_shot_sem_seg(
     MetadataCatalog[name] = _VocabularyMetadata(
         name=name,
         evaluator_type="zero_shot_sem_seg",
-        vocabulary=str(vocabulary_json),
+        vocabulary=vocabulary_json,
         image_root=files.image_root,
         sem_seg_root=files.label_root,
     )

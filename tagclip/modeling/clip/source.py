@@ -27,6 +27,7 @@ from tagclip.modeling.clip.weights import (
     read_clip_weights,
     weights_sha256,
 )
+from tagclip.utils.files import expand_path
 from tagclip.utils.untrusted import read_gzip
 
 __all__ = ["CLIPSource"]
@@ -53,8 +54,8 @@ class CLIPSource:
             sha256: expected checksum of the weight file; "" accepts any, except a TorchScript
                 archive that is not one of OpenAI's.
         """
-        self.name, self.pretrained = name, pretrained
-        self._cache_dir, self._expected_sha256 = cache_dir, sha256.lower()
+        self.name, self.pretrained = expand_path(name), expand_path(pretrained)
+        self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CLIPSource:
@@ -83,7 +84,7 @@ class CLIPSource:
         if not self.pretrained:
             return None
         # os.path says no of names that no file can have, where pathlib raises OSError.
-        path = Path(os.path.expanduser(self.pretrained))
+        path = Path(self.pretrained)
         is_path = path.suffix or os.path.dirname(self.pretrained)
         if is_path or (os.path.exists(path) and not self._tag):
             return find_weight_file(path)

@@ -26,7 +26,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import expand_path, write_atomic
 from tagclip.utils.untrusted import check_zip
 
 __all__ = ["TextBank", "class_maximum", "prompt_templates"]
@@ -243,7 +243,7 @@ class TextBank(nn.Module):
         return ids
 
     def _cache_file(self, key: str) -> Path:
-        return Path(self.cache_dir).expanduser() / f"{key}.npz"
+        return Path(expand_path(self.cache_dir)) / f"{key}.npz"
 
     def _read_cache(self, key: str, num_classes: int) -> Tensor | None:
         if not self.cache_dir or not self._cache_file(key).is_file():
