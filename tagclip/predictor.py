@@ -16,7 +16,7 @@ from PIL import Image
 
 import tagclip
 from tagclip.checkpoint import checkpoint_config, load_trained
-from tagclip.config.checks import check_config, check_registered
+from tagclip.config.checks import available_device, check_config, check_registered
 from tagclip.data.inference_input import InferenceInput, bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import Protocol, resolve_seen
@@ -76,9 +76,9 @@ class TagCLIPPredictor:
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
-            cfg.MODEL.DEVICE = "cpu"
+        wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
+        if wanted != cfg.MODEL.DEVICE:
+            logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", wanted)
         cfg.freeze()
         import_projects(cfg.PROJECTS)
         check_registered(cfg)

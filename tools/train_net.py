@@ -75,20 +75,17 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
     Returns:
         The config, and whether it asks for a GPU that is not there.
     """
-    import torch
-
     from tagclip import ZeroShotTrainer, load_config
+    from tagclip.config import available_device
     from tagclip.engine import resolve_weights_and_seed
 
     cfg = load_config(args.config_file, args.opts)
     import_projects(cfg.PROJECTS)
-    no_gpu = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
-    if no_gpu:
-        cfg.MODEL.DEVICE = "cpu"
+    wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
     weights = resolve_weights_and_seed(cfg, eval_only=args.eval_only, resume=args.resume)
     ZeroShotTrainer.check(cfg, weights=weights, train=not args.eval_only)
     cfg.freeze()
-    return cfg, no_gpu
+    return cfg, wanted != cfg.MODEL.DEVICE
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -100,10 +97,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg, no_gpu = read_config(args)
     try:
         default_setup(cfg, args)
-    except OSError as error:
+    # A zero byte is a ValueError.
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: found no folder to write to ({error.strerror}), "
-            "expected one; name another"
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: found no folder to write to ({reason}), expected one; "
+            "name another"
         ) from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tagclip")
     hide_tracebacks()

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-from tagclip.config.checks import check_config
+from tagclip.config.checks import check_config, expected_value
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.errors import ConfigError
 from tagclip.utils.files import expand_path
@@ -24,6 +25,8 @@ __all__ = ["build_config", "load_config", "resolve_paths"]
 _CWD_RELATIVE = ("OUTPUT_DIR",)
 # A name or a list; yacs would insist on the type of the default.
 _NAME_OR_LIST = "MODEL.CLIP.TEMPLATES"
+# What yacs and Python raise on values of other types; the key says better what is wrong.
+_MISFITS = (ValueError, TypeError, AssertionError, KeyError, OverflowError, RecursionError)
 
 
 def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
@@ -66,18 +69,37 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     for source, tree in chain(trees, overrides):
         values = dict(_items(tree))
         _check_keys(values, defaults, source)
-        templates = values.get(_NAME_OR_LIST)
-        if templates is not None:
-            cfg.MODEL.CLIP.TEMPLATES = [] if str(templates).startswith("[") else ""
-        try:
-            cfg.merge_from_other_cfg(CN(tree))
-        except (ValueError, AssertionError, KeyError, TypeError) as error:
-            raise ConfigError(f"{source}: {one_line(error)}; mend the value") from error
-        _refuse_nulls(cfg, defaults, source)
+        for key, value in values.items():
+            if not isinstance(value, dict) or not isinstance(defaults[key], CN):
+                _merge(cfg, key, value, source)
     # Other paths are expanded by what opens them.
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(expand_path, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
     check_config(cfg)
     return cfg
+
+
+def _merge(cfg: CN, key: str, value: Any, source: str | Path) -> None:
+    """Set one key; texts are read as Python's literals, as yacs does."""
+    default, found = reduce(getitem, key.split("."), cfg), value
+    try:
+        if isinstance(value, str):
+            found = CN._decode_cfg_value(value)
+        if key == _NAME_OR_LIST:
+            default = cfg.MODEL.CLIP.TEMPLATES = [] if isinstance(found, (list, tuple)) else ""
+        if found is None and default is not None:
+            raise TypeError("yacs takes None for every type")
+        if isinstance(default, float) and type(found) is int:
+            value = float(found)
+        elif isinstance(default, str) and isinstance(value, str) and not isinstance(found, str):
+            # The name of a folder may be a number.
+            value = repr(value)
+        cfg.merge_from_other_cfg(CN(_nested(key, value)))
+    except _MISFITS as error:
+        shown = "null" if found is None else f"{found!r:.200}"
+        expected = expected_value(key, default)
+        raise ConfigError(
+            f"{source}: {key}: found {shown}, expected {expected}; mend the value"
+        ) from error
 
 
 def _items(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -93,23 +115,13 @@ def _nested(key: str, value: Any) -> dict:
     return reduce(lambda tree, part: {part: tree}, reversed(key.split(".")), value)
 
 
-def _refuse_nulls(cfg: CN, defaults: dict[str, Any], source: str | Path) -> None:
-    """yacs takes None for every type; what reads the key would fail somewhere."""
-    for key, value in _items(cfg):
-        default = defaults.get(key)
-        if value is None and default is not None:
-            raise ConfigError(
-                f"{source}: {key} is null, expected {type(default).__name__}, such as "
-                f"{default!r:.60}; mend the value"
-            )
-
-
 def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Path) -> None:
     """Refuse keys that the config does not have, naming the nearest one that it has."""
     for key, value in values.items():
         # Of a section, the keys in it are more to the point.
         if key not in known and not (isinstance(value, dict) and value):
-            hint = did_you_mean(key, known) or "; all keys: docs/config.md"
+            leaves = (name for name, default in known.items() if not isinstance(default, CN))
+            hint = did_you_mean(key, leaves) or "; all keys: docs/config.md"
             shown = key if key.isprintable() else repr(key)
             raise ConfigError(f"{source}: unknown config key {shown}{hint}")
 

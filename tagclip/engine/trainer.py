@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tagclip
 from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
-from tagclip.config.checks import check_config, check_registered
+from tagclip.config.checks import check_config, check_device, check_registered
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
@@ -39,6 +39,7 @@ from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
 from tagclip.solver.lr_scheduler import build_lr_scheduler
 from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
+from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.quiet import silence
 
 __all__ = ["ZeroShotTrainer"]
@@ -60,6 +61,7 @@ class ZeroShotTrainer(DefaultTrainer):
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
         check_config(cfg)
+        check_device(cfg)
         _check_seed(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         stage = Protocol(cfg).stage()
@@ -109,7 +111,12 @@ class ZeroShotTrainer(DefaultTrainer):
         """
         with silence():
             Protocol(cfg).check()
+            check_device(cfg)
             check_registered(cfg)
+            if not train and not cfg.DATASETS.TEST:
+                raise ConfigError(
+                    "DATASETS.TEST: found no dataset, expected one at least to evaluate"
+                )
             read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
                 _check_evaluator_type(name)
@@ -262,6 +269,7 @@ class ZeroShotTrainer(DefaultTrainer):
 
         Raises:
             ConfigError: the dataset was registered for another kind of evaluation.
+            DatasetError: it is not registered, or without a vocabulary.
         """
         _check_evaluator_type(dataset_name)
         return ZeroShotSemSegEvaluator(
@@ -291,14 +299,13 @@ def _results_table(cfg: CfgNode) -> Path:
 
 
 def _check_evaluator_type(dataset_name: str) -> None:
-    found = None
-    if dataset_name in DatasetCatalog.list():
-        found = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    Vocabulary.from_metadata(dataset_name)
+    found = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if found != "zero_shot_sem_seg":
         raise ConfigError(
             f"dataset {dataset_name}: found evaluator_type {found!r}, expected "
-            "'zero_shot_sem_seg'; check DATASETS.TEST, register the dataset with "
-            "register_zero_shot_sem_seg, or name its project in PROJECTS"
+            "'zero_shot_sem_seg'; check DATASETS.TEST, or register the dataset with "
+            "register_zero_shot_sem_seg"
         )
 
 

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -219,7 +220,8 @@ def read_result_rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]
         ConfigError: the file is no such table.
     """
     path = Path(path)
-    if not path.is_file():
+    # False, too, for what can be no file's name.
+    if not os.path.isfile(path):
         return [], []
     advice = "move the file away, the next evaluation starts a new one"
     try:

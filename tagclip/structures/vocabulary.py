@@ -23,6 +23,7 @@ from tagclip.structures.vocabulary_class import (
 )
 from tagclip.structures.vocabulary_json import read_vocabulary_json
 from tagclip.utils.files import expand_path
+from tagclip.utils.text import did_you_mean
 
 __all__ = ["ClassEntry", "Vocabulary"]
 
@@ -127,15 +128,18 @@ class Vocabulary:
         tagclip.register()
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
-        registered = dataset_name in DatasetCatalog.list()
-        path = MetadataCatalog.get(dataset_name).get("vocabulary") if registered else None
-        if path is None:
+        names = DatasetCatalog.list()
+        paths = {name: MetadataCatalog.get(name).get("vocabulary") for name in names}
+        if paths.get(dataset_name) is None:
+            found = "registered without a vocabulary"
+            if dataset_name not in names:
+                useful = (name for name, path in paths.items() if path)
+                found = f"not registered{did_you_mean(dataset_name, useful)}"
             raise DatasetError(
-                f"dataset {dataset_name!r} is {'registered without' if registered else 'not'} "
-                f"{'a vocabulary' if registered else 'registered'}; use register_zero_shot_sem_seg,"
-                " or name its project in PROJECTS"
+                f"dataset {dataset_name!r} is {found}; check DATASETS.TRAIN and DATASETS.TEST, use "
+                "register_zero_shot_sem_seg, or name its project in PROJECTS"
             )
-        return cls.from_json(path, split)
+        return cls.from_json(paths[dataset_name], split)
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -50,8 +50,17 @@ def test_dumped_config_loads_again(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("MODEL:\n  TAGCLIP:\n    LAYER: n\n", r"LAYER; did you mean MODEL\.TAGCLIP\.LAYERS\?"),
-        ("SEED: many\n", r"many"),
-        ("SEED: null\n", r"SEED is null, expected int, such as 0"),
+        ("SEED: many\n", r"SEED: found 'many', expected a whole number from -1 to \d+; mend"),
+        ("SEED: null\n", r"SEED: found null, expected a whole number from -1"),
+        ("SEED: {}\n", r"SEED: found \{\}, expected a whole number from -1"),
+        ("SOLVER: 3\n", r"SOLVER: found 3, expected a key of this section and its value, such as"),
+        ("SOLVER: null\n", r"SOLVER: found null, expected a key of this section"),
+        ("SOLVE: 1\n", r"unknown config key SOLVE; all keys: docs/config\.md"),
+        ("SOLVER.LR: 1\n", r"unknown config key SOLVER\.LR; did you mean SOLVER\."),
+        ("DATASETS: {TRAIN: a}\n", r"DATASETS\.TRAIN: found 'a', expected a list of texts"),
+        ("OUTPUT_DIR: 12\n", r"OUTPUT_DIR: found 12, expected a text"),
+        ("VERSION: x\n", r"VERSION: found 'x', expected a whole number"),
+        ("MODEL: {RPN: {NMS_THRESH: x}}\n", r"RPN\.NMS_THRESH: found 'x', expected a number"),
         ("- 1\n- 2\n", r"found a list, expected keys and values"),
         ("a: [1\n", r"not a plain yaml file"),
         ("SEED: !!python/object/apply:os.system ['true']\n", r"not a plain yaml file"),
@@ -66,6 +75,17 @@ def test_broken_yaml_is_one_line(tmp_path: Path, text: str, message: str) -> Non
         load_config(path)
     assert "\n" not in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_whole_number_is_a_number_and_a_text_may_look_like_one(tmp_path: Path) -> None:
+    words = ["SOLVER.BASE_LR", "1", "OUTPUT_DIR", "12", "CONFIG_NAME", "'a b'"]
+    cfg = load_config("", words)
+    assert (cfg.SOLVER.BASE_LR, cfg.OUTPUT_DIR, cfg.CONFIG_NAME) == (1.0, "12", "a b")
+    assert isinstance(cfg.SOLVER.BASE_LR, float)
+    path = tmp_path / "a.yaml"
+    path.write_text("OUTPUT_DIR: '12'\nSOLVER: {BASE_LR: 1}\nSOLVER.MAX_ITER: 7\n")
+    cfg = load_config(path)
+    assert (cfg.OUTPUT_DIR, cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == ("12", 1.0, 7)
 
 
 def test_broken_command_line() -> None:
