@@ -226,7 +226,7 @@ def test_other_pixels_than_the_committed_ones_are_refused(small: Path) -> None:
 @pytest.fixture(scope="module")
 def clip_cfg(repository: Path) -> CfgNode:
     """Plain CLIP: no prompts, class embedding counted once."""
-    config = repository / "projects" / "MiniBench" / "configs" / "tagclip_composition.yaml"
+    config = repository / "projects/MiniBench/configs/tagclip_minibench_composition.yaml"
     opts = ["MODEL.CLIP.PROMPT.NUM_TOKENS", "0", "MODEL.CLIP.DOUBLE_CLS_EMBED", "False"]
     return load_config(config, [*opts, "MODEL.DEVICE", "cpu"])
 
