@@ -24,7 +24,8 @@ def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     data = tmp_path / "minibench"
-    folders = f"images: {data}/images/val, labels: {data}/labels/val"
+    files = f"images: {data}/images/val, labels: {data}/labels/val, image_list: ./few.txt"
+    (tmp_path / "few.txt").write_text("".join(f"{index:06d}\n" for index in range(9)))
     vocabulary = run_minibench.CONFIG.parents[1] / "minibench" / "minibench.json"
     config = tmp_path / "short.yaml"
     config.write_text(
@@ -33,7 +34,7 @@ def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "  TRAIN: [minibench_run]\n"
         "  TEST: [minibench_run]\n"
         "  FOLDER_DATASETS:\n"
-        f"    - {{name: minibench_run, {folders}, vocabulary: {vocabulary}}}\n"
+        f"    - {{name: minibench_run, {files}, vocabulary: {vocabulary}}}\n"
         "SOLVER: {MAX_ITER: 2, IMS_PER_BATCH: 2, WARMUP_ITERS: 1}\n"
         "MODEL: {DEVICE: cpu}\n"
     )
