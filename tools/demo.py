@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Segment images, folders, videos or a webcam into any classes, and draw the result.
 
-python tools/demo.py --config-file projects/MiniBench/configs/tagclip_noun_fence_board.yaml \\
-    --input datasets/minibench/images/test/000000.png --vocab "red board, sand" --output out/
-python tools/demo.py --weights output/minibench/model_final.pth --input photos/ --output out/ \\
+python tools/demo.py --weights output/minibench/model_final.pth --output out/ \\
+    --input datasets/minibench/images/test/000029.png \\
+    --vocab "yellow ball, green dice, red board, water"
+python tools/demo.py --weights model_final.pth --input photos/ --output out/ \\
     --vocab "cat, dining table" --context coco_stuff_val --save-labels --json out/result.json
 python tools/demo.py --weights model_final.pth --input street.mp4 --vocab-file words.txt \\
     --output out/

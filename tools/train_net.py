@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Train or evaluate TagCLIP from a config.
 
-python tools/train_net.py --config-file projects/MiniBench/configs/tagclip_noun_fence_board.yaml
+python tools/train_net.py \\
+    --config-file projects/MiniBench/configs/tagclip_minibench_noun_fence_board_convtrust.yaml
 python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
 python tools/train_net.py --config-file CONFIG --num-gpus 8 SOLVER.BASE_LR 0.001 OUTPUT_DIR out
 python tools/train_net.py --config-file CONFIG --num-gpus 2 MODEL.DEVICE cpu
@@ -152,8 +153,12 @@ def prove(args: argparse.Namespace) -> None:
 def start(args: argparse.Namespace) -> None:
     """Run `main` in this process, or in one process per GPU (MODEL.DEVICE cpu: on the CPU)."""
     from tagclip import load_config
+    from tagclip.config import find_config
     from tagclip.engine.launch import launch
 
+    if args.config_file:
+        # detectron2 opens it as well.
+        args.config_file = str(find_config(args.config_file))
     launch(main, args, load_config(args.config_file, args.opts).MODEL.DEVICE)
 
 

@@ -2,7 +2,8 @@
 """Read every image and label file of a dataset, say what is wrong and which command mends it.
 
     python tools/validate_dataset.py voc2012_train voc2012_val
-    python tools/validate_dataset.py --config-file projects/MiniBench/configs/supervised.yaml
+    python tools/validate_dataset.py \\
+        --config-file projects/MiniBench/configs/tagclip_minibench_supervised.yaml
 
 Checks pairs, sizes, EXIF, channels, values, duplicates and damaged files, counts the pixels of
 every class, and looks for images that two datasets share. Writes report.json, histogram.png and

@@ -9,7 +9,7 @@ from tagclip.config.checks import (
     choices,
 )
 from tagclip.config.defaults import add_tagclip_config
-from tagclip.config.loading import build_config, load_config, resolve_paths
+from tagclip.config.loading import build_config, find_config, load_config, resolve_paths
 
 __all__ = [
     "add_tagclip_config",
@@ -20,6 +20,7 @@ __all__ = [
     "check_registered",
     "check_value",
     "choices",
+    "find_config",
     "load_config",
     "resolve_paths",
 ]

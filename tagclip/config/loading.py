@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain
@@ -19,14 +20,18 @@ from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_yaml
 
-__all__ = ["build_config", "load_config", "resolve_paths"]
+__all__ = ["advice_if_relative", "build_config", "find_config", "load_config", "resolve_paths"]
 
 # A user means a folder relative to where the command is run, as everywhere in detectron2.
 _CWD_RELATIVE = ("OUTPUT_DIR",)
+# What is relative to the yaml that says so.
+_RELATIVE = ("./", "../")
 # A name or a list; yacs would insist on the type of the default.
 _NAME_OR_LIST = "MODEL.CLIP.TEMPLATES"
 # What yacs and Python raise on values of other types; the key says better what is wrong.
 _MISFITS = (ValueError, TypeError, AssertionError, KeyError, OverflowError, RecursionError)
+# Old name -> new name of the config files beside it.
+_RENAMED = "renamed.json"
 
 
 def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
@@ -45,9 +50,28 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
         ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
             wrong type or makes no sense.
     """
-    cfg = build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
-    cfg.CONFIG_NAME = cfg.CONFIG_NAME or Path(config_file).name
+    path = find_config(config_file) if config_file else Path()
+    cfg = build_config(_yaml_chain(path, ()) if config_file else (), opts)
+    cfg.CONFIG_NAME = cfg.CONFIG_NAME or path.name
     return cfg
+
+
+def find_config(path: str | Path) -> Path:
+    """Return the absolute path of a config file, which may be given by a name that it once had.
+
+    ``renamed.json`` in its folder, ``{"old.yaml": "new.yaml"}``, knows earlier names.
+
+    Raises:
+        ConfigError: no file can have this name, or the table cannot be read.
+    """
+    path = _resolved(Path(path))
+    table = path.with_name(_RENAMED)
+    if path.is_file() or not table.is_file():
+        return path
+    name = str(_read_yaml(table).get(path.name, path.name))
+    if name != path.name:
+        logging.getLogger(__name__).warning("%s is now called %s; use that name", path, name)
+    return path.with_name(name)
 
 
 def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] = ()) -> CN:
@@ -128,7 +152,7 @@ def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Pat
 
 def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
     """Yield (file, its own keys), the deepest ``_BASE_`` first."""
-    path = _resolved(path)
+    path = find_config(path)
     if path in visited:
         raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
     tree = _read_yaml(path)
@@ -183,7 +207,13 @@ def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
         return {k: resolve_paths(v, folder, str(k)) for k, v in node.items()}
     if isinstance(node, list):
         return [resolve_paths(value, folder, key) for value in node]
-    is_relative = isinstance(node, str) and node.startswith(("./", "../"))
-    if is_relative and key not in _CWD_RELATIVE:
+    if isinstance(node, str) and node.startswith(_RELATIVE) and key not in _CWD_RELATIVE:
         return str((folder / node).resolve())
     return node
+
+
+def advice_if_relative(path: str) -> str:
+    """Return what to add to "check the path"; "" unless it starts with ``./`` or ``../``."""
+    if not path.startswith(_RELATIVE):
+        return ""
+    return f" from {Path.cwd()}, or read the yaml that says so with tagclip.load_config"

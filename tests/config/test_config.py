@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from detectron2.config import get_cfg
+from helpers.toy_dataset import forget
 
+from tagclip.config.defaults import add_tagclip_config
 from tagclip.config.loading import load_config
+from tagclip.data.datasets.register import register_datasets
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip.source import CLIPSource
+from tagclip.modeling.clip.config import read_clip_config
 
 
 def test_paths_resolve_against_their_own_yaml(tmp_path: Path) -> None:
@@ -102,3 +109,50 @@ def test_every_shipped_config_loads_and_leaves_are_short(repository: Path) -> No
         load_config(path)
         if not path.name.startswith("Base-"):
             assert len(path.read_text().splitlines()) < 15, path
+
+
+def test_an_earlier_name_is_the_new_config(
+    repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tables = list(repository.glob("**/configs/renamed.json"))
+    assert tables
+    for table in tables:
+        for old, new in json.loads(table.read_text()).items():
+            assert not table.with_name(old).exists()
+            caplog.clear()
+            found = load_config(table.with_name(old))
+            assert [record.getMessage() for record in caplog.records] == [
+                f"{table.with_name(old)} is now called {new}; use that name"
+            ]
+            assert found == load_config(table.with_name(new)) and new == found.CONFIG_NAME
+            (tmp_path / "mine.yaml").write_text(f"_BASE_: {table.with_name(old)}\nSEED: 3\n")
+            found.CONFIG_NAME, found.SEED = "mine.yaml", 3
+            assert load_config(tmp_path / "mine.yaml") == found
+    with pytest.raises(ConfigError, match="nowhere.yaml: no such config file"):
+        load_config(tables[0].with_name("nowhere.yaml"))
+
+
+def test_a_damaged_table_of_names_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "renamed.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"renamed\.json: not a plain yaml file"):
+        load_config(tmp_path / "old.yaml")
+
+
+def test_detectron2s_own_reading_is_told_of_ours(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`merge_from_file` leaves the paths of a yaml as they are."""
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    add_tagclip_config(cfg)
+    cfg.merge_from_file(str(repository / "projects/MiniBench/configs/Base-MiniBench.yaml"))
+    expected = f"check the path from {tmp_path}, or read the yaml that says so with tagclip.load_"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        read_clip_config(cfg.MODEL.CLIP.NAME)
+    entry = {"name": "mine", "images": "./images", "labels": "/labels", "vocabulary": "/v.json"}
+    cfg.DATASETS.FOLDER_DATASETS = [entry]
+    with pytest.raises(ConfigError, match=r"images \./images is not there; " + re.escape(expected)):
+        register_datasets(cfg)
+    (tmp_path / "images").mkdir()
+    register_datasets(cfg)
+    forget("mine")

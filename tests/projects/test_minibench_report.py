@@ -55,7 +55,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
         "SOLVER.MAX_ITER": 2,
         "SOLVER.WARMUP_ITERS": 1,
     }
-    config = repository / "projects" / "MiniBench" / "configs" / "tagclip_noun_fence_board.yaml"
+    configs = repository / "projects" / "MiniBench" / "configs"
+    config = configs / "tagclip_minibench_noun_fence_board_convtrust.yaml"
     cfg = load_config(config, [word for pair in opts.items() for word in pair])
     output.mkdir()
     (output / "config.yaml").write_text(cfg.dump())

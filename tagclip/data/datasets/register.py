@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from tagclip.config.checks import check_value
+from tagclip.config.loading import advice_if_relative
 from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.data.datasets.selection import (
     UsableSamples,
@@ -132,8 +133,8 @@ def register_datasets(cfg: CfgNode) -> None:
     An entry holds the arguments of `register_folder_dataset`; the same again does nothing.
 
     Raises:
-        ConfigError: an entry is no mapping of texts, a key is unknown or missing, or the policy
-            is unknown.
+        ConfigError: an entry is no mapping of texts, a key is unknown or missing, a relative path
+            is not there, or the policy is unknown.
         DatasetError: a name belongs to another dataset.
     """
     for index, entry in enumerate(cfg.DATASETS.FOLDER_DATASETS):
@@ -149,6 +150,12 @@ def register_datasets(cfg: CfgNode) -> None:
                 raise ConfigError(f"{where}: unknown key {key!r}{hint}")
             if not isinstance(value, str) or not value:
                 raise ConfigError(f"{where}: {key} is {value!r}, expected a text; put it in quotes")
+            if (
+                key != "name"
+                and (advice := advice_if_relative(value))
+                and not os.path.exists(value)
+            ):
+                raise ConfigError(f"{where}: {key} {value} is not there; check the path{advice}")
         missing = [key for key in _ENTRY_REQUIRED if key not in entry]
         if missing:
             raise ConfigError(f"{where}: {', '.join(missing)} is missing; add it")
