@@ -84,6 +84,7 @@ class TagCLIPPredictor:
         check_registered(cfg)
         self.model = load_trained(cfg)
         self._input = InferenceInput.from_config(cfg)
+        self._trained = Protocol(cfg).full
         self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
 
     @classmethod
@@ -244,11 +245,12 @@ class TagCLIPPredictor:
         return bgr_array(image, name)
 
     def _resolved(self, source: VocabularyLike) -> Vocabulary:
-        return resolve_seen(
+        vocabulary = resolve_seen(
             self._named(source),
             self.model.train_vocabulary,
             self.cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES,
         )
+        return vocabulary.match_colors(self._trained)
 
     def _named(self, source: VocabularyLike) -> Vocabulary:
         """The vocabulary that is meant; its partition is open unless somebody set it."""

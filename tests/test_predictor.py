@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from detectron2.config import CfgNode
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed
+from helpers.toy_dataset import write_json
 from PIL import Image
 
 from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotDatasetMapper
 from tagclip.checkpoint import checkpoint_config
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from tagclip.structures.class_color import name_color
 
 WORDS = ["cat", "zebra", "sky"]
 
@@ -297,3 +300,22 @@ def test_without_a_gpu_the_cpu_is_used(cfg: CfgNode) -> None:
     predictor = TagCLIPPredictor(cfg)
     assert (predictor.model.device.type, predictor.cfg.MODEL.DEVICE) == ("cpu", "cpu")
     assert cfg.MODEL.DEVICE == "cuda"
+
+
+def test_words_get_the_colours_that_the_training_json_gives(
+    tiny_cfg: CfgNode, tiny_vocabulary_json: str, tmp_path: Path
+) -> None:
+    """Whatever list they are asked in; other words get those of their names."""
+    tree = json.loads(Path(tiny_vocabulary_json).read_text())
+    for index, entry in enumerate(tree["classes"]):
+        entry["color"] = [index, 7, 9]
+    entry = {"name": f"colored_{tmp_path.name}", "images": "i", "labels": "l"}
+    entry["vocabulary"] = str(write_json(tmp_path / "colored.json", tree))
+    cfg = changed(tiny_cfg, "DATASETS.FOLDER_DATASETS", [entry], "DATASETS.TRAIN", [entry["name"]])
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(cfg, tmp_path / "output"))
+    given = dict(zip((c["name"] for c in tree["classes"]), range(5), strict=True))
+    for words in (["zebra", *given], [name.upper() for name in given][::-1]):
+        predictor.set_vocabulary(words, context=["dog house"])
+        for name, color in zip(words, predictor.vocabulary.colors.tolist(), strict=True):
+            place = given.get(name.lower())
+            assert color == (list(name_color(name)) if place is None else [place, 7, 9])

@@ -12,13 +12,13 @@ import numpy as np
 
 import tagclip
 from tagclip.errors import DatasetError, VocabularyError
+from tagclip.structures.class_color import name_color
 from tagclip.structures.vocabulary_class import (
     MAX_LABEL,
     ClassEntry,
     is_int,
     name_flags,
     name_key,
-    palette_color,
     refuse_duplicates,
 )
 from tagclip.structures.vocabulary_json import read_vocabulary_json
@@ -156,17 +156,8 @@ class Vocabulary:
 
     @property
     def colors(self) -> np.ndarray:
-        """(K, 3) uint8 RGB. A generated colour differs from all others and follows the id."""
-        taken = {entry.color for entry in self.classes}
-        colors = []
-        for entry in self.classes:
-            color, number = entry.color, entry.id + 1
-            while color is None:
-                candidate = palette_color(number)
-                color = candidate if candidate not in taken else None
-                number += MAX_LABEL + 1
-            taken.add(color)
-            colors.append(color)
+        """(K, 3) uint8 RGB: the given ones, and those of the names (`name_color`)."""
+        colors = [entry.color or name_color(entry.name) for entry in self.classes]
         return np.array(colors, dtype=np.uint8)
 
     @property
@@ -261,6 +252,15 @@ class Vocabulary:
             if seen:
                 trained |= entry.keys
         return self._partitioned(bool(entry.keys & trained) for entry in self.classes)
+
+    def match_colors(self, other: Vocabulary) -> Vocabulary:
+        """Give classes without a colour the one that the other list gives to a class so called."""
+        given = {name_key(entry.name): entry.color for entry in other.classes}
+        classes = (
+            replace(entry, color=entry.color or given.get(name_key(entry.name)))
+            for entry in self.classes
+        )
+        return replace(self, classes=tuple(classes))
 
     def label_lut(self, target: Vocabulary | None = None) -> np.ndarray:
         """Table from raw label values of this dataset to indices of another class list.

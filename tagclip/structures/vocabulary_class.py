@@ -54,7 +54,7 @@ class ClassEntry:
         name: display name, unique in its vocabulary; runs of white space become one blank, which
             is logged.
         prompts: names that are put into the prompt templates; defaults to ``(name,)``.
-        color: (red, green, blue), each 0..255, or None for a generated colour.
+        color: (red, green, blue), each 0..255, or None for that of the name.
 
     Raises:
         VocabularyError: a field has the wrong type or range, or a prompt occurs twice.

@@ -13,8 +13,8 @@ from tagclip.projects.minibench.report_run import TrainedRun, load_model, read_r
 from tagclip.utils.files import write_atomic
 from tagclip.visualization.class_charts import save_chart
 from tagclip.visualization.html_page import render
-from tagclip.visualization.panels import UNLABELLED_NOTE, UNSEEN_NOTE, save_png
-from tagclip.visualization.segments import marked_names
+from tagclip.visualization.panels import HATCHED_NOTE, NUMBER_NOTE, UNSEEN_NOTE, save_png
+from tagclip.visualization.segments import legend_names, numbers
 
 __all__ = ["metric_rows", "render_page", "write_report"]
 
@@ -79,6 +79,8 @@ def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> 
     vocabulary, result = run.vocabulary, run.result
     seen = vocabulary.seen or (True,) * len(vocabulary)
     colors = vocabulary.colors.tolist()
+    notes = [UNSEEN_NOTE] * (not all(seen)) + [NUMBER_NOTE] * bool(numbers(vocabulary))
+    notes.append(HATCHED_NOTE)
     return render(
         "report.html.j2",
         __package__,
@@ -87,8 +89,8 @@ def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> 
         metrics=metric_rows(result),
         absent_note=absent_note(result["metrics"]),
         choice=choice,
-        classes=list(zip(marked_names(vocabulary), colors, seen, strict=True)),
-        notes="; ".join([UNSEEN_NOTE] * (not all(seen)) + [UNLABELLED_NOTE]),
+        classes=list(zip(legend_names(vocabulary), colors, seen, strict=True)),
+        notes="; ".join(notes),
         facts=_facts(run),
         pictures=pictures,
     )
