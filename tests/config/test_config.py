@@ -15,8 +15,8 @@ from tagclip.config.defaults import add_tagclip_config
 from tagclip.config.loading import load_config
 from tagclip.data.datasets.register import register_datasets
 from tagclip.errors import ConfigError
-from tagclip.modeling.clip.source import CLIPSource
 from tagclip.modeling.clip.config import read_clip_config
+from tagclip.modeling.clip.source import CLIPSource
 
 
 def test_paths_resolve_against_their_own_yaml(tmp_path: Path) -> None:
