@@ -262,6 +262,8 @@ def test_a_grandchild_remembers(
         "CLIP > inductive tiny5/zs > inductive tiny5/two > supervised tiny5"
     )
     assert found["run"]["zero_shot"] is False and found["run"]["trained_unseen"] == []
+    stage = provenance(tmp_path / "third" / "model_final.pth").stages[-1]
+    assert [names[0] for names in stage.masks] == NAMES and stage.others == ()
 
 
 def test_the_proof_checks_the_start(
