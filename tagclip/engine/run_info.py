@@ -18,6 +18,7 @@ from tagclip.checkpoint import last_checkpoint, read_checkpoint
 from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
 
 __all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
@@ -89,7 +90,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "weights": weights.name,
         "weights_sha256": file_sha256(weights) if weights.is_file() else None,
         "weights_dropped": _dropped(cfg, weights),
-        "clip": Path(cfg.MODEL.CLIP.NAME).stem,
+        "clip": Path(canonical_name(cfg.MODEL.CLIP.NAME)).stem,
         "clip_sha256": CLIPSource.from_config(cfg).sha256,
         "templates": cfg.MODEL.CLIP.TEMPLATES,
         "synonyms": cfg.MODEL.CLIP.SYNONYMS,
@@ -121,7 +122,7 @@ def _hashed(node: Any, key: str) -> Any:
     if isinstance(node, (list, tuple)):
         return [_hashed(value, key) for value in node]
     if isinstance(node, str) and (os.path.isabs(node) or key in _MAY_BE_PATHS):
-        return Path(node).name
+        return Path(canonical_name(node) if key == "MODEL.CLIP.NAME" else node).name
     return node
 
 
