@@ -80,6 +80,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     tagclip, protocol = cfg.MODEL.TAGCLIP, Protocol(cfg)
+    clip = CLIPSource.from_config(cfg)
     return {
         "config": cfg.CONFIG_NAME,
         "config_hash": config_hash(cfg),
@@ -90,8 +91,9 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "weights": weights.name,
         "weights_sha256": file_sha256(weights) if weights.is_file() else None,
         "weights_dropped": _dropped(cfg, weights),
-        "clip": Path(canonical_name(cfg.MODEL.CLIP.NAME)).stem,
-        "clip_sha256": CLIPSource.from_config(cfg).sha256,
+        "clip": Path(clip.name).stem,
+        "clip_sha256": clip.sha256,
+        "clip_pixel_statistics": clip.pixel_statistics,
         "templates": cfg.MODEL.CLIP.TEMPLATES,
         "synonyms": cfg.MODEL.CLIP.SYNONYMS,
         "training_vocabulary": protocol.training.fingerprint,

@@ -25,6 +25,7 @@ from tagclip.modeling.clip.config import (
 )
 from tagclip.modeling.clip.download import fetch_tag
 from tagclip.modeling.clip.layouts import describe_misfit
+from tagclip.modeling.clip.pixels import beside_weights, statistics
 from tagclip.modeling.clip.weights import (
     find_weight_file,
     read_clip_weights,
@@ -158,6 +159,18 @@ class CLIPSource:
                 "MODEL.CLIP.SHA256"
             )
         return found
+
+    @cached_property
+    def pixel_statistics(self) -> dict[str, list[float]] | None:
+        """``mean`` and ``std`` that come with the weights, by their tag or the json beside them.
+
+        They are of R, G, B with pixels from 0 to 1; None if nothing tells them.
+        """
+        if self.path is None:
+            return None
+        if self._tag:
+            return statistics(self._tag["mean"], self._tag["std"])
+        return beside_weights(self.path)
 
     def vision_config(self) -> dict[str, Any]:
         """Return the sizes of the vision tower as keyword arguments of `CLIPViT`.
