@@ -54,6 +54,7 @@ _TYPES = {
     "config": str,
     "clip_sha256": str,
     "quick_gelu": bool,
+    "clip_pixel_statistics": dict,
     "trusty_target": str,
     "classes": list,
     "seen_classes": list,
@@ -73,10 +74,10 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         model: `TagCLIP`, not wrapped.
 
     Returns:
-        ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``, ``trusty_target``
-        (None without a token), ``classes`` (names that training asks for),
-        ``seen_classes`` (those of them with labels), ``vocabulary_fingerprint``, ``seed`` and
-        ``provenance``.
+        ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``,
+        ``clip_pixel_statistics`` (None if unknown), ``trusty_target`` (None without a token),
+        ``classes`` (names that training asks for), ``seen_classes`` (those of them with labels),
+        ``vocabulary_fingerprint``, ``seed`` and ``provenance``.
     """
     config = _portable(cfg, os.path.abspath(cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
@@ -87,6 +88,7 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "config": yaml.dump(config, Dumper=_DUMPER),
         "clip_sha256": model.backbone.weights_sha256,
         "quick_gelu": CLIPSource.from_config(cfg).quick_gelu,
+        "clip_pixel_statistics": model.backbone.pixel_statistics,
         "trusty_target": model.trusty_target,
         "classes": list(vocabulary.names),
         "seen_classes": [name for name, seen in flags if seen],

@@ -22,6 +22,7 @@ from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.data.datasets.shared_images import shared_images
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance
 
@@ -131,6 +132,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     tagclip, protocol = cfg.MODEL.TAGCLIP, Protocol(cfg)
+    clip = CLIPSource.from_config(cfg)
     return {
         "config": cfg.CONFIG_NAME,
         "config_hash": config_hash(cfg),
@@ -141,8 +143,9 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "weights": weights.name,
         "weights_sha256": file_sha256(weights) if weights.is_file() else None,
         "weights_dropped": _dropped(cfg, weights),
-        "clip": Path(cfg.MODEL.CLIP.NAME).stem,
-        "clip_sha256": CLIPSource.from_config(cfg).sha256,
+        "clip": Path(clip.name).stem,
+        "clip_sha256": clip.sha256,
+        "clip_pixel_statistics": clip.pixel_statistics,
         "templates": cfg.MODEL.CLIP.TEMPLATES,
         "synonyms": cfg.MODEL.CLIP.SYNONYMS,
         "training_vocabulary": protocol.training.fingerprint,
@@ -173,7 +176,7 @@ def _hashed(node: Any, key: str) -> Any:
     if isinstance(node, (list, tuple)):
         return [_hashed(value, key) for value in node]
     if isinstance(node, str) and (os.path.isabs(node) or key in _MAY_BE_PATHS):
-        return Path(node).name
+        return Path(canonical_name(node) if key == "MODEL.CLIP.NAME" else node).name
     return node
 
 

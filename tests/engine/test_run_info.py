@@ -61,6 +61,12 @@ def test_the_place_of_a_file_does_not_matter(tiny_cfg: CfgNode) -> None:
     assert config_hash(here) != config_hash(there)
 
 
+def test_openais_spelling_of_a_model_is_the_same_experiment(tiny_cfg: CfgNode) -> None:
+    names = ("ViT-B-16", "ViT-B/16", "ViT-L/16")
+    hashes = [config_hash(changed(tiny_cfg, "MODEL.CLIP.NAME", name)) for name in names]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_the_record_has_the_config_and_no_paths(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(changed(tiny_cfg, "CONFIG_NAME", "").dump())

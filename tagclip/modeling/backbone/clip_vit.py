@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block
 from tagclip.modeling.clip.layouts import describe_misfit
+from tagclip.modeling.clip.pixels import compare_statistics
 from tagclip.modeling.clip.source import CLIPSource
 
 __all__ = ["CLIPViT", "resize_positions"]
@@ -93,6 +94,7 @@ class CLIPViT(Backbone):
         state: Mapping[str, Tensor] | None = None,
         weights_path: str = "",
         weights_sha256: str = "",
+        pixel_statistics: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         """Build the tower, load and freeze CLIP's weights.
 
@@ -114,6 +116,7 @@ class CLIPViT(Backbone):
             state: open_clip's ``visual.`` tensors without that prefix; None keeps random ones.
             weights_path: where ``state`` comes from, for messages.
             weights_sha256: recorded in checkpoints and compared when they are loaded.
+            pixel_statistics: recorded in checkpoints, see `CLIPSource.pixel_statistics`.
 
         Raises:
             ConfigError: the resize mode is unknown.
@@ -124,7 +127,7 @@ class CLIPViT(Backbone):
         check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
         self.pos_embed_resize = pos_embed_resize
         self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
-        self.weights_sha256 = weights_sha256
+        self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
         self._add_embeddings(width)
         self.ln_pre = nn.LayerNorm(width) if ln_pre else nn.Identity()
         self.blocks = nn.ModuleList(Block(width, heads, hidden, quick_gelu) for _ in range(layers))
@@ -169,6 +172,9 @@ class CLIPViT(Backbone):
         place = source.path or "random weights"
         activation = "QuickGELU" if source.quick_gelu else "GELU"
         logger.info("CLIP %s, %s: %s, sha256 %s", clip.NAME, activation, place, source.sha256)
+        compare_statistics(
+            source.pixel_statistics, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+        )
         return tower | {
             "prompts": prompts,
             "pos_embed_resize": clip.POS_EMBED_RESIZE,
@@ -178,6 +184,7 @@ class CLIPViT(Backbone):
             "state": state,
             "weights_path": str(source.path or ""),
             "weights_sha256": source.sha256,
+            "pixel_statistics": source.pixel_statistics,
         }
 
     @property

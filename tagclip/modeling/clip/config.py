@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from tagclip.config.loading import advice_if_relative
 from tagclip.errors import ConfigError
+from tagclip.modeling.clip.download import fetch_config
+from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["check_text_config", "merges_file", "read_clip_config", "vision_sizes"]
+__all__ = ["HUB", "LOCAL", "canonical_name", "check_supported", "merges_file", "read_clip_config",
+           "vision_sizes"]  # fmt: skip
 
+# open_clip's prefixes of names, of a folder and of a repository.
+LOCAL, HUB = "local-dir:", "hf-hub:"
+_JSON = "open_clip_config.json"
 # Vision options of open_clip whose towers are built differently from CLIPViT.
 _UNSUPPORTED_VISION = (
     "timm_model_name",
-    "ls_init_value",
     "attentional_pool",
     "final_ln_after_pool",
     "block_type",
@@ -34,25 +42,52 @@ _UNSUPPORTED_TEXT = (
     "embed_cls",
     "no_causal_mask",
 )
+# What open_clip takes if a model json does not say it.
+_VISION = {"width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
+           "image_size": 224}  # fmt: skip
+_TEXT = {"width": 512, "heads": 8}
+# Far beyond the sizes of all models.
+_LARGEST = 1 << 20
 
 
-def read_clip_config(name: str) -> dict[str, Any]:
-    """Return the config of an open_clip model name or of a model json.
+def canonical_name(name: str) -> str:
+    """Return open_clip's spelling of a model name: OpenAI writes ViT-L/14@336px."""
+    if name.endswith(".json") or name.startswith((LOCAL, HUB)):
+        return name
+    return name.replace("/", "-").replace("@336px", "-336")
+
+
+def read_clip_config(name: str, cache_dir: str = "") -> dict[str, Any]:
+    """Return the config of a model, every value of a type and size that open_clip takes.
+
+    Args:
+        name: an open_clip model name, the path of a model json, ``local-dir:FOLDER`` or
+            ``hf-hub:ORGANISATION/REPOSITORY``.
+        cache_dir: see `fetch_config`.
 
     Raises:
-        ConfigError: open_clip does not know the name, or the json is missing or incomplete.
+        ConfigError: open_clip does not know the name, or the json is missing or makes no sense.
+        CheckpointError: the config is on the hub, neither cached nor within reach.
     """
-    if not name.endswith(".json"):
-        import open_clip
+    if name.startswith(LOCAL):
+        return _read_json(Path(name.removeprefix(LOCAL)) / _JSON)
+    if name.startswith(HUB):
+        return _read_json(fetch_config(name, name.removeprefix(HUB), _JSON, cache_dir))
+    if name.endswith(".json"):
+        return _read_json(Path(name))
+    import open_clip
 
-        config = open_clip.get_model_config(name)
-        if config is None:
-            raise ConfigError(
-                f"MODEL.CLIP.NAME: open_clip has no model {name!r}; expected a name that "
-                "open_clip.list_models() gives, or the path of a model json"
-            )
-        return config
-    path = Path(name)
+    # Its answer to other names may be a download.
+    if name not in open_clip.list_models():
+        raise ConfigError(
+            f"MODEL.CLIP.NAME: open_clip has no model {name!r}; expected a name that "
+            "open_clip.list_models() gives, or the path of a model json"
+            f"{did_you_mean(name, open_clip.list_models())}"
+        )
+    return open_clip.get_model_config(name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         config = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -60,44 +95,135 @@ def read_clip_config(name: str) -> dict[str, Any]:
             f"MODEL.CLIP.NAME: cannot read the model json {name} ({error}); check the path"
             f"{advice_if_relative(name)}"
         ) from error
-    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
-    found = config if isinstance(config, dict) else {}
-    wrong = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
+    if isinstance(config, dict):
+        # Beside weights it stands in a larger json.
+        config = config.get("model_cfg", config)
+    wrong = next(_wrong_values(config), "")
     if wrong:
         raise ConfigError(
-            f"{path}: found no valid {', '.join(wrong)}, which an open_clip model json holds; "
-            "compare with open_clip/model_configs"
+            f"{path}: found {wrong}, as open_clip model jsons hold; compare with "
+            "open_clip/model_configs"
         )
     return config
 
 
-def vision_sizes(name: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the sizes of the vision tower as keyword arguments of `CLIPViT`.
+def _wrong_values(config: Any) -> Iterator[str]:
+    """What is wrong with the values of a model json, and what was expected."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    required = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    found = config if isinstance(config, dict) else {}
+    wrong = [key for key, kind in required.items() if not _fits(found.get(key), kind)]
+    if wrong:
+        yield f"no valid {', '.join(wrong)}, expected these"
+        return
+    yield from _wrong_sizes("", found, ("embed_dim",))
+    for key in ("quick_gelu", "custom_text"):
+        if not isinstance(found.get(key, False), bool):
+            yield f"{key} {found[key]!r:.40}, expected true or false"
+    for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        yield from _wrong_options(part, found[part], kind)
+    vision, text = _VISION | found["vision_cfg"], _TEXT | found["text_cfg"]
+    sizes = ("width", "head_width", "mlp_ratio", "patch_size", "image_size", "layers")
+    yield from _wrong_sizes("vision_cfg.", vision, sizes)
+    sizes = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
+    yield from _wrong_sizes("text_cfg.", text, sizes)
+    if not 0 <= vision.get("patch_dropout", 0) < 1:
+        yield f"vision_cfg.patch_dropout {vision['patch_dropout']}, expected a share below 1"
+    if vision["width"] % vision["head_width"]:
+        yield (f"vision_cfg.width {vision['width']}, expected a multiple of head_width, "
+               f"{vision['head_width']}")  # fmt: skip
+    if text["width"] % text["heads"]:
+        yield f"text_cfg.width {text['width']}, expected a multiple of heads, {text['heads']}"
+    if min(_pair(vision["image_size"])) < vision["patch_size"]:
+        yield (f"vision_cfg.image_size {vision['image_size']}, expected at least patch_size, "
+               f"{vision['patch_size']}")  # fmt: skip
+
+
+def _wrong_options(part: str, options: Mapping[str, Any], kind: type) -> Iterator[str]:
+    """Compare options with the dataclass that open_clip makes of them."""
+    hints, defaults = get_type_hints(kind), {field.name: field.default for field in fields(kind)}
+    for key, value in options.items():
+        if key not in hints:
+            yield f"{part}.{key}, expected other keys{did_you_mean(key, hints)}"
+        # The default of some does not have their type.
+        elif value != defaults[key] and not _fits(value, hints[key]):
+            hint = hints[key]
+            expected = hint.__name__ if isinstance(hint, type) else str(hint)
+            yield f"{part}.{key} {value!r:.40}, expected {expected.replace('typing.', '')}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a json is what a dataclass wants."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        pairs = zip(value, kinds, strict=False) if isinstance(value, (list, tuple)) else ()
+        return bool(pairs) and len(value) == len(kinds) and all(_fits(*pair) for pair in pairs)
+    if hint is float:
+        hint = (int, float)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _wrong_sizes(prefix: str, found: Mapping[str, Any], keys: tuple[str, ...]) -> Iterator[str]:
+    for key in keys:
+        values = found.get(key, 1)
+        for value in values if isinstance(values, (list, tuple)) else (values,):
+            if not 0 < value <= _LARGEST:
+                yield f"{prefix}{key} {value}, expected a size from 1 to {_LARGEST}"
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def check_supported(name: str, config: Mapping[str, Any]) -> None:
+    """Check that both towers are CLIP's: a ViT with a class token; causal text, end token.
+
+    Args:
+        name: the model, for the message.
+        config: as `read_clip_config` returns it.
 
     Raises:
-        ConfigError: it is not a ViT with a class token.
+        ConfigError: they are not.
     """
-    vision = config["vision_cfg"]
-    unsupported = [key for key in _UNSUPPORTED_VISION if vision.get(key)]
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    wrong = [f"vision {key}" for key in _UNSUPPORTED_VISION if vision.get(key)]
+    # Layers that scale by 0 are layers, too.
+    if vision.get("ls_init_value") is not None:
+        wrong.append("vision ls_init_value")
     if vision.get("pool_type", "tok") != "tok":
-        unsupported.append(f"pool_type {vision['pool_type']}")
+        wrong.append(f"vision pool_type {vision['pool_type']}")
     if vision.get("pos_embed_type", "learnable") != "learnable":
-        unsupported.append(f"pos_embed_type {vision['pos_embed_type']}")
+        wrong.append(f"vision pos_embed_type {vision['pos_embed_type']}")
     if not isinstance(vision.get("layers", 12), int):
-        unsupported.append("a ResNet")
-    if unsupported:
+        wrong.append("a ResNet")
+    wrong += [f"text {key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
+    tokenizer = text.get("tokenizer_kwargs") or {}
+    if tokenizer and merges_file(name, config) is None:
+        wrong.append(f"text tokenizer_kwargs {tokenizer}")
+    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
+        if text.get(key, expected) != expected:
+            wrong.append(f"text {key} {text[key]}")
+    if wrong:
         raise ConfigError(
-            f"MODEL.CLIP.NAME {name}: found {', '.join(unsupported)}, expected a plain ViT with a "
-            "class token such as ViT-B-16-quickgelu"
+            f"MODEL.CLIP.NAME {name}: found {', '.join(wrong)}, expected a plain ViT with a class "
+            "token and CLIP's own causal text transformer; choose another CLIP, such as "
+            "ViT-B-16-quickgelu"
         )
-    width, patch = vision.get("width", 768), vision.get("patch_size", 16)
-    size = vision.get("image_size", 224)
-    height, image_width = (size, size) if isinstance(size, int) else size
+
+
+def vision_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of a supported vision tower as keyword arguments of `CLIPViT`."""
+    vision = _VISION | config["vision_cfg"]
+    width, patch = vision["width"], vision["patch_size"]
+    height, image_width = _pair(vision["image_size"])
     return {
         "width": width,
-        "layers": vision.get("layers", 12),
-        "heads": width // vision.get("head_width", 64),
-        "hidden": int(width * vision.get("mlp_ratio", 4.0)),
+        "layers": vision["layers"],
+        "heads": width // vision["head_width"],
+        "hidden": int(width * vision["mlp_ratio"]),
         "patch_size": patch,
         "grid_size": (height // patch, image_width // patch),
         "embed_dim": config["embed_dim"],
@@ -106,28 +232,7 @@ def vision_sizes(name: str, config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_text_config(name: str, config: dict[str, Any]) -> None:
-    """Check that the text tower is CLIP's: causal, read at the end token, with CLIP's tokenizer.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    text = config["text_cfg"]
-    unsupported = [f"{key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
-    tokenizer = text.get("tokenizer_kwargs") or {}
-    if tokenizer and merges_file(name, config) is None:
-        unsupported.append(f"tokenizer_kwargs {tokenizer}")
-    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
-        if text.get(key, expected) != expected:
-            unsupported.append(f"{key} {text[key]}")
-    if unsupported:
-        raise ConfigError(
-            f"MODEL.CLIP.NAME {name}: found the text options {', '.join(unsupported)}, expected "
-            "CLIP's own causal text transformer; choose another CLIP"
-        )
-
-
-def merges_file(name: str, config: dict[str, Any]) -> Path | None:
+def merges_file(name: str, config: Mapping[str, Any]) -> Path | None:
     """Path of the merges that a model json names for CLIP's tokenizer; None means CLIP's own.
 
     It lies beside the json, wherever the command is run.

@@ -1,16 +1,17 @@
-"""The weight file of an open_clip tag: from the cache, or from the Hugging Face hub."""
+"""Files of CLIP on the Hugging Face hub: from the cache, or downloaded."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.utils.text import one_line
 
-__all__ = ["fetch_tag"]
+__all__ = ["fetch_config", "fetch_tag"]
 
 # Seconds after which the hub counts as out of reach. Its own client retries for much longer.
 _PATIENCE = 10
@@ -28,23 +29,66 @@ def fetch_tag(label: str, tag: Mapping[str, str], cache_dir: str = "") -> Path:
         CheckpointError: it is not cached and cannot be downloaded, or it is damaged.
     """
     import open_clip
-    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 
     repository, files = _files(tag)
-    for file in files:
-        cached = try_to_load_from_cache(repository, file, cache_dir or None)
-        if isinstance(cached, str):
-            return _checked(Path(cached))
-    address = hf_hub_url(repository, files[0])
+    return _fetch(
+        f"CLIP weights {label}", repository, files, cache_dir, "MODEL.CLIP.PRETRAINED to its path",
+        lambda: open_clip.download_pretrained(dict(tag), cache_dir=cache_dir or None),
+    )  # fmt: skip
+
+
+def fetch_config(label: str, repository: str, file: str, cache_dir: str = "") -> Path:
+    """Return a json of a repository on the hub; a cached one needs no network.
+
+    Args:
+        label: how to call it in an error.
+        repository: "organisation/repository".
+        file: its name there.
+        cache_dir: folder of the downloads; "" is huggingface_hub's default.
+
+    Raises:
+        CheckpointError: it is not cached and cannot be downloaded, or it is damaged.
+    """
+    from huggingface_hub import hf_hub_download
+
+    return _fetch(
+        f"MODEL.CLIP.NAME {label}", repository, [file], cache_dir,
+        "MODEL.CLIP.NAME to local-dir:FOLDER",
+        lambda: hf_hub_download(repository, file, cache_dir=cache_dir or None),
+    )  # fmt: skip
+
+
+def _fetch(
+    label: str,
+    repository: str,
+    files: Sequence[str],
+    cache_dir: str,
+    setting: str,
+    download: Callable[[], str],
+) -> Path:
+    from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
+
+    try:
+        for file in files:
+            cached = try_to_load_from_cache(repository, file, cache_dir or None)
+            if isinstance(cached, str):
+                return _checked(Path(cached))
+        address = hf_hub_url(repository, files[0])
+    # The hub's client says no to names that no repository can have.
+    except ValueError as error:
+        raise CheckpointError(
+            f"{label}: {repository!r:.80} is no repository of the hub ({one_line(error)}), "
+            "expected ORGANISATION/REPOSITORY; mend the name"
+        ) from error
     try:
         get_session().head(address, timeout=_PATIENCE)
         # The hub's client locks the file: of several processes one downloads, the others wait.
-        path = Path(open_clip.download_pretrained(dict(tag), cache_dir=cache_dir or None))
+        path = Path(download())
     except Exception as error:
         raise CheckpointError(
-            f"CLIP weights {label}: not cached, and {address} cannot be downloaded "
+            f"{label}: not cached, and {address} cannot be downloaded "
             f"({type(error).__name__}); fetch that file on a machine with a network, put it "
-            "anywhere and set MODEL.CLIP.PRETRAINED to its path"
+            f"anywhere and set {setting}"
         ) from error
     return _checked(path)
 

@@ -15,19 +15,24 @@ from torch import Tensor, nn
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip.config import (
-    check_text_config,
+    HUB,
+    LOCAL,
+    canonical_name,
+    check_supported,
     merges_file,
     read_clip_config,
     vision_sizes,
 )
 from tagclip.modeling.clip.download import fetch_tag
 from tagclip.modeling.clip.layouts import describe_misfit
+from tagclip.modeling.clip.pixels import beside_weights, statistics
 from tagclip.modeling.clip.weights import (
     find_weight_file,
     read_clip_weights,
     weights_sha256,
 )
 from tagclip.utils.files import expand_path
+from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import read_gzip
 
 __all__ = ["CLIPSource"]
@@ -46,15 +51,15 @@ class CLIPSource:
         """Name a model.
 
         Args:
-            name: open_clip model name, or path of an open_clip model json. In such a json, text_cfg
-                may hold ``"tokenizer_kwargs": {"bpe_path": FILE}``, a merges file beside it.
-            pretrained: open_clip tag, path of a file or folder that `read_clip_weights` reads, or
-                "" for random weights (always the same ones).
+            name: see `read_clip_config`. In a model json, text_cfg may hold ``"tokenizer_kwargs":
+                {"bpe_path": FILE}``, a merges file beside it.
+            pretrained: open_clip tag, ``hf-hub:ORGANISATION/REPOSITORY``, path of a file or folder
+                that `read_clip_weights` reads, or "" for random weights (always the same ones).
             cache_dir: folder for downloads; "" is huggingface_hub's default.
             sha256: expected checksum of the weight file; "" accepts any, except a TorchScript
                 archive that is not one of OpenAI's.
         """
-        self.name, self.pretrained = expand_path(name), expand_path(pretrained)
+        self.name, self.pretrained = canonical_name(expand_path(name)), expand_path(pretrained)
         self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
 
     @classmethod
@@ -65,8 +70,15 @@ class CLIPSource:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """open_clip's model config: ``embed_dim``, ``vision_cfg``, ``text_cfg``, ..."""
-        return read_clip_config(self.name)
+        """open_clip's model config: ``embed_dim``, ``vision_cfg``, ``text_cfg``, ...
+
+        Raises:
+            ConfigError: there is no such model, or one of its towers is not supported.
+            CheckpointError: it is on the hub, neither cached nor within reach.
+        """
+        config = read_clip_config(self.name, self._cache_dir)
+        check_supported(self.name, config)
+        return config
 
     @property
     def quick_gelu(self) -> bool:
@@ -79,22 +91,31 @@ class CLIPSource:
 
         Raises:
             CheckpointError: there is no such file or tag, or it cannot be downloaded.
-            ConfigError: the tag was trained with another activation than the model's.
+            ConfigError: the model is not supported (nothing is downloaded then), or the tag was
+                trained with another activation.
         """
         if not self.pretrained:
             return None
+        # Nothing is looked for that an unsupported model could not use.
+        _ = self.config
         # os.path says no of names that no file can have, where pathlib raises OSError.
         path = Path(self.pretrained)
         is_path = path.suffix or os.path.dirname(self.pretrained)
+        if self.pretrained.startswith(HUB):
+            repository = {"hf_hub": f"{self.pretrained.removeprefix(HUB)}/"}
+            return fetch_tag(self.pretrained, repository, self._cache_dir)
         if is_path or (os.path.exists(path) and not self._tag):
             return find_weight_file(path)
         if not self._tag:
             import open_clip
 
-            known = ", ".join(open_clip.list_pretrained_tags_by_model(self.name)) or "none"
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(self.name))
+            remedy = f"its tags: {tags or 'none'}; name one, or a weight file"
+            if self.name.startswith((LOCAL, HUB)):
+                remedy = f"set it to {self.name.removeprefix(LOCAL)}, whose weights they are"
             raise CheckpointError(
                 f"MODEL.CLIP.PRETRAINED: found {self.pretrained!r}, which is neither a file nor "
-                f"a tag of {self.name}; its tags: {known}"
+                f"a tag of {self.name}; {remedy}"
             )
         self._check_quick_gelu(bool(self._tag.get("quick_gelu", False)))
         return fetch_tag(f"{self.name}/{self.pretrained}", self._tag, self._cache_dir)
@@ -108,11 +129,14 @@ class CLIPSource:
     def _check_quick_gelu(self, trained: bool | None) -> None:
         if trained in (None, self.quick_gelu):
             return
+        import open_clip
+
         needed = "with" if trained else "without"
-        if self.name.endswith(".json"):
-            remedy = f'set "quick_gelu": {str(trained).lower()} in it'
-        else:
+        other = f"{self.name}-quickgelu" if trained else self.name.removesuffix("-quickgelu")
+        if other != self.name and other in open_clip.list_models():
             remedy = f"{'add' if trained else 'remove'} the suffix -quickgelu"
+        else:
+            remedy = f'set "quick_gelu": {str(trained).lower()} in its json, or in a copy of it'
         raise ConfigError(
             f"MODEL.CLIP.NAME {self.name}: the weights {self.pretrained!r} were trained {needed} "
             f"QuickGELU, expected a model {needed} it; {remedy}"
@@ -137,13 +161,25 @@ class CLIPSource:
             )
         return found
 
+    @cached_property
+    def pixel_statistics(self) -> dict[str, list[float]] | None:
+        """``mean`` and ``std`` that come with the weights, by their tag or the json beside them.
+
+        They are of R, G, B with pixels from 0 to 1; None if nothing tells them.
+        """
+        if self.path is None:
+            return None
+        if self._tag:
+            return statistics(self._tag["mean"], self._tag["std"])
+        return beside_weights(self.path)
+
     def vision_config(self) -> dict[str, Any]:
         """Return the sizes of the vision tower as keyword arguments of `CLIPViT`.
 
         Raises:
-            ConfigError: it is not a ViT with a class token.
+            TagCLIPError: see `config`.
         """
-        return vision_sizes(self.name, self.config)
+        return vision_sizes(self.config)
 
     def vision_state(self) -> dict[str, Tensor]:
         """Return the tensors under ``visual.`` without that prefix, float32 on the CPU."""
@@ -154,12 +190,11 @@ class CLIPSource:
         """Build open_clip's frozen text tower, float32 on the CPU.
 
         Raises:
-            ConfigError: it is no CLIP text transformer.
+            ConfigError: see `config`.
             CheckpointError: the weights do not fit it.
         """
         from open_clip.model import convert_to_custom_text_state_dict
 
-        check_text_config(self.name, self.config)
         state = self.state_dict()
         with torch.device("meta"):
             model = self._build()
@@ -224,7 +259,6 @@ class CLIPSource:
     def _tokenizer(self) -> Any:
         from open_clip import SimpleTokenizer
 
-        check_text_config(self.name, self.config)
         merges = merges_file(self.name, self.config)
         if merges is None:
             return SimpleTokenizer()
@@ -247,12 +281,23 @@ class CLIPSource:
         return tokenizer
 
     def _build(self) -> nn.Module:
-        """Build open_clip's model on the current default device."""
+        """Build open_clip's model on the current default device.
+
+        Raises:
+            ConfigError: open_clip cannot build it, for example of its ``norm_kwargs``.
+        """
         from open_clip.model import CLIP, CustomTextCLIP
 
         keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         arguments = {key: self.config[key] for key in keys if key in self.config}
-        return (CustomTextCLIP if self.config.get("custom_text") else CLIP)(**arguments)
+        try:
+            return (CustomTextCLIP if self.config.get("custom_text") else CLIP)(**arguments)
+        # What open_clip's modules raise on keyword arguments that they do not take.
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            raise ConfigError(
+                f"MODEL.CLIP.NAME {self.name}: open_clip cannot build it ({error_text(error)}); "
+                "compare its json with open_clip/model_configs"
+            ) from error
 
     def state_dict(self) -> dict[str, Tensor]:
         """Read all weights under open_clip's names, float32 on the CPU.
@@ -269,8 +314,6 @@ class CLIPSource:
         return weights.state
 
     def _random_state(self) -> dict[str, Tensor]:
-        self.vision_config()
-        check_text_config(self.name, self.config)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(_RANDOM_SEED)
             return self._build().state_dict()
