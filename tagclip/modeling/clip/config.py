@@ -92,8 +92,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         config = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"MODEL.CLIP.NAME: cannot read the model json {name} ({error}); check the path"
-            f"{advice_if_relative(name)}"
+            f"MODEL.CLIP.NAME: cannot read the model json {path} ({error}); check the path"
+            f"{advice_if_relative(str(path))}"
         ) from error
     if isinstance(config, dict):
         # Beside weights it stands in a larger json.
