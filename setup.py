@@ -82,6 +82,8 @@ setup(
     extras_require={
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.17"],
         "demo": ["gradio>=6.31,<7"],
+        # Videos that browsers play (tagclip/demo/media.py).
+        "video": ["av>=18,<19"],
         "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
         # Reads the .mat files of SBD and PASCAL Context.
         "prepare": ["scipy>=1.11"],

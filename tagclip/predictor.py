@@ -105,6 +105,12 @@ class TagCLIPPredictor:
         """The K classes of the results, with seen and unseen decided."""
         return self.asked.shown
 
+    @property
+    def can_be_other(self) -> bool:
+        """Whether pixels may get none of the K classes: there is context or a threshold."""
+        has_context = len(self.asked.all) > len(self.asked.shown)
+        return has_context or self.model.inference_settings.background_threshold > 0
+
     def set_vocabulary(
         self,
         vocabulary: VocabularyLike,

@@ -72,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
             )
             run = analyze_run(Path(folder), cfg, result.content, result.label, device, progress)
             print(f"Written: {write_run(run, args.output / dataset / run.label, args.num)}")
+            print(f"{run.label}: {run.verdict}")
             runs.append(run)
         if len(runs) > 1:
             warned = differences(found)

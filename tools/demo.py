@@ -20,7 +20,6 @@ import argparse
 import logging
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +56,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         "--background", nargs="?", type=float, const=BACKGROUND, metavar="THRESHOLD",
         help="call pixels with a lower score other (%(const)s)",
     )  # fmt: skip
-    add("--output", type=Path, help="folder, NAME.png or NAME.mp4; without: a window")
-    add("--save-labels", action="store_true", help="write NAME_labels.png with class ids, too")
-    add("--json", type=Path, metavar="FILE", help="write the classes on each image")
+    add("--output", type=Path, help="folder, NAME.png, NAME.mp4 or NAME.webm; without: a window")
+    add(
+        "--save-labels", action="store_true",
+        help="write class ids, too: NAME_labels.png; of videos NAME_labels/FRAME.png",
+    )  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write the classes on each image or frame")
     add("--panel-size", type=int, default=512, help="longer side of a panel (%(default)s pixels)")
     add("--overwrite", action="store_true", help="make finished pictures again")
     add("--num-gpus", type=int, default=1, help="processes, one per GPU (%(default)s)")
@@ -88,6 +90,7 @@ def main(args: argparse.Namespace) -> int:
 
     from tagclip.demo.images import draw_images
     from tagclip.demo.media import has_display, is_video
+    from tagclip.demo.videos import draw_video
 
     setup_logger(name="tagclip")
     check_processes(args.num_gpus)
@@ -97,13 +100,13 @@ def main(args: argparse.Namespace) -> int:
     if videos and len(args.input) > 1:
         raise ConfigError(f"--input: found {videos[0]} among others, expected one video alone")
     is_moving = args.webcam or bool(videos)
-    if is_moving and (args.save_labels or args.json):
-        raise ConfigError("--save-labels, --json: found a video, expected images")
     if args.output is None and not (is_moving and has_display()):
         why = "this machine or its cv2 has no display" if is_moving else "images are written"
         raise ConfigError(f"--output: found none, but {why}; name a folder or a file")
+    if args.output is None and args.save_labels:
+        raise ConfigError("--save-labels: found no --output, expected one; name a folder or a file")
     if is_moving:
-        draw_video(args, 0 if args.webcam else videos[0])
+        draw_video(args, 0 if args.webcam else videos[0], build_predictor)
         return 0
     processes = args.num_gpus if args.num_gpus > 1 else args.processes
     return draw_images(args, build_predictor, processes)
@@ -147,7 +150,6 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
 
 def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
     """Config of --config-file, or of the checkpoint; its MODEL.WEIGHTS is the checkpoint."""
-
     from tagclip import load_config
     from tagclip.checkpoint import checkpoint_config, last_checkpoint
 
@@ -168,49 +170,6 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
         cfg.MODEL.WEIGHTS = last
         logger.info("Weights: %s, the last of OUTPUT_DIR", cfg.MODEL.WEIGHTS)
     return cfg
-
-
-def draw_video(args: argparse.Namespace, source: str | int) -> None:
-    """Draw every frame of a video or camera into a file or a window.
-
-    Raises:
-        DatasetError: the source cannot be opened.
-    """
-    import cv2
-    from tqdm import tqdm
-
-    from tagclip.demo.media import Video, VideoFile
-    from tagclip.visualization.prediction_page import draw_prediction
-
-    video = Video(source)
-    predictor = build_predictor(args)
-    everything = range(len(predictor.vocabulary))
-    start, count = time.perf_counter(), 0
-
-    def pages():
-        nonlocal count
-        for frame in tqdm(video, total=video.length or None, unit="frame", disable=None):
-            count += 1
-            rgb = frame[:, :, ::-1].copy()
-            yield draw_prediction(
-                rgb, predictor(frame), predictor.vocabulary, args.panel_size, everything
-            )
-
-    if args.output is None:
-        for page in pages():
-            cv2.imshow("TagCLIP (q ends)", page[:, :, ::-1])
-            if cv2.waitKey(1) & 0xFF in (ord("q"), 27):
-                break
-        cv2.destroyAllWindows()
-    else:
-        stem = "webcam" if args.webcam else Path(source).stem
-        path = args.output if args.output.suffix else args.output / f"{stem}.mp4"
-        with VideoFile(path, video.fps) as writer:
-            for page in pages():
-                writer.write(page)
-        logger.info("Written: %s", path)
-    seconds = time.perf_counter() - start
-    logger.info("%d frames in %.1f s (%.2f frames/s)", count, seconds, count / seconds)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -56,6 +56,22 @@ class AnalyzedRun:
         """The `Gate` of the evaluation, as json."""
         return self.saved.index["gate"]
 
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether the gate helps on these images, each with its own best bias."""
+        if not self.analysis.has_gate:
+            return "No gate: this run makes no use of a trusty map."
+        figures = self.analysis.figures()
+        own, none = figures["own"], figures["none"]
+        with_gate, without = (round(each["best hIoU"], 2) for each in (own, none))
+        change = with_gate - without
+        word = "helps" if change > 0 else "hurts" if change < 0 else "makes no difference"
+        return (
+            f"The gate {word} here: with the best bias of each, hIoU is {with_gate:.2f} with the "
+            f"gate and {without:.2f} without ({change:+.2f}); with the configured bias "
+            f"{own['bias']:g}, {own['hIoU']:.2f} and {none['hIoU']:.2f}."
+        )
+
     def json(self) -> dict[str, Any]:
         """Everything that was found, ready for json."""
         names = self.vocabulary.names

@@ -23,11 +23,10 @@ import torch
 from tqdm import tqdm
 
 from tagclip.demo.media import find_images
+from tagclip.demo.result_json import JSON_PERIOD, read_entries, write_entries
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
-from tagclip.utils.files import write_atomic
 from tagclip.utils.text import one_line
-from tagclip.utils.untrusted import load_json
 from tagclip.visualization.panels import read_note, save_png
 from tagclip.visualization.prediction_page import (
     draw_prediction,
@@ -35,12 +34,9 @@ from tagclip.visualization.prediction_page import (
     summarize_prediction,
 )
 
-__all__ = ["draw_images"]
+__all__ = ["BuildPredictor", "draw_images"]
 
 logger = logging.getLogger(__name__)
-
-# Images between two writings of the json: so many are made again after a kill.
-_JSON_PERIOD = 100
 
 BuildPredictor = Callable[[argparse.Namespace, str], TagCLIPPredictor]
 
@@ -140,18 +136,19 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
     Raises:
         TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
     """
-    pairs, known = find_images(args.input, args.output), _read_json(args.json)
+    pairs, known = find_images(args.input, args.output), read_entries(args.json)
     _check_pictures(pairs, args.save_labels)
-    tasks = [(image, picture, known.get(str(image))) for image, picture in pairs]
+    by_file = {entry["file"]: entry for entry in known}
+    tasks = [(image, picture, by_file.get(str(image))) for image, picture in pairs]
     outcomes: list[_Outcome] = []
     start, processes = time.perf_counter(), min(processes, len(tasks))
     try:
         for outcome in _outcomes(args, build_predictor, tasks, processes):
             outcomes.append(outcome)
-            if len(outcomes) % _JSON_PERIOD == 0:
-                _write_json(args.json, known, outcomes)
+            if len(outcomes) % JSON_PERIOD == 0:
+                write_entries(args.json, known, _entries(outcomes))
     finally:
-        _write_json(args.json, known, outcomes)
+        write_entries(args.json, known, _entries(outcomes))
     failed, skipped = [o for o in outcomes if o.error], sum(o.skipped for o in outcomes)
     drawn = len(outcomes) - len(failed) - skipped
     busy = sum(outcome.seconds for outcome in outcomes) / processes
@@ -165,6 +162,10 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
         print(f"{len(failed)} of {len(outcomes)} images failed:", file=sys.stderr)
         print("\n".join(f"  {outcome.error}" for outcome in failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:
+    return [outcome.entry for outcome in outcomes if outcome.entry]
 
 
 def _check_pictures(pairs: list[tuple[Path, Path]], save_labels: bool) -> None:
@@ -221,36 +222,3 @@ def _start_process(
 
 def _run_task(task: tuple) -> _Outcome:
     return _job()(*task)
-
-
-def _read_json(path: Path | None) -> dict[str, dict[str, Any]]:
-    """Entries of an earlier run, by image.
-
-    Raises:
-        ConfigError: there is a file that is none of ours.
-    """
-    if path is None or not path.is_file():
-        return {}
-    try:
-        return {entry["file"]: entry for entry in load_json(path.read_text("utf-8"))["images"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"--json {path}: found another kind of file, expected that of an earlier run, or "
-            "none; choose another name"
-        ) from error
-
-
-def _write_json(
-    path: Path | None, known: dict[str, dict[str, Any]], outcomes: list[_Outcome]
-) -> None:
-    """Write the entries of this run and, behind them, those of others."""
-    if path is None:
-        return
-    entries = {str(outcome.image): outcome.entry for outcome in outcomes if outcome.entry}
-    content = {
-        "images": list((entries | {k: v for k, v in known.items() if k not in entries}).values())
-    }
-    try:
-        write_atomic(path, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error

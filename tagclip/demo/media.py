@@ -9,7 +9,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +20,7 @@ import numpy as np
 from tagclip.data.datasets.walk import files_below
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.files import expand_path
+from tagclip.utils.text import error_text
 
 __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video"]
 
@@ -24,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 _IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
+_VP9 = (".mp4", ".webm")
+# Constant quality, of the encoder's faster half; threads would change bits.
+_VP9_OPTIONS = {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "7", "row-mt": "0"}
 _VIDEOS = {*_CODECS, ".m4v", ".mkv", ".mov", ".mpeg", ".mpg", ".webm"}
+_INSTALL = "pip install '.[video]'"
 
 
 def is_video(path: str | Path) -> bool:
@@ -169,7 +177,9 @@ class Video:
 class VideoFile:
     """Writes frames within ``with``; the size of the first one is that of the video.
 
-    The video appears under its name when it is complete, or after Ctrl-C, which ends there.
+    With PyAV, .mp4 and .webm are VP9, which browsers play; without it, .mp4 is MPEG-4 part 2, which
+    most do not; .avi is Motion JPEG. The video appears under its name when it is complete, or
+    after Ctrl-C, which ends there.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -178,10 +188,20 @@ class VideoFile:
         Raises:
             ConfigError: there is no codec for a file of this name.
         """
-        if path.suffix.lower() not in _CODECS:
-            raise ConfigError(f"--output {path}: expected a folder or {' or '.join(_CODECS)}")
+        suffix, has_pyav = path.suffix.lower(), find_spec("av") is not None
+        if suffix not in (*_VP9, *_CODECS):
+            expected = ", ".join(sorted({*_VP9, *_CODECS}))
+            raise ConfigError(f"--output {path}: expected a folder or one of {expected}")
+        if suffix not in _CODECS and not has_pyav:
+            raise ConfigError(
+                f"--output {path}: found no PyAV, expected it for {suffix}; {_INSTALL}, or name an "
+                ".mp4"
+            )
+        if suffix in _VP9 and not has_pyav:
+            logger.warning("%s: a browser may not play it; for one that does, %s", path, _INSTALL)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+        self._open = _PyavWriter if suffix in _VP9 and has_pyav else _Cv2Writer
         self._path, self._fps, self._writer = path, fps, None
 
     def __enter__(self) -> VideoFile:
@@ -195,17 +215,22 @@ class VideoFile:
         """
         # Most codecs take even sizes only.
         height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-        if self._writer is None:
-            code = cv2.VideoWriter_fourcc(*_CODECS[self._path.suffix.lower()])
-            self._writer = cv2.VideoWriter(str(self._temporary), code, self._fps, (width, height))
-        if not self._writer.isOpened():
-            raise ConfigError(f"--output {self._path}: cannot be written; choose another file")
-        self._writer.write(np.ascontiguousarray(picture[:height, :width, ::-1]))
+        try:
+            if self._writer is None:
+                self._writer = self._open(self._temporary, self._fps, (width, height))
+            self._writer.write(np.ascontiguousarray(picture[:height, :width]))
+        except OSError as error:
+            raise self._failed(error) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        if self._writer is not None:
-            self._writer.release()
         is_interrupted = kind is KeyboardInterrupt
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            if kind is None or is_interrupted:
+                raise self._failed(error) from error
         if is_interrupted:
             logger.info("Interrupted: %s ends here", self._path)
         elif kind is not None:
@@ -213,6 +238,76 @@ class VideoFile:
         if self._temporary.is_file():
             os.replace(self._temporary, self._path)
         return is_interrupted
+
+    def _failed(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"--output {self._path}: cannot be written ({error_text(error)}); free space or choose "
+            "another file"
+        )
+
+
+class _PyavWriter:
+    """VP9 in whatever container the name of the file asks for; the same frames, the same file."""
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        import av
+
+        self._av = av
+        options = {"fflags": "+bitexact", "movflags": "+faststart"}
+        with self._os_errors():
+            self._container = av.open(str(path), "w", container_options=options)
+            rate = Fraction(fps).limit_denominator(1001)
+            self._stream = self._container.add_stream("libvpx-vp9", rate, options=_VP9_OPTIONS)
+        self._stream.width, self._stream.height = size
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.thread_count = 1
+        # What browsers take for granted: BT.709, 16 to 235.
+        context.colorspace = context.color_primaries = context.color_trc = 1
+        context.color_range = 1
+
+    def write(self, picture: np.ndarray) -> None:
+        frame = self._av.VideoFrame.from_ndarray(picture, "rgb24")
+        frame = frame.reformat(
+            format="yuv420p",
+            dst_colorspace="ITU709",
+            src_color_range="JPEG",
+            dst_color_range="MPEG",
+        )
+        self._mux(frame)
+
+    def close(self) -> None:
+        self._mux(None)
+        with self._os_errors():
+            self._container.close()
+
+    def _mux(self, frame: Any) -> None:
+        with self._os_errors():
+            for packet in self._stream.encode(frame):
+                self._container.mux(packet)
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except self._av.FFmpegError as error:
+            raise OSError(error.errno, error.strerror) from error
+
+
+class _Cv2Writer:
+    """What cv2 writes without further packages."""
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        code = cv2.VideoWriter_fourcc(*_CODECS[path.suffix.lower()])
+        self._writer = cv2.VideoWriter(str(path), code, fps, size)
+        if not self._writer.isOpened():
+            raise OSError(None, "cv2 opens no video here")
+
+    def write(self, picture: np.ndarray) -> None:
+        self._writer.write(np.ascontiguousarray(picture[:, :, ::-1]))
+
+    def close(self) -> None:
+        self._writer.release()
 
 
 def has_display() -> bool:

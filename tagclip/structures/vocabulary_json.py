@@ -9,7 +9,8 @@ Format 1::
      "splits": {"no_dog": {"unseen": ["dog"]}}}
 
 A split names its unseen classes, its seen classes, or both (then every class once).
-Only "format", "name" and "classes" are required. "description" and "source" are for readers.
+Only "format", "name" and "classes" are required. "description" and "source" are for readers. A
+class without "color" is drawn in that of its name (`tagclip.structures.class_color`).
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def draw_prediction(
         vocabulary: its K classes.
         size: of a panel's longer side, in pixels. Small images are enlarged by a whole factor;
             the shorter side of a thin strip is stretched to 24 pixels.
-        classes: what the legend lists; None: the classes on the image, and "other" if it is.
+        classes: what the legend lists, -1 for "other"; None: what is on the image.
 
     Returns:
         (height, width, 3) uint8 RGB; with `classes` given, equal for images of equal size.
@@ -69,11 +69,10 @@ def draw_prediction(
             bar = draw_trusty_bar(max(width, _NARROWEST), *ends)
             panels[title] = stack_pictures([colors, bar])
     page = _arrange(panels, is_wide=width >= 2 * height)
-    present = np.unique(labels).tolist()
-    listed = [k for k in present if k >= 0] if classes is None else list(classes)
-    has_other = present[0] < 0 or classes is not None
+    listed = np.unique(labels).tolist() if classes is None else list(classes)
+    named = [k for k in listed if k >= 0]
     notes_width = max(page.shape[1], _NOTES_WIDTH)
-    legend = draw_legend(vocabulary, notes_width, listed, has_other, (OTHER, _OTHER_NOTE))
+    legend = draw_legend(vocabulary, notes_width, named, -1 in listed, (OTHER, _OTHER_NOTE))
     return stack_pictures([page, legend])
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from helpers.tiny_run import changed, load_tool, own_loggers, write_tiny_dataset
 
 from tagclip import ZeroShotTrainer
 from tagclip.analysis.figure_tables import comparison_rows
+from tagclip.analysis.run_analysis import AnalyzedRun
 from tagclip.data import Protocol
 from tagclip.errors import ConfigError
 from tagclip.evaluation.saved_logits import SavedLogits
@@ -137,12 +138,46 @@ def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.pictures == [(folder / f"{name}.png").read_bytes() for name in PICTURES]
     assert f"{own['hIoU']:.2f}" in page.words
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert html.index(verdict_of(found["figures"])) < html.index("<img ") < html.index("<table")
     rows = list(csv.reader((folder / "figures.csv").open()))
     assert ["own", "hIoU", f"{round(own['hIoU'], 4)}"] in rows
     assert {row[0] for row in csv.reader((folder / "curves.csv").open())} == {"gate", "own", "none"}
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     analyze(tool, tmp_path / "out", run, num=1)
     assert before == {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def verdict_of(figures: dict[str, dict[str, float]]) -> str:
+    """The sentence, written anew from the figures of analysis.json."""
+    with_it, without = (round(figures[name]["best hIoU"], 2) for name in ("own", "none"))
+    change = with_it - without
+    assert abs(change) > 0.01
+    return (
+        f"The gate {'helps' if change > 0 else 'hurts'} here: with the best bias of each, hIoU is "
+        f"{with_it:.2f} with the gate and {without:.2f} without ({change:+.2f}); with the "
+        f"configured bias 0.1, {figures['own']['hIoU']:.2f} and {figures['none']['hIoU']:.2f}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "none", "has_gate", "text"),
+    [
+        (50.0, 40.0, True, "The gate helps here: .* 50.00 with the gate and 40.00 without .+10.00"),
+        (40.0, 50.004, True, "The gate hurts here: .* 40.00 .* 50.00 without .-10.00.; .* 0.1, 9"),
+        (40.001, 40.004, True, "The gate makes no difference here: "),
+        (40.0, 40.0, False, "No gate: this run makes no use of a trusty map"),
+    ],
+)
+def test_one_sentence_says_whether_the_gate_helps(
+    own: float, none: float, has_gate: bool, text: str
+) -> None:
+    figures = {
+        name: {"best hIoU": value, "bias": 0.1, "hIoU": 9.0}
+        for name, value in (("own", own), ("none", none))
+    }
+    analysis = SimpleNamespace(has_gate=has_gate, figures=lambda: figures)
+    assert re.match(text, AnalyzedRun("a", {}, None, None, analysis, []).verdict)
 
 
 def test_runs_stand_side_by_side(
@@ -164,6 +199,9 @@ def test_runs_stand_side_by_side(
     page = Page((folder / "comparison.html").read_text(encoding="utf-8"))
     assert cell in page.words and cell in capsys.readouterr().out
     assert len(page.pictures) == 2
+    html = (folder / "comparison.html").read_text(encoding="utf-8")
+    assert html.index("plain: No gate") < html.index(f"gated: {verdict_of(two)}")
+    assert html.index(f"gated: {verdict_of(two)}") < html.index("<img ") < html.index("<table")
     rows = list(csv.reader((folder / "comparison.csv").open()))
     assert rows[0] == ["section", "figure", "plain", "gated"]
     assert len(rows) == 1 + sum(map(len, one.values()))

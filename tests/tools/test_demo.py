@@ -14,13 +14,13 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from helpers.pictures import picture
+from helpers.pictures import picture, video
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed, exit_of, load_tool, own_loggers
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
-from tagclip.demo.media import find_images
+from tagclip.demo.media import VideoFile, find_images
 from tagclip.errors import ConfigError, DatasetError, TagCLIPError
 from tagclip.utils.cli import run_tool
 from tagclip.visualization.panels import fit
@@ -204,7 +204,6 @@ def test_the_last_checkpoint_of_a_config_is_taken(
     [
         (["--input", "nowhere/*.png"], "no such file, folder or match"),
         (["--input", "x.mp4", "a.png"], "expected one video alone"),
-        (["--input", "x.mp4", "--save-labels"], "found a video, expected images"),
         (["--input", "x.mp4"], "no such video"),
         (["--webcam", "--output", "x.wmv"], "camera 0: cannot be opened"),
         (["--input", "a.png", "--processes", "0"], "expected at least 1"),
@@ -226,20 +225,85 @@ def test_without_a_display_output_is_needed(
         demo.main(demo.parse_args([*source, "--weights", "x.pth"]))
 
 
+def test_labels_need_a_folder_beside_a_window(
+    demo: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   QT")
+    monkeypatch.setenv("DISPLAY", ":0")
+    with pytest.raises(ConfigError, match="--save-labels: found no --output"):
+        demo.main(demo.parse_args(["--webcam", "--weights", "x.pth", "--save-labels"]))
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (read := capture.read())[0]:
+        frames.append(read[1])
+    return frames
+
+
 def test_every_frame_of_a_video_is_drawn(run: Callable, tmp_path: Path) -> None:
-    path = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 70))
-    for seed in range(3):
-        writer.write(picture(70, 96, seed))
-    writer.release()
+    path = video(tmp_path / "v.avi")
     assert run("--input", path) == 0
     assert os.listdir(tmp_path / "out") == ["v.mp4"]
     capture = cv2.VideoCapture(str(tmp_path / "out" / "v.mp4"))
-    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.get(cv2.CAP_PROP_FPS) == 5
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6 and capture.get(cv2.CAP_PROP_FPS) == 5
     assert capture.get(cv2.CAP_PROP_FRAME_WIDTH) > 1000
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DatasetError, match=r"v\.avi: (cannot be opened|found no frame)"):
         run("--input", path)
+
+
+@pytest.mark.parametrize("output", ["", "film.avi"])
+def test_every_frame_gets_its_labels_and_its_entry(
+    run: Callable, weights: Path, tmp_path: Path, output: str
+) -> None:
+    path, image, result = video(tmp_path / "v.avi"), save(tmp_path / "a.png"), tmp_path / "r.json"
+    assert run("--input", image, "--json", result) == 0
+    more = ["--output", tmp_path / "out" / output] if output else []
+    for _ in range(2):
+        assert run("--input", path, "--save-labels", "--json", result, *more) == 0
+    predictor = TagCLIPPredictor.from_checkpoint(weights)
+    predictor.set_vocabulary(["cat", "zebra", "sky"])
+    *entries, other = json.loads(result.read_text())["images"]
+    assert other["file"] == str(image) and "frame" not in other
+    assert [(e["file"], e["frame"]) for e in entries] == [(str(path), n) for n in range(6)]
+    folder = tmp_path / "out" / f"{Path(output).stem or 'v'}_labels"
+    assert sorted(os.listdir(folder)) == [f"{n:06d}.png" for n in range(6)]
+    for entry, frame in zip(entries, frames_of(path), strict=True):
+        expected = predictor(frame)["sem_seg_labels"].numpy()
+        assert (np.array(Image.open(entry["labels"])) == expected).all()
+        assert entry["classes"][0]["share"] == pytest.approx(
+            np.bincount(expected.ravel()).max() / expected.size, abs=1e-6
+        )
+
+
+def test_other_is_in_the_legend_of_a_video_if_it_can_occur(run: Callable, tmp_path: Path) -> None:
+    path = video(tmp_path / "v.avi")
+    heights = []
+    for name, more in (("a", []), ("b", ["--context", "dog"]), ("c", ["--background", "0.01"])):
+        assert run("--input", path, "--output", tmp_path / f"{name}.avi", *more) == 0
+        frames = frames_of(tmp_path / f"{name}.avi")
+        assert len({frame.shape for frame in frames}) == 1
+        # The legend is below: "other" is one more column of it, with a hatched swatch.
+        heights.append(int((frames[0][-40:-24] < 128).any(axis=2).sum()))
+    assert heights[0] < heights[1] == pytest.approx(heights[2], rel=0.05)
+
+
+def test_what_is_drawn_before_an_interruption_is_kept(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, count = video(tmp_path / "v.avi"), iter(range(9))
+    write = VideoFile.write
+
+    def stop(self: VideoFile, page: np.ndarray) -> None:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        write(self, page)
+
+    monkeypatch.setattr(VideoFile, "write", stop)
+    assert run("--input", path, "--json", tmp_path / "r.json") == 0
+    assert len(frames_of(tmp_path / "out" / "v.mp4")) == 3
+    assert len(json.loads((tmp_path / "r.json").read_text())["images"]) == 4
 
 
 def test_pictures_keep_their_places_and_never_collide(tmp_path: Path) -> None:

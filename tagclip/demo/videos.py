@@ -1,0 +1,119 @@
+"""Every frame of a video or a camera: drawn into a video or a window, labels and json beside it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from tagclip.demo.images import BuildPredictor
+from tagclip.demo.media import Video, VideoFile
+from tagclip.demo.result_json import JSON_PERIOD, read_entries, write_entries
+from tagclip.errors import ConfigError
+from tagclip.visualization.panels import save_png
+from tagclip.visualization.prediction_page import (
+    draw_prediction,
+    label_image,
+    summarize_prediction,
+)
+
+__all__ = ["draw_video"]
+
+logger = logging.getLogger(__name__)
+
+
+def draw_video(
+    args: argparse.Namespace, source: str | int, build_predictor: BuildPredictor
+) -> None:
+    """Draw what a command line of ``tools/demo.py`` asks for.
+
+    Without ``output`` it is a window. Labels of frame N are ``NAME_labels/N.png`` beside the
+    video, with six digits from 000000; the json has an entry with ``frame`` for each.
+
+    Args:
+        args: its arguments.
+        source: a file, or the number of a camera.
+        build_predictor: (args, device) -> predictor.
+
+    Raises:
+        TagCLIPError: the source cannot be opened, something cannot be written, or an option, the
+            config, the weights or the vocabulary are not in order.
+    """
+    known = read_entries(args.json)
+    job = _VideoJob(args, source, build_predictor)
+    start = time.perf_counter()
+    try:
+        with job.open() as target:
+            for page in job.pages():
+                if len(job.entries) % JSON_PERIOD == 0:
+                    write_entries(args.json, known, job.entries)
+                if target is not None:
+                    target.write(page)
+                elif _is_closed(page):
+                    break
+    finally:
+        write_entries(args.json, known, job.entries)
+    if job.path is not None:
+        logger.info("Written: %s", job.path)
+    seconds, count = time.perf_counter() - start, len(job.entries)
+    logger.info("%d frames in %.1f s (%.2f frames/s)", count, seconds, count / seconds)
+
+
+class _VideoJob:
+    def __init__(
+        self, args: argparse.Namespace, source: str | int, build_predictor: BuildPredictor
+    ) -> None:
+        self.args, self.video, self.path = args, Video(source), None
+        if args.output is not None:
+            stem = Path(source).stem if isinstance(source, str) else "webcam"
+            is_file = bool(args.output.suffix)
+            self.path = args.output if is_file else args.output / f"{stem}.mp4"
+        self.predictor = build_predictor(args, "")
+        self.entries: list[dict] = []
+
+    def open(self) -> VideoFile | nullcontext[None]:
+        """The video to write, or None for a window."""
+        return nullcontext() if self.path is None else VideoFile(self.path, self.video.fps)
+
+    def pages(self) -> Iterator[np.ndarray]:
+        """Predict each frame, save its labels and draw it."""
+        vocabulary = self.predictor.vocabulary
+        # One legend for all frames.
+        listed = [*range(len(vocabulary)), *[-1] * self.predictor.can_be_other]
+        total = self.video.length or None
+        for frame in tqdm(self.video, total=total, unit="frame", disable=None):
+            prediction = self.predictor(frame)
+            entry = {"file": self.video.name, "frame": len(self.entries)}
+            if self.args.save_labels:
+                labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
+                entry["labels"] = str(self._save(labels))
+            self.entries.append(entry | summarize_prediction(prediction, vocabulary))
+            rgb = frame[:, :, ::-1].copy()
+            yield draw_prediction(rgb, prediction, vocabulary, self.args.panel_size, listed)
+
+    def _save(self, labels: object) -> Path:
+        folder = self.path.with_name(f"{self.path.stem}_labels")
+        path = folder / f"{len(self.entries):06d}.png"
+        try:
+            return save_png(path, labels)
+        except OSError as error:
+            raise ConfigError(
+                f"--output {path}: cannot be written ({error.strerror}); free space or choose "
+                "another folder"
+            ) from error
+
+
+def _is_closed(page: np.ndarray) -> bool:
+    """Show a page; True if q or Escape was pressed."""
+    cv2.imshow("TagCLIP (q ends)", page[:, :, ::-1])
+    if cv2.waitKey(1) & 0xFF not in (ord("q"), 27):
+        return False
+    cv2.destroyAllWindows()
+    return True

@@ -1,0 +1,128 @@
+"""Videos that the demo writes: playable in a browser with PyAV, and without it said to be not."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from helpers.pictures import picture
+
+from tagclip.demo import media
+from tagclip.demo.media import VideoFile
+from tagclip.errors import ConfigError
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+
+
+def pages() -> list[np.ndarray]:
+    """Four RGB pictures of one odd size."""
+    return [picture(71, 129, seed)[:, :, ::-1].copy() for seed in range(4)]
+
+
+def written(path: Path, pictures: Sequence[np.ndarray], fps: float = 12.5) -> Path:
+    with VideoFile(path, fps) as file:
+        for each in pictures:
+            file.write(each)
+    return path
+
+
+@pytest.fixture
+def without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media, "find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm"])
+def test_a_browser_can_play_it_and_every_run_writes_the_same(tmp_path: Path, name: str) -> None:
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
+    first, second = (written(tmp_path / part / name, pages()) for part in "xy")
+    assert first.read_bytes() == second.read_bytes()
+    assert [path.name for path in first.parent.iterdir()] == [name]
+    with av.open(str(first)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name in ("vp9", "libvpx-vp9")
+        assert (stream.average_rate, stream.width, stream.height) == (12.5, 128, 70)
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for frame, page in zip(frames, pages(), strict=True):
+        assert np.abs(frame.astype(int) - page[:70, :128]).mean() < 6
+
+
+def test_colours_survive(tmp_path: Path) -> None:
+    """Those of classes, as a player shows them: a wrong matrix would shift them by 10 or more."""
+    pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
+    for color in ([200, 30, 30], [20, 160, 60], [10, 70, 220], [250, 240, 30]):
+        page = np.full((64, 64, 3), color, np.uint8)
+        capture = cv2.VideoCapture(str(written(tmp_path / "a.mp4", [page] * 3)))
+        frame = capture.read()[1][:, :, ::-1]
+        assert np.abs(frame.astype(int) - color).max() <= 4, color
+
+
+def test_chromium_plays_it(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if BROWSER is None:
+        pytest.skip("no Chromium here (Debian, Ubuntu: apt install chromium)")
+    for name in ("a.mp4", "a.webm"):
+        written(tmp_path / name, pages())
+    (tmp_path / "page.html").write_text("<video src=a.mp4></video><video src=a.webm></video>")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.goto(f"file://{tmp_path}/page.html")
+        for number in range(2):
+            video = tab.locator("video").nth(number)
+            video.evaluate("v => { v.muted = true; return v.play(); }")
+            tab.wait_for_function(f"document.querySelectorAll('video')[{number}].ended")
+            found = video.evaluate("v => [v.videoWidth, v.videoHeight, v.duration.toFixed(2)]")
+            assert found == [128, 70, "0.32"]
+        browser.close()
+
+
+def test_without_pyav_one_line_says_that_browsers_may_not_play_it(
+    tmp_path: Path, without_pyav: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.mp4", "a.avi"):
+        capture = cv2.VideoCapture(str(written(tmp_path / name, pages())))
+        assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+        assert capture.get(cv2.CAP_PROP_FPS) == 12.5
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path}/a.mp4: a browser may not play it; for one that does, pip install '.[video]'"
+    )
+    with pytest.raises(ConfigError, match=r"a\.webm: found no PyAV, .* pip install '\.\[video\]'"):
+        VideoFile(tmp_path / "a.webm", 5)
+    with pytest.raises(ConfigError, match=r"a\.wmv: expected a folder or one of \.avi, .*\.webm"):
+        VideoFile(tmp_path / "a.wmv", 5)
+
+
+@pytest.mark.parametrize("moment", ["open", "write", "close"])
+def test_a_disk_that_fills_up_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def build(path: Path, fps: float, size: tuple[int, int]) -> SimpleNamespace:
+        path.write_bytes(b"begun")
+        calls = {"open": print, "write": lambda _: None, "close": lambda: None}
+        calls[moment] = fail
+        calls["open"]("opened")
+        return SimpleNamespace(write=calls["write"], close=calls["close"])
+
+    monkeypatch.setattr(media, "_Cv2Writer", build)
+    with pytest.raises(ConfigError, match=r"a\.avi: cannot be written \(OSError: .*No space"):
+        written(tmp_path / "a.avi", pages())
+    assert not list(tmp_path.iterdir())
+
+
+def test_pyav_says_what_is_wrong_with_a_place(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
+    file = VideoFile(tmp_path / "gone" / "a.mp4", 5)
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match=r"a\.mp4: cannot be written \(.*No such file"), file:
+        file.write(pages()[0])
