@@ -58,7 +58,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add("--output", type=Path, help="folder, NAME.png or NAME.mp4; without: a window")
     add("--save-labels", action="store_true", help="write NAME_labels.png with class ids, too")
-    add("--json", type=Path, metavar="FILE", help="write the classes on each image")
+    add("--json", type=Path, metavar="FILE", help="write the classes on each image as a COCO json")
     add("--panel-size", type=int, default=512, help="longer side of a panel (%(default)s pixels)")
     add("--overwrite", action="store_true", help="make finished pictures again")
     add("--num-gpus", type=int, default=1, help="processes, one per GPU (%(default)s)")

@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from tagclip.demo.coco_entries import format_entries, parse_entries
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError, DatasetError
+from tagclip.evaluation.coco_json import annotations_of, categories_of
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import one_line
@@ -62,6 +64,7 @@ class _ImageJob:
     def __init__(self, predictor: TagCLIPPredictor, args: argparse.Namespace) -> None:
         self.predictor, self.args = predictor, args
         self._made_with = _fingerprint(predictor, args.panel_size)
+        self._categories = categories_of(predictor.vocabulary)
 
     def __call__(self, image: Path, picture: Path, known: dict[str, Any] | None) -> _Outcome:
         """Draw an image, unless ``known``, its entry of an earlier run, and its files are there.
@@ -92,6 +95,10 @@ class _ImageJob:
         rgb = pixels[:, :, ::-1].copy()
         page = draw_prediction(rgb, prediction, vocabulary, self.args.panel_size)
         entry = {"file": str(image), "picture": str(picture)}
+        if self.args.json:
+            labels = prediction["sem_seg_labels"].numpy()
+            entry["annotations"] = annotations_of(labels, prediction, vocabulary)
+            entry["categories"] = self._categories
         try:
             if self.args.save_labels:
                 labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
@@ -232,8 +239,9 @@ def _read_json(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None or not path.is_file():
         return {}
     try:
-        return {entry["file"]: entry for entry in load_json(path.read_text("utf-8"))["images"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        entries = parse_entries(load_json(path.read_text("utf-8")))
+        return {entry["file"]: entry for entry in entries}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--json {path}: found another kind of file, expected that of an earlier run, or "
             "none; choose another name"
@@ -247,10 +255,8 @@ def _write_json(
     if path is None:
         return
     entries = {str(outcome.image): outcome.entry for outcome in outcomes if outcome.entry}
-    content = {
-        "images": list((entries | {k: v for k, v in known.items() if k not in entries}).values())
-    }
+    others = (entry for file, entry in known.items() if file not in entries)
     try:
-        write_atomic(path, json.dumps(content, indent=1) + "\n")
+        write_atomic(path, format_entries([*entries.values(), *others]))
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
