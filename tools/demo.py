@@ -61,7 +61,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         "--save-labels", action="store_true",
         help="write class ids, too: NAME_labels.png; of videos NAME_labels/FRAME.png",
     )  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write the classes on each image or frame")
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write what is on each as a COCO json",
+    )
     add("--panel-size", type=int, default=512, help="longer side of a panel (%(default)s pixels)")
     add("--overwrite", action="store_true", help="make finished pictures again")
     add("--num-gpus", type=int, default=1, help="processes, one per GPU (%(default)s)")

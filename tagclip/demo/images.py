@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from tagclip.demo.media import find_images
-from tagclip.demo.result_json import JSON_PERIOD, read_entries, write_entries
+from tagclip.demo.result_json import JSON_PERIOD, read_entries, segments_of, write_entries
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.text import one_line
@@ -88,6 +88,8 @@ class _ImageJob:
         rgb = pixels[:, :, ::-1].copy()
         page = draw_prediction(rgb, prediction, vocabulary, self.args.panel_size)
         entry = {"file": str(image), "picture": str(picture)}
+        if self.args.json:
+            entry |= segments_of(prediction, vocabulary)
         try:
             if self.args.save_labels:
                 labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)

@@ -1,20 +1,36 @@
-"""The json of a demo: what is on each image, or on each frame of a video."""
+"""The json of a demo: what is on each image, or on each frame of a video, as a COCO json.
+
+The file is that of `tagclip.evaluation.coco_json`. A row of ``images`` says besides: ``file``, the
+input, and ``frame`` of a video, which ``file_name`` joins; ``picture`` and ``labels``, what was
+written; ``classes``, the shares and mean scores of the classes on the image, ``other``, the share
+of the rest, and ``made_with``, a fingerprint of all that the result depends on.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tagclip.errors import ConfigError
+from tagclip.evaluation.coco_json import annotations_of, categories_of, format_coco
+from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["JSON_PERIOD", "read_entries", "write_entries"]
+__all__ = ["JSON_PERIOD", "read_entries", "segments_of", "write_entries"]
 
 # Images between two writings: so many are made again after a kill.
 JSON_PERIOD = 100
+
+
+def segments_of(prediction: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The part of an entry that is COCO's: its ``annotations`` and ``categories``."""
+    labels = prediction["sem_seg_labels"].numpy()
+    return {
+        "annotations": annotations_of(labels, prediction, vocabulary),
+        "categories": categories_of(vocabulary),
+    }
 
 
 def read_entries(path: Path | None) -> list[dict[str, Any]]:
@@ -26,10 +42,8 @@ def read_entries(path: Path | None) -> list[dict[str, Any]]:
     if path is None or not path.is_file():
         return []
     try:
-        entries = load_json(path.read_text("utf-8"))["images"]
-        # Each says what it is about.
-        return [{"file": entry["file"], **entry} for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _parse(load_json(path.read_text("utf-8")))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--json {path}: found another kind of file, expected that of an earlier run, or "
             "none; choose another name"
@@ -47,8 +61,59 @@ def write_entries(
     if path is None:
         return
     files = {entry["file"] for entry in entries}
-    content = {"images": [*entries, *(entry for entry in known if entry["file"] not in files)]}
+    others = (entry for entry in known if entry["file"] not in files)
     try:
-        write_atomic(path, json.dumps(content, indent=1) + "\n")
+        write_atomic(path, _format([*entries, *others]))
     except OSError as error:
         raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
+
+
+def _format(entries: Iterable[dict[str, Any]]) -> str:
+    """Return the text of the file.
+
+    Args:
+        entries: rows of ``images`` with their ``annotations``, without ``image_id``, and
+            ``categories``. Where these differ, as several runs asked for other classes, the ids of
+            the first stay; the others' classes get new ones where an id is taken.
+    """
+    images, annotations, last = [], [], None
+    categories: dict[str, dict[str, Any]] = {}
+    ids: dict[int, int] = {}
+    for number, entry in enumerate(entries, 1):
+        frame = f"#{entry['frame']}" if "frame" in entry else ""
+        image = {"id": number, "file_name": f"{entry['file']}{frame}", **entry}
+        if (found := image.pop("categories")) is not last:
+            ids, last = {row["id"]: _add(categories, row) for row in found}, found
+        for row in image.pop("annotations"):
+            place = {"image_id": number, "category_id": ids[row["category_id"]]}
+            annotations.append({**row, **place})
+        images.append(image)
+    return format_coco("segments of a TagCLIP demo", images, annotations, categories.values())
+
+
+def _add(categories: dict[str, dict[str, Any]], row: dict[str, Any]) -> int:
+    """Id of a category, which is added if its name is new."""
+    if row["name"] not in categories:
+        taken = {other["id"] for other in categories.values()}
+        number = max(taken) + 1 if row["id"] in taken else row["id"]
+        categories[row["name"]] = row | {"id": number}
+    return categories[row["name"]]["id"]
+
+
+def _parse(content: Any) -> list[dict[str, Any]]:
+    """Return the entries of a json, all with ``categories``.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: it is another kind of file.
+    """
+    categories = content["categories"]
+    images = {
+        image.pop("id"): {**image, "annotations": [], "categories": categories}
+        for image in map(dict, content["images"])
+        if image["file"]
+    }
+    for row in content["annotations"]:
+        images[row["image_id"]]["annotations"].append(
+            {key: value for key, value in row.items() if key not in ("id", "image_id")}
+        )
+    return list(images.values())

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tagclip.demo.images import BuildPredictor
 from tagclip.demo.media import Video, VideoFile
-from tagclip.demo.result_json import JSON_PERIOD, read_entries, write_entries
+from tagclip.demo.result_json import JSON_PERIOD, read_entries, segments_of, write_entries
 from tagclip.errors import ConfigError
 from tagclip.visualization.panels import save_png
 from tagclip.visualization.prediction_page import (
@@ -91,6 +91,8 @@ class _VideoJob:
         for frame in tqdm(self.video, total=total, unit="frame", disable=None):
             prediction = self.predictor(frame)
             entry = {"file": self.video.name, "frame": len(self.entries)}
+            if self.args.json:
+                entry |= segments_of(prediction, vocabulary)
             if self.args.save_labels:
                 labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
                 entry["labels"] = str(self._save(labels))

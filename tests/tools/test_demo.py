@@ -18,6 +18,7 @@ from helpers.pictures import picture, video
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed, exit_of, load_tool, own_loggers
 from PIL import Image
+from pycocotools.coco import COCO
 
 from tagclip import TagCLIPPredictor
 from tagclip.demo.media import VideoFile, find_images
@@ -86,6 +87,38 @@ def test_picture_labels_and_json_hold_the_prediction(
         mask = labels == ["cat", "zebra", "sky"].index(row["name"])
         assert row["share"] == pytest.approx(mask.mean(), abs=1e-6)
         assert row["mean_score"] == pytest.approx(scores[mask].mean(), abs=1e-3)
+
+
+def test_the_json_opens_with_pycocotools(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also when two runs with other words share it."""
+    images = [save(tmp_path / f"{name}.png", picture(seed=ord(name))) for name in "ab"]
+    common = ["--save-labels", "--json", tmp_path / "r.json"]
+    assert run("--input", images[0], *common) == 0
+    assert run("--input", images[1], *common, words=("--vocab", "grass,sky,cat")) == 0
+    # Finished pictures keep their entries.
+    for _ in range(2):
+        assert run("--input", images[0], *common) == 0
+    coco = COCO(str(tmp_path / "r.json"))
+    capsys.readouterr()
+    names = {row["id"]: row["name"] for row in coco.loadCats(coco.getCatIds())}
+    assert names == {0: "grass", 1: "sky", 2: "cat", 3: "zebra"}
+    assert [row["file_name"] for row in coco.loadImgs([1, 2])] == list(map(str, images))
+    asked = [["cat", "zebra", "sky"], ["grass", "sky", "cat"]]
+    for (number, image), words in zip(coco.imgs.items(), asked, strict=True):
+        labels = np.array(Image.open(image["labels"]))
+        rows = coco.loadAnns(coco.getAnnIds(imgIds=number))
+        shares = {row["name"]: row["share"] for row in image["classes"]}
+        assert {names[row["category_id"]] for row in rows} == shares.keys()
+        for row in rows:
+            name = names[row["category_id"]]
+            assert (coco.annToMask(row) == (labels == words.index(name))).all()
+            assert row["area"] / labels.size == pytest.approx(shares[name], abs=1e-6)
+    (tmp_path / "r.json").write_text('{"images": [{"file": "a.png"}]}')
+    with pytest.raises(ConfigError, match="found another kind of file") as error:
+        run("--input", images[0], *common)
+    assert "\n" not in str(error.value)
 
 
 def test_context_and_background_become_the_ignore_label(run: Callable, tmp_path: Path) -> None:
