@@ -136,7 +136,7 @@ def read_names(path: Path) -> Path | list[str]:
     if path.suffix == ".json":
         return path
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VocabularyError(
             f"{path}: cannot be read ({one_line(error)}), expected a class name per "
