@@ -28,7 +28,7 @@ def prepare_dataset(name: str, options: Options) -> None:
     if name == "ade20k847_val":
         # Images lie in a folder for each kind of scene, beside their labels.
         folder = find_folder([options.root / _FULL], "the full ADE20K")
-        images = {path.stem: path for path in sorted(folder.rglob("*.jpg"))}
+        images = {path.stem: path for path in sorted(folder.rglob("*.[jJ][pP][gG]"))}
         files = {key: path.with_name(f"{key}_seg.png") for key, path in images.items()}
         files = {key: path for key, path in files.items() if path.is_file()}
         source = LabelSource.of(name, files, "ade847", read_object_numbers)

@@ -110,7 +110,7 @@ def _check_label_list(path: Path, label_map: LabelMap) -> None:
     """Refuse .mat files whose labels.txt has other classes than `label_map`."""
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
         number, _, name = line.partition(":")
         if not number.strip().isdigit():
             continue

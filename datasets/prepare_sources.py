@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tagclip.data.datasets.builtin import read_benchmarks, vocabulary_json
+from tagclip.data.datasets.image_list import plain_name, read_lines
 from tagclip.data.datasets.label_map import LabelMap, recognize_order
 from tagclip.data.label_io import read_image, read_label
 from tagclip.errors import ConfigError, DatasetError
@@ -84,14 +85,14 @@ def list_files(folder: Path, *suffixes: str) -> dict[str, Path]:
 
     Args:
         folder: a missing one has no files.
-        suffixes: ends of file names, such as ".png"; of two that fit, and of two files with the
-            same name, the first counts.
+        suffixes: ends of file names, such as ".png", in any case; of two that fit, and of two
+            files with the same name, the first counts.
     """
     found: dict[str, dict[str, Path]] = {suffix: {} for suffix in suffixes}
     for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
-        suffix = next((end for end in suffixes if name.endswith(end)), None)
+        suffix = next((end for end in suffixes if name.lower().endswith(end.lower())), None)
         if suffix and not name.startswith("."):
-            found[suffix][name.removesuffix(suffix)] = folder / name
+            found[suffix].setdefault(name[: -len(suffix)], folder / name)
     return {name: path for files in reversed(found.values()) for name, path in files.items()}
 
 
@@ -112,21 +113,18 @@ def find_folder(candidates: Iterable[Path], what: str) -> Path:
 
 
 def read_names(path: Path) -> list[str]:
-    """First word of each line of a list of images.
+    """First word of each line of a list of images, without the folder JPEGImages and extension.
 
     Raises:
         DatasetError: the file is missing or empty, or names an image twice.
     """
     try:
-        words = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{path}: no readable list of images ({type(error).__name__}); {README}"
-        ) from error
-    names = [word[0] for word in words if word]
-    if not names or len(set(names)) < len(names):
-        found = "no name" if not names else "a name twice"
-        raise DatasetError(f"{path}: found {found}, expected a list of images; {README}")
+        names = [plain_name(line.split()[0]) for line in read_lines(path)]
+    except DatasetError as error:
+        raise DatasetError(f"{error}; {README}") from error
+    names = [name.rpartition("JPEGImages/")[2] for name in names]
+    if len(set(names)) < len(names):
+        raise DatasetError(f"{path}: found a name twice, expected a list of images; {README}")
     return names
 
 

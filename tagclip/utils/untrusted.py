@@ -43,14 +43,14 @@ def load_json(text: str, **options: Any) -> Any:
     """`json.loads` that ends with ValueError also on deep nesting.
 
     Args:
-        text: the json.
+        text: the json; a byte-order mark at its beginning is left out.
         options: of `json.loads`.
 
     Raises:
         ValueError: it is no json, or is nested deeper than 64 levels.
     """
     try:
-        tree = json.loads(text, **options)
+        tree = json.loads(text.removeprefix("\ufeff"), **options)
     except RecursionError as error:
         raise UnsafeFileError(f"nested deeper than {_DEPTH} levels") from error
     # A json holds nothing twice, so that its text bounds the number of its values.

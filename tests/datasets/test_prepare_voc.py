@@ -61,6 +61,35 @@ def test_every_label_of_both_sources(tmp_path: Path, raw: dict[str, Labels]) -> 
             assert written.dtype == np.uint8
 
 
+LISTS = {
+    "mark": lambda names: "\ufeff" + "\n".join(names),
+    "extensions": lambda names: "\r\n".join(f"{name}.jpg" for name in names),
+    "folders": lambda names: "\n".join(
+        f"/JPEGImages/{name}.jpg /SegmentationClass/{name}.png" for name in names
+    ),
+    "back-slashes": lambda names: "\n".join(f".\\JPEGImages\\{name}.JPG 1" for name in names),
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_other_spellings_of_lists_and_extensions(
+    form: str, tmp_path: Path, raw: dict[str, Labels]
+) -> None:
+    """The same labels as of the download, and none is lost."""
+    run_script(SCRIPT, tmp_path)
+    before = snapshot(voc(tmp_path, "annotations_detectron2"))
+    shutil.rmtree(voc(tmp_path, "annotations_detectron2"))
+    for subset in ("train", "val"):
+        path = voc(tmp_path, "ImageSets", "Segmentation", f"{subset}.txt")
+        path.write_text(LISTS[form](path.read_text().split()))
+    for path in list(voc(tmp_path, "JPEGImages").iterdir())[::2]:
+        path.rename(path.with_suffix(".JPG"))
+    run_script(SCRIPT, tmp_path)
+    assert snapshot(voc(tmp_path, "annotations_detectron2")) == before
+    with benchmarks_at(tmp_path):
+        assert len(DatasetCatalog.get("voc2012_train")) == 5
+
+
 def test_prepared_data_reach_the_mapper(tmp_path: Path, raw: dict[str, Labels]) -> None:
     run_script(SCRIPT, tmp_path)
     with benchmarks_at(tmp_path):

@@ -138,3 +138,10 @@ def test_json_without_splits_leaves_the_partition_open(tmp_path: Path) -> None:
             getattr(vocabulary, read)
     with pytest.raises(VocabularyError, match="nothing says"):
         vocabulary.restrict("seen")
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "toy.json", _tree())
+    plain = Vocabulary.from_json(path)
+    path.write_text("\ufeff" + path.read_text())
+    assert Vocabulary.from_json(path) == plain

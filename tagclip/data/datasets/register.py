@@ -15,6 +15,7 @@ from detectron2.data.catalog import Metadata
 
 from tagclip.config.checks import check_value
 from tagclip.config.loading import advice_if_relative
+from tagclip.data.datasets.image_list import ImageList
 from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.data.datasets.selection import (
     UsableSamples,
@@ -66,8 +67,8 @@ def register_zero_shot_sem_seg(
         image_ext: extension without the dot, in any case, or several.
         label_ext: the same, one.
         prepare_command: command that makes the folders, for error messages.
-        image_list: text file with one image per line, its path below `image_root` without
-            extension; other files are left out. "": every file of the folders.
+        image_list: text file with one image per line (`ImageList`); other files are left out. "":
+            every file of the folders.
         manifest: json of a prepare script (`LabelManifest`) without which the labels of the list
             are refused; "": unknown labels are taken.
 
@@ -202,33 +203,49 @@ class _PairedFiles:
 
     def __call__(self) -> list[dict[str, str]]:
         """One dict per image: "file_name", "sem_seg_file_name", "image_id"; sorted by image_id."""
-        images, labels = self.files_by_name()
-        names = self._read_list() if self.image_list else set()
-        if names and self.manifest:
-            self._check_manifest(len(names))
+        images, labels, unlisted = self._find()
+        if self.image_list and self.manifest:
+            self._check_manifest(len(images) + len(unlisted))
         if self.max_pixels is not None:
-            return self._usable(images, labels)
-        self._refuse_lonely(names - images.keys(), "listed names", "image", self.image_root)
+            return self._usable(images, labels, unlisted)
+        if unlisted:
+            line, remedy = next(iter(unlisted.items()))
+            raise DatasetError(
+                f"dataset {self.name}: {self.image_list}: {len(unlisted)} listed names without "
+                f"image in {self.image_root}, such as {line!r}; {remedy}{self._advice}"
+            )
         self._refuse_lonely(images.keys() - labels.keys(), "images", "label", self.label_root)
         self._refuse_lonely(labels.keys() - images.keys(), "labels", "image", self.image_root)
         return paired_samples(images, labels)
 
-    def _usable(self, images: dict[str, str], labels: dict[str, str]) -> list[dict[str, str]]:
+    def _usable(
+        self, images: dict[str, str], labels: dict[str, str], unlisted: Mapping[str, str]
+    ) -> list[dict[str, str]]:
         if not self.cache:
             vocabulary = Vocabulary.from_metadata(self.name)
             found = find_usable(self.name, images, labels, vocabulary, self.max_pixels)
+            if unlisted:
+                found.left_out["listed names without image"] = list(unlisted)
             self.cache.append(found)
         self.cache[0].report(self.name)
         return [dict(sample) for sample in self.cache[0].samples]
 
     def files_by_name(self) -> tuple[dict[str, str], dict[str, str]]:
         """Paths of images and of labels, also of those without a partner; checks nothing else."""
+        return self._find()[:2]
+
+    def _find(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        """Paths of images and of labels by name, and what is wrong with lines of the list."""
         images = self._list(self.image_root, self.image_exts, "image")
         labels = self._list(self.label_root, (self.label_ext,), "label")
-        if self.image_list:
-            names = self._read_list()
-            images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
-        return images, labels
+        if not self.image_list:
+            return images, labels, {}
+        try:
+            names, unlisted = ImageList(self.image_list, self.image_root).resolve(images, labels)
+        except DatasetError as error:
+            raise DatasetError(f"dataset {self.name}: {error}{self._advice}") from error
+        images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
+        return images, labels, unlisted
 
     def _list(self, root: str, extensions: Sequence[str], what: str) -> dict[str, str]:
         """Path of every file, by its path below the root without extension."""
@@ -273,21 +290,6 @@ class _PairedFiles:
                 manifest.num_images,
                 manifest.expected_images,
             )
-
-    def _read_list(self) -> set[str]:
-        try:
-            with open(self.image_list, encoding="utf-8") as file:
-                names = {line.strip() for line in file} - {""}
-        except (OSError, UnicodeDecodeError) as error:
-            raise DatasetError(
-                f"dataset {self.name}: {self.image_list}: no readable list of images "
-                f"({type(error).__name__}){self._advice}"
-            ) from error
-        if not names:
-            raise DatasetError(
-                f"dataset {self.name}: {self.image_list} names no image{self._advice}"
-            )
-        return names
 
     def _refuse_lonely(self, keys: set[str], these: str, other: str, root: str) -> None:
         if keys:
