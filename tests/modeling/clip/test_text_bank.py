@@ -197,3 +197,20 @@ def test_bad_templates_are_refused(choice: Any) -> None:
     with pytest.raises(ConfigError, match=r"^MODEL\.CLIP\.TEMPLATES: found .*expected") as caught:
         prompt_templates(choice)
     assert "\n" not in str(caught.value)
+
+
+def test_a_bounded_number_of_vocabularies_is_kept(
+    shared_source: CLIPSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest one goes; each of the others is encoded once."""
+    monkeypatch.setattr("tagclip.modeling.clip.text_bank._KEPT", 3)
+    bank = TextBank(source=shared_source, templates=TEMPLATES[:1])
+    vocabularies = [class_list([name]) for name in "abcd"]
+    first = [bank(vocabulary) for vocabulary in vocabularies]
+    assert bank.num_text_forwards == 4
+    again = [bank(vocabulary) for vocabulary in reversed(vocabularies[1:])]
+    assert bank.num_text_forwards == 4
+    assert all(a is b for a, b in zip(reversed(first[1:]), again, strict=True))
+    assert torch.equal(bank(vocabularies[0]), first[0]) and bank.num_text_forwards == 5
+    bank(vocabularies[1])
+    assert bank.num_text_forwards == 6
