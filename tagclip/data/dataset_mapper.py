@@ -130,12 +130,12 @@ class ZeroShotDatasetMapper:
         sample: dict[str, Any] = {
             "height": image.shape[0],
             "width": image.shape[1],
-            "image": torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))),
-            "sem_seg": torch.from_numpy(np.ascontiguousarray(aug_input.sem_seg)),
+            "image": torch.from_numpy(np.array(aug_input.image.transpose(2, 0, 1), order="C")),
+            "sem_seg": torch.from_numpy(np.array(aug_input.sem_seg, order="C")),
         }
         if self.novel_masks:
             mask = transforms.apply_segmentation(self._novel_lut[label])
-            sample["novel_mask"] = torch.from_numpy(np.ascontiguousarray(mask)) != 0
+            sample["novel_mask"] = torch.from_numpy(np.array(mask, order="C")) != 0
         return sample
 
     def shows_unseen(self, dataset_dict: dict[str, Any]) -> bool:

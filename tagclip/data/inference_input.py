@@ -161,7 +161,8 @@ class View:
         pixels = aug_input.image
         if self.mirrored:
             pixels = HFlipTransform(pixels.shape[1]).apply_image(pixels)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        # Not ascontiguousarray: it keeps the negative stride of a mirrored axis of one pixel.
+        return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 class InferenceInput:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
-from detectron2.data.transforms import Augmentation
+from detectron2.data.transforms import Augmentation, RandomFlip
 from helpers.toy_dataset import forget, toy_config, vocabulary_tree, write_json, write_sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -200,6 +200,15 @@ def test_the_crop_looks_at_seen_labels_only(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         _mapper(augmentations=[Spy()])(write_sample(tmp_path, "a", _image(8, 16), label))
     np.testing.assert_array_equal(looked[0], [0, 255])
+
+
+def test_a_crop_of_one_pixel_may_be_mirrored(tmp_path: Path) -> None:
+    """numpy calls a mirrored axis of one pixel contiguous, torch does not take it."""
+    sample = write_sample(tmp_path, "a", _image(3, 1), np.array([[7], [9], [3]], np.uint8))
+    flip = RandomFlip(prob=1.0)
+    found = _mapper(augmentations=[flip], novel_masks=True)(sample)
+    assert torch.equal(found["image"], torch.from_numpy(_image(3, 1)).permute(2, 0, 1))
+    assert found["sem_seg"].shape == found["novel_mask"].shape == (3, 1)
 
 
 def test_bad_labels_are_named(tmp_path: Path) -> None:

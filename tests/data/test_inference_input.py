@@ -52,6 +52,16 @@ def test_the_mirrored_view_of_a_mirrored_image_is_the_view_of_the_image(tiny_cfg
     assert torch.equal(views[1]["image"], turned[0]["image"])
 
 
+@pytest.mark.parametrize("size", [(1, 1), (3, 1), (1, 3)])
+def test_an_image_of_one_pixel_has_a_mirrored_view(
+    size: tuple[int, int], tiny_cfg: CfgNode
+) -> None:
+    """numpy calls a mirrored axis of one pixel contiguous, torch does not take it."""
+    image = IMAGE[: size[0], : size[1]]
+    views = InferenceInput.from_config(with_views(tiny_cfg, "TEST.AUG.MIN_SIZES", (1,)))(image)
+    assert torch.equal(views["views"][1]["image"], planes(image[:, ::-1].copy()))
+
+
 def test_without_flip_and_with_a_bound(tiny_cfg: CfgNode) -> None:
     cfg = with_views(tiny_cfg, "TEST.AUG.FLIP", False, "TEST.AUG.MAX_SIZE", 75)
     views = InferenceInput.from_config(cfg)(IMAGE)["views"]

@@ -66,6 +66,20 @@ def test_targets_are_padded_and_the_trusty_target_is_seen_pixels(model: torch.nn
     assert torch.equal(targets.trusty, targets.labels != 255)
 
 
+def test_batches_are_as_large_as_the_crop_or_as_their_largest_image(tiny_cfg: CfgNode) -> None:
+    """Whole patches of 16 pixels; or larger, as a part of a batch is told to be."""
+    tiny_cfg.INPUT.CROP.SIZE = [64, 80]
+    inputs = training_inputs((20, 40), (30, 20))
+    for enabled, size in ((True, (64, 80)), (False, (32, 48))):
+        tiny_cfg.INPUT.CROP.ENABLED = enabled
+        model = build_model(tiny_cfg)
+        images, sizes = model.preprocess_images(inputs)
+        assert images.shape[-2:] == size and sizes == [(20, 40), (30, 20)]
+        told = [{**item, "padded_size": (70, 41)} for item in inputs]
+        expected = (80, max(48, size[1]))
+        assert model.preprocess_images(told)[0].shape[-2:] == expected
+
+
 def test_novel_target_needs_the_mask(model: torch.nn.Module) -> None:
     model.trusty_target = "novel"
     inputs = training_inputs((64, 64))

@@ -90,6 +90,18 @@ def test_unlabeled_equals_a_loop_over_pixels(scene, gated, with_token, threshold
     assert (targets.labels[written] == IGNORE).all()
 
 
+def test_a_score_of_the_threshold_is_enough() -> None:
+    """The sigmoid of 0 is the threshold in every bit."""
+    logits = torch.full((1, len(SEEN), 2, 2), -9.0)
+    logits[:, 1] = 0
+    ignored = torch.full((1, *SIZE), IGNORE, dtype=torch.uint8)
+    targets = SegTargets(ignored, ignored >= 0, ignored < 0, IGNORE)
+    result = rule(gated=False, threshold=0.5)(logits, None, SEEN, targets)
+    assert (result.labels == 1).all()
+    above = rule(gated=False, threshold=0.5 + 2**-20)(logits, None, SEEN, targets)
+    assert (above.labels == IGNORE).all()
+
+
 def test_novel_fills_every_unseen_pixel_with_the_best_unseen_class(scene) -> None:
     logits, trusty, targets, novel = scene
     result = rule("novel", threshold=1.0)(logits, trusty, SEEN, targets, novel)

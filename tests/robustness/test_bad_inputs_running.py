@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from helpers.bench import NO_TEST, Bench, files_below, refused, refused_as_process
 from helpers.pictures import picture
@@ -58,19 +59,20 @@ def test_nan_loss(bench: Bench) -> None:
         "model"].values())  # fmt: skip
 
 
-def scaled_training(bench: Bench) -> ZeroShotTrainer:
+def scaled_training(bench: Bench, *more: Any) -> ZeroShotTrainer:
     """A training whose loss scaling is too high for its two steps."""
     write_tiny_dataset(bench.root)
     opts = ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", ())
     bench.output.mkdir()
-    trainer = ZeroShotTrainer(changed(bench.cfg, *opts))
+    trainer = ZeroShotTrainer(changed(bench.cfg, *opts, *more))
     trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     return trainer
 
 
-def test_overflow_of_the_loss_scaling(bench: Bench) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_overflow_of_the_loss_scaling(bench: Bench, parts: int) -> None:
     """The scaler leaves these steps out; that is no broken loss."""
-    trainer = scaled_training(bench)
+    trainer = scaled_training(bench, "SOLVER.ACCUMULATE", parts)
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
     trainer.train()
     assert trainer._trainer.grad_scaler.get_scale() == 2.0**125

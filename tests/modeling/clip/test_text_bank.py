@@ -248,3 +248,20 @@ def test_words_of_other_scripts_and_rare_ones(caplog: pytest.LogCaptureFixture) 
     known = "zebra", "axolotl", "quokka", "okapi", "traffic light", "TV", "x-ray", "🐱", "3D"
     assert [source.spelt_words(name) for name in known] == [[]] * len(known)
     assert source.spelt_words("zebra собака 猫 qwxz") == ["собака", "猫", "qwxz"]
+
+
+def test_a_bounded_number_of_vocabularies_is_kept(
+    shared_source: CLIPSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest one goes; each of the others is encoded once."""
+    monkeypatch.setattr("tagclip.modeling.clip.text_bank._KEPT", 3)
+    bank = TextBank(source=shared_source, templates=TEMPLATES[:1])
+    vocabularies = [class_list([name]) for name in "abcd"]
+    first = [bank(vocabulary) for vocabulary in vocabularies]
+    assert bank.num_text_forwards == 4
+    again = [bank(vocabulary) for vocabulary in reversed(vocabularies[1:])]
+    assert bank.num_text_forwards == 4
+    assert all(a is b for a, b in zip(reversed(first[1:]), again, strict=True))
+    assert torch.equal(bank(vocabularies[0]), first[0]) and bank.num_text_forwards == 5
+    bank(vocabularies[1])
+    assert bank.num_text_forwards == 6

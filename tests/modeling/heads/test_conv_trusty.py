@@ -189,6 +189,35 @@ def test_the_class_path_is_that_of_a_head_without_it() -> None:
     assert all(p.grad is None for p in conv.trusty_head.parameters())
 
 
+def test_it_learns_with_the_statistics_of_the_batch_and_notes_them() -> None:
+    conv = make_conv(dropout=0.0)
+    features = 3 + 2 * torch.randn(2, DIM, 3, 5, generator=torch.Generator().manual_seed(4))
+    kept = features.half().float()
+    labels = torch.randint(-1, 2, (2, 12, 20), generator=torch.Generator().manual_seed(5))
+    conv.replay.add(features, labels, (12, 20), 1)
+    (batch,) = conv.replay.batches
+    first = conv.loss(batch)
+    mean, var = kept.mean(dim=(0, 2, 3)), kept.var(dim=(0, 2, 3))
+    torch.testing.assert_close(conv.norm.running_mean, 0.1 * mean)
+    torch.testing.assert_close(conv.norm.running_var, 0.9 + 0.1 * var)
+    # What is noted has no part in learning, and its own logits note nothing.
+    assert torch.equal(conv.loss(batch), first)
+    noted = conv.norm.running_mean.clone()
+    conv(features)
+    assert torch.equal(conv.norm.running_mean, noted)
+
+
+def test_a_part_joins_the_batch_before_it() -> None:
+    replay, labels = FeatureReplay(2), torch.zeros(2, 6, 6)
+    parts = [torch.full((2, 2, 3, 3), float(value)) for value in range(4)]
+    for number, part in enumerate(parts):
+        replay.add(part, labels + number, (6, 6), 1, joins=number % 2 == 1)
+    first, second = replay.batches
+    assert torch.equal(first.features, torch.cat(parts[:2]).half())
+    assert torch.equal(second.features, torch.cat(parts[2:]).half())
+    assert second.labels[:, 0, 0].tolist() == [2, 2, 3, 3] and second.size == (6, 6)
+
+
 def plain_parameters(head: TagCLIPHead) -> list[torch.nn.Parameter]:
     return [p for name, p in head.named_parameters() if not name.startswith("trusty_head.")]
 
