@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Expected: interpolate(antialias=True) gives the same values for every memory layout. Where rows and
-# columns shrink, and one column remains, the usual layout gives others than channels_last, which
+# Expected: interpolate(antialias=True) gives the same values for every memory layout. Where the
+# number of rows changes and one column remains, the usual layout gives others than channels_last, which
 # agrees with the formula.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 environment torch==2.14.1 numpy==2.4.6
