@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -169,7 +171,7 @@ def test_no_code_names_a_gpu(repository: Path) -> None:
             assert not re.search(r"""\.cuda\(|["']cuda:\d""", path.read_text()), path
 
 
-# README.md
+# README.md and docs/behaviours.md
 
 
 def defined_tests(path: Path) -> set[str]:
@@ -194,8 +196,28 @@ def test_every_promise_names_tests_that_exist(repository: Path) -> None:
     rows = re.findall(r"^\| (\d+) \|.*$", section, re.MULTILINE)
     assert rows == [str(number) for number in range(1, 11)]
     for row in re.findall(r"^\| \d+ \|.*$", section, re.MULTILINE):
-        tests = named_tests(row)
-        assert tests and len(tests) == row.count("::"), row
-        for file, name in tests:
-            assert name.startswith("test_"), row
-            assert name in defined_tests(repository / file), f"{file}::{name}"
+        check_named_tests(repository, row)
+
+
+def check_named_tests(repository: Path, row: str) -> None:
+    tests = named_tests(row)
+    assert tests and len(tests) == row.count("::"), row
+    for file, name in tests:
+        assert name.startswith("test_"), row
+        assert name in defined_tests(repository / file), f"{file}::{name}"
+
+
+def test_every_behaviour_names_its_test_and_every_finding_has_a_row(repository: Path) -> None:
+    text = (repository / "docs" / "behaviours.md").read_text()
+    title, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    columns = title.count("|")
+    for row in rows:
+        assert row.count("|") == columns, row
+        check_named_tests(repository, row)
+    shown = re.findall(r"\]\(\.\./findings/(\w+\.sh)\)", text)
+    files = {path.name for path in (repository / "findings").iterdir()} - {"environment.sh"}
+    assert sorted(shown) == sorted(files)
+    for name in files:
+        script = repository / "findings" / name
+        assert os.access(script, os.X_OK), name
+        subprocess.run(["bash", "-n", str(script)], check=True)

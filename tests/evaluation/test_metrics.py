@@ -166,6 +166,12 @@ def test_more_classes_than_a_byte_holds() -> None:
     assert confusion[0, 299] == confusion[299, 299] == 1
 
 
+def test_images_of_many_pixels_are_counted_exactly() -> None:
+    """float32 holds no odd number above 2**24, and stays there when 1 is added."""
+    truth = np.zeros(2**24 + 3, np.uint8)
+    assert confusion_matrix(truth, truth, 1)[0, 0] == 2**24 + 3
+
+
 @pytest.mark.parametrize(
     ("truth", "prediction", "message"),
     [

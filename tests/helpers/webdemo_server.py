@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import unescape
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -23,6 +28,16 @@ class Calls:
 
     def _add(self, *_: object) -> None:
         self.count += 1
+
+
+def scores_under_the_pointer(page: str) -> dict[str, object]:
+    """What hover.js gets: names, and (1 or 3, h, w) labels, ranks and scores in percent."""
+    data = json.loads(unescape(re.search('data-scores="([^"]*)"', page)[1]))
+    shape = (-1, data["height"], data["width"])
+    for key in ("labels", "top", "scores", "trusty"):
+        values = np.frombuffer(base64.b64decode(data[key]), np.uint8)
+        data[key] = values.reshape(shape)
+    return data
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
-from html import unescape
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +15,7 @@ from detectron2.config import CfgNode
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import exit_of, load_tool, own_loggers
-from helpers.webdemo_server import Calls, served
+from helpers.webdemo_server import Calls, scores_under_the_pointer, served
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
@@ -148,15 +146,6 @@ def test_an_image_that_cannot_be_read_is_called_by_its_name(
     ):
         with pytest.raises(TagCLIPError, match=message):
             encode_image(predictor, path, WORDS, "", Limits())
-
-
-def scores_under_the_pointer(page: str) -> dict[str, object]:
-    data = json.loads(unescape(re.search('data-scores="([^"]*)"', page)[1]))
-    shape = (-1, data["height"], data["width"])
-    for key in ("labels", "top", "scores", "trusty"):
-        values = np.frombuffer(base64.b64decode(data[key]), np.uint8)
-        data[key] = values.reshape(shape)
-    return data
 
 
 def test_the_page_holds_pictures_scores_and_shares(
