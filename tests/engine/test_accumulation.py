@@ -126,6 +126,28 @@ def test_a_batch_that_cannot_be_split(cfg: CfgNode) -> None:
     )
 
 
+@pytest.mark.parametrize("unlabelled", [(0, 1), (2, 3), (0, 1, 2, 3)])
+def test_a_part_without_labels_counts_nothing(cfg: CfgNode, unlabelled: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = []
+    for number in range(4):
+        image = torch.randint(0, 256, (3, 64, 64), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(0, 3, (64, 64), generator=generator, dtype=torch.uint8)
+        labels[20:] = 255
+        if number in unlabelled:
+            labels[:] = 255
+        batch.append({"image": image, "sem_seg": labels})
+    gradients = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = ZeroShotTrainer.build_model(cfg)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.0)
+        step(TrainingLoop(model, [batch], optimizer, seed=0, accumulate=accumulate))
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-6, msg=name)
+
+
 class Means(nn.Module):
     """A model of someone else: a plain dict of losses, which are means over the images."""
 

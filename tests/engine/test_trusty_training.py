@@ -134,6 +134,17 @@ def test_a_broken_loss_ends_the_run_before_the_step() -> None:
     assert all(torch.equal(p, before[name]) for name, p in training.head.named_parameters())
 
 
+def test_an_infinite_loss_is_broken_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = small_training()
+
+    def overflow(batch: TrustyBatch) -> torch.Tensor:
+        return sum(p.square().sum() for p in training.head.parameters()) * torch.inf
+
+    monkeypatch.setattr(training.head, "loss", overflow)
+    with pytest.raises(NonFiniteLossError, match="iteration 3: found trusty loss inf"):
+        training._step(3)
+
+
 def test_no_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="CONV.STEPS: found 0, expected a whole number of"):
         small_training(steps=0)
