@@ -108,7 +108,7 @@ class Visitor:
         assert [name.removeprefix("★ ") for name in shown["names"]] == words
         assert np.array_equal(shown["labels"][0], expected.numpy())
         if number % 5 == 0:
-            _, summary = self.client.predict(*SLIDERS, api_name="/save")["value"]
+            _, summary = self.client.predict(api_name="/save")["value"]
             content = json.loads(Path(summary).read_text())
             assert (content["class_names"], content["image"]) == (words, path.name)
 

@@ -161,7 +161,7 @@ def test_what_others_brought_or_saved_is_no_image(
         ask(first, handle_file(str(own)))
         (upload,) = files("b.png")
         before = set(files("*.png"))
-        first.predict(*sliders, api_name="/save")
+        first.predict(api_name="/save")
         (saved,) = set(files("*.png")) - before
         for path in (upload, saved):
             with pytest.raises(AppError, match="found no file that was uploaded to this page"):
