@@ -24,6 +24,7 @@ from tagclip.modeling.scalars import log_scalars
 from tagclip.modeling.self_training import SelfTraining
 from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.compiling import check_compiler
 
 __all__ = ["TagCLIP"]
 
@@ -93,6 +94,8 @@ class TagCLIP(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_config(cfg)
+        if cfg.MODEL.COMPILE:
+            check_compiler(cfg.MODEL.DEVICE)
         backbone = build_backbone(cfg)
         test, trusty = cfg.MODEL.TAGCLIP.TEST, cfg.MODEL.TAGCLIP.TRUSTY
         protocol = Protocol(cfg)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +15,18 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from helpers.tiny_run import changed
 
+# Where a machine has no C++ compiler, or none of the name that is asked for.
+HIDDEN = {
+    "no compiler": {"PATH": "", "CXX": ""},
+    "not there": {"CXX": "/nonexistent/g++"},
+}
+BUILD = """
+import sys
+from detectron2.modeling import build_model
+from tagclip import load_config
+from tagclip.utils.cli import run_tool
+run_tool(lambda: build_model(load_config(sys.argv[1])))
+"""
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
 
 
@@ -49,8 +65,32 @@ def test_compiled_and_plain_model_agree(tiny_cfg: CfgNode, checkpoint: bool) -> 
     torch.testing.assert_close(compiled[2], plain[2], rtol=0, atol=1e-5)
 
 
+@pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiling_changes_no_name_of_a_checkpoint(tiny_cfg: CfgNode) -> None:
     compiled = build_model(changed(tiny_cfg, "MODEL.COMPILE", True))
     assert compiled.state_dict().keys() == build_model(tiny_cfg).state_dict().keys()
     assert all(block._compiled_call_impl for block in compiled.backbone.blocks)
     assert compiled.sem_seg_head.loss.focal.compiled
+
+
+@pytest.mark.parametrize("machine", HIDDEN)
+def test_a_machine_without_a_compiler_is_named_at_the_start(
+    tiny_cfg: CfgNode, machine: str, tmp_path: Path
+) -> None:
+    """In a process of its own: torch remembers the compiler that it has found."""
+    environment = (
+        os.environ | HIDDEN[machine] | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    )
+    environment = {name: value for name, value in environment.items() if value or name == "PATH"}
+    config = tmp_path / "config.yaml"
+    config.write_text(changed(tiny_cfg, "MODEL.COMPILE", True).dump())
+    said = subprocess.run(
+        [sys.executable, "-c", BUILD, str(config)],
+        env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    # torch may say before that there is no GPU.
+    line = said.stderr.splitlines()[-1]
+    assert said.returncode == 1 and "Traceback" not in said.stdout + said.stderr
+    assert line.startswith("ConfigError: MODEL.COMPILE: found True, but torch.compile cannot be")
+    assert line.endswith("install a C++ compiler such as g++ (CXX names another one), or set "
+                         "MODEL.COMPILE False")  # fmt: skip
