@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.utils.cli import add_vocabulary_options, check_processes, run_tool
+from tagclip.utils.cli import add_vocabulary_options, check_output, check_processes, run_tool
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -49,12 +49,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", default="", metavar="FILE", help="default: the last of OUTPUT_DIR")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="images, folders, globs, or one video")
+    source.add_argument("--video-input", metavar="FILE", help="a video, whatever its name")
     source.add_argument("--webcam", action="store_true", help="first camera, until q or Ctrl-C")
     add_vocabulary_options(parser)
     add("--context", help="more names (file, dataset) that compete and are shown as other")
     add(
-        "--background", nargs="?", type=float, const=BACKGROUND, metavar="THRESHOLD",
-        help="call pixels with a lower score other (%(const)s)",
+        "--background", "--confidence-threshold", nargs="?", type=float, const=BACKGROUND,
+        metavar="THRESHOLD", help="call pixels with a lower score other (%(const)s)",
     )  # fmt: skip
     add("--output", type=Path, help="folder, NAME.png, NAME.mp4 or NAME.webm; without: a window")
     add(
@@ -71,11 +72,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="make finished pictures again")
     add("--num-gpus", type=int, default=1, help="processes, one per GPU (%(default)s)")
     add("--processes", type=int, default=1, help="processes on the CPU (%(default)s)")
-    add(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )  # fmt: skip
+    keys = "config keys to override, at the end of the command line"
+    add("--opts", nargs=argparse.REMAINDER, default=[], dest="more_opts", help=argparse.SUPPRESS)
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=f"{keys}, also behind --opts")
     parsed = parser.parse_args(args)
+    parsed.opts += parsed.more_opts
+    if parsed.video_input:
+        parsed.input = [parsed.video_input]
     # --input takes all words up to the next option, config keys as well.
     for index, word in enumerate(parsed.input or ()):
         if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word) and not Path(word).exists():
@@ -101,7 +104,9 @@ def main(args: argparse.Namespace) -> int:
     check_processes(args.num_gpus)
     if args.processes < 1 or args.panel_size < 1:
         raise ConfigError("--processes, --panel-size: expected at least 1")
-    videos = [] if args.webcam else [path for path in args.input if is_video(path)]
+    videos = (
+        [] if args.webcam else [path for path in args.input if args.video_input or is_video(path)]
+    )
     if videos and len(args.input) > 1:
         raise ConfigError(f"--input: found {videos[0]} among others, expected one video alone")
     is_moving = args.webcam or bool(videos)
@@ -110,6 +115,11 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError(f"--output: found none, but {why}; name a folder or a file")
     if args.output is None and args.save_labels:
         raise ConfigError("--save-labels: found no --output, expected one; name a folder or a file")
+    if args.output is not None:
+        is_folder = not args.output.suffix or args.output.is_dir()
+        check_output("--output", args.output, is_folder)
+    if args.json is not None:
+        check_output("--json", args.json)
     if is_moving:
         draw_video(args, 0 if args.webcam else videos[0], build_predictor)
         return 0

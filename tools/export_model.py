@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError, TagCLIPError
-from tagclip.utils.cli import add_vocabulary_options, run_tool
+from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool
 from tagclip.utils.files import write_atomic
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -39,7 +39,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", default="", metavar="FILE", help="default: of --weights")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     add_vocabulary_options(parser)
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the files")
     parser.add_argument(
         "--format", nargs="+", choices=list(FILES), default=list(FILES), help="default: both"
     )
@@ -71,9 +71,10 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
     if "onnx" in args.format:
         require_onnx()
+    folder = Path(args.output)
+    check_output("--output", folder, is_folder=True)
     predictor = build_predictor(args)
     size = window_size(args, predictor)
-    folder = Path(args.output)
     files = export(predictor, size, args.format)
     recipe = export_recipe(predictor, size, files)
     try:

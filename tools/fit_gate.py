@@ -28,7 +28,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the user's run")
     parser.add_argument(
         "--hold-out", required=True, action="append", metavar="WORDS", help="once per model"
     )
@@ -38,7 +38,10 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("output/fit_gate"), help="folder (%(default)s)"
     )
-    parser.add_argument("opts", nargs="*", help="config keys and values")
+    parser.add_argument(
+        "opts", nargs="*", metavar="KEY VALUE", help="config keys to override, at the end of the "
+        "command line",
+    )  # fmt: skip
     return parser.parse_args(args)
 
 

@@ -47,7 +47,7 @@ def parse_args() -> argparse.Namespace:
         "scrambled and with their names replaced, and compare all weights; writes nothing",
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine")
-    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--num-machines", type=int, default=1, help="with as many GPUs each")
     parser.add_argument(
         "--machine-rank", type=int, default=0, help="number of this machine, from 0"
     )

@@ -84,7 +84,7 @@ def _read_lines(path: str) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VocabularyError(
-            f"--vocab-file {path}: cannot be read ({error_text(error)}), expected a UTF-8 text "
+            f"{path}: cannot be read ({error_text(error)}), expected a UTF-8 text "
             "with one name per line, or a vocabulary json"
         ) from error
     names, commas = [], []
@@ -92,13 +92,13 @@ def _read_lines(path: str) -> list[str]:
         try:
             words = split_words(line)
         except VocabularyError as error:
-            raise VocabularyError(f"--vocab-file {path}: {error}") from error
+            raise VocabularyError(f"{path}: {error}") from error
         # Class lists hold synonyms in this way.
         commas += [line.strip()] * (len(words) > 1)
         names.append(words[0] if len(words) == 1 else line.strip())
     if commas:
         logger.warning(
-            "--vocab-file %s: %d lines hold a comma and are one name each, such as %r; put every "
+            "%s: %d lines hold a comma and are one name each, such as %r; put every "
             "name on a line of its own, or in quotes if the comma belongs to it",
             path, len(commas), commas[0],
         )  # fmt: skip

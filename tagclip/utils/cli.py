@@ -14,12 +14,13 @@ from types import FrameType
 from typing import Any
 
 from tagclip.errors import ConfigError, TagCLIPError
-from tagclip.utils.files import expand_path
+from tagclip.utils.files import expand_path, probe_path
 from tagclip.utils.installed import check_installed
 from tagclip.utils.quiet import quiet_imports
 
 __all__ = [
     "add_vocabulary_options",
+    "check_output",
     "check_processes",
     "error_line",
     "forward_sigterm",
@@ -151,6 +152,24 @@ def is_lost_connection(error: BaseException | None) -> bool:
 
 def _is_debugging() -> bool:
     return os.environ.get("TAGCLIP_DEBUG") == "1"
+
+
+def check_output(option: str, path: Path, is_folder: bool = False) -> None:
+    """Refuse, before anything long is done, what cannot be written; nothing is created.
+
+    Args:
+        option: that names it.
+        path: a file, or a folder for files.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        probe_path(path / "file" if is_folder else path)
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
 
 
 def check_processes(

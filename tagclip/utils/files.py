@@ -11,7 +11,14 @@ from pathlib import Path
 
 from tagclip.errors import ConfigError
 
-__all__ = ["expand_path", "probe_folder", "remove_leftovers", "sync_folder", "write_atomic"]
+__all__ = [
+    "expand_path",
+    "probe_folder",
+    "probe_path",
+    "remove_leftovers",
+    "sync_folder",
+    "write_atomic",
+]
 
 _CHUNK = 1 << 24
 # What `expand_path` would have replaced.
@@ -115,6 +122,22 @@ def probe_folder(folder: str | Path, size: int) -> None:
             os.fsync(file.fileno())
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def probe_path(path: str | Path) -> None:
+    """Write a byte into the folder of a file that is still to come and remove it, or into the
+    first folder above that is there: nothing is created.
+
+    Raises:
+        OSError: there is no such folder, it cannot be written, or the path is a folder itself.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(parent for parent in path.parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    probe_folder(folder, 1)
 
 
 def remove_leftovers(folder: str | Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_a_command_says_fast_what_it_takes(name: str, tmp_path: Path) -> None:
     result = run(*name.split(), "--help", cwd=tmp_path)
     assert result.stdout.startswith(f"usage: tagclip {name} ")
     assert "argparse" in loaded(result)
+    lines = result.stdout[result.stdout.index("\noptions:\n") :].splitlines()
+    # Help stands beside an option, or in the column below it.
+    pairs = itertools.pairwise([*lines, ""])
+    bare = [
+        line
+        for line, below in pairs
+        if line.startswith("  -") and "  " not in line[2:] and not below.startswith(" " * 9)
+    ]
+    assert not bare or name.startswith("minibench")
     assert not {"numpy", "torch", "detectron2", "cv2"} & loaded(result)
 
 

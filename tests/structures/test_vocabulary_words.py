@@ -47,7 +47,7 @@ def test_quotes_that_do_not_match(text: str, tmp_path: Path) -> None:
         split_words(text)
     file = tmp_path / "w.txt"
     file.write_text(text)
-    with pytest.raises(VocabularyError, match=r"^--vocab-file .*w\.txt: class names: found"):
+    with pytest.raises(VocabularyError, match=r"^/.*w\.txt: class names: found"):
         read_words(str(file))
 
 

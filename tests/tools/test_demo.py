@@ -249,6 +249,44 @@ def test_mistakes_are_one_line(run: Callable, arguments: list[str], message: str
     assert "\n" not in str(error.value)
 
 
+def test_options_of_detectron2(demo: ModuleType, tmp_path: Path) -> None:
+    common = ["--config-file", "c.yaml", "--output", "out"]
+    pairs = ["MODEL.WEIGHTS", "w.pth", "INPUT.FORMAT", "RGB"]
+    for more in (pairs, ["--opts", *pairs], ["--confidence-threshold", "0.3", "--opts", *pairs]):
+        args = demo.parse_args(["--input", "a.png", "b.png", *common, *more])
+        assert (args.input, args.opts) == (["a.png", "b.png"], pairs)
+        assert args.background == (0.3 if len(more) > 5 else None)
+    args = demo.parse_args(["--video-input", "street.bin", *common, "--opts", *pairs])
+    assert (args.input, args.opts, args.webcam) == (["street.bin"], pairs, False)
+    for more in (["--webcam"], ["--input", "a.png"], []):
+        words = ["--video-input", "street.bin", *more] if more else []
+        assert exit_of(demo.parse_args, [*common, *words]) == 2
+
+
+def test_outputs_are_checked_before_the_model(
+    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "build_predictor", lambda *_: pytest.fail("the model is loaded"))
+    image, file = save(tmp_path / "a.png"), tmp_path / "file"
+    file.touch()
+    for words in (
+        ["--output", file / "out"],
+        ["--output", file],
+        ["--output", tmp_path / "a.png" / "b.png"],
+        ["--output", tmp_path / "out", "--json", tmp_path],
+        ["--output", tmp_path / "out", "--json", file / "deep" / "r.json"],
+    ):
+        for source in (["--input", image], ["--webcam"]):
+            if "--json" in words and "--webcam" in source:
+                continue
+            args = ["--weights", "none.pth", *source, *words]
+            option, path = words[-2:]
+            with pytest.raises(ConfigError) as error:
+                demo.main(demo.parse_args(list(map(str, args))))
+            assert str(error.value).startswith(f"{option} {path}: cannot be written (")
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "file"]
+
+
 @pytest.mark.parametrize("source", [["--webcam"], ["--input", "a.mp4"], ["--input", "a.png"]])
 def test_without_a_display_output_is_needed(
     demo: ModuleType, source: list[str], monkeypatch: pytest.MonkeyPatch
@@ -278,6 +316,9 @@ def test_every_frame_of_a_video_is_drawn(run: Callable, tmp_path: Path) -> None:
     path = video(tmp_path / "v.avi")
     assert run("--input", path) == 0
     assert os.listdir(tmp_path / "out") == ["v.mp4"]
+    assert run("--video-input", path.rename(tmp_path / "street.bin")) == 0
+    (tmp_path / "street.bin").rename(path)
+    assert sorted(os.listdir(tmp_path / "out")) == ["street.mp4", "v.mp4"]
     capture = cv2.VideoCapture(str(tmp_path / "out" / "v.mp4"))
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 6 and capture.get(cv2.CAP_PROP_FPS) == 5
     assert capture.get(cv2.CAP_PROP_FRAME_WIDTH) > 1000

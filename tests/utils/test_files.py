@@ -12,7 +12,7 @@ import pytest
 from helpers.full_disk import largest_file
 
 from tagclip.errors import ConfigError
-from tagclip.utils.files import expand_path, write_atomic
+from tagclip.utils.files import expand_path, probe_path, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -131,3 +131,21 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError):
         write_atomic(tmp_path / "file" / "x", b"")
+
+
+def test_a_path_is_probed_without_a_trace(tmp_path: Path) -> None:
+    probe_path(tmp_path / "new" / "deep" / "file")
+    (tmp_path / "file").touch()
+    probe_path(tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "file" / "a", tmp_path / "link" / "a" / "b"):
+        with pytest.raises(OSError):
+            probe_path(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_rights_is_found(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        probe_path(tmp_path / "locked" / "new" / "file")
