@@ -129,7 +129,7 @@ class Protocol:
 
         With the class list of the training data, the partition is that of training. With another
         one, `MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES` decides: by names that training has seen
-        ("match"), or all classes alike.
+        ("match"), or all classes alike. Colours that the training list gives are kept by name.
 
         Raises:
             ConfigError, DatasetError, VocabularyError: see `dataset` and `training`.
@@ -140,7 +140,8 @@ class Protocol:
                 return replace(vocabulary, seen=(True,) * len(vocabulary), split="")
             return replace(vocabulary, seen=full.seen, split=full.split)
         policy = self._cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES
-        return resolve_seen(replace(vocabulary, seen=None), self.training, policy)
+        asked = replace(vocabulary, seen=None).match_colors(full)
+        return resolve_seen(asked, self.training, policy)
 
     @property
     def summary(self) -> str:

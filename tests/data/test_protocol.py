@@ -55,6 +55,17 @@ def test_inductive_trains_on_seen_classes_and_asks_for_all() -> None:
         assert Protocol(cfg).asked(name) == Protocol(cfg).dataset(name)
 
 
+def test_another_list_keeps_the_colours_that_training_gives(tmp_path: Path) -> None:
+    """In the evaluation of another dataset a class looks as in that of its own."""
+    tree = vocabulary_tree(["cat", "dog"], unseen=["dog"])
+    tree["classes"][0]["color"] = [1, 2, 3]
+    path = write_json(tmp_path / "colored.json", tree)
+    register_zero_shot_sem_seg("colored", tmp_path / "i", tmp_path / "l", path)
+    asked, plain = (Protocol(_config(train=(name,))).asked("other") for name in ("colored", "copy"))
+    assert asked.colors[1].tolist() == [1, 2, 3] != plain.colors[1].tolist()
+    assert asked.colors[[0, 2]].tolist() == plain.colors[[0, 2]].tolist()
+
+
 def test_the_split_is_a_key() -> None:
     cfg = _config(*HALF)
     assert Protocol(cfg).training.names == ["cat", "sky"]

@@ -256,7 +256,7 @@ def test_sessions_of_the_running_page_do_not_mix(
         first, second = (Client(address, verbose=False) for _ in range(2))
         upload = handle_file(str(image))
         with pytest.raises(AppError, match="press Segment first"):
-            first.predict(*sliders, api_name="/save")
+            first.predict(*sliders[:3], api_name="/save")
         first.predict(upload, "cat, zebra", "", *sliders, api_name="/segment")
         second.predict(upload, "sky, tree", "dog", *sliders, api_name="/segment")
         count = calls.count
@@ -264,7 +264,7 @@ def test_sessions_of_the_running_page_do_not_mix(
         assert scores_under_the_pointer(page)["names"] == ["cat", "★ zebra"]
         page = first.predict(["zebra"], *sliders, api_name="/choose_seen")[0]
         assert scores_under_the_pointer(page)["names"] == ["★ cat", "zebra"]
-        files = second.predict(*sliders, api_name="/save")["value"]
+        files = second.predict(*sliders[:3], api_name="/save")["value"]
         assert json.loads(Path(files[1]).read_text())["class_names"] == ["sky", "tree"]
         assert calls.count == count > 0
         for words, message in (("", "words: found none"), ("a,A", "more than once")):
@@ -275,3 +275,56 @@ def test_sessions_of_the_running_page_do_not_mix(
         boxes, page, _ = first.predict(upload, "tree, zebra", "", *sliders, api_name="/segment")
         assert boxes["value"] == ["zebra"], "the choice of before is kept"
     assert not list(Path(tmp_path).glob("*.pyi"))
+
+
+SLIDERS = {"gate": "both", "seen_bias": 0.1, "background_threshold": 0, "opacity": 0.5}
+API = {
+    "/segment": {"image": "a photo.png", "words": "cat, grass", "context": "", **SLIDERS},
+    "/adjust": SLIDERS,
+    "/choose_seen": {"seen": [], **SLIDERS},
+    "/save": {key: value for key, value in SLIDERS.items() if key != "opacity"},
+}
+
+
+def test_every_argument_of_the_api_has_a_name_and_a_default(
+    predictor: TagCLIPPredictor, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    from gradio_client import Client
+
+    (folder := tmp_path / "served").mkdir()
+    with served(predictor, image, folder, monkeypatch) as address:
+        calls = Client(address, verbose=False).view_api(return_format="dict")["named_endpoints"]
+    found = {
+        name: {each["parameter_name"]: each["parameter_default"] for each in call["parameters"]}
+        for name, call in calls.items()
+    }
+    found["/segment"]["image"] = Path(found["/segment"]["image"]["path"]).name
+    assert found == API
+    assert all(p["parameter_has_default"] for call in calls.values() for p in call["parameters"])
+
+
+def test_the_documented_call_gives_the_labels_of_the_predictor(
+    predictor: TagCLIPPredictor,
+    image: Path,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The code of the README, on a running page."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    text = (repository / "projects" / "WebDemo" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (folder := tmp_path / "served").mkdir()
+    with served(predictor, image, folder, monkeypatch) as address:
+        code = code.replace("http://127.0.0.1:7860", address).replace("photo.jpg", str(image))
+        exec(code, found := {})
+    content = json.loads(Path(found["summary"]).read_text(encoding="utf-8"))
+    assert content["class_names"] == ["cat", "dining table"] and content["seen"] == [True, False]
+    assert (content["gate"], content["seen_bias"], content["background_threshold"]) == (
+        "both", 0.1, 0.1,
+    )  # fmt: skip
+    settings = Settings("both", 0.1, 0.1)
+    encoded = encode_image(predictor, image, "cat, dining table", "", Limits())
+    expected = encoded.predict(settings, encoded.size)["sem_seg_labels"].numpy()
+    assert (np.array(Image.open(found["labels"])) == np.where(expected < 0, 255, expected)).all()

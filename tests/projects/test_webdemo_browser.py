@@ -75,6 +75,36 @@ def test_a_visitor_segments_looks_closer_and_is_told_of_mistakes(
     assert np.array(Image.open(tmp_path / "page.png")).std() > 10
 
 
+@pytest.mark.parametrize("width", [400, 767, 768, 1200])
+def test_the_result_is_beside_or_above_the_examples(
+    tiny_cfg: CfgNode,
+    tmp_path: Path,
+    tab: sync_api.Page,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+) -> None:
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
+    Image.fromarray(picture(70, 95)[:, :, ::-1]).save(tmp_path / "a.png")
+    (folder := tmp_path / "served").mkdir()
+    tab.set_viewport_size({"width": width, "height": 900})
+    with served(predictor, tmp_path / "a.png", folder, monkeypatch) as address:
+        tab.goto(address)
+        tab.locator("#segment").click()
+        expect(tab.locator("#result tbody tr")).to_have_count(2)
+        question, result, examples = (
+            tab.locator(name).bounding_box() for name in ("#segment", "#result", "#examples")
+        )
+        if width < 768:
+            assert question["y"] < result["y"] < result["y"] + result["height"] < examples["y"]
+            assert result["width"] > 0.7 * min(width, 640)
+        else:
+            assert result["x"] > question["x"] + question["width"] and result["y"] < question["y"]
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        cells = [cell.bounding_box() for cell in tab.locator("#examples td").all()]
+        right = max(cell["x"] + cell["width"] for cell in cells)
+        assert right <= examples["x"] + examples["width"], "nothing is cut off"
+
+
 def hover(tab: sync_api.Page, pixel: np.ndarray) -> None:
     """Point at the middle of a pixel (y, x) of the 70 x 95 image."""
     box = tab.locator("#result .pictures img").first.bounding_box()

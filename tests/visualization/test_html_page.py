@@ -85,7 +85,8 @@ def web_message(folder: Path) -> str:
     image.write_text("no image")
     predictor = TagCLIPPredictor.from_checkpoint(folder / "model_final.pth")
     with pytest.raises(gradio.Error) as caught:
-        Handlers(predictor, Limits(), folder).segment(None, {"path": str(image)}, "dog", "")
+        handlers = Handlers(predictor, Limits(), folder)
+        handlers.segment(None, {"path": str(image)}, "dog", "", "both", 0.1, 0.0, 0.5)
     return caught.value.message
 
 

@@ -29,8 +29,9 @@ __all__ = ["Handlers"]
 class Handlers:
     """The functions behind the page.
 
-    ``encoded`` is the visitor's image after its forward pass, None before the first; ``sliders``
-    are gate, seen bias, background threshold and opacity.
+    ``encoded`` is the visitor's image after its forward pass, None before the first; ``gate``,
+    ``seen_bias`` and ``background_threshold`` are those of `Settings`, ``opacity`` is that of the
+    colours, 0 to 1. The names of arguments are those of the page's API.
     """
 
     def __init__(self, predictor: TagCLIPPredictor, limits: Limits, uploads: Uploads) -> None:
@@ -50,7 +51,10 @@ class Handlers:
         image: dict[str, Any] | None,
         words: str,
         context: str,
-        *sliders: Any,
+        gate: str,
+        seen_bias: float,
+        background_threshold: float,
+        opacity: float,
     ) -> tuple[Any, ...]:
         """Run the model; return its logits, the words to choose among, and the result.
 
@@ -64,37 +68,60 @@ class Handlers:
             known = dict(zip(encoded.vocabulary.names, encoded.vocabulary.seen, strict=True))
             pairs = zip(names, found.vocabulary.seen, strict=True)
             found = found.with_seen([known.get(name, seen) for name, seen in pairs])
-        if len(names) == 1 and not found.context and not sliders[2]:
+        if len(names) == 1 and not found.context and not background_threshold:
             text = f"The only word, {names[0]}, gets every pixel; write context words or raise"
             gr.Warning(_message(f"{text} the background threshold"))
-        chosen = [name for name, s in zip(names, found.vocabulary.seen, strict=True) if s]
-        boxes = gr.update(choices=names, value=chosen, visible=True)
-        return found, boxes, *self.adjust(found, *sliders)
+        seen = [name for name, flag in zip(names, found.vocabulary.seen, strict=True) if flag]
+        boxes = gr.update(choices=names, value=seen, visible=True)
+        return (
+            found, boxes, *self.adjust(found, gate, seen_bias, background_threshold, opacity),
+        )  # fmt: skip
 
     def choose_seen(
-        self, encoded: EncodedImage | None, chosen: Sequence[str], *sliders: Any
+        self,
+        encoded: EncodedImage | None,
+        seen: Sequence[str],
+        gate: str,
+        seen_bias: float,
+        background_threshold: float,
+        opacity: float,
     ) -> tuple[Any, ...]:
-        """Call the chosen words seen and the others unseen."""
+        """Call these words seen and the others unseen."""
         if encoded is None:
             return gr.skip(), gr.skip(), gr.skip()
-        encoded = encoded.with_seen([name in chosen for name in encoded.vocabulary.names])
-        return encoded, *self.adjust(encoded, *sliders)
+        encoded = encoded.with_seen([name in seen for name in encoded.vocabulary.names])
+        return encoded, *self.adjust(encoded, gate, seen_bias, background_threshold, opacity)
 
-    def adjust(self, encoded: EncodedImage | None, *sliders: Any) -> tuple[Any, Any]:
+    def adjust(
+        self,
+        encoded: EncodedImage | None,
+        gate: str,
+        seen_bias: float,
+        background_threshold: float,
+        opacity: float,
+    ) -> tuple[Any, Any]:
         """Draw the result anew; files that were written before are out of date."""
         if encoded is None:
             return gr.skip(), gr.skip()
         with _shown_errors():
-            result = render_result(encoded, Settings(*sliders[:3]), sliders[3])
+            settings = Settings(gate, seen_bias, background_threshold)
+            result = render_result(encoded, settings, opacity)
         return result, gr.update(value=None, visible=False)
 
-    def save(self, encoded: EncodedImage | None, *sliders: Any) -> Iterator[dict[str, Any]]:
+    def save(
+        self,
+        encoded: EncodedImage | None,
+        gate: str,
+        seen_bias: float,
+        background_threshold: float,
+    ) -> Iterator[dict[str, Any]]:
         """Write labels and json; gradio copies them for download before they are deleted."""
         with _shown_errors():
             if encoded is None:
                 raise DatasetError("result: found none, expected one; press Segment first")
             with TemporaryDirectory() as folder:
-                files = write_result(encoded, Settings(*sliders[:3]), Path(folder))
+                settings = Settings(gate, seen_bias, background_threshold)
+                files = write_result(encoded, settings, Path(folder))
                 yield gr.update(value=[str(file) for file in files], visible=True)
 
 

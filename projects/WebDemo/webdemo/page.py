@@ -28,9 +28,9 @@ class _Widgets:
         gr.Markdown(f"# {_TITLE}")
         self.encoded = gr.State(None, time_to_live=KEPT_SECONDS)
         with gr.Row():
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=2, min_width=320, elem_id="question"):
                 self._lay_out_question(examples)
-            with gr.Column(scale=4, min_width=480):
+            with gr.Column(scale=4, min_width=360):
                 self._lay_out_answer(predictor)
 
     def _lay_out_question(self, examples: Sequence[tuple[str, str]]) -> None:
@@ -52,6 +52,7 @@ class _Widgets:
             elem_id="words",
         )
         self.context = gr.Textbox(
+            "",
             label="Context words (optional)",
             info="They compete for pixels, too; where one wins, the pixel is called other.",
             elem_id="context",
@@ -68,7 +69,8 @@ class _Widgets:
         if examples:
             columns = 2 if all(words for _, words in examples) else 1
             rows = [list(pair[:columns]) for pair in examples]
-            self.examples = gr.Examples(rows, [self.image, self.words][:columns])
+            inputs = [self.image, self.words][:columns]
+            self.examples = gr.Examples(rows, inputs, elem_id="examples")
 
     def _lay_out_answer(self, predictor: TagCLIPPredictor) -> None:
         start = Settings.from_config(predictor.cfg)
@@ -156,7 +158,8 @@ def _connect(on: _Widgets, handlers: Handlers) -> None:
         api_name="choose_seen",
         **look,
     )
-    on.save.click(handlers.save, [on.encoded, *on.sliders], on.files, api_name="save", **raw)
+    asked = [on.encoded, *on.sliders[:3]]
+    on.save.click(handlers.save, asked, on.files, api_name="save", **raw)
 
 
 def _slider(label: str, info: str, value: float) -> gr.Slider:

@@ -16,9 +16,15 @@ from PIL import Image
 from tagclip.projects.webdemo.session import EncodedImage, Settings
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.visualization.html_page import render
-from tagclip.visualization.panels import UNSEEN_NOTE, fit
+from tagclip.visualization.panels import NUMBER_NOTE, UNSEEN_NOTE, fit
 from tagclip.visualization.prediction_page import OTHER, label_image, summarize_prediction
-from tagclip.visualization.segments import colorize_trusty, draw_segments, marked_names
+from tagclip.visualization.segments import (
+    colorize_trusty,
+    draw_segments,
+    legend_names,
+    marked_names,
+    numbers,
+)
 
 __all__ = ["render_result", "write_result"]
 
@@ -139,19 +145,21 @@ def _legend(
     summary = summarize_prediction(prediction, vocabulary)
     present = {row["name"]: row for row in summary["classes"]}
     order = [*present, *(name for name in vocabulary.names if name not in present)]
-    marked = dict(zip(vocabulary.names, marked_names(vocabulary), strict=True))
+    shown = dict(zip(vocabulary.names, legend_names(vocabulary), strict=True))
+    seen = dict(zip(vocabulary.names, vocabulary.seen_mask.tolist(), strict=True))
     colors = dict(zip(vocabulary.names, vocabulary.colors.tolist(), strict=True))
     rows = []
     for name in order:
         found = present.get(name)
         rows.append({
-            "name": marked[name],
+            "name": shown[name],
             "color": colors[name],
-            "kind": "unseen " * (marked[name] != name) + "absent" * (found is None),
+            "kind": "unseen " * (not seen[name]) + "absent" * (found is None),
             "share": found["share"] if found else 0.0,
             "score": f"{found['mean_score']:.2f}" if found else "",
         })  # fmt: skip
     notes = [UNSEEN_NOTE] * (not vocabulary.seen_mask.all())
+    notes += [NUMBER_NOTE] * bool(numbers(vocabulary))
     if summary[OTHER]:
         other = {"name": OTHER, "color": None, "kind": "", "share": summary[OTHER], "score": ""}
         rows.append(other)

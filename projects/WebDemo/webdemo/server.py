@@ -39,8 +39,16 @@ _LOCAL_ONLY = {
     "pwa": False,
     "ssr_mode": False,
 }
-# A small image fills its place.
-_CSS = "#image img { height: 100%; object-fit: contain; width: 100%; }"
+# A small image fills its place; on a narrow screen the examples stand below the result.
+_CSS = """
+#image img { height: 100%; object-fit: contain; width: 100%; }
+#examples :is(th, td) { overflow-wrap: anywhere; white-space: normal; }
+@media (max-width: 767px) {
+  #question { display: contents; }
+  #question > * { flex: 1 1 100%; }
+  #examples { order: 1; }
+}
+"""
 
 logger = logging.getLogger(__name__)
 
