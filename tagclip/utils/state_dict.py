@@ -1,0 +1,111 @@
+"""The weights of a model inside what trainers and wrappers of torch save around them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tagclip.errors import CheckpointError
+
+__all__ = ["unwrap"]
+
+# Where trainers put the state dict, and where they put the moving average of the weights.
+_KEYS = ("state_dict", "model", "model_state_dict")
+_EMA = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
+# Wrappers put these before all names: parallel training and averaging, and Lightning.
+_PREFIXES = ("module.", "model.")
+_EMA_PREFIXES = tuple(f"{key}." for key in _EMA)
+# torch.compile puts this before any part of a name; those of FSDP and checkpoint_wrapper are in no
+# state dict.
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
+# Number of models in an average of torch.optim.swa_utils.
+_AVERAGED = "n_averaged"
+
+
+def unwrap(content: Mapping[str, Any], path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Find the state dict in a file's content and free its names of what wrappers put before them.
+
+    Args:
+        content: a state dict, or one under ``state_dict``, ``model`` or ``model_state_dict``, also
+            nested. Of weights and their moving average (EMA) the weights are taken.
+        path: the file, for messages.
+
+    Returns:
+        Name -> tensor, and what was unwrapped, in words for one line: keys, prefixes, and what was
+        left. ``module.`` and ``model.`` are removed where all names begin so, ``_orig_mod.``
+        (torch.compile) wherever it stands.
+
+    Raises:
+        CheckpointError: there are other things than tensors, or no single state dict.
+    """
+    state = content
+    found: list[str] = []
+    while key := _weights_key(state, path):
+        found.append(f"[{key!r}]")
+        # mmengine's EMAHook stores the average as the state_dict, and the other weights here.
+        other = "weights without EMA" if "message_hub" in state else "EMA"
+        found += [f"[{ema!r}] ({other}) left" for ema in _EMA if ema in state and ema != key]
+        state = state[key]
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or not isinstance(name, str):
+            raise CheckpointError(
+                f"{path}: found a {type(value).__name__} named {name!r:.80}, expected only tensors "
+                f"with names, or these under one of {', '.join(_KEYS)}; save the model's state dict"
+            )
+    return _plain_names(dict(state), found, path), found
+
+
+def _weights_key(content: Mapping[str, Any], path: str | Path) -> str | None:
+    """The key under which weights are; None if there is no such key."""
+    for keys in (_KEYS, _EMA):
+        found = [key for key in keys if _holds_weights(content.get(key))]
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{path}: found weights under {' and '.join(map(repr, found))}, expected one state "
+                "dict; save the one that is meant"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _holds_weights(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    inner = (v for k, v in value.items() if isinstance(v, Tensor) or k in _KEYS + _EMA)
+    return not value or any(isinstance(v, Tensor) or _holds_weights(v) for v in inner)
+
+
+def _plain_names(
+    state: Mapping[str, Tensor], found: list[str], path: str | Path
+) -> dict[str, Tensor]:
+    """Rename the tensors, and add to ``found`` what was done."""
+    plain: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        short = _COMPILED.sub("", name)
+        if short in plain:
+            raise CheckpointError(
+                f"{path}: found {short!r:.80} with and without _orig_mod., which torch.compile "
+                "puts before names, expected one of them; save the state dict of one model"
+            )
+        plain[short] = tensor
+    found += sorted({part for name in state for part in _COMPILED.findall(name)})
+    while plain:
+        ema = {name for name in plain if name.startswith(_EMA_PREFIXES)}
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in plain)), None)
+        if _AVERAGED in plain:
+            del plain[_AVERAGED]
+            found.append(f"{_AVERAGED} (an average of models)")
+        elif ema and len(ema) < len(plain):
+            found += sorted({f"{name.partition('.')[0]}. (EMA) left" for name in ema})
+            plain = {name: tensor for name, tensor in plain.items() if name not in ema}
+        elif prefix:
+            found.append(prefix)
+            plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+        else:
+            break
+    return plain
