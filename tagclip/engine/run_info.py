@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import subprocess
@@ -19,6 +18,7 @@ from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.utils.text import json_text
 
 __all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
 
@@ -110,7 +110,7 @@ def config_hash(cfg: CfgNode) -> str:
     Output folder, initial weights, device and workers do not count either, and of a path only its
     last part does: the same experiment has the same digits on every machine.
     """
-    text = json.dumps(_hashed(cfg, ""), sort_keys=True)
+    text = json_text(_hashed(cfg, ""), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -23,6 +23,7 @@ from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_tr
 from tagclip.config.checks import check_config, check_registered
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.selection import without_unseen_images
+from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.run_info import run_info, training_goes_on
@@ -123,8 +124,8 @@ class ZeroShotTrainer(DefaultTrainer):
         return [*first, *interruptible(super().build_hooks(), self.checkpointer)]
 
     def build_writers(self) -> list[EventWriter]:
-        """detectron2's writers of the training curve."""
-        return [PatientWriter(writer) for writer in super().build_writers()]
+        """detectron2's writers of the training curve, whose json is valid."""
+        return [PatientWriter(with_valid_json(writer)) for writer in super().build_writers()]
 
     def before_train(self) -> None:
         """Start the stream where training starts."""

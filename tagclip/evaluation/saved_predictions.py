@@ -8,7 +8,6 @@ detectron2's evaluator (for ``index.json`` see `tagclip.evaluation.saved_folder`
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -26,7 +25,7 @@ from tagclip.errors import ConfigError
 from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["FORMATS", "PredictionWriter", "SavedPredictions", "encode_rle"]
@@ -90,7 +89,7 @@ class PredictionWriter(FolderWriter):
         """
         with self.kind.writing(self._folder):
             if self._form == "json":
-                rows = map(json.dumps, encode_rle(labels, self._names[image].file))
+                rows = map(json_text, encode_rle(labels, self._names[image].file))
                 write_atomic(self._file(image), ",\n".join(rows))
                 return
             write_atomic(self._file(image), self._label_png(labels))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from tagclip.structures.vocabulary_class import (
     refuse_duplicates,
 )
 from tagclip.structures.vocabulary_json import read_vocabulary_json
+from tagclip.utils.text import json_text
 
 __all__ = ["ClassEntry", "Vocabulary"]
 
@@ -201,13 +201,13 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """sha256 (hex) of class names, prompts, ids, their order and the ignore label."""
         content = [[entry.id, entry.name, entry.prompts] for entry in self.classes]
-        text = json.dumps([content, self.ignore_label])
+        text = json_text([content, self.ignore_label])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def partition_fingerprint(self) -> str:
         """sha256 (hex) of `fingerprint` and the seen flags."""
-        return hashlib.sha256(json.dumps([self.fingerprint, self.seen]).encode()).hexdigest()
+        return hashlib.sha256(json_text([self.fingerprint, self.seen]).encode()).hexdigest()
 
     def restrict(self, part: str) -> Vocabulary:
         """Keep the "seen" or the "unseen" classes, in order, with their ids.

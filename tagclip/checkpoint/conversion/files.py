@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["convert_file"]
@@ -149,7 +149,7 @@ def _recorded(metadata: Mapping[str, Any]) -> list[str]:
         if key == "config":
             config = load_yaml(value)
             # A whole config is as long as its file.
-            value = "the whole" if "SOLVER" in config else json.dumps(config)
+            value = "the whole" if "SOLVER" in config else json_text(config)
         elif isinstance(value, list):
             value = f"{len(value)} names"
         elif isinstance(value, dict):

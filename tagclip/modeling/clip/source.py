@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from tagclip.modeling.clip.weights import (
     find_weight_file,
     read_clip_weights,
 )
+from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import read_gzip
 
 __all__ = ["CLIPSource"]
@@ -125,7 +125,7 @@ class CLIPSource:
             CheckpointError: it is not the expected one.
         """
         if self.path is None:
-            found = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+            found = hashlib.sha256(json_text(self.config, sort_keys=True).encode()).hexdigest()
         else:
             found = file_sha256(self.path)
         if self._expected_sha256 not in ("", found):

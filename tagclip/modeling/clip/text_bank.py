@@ -25,6 +25,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import check_zip
 
 __all__ = ["TextBank", "class_maximum", "prompt_templates"]
@@ -162,7 +163,7 @@ class TextBank(nn.Module):
             self.templates,
             self._rows(vocabulary),
         ]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
     def _encode(self, groups: Sequence[Sequence[str]]) -> Tensor:
