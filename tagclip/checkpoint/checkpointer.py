@@ -14,7 +14,6 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from tagclip.checkpoint.folder import (
-    LAST,
     advise_other,
     clean_folder,
     last_checkpoint,
@@ -28,7 +27,7 @@ from tagclip.checkpoint.metadata import (
     checkpoint_metadata,
     metadata_differences,
 )
-from tagclip.checkpoint.reading import read_checkpoint
+from tagclip.checkpoint.reading import LAST, read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.utils.text import one_line
 

@@ -120,6 +120,28 @@ def test_every_tensor_is_kept_dropped_or_written_and_named(
     assert torch.equal(stored["backbone.prompts.tokens"], torch.cat(parts))
 
 
+def test_a_wrapped_one_gives_the_same(space: Workspace, tmp_path: Path) -> None:
+    state, wrapped = official(space), tmp_path / "wrapped.pth"
+    convert_file(mmseg_file(tmp_path, state), tmp_path / "x.pth")
+    parallel = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
+    torch.save({"model": parallel, "optimizer": {}}, wrapped)
+    lines = convert_file(wrapped, tmp_path / "y.pth")
+    assert "unwrapped: ['model'], _orig_mod., module." in lines
+    assert [line for line in lines if "the training run" in line] == [
+        "dropped: optimizer, which belongs to the training run"
+    ]
+    x, y = (read_checkpoint(tmp_path / name)["model"] for name in ("x.pth", "y.pth"))
+    assert x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
+
+
+def test_weights_that_are_not_finite_are_not_converted(space: Workspace, tmp_path: Path) -> None:
+    state = official(space)
+    state["decode_head.disc_token"] = state["decode_head.disc_token"] * torch.inf
+    with pytest.raises(CheckpointError, match=r"not finite in decode_head\.disc_token, expected"):
+        convert_file(mmseg_file(tmp_path, state), tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
 def test_tagclip_without_a_token_is_no_zegclip(space: Workspace) -> None:
     """The released transductive VOC model has none."""
     state = {n: t for n, t in official(space).items() if n != "decode_head.disc_token"}

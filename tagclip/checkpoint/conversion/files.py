@@ -27,6 +27,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.files import write_atomic
+from tagclip.utils.state_dict import check_finite, unwrap
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_yaml
 
@@ -69,10 +70,18 @@ def convert_file(
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target}: found the same file for IN and OUT, expected another OUT")
     content = read_dict(source) if source.suffix == ".pth" else {}
-    state = content.get("state_dict", content)
-    _check_names(source, state, content.get("meta") or {})
+    state, wrappers = unwrap(content, source)
+    check_finite(state, source, "take an earlier checkpoint of the run")
     if is_official(state):
-        return _convert_official(source, target, content, cfg, clip_target, full)
+        others = {
+            key: value
+            for key, value in content.items()
+            if not isinstance(value, Tensor) and f"[{key!r}]" not in wrappers
+        }
+        conversion = convert_official(state, str(source))
+        lines = _convert_official(source, target, conversion, others, cfg, clip_target, full)
+        is_plain = wrappers in ([], ["['state_dict']"])
+        return lines if is_plain else [*lines, f"unwrapped: {', '.join(wrappers)}"]
     if "tagclip" not in content:
         _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
         return convert_clip(source, target, sha256)
@@ -84,19 +93,16 @@ def convert_file(
     return _copy_full(source, target, content["tagclip"], cfg)
 
 
-def _check_names(source: Path, state: Any, meta: Any) -> None:
-    for what, found in (("state_dict", state), ("meta", meta)):
-        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
-            raise CheckpointError(
-                f"{source}: found a {type(found).__name__} as {what}, expected one of values by "
-                "name; save the model's state dict"
-            )
-    others = [n for n, t in state.items() if is_official([n]) and not isinstance(t, Tensor)]
-    if others or not isinstance(meta.get("CLASSES") or (), (list, tuple)):
+def _checked_meta(source: Path, others: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What mmseg stores of its run, if anything."""
+    meta = others.get("meta") or {}
+    is_mapping = isinstance(meta, Mapping)
+    if not is_mapping or not isinstance(meta.get("CLASSES") or (), (list, tuple)):
         raise CheckpointError(
-            f"{source}: found {', '.join(others[:5]) or 'meta.CLASSES'} of another type, expected "
-            "tensors, and a list of class names; save the model's state dict"
+            f"{source}: found meta{'.CLASSES' * is_mapping} of another type, expected values by "
+            "name, and a list of class names; save the model's state dict"
         )
+    return meta
 
 
 def _refuse(kind: str, **options: Any) -> None:
@@ -111,14 +117,14 @@ def _refuse(kind: str, **options: Any) -> None:
 def _convert_official(
     source: Path,
     target: Path,
-    content: Mapping[str, Any],
+    conversion: Conversion,
+    others: Mapping[str, Any],
     cfg: CfgNode | None,
     clip_target: str | Path,
     full: bool,
 ) -> list[str]:
     check_suffix(target, ".pth")
-    conversion = convert_official(content.get("state_dict", content), str(source))
-    metadata = _official_metadata(source, content, conversion)
+    metadata = _official_metadata(source, _checked_meta(source, others), conversion)
     lines = [f"{source}: mmseg checkpoint of {conversion.kind}, LAYERS {conversion.layers}"]
     if clip_target:
         known = CLIPSource.from_config(cfg).config if cfg is not None else {}
@@ -131,8 +137,8 @@ def _convert_official(
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     write_atomic(target, serialised({"model": state, "tagclip": metadata}))
     lines += summary(conversion.trained, conversion.sources)
-    other = content.keys() - {"state_dict", "meta"} if "state_dict" in content else ()
-    lines += [f"dropped: {key}, which belongs to the training run" for key in sorted(other)]
+    run = sorted(map(str, others.keys() - {"meta"}))
+    lines += [f"dropped: {key}, which belongs to the training run" for key in run]
     lines += [f"dropped: {name}, {why}" for name, why in sorted(conversion.dropped.items())]
     if not clip_target and conversion.clip:
         lines.append(
@@ -159,7 +165,7 @@ def _recorded(metadata: Mapping[str, Any]) -> list[str]:
 
 
 def _official_metadata(
-    source: Path, content: Mapping[str, Any], conversion: Conversion
+    source: Path, meta: Mapping[str, Any], conversion: Conversion
 ) -> dict[str, Any]:
     """What is known without a config; what is not known is not compared when it is loaded."""
     tokens = conversion.trained["backbone.prompts.tokens"]
@@ -170,7 +176,6 @@ def _official_metadata(
             "TAGCLIP": {"LAYERS": conversion.layers, "FEATURE_SCALE": 1.0},
         }
     }
-    meta = content.get("meta") or {}
     return {
         "format": FORMAT,
         "config": yaml.safe_dump(config),

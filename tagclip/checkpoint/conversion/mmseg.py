@@ -75,20 +75,19 @@ class Conversion:
 
 def is_official(state: Mapping[str, object]) -> bool:
     """Whether the names are those of the released code or of ZegCLIP."""
-    return any(name.removeprefix("module.").startswith("decode_head.") for name in state)
+    return any(name.startswith("decode_head.") for name in state)
 
 
 def convert_official(state: Mapping[str, Tensor], where: str = "checkpoint") -> Conversion:
     """Sort the tensors of an official state dict into trained, frozen and unread ones.
 
     Args:
-        state: ``state_dict`` of an mmseg checkpoint of TagCLIP or ZegCLIP.
+        state: ``state_dict`` of an mmseg checkpoint of TagCLIP or ZegCLIP (`unwrap`).
         where: what error messages call it.
 
     Raises:
         CheckpointError: a name is unknown, a tensor is missing, or shapes do not fit together.
     """
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     letters = decoder_letters(state)
     clip, dropped, rest = {}, {}, {}
     for name, tensor in state.items():
