@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
 from tagclip.utils.state_dict import check_finite, unwrap
 from tagclip.utils.text import error_text, one_line
-from tagclip.utils.untrusted import UnsafeFileError, check_content, check_zip, load_json
+from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
+from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
 
 __all__ = ["LAST", "loadable_beside", "read_checkpoint", "read_dict"]
 
@@ -131,13 +130,7 @@ def _parse(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return {"model": load_file(path)}
-    if zipfile.is_zipfile(path):
-        check_zip(path)
-        # torch.load does not look at the checksums that torch.save writes.
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"checksum of {damaged}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return load_torch_file(path)
 
 
 def _describe(path: Path, error: Exception) -> str:
@@ -145,20 +138,15 @@ def _describe(path: Path, error: Exception) -> str:
     size = path.stat().st_size
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"cannot be opened ({error.strerror}), expected a readable file; check its rights"
+    if isinstance(error, ForeignPickleError):
+        return str(error)
     if isinstance(error, UnsafeFileError):
         return f"file is unsafe: found {error}, expected what torch.save wrote"
     if path.suffix == ".safetensors":
         return _describe_safetensors(path, size, error)
-    is_zip = zipfile.is_zipfile(path)
     with path.open("rb") as file:
-        if not is_zip and file.read(2) in (b"PK", b"P", b""):
+        if not zipfile.is_zipfile(path) and file.read(2) in (b"PK", b"P", b""):
             return f"file is incomplete ({size} bytes), expected the whole of what torch.save wrote"
-    if isinstance(error, pickle.UnpicklingError):
-        kind = "unsafe" if is_zip else "unsafe or no checkpoint"
-        return (
-            f"file is {kind}: found Python objects, which may execute code, expected tensors, "
-            "numbers and text only"
-        )
     reason = error_text(error)[:80]
     return f"file is damaged ({size} bytes; {reason}), expected what torch.save wrote"
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tagclip.errors import CheckpointError
 
-__all__ = ["check_finite", "unwrap"]
+__all__ = ["STATE_KEYS", "check_finite", "unwrap"]
 
 # Where trainers put the state dict, and where they put the moving average of the weights.
-_KEYS = ("state_dict", "model", "model_state_dict")
+STATE_KEYS = ("state_dict", "model", "model_state_dict")
 _EMA = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
 # Wrappers put these before all names: parallel training and averaging, and Lightning.
 _PREFIXES = ("module.", "model.")
@@ -55,7 +55,8 @@ def unwrap(content: Mapping[str, Any], path: str | Path) -> tuple[dict[str, Tens
         if not isinstance(value, Tensor) or not isinstance(name, str):
             raise CheckpointError(
                 f"{path}: found a {type(value).__name__} named {name!r:.80}, expected only tensors "
-                f"with names, or these under one of {', '.join(_KEYS)}; save the model's state dict"
+                f"with names, or these under one of {', '.join(STATE_KEYS)}; save the "
+                "model's state dict"
             )
     return _plain_names(dict(state), found, path), found
 
@@ -84,7 +85,7 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> 
 
 def _weights_key(content: Mapping[str, Any], path: str | Path) -> str | None:
     """The key under which weights are; None if there is no such key."""
-    for keys in (_KEYS, _EMA):
+    for keys in (STATE_KEYS, _EMA):
         found = [key for key in keys if _holds_weights(content.get(key))]
         if len(found) > 1:
             raise CheckpointError(
@@ -99,7 +100,7 @@ def _weights_key(content: Mapping[str, Any], path: str | Path) -> str | None:
 def _holds_weights(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
-    inner = (v for k, v in value.items() if isinstance(v, Tensor) or k in _KEYS + _EMA)
+    inner = (v for k, v in value.items() if isinstance(v, Tensor) or k in STATE_KEYS + _EMA)
     return not value or any(isinstance(v, Tensor) or _holds_weights(v) for v in inner)
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -16,6 +17,7 @@ from golden.inference import encode, scores
 from golden.models import GivenVectors, Workspace, workspace
 from golden.report import Golden
 from helpers.clip_files import FORMATS, random_clip, save_archive, sha256
+from helpers.mmengine_files import save_mmengine
 from helpers.tiny_run import load_tool
 from torch import Tensor
 
@@ -120,26 +122,38 @@ def test_every_tensor_is_kept_dropped_or_written_and_named(
     assert torch.equal(stored["backbone.prompts.tokens"], torch.cat(parts))
 
 
-def test_a_wrapped_one_gives_the_same(space: Workspace, tmp_path: Path) -> None:
-    state, wrapped = official(space), tmp_path / "wrapped.pth"
-    convert_file(mmseg_file(tmp_path, state), tmp_path / "x.pth")
-    parallel = {f"module._orig_mod.{name}": tensor for name, tensor in state.items()}
-    torch.save({"model": parallel, "optimizer": {}}, wrapped)
-    lines = convert_file(wrapped, tmp_path / "y.pth")
-    assert "unwrapped: ['model'], _orig_mod., module." in lines
-    assert [line for line in lines if "the training run" in line] == [
-        "dropped: optimizer, which belongs to the training run"
-    ]
-    x, y = (read_checkpoint(tmp_path / name)["model"] for name in ("x.pth", "y.pth"))
-    assert x.keys() == y.keys() and all(torch.equal(x[name], y[name]) for name in x)
-
-
 def test_weights_that_are_not_finite_are_not_converted(space: Workspace, tmp_path: Path) -> None:
     state = official(space)
     state["decode_head.disc_token"] = state["decode_head.disc_token"] * torch.inf
     with pytest.raises(CheckpointError, match=r"not finite in decode_head\.disc_token, expected"):
         convert_file(mmseg_file(tmp_path, state), tmp_path / "x.pth")
     assert not (tmp_path / "x.pth").exists()
+
+
+def test_what_mmengine_and_wrappers_put_around_it_is_taken_off(
+    space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learning curves and scores of numpy in the file are no obstacle; its class names are kept."""
+    state = official(space)
+    new = save_mmengine(tmp_path / "new.pth", state, monkeypatch)
+    parallel, scored = ({f"module.{n}": t for n, t in state.items()}, tmp_path / "scored.pth")
+    hook = {"best_score": np.float64(0.8), "best_ckpt": "best.pth"}
+    meta = {"iter": np.int64(20000), "CLASSES": ("cat", "dog"), "hook_msgs": hook}
+    torch.save({"meta": meta, "state_dict": parallel, "optimizer": {}}, scored)
+    plain = mmseg_file(tmp_path, state)
+    contents = []
+    for source, told in ((plain, ""), (new, "(weights without EMA) left"), (scored, "module.")):
+        lines = convert_file(source, tmp_path / "out.pth")
+        assert lines[1].startswith("unwrapped: ['state_dict']") and told in lines[1]
+        content = read_checkpoint(tmp_path / "out.pth")
+        contents.append(content["model"])
+        assert content["tagclip"]["source"]["classes"] == ["cat", "dog"]
+        assert content["tagclip"]["source"]["iteration"] == 20000
+        assert contents[0].keys() == contents[-1].keys()
+        assert all(torch.equal(contents[0][n], t) for n, t in contents[-1].items())
+        if source == new:
+            assert "dropped: message_hub, which belongs to the training run" in lines
+            assert not any("dropped: meta" in line for line in lines)
 
 
 def test_tagclip_without_a_token_is_no_zegclip(space: Workspace) -> None:

@@ -27,7 +27,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.files import write_atomic
-from tagclip.utils.state_dict import check_finite, unwrap
+from tagclip.utils.state_dict import STATE_KEYS, check_finite, unwrap
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_yaml
 
@@ -70,19 +70,12 @@ def convert_file(
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target}: found the same file for IN and OUT, expected another OUT")
     content = read_dict(source) if source.suffix == ".pth" else {}
-    state, wrappers = unwrap(content, source)
-    check_finite(state, source, "take an earlier checkpoint of the run")
-    if is_official(state):
-        others = {
-            key: value
-            for key, value in content.items()
-            if not isinstance(value, Tensor) and f"[{key!r}]" not in wrappers
-        }
-        conversion = convert_official(state, str(source))
-        lines = _convert_official(source, target, conversion, others, cfg, clip_target, full)
-        is_plain = wrappers in ([], ["['state_dict']"])
-        return lines if is_plain else [*lines, f"unwrapped: {', '.join(wrappers)}"]
     if "tagclip" not in content:
+        state, unwrapped = unwrap(content, source)
+        check_finite(state, source, "take an earlier checkpoint of the run")
+        if is_official(state):
+            lines = _convert_official(source, target, state, content, cfg, clip_target, full)
+            return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]
         _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
         return convert_clip(source, target, sha256)
     if not full:
@@ -91,18 +84,6 @@ def convert_file(
             "with the frozen weights"
         )
     return _copy_full(source, target, content["tagclip"], cfg)
-
-
-def _checked_meta(source: Path, others: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What mmseg stores of its run, if anything."""
-    meta = others.get("meta") or {}
-    is_mapping = isinstance(meta, Mapping)
-    if not is_mapping or not isinstance(meta.get("CLASSES") or (), (list, tuple)):
-        raise CheckpointError(
-            f"{source}: found meta{'.CLASSES' * is_mapping} of another type, expected values by "
-            "name, and a list of class names; save the model's state dict"
-        )
-    return meta
 
 
 def _refuse(kind: str, **options: Any) -> None:
@@ -117,28 +98,30 @@ def _refuse(kind: str, **options: Any) -> None:
 def _convert_official(
     source: Path,
     target: Path,
-    conversion: Conversion,
-    others: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    content: Mapping[str, Any],
     cfg: CfgNode | None,
     clip_target: str | Path,
     full: bool,
 ) -> list[str]:
     check_suffix(target, ".pth")
-    metadata = _official_metadata(source, _checked_meta(source, others), conversion)
+    conversion = convert_official(state, str(source))
+    metadata = _official_metadata(source, content.get("meta") or {}, conversion)
     lines = [f"{source}: mmseg checkpoint of {conversion.kind}, LAYERS {conversion.layers}"]
     if clip_target:
         known = CLIPSource.from_config(cfg).config if cfg is not None else {}
         lines += write_frozen_clip(Path(clip_target), conversion.clip, known)
         metadata["clip_sha256"] = file_sha256(Path(clip_target))
-    state = conversion.trained
+    trained = conversion.trained
     if cfg is not None:
-        state, metadata = _fit(source, cfg, conversion, metadata, full)
+        trained, metadata = _fit(source, cfg, conversion, metadata, full)
     elif full:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
-    write_atomic(target, serialised({"model": state, "tagclip": metadata}))
+    write_atomic(target, serialised({"model": trained, "tagclip": metadata}))
     lines += summary(conversion.trained, conversion.sources)
-    run = sorted(map(str, others.keys() - {"meta"}))
-    lines += [f"dropped: {key}, which belongs to the training run" for key in run]
+    beside = (key for key, value in content.items() if not isinstance(value, Tensor))
+    other = sorted({*map(str, beside)} - {*STATE_KEYS, "meta"})
+    lines += [f"dropped: {key}, which belongs to the training run" for key in other]
     lines += [f"dropped: {name}, {why}" for name, why in sorted(conversion.dropped.items())]
     if not clip_target and conversion.clip:
         lines.append(
@@ -164,9 +147,7 @@ def _recorded(metadata: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _official_metadata(
-    source: Path, meta: Mapping[str, Any], conversion: Conversion
-) -> dict[str, Any]:
+def _official_metadata(source: Path, meta: Any, conversion: Conversion) -> dict[str, Any]:
     """What is known without a config; what is not known is not compared when it is loaded."""
     tokens = conversion.trained["backbone.prompts.tokens"]
     config = {
@@ -176,6 +157,7 @@ def _official_metadata(
             "TAGCLIP": {"LAYERS": conversion.layers, "FEATURE_SCALE": 1.0},
         }
     }
+    iteration, classes = _run_of(source, meta)
     return {
         "format": FORMAT,
         "config": yaml.safe_dump(config),
@@ -185,10 +167,28 @@ def _official_metadata(
             "kind": conversion.kind,
             "file": source.name,
             "sha256": file_sha256(source),
-            "iteration": meta.get("iter"),
-            "classes": list(meta.get("CLASSES") or ()),
+            "iteration": iteration,
+            "classes": classes,
         },
     }
+
+
+def _run_of(source: Path, meta: Any) -> tuple[int | None, list[str]]:
+    """Iteration and class names that mmcv stores with a checkpoint, or mmengine one level below."""
+    dataset = meta.get("dataset_meta", {}) if isinstance(meta, Mapping) else meta
+    if not isinstance(dataset, Mapping):
+        raise CheckpointError(
+            f"{source}: found a {type(dataset).__name__} as meta, expected values by name; save "
+            "the model's state dict"
+        )
+    classes = meta.get("CLASSES") or dataset.get("classes") or ()
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(n, str) for n in classes):
+        raise CheckpointError(
+            f"{source}: found a {type(classes).__name__} as classes of meta, expected a list of "
+            "names; save the model's state dict"
+        )
+    iteration = meta.get("iter")
+    return iteration if isinstance(iteration, int) else None, list(classes)
 
 
 def _fit(

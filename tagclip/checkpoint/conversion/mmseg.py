@@ -82,7 +82,7 @@ def convert_official(state: Mapping[str, Tensor], where: str = "checkpoint") -> 
     """Sort the tensors of an official state dict into trained, frozen and unread ones.
 
     Args:
-        state: ``state_dict`` of an mmseg checkpoint of TagCLIP or ZegCLIP (`unwrap`).
+        state: ``state_dict`` of an mmseg checkpoint of TagCLIP or ZegCLIP, unwrapped.
         where: what error messages call it.
 
     Raises:

@@ -47,10 +47,8 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename CLIP's tensors to open_clip's names, as float32.
 
     Args:
-        state: tensors in open_clip's, OpenAI's or transformers' (``CLIPModel``) layout, with or
-            without the ``module.`` that parallel training puts before each name.
+        state: tensors in open_clip's, OpenAI's or transformers' (``CLIPModel``) layout.
     """
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     state = {
         name: tensor.detach().float()
         for name, tensor in state.items()

@@ -22,9 +22,9 @@ from tagclip.modeling.clip.config import (
 from tagclip.modeling.clip.download import fetch_tag
 from tagclip.modeling.clip.layouts import describe_misfit
 from tagclip.modeling.clip.weights import (
-    file_sha256,
     find_weight_file,
     read_clip_weights,
+    weights_sha256,
 )
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import read_gzip
@@ -127,7 +127,7 @@ class CLIPSource:
         if self.path is None:
             found = hashlib.sha256(json_text(self.config, sort_keys=True).encode()).hexdigest()
         else:
-            found = file_sha256(self.path)
+            found = weights_sha256(self.path)
         if self._expected_sha256 not in ("", found):
             raise CheckpointError(
                 f"{self.path or self.name}: sha256 is {found}, expected {self._expected_sha256}; "

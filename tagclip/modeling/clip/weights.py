@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.layouts import is_openai, to_open_clip
 from tagclip.modeling.clip.torchscript_archive import is_torchscript, read_torchscript_tensors
-from tagclip.utils.state_dict import check_finite
-from tagclip.utils.untrusted import UnsafeFileError, check_content, check_zip, load_json
+from tagclip.utils.state_dict import check_finite, unwrap
+from tagclip.utils.text import error_text
+from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
+from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
 
-__all__ = ["CLIPWeights", "file_sha256", "find_weight_file", "read_clip_weights"]
+__all__ = [
+    "CLIPWeights",
+    "file_sha256",
+    "find_weight_file",
+    "read_clip_weights",
+    "weights_sha256",
+]
+
+logger = logging.getLogger(__name__)
 
 # The config of a Hugging Face folder and the weight files beside it: open_clip's, transformers'.
 _FOLDERS = (
     ("open_clip_config.json", ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")),
     ("config.json", ("model.safetensors", "pytorch_model.bin")),
 )
+# Ends the name of a json that says in which of several files each tensor is.
+_INDEX = ".index.json"
+_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,9 @@ def find_weight_file(path: Path) -> Path:
     if os.path.isdir(path):
         names = [name for _, files in _FOLDERS for name in files]
         for name in names:
-            if (path / name).is_file():
-                return path / name
+            for file in (path / name, path / f"{name}{_INDEX}"):
+                if file.is_file():
+                    return file
         raise CheckpointError(
             f"{path}: found no CLIP weights in this folder, expected one of {', '.join(names)}; "
             "download it, or name another file as MODEL.CLIP.PRETRAINED"
@@ -77,12 +90,29 @@ def _file_sha256(path: Path, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_sha256(path: Path) -> str:
+    """Return the checksum of a weight file in hex.
+
+    That of an index json is the one of what ``sha256sum`` prints of its files in their order by
+    name, and so ``sha256sum model-*.safetensors | sha256sum``.
+
+    Raises:
+        CheckpointError: the index is damaged or names files that are not there.
+    """
+    if not path.name.endswith(_INDEX):
+        return file_sha256(path)
+    lines = [f"{file_sha256(file)}  {file.name}\n" for file in sorted(_shards(path))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWeights:
     """Read open_clip, OpenAI or transformers weights without executing what the file may hold.
 
     Args:
         path: an open_clip state dict (``.pt``, ``.bin``, ``.safetensors``), OpenAI's TorchScript
-            archive (``.pt``), or a folder in the Hugging Face layout of open_clip or transformers.
+            archive (``.pt``), the ``.index.json`` of weights in several files, or a folder in the
+            Hugging Face layout of open_clip or transformers. What trainers and wrappers put around
+            a state dict is taken off (`tagclip.utils.state_dict`), which is logged.
         confirmed_sha256: checksum by which the user vouches for a TorchScript archive that is not
             one of OpenAI's.
 
@@ -94,12 +124,16 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
     archive = is_torchscript(path)
     if archive:
         _check_confirmed(path, confirmed_sha256)
-    stored = _read_tensors(path, archive)
+    content = _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path, archive)
+    stored, unwrapped = unwrap(content, path)
+    if unwrapped:
+        logger.info("%s: CLIP weights unwrapped: %s", path, ", ".join(unwrapped))
     state = to_open_clip(stored)
     if "visual.class_embedding" not in state:
+        begins = ", ".join(sorted({name.partition(".")[0] for name in state})[:_LISTED])
         raise CheckpointError(
-            f"{path}: found no visual.class_embedding among {len(state)} tensors, expected the "
-            "weights of a CLIP ViT; check MODEL.CLIP.PRETRAINED"
+            f"{path}: found no visual.class_embedding among {len(state)} tensors, whose names "
+            f"begin with {begins}, expected the weights of a CLIP ViT; check MODEL.CLIP.PRETRAINED"
         )
     check_finite(state, path, "download it again, or take what it was converted from")
     quick_gelu = True if archive or is_openai(stored) else _declared_quick_gelu(path)
@@ -123,19 +157,19 @@ def _openai_sha256() -> list[str]:
     return [open_clip.get_pretrained_url(name, "openai").split("/")[-2] for name in models]
 
 
-def _read_tensors(path: Path, archive: bool) -> Mapping[str, Tensor]:
+def _read_file(path: Path, archive: bool = False) -> Mapping[str, Any]:
     try:
         if archive:
-            state = read_torchscript_tensors(path)
+            content = read_torchscript_tensors(path)
         elif path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            content = load_file(path)
         else:
-            if zipfile.is_zipfile(path):
-                check_zip(path)
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        check_content(state, path.stat().st_size)
+            content = load_torch_file(path)
+        check_content(content, path.stat().st_size)
+    except ForeignPickleError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:
         reason = f"{type(error).__name__}{f': {error}' * isinstance(error, UnsafeFileError)}"
         raise CheckpointError(
@@ -143,17 +177,45 @@ def _read_tensors(path: Path, archive: bool) -> Mapping[str, Tensor]:
             "incomplete, damaged or unsafe; expected tensors only: download it again or convert it "
             "to .safetensors"
         ) from error
-    if isinstance(state, Mapping):
-        state = state.get("state_dict", state)
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"{path}: found a {type(state).__name__}, expected a state dict")
-    for name, value in state.items():
-        if not isinstance(value, Tensor) or not isinstance(name, str):
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: found a {type(content).__name__}, expected a state dict")
+    return content
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Read weights in several files; each tensor has to be in the one that the index says."""
+    content, shards = {}, _shards(index)
+    for file, names in shards.items():
+        found = _read_file(file)
+        if missing := sorted(names - found.keys()):
             raise CheckpointError(
-                f"{path}: found a {type(value).__name__} named {name!r:.80}, expected only tensors "
-                "with names; save the model's state dict"
+                f"{file}: found no {missing[0]}, expected it there by {index.name}; the two are of "
+                "different downloads: download both again"
             )
-    return state
+        content |= {name: found[name] for name in names}
+    return content
+
+
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """The files beside an index json, and the names of the tensors in each."""
+    try:
+        places = load_json(index.read_text(encoding="utf-8"))["weight_map"]
+        shards: dict[Path, set[str]] = {}
+        for name, file in places.items():
+            if Path(file).name != file:
+                raise ValueError(f"{file!r:.80} is no file beside it")
+            shards.setdefault(index.with_name(file), set()).add(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index}: is no index of weights ({error_text(error)}), expected a weight_map of "
+            "tensor names to files beside it; download it again"
+        ) from error
+    if missing := sorted(file.name for file in shards if not os.path.isfile(file)):
+        raise CheckpointError(
+            f"{index}: found no {', '.join(missing[:_LISTED])} beside it, expected {len(shards)} "
+            "files; download all of them"
+        )
+    return shards
 
 
 def _declared_quick_gelu(path: Path) -> bool | None:
@@ -168,7 +230,7 @@ def _declared_quick_gelu(path: Path) -> bool | None:
             return declared == "true"
     for config, weights in _FOLDERS:
         declared = path.with_name(config)
-        if path.name in weights and declared.is_file():
+        if path.name.removesuffix(_INDEX) in weights and declared.is_file():
             try:
                 content = load_json(declared.read_text(encoding="utf-8"))
                 if config == "config.json":
