@@ -123,7 +123,8 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
     Raises:
         TagCLIPError: the config, the weights or the vocabulary are not in order.
     """
-    from tagclip import TagCLIPPredictor, Vocabulary
+    from tagclip import TagCLIPPredictor
+    from tagclip.data import Protocol
 
     cfg = build_config(args, ["MODEL.DEVICE", device] if device else [])
     try:
@@ -135,13 +136,14 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
             f"{error}; {cfg.OUTPUT_DIR} (OUTPUT_DIR) holds no last_checkpoint either: run make "
             "minibench or tools/train_net.py, or give --weights"
         ) from error
+    vocabulary, context = predictor.vocabulary, args.context
     if args.vocab_from_dataset:
-        Vocabulary.from_metadata(args.vocab_from_dataset)
-    words = [text for text in (args.vocab_file, args.vocab_from_dataset) if text]
-    vocabulary = predictor.vocabulary
-    if args.vocab is not None or words:
-        vocabulary = read_words(words[0] if words else args.vocab, args.dedup, bool(words))
-    context = None if args.context is None else read_words(args.context, args.dedup)
+        vocabulary = Protocol(predictor.cfg).asked(args.vocab_from_dataset)
+    elif args.vocab is not None or args.vocab_file:
+        words = args.vocab_file or args.vocab
+        vocabulary = read_words(words, args.dedup, bool(args.vocab_file))
+    if context is not None and context not in predictor.dataset_names:
+        context = read_words(context, args.dedup)
     predictor.set_vocabulary(vocabulary, context=context)
     if context is None and not predictor.cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD:
         logger.info(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,6 +15,7 @@ from tagclip.config.checks import check_config, check_value
 from tagclip.data.datasets.register import register_datasets
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_json import read_vocabulary_text
 
 __all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
 
@@ -56,9 +58,10 @@ class Protocol:
         first, *others = [self.dataset(name) for name in names]
         for name, other in zip(names[1:], others, strict=True):
             if other.partition_fingerprint != first.partition_fingerprint:
+                files = self._json_of(names[0]), self._json_of(name)
                 raise ConfigError(
-                    f"DATASETS.TRAIN: {names[0]} ({len(first)} classes, {_json_of(names[0])}) and "
-                    f"{name} ({len(other)} classes, {_json_of(name)}) differ in classes or split; "
+                    f"DATASETS.TRAIN: {names[0]} ({len(first)} classes, {files[0]}) and {name} "
+                    f"({len(other)} classes, {files[1]}) differ in classes or split; "
                     "train on datasets with the same vocabulary"
                 )
         return first
@@ -100,17 +103,17 @@ class Protocol:
         """
         register_datasets(self._cfg)
         split = self._cfg.DATASETS.ZERO_SHOT.SPLIT
-        default = Vocabulary.from_metadata(name)
+        default = self._class_list(name)
         is_trained = name in self._cfg.DATASETS.TRAIN
         if not split:
             if is_trained and default.seen is None and self.setting != "supervised":
                 raise ConfigError(
-                    f"DATASETS.ZERO_SHOT.SPLIT is empty and {_json_of(name)} (dataset {name}) has "
-                    "no default_split; name one of its splits"
+                    f"DATASETS.ZERO_SHOT.SPLIT is empty and {self._json_of(name)} (dataset {name}) "
+                    "has no default_split; name one of its splits"
                 )
             return default
         try:
-            return Vocabulary.from_metadata(name, split)
+            return self._class_list(name, split)
         except VocabularyError as error:
             if is_trained:
                 raise ConfigError(
@@ -118,6 +121,52 @@ class Protocol:
                     f"({error}); name one of its splits"
                 ) from error
             return default
+
+    @cached_property
+    def carried(self) -> dict[str, str]:
+        """Dataset -> text of its vocabulary json, of those in DATASETS.VOCABULARIES.
+
+        Raises:
+            ConfigError: an entry is none.
+        """
+        entries = self._cfg.DATASETS.VOCABULARIES
+        for entry in entries:
+            is_entry = isinstance(entry, Mapping) and entry.keys() == {"dataset", "json"}
+            if not is_entry or not all(isinstance(value, str) for value in entry.values()):
+                raise ConfigError(
+                    f"DATASETS.VOCABULARIES: found {entry!r:.60}, expected {{dataset: NAME, json: "
+                    "TEXT}; leave it to checkpoints and name json files in "
+                    "DATASETS.FOLDER_DATASETS"
+                )
+        return {entry["dataset"]: entry["json"] for entry in entries}
+
+    def class_list_texts(self) -> dict[str, str]:
+        """Dataset -> text of its vocabulary json, of all that a model is built of.
+
+        These are DATASETS.TRAIN and the first of DATASETS.TEST.
+
+        Raises:
+            ConfigError, DatasetError, VocabularyError: see `dataset`.
+        """
+        names = (*self._cfg.DATASETS.TRAIN, *self._cfg.DATASETS.TEST[:1])
+        others = [name for name in names if name not in self.carried]
+        for name in others:
+            self.dataset(name)
+        paths = {name: self._json_of(name) for name in others}
+        # One text for datasets that share it: a checkpoint stores it once.
+        texts = {path: read_vocabulary_text(Path(path)) for path in set(paths.values())}
+        read = {name: texts[path] for name, path in paths.items()}
+        return {name: (self.carried | read)[name] for name in names}
+
+    def _class_list(self, name: str, split: str = "") -> Vocabulary:
+        if name in self.carried:
+            return Vocabulary.from_text(self.carried[name], split, self._json_of(name))
+        return Vocabulary.from_metadata(name, split)
+
+    def _json_of(self, name: str) -> str:
+        if name in self.carried:
+            return f"the vocabulary of {name} in DATASETS.VOCABULARIES"
+        return str(MetadataCatalog.get(name).vocabulary)
 
     def asked(self, dataset_name: str) -> Vocabulary:
         """The classes that evaluation asks for, where seen means: the model was trained on it.
@@ -248,7 +297,3 @@ def resolve_seen(vocabulary: Vocabulary, trained: Vocabulary, policy: str) -> Vo
     if policy == "match":
         return vocabulary.match_seen(trained)
     return vocabulary.with_seen([policy == "seen"] * len(vocabulary))
-
-
-def _json_of(dataset_name: str) -> str:
-    return str(MetadataCatalog.get(dataset_name).vocabulary)

@@ -22,11 +22,15 @@ from tagclip.utils.text import json_text
 
 __all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
 
-# Keys that repetitions of one experiment differ in, here or on another machine.
+# Keys that repetitions of one experiment differ in, here or on another machine, and contents of
+# files that other keys name.
 _NOT_HASHED = (
     "CONFIG_NAME",
     "DATALOADER.NUM_WORKERS",
+    "DATASETS.VOCABULARIES",
     "MODEL.CLIP.CACHE_DIR",
+    "MODEL.CLIP.JSON",
+    "MODEL.CLIP.MERGES",
     "MODEL.CLIP.TEXT_CACHE",
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",

@@ -20,7 +20,7 @@ from tagclip.structures.vocabulary_class import (
     palette_color,
     refuse_duplicates,
 )
-from tagclip.structures.vocabulary_json import read_vocabulary_json
+from tagclip.structures.vocabulary_json import parse_vocabulary_json, read_vocabulary_text
 from tagclip.utils.text import json_text
 
 __all__ = ["ClassEntry", "Vocabulary"]
@@ -111,9 +111,26 @@ class Vocabulary:
             VocabularyError: the file is missing or inconsistent, or has no such split.
         """
         try:
-            return cls(**read_vocabulary_json(Path(path), split))
+            return cls(**parse_vocabulary_json(read_vocabulary_text(Path(path)), split))
         except VocabularyError as error:
             raise VocabularyError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_text(cls, text: str, split: str = "", where: str = "vocabulary json") -> Vocabulary:
+        """Take the content of a vocabulary json instead of the file (see `from_json`).
+
+        Args:
+            text: the json.
+            split: as in `from_json`.
+            where: what messages call it.
+
+        Raises:
+            VocabularyError: it is inconsistent, or has no such split.
+        """
+        try:
+            return cls(**parse_vocabulary_json(text, split))
+        except VocabularyError as error:
+            raise VocabularyError(f"{where}: {error}") from error
 
     @classmethod
     def from_metadata(cls, dataset_name: str, split: str = "") -> Vocabulary:

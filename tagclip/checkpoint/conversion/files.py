@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
 from tagclip.checkpoint.conversion.clip import (
@@ -114,7 +114,7 @@ def _convert_official(
         metadata["clip_sha256"] = file_sha256(Path(clip_target))
     trained = conversion.trained
     if cfg is not None:
-        trained, metadata = _fit(source, cfg, conversion, metadata, full)
+        trained, metadata = _fit(source, target, cfg, conversion, metadata, full)
     elif full:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     write_atomic(target, serialised({"model": trained, "tagclip": metadata}))
@@ -193,6 +193,7 @@ def _run_of(source: Path, meta: Any) -> tuple[int | None, list[str]]:
 
 def _fit(
     source: Path,
+    target: Path,
     cfg: CfgNode,
     conversion: Conversion,
     metadata: dict[str, Any],
@@ -200,7 +201,7 @@ def _fit(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load the converted tensors into the config's model; return what to store."""
     model = build_model(cfg)
-    own = checkpoint_metadata(cfg, model)
+    own = _metadata_at(target, cfg, model)
     if conversion.clip:
         compare_clip(source, conversion.clip, CLIPSource.from_config(cfg))
     known = {key: metadata[key] for key in ("quick_gelu", "trusty_target", "source")}
@@ -212,6 +213,14 @@ def _fit(
     return state, own | known
 
 
+def _metadata_at(target: Path, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Metadata whose paths are relative to the folder of a file."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(target.parent)
+    return checkpoint_metadata(cfg, model)
+
+
 def _copy_full(
     source: Path, target: Path, metadata: dict[str, Any], cfg: CfgNode | None
 ) -> list[str]:
@@ -219,8 +228,9 @@ def _copy_full(
     if cfg is None:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     model = load_trained(cfg, str(source), strict=True)
-    state = dict(model.state_dict())
-    write_atomic(target, serialised({"model": state, "tagclip": metadata}))
+    state, own = dict(model.state_dict()), _metadata_at(target, cfg, model)
+    files = {key: own[key] for key in ("config", "vocabularies", "clip_json", "clip_merges")}
+    write_atomic(target, serialised({"model": state, "tagclip": metadata | files}))
     return [
         f"{source}: checkpoint of TagCLIP for Detectron2",
         *summary(state),

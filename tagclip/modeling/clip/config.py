@@ -35,8 +35,12 @@ _UNSUPPORTED_TEXT = (
 )
 
 
-def read_clip_config(name: str) -> dict[str, Any]:
+def read_clip_config(name: str, text: str = "") -> dict[str, Any]:
     """Return the config of an open_clip model name or of a model json.
+
+    Args:
+        name: the model's name, or path of the json.
+        text: content of the json; "" reads the file.
 
     Raises:
         ConfigError: open_clip does not know the name, or the json is missing or incomplete.
@@ -53,7 +57,7 @@ def read_clip_config(name: str) -> dict[str, Any]:
         return config
     path = Path(name)
     try:
-        config = load_json(path.read_text(encoding="utf-8"))
+        config = load_json(text or path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"MODEL.CLIP.NAME: cannot read the model json {path} ({error}); check the path"

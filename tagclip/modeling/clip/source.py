@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from base64 import b64decode, b64encode
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,14 @@ class CLIPSource:
     """Lazy access to a CLIP model's config, weights and tokenizer; nothing is read before use."""
 
     def __init__(
-        self, name: str, pretrained: str = "", *, cache_dir: str = "", sha256: str = ""
+        self,
+        name: str,
+        pretrained: str = "",
+        *,
+        cache_dir: str = "",
+        sha256: str = "",
+        json: str = "",
+        merges: str = "",
     ) -> None:
         """Name a model.
 
@@ -52,20 +61,42 @@ class CLIPSource:
             cache_dir: folder for downloads; "" is huggingface_hub's default.
             sha256: expected checksum of the weight file; "" accepts any, except a TorchScript
                 archive that is not one of OpenAI's.
+            json: content of the model json; "" reads the file.
+            merges: content of its merges file in base64; "" reads the file.
         """
         self.name, self.pretrained = name, pretrained
         self._cache_dir, self._expected_sha256 = cache_dir, sha256.lower()
+        self._json, self._merges = json, merges
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CLIPSource:
         """Read ``MODEL.CLIP``."""
         clip = cfg.MODEL.CLIP
-        return cls(clip.NAME, clip.PRETRAINED, cache_dir=clip.CACHE_DIR, sha256=clip.SHA256)
+        return cls(
+            clip.NAME,
+            clip.PRETRAINED,
+            cache_dir=clip.CACHE_DIR,
+            sha256=clip.SHA256,
+            json=clip.JSON,
+            merges=clip.MERGES,
+        )
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """open_clip's model config: ``embed_dim``, ``vision_cfg``, ``text_cfg``, ..."""
-        return read_clip_config(self.name)
+        return read_clip_config(self.name, self._json)
+
+    def files_by_content(self) -> tuple[str, str]:
+        """Return the model json and, in base64, the merges beside it; "" where there is none.
+
+        Raises:
+            ConfigError: a file is missing or cannot be read.
+        """
+        merges = self._merges_content()
+        if not self.name.endswith(".json"):
+            return "", ""
+        text = self._json or Path(self.name).read_text(encoding="utf-8")
+        return text, b64encode(merges).decode() if merges else ""
 
     @property
     def quick_gelu(self) -> bool:
@@ -203,19 +234,26 @@ class CLIPSource:
         from open_clip import SimpleTokenizer
 
         check_text_config(self.name, self.config)
-        merges = merges_file(self.name, self.config)
-        if merges is None:
-            return SimpleTokenizer()
-        if not merges.is_file():
-            raise ConfigError(f"{self.name}: its tokenizer file {merges} is missing; restore it")
+        merges = self._merges_content()
+        # gzip.open, to which it goes, takes files as well as paths.
+        return SimpleTokenizer() if merges is None else SimpleTokenizer(bpe_path=BytesIO(merges))
+
+    def _merges_content(self) -> bytes | None:
+        """The gzipped merges that the model json names; None means CLIP's own."""
+        path = merges_file(self.name, self.config)
+        if path is None:
+            return None
+        if not self._merges and not path.is_file():
+            raise ConfigError(f"{self.name}: its tokenizer file {path} is missing; restore it")
         try:
-            read_gzip(merges, _MERGES_BYTES).decode("utf-8")
+            content = b64decode(self._merges) if self._merges else path.read_bytes()
+            read_gzip(BytesIO(content), _MERGES_BYTES).decode("utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{self.name}: its tokenizer file {merges} cannot be read ({error}), expected a "
+                f"{self.name}: its tokenizer file {path} cannot be read ({error}), expected a "
                 "gzipped list of merges; restore it"
             ) from error
-        return SimpleTokenizer(bpe_path=str(merges))
+        return content
 
     def _build(self) -> nn.Module:
         """Build open_clip's model on the current default device."""
