@@ -22,7 +22,7 @@ from tagclip.checkpoint.folder import (
     write_durably,
 )
 from tagclip.checkpoint.metadata import (
-    changed_run_keys,
+    changed_keys,
     check_metadata,
     checkpoint_metadata,
     metadata_differences,
@@ -200,11 +200,14 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         self._load_state(path, checkpoint.pop("model"), differences)
         for key in restored:
             self._restore(path, key, checkpoint)
-        for key, then, now in changed_run_keys(saved, self.metadata) if restored else ():
+        others, free = changed_keys(saved, self.metadata) if restored else ("", "")
+        if others:
             self.logger.warning(
-                "Resuming with %s %s, the run began with %s: its data go on at image iteration x "
-                "batch, the result is another one", key, now, then,
+                "Resuming with other keys, the result is that of another run; its data go on at "
+                "image iteration x batch: %s", others,
             )  # fmt: skip
+        if free:
+            self.logger.info("Resuming with other keys, which change no weight: %s", free)
         return checkpoint
 
     def _load_state(self, path: str, state: dict[str, Tensor], differences: list[str]) -> None:

@@ -20,10 +20,11 @@ from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.projects import same_project_file
+from tagclip.utils.text import one_line, shortened
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = [
-    "changed_run_keys",
+    "changed_keys",
     "check_metadata",
     "checkpoint_config",
     "checkpoint_metadata",
@@ -70,8 +71,27 @@ _TYPES = {
 # Folders that are made anew wherever they are missing.
 _CACHES = ("CACHE_DIR", "TEXT_CACHE")
 _NAMES = {list[str]: "list of names", dict[str, str]: "dict of texts by name"}
-# A resumed run is another run if these change.
-_RUN_KEYS = ("SOLVER.IMS_PER_BATCH", "SEED")
+# A resumed run is another run if keys change that begin with one of the first, but for the others:
+# these change no weight, or the content of the files that they name is compared.
+_RUN_KEYS = ("DATASETS.", "INPUT.", "MODEL.", "SEED", "SOLVER.")
+_FREE_KEYS = (
+    "DATASETS.TEST",
+    "INPUT.MAX_PIXELS",
+    "INPUT.MAX_SIZE_TEST",
+    "INPUT.MIN_SIZE_TEST",
+    "MODEL.BACKBONE.CHECKPOINT",
+    "MODEL.CLIP.CACHE_DIR",
+    "MODEL.CLIP.NAME",
+    "MODEL.CLIP.PRETRAINED",
+    "MODEL.CLIP.SHA256",
+    "MODEL.CLIP.TEXT_",
+    "MODEL.COMPILE",
+    "MODEL.DEVICE",
+    "MODEL.TAGCLIP.LOSS.WORKSPACE_MIB",
+    "MODEL.TAGCLIP.TEST.",
+    "SOLVER.CHECKPOINT_PERIOD",
+)
+_LISTED = 12
 
 
 def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -279,11 +299,38 @@ def metadata_differences(
     return differences
 
 
-def changed_run_keys(saved: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """List the keys that make a resumed run another run, as (key, then, now)."""
-    return [
-        row for row in _config_values(saved, own, _RUN_KEYS) if None not in row and row[1] != row[2]
-    ]
+def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
+    """List the config keys of a resumed run that are not as they were.
+
+    Args:
+        saved: metadata of the checkpoint. Keys that it lacks, as one of earlier code may, count
+            as unchanged.
+        own: metadata of the run.
+
+    Returns:
+        Text of those that make it another run, and of those that change no weight; "" for none.
+    """
+    then, now = (dict(_leaves(load_yaml(data.get("config") or "{}"))) for data in (saved, own))
+    changed = [key for key in now if key in then and now[key] != then[key]]
+    groups = ([], [])
+    for key in changed:
+        is_free = not key.startswith(_RUN_KEYS) or key.startswith(_FREE_KEYS)
+        groups[is_free].append(f"{key} {_value(now[key])} (was {_value(then[key])})")
+    listed = (", ".join(rows[:_LISTED]) for rows in groups)
+    more = (f" and {len(rows) - _LISTED} more" * (len(rows) > _LISTED) for rows in groups)
+    return tuple(map("".join, zip(listed, more, strict=True)))
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _value(value: Any) -> str:
+    return shortened(one_line(value) if value != "" else "empty", 80)
 
 
 def _config_values(

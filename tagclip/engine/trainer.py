@@ -128,7 +128,12 @@ class ZeroShotTrainer(DefaultTrainer):
         return [PatientWriter(with_valid_json(writer)) for writer in super().build_writers()]
 
     def before_train(self) -> None:
-        """Start the stream where training starts."""
+        """Start the stream where training starts; say so if there is nothing to train."""
+        if self.start_iter >= self.max_iter:
+            logging.getLogger(__name__).info(
+                "Nothing is left to train: %d iterations are done, SOLVER.MAX_ITER is %d%s",
+                self.start_iter, self.max_iter, "; evaluating" if self.cfg.DATASETS.TEST else "",
+            )  # fmt: skip
         self._stream.start_iter = self.start_iter
         super().before_train()
 

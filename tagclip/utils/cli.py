@@ -14,6 +14,7 @@ from typing import Any
 from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.installed import check_installed
 from tagclip.utils.quiet import quiet_imports
+from tagclip.utils.text import shortened
 
 __all__ = [
     "check_processes",
@@ -24,6 +25,7 @@ __all__ = [
     "run_tool",
 ]
 
+_LONGEST = 2000
 # Last line of the traceback that a loader or training process hands on as text.
 _LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
 
@@ -74,7 +76,7 @@ def _process_line(error: Exception) -> str | None:
 
 
 def error_line(error: BaseException) -> str | None:
-    """Kind and message of a `TagCLIPError` in one line; None for another error.
+    """Kind and message of a `TagCLIPError` in one line of a sane length; None for another error.
 
     Args:
         error: may come from a loader process (torch keeps its type and puts the traceback into
@@ -83,9 +85,9 @@ def error_line(error: BaseException) -> str | None:
     text = str(error)
     handed_on = _LAST_LINE.search(text)
     if handed_on and "Traceback (most recent call last)" in text:
-        return f"{handed_on[1]}: {handed_on[2]}"
+        return shortened(f"{handed_on[1]}: {handed_on[2]}", _LONGEST)
     if isinstance(error, TagCLIPError):
-        return f"{type(error).__name__}: {' '.join(text.splitlines())}"
+        return shortened(f"{type(error).__name__}: {' '.join(text.splitlines())}", _LONGEST)
     return None
 
 

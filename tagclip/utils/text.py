@@ -20,12 +20,21 @@ __all__ = [
     "json_text",
     "markdown_table",
     "one_line",
+    "shortened",
 ]
 
 
 def one_line(text: object) -> str:
     """Return a text with every run of white space as one space."""
     return " ".join(str(text).split())
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text, or its beginning and its end with ``...`` between, ``limit`` characters."""
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 3]}...{text[-end:]}"
 
 
 def error_text(error: BaseException) -> str:

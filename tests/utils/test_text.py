@@ -19,6 +19,7 @@ from tagclip.utils.text import (
     json_text,
     markdown_table,
     one_line,
+    shortened,
 )
 
 
@@ -53,6 +54,11 @@ def test_markdown_shows_what_it_is_given() -> None:
     lines = markdown_table(["a", "b"], [["x|y", "1.50"], ["z", 3]]).splitlines()
     rows = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     assert rows[0] == ["| a", "b    |"] and rows[2:] == [["| x\\|y", "1.50 |"], ["| z", "3    |"]]
+
+
+def test_a_long_text_keeps_both_ends() -> None:
+    assert shortened("0123456789", 10) == "0123456789"
+    assert shortened("0123456789", 9) == "01...6789"
 
 
 def test_json_has_null_for_what_is_not_finite() -> None:
