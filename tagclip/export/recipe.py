@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tagclip.checkpoint import read_checkpoint
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
@@ -102,6 +103,8 @@ def export_recipe(
             "vocabulary": vocabulary.partition_fingerprint,
             "class_vectors": model.text_bank.fingerprint(vocabulary),
         },
+        # As the checkpoint holds it, if it does.
+        "provenance": read_checkpoint(weights).get("tagclip", {}).get("provenance"),
     }
 
 

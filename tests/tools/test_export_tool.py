@@ -32,6 +32,7 @@ from helpers.tiny_export import clip_weights as clip_weights
 from helpers.tiny_run import changed, exit_of, load_tool
 
 from tagclip import TagCLIPError, TagCLIPPredictor
+from tagclip.checkpoint import read_checkpoint
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe
@@ -56,6 +57,7 @@ def test_tool_and_example(
     options = ["--weights", checkpoint, "--vocab-file", vocabulary, "--output", folder]
     recipe = export(tool, *options, "--dynamic", "MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.05)
     assert recipe == json.loads((folder / "model.json").read_text())
+    assert recipe["provenance"] == read_checkpoint(checkpoint)["tagclip"].get("provenance")
     assert recipe["class_names"] == WORDS.split(", ")
     assert recipe["seen"] == [False, True, False]
     assert recipe["windows"]["size"] == [64, 64] and recipe["windows"]["stride"] == [48, 48]

@@ -73,7 +73,7 @@ def test_long_names_keep_their_beginning_and_their_end() -> None:
         raise DatasetError(f"{path}: found the class {name}; mend the file")
 
     line = exit_of(run_tool, fail)
-    start, middle, end = f"DatasetError: /data/{'x' * 114}", "...", f"{'x' * 114}/a.png: found the"
+    start, middle, end = f"DatasetError: /data/{'x' * 114}", "...", f"{'x' * 113}/a.png: found the"
     assert line.startswith(f"{start}{middle}{end} class very very")
     assert line.endswith("very; mend the file") and len(line) == 2000
     with pytest.raises(DatasetError) as caught:
