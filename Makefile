@@ -19,15 +19,13 @@ DETECTRON2 := $(VENV)/.detectron2
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
 
-MINIBENCH := projects/MiniBench/configs/tagclip_noun_fence_board.yaml
-
 PYTHON_FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PIP_WORKS := import pip; from importlib.metadata import distribution; \
 	assert distribution("pip").read_text("INSTALLER")
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo-env test test-slow lint format minibench webdemo clean-env
+.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo clean-env
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,10 +47,10 @@ format: $(READY) ## Format the code
 	$(RUN) -m ruff format .
 
 minibench: $(READY) ## Generate MiniBench, train and evaluate TagCLIP on it, write output/minibench
-	$(RUN) projects/MiniBench/generate_data.py
-	rm -rf output/minibench
-	$(RUN) tools/train_net.py --config-file $(MINIBENCH) OUTPUT_DIR output/minibench
-	$(RUN) projects/MiniBench/make_report.py --run output/minibench
+	$(RUN) projects/MiniBench/run_minibench.py
+
+gallery: minibench ## Draw the picture of README.md anew: docs/images/gallery.png
+	cp output/minibench/gallery.png docs/images/gallery.png
 
 webdemo: $(DEMO) ## Serve the web page on MiniBench's model (PORT=7860)
 	$(RUN) projects/WebDemo/serve.py --port $(PORT)

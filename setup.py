@@ -48,6 +48,7 @@ setup(
             "data/datasets/*.json",
             "data/datasets/*/*.json",
             "modeling/clip/*.json",
+            "structures/*.json",
             "*/templates/*.html.j2",
         ],
         "tagclip.projects.minibench": ["*.json", "templates/*.html.j2"],

@@ -59,7 +59,7 @@ def run_script(
     parser.add_argument(
         "--root",
         type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser(),
+        default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets"),
         help="folder of all datasets (default: $DETECTRON2_DATASETS, else datasets)",
     )
     parser.add_argument(
@@ -79,6 +79,15 @@ def run_script(
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"--workers is {args.workers}, expected 1 or more")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_tool(_prepare_all, prepare_dataset, datasets, args)
+
+
+def _prepare_all(
+    prepare_dataset: Callable[[str, Options], None],
+    datasets: Sequence[str],
+    args: argparse.Namespace,
+) -> None:
     options = Options(
         args.root,
         tuple(args.only or datasets),
@@ -87,23 +96,14 @@ def run_script(
         args.overwrite,
         args,
     )
-    _run(prepare_dataset, options)
-
-
-def _run(prepare_dataset: Callable[[str, Options], None], options: Options) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    def prepare_all() -> None:
-        try:
-            for name in options.datasets:
-                prepare_dataset(name, options)
-        except KeyboardInterrupt:
-            print("\nRun the same command to go on", file=sys.stderr)
-            raise
-        except OSError as error:
-            raise DatasetError(
-                f"{error.filename or options.root}: {error.strerror or error}; mend it and run the "
-                "same command to go on"
-            ) from error
-
-    run_tool(prepare_all)
+    try:
+        for name in options.datasets:
+            prepare_dataset(name, options)
+    except KeyboardInterrupt:
+        print("\nRun the same command to go on", file=sys.stderr)
+        raise
+    except OSError as error:
+        raise DatasetError(
+            f"{error.filename or options.root}: {error.strerror or error}; mend it and run the "
+            "same command to go on"
+        ) from error

@@ -16,14 +16,15 @@ from PIL import Image
 
 import tagclip
 from tagclip.checkpoint import checkpoint_config, load_trained
-from tagclip.config.checks import check_config, check_registered
-from tagclip.data.inference_input import InferenceInput, check_bgr_array
+from tagclip.config.checks import available_device, check_config, check_registered
+from tagclip.data.inference_input import InferenceInput, bgr_array
 from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import expand_path
 from tagclip.utils.text import error_text
 
 __all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
@@ -75,9 +76,9 @@ class TagCLIPPredictor:
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
         cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
-        if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", cfg.MODEL.DEVICE)
-            cfg.MODEL.DEVICE = "cpu"
+        wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
+        if wanted != cfg.MODEL.DEVICE:
+            logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", wanted)
         # The folders do not matter here, nor may their names be taken by other registrations.
         carried = Protocol(cfg).carried
         folders = cfg.DATASETS.FOLDER_DATASETS
@@ -91,6 +92,7 @@ class TagCLIPPredictor:
         check_registered(cfg)
         self.model = load_trained(cfg)
         self._input = InferenceInput.from_config(cfg)
+        self._trained = Protocol(cfg).full
         self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
 
     @classmethod
@@ -104,7 +106,7 @@ class TagCLIPPredictor:
         Raises:
             TagCLIPError: see `checkpoint_config` and the constructor.
         """
-        return cls(checkpoint_config(path, opts))
+        return cls(checkpoint_config(expand_path(path), opts))
 
     @property
     def dataset_names(self) -> set[str]:
@@ -168,8 +170,8 @@ class TagCLIPPredictor:
         """Segment one image, or each of a list.
 
         Args:
-            image: BGR (H, W, 3) uint8 as everywhere in detectron2, a PIL image, a path, or a list
-                of these. Transparent images are laid over white.
+            image: BGR (H, W, 3) uint8 as everywhere in detectron2 or BGRA, a PIL image, a path, or
+                a list of these, read as `tagclip.data.label_io.read_image` says: alpha is dropped.
             top_k: how many of the K classes to rank at every pixel; 0: none.
 
         Returns:
@@ -201,12 +203,12 @@ class TagCLIPPredictor:
         ]
 
     def read_image(self, path: str | Path) -> np.ndarray:
-        """Read a file upright, over white, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
+        """Read a file as training does, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
 
         Raises:
             DatasetError: the file is missing, damaged or too large.
         """
-        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, over_white=True)
+        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS)
 
     def encode(self, image: ImageLike, asked: AskedClasses) -> ScoreFusion:
         """Run the networks on one image; gate, bias, threshold and size can follow, many times.
@@ -247,21 +249,21 @@ class TagCLIPPredictor:
             return self.read_image(image)
         if isinstance(image, Image.Image):
             try:
-                rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, over_white=True)
+                rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS)
             except (OSError, SyntaxError, ValueError) as error:
                 raise DatasetError(
                     f"{name}: cannot decode this PIL image ({error_text(error)})"
                 ) from error
             return rgb[:, :, ::-1]
-        check_bgr_array(image, name)
-        return image
+        return bgr_array(image, name)
 
     def _resolved(self, source: VocabularyLike) -> Vocabulary:
-        return resolve_seen(
+        vocabulary = resolve_seen(
             self._named(source),
             self.model.train_vocabulary,
             self.cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES,
         )
+        return vocabulary.match_colors(self._trained)
 
     def _named(self, source: VocabularyLike) -> Vocabulary:
         """The vocabulary that is meant; its partition is open unless somebody set it."""

@@ -27,15 +27,36 @@ DEPTH = {name: depth for depth, names in enumerate(FLOORS) for name in names.spl
 ALLOWED: set[tuple[str, str]] = set()
 
 
+# What everybody may ask of the root.
+OF_ALL = ("register", "__version__")
+
+
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and name of every import of tagclip, also of those inside functions."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        prefix = ""
+    """Line and name of every import of tagclip, also of those inside functions, of attributes of
+    the root and of literal names that `importlib.import_module` gets."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    roots = {
+        alias.asname or "tagclip"
+        for node in nodes
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == "tagclip" or (alias.name.startswith("tagclip.") and not alias.asname)
+    }
+    for node in nodes:
+        names: list[str] = []
         if isinstance(node, ast.ImportFrom):
             prefix = f"{'.' * node.level}{node.module or ''}."
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = (prefix + alias.name for alias in node.names)
-            yield from ((node.lineno, name) for name in names if name.startswith(("tagclip.", ".")))
+            names = [prefix + alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names = [f"tagclip.{node.attr}"] if node.value.id in roots else []
+        elif isinstance(node, ast.Call) and node.args:
+            function = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            text = getattr(node.args[0], "value", None)
+            if function in ("import_module", "__import__") and isinstance(text, str):
+                names = [text]
+        yield from ((node.lineno, name) for name in names if name.startswith(("tagclip.", ".")))
 
 
 def offenders(root: Path) -> dict[tuple[str, str], str]:
@@ -51,7 +72,7 @@ def offenders(root: Path) -> dict[tuple[str, str], str]:
             continue
         for line, name in imports(path):
             package = name.split(".")[1]
-            is_allowed = package in (own, "register") or DEPTH.get(package, 0) > DEPTH[own]
+            is_allowed = package in (own, *OF_ALL) or DEPTH.get(package, 0) > DEPTH[own]
             if not is_allowed:
                 found[file, package] = f"{file}:{line}: {own} imports {name}"
     return found
@@ -78,6 +99,31 @@ def test_every_import_goes_downwards(repository: Path) -> None:
             "utils/a.py:2: utils imports tagclip.load",
         ),
         ("demo/b/c.py", "from .. import engine", "demo/b/c.py:2: demo imports ...engine"),
+        (
+            "data/a.py",
+            "import tagclip; tagclip.load_config()",
+            "data/a.py:2: data imports tagclip.l",
+        ),
+        (
+            "data/a.py",
+            "import tagclip as t; x = t.engine",
+            "data/a.py:2: data imports tagclip.engi",
+        ),
+        (
+            "data/a.py",
+            "import tagclip.errors; tagclip.engine",
+            "data/a.py:2: data imports tagclip.engine",
+        ),
+        (
+            "data/a.py",
+            "importlib.import_module('tagclip.engine.trainer')",
+            "data/a.py:2: data imports tagclip.engine.trainer",
+        ),
+        ("data/a.py", "import_module('tagclip.cli')", "data/a.py:2: data imports tagclip.cli"),
+        ("data/a.py", "importlib.import_module('tagclip.errors' + x)", ""),
+        ("data/a.py", "importlib.import_module('tagclip.data.x'), other.engine", ""),
+        ("data/a.py", "import tagclip; tagclip.register(), tagclip.__version__", ""),
+        ("data/a.py", "import tagclip.config as config; config.engine", ""),
         ("attic/a.py", "", "attic/a.py: attic is on no floor"),
         ("data/a.py", "from tagclip import register", ""),
         ("cli/a.py", "import tagclip, tagclip.predictor", ""),

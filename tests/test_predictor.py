@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotDatasetMapper
 from tagclip.checkpoint import checkpoint_config, read_checkpoint
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from tagclip.structures.class_color import name_color
 
 WORDS = ["cat", "zebra", "sky"]
 MERGED_CLIP = tiny_config(text_tokenizer_kwargs={"bpe_path": "merges.txt.gz"})
@@ -109,9 +111,13 @@ def test_pil_modes(predictor: TagCLIPPredictor, mode: str) -> None:
             alpha = Image.fromarray(np.indices((40, 56))[1].astype(np.uint8) // 28 * 255)
             image.putalpha(alpha)
         expected = np.array(image.convert("RGB"))
-        if "A" in mode:
-            expected[:, :28] = 255
     assert_same(predictor(image), predictor(expected[:, :, ::-1]))
+
+
+def test_bgra_arrays_lose_their_alpha(predictor: TagCLIPPredictor) -> None:
+    bgr = picture()[:, :, ::-1]
+    bgra = np.dstack([bgr, picture(seed=1)[:, :, 0]])
+    assert_same(predictor(bgra), predictor(bgr))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1)])
@@ -128,7 +134,8 @@ def test_any_size_gives_labels_of_that_size(
         (np.full((4, 5, 3), 200.0), "float64 values 200.0 to 200.0, expected a BGR array"),
         (np.zeros((3, 4, 5), np.uint8), r"array \(3, 4, 5\), .*image\.transpose\(1, 2, 0\)"),
         (np.zeros((4, 5), np.uint8), "COLOR_GRAY2BGR"),
-        (np.zeros((4, 5, 4), np.uint8), "COLOR_BGRA2BGR"),
+        (np.zeros((4, 5, 5), np.uint8), r"array \(4, 5, 5\), expected a BGR array"),
+        (np.zeros((4, 5, 4), np.uint16), "found uint16 values 0 to 0"),
         (np.zeros((2, 4, 5, 3), np.uint8), "several images are a list"),
         (np.zeros((0, 5, 3), np.uint8), r"empty array \(0, 5, 3\)"),
         (np.zeros((4, 5, 3), bool), "found bool values"),
@@ -410,3 +417,22 @@ def test_without_a_gpu_the_cpu_is_used(cfg: CfgNode) -> None:
     predictor = TagCLIPPredictor(cfg)
     assert (predictor.model.device.type, predictor.cfg.MODEL.DEVICE) == ("cpu", "cpu")
     assert cfg.MODEL.DEVICE == "cuda"
+
+
+def test_words_get_the_colours_that_the_training_json_gives(
+    tiny_cfg: CfgNode, tiny_vocabulary_json: str, tmp_path: Path
+) -> None:
+    """Whatever list they are asked in; other words get those of their names."""
+    tree = json.loads(Path(tiny_vocabulary_json).read_text())
+    for index, entry in enumerate(tree["classes"]):
+        entry["color"] = [index, 7, 9]
+    entry = {"name": f"colored_{tmp_path.name}", "images": "i", "labels": "l"}
+    entry["vocabulary"] = str(write_json(tmp_path / "colored.json", tree))
+    cfg = changed(tiny_cfg, "DATASETS.FOLDER_DATASETS", [entry], "DATASETS.TRAIN", [entry["name"]])
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(cfg, tmp_path / "output"))
+    given = dict(zip((c["name"] for c in tree["classes"]), range(5), strict=True))
+    for words in (["zebra", *given], [name.upper() for name in given][::-1]):
+        predictor.set_vocabulary(words, context=["dog house"])
+        for name, color in zip(words, predictor.vocabulary.colors.tolist(), strict=True):
+            place = given.get(name.lower())
+            assert color == (list(name_color(name)) if place is None else [place, 7, 9])

@@ -42,6 +42,7 @@ CONDITIONS = {
     "seen bias": "seen_bias",
     "templates": "templates",
     "weights": "weights",
+    "start": "start",
     "CLIP": "clip",
     "commit": "git_commit",
 }
@@ -92,7 +93,7 @@ def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequenc
         "",
         markdown_table(["", "run", *METRICS], metric_rows(results)),
         "",
-        "In percent; in brackets the difference to the first run.",
+        "In percent, seen and unseen as in the split; in brackets the difference to the first run.",
         "",
         markdown_table(["", *CONDITIONS], conditions),
         "",

@@ -1,23 +1,23 @@
 #!/usr/bin/env python
 """Segment images, folders, videos or a webcam into any classes, and draw the result.
 
-python tools/demo.py --config-file projects/MiniBench/configs/tagclip_noun_fence_board.yaml \\
-    --input datasets/minibench/images/test/000000.png --vocab "red board, sand" --output out/
-python tools/demo.py --weights output/minibench/model_final.pth --input photos/ --output out/ \\
+python tools/demo.py --weights output/minibench/model_final.pth --output out/ \\
+    --input datasets/minibench/images/test/000029.png \\
+    --vocab "yellow ball, green dice, red board, water"
+python tools/demo.py --weights model_final.pth --input photos/ --output out/ \\
     --vocab "cat, dining table" --context coco_stuff_val --save-labels --json out/result.json
 python tools/demo.py --weights model_final.pth --input street.mp4 --vocab-file words.txt \\
     --output out/
 
 Pictures show the image, its segments, their confidence and the trusty map; classes with a star had
-no mask in training. Images are drawn upright, transparent ones over white. A file that cannot be
-read is listed at the end, with exit code 1; finished pictures are not made again.
+no mask in training. Images are read as in training: upright, without transparency. A file that
+cannot be read is listed at the end, with exit code 1; finished pictures are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import sys
 import time
@@ -25,14 +25,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagclip.errors import CheckpointError, ConfigError, VocabularyError
-from tagclip.utils.cli import check_processes, run_tool
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.utils.cli import add_vocabulary_options, check_processes, run_tool
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-    from tagclip.predictor import TagCLIPPredictor, VocabularyLike
+    from tagclip.predictor import TagCLIPPredictor
 
 logger = logging.getLogger("tagclip.demo")
 
@@ -51,11 +51,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", help="images, folders, globs, or one video")
     source.add_argument("--webcam", action="store_true", help="first camera, until q or Ctrl-C")
-    words = parser.add_mutually_exclusive_group()
-    words.add_argument("--vocab", metavar="NAMES", help='"cat, dining table"')
-    words.add_argument("--vocab-file", metavar="FILE", help="one name per line, or vocabulary json")
-    words.add_argument("--vocab-from-dataset", metavar="NAME", help="classes of this dataset")
-    add("--dedup", action="store_true", help="keep the first of equal names")
+    add_vocabulary_options(parser)
     add("--context", help="more names (file, dataset) that compete and are shown as other")
     add(
         "--background", nargs="?", type=float, const=BACKGROUND, metavar="THRESHOLD",
@@ -124,7 +120,7 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
         TagCLIPError: the config, the weights or the vocabulary are not in order.
     """
     from tagclip import TagCLIPPredictor
-    from tagclip.data import Protocol
+    from tagclip.structures.vocabulary_words import read_asked, read_words
 
     cfg = build_config(args, ["MODEL.DEVICE", device] if device else [])
     try:
@@ -136,15 +132,12 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
             f"{error}; {cfg.OUTPUT_DIR} (OUTPUT_DIR) holds no last_checkpoint either: run make "
             "minibench or tools/train_net.py, or give --weights"
         ) from error
-    vocabulary, context = predictor.vocabulary, args.context
-    if args.vocab_from_dataset:
-        vocabulary = Protocol(predictor.cfg).asked(args.vocab_from_dataset)
-    elif args.vocab is not None or args.vocab_file:
-        words = args.vocab_file or args.vocab
-        vocabulary = read_words(words, args.dedup, bool(args.vocab_file))
-    if context is not None and context not in predictor.dataset_names:
-        context = read_words(context, args.dedup)
-    predictor.set_vocabulary(vocabulary, context=context)
+    names = predictor.dataset_names
+    vocabulary = read_asked(args, names)
+    context = None if args.context is None else read_words(args.context, args.dedup, datasets=names)
+    predictor.set_vocabulary(
+        predictor.vocabulary if vocabulary is None else vocabulary, context=context
+    )
     if context is None and not predictor.cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD:
         logger.info(
             "Every pixel gets one of %d classes; --context or --background make room for others",
@@ -176,42 +169,6 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
         cfg.MODEL.WEIGHTS = last
         logger.info("Weights: %s, the last of OUTPUT_DIR", cfg.MODEL.WEIGHTS)
     return cfg
-
-
-def read_words(text: str, dedup: bool, is_file: bool = False) -> VocabularyLike:
-    """Class names of an option: a dataset, a vocabulary json, a text file, or names with commas.
-
-    Args:
-        text: value of the option.
-        dedup: drop names that differ from an earlier one in case or spacing only.
-        is_file: whether names with commas are no choice.
-
-    Raises:
-        VocabularyError: the text file cannot be read.
-    """
-    from detectron2.data import DatasetCatalog
-
-    from tagclip.structures.vocabulary_class import name_key
-
-    if text in DatasetCatalog.list() or Path(text).suffix == ".json":
-        return text
-    names = text.split(",")
-    if is_file or os.path.isfile(text):
-        try:
-            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise VocabularyError(
-                f"--vocab-file {text}: cannot be read ({type(error).__name__}), expected a UTF-8 "
-                "text with one name per line, or a vocabulary json"
-            ) from error
-        names = [line for line in lines if line.strip()]
-    names = [name.strip() for name in names]
-    if dedup:
-        first: dict[str, str] = {}
-        for name in names:
-            first.setdefault(name_key(name), name)
-        names = list(first.values())
-    return names
 
 
 def draw_video(args: argparse.Namespace, source: str | int) -> None:

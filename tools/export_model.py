@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tagclip.errors import ConfigError, TagCLIPError, VocabularyError
-from tagclip.utils.cli import run_tool
+from tagclip.errors import ConfigError, TagCLIPError
+from tagclip.utils.cli import add_vocabulary_options, run_tool
 from tagclip.utils.files import write_atomic
-from tagclip.utils.text import json_text, one_line
+from tagclip.utils.text import json_text
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -38,10 +38,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="default: of --weights")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
-    words = parser.add_mutually_exclusive_group()
-    words.add_argument("--vocab", metavar="NAMES", help='class names: "cat, dining table"')
-    words.add_argument("--vocab-file", metavar="FILE", help="vocabulary json, or a name per line")
-    words.add_argument("--vocab-from-dataset", metavar="NAME", help="default: DATASETS.TEST")
+    add_vocabulary_options(parser)
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument(
         "--format", nargs="+", choices=list(FILES), default=list(FILES), help="default: both"
@@ -100,7 +97,7 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
     """
     from tagclip import TagCLIPPredictor, load_config
     from tagclip.checkpoint import checkpoint_config
-    from tagclip.data import Protocol
+    from tagclip.structures.vocabulary_words import read_asked
 
     opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", False]
     if not args.config_file and not args.weights:
@@ -115,33 +112,9 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
             "TEST.AUG.ENABLED: found True, expected False; an exported model sees one view"
         )
     predictor = TagCLIPPredictor(cfg)
-    if args.vocab_from_dataset:
-        predictor.set_vocabulary(Protocol(predictor.cfg).asked(args.vocab_from_dataset))
-    elif args.vocab is not None:
-        predictor.set_vocabulary([name.strip() for name in args.vocab.split(",")])
-    elif args.vocab_file:
-        predictor.set_vocabulary(read_names(Path(args.vocab_file)))
-    else:
-        predictor.set_vocabulary(predictor.vocabulary)
+    vocabulary = read_asked(args, predictor.dataset_names)
+    predictor.set_vocabulary(predictor.vocabulary if vocabulary is None else vocabulary)
     return predictor
-
-
-def read_names(path: Path) -> Path | list[str]:
-    """Return the path of a vocabulary json as it is, else the lines of a text file.
-
-    Raises:
-        VocabularyError: the file cannot be read.
-    """
-    if path.suffix == ".json":
-        return path
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise VocabularyError(
-            f"{path}: cannot be read ({one_line(error)}), expected a class name per "
-            "line or a vocabulary json; check --vocab-file"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]
 
 
 def window_size(args: argparse.Namespace, predictor: TagCLIPPredictor) -> tuple[int, int] | None:

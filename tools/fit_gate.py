@@ -2,7 +2,7 @@
 r"""Fit the additive gate on seen classes that are held out, a group at a time.
 
     python tools/fit_gate.py --dataset minibench_val --hold-out ball --hold-out flag \
-        --config-file projects/MiniBench/configs/convtrust_noun_dice_board.yaml
+        --config-file projects/MiniBench/configs/tagclip_minibench_noun_dice_board_convtrust.yaml
 
 For every --hold-out (names of seen classes or words of their names, separated by commas) a model is
 trained as if these classes were unseen, too, and asked on --dataset; the run's own unseen classes

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Train or evaluate TagCLIP from a config.
 
-python tools/train_net.py --config-file projects/MiniBench/configs/tagclip_noun_fence_board.yaml
+python tools/train_net.py \\
+    --config-file projects/MiniBench/configs/tagclip_minibench_noun_fence_board_convtrust.yaml
 python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
 python tools/train_net.py --config-file CONFIG --num-gpus 8 SOLVER.BASE_LR 0.001 OUTPUT_DIR out
 python tools/train_net.py --config-file CONFIG --num-gpus 2 MODEL.DEVICE cpu
@@ -75,20 +76,17 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
     Returns:
         The config, and whether it asks for a GPU that is not there.
     """
-    import torch
-
     from tagclip import ZeroShotTrainer, load_config
+    from tagclip.config import available_device
     from tagclip.engine import resolve_weights_and_seed
 
     cfg = load_config(args.config_file, args.opts)
     import_projects(cfg.PROJECTS)
-    no_gpu = cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available()
-    if no_gpu:
-        cfg.MODEL.DEVICE = "cpu"
+    wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
     weights = resolve_weights_and_seed(cfg, eval_only=args.eval_only, resume=args.resume)
     ZeroShotTrainer.check(cfg, weights=weights, train=not args.eval_only)
     cfg.freeze()
-    return cfg, no_gpu
+    return cfg, wanted != cfg.MODEL.DEVICE
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
@@ -100,10 +98,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg, no_gpu = read_config(args)
     try:
         default_setup(cfg, args)
-    except OSError as error:
+    # A zero byte is a ValueError.
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: found no folder to write to ({error.strerror}), "
-            "expected one; name another"
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: found no folder to write to ({reason}), expected one; "
+            "name another"
         ) from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tagclip")
     hide_tracebacks()
@@ -120,15 +120,15 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
     from tagclip import ZeroShotTrainer
     from tagclip.checkpoint import load_trained
-    from tagclip.data import Protocol
+    from tagclip.engine.run_info import announce_protocol
 
     cfg = setup(args)
     if not args.eval_only:
         trainer = ZeroShotTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
-    logging.getLogger("tagclip").info("Protocol: %s", Protocol(cfg).summary)
     model = load_trained(cfg, model=ZeroShotTrainer.build_model(cfg))
+    announce_protocol(cfg, model)
     results = ZeroShotTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -153,8 +153,12 @@ def prove(args: argparse.Namespace) -> None:
 def start(args: argparse.Namespace) -> None:
     """Run `main` in this process, or in one process per GPU (MODEL.DEVICE cpu: on the CPU)."""
     from tagclip import load_config
+    from tagclip.config import find_config
     from tagclip.engine.launch import launch
 
+    if args.config_file:
+        # detectron2 opens it as well.
+        args.config_file = str(find_config(args.config_file))
     launch(main, args, load_config(args.config_file, args.opts).MODEL.DEVICE)
 
 

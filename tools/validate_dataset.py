@@ -2,7 +2,8 @@
 """Read every image and label file of a dataset, say what is wrong and which command mends it.
 
     python tools/validate_dataset.py voc2012_train voc2012_val
-    python tools/validate_dataset.py --config-file projects/MiniBench/configs/supervised.yaml
+    python tools/validate_dataset.py \\
+        --config-file projects/MiniBench/configs/tagclip_minibench_supervised.yaml
 
 Checks pairs, sizes, EXIF, channels, values, duplicates and damaged files, counts the pixels of
 every class, and looks for images that two datasets share. Writes report.json, histogram.png and
@@ -81,7 +82,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Validate; return the exit code."""
-    from tagclip.data.validation.findings import list_findings, shared_images
+    from tagclip.data.validation.findings import list_findings, shared_findings
 
     # What single files are like is counted, not logged.
     logging.getLogger("tagclip.data.label_io").setLevel(logging.ERROR)
@@ -93,7 +94,7 @@ def main(args: argparse.Namespace) -> int:
         findings = list_findings(found, target.convert, target.prepare_command, target.verified)
         for first, second in pairs:
             if second == target.name:
-                findings += shared_images(scans[first][0], found)
+                findings += shared_findings(scans[first][0], found)
         findings.sort(key=lambda finding: not finding.is_problem)
         clean &= not any(finding.is_problem for finding in findings)
         write_report(*scans[target.name], findings, args.output / target.name)
@@ -125,7 +126,7 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
         names = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
         protocol = Protocol(cfg)
         vocabularies = [protocol.dataset(name) for name in names]
-        pairs = [p for p in product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) if p[0] != p[1]]
+        pairs = list(product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
     targets = [find_target(name, v) for name, v in zip(names, vocabularies, strict=True)]
     return targets, pairs, cfg.INPUT.MAX_PIXELS
 

@@ -2,7 +2,7 @@
 """Show what the model sees in training: augmented crops, and the labels that are left of them.
 
     python tools/visualize_data.py --num 4 \\
-        --config-file projects/MiniBench/configs/tagclip_noun_fence_board.yaml
+        --config-file projects/MiniBench/configs/tagclip_minibench_noun_fence_board_convtrust.yaml
 
 Writes one page per image below --output. 000007.png shows sample 7 of the training stream, exactly
 as a training with this config and seed gets it, and the same image in the epochs after. Above it

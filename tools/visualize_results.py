@@ -228,10 +228,11 @@ def draw_page(
     from tagclip.visualization.panels import draw_heading, stack_pictures
 
     gallery = draw_gallery(images, vocabulary, PANEL_SIZE, classes_on(images, vocabulary))
+    found = content["metrics"] | (content.get("metrics_by_split") or {})
     metrics = [
-        f"{name} {content['metrics'][name]:.1f}"
+        f"{name} {found[name]:.1f}"
         for name in ("mIoU-seen", "mIoU-unseen", "hIoU", "mIoU")
-        if content["metrics"].get(name) is not None
+        if found.get(name) is not None
     ]
     title = f"{content['dataset']}: {which} images by mIoU over the classes on them"
     lines = [f"Protocol: {content['run'].get('protocol')}", f"All images: {', '.join(metrics)}"]

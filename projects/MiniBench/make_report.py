@@ -28,6 +28,7 @@ def report(folder: Path) -> None:
     """Write the report; print the metrics and where everything lies."""
     from tabulate import tabulate
 
+    from tagclip.evaluation.results import absent_note
     from tagclip.projects.minibench.report import metric_rows, write_report
 
     run, files = write_report(folder)
@@ -36,6 +37,8 @@ def report(folder: Path) -> None:
     print(
         tabulate(metric_rows(run.result), ("metric", "percent", "classes"), disable_numparse=True)
     )
+    if note := absent_note(run.result["metrics"]):
+        print(note)
     for file in files:
         print(f"Wrote {file}")
 

@@ -16,7 +16,15 @@ from tagclip.utils.text import json_text
 __all__ = ["ClassRow", "RunResult", "class_rows", "differences", "load_results", "repetitions"]
 
 # What differs between repetitions of one experiment.
-_PER_REPETITION = ("seed", "iterations", "weights", "weights_sha256", "git_commit")
+_PER_REPETITION = (
+    "seed",
+    "iterations",
+    "weights",
+    "weights_sha256",
+    "start",
+    "start_sha256",
+    "git_commit",
+)
 _SHORT_HASH = 12
 
 
@@ -33,8 +41,9 @@ class RunResult:
     content: dict[str, Any]
 
     def metric(self, name: str) -> float | None:
-        """A metric in percent; None where it is undefined."""
-        return self.content["metrics"].get(name)
+        """A metric in percent, by the split of the class list; None where it is undefined."""
+        by_split = self.content.get("metrics_by_split") or {}
+        return by_split.get(name, self.content["metrics"].get(name))
 
     def run(self, key: str) -> Any:
         """What the run says about itself; None if it does not."""
@@ -150,7 +159,13 @@ def _protocol(result: RunResult) -> str:
     """Which labels training read; how the model was trained on them is no matter of protocol."""
     # Said by `Protocol.summary` wherever a key makes training do so.
     reads_novel = "reads where" in str(result.run("protocol"))
-    return f"{result.run('setting')}{', which reads where unseen pixels are' * reads_novel}"
+    text = f"{result.run('setting')}{', which reads where unseen pixels are' * reads_novel}"
+    if trained := result.run("trained_unseen"):
+        text += f", not zero-shot (masks of {len(trained)} unseen classes)"
+    # Results of before this was recorded say neither.
+    if "zero_shot" in result.content["run"] and result.run("zero_shot") is None:
+        text += ", ancestry unknown"
+    return text
 
 
 def repetitions(results: Sequence[RunResult]) -> list[list[RunResult]]:

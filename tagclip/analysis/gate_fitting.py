@@ -22,6 +22,7 @@ from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.modeling.inference.gate import Gate
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_words import split_words
 
 __all__ = [
     "SCALES",
@@ -56,14 +57,14 @@ def held_out_classes(vocabulary: Vocabulary, words: str) -> list[str]:
 
     Args:
         vocabulary: the dataset's classes with the split of the user's run.
-        words: separated by commas.
+        words: see `split_words`.
 
     Raises:
         VocabularyError: a word names no seen class, or no seen class is left.
     """
     seen = [n for n, flag in zip(vocabulary.names, vocabulary.seen_mask, strict=True) if flag]
     chosen: list[str] = []
-    for word in (part.strip() for part in words.split(",")):
+    for word in split_words(words):
         found = [name for name in seen if word and (word == name or word in name.split())]
         if not found:
             raise VocabularyError(

@@ -11,7 +11,7 @@ import numpy as np
 from tagclip.evaluation.metrics import confusion_matrix, per_class
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.visualization.panels import (
-    UNLABELLED_NOTE,
+    HATCHED_NOTE,
     draw_legend,
     draw_panels,
     draw_trusty_bar,
@@ -158,9 +158,11 @@ def draw_gallery(
     rows: list[list[np.ndarray | None]] = []
     for image in images:
         pixels = fit(image.image, size)
+        unlabelled = fit(image.truth, size) >= len(vocabulary)
         row = [pixels]
         for labels in image.maps:
-            row.append(draw_segments(pixels, fit(labels, size), vocabulary, alpha=1.0))
+            segments = fit(labels, size)
+            row.append(draw_segments(pixels, segments, vocabulary, 1.0, hatched=unlabelled))
         if has_trusty:
             row.append(colorize_trusty(fit(image.trusty, size)))
         rows.append(row)
@@ -169,7 +171,9 @@ def draw_gallery(
         rows.append([*[None] * len(heads), bar])
         heads.append("trusty map: P(seen class)")
     panels = draw_panels(rows, heads, [image.title for image in images])
-    has_other = any((m < 0).any() for image in images for m in (image.labels, *image.others))
-    outside = "unlabelled, or predicted no class" if has_other else "unlabelled"
-    legend = draw_legend(vocabulary, panels.shape[1], classes, outside=(outside, UNLABELLED_NOTE))
+    ignored = any((image.truth >= len(vocabulary)).any() for image in images)
+    other = any((m < 0).any() for image in images for m in image.maps[1:])
+    hatched = " or ".join(["unlabelled"] * ignored + ["predicted no class"] * other)
+    outside = (hatched, HATCHED_NOTE * ignored)
+    legend = draw_legend(vocabulary, panels.shape[1], classes, bool(hatched), outside)
     return stack_pictures([panels, legend])

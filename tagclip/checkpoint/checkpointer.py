@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from tagclip.checkpoint.metadata import (
     check_metadata,
     checkpoint_metadata,
     metadata_differences,
+    saved_provenance,
 )
 from tagclip.checkpoint.reading import LAST, read_checkpoint
 from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.weights import file_sha256
+from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import one_line
 
 __all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "load_trained"]
@@ -51,6 +55,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         metadata: dict[str, Any] | None = None,
+        stage: Stage | None = None,
         allow_partial: bool = False,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
@@ -61,6 +66,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             model: the model, possibly wrapped for several processes.
             save_dir: folder of the checkpoints.
             metadata: stored with every checkpoint, see `checkpoint_metadata`.
+            stage: what a training adds to the model's provenance; None does not train.
             allow_partial: load what fits and warn about the rest.
             save_to_disk: default: only in the main process.
             checkpointables: optimizer, trainer and so on, restored on resume. Without any, a
@@ -68,6 +74,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata, self.allow_partial = metadata or {}, allow_partial
+        self._stage = stage
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -82,13 +89,18 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": _trained_state(self.model), "tagclip": self.metadata}
+        data = {"model": _trained_state(self.model), "tagclip": self._current_metadata()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         clean_folder(path.parent)
         self.logger.info("Saving checkpoint to %s", path)
         write_durably(path, serialised(data | kwargs))
         self.tag_last_checkpoint(path.name)
+
+    def _current_metadata(self) -> dict[str, Any]:
+        """With what the model has been loaded with and trained on since it was built."""
+        provenance = getattr(self.model, "provenance", Provenance(is_complete=False))
+        return self.metadata | {"provenance": provenance.to_json()}
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that ``--resume`` takes.
@@ -166,6 +178,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             if not is_lenient and _trained_state(self.model):
                 raise CheckpointError("MODEL.WEIGHTS is empty, expected a checkpoint to evaluate")
             self.logger.info("MODEL.WEIGHTS is empty: starting from CLIP")
+            self._begin(Provenance())
             return {}
         self.logger.info("Loading checkpoint %s", path)
         return self.load_content(path, read_checkpoint(path), restored)
@@ -200,6 +213,11 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         self._load_state(path, checkpoint.pop("model"), differences)
         for key in restored:
             self._restore(path, key, checkpoint)
+        if restored:
+            # Its training is among the stages already, with what it started from.
+            self.model.provenance = saved_provenance(saved, path)
+        else:
+            self._begin(saved_provenance(saved, path), path)
         others, free = changed_keys(saved, self.metadata) if restored else ("", "")
         if others:
             self.logger.warning(
@@ -209,6 +227,15 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         if free:
             self.logger.info("Resuming with other keys, which change no weight: %s", free)
         return checkpoint
+
+    def _begin(self, provenance: Provenance, start: str | Path = "") -> None:
+        """Give the model the provenance of its start, and of its own training if there is one."""
+        if self._stage:
+            path = Path(start)
+            sha256 = file_sha256(path) if path.is_file() else ""
+            stage = replace(self._stage, start=path.name, start_sha256=sha256)
+            provenance = provenance.then(stage)
+        self.model.provenance = provenance
 
     def _load_state(self, path: str, state: dict[str, Tensor], differences: list[str]) -> None:
         """Load the tensors if everything fits; what does not fit is listed in one line.

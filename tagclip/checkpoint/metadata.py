@@ -20,6 +20,7 @@ from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.projects import same_project_file
+from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import one_line, shortened
 from tagclip.utils.untrusted import load_yaml
 
@@ -29,6 +30,7 @@ __all__ = [
     "checkpoint_config",
     "checkpoint_metadata",
     "metadata_differences",
+    "saved_provenance",
 ]
 
 logger = logging.getLogger(__name__)
@@ -105,9 +107,10 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     Returns:
         ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``, ``trusty_target``
         (None without a token), ``classes`` (names that training asks for),
-        ``seen_classes`` (those of them with labels), ``vocabulary_fingerprint`` and ``seed``; the
-        contents of files that building the model reads: ``vocabularies`` (dataset -> json),
-        ``clip_json`` and ``clip_merges`` (base64; both "" for a model of open_clip).
+        ``seen_classes`` (those of them with labels), ``vocabulary_fingerprint``, ``seed`` and
+        ``provenance``; the contents of files that building the model reads: ``vocabularies``
+        (dataset -> json), ``clip_json`` and ``clip_merges`` (base64; both "" for a model of
+        open_clip).
 
     Raises:
         TagCLIPError: such a file is missing.
@@ -138,6 +141,7 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "seen_classes": [name for name, seen in flags if seen],
         "vocabulary_fingerprint": vocabulary.fingerprint,
         "seed": cfg.SEED,
+        "provenance": model.provenance.to_json(),
         "vocabularies": Protocol(cfg).class_list_texts(),
         "clip_json": clip_json,
         "clip_merges": clip_merges,
@@ -145,8 +149,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
-    """A path that does not depend on where the command is run; ~ stays, as it does on its own."""
-    return path if path.startswith("~") else os.path.abspath(path)
+    """A path that does not depend on where the command is run; ~ and $NAME stay."""
+    return path if path.startswith(("~", "$")) else os.path.abspath(path)
 
 
 def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
@@ -256,6 +260,40 @@ def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
             f"{path}: found no config in it that can be read, expected the yaml text that "
             "tools/train_net.py stores"
         )
+    saved_provenance(saved, path)
+
+
+def saved_provenance(saved: dict[str, Any], path: str | Path) -> Provenance:
+    """What a checkpoint says about the masks that trained it.
+
+    Args:
+        saved: its metadata. Without a provenance, its own classes with labels are what is known.
+        path: its file, for the message.
+
+    Raises:
+        CheckpointError: the provenance is none.
+    """
+    if saved.get("provenance") is not None:
+        try:
+            return Provenance.from_json(saved["provenance"])
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: found no readable tagclip.provenance ({error}), expected that of "
+                "tools/train_net.py; the file is damaged or was written by a newer version"
+            ) from error
+    seen = saved.get("seen_classes")
+    if not seen:
+        return Provenance(is_complete=False)
+    config = _config_tree(saved.get("config")) or {}
+    split, setting = (
+        reduce(_child, ("DATASETS", "ZERO_SHOT", key), config) for key in ("SPLIT", "SETTING")
+    )
+    stage = Stage(
+        setting=str(setting or "unknown"),
+        split=str(split or ""),
+        masks=tuple((name,) for name in seen),
+    )
+    return Provenance((stage,), is_complete=False)
 
 
 def _config_tree(text: Any) -> dict[str, Any] | None:

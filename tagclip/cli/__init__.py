@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import tagclip
 from tagclip.utils.text import did_you_mean
@@ -47,6 +47,10 @@ COMMANDS = {
         "run-onnx": ("tools.run_onnx:invoke_main", "run an exported model without torch"),
     },
     "MiniBench, the generated benchmark": {
+        "minibench": (
+            "tools.minibench.run_minibench:invoke_main",
+            "generate, train, evaluate and draw",
+        ),
         "minibench data": ("tools.minibench.generate_data:invoke_main", "generate its images"),
         "minibench report": ("tools.minibench.make_report:invoke_main", "draw what a run learned"),
         "minibench table": ("tools.minibench.run_table:invoke_main", "train and measure all runs"),
@@ -72,8 +76,15 @@ def main() -> None:
         print(f"tagclip {tagclip.__version__}")
         return
     targets = {name: target for group in COMMANDS.values() for name, (target, _) in group.items()}
+    family = [name for name in targets if name.startswith(f"{words[0]} ")]
+    if family and words[0] not in targets and words[1:2] in ([], ["-h"], ["--help"]):
+        print(_format_help(family))
+        return
     # A name has one word or two.
-    for name in (" ".join(words[:2]), words[0]):
+    names = [" ".join(words[:2]), words[0]]
+    if family and words[1:] and not words[1].startswith("-"):
+        names.pop()
+    for name in names:
         if name in targets:
             # The usage that argparse prints begins with it.
             sys.argv = [f"tagclip {name}", *words[len(name.split()) :]]
@@ -90,15 +101,15 @@ def _load(target: str) -> Callable[[], None]:
     return getattr(importlib.import_module(spec.name), function)
 
 
-def _format_help() -> str:
+def _format_help(names: Container[str] = ()) -> str:
+    """Text that lists the commands of some names, or all."""
     width = max(len(name) for group in COMMANDS.values() for name in group)
     lines = ["usage: tagclip COMMAND ...", "", "tagclip COMMAND --help tells more."]
     for title, group in COMMANDS.items():
-        lines += [
-            "",
-            f"{title}:",
-            *(f"  {name:{width}}  {line}" for name, (_, line) in group.items()),
+        shown = [
+            f"  {n:{width}}  {line}" for n, (_, line) in group.items() if not names or n in names
         ]
+        lines += ["", f"{title}:", *shown] if shown else []
     return "\n".join(lines)
 
 

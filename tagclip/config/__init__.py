@@ -1,16 +1,26 @@
 """The config: every key with its default and values, checks, and loading of layered yaml files."""
 
-from tagclip.config.checks import check_config, check_registered, check_value, choices
+from tagclip.config.checks import (
+    available_device,
+    check_config,
+    check_device,
+    check_registered,
+    check_value,
+    choices,
+)
 from tagclip.config.defaults import add_tagclip_config
-from tagclip.config.loading import build_config, load_config, resolve_paths
+from tagclip.config.loading import build_config, find_config, load_config, resolve_paths
 
 __all__ = [
     "add_tagclip_config",
+    "available_device",
     "build_config",
     "check_config",
+    "check_device",
     "check_registered",
     "check_value",
     "choices",
+    "find_config",
     "load_config",
     "resolve_paths",
 ]

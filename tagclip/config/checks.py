@@ -12,13 +12,37 @@ from detectron2.config import CfgNode
 from tagclip.config.defaults import config_keys
 from tagclip.config.keys import Key
 from tagclip.errors import ConfigError
+from tagclip.utils.text import did_you_mean
 
-__all__ = ["check_config", "check_registered", "check_value", "choices"]
+__all__ = [
+    "available_device",
+    "check_config",
+    "check_device",
+    "check_registered",
+    "check_value",
+    "choices",
+    "expected_value",
+]
+
+_OF_DETECTRON2 = ", a part of detectron2's own models"
 
 
 def choices(name: str) -> tuple[str, ...]:
     """Return the words that a config key may be."""
     return _all_keys()[name].choices
+
+
+def expected_value(name: str, default: Any) -> str:
+    """Say in words what a config key may be, whether it is in the table or detectron2's alone.
+
+    Args:
+        name: such as ``SOLVER.MAX_ITER``; or the name of a section.
+        default: its value before.
+    """
+    if isinstance(default, CfgNode):
+        return f"a key of this section and its value, such as {name}.{next(iter(default))}"
+    default = list(default) if isinstance(default, tuple) else default
+    return _all_keys().get(name, Key(name, default, "")).expected
 
 
 def check_value(name: str, value: Any) -> None:
@@ -54,19 +78,78 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             "SOLVER.NESTEROV: found True with MOMENTUM 0, expected False or a momentum above 0"
         )
-    try:
-        torch.device(cfg.MODEL.DEVICE)
-    except (RuntimeError, ValueError) as error:
+    _check_device_name(cfg.MODEL.DEVICE)
+    expected = cfg.TEST.EXPECTED_RESULTS
+    if expected and (len(cfg.DATASETS.TEST) != 1 or not all(map(_is_expectation, expected))):
         raise ConfigError(
-            f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r}, expected cuda or cpu"
-        ) from error
+            f"TEST.EXPECTED_RESULTS: found {expected!r:.200} for {len(cfg.DATASETS.TEST)} datasets "
+            "in DATASETS.TEST, expected lists of 'sem_seg', a metric, its value and what it may "
+            "differ by, for one dataset, such as [['sem_seg', 'mIoU', 54.8, 0.1]]"
+        )
+
+
+def _is_expectation(row: Any) -> bool:
+    """Whether detectron2's ``verify_results`` can compare this with a result of one dataset."""
+    return (
+        isinstance(row, (list, tuple))
+        and [type(item) for item in row[:2]] == [str, str]
+        and row[0] == "sem_seg"
+        and len(row) == 4
+        and all(isinstance(item, (int, float)) for item in row[2:])
+    )
+
+
+def _check_device_name(device: str) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, ValueError):
+        found = None
+    if found is None or found.type not in ("cuda", "cpu"):
+        raise ConfigError(f"MODEL.DEVICE: found {device!r}, expected cuda or cpu")
+    return found
+
+
+def available_device(device: str) -> str:
+    """Return a device that this machine has: the CPU in the place of a GPU where there is none.
+
+    Args:
+        device: MODEL.DEVICE.
+
+    Raises:
+        ConfigError: it is neither a GPU of CUDA nor the CPU, or the machine has fewer GPUs.
+    """
+    found = _check_device_name(device)
+    if found.type == "cpu":
+        return device
+    if not torch.cuda.is_available():
+        return "cpu"
+    count = torch.cuda.device_count()
+    if (found.index or 0) >= count:
+        raise ConfigError(
+            f"MODEL.DEVICE: found {device!r} on a machine with {count} GPUs, expected cuda, cpu, "
+            f"or cuda:N with an N below {count}"
+        )
+    return device
+
+
+def check_device(cfg: CfgNode) -> None:
+    """Refuse a device that this machine has not.
+
+    Raises:
+        ConfigError: see `available_device`; or there is no GPU.
+    """
+    if available_device(cfg.MODEL.DEVICE) != cfg.MODEL.DEVICE:
+        raise ConfigError(
+            f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without GPU, expected cpu"
+        )
 
 
 def check_registered(cfg: CfgNode) -> None:
     """Check the names of the model's parts, once PROJECTS are imported.
 
     Raises:
-        ConfigError: detectron2's registries lack one.
+        ConfigError: detectron2's registries lack one, or it is a part of detectron2's own models,
+            which know no class vectors.
     """
     # Takes seconds, which reading a config need not wait for.
     from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
@@ -76,10 +159,15 @@ def check_registered(cfg: CfgNode) -> None:
         ("BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY),
         ("SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
     ):
-        if found not in registry:
+        parts = dict(registry)
+        own = [
+            name for name, part in parts.items() if not part.__module__.startswith("detectron2.")
+        ]
+        if found not in own:
             raise ConfigError(
-                f"MODEL.{key}: found {found!r}, expected a registered name; "
-                "check it, or name its project in PROJECTS"
+                f"MODEL.{key}: found {found!r}{_OF_DETECTRON2 * (found in parts)}, expected "
+                f"{' or '.join(own)}{did_you_mean(found, own)}; check it, or name its project in "
+                "PROJECTS"
             )
 
 

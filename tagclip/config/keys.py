@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import or_
@@ -16,9 +16,8 @@ __all__ = ["DETECTRON2", "Key"]
 
 # Default of a row whose key detectron2 has and whose value stays as it is there.
 DETECTRON2 = object()
-# Whole numbers beyond are no count of anything and overflow in what is built of them; no float is
-# beyond but infinity.
-_MOST = {int: 2**31 - 1, float: sys.float_info.max}
+# Numbers beyond are no count or size of anything and overflow in what is built of them.
+_MOST = {int: 2**31 - 1, float: 1e9}
 _NOUNS = {
     bool: ("True or False", "truth values"),
     int: ("a whole number", "whole numbers"),
@@ -39,7 +38,7 @@ class Key:
         kind: type of the value, such as ``float``, ``list[str]`` or ``float | None``; without one
             that of the default. A whole number is a float, too, and a tuple a list.
         choices: the only values.
-        low, high: inclusive bounds of numbers. Numbers are finite.
+        low, high: inclusive bounds of numbers, which are never beyond `_MOST` unless these say so.
         above, below: exclusive bounds.
         letters: a text consists of these, one at least.
         length: number of items of a list; "some" is at least one, None any.
@@ -51,7 +50,7 @@ class Key:
     default: Any
     text: str
     kind: Any = None
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
     low: float | None = None
     high: float | None = None
     above: float | None = None
@@ -75,9 +74,10 @@ class Key:
         """
         if self._accepts(value):
             return
-        hint = did_you_mean(value, self.choices) if isinstance(value, str) else ""
-        if isinstance(value, int) and value > _MOST[int] and self.high is None:
-            hint = f", {_MOST[int]} at most"
+        hint = did_you_mean(value, map(str, self.choices)) if isinstance(value, str) else ""
+        most = _MOST.get(self._kinds[0], math.inf)
+        if isinstance(value, (int, float)) and most < value < math.inf and self.high is None:
+            hint = f", {most:.10g} at most"
         raise ConfigError(f"{self.name}: found {value!r:.200}, expected {self.expected}{hint}")
 
     @cached_property

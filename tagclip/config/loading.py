@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-from tagclip.config.checks import check_config
+from tagclip.config.checks import check_config, expected_value
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.errors import ConfigError
+from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_yaml
 
-__all__ = ["build_config", "load_config", "resolve_paths"]
+__all__ = ["advice_if_relative", "build_config", "find_config", "load_config", "resolve_paths"]
 
 # A user means a folder relative to where the command is run, as everywhere in detectron2.
 _CWD_RELATIVE = ("OUTPUT_DIR",)
+# What is relative to the yaml that says so.
+_RELATIVE = ("./", "../")
 # A name or a list; yacs would insist on the type of the default.
 _NAME_OR_LIST = "MODEL.CLIP.TEMPLATES"
+# What yacs and Python raise on values of other types; the key says better what is wrong.
+_MISFITS = (ValueError, TypeError, AssertionError, KeyError, OverflowError, RecursionError)
+# Old name -> new name of the config files beside it.
+_RENAMED = "renamed.json"
 
 
 def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     """Build a config from the defaults, a layered yaml file and command-line overrides.
 
     Inside a yaml, a string that starts with ``./`` or ``../`` is a path relative to that yaml
-    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``. ``CONFIG_NAME`` becomes the
-    file's name unless it is set, as in the config.yaml of a run.
+    (each file of a ``_BASE_`` chain on its own), except ``OUTPUT_DIR``. ``~`` and ``$NAME`` are
+    replaced in every path (`expand_path`). ``CONFIG_NAME`` becomes the file's name unless it is
+    set, as in the config.yaml of a run.
 
     Args:
         config_file: yaml file, possibly with ``_BASE_``; "" takes the defaults.
@@ -40,9 +50,28 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
         ConfigError: a file is missing or no plain yaml, a key is unknown, or a value has the
             wrong type or makes no sense.
     """
-    cfg = build_config(_yaml_chain(Path(config_file), ()) if config_file else (), opts)
-    cfg.CONFIG_NAME = cfg.CONFIG_NAME or Path(config_file).name
+    path = find_config(config_file) if config_file else Path()
+    cfg = build_config(_yaml_chain(path, ()) if config_file else (), opts)
+    cfg.CONFIG_NAME = cfg.CONFIG_NAME or path.name
     return cfg
+
+
+def find_config(path: str | Path) -> Path:
+    """Return the absolute path of a config file, which may be given by a name that it once had.
+
+    ``renamed.json`` in its folder, ``{"old.yaml": "new.yaml"}``, knows earlier names.
+
+    Raises:
+        ConfigError: no file can have this name, or the table cannot be read.
+    """
+    path = _resolved(Path(path))
+    table = path.with_name(_RENAMED)
+    if path.is_file() or not table.is_file():
+        return path
+    name = str(_read_yaml(table).get(path.name, path.name))
+    if name != path.name:
+        logging.getLogger(__name__).warning("%s is now called %s; use that name", path, name)
+    return path.with_name(name)
 
 
 def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] = ()) -> CN:
@@ -64,16 +93,37 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     for source, tree in chain(trees, overrides):
         values = dict(_items(tree))
         _check_keys(values, defaults, source)
-        templates = values.get(_NAME_OR_LIST)
-        if templates is not None:
-            cfg.MODEL.CLIP.TEMPLATES = [] if str(templates).startswith("[") else ""
-        try:
-            cfg.merge_from_other_cfg(CN(tree))
-        except (ValueError, AssertionError, KeyError, TypeError) as error:
-            raise ConfigError(f"{source}: {one_line(error)}; mend the value") from error
-        _refuse_nulls(cfg, defaults, source)
+        for key, value in values.items():
+            if not isinstance(value, dict) or not isinstance(defaults[key], CN):
+                _merge(cfg, key, value, source)
+    # Other paths are expanded by what opens them.
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(expand_path, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
     check_config(cfg)
     return cfg
+
+
+def _merge(cfg: CN, key: str, value: Any, source: str | Path) -> None:
+    """Set one key; texts are read as Python's literals, as yacs does."""
+    default, found = reduce(getitem, key.split("."), cfg), value
+    try:
+        if isinstance(value, str):
+            found = CN._decode_cfg_value(value)
+        if key == _NAME_OR_LIST:
+            default = cfg.MODEL.CLIP.TEMPLATES = [] if isinstance(found, (list, tuple)) else ""
+        if found is None and default is not None:
+            raise TypeError("yacs takes None for every type")
+        if isinstance(default, float) and type(found) is int:
+            value = float(found)
+        elif isinstance(default, str) and isinstance(value, str) and not isinstance(found, str):
+            # The name of a folder may be a number.
+            value = repr(value)
+        cfg.merge_from_other_cfg(CN(_nested(key, value)))
+    except _MISFITS as error:
+        shown = "null" if found is None else f"{found!r:.200}"
+        expected = expected_value(key, default)
+        raise ConfigError(
+            f"{source}: {key}: found {shown}, expected {expected}; mend the value"
+        ) from error
 
 
 def _items(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -89,30 +139,20 @@ def _nested(key: str, value: Any) -> dict:
     return reduce(lambda tree, part: {part: tree}, reversed(key.split(".")), value)
 
 
-def _refuse_nulls(cfg: CN, defaults: dict[str, Any], source: str | Path) -> None:
-    """yacs takes None for every type; what reads the key would fail somewhere."""
-    for key, value in _items(cfg):
-        default = defaults.get(key)
-        if value is None and default is not None:
-            raise ConfigError(
-                f"{source}: {key} is null, expected {type(default).__name__}, such as "
-                f"{default!r:.60}; mend the value"
-            )
-
-
 def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Path) -> None:
     """Refuse keys that the config does not have, naming the nearest one that it has."""
     for key, value in values.items():
         # Of a section, the keys in it are more to the point.
         if key not in known and not (isinstance(value, dict) and value):
-            hint = did_you_mean(key, known) or "; all keys: docs/config.md"
+            leaves = (name for name, default in known.items() if not isinstance(default, CN))
+            hint = did_you_mean(key, leaves) or "; all keys: docs/config.md"
             shown = key if key.isprintable() else repr(key)
             raise ConfigError(f"{source}: unknown config key {shown}{hint}")
 
 
 def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
     """Yield (file, its own keys), the deepest ``_BASE_`` first."""
-    path = _resolved(path)
+    path = find_config(path)
     if path in visited:
         raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
     tree = _read_yaml(path)
@@ -123,13 +163,13 @@ def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, d
             raise ConfigError(
                 f"{path}: found _BASE_ {base!r:.60}, expected the name of a yaml file"
             )
-        yield from _yaml_chain(path.parent / base, (*visited, path))
+        yield from _yaml_chain(path.parent / expand_path(base), (*visited, path))
     yield path, resolve_paths(tree, path.parent)
 
 
 def _resolved(path: Path) -> Path:
     try:
-        path = path.expanduser().resolve()
+        path = Path(expand_path(path)).resolve()
         path.is_file()
     # A folder of nobody, a zero byte, a name longer than any file's.
     except (RuntimeError, ValueError, OSError) as error:
@@ -167,7 +207,13 @@ def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
         return {k: resolve_paths(v, folder, str(k)) for k, v in node.items()}
     if isinstance(node, list):
         return [resolve_paths(value, folder, key) for value in node]
-    is_relative = isinstance(node, str) and node.startswith(("./", "../"))
-    if is_relative and key not in _CWD_RELATIVE:
+    if isinstance(node, str) and node.startswith(_RELATIVE) and key not in _CWD_RELATIVE:
         return str((folder / node).resolve())
     return node
+
+
+def advice_if_relative(path: str) -> str:
+    """Return what to add to "check the path"; "" unless it starts with ``./`` or ``../``."""
+    if not path.startswith(_RELATIVE):
+        return ""
+    return f" from {Path.cwd()}, or read the yaml that says so with tagclip.load_config"

@@ -27,7 +27,7 @@ __all__ = [
     "ResizeTransform",
     "View",
     "build_test_augmentations",
-    "check_bgr_array",
+    "bgr_array",
     "fit_size",
 ]
 
@@ -211,8 +211,8 @@ class InferenceInput:
         return sample
 
 
-def check_bgr_array(image: object, name: str) -> None:
-    """Refuse what is no (H, W, 3) uint8 array.
+def bgr_array(image: object, name: str) -> np.ndarray:
+    """(H, W, 3) uint8 BGR of an array in BGR or BGRA; alpha is dropped, as `read_image` does.
 
     Raises:
         DatasetError: says what was found instead, under this name.
@@ -223,17 +223,17 @@ def check_bgr_array(image: object, name: str) -> None:
     shape, advice = image.shape, ""
     if not image.size:
         raise DatasetError(f"{name}: found an empty array {shape}, {expected}")
-    if len(shape) == 3 and shape[0] == 3 and shape[2] != 3:
+    if len(shape) == 3 and shape[0] in (3, 4) and shape[2] not in (3, 4):
         advice = "; channels come last: image.transpose(1, 2, 0)"
-    elif len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 4)):
-        kind = "BGRA" if len(shape) == 3 and shape[2] == 4 else "GRAY"
-        advice = f"; convert with cv2.cvtColor(image, cv2.COLOR_{kind}2BGR)"
+    elif len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
+        advice = "; convert with cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)"
     elif len(shape) == 4:
         advice = "; several images are a list"
-    if len(shape) != 3 or shape[2] != 3:
+    if len(shape) != 3 or shape[2] not in (3, 4):
         raise DatasetError(f"{name}: found an array {shape}, {expected}{advice}")
     if image.dtype != np.uint8:
         values = f"values {image.min()} to {image.max()}" if image.dtype.kind in "fiu" else "values"
         if image.dtype.kind == "f" and image.min() >= 0 and image.max() <= 1:
             advice = "; scale it: (image * 255).round().astype('uint8')"
         raise DatasetError(f"{name}: found {image.dtype} {values}, {expected}, 0 to 255{advice}")
+    return image[:, :, :3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,11 +14,15 @@ from detectron2.data import MetadataCatalog
 
 from tagclip.config.checks import check_config, check_value
 from tagclip.data.datasets.register import register_datasets
-from tagclip.errors import ConfigError, VocabularyError
+from tagclip.errors import ConfigError, ProtocolError, VocabularyError
+from tagclip.structures.provenance import Provenance, Stage
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_json import read_vocabulary_text
+from tagclip.structures.vocabulary_json import read_vocabulary_text, split_names
 
 __all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
+
+# Similar names in one question.
+_LISTED = 10
 
 
 class Protocol:
@@ -149,19 +154,21 @@ class Protocol:
             ConfigError, DatasetError, VocabularyError: see `dataset`.
         """
         names = (*self._cfg.DATASETS.TRAIN, *self._cfg.DATASETS.TEST[:1])
-        others = [name for name in names if name not in self.carried]
-        for name in others:
+        for name in names:
             self.dataset(name)
-        paths = {name: self._json_of(name) for name in others}
-        # One text for datasets that share it: a checkpoint stores it once.
-        texts = {path: read_vocabulary_text(Path(path)) for path in set(paths.values())}
-        read = {name: texts[path] for name, path in paths.items()}
-        return {name: (self.carried | read)[name] for name in names}
+        texts = {name: self._text_of(name) for name in names}
+        # One object for datasets that share it: a checkpoint stores it once.
+        return {name: sys.intern(text) for name, text in texts.items()}
 
     def _class_list(self, name: str, split: str = "") -> Vocabulary:
         if name in self.carried:
             return Vocabulary.from_text(self.carried[name], split, self._json_of(name))
         return Vocabulary.from_metadata(name, split)
+
+    def _text_of(self, name: str) -> str:
+        if name in self.carried:
+            return self.carried[name]
+        return read_vocabulary_text(Path(self._json_of(name)))
 
     def _json_of(self, name: str) -> str:
         if name in self.carried:
@@ -204,6 +211,135 @@ class Protocol:
         if self._has_novel_target:
             target += f" (reads where unseen pixels are, outside the {self.setting} protocol)"
         return f"{self.setting}, {classes}; {target}"
+
+    def stage(self) -> Stage:
+        """What a training with this config adds to the provenance of its model."""
+        full = self.full
+        masks = [True] * len(full) if self.setting == "supervised" else full.seen_mask
+        sides: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}
+        for entry, has_masks in zip(full.classes, masks, strict=True):
+            sides[bool(has_masks)].append(entry.names)
+        unseen = tuple(names[0] for names in sides[False])
+        return Stage(
+            setting=self.setting,
+            split="" if self.setting == "supervised" else full.split,
+            vocabulary=full.name,
+            fingerprint=full.partition_fingerprint,
+            datasets=tuple(self._cfg.DATASETS.TRAIN),
+            masks=tuple(sides[True]),
+            others=tuple(sides[False]),
+            pseudo_labels=unseen if self.setting == "transductive" else (),
+            positions=unseen if self.reads_novel_masks else (),
+        )
+
+    @property
+    def unseen(self) -> list[str]:
+        """Names of the classes that training calls unseen; none in the supervised setting."""
+        return [] if self.setting == "supervised" else self.full.unseen_names
+
+    def trained_unseen(self, provenance: Provenance) -> list[str]:
+        """Names of those `unseen` classes that the model has learned from masks of."""
+        trained = provenance.trained(self.full)
+        flags = dict(zip(self.full.names, trained, strict=True))
+        return [name for name in self.unseen if flags[name]]
+
+    def is_zero_shot(self, provenance: Provenance) -> bool | None:
+        """Whether no mask of an unseen class has ever trained the model; None if nobody knows."""
+        if not self.unseen or self.trained_unseen(provenance):
+            return False
+        return True if provenance.is_complete else None
+
+    def describe(self, provenance: Provenance) -> str:
+        """`summary`, and what the trainings before add to it or take from it."""
+        text, trained = self.summary, self.trained_unseen(provenance)
+        if trained:
+            text += (
+                f"; NOT zero-shot: trained on masks of {len(trained)} of the {len(self.unseen)} "
+                f"unseen classes ({', '.join(trained)})"
+            )
+        if not provenance.is_complete:
+            text += "; ancestry unknown"
+        own = self.stage()
+        for attribute, what in (
+            ("pseudo_labels", "learned from pseudo-labels of"),
+            ("positions", "read where pixels are of"),
+        ):
+            found = {name for s in provenance.stages for name in getattr(s, attribute)}
+            found = (found & set(self.unseen)) - set(getattr(own, attribute))
+            if found:
+                text += f"; a training before {what} {len(found)} unseen classes"
+        return text
+
+    def record(self, provenance: Provenance) -> dict[str, Any]:
+        """What results say about the masks behind them.
+
+        Args:
+            provenance: of the model that is evaluated.
+
+        Returns:
+            ``protocol`` (`describe`), ``zero_shot`` (`is_zero_shot`), ``trained_unseen`` (names),
+            ``history`` of the model, and of its last training ``start`` (a file name, "" for
+            CLIP) and ``start_sha256``.
+        """
+        last = provenance.stages[-1] if provenance.stages else Stage()
+        return {
+            "protocol": self.describe(provenance),
+            "zero_shot": self.is_zero_shot(provenance),
+            "trained_unseen": self.trained_unseen(provenance),
+            "history": provenance.history,
+            "start": last.start,
+            "start_sha256": last.start_sha256,
+        }
+
+    def check_provenance(self, provenance: Provenance, weights: str) -> None:
+        """Refuse weights that have learned from masks of unseen classes.
+
+        Args:
+            provenance: of the weights.
+            weights: what the message calls them.
+
+        Raises:
+            ProtocolError: they have, and DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN is False.
+        """
+        trained = self.trained_unseen(provenance)
+        if not trained or self._cfg.DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN:
+            return
+        raise ProtocolError(
+            f"{weights}: found training on masks of {len(trained)} of the {len(self.unseen)} "
+            f"classes that split {self.full.split!r} calls unseen ({', '.join(trained)}; "
+            f"{provenance.history}), expected none; {self._allowed_splits(provenance)}start from "
+            "other weights (MODEL.WEIGHTS '' is CLIP), or set "
+            "DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN True: the results are then called not "
+            "zero-shot"
+        )
+
+    def _allowed_splits(self, provenance: Provenance) -> str:
+        """Advice: the splits of the class list whose unseen classes the weights do not know."""
+        name, fits = self._cfg.DATASETS.TRAIN[0], []
+        for split in split_names(self._text_of(name)):
+            vocabulary = Vocabulary.from_metadata(name, split)
+            trained = provenance.trained(vocabulary)
+            if not any(t and not s for t, s in zip(trained, vocabulary.seen, strict=True)):
+                fits.append(split)
+        return f"take DATASETS.ZERO_SHOT.SPLIT {' or '.join(fits)}, " if fits else ""
+
+    def similar_names(self, provenance: Provenance) -> str:
+        """A question about unseen classes whose names are like trained ones; "" if there is none.
+
+        Nothing is decided by it.
+        """
+        trained = set(self.trained_unseen(provenance))
+        asked = [name for name in self.unseen if name not in trained]
+        pairs = provenance.similar(self.full, asked)
+        if not pairs:
+            return ""
+        listed = ", ".join(f"{own!r} and {other!r}" for own, other in pairs[:_LISTED])
+        more = f" and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
+        return (
+            f"is an unseen class one that the weights were trained on, under another name? {listed}"
+            f"{more} are similar, which decides nothing; if two are the same, write the one among "
+            "the prompts of the other"
+        )
 
     def _pseudo_label_summary(self) -> str:
         rule = self._cfg.MODEL.TAGCLIP.SELF_TRAINING

@@ -16,6 +16,7 @@ import numpy as np
 
 from tagclip.data.datasets.walk import files_below
 from tagclip.errors import ConfigError, DatasetError
+from tagclip.utils.files import expand_path
 
 __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video"]
 
@@ -75,7 +76,7 @@ def find_images(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
 
 def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
     """(file, its path below the input) pairs of one input."""
-    path = Path(text).expanduser()
+    path = Path(expand_path(text))
     if path.is_file():
         return [(path, Path(path.name))]
     if path.is_dir():

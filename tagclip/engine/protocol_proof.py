@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +32,7 @@ from tagclip.data.datasets.changed_copies import (
 )
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, ProtocolError
+from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["ProtocolProof", "prove_protocol"]
@@ -41,8 +42,9 @@ _LABELS, _NAMES = "unseen labels scrambled", "unseen names replaced"
 
 @dataclass(frozen=True)
 class _Run:
-    """A short training: trainable weights at its end, how far they moved, losses by name."""
+    """A short training: its start, weights at its end, how far they moved, losses by name."""
 
+    start: Provenance
     weights: dict[str, Tensor]
     moved: float
     losses: dict[str, list[float]]
@@ -87,6 +89,7 @@ class ProtocolProof:
 
     Attributes:
         cfg: of the run.
+        provenance: of what it starts from.
         iterations: trained in each run.
         files: label files that the drawn images have, each counted once.
         pixels: pixels of unseen classes in these files; each got another label.
@@ -97,6 +100,7 @@ class ProtocolProof:
     """
 
     cfg: CfgNode
+    provenance: Provenance
     iterations: int
     files: int
     pixels: int
@@ -118,7 +122,8 @@ class ProtocolProof:
         header = ("changed", "max weight difference", "tensors that differ", "losses that differ")
         images = self.iterations * self.cfg.SOLVER.IMS_PER_BATCH
         return (
-            f"Protocol: {Protocol(self.cfg).summary}\n"
+            f"Protocol: {Protocol(self.cfg).describe(self.provenance)}\n"
+            f"Starts from: {self.provenance.history}\n"
             f"{self.iterations} iterations, seed {self.cfg.SEED}: {images} images seen, of "
             f"{self.files} files; {self.pixels} pixels with unseen labels scrambled; weights moved "
             f"by up to {self.moved:.3g}\n{tabulate(rows, header, disable_numparse=True)}"
@@ -144,11 +149,22 @@ class ProtocolProof:
                 f"--prove-protocol: found no weight that moved in {self.iterations} iterations, "
                 "expected some, or the proof says nothing; take more iterations"
             )
+        if trained := Protocol(self.cfg).trained_unseen(self.provenance):
+            raise ProtocolError(
+                f"--prove-protocol: found {self.cfg.MODEL.WEIGHTS} trained on masks of "
+                f"{len(trained)} unseen classes ({', '.join(trained)}), expected none: their "
+                "labels have no effect now, but had one before; start from other weights, or take "
+                "another split"
+            )
+        text = "no label of an unseen class has an effect. Their names are used, which the "
+        text += "transductive setting allows."
         if _NAMES in self.differences:
-            return "Proved for these iterations: no label or name of an unseen class has an effect."
+            text = "no label or name of an unseen class has an effect."
+        if self.provenance.is_complete:
+            return f"Proved for these iterations: {text}"
         return (
-            "Proved for these iterations: no label of an unseen class has an effect. Their names "
-            "are used, which the transductive setting allows."
+            f"For these iterations {text} But the ancestry of {self.cfg.MODEL.WEIGHTS} is unknown: "
+            "which masks have trained it before cannot be said."
         )
 
     def _accusation(self, changes: str, first: str) -> str:
@@ -204,7 +220,16 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
             if any(differences.values()):
                 bar.total += iterations
                 repeated = _Difference.between(original, _train(cfg, iterations, bar))
-    return ProtocolProof(cfg, iterations, len(files), pixels, original.moved, differences, repeated)
+    return ProtocolProof(
+        cfg,
+        original.start,
+        iterations,
+        len(files),
+        pixels,
+        original.moved,
+        differences,
+        repeated,
+    )
 
 
 def _check(cfg: CfgNode, iterations: int) -> Vocabulary:
@@ -250,7 +275,10 @@ def _train(cfg: CfgNode, iterations: int, bar: tqdm) -> _Run:
     trainer.resume_or_load(resume=False)
     trainer.max_iter = iterations
     trainer.register_hooks([CallbackHook(after_step=lambda _: bar.update())])
-    start = _trainable(trainer.model)
+    provenance = trainer.model.provenance
+    # Without this training itself.
+    start = replace(provenance, stages=provenance.stages[:-1])
+    before = _trainable(trainer.model)
     trainer.train()
     weights = _trainable(trainer.model)
     losses = {
@@ -258,7 +286,7 @@ def _train(cfg: CfgNode, iterations: int, bar: tqdm) -> _Run:
         for name, history in trainer.storage.histories().items()
         if "loss" in name
     }
-    return _Run(weights, _distance(start, weights), losses)
+    return _Run(start, weights, _distance(before, weights), losses)
 
 
 def _trainable(model: nn.Module) -> dict[str, Tensor]:

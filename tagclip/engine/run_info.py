@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import subprocess
@@ -10,17 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from torch import nn
 
 from tagclip.checkpoint import last_checkpoint, read_checkpoint
 from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
+from tagclip.data.datasets.shared_images import shared_images
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.structures.provenance import Provenance
 from tagclip.utils.text import json_text
 
-__all__ = ["config_hash", "resolve_weights_and_seed", "run_info", "training_goes_on"]
+__all__ = [
+    "announce_protocol",
+    "announce_shared_images",
+    "config_hash",
+    "model_provenance",
+    "resolve_weights_and_seed",
+    "run_info",
+    "training_goes_on",
+]
+
+logger = logging.getLogger(__name__)
 
 # Keys that repetitions of one experiment differ in, here or on another machine, and contents of
 # files that other keys name.
@@ -36,6 +51,7 @@ _NOT_HASHED = (
     "MODEL.WEIGHTS",
     "OUTPUT_DIR",
     "SEED",
+    "SOLVER.ACCUMULATE",
     "TEST.SAVE_LOGITS",
     "TEST.SAVE_PREDICTIONS",
 )
@@ -73,8 +89,44 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
     return path
 
 
+def model_provenance(model: nn.Module) -> Provenance:
+    """Whose masks a model has learned from; it may be wrapped for several processes."""
+    return getattr(model, "module", model).provenance
+
+
+def announce_protocol(cfg: CfgNode, model: nn.Module) -> None:
+    """Log the protocol of a run that begins, and what in its model's provenance needs an answer.
+
+    Raises:
+        ProtocolError: see `Protocol.check_provenance`.
+    """
+    protocol, provenance = Protocol(cfg), model_provenance(model)
+    protocol.check_provenance(provenance, cfg.MODEL.WEIGHTS)
+    logger.info("Protocol: %s", protocol.describe(provenance))
+    logger.info("Trained on masks: %s", provenance.history)
+    if question := protocol.similar_names(provenance):
+        logger.warning("%s: %s", cfg.MODEL.WEIGHTS, question)
+
+
+def announce_shared_images(cfg: CfgNode) -> None:
+    """Warn of images that a run is trained and evaluated on, in the main process."""
+    if not comm.is_main_process():
+        return
+    train = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
+    for name in cfg.DATASETS.TEST:
+        test = DatasetCatalog.get(name)
+        if shared := shared_images(train, test):
+            ours, theirs = shared[0]
+            logger.warning(
+                "%s: %d of its %d images are training images, too (%s is %s); its results are no "
+                "measure of new images", name, len(shared), len(test), theirs, ours,
+            )  # fmt: skip
+
+
 def run_info(cfg: CfgNode) -> dict[str, Any]:
-    """Say what a result depends on: config, protocol, seed, fingerprints. Holds no paths.
+    """Say what a result depends on: config, seed, fingerprints. Holds no paths.
+
+    What the trainings before did to the protocol is in `Protocol.record`.
 
     ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only, what
     training started from otherwise ("" for CLIP). ``weights_dropped`` lists what the config

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
@@ -20,13 +21,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tagclip
 from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
-from tagclip.config.checks import check_config, check_registered
+from tagclip.config.checks import check_config, check_device, check_registered
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
-from tagclip.engine.run_info import run_info, training_goes_on
+from tagclip.engine.run_info import (
+    announce_protocol,
+    announce_shared_images,
+    model_provenance,
+    run_info,
+    training_goes_on,
+)
 from tagclip.engine.training_loop import TrainingLoop
 from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
@@ -34,6 +41,7 @@ from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
 from tagclip.solver.lr_scheduler import build_lr_scheduler
 from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
+from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.quiet import silence
 
 __all__ = ["ZeroShotTrainer"]
@@ -55,11 +63,13 @@ class ZeroShotTrainer(DefaultTrainer):
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
         check_config(cfg)
+        check_device(cfg)
         _check_seed(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        logging.getLogger(__name__).info("Protocol: %s", Protocol(cfg).summary)
+        stage = Protocol(cfg).stage()
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
+        model.provenance = model.provenance.then(stage)
         optimizer = self.build_optimizer(cfg, model)
         amp = cfg.SOLVER.AMP
         self._stream = self.build_train_loader(cfg)
@@ -68,6 +78,7 @@ class ZeroShotTrainer(DefaultTrainer):
             self._stream,
             optimizer,
             seed=cfg.SEED,
+            accumulate=cfg.SOLVER.ACCUMULATE,
             amp_dtype=getattr(torch, amp.DTYPE) if amp.ENABLED else None,
             dump_dir=cfg.OUTPUT_DIR or None,
         )
@@ -78,6 +89,7 @@ class ZeroShotTrainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             metadata=checkpoint_metadata(cfg, model),
+            stage=stage,
             optimizer=optimizer,
             scaler=self._trainer.grad_scaler,
             trainer=weakref.proxy(self),
@@ -101,7 +113,12 @@ class ZeroShotTrainer(DefaultTrainer):
         """
         with silence():
             Protocol(cfg).check()
+            check_device(cfg)
             check_registered(cfg)
+            if not train and not cfg.DATASETS.TEST:
+                raise ConfigError(
+                    "DATASETS.TEST: found no dataset, expected one at least to evaluate"
+                )
             read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
                 _check_evaluator_type(name)
@@ -117,6 +134,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 parts["optimizer"] = cls.build_optimizer(cfg, model)
                 cls.build_lr_scheduler(cfg, parts["optimizer"])
             load_trained(cfg, weights, model=model, **parts)
+            Protocol(cfg).check_provenance(model.provenance, weights)
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
@@ -128,7 +146,13 @@ class ZeroShotTrainer(DefaultTrainer):
         return [PatientWriter(with_valid_json(writer)) for writer in super().build_writers()]
 
     def before_train(self) -> None:
-        """Start the stream where training starts; say so if there is nothing to train."""
+        """Start the stream where training starts; say so if there is nothing to train.
+
+        Raises:
+            ProtocolError: masks of unseen classes have trained what the run starts from.
+        """
+        announce_protocol(self.cfg, self.model)
+        announce_shared_images(self.cfg)
         if self.start_iter >= self.max_iter:
             logging.getLogger(__name__).info(
                 "Nothing is left to train: %d iterations are done, SOLVER.MAX_ITER is %d%s",
@@ -189,6 +213,12 @@ class ZeroShotTrainer(DefaultTrainer):
                 f"SOLVER.IMS_PER_BATCH: found {batch}, expected a multiple of the {world_size} "
                 "processes that share it"
             )
+        if batch // world_size % cfg.SOLVER.ACCUMULATE:
+            raise ConfigError(
+                f"SOLVER.ACCUMULATE: found {cfg.SOLVER.ACCUMULATE}, expected a divisor of the "
+                f"{batch // world_size} images that a process computes (SOLVER.IMS_PER_BATCH "
+                f"{batch}, {world_size} processes)"
+            )
         samples = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
         if not samples:
             raise DatasetError(
@@ -220,16 +250,39 @@ class ZeroShotTrainer(DefaultTrainer):
         return loader
 
     @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict:
+        """Evaluate as detectron2 does; classes count as seen if their masks trained the model.
+
+        Raises:
+            ProtocolError: masks of unseen classes have trained the model.
+        """
+        provenance = model_provenance(model)
+        Protocol(cfg).check_provenance(provenance, cfg.MODEL.WEIGHTS)
+        if evaluators is None:
+            evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
+            for evaluator in evaluators:
+                if isinstance(evaluator, ZeroShotSemSegEvaluator):
+                    evaluator.provenance = provenance
+        return super().test(cfg, model, evaluators)
+
+    @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> ZeroShotSemSegEvaluator:
         """Evaluator that writes to ``OUTPUT_DIR/inference/<dataset>`` and the table of results.
 
         Raises:
             ConfigError: the dataset was registered for another kind of evaluation.
+            DatasetError: it is not registered, or without a vocabulary.
         """
         _check_evaluator_type(dataset_name)
         return ZeroShotSemSegEvaluator(
             dataset_name,
             vocabulary=Protocol(cfg).dataset(dataset_name),
+            protocol=Protocol(cfg),
             output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
             results_table=_results_table(cfg),
             run_info=run_info(cfg),
@@ -253,14 +306,13 @@ def _results_table(cfg: CfgNode) -> Path:
 
 
 def _check_evaluator_type(dataset_name: str) -> None:
-    found = None
-    if dataset_name in DatasetCatalog.list():
-        found = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    Vocabulary.from_metadata(dataset_name)
+    found = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if found != "zero_shot_sem_seg":
         raise ConfigError(
             f"dataset {dataset_name}: found evaluator_type {found!r}, expected "
-            "'zero_shot_sem_seg'; check DATASETS.TEST, register the dataset with "
-            "register_zero_shot_sem_seg, or name its project in PROJECTS"
+            "'zero_shot_sem_seg'; check DATASETS.TEST, or register the dataset with "
+            "register_zero_shot_sem_seg"
         )
 
 

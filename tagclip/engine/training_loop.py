@@ -1,4 +1,4 @@
-"""One optimization step, which a broken loss ends."""
+"""One optimization step, in one piece or in parts; a broken loss ends it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from tagclip.checkpoint.folder import serialised
 from tagclip.engine.data_stream import seeded_step
 from tagclip.errors import ConfigError, NonFiniteLossError
+from tagclip.modeling.scalars import averaged
 from tagclip.utils.files import write_atomic
 
 __all__ = ["TrainingLoop"]
@@ -36,21 +38,25 @@ class TrainingLoop(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         seed: int,
+        accumulate: int = 1,
         amp_dtype: torch.dtype | None = None,
         dump_dir: str | Path | None = None,
     ) -> None:
         """Keep the parts.
 
         Args:
-            model: batch -> dict of scalar losses; none where only hooks learn from the batch.
+            model: batch -> dict of scalar losses; none where only hooks learn from the batch. They
+                are means over the batch's images, or over what `Losses` counts.
             data_loader: batches; asked for the first one when training starts.
             optimizer: over the trainable parameters.
             seed: of dropout, together with rank and iteration.
+            accumulate: compute each batch in so many parts, one after the other, of which it is a
+                multiple; the gradient is that of the whole batch, the memory that of a part.
             amp_dtype: type of autocast; None computes in float32.
             dump_dir: where ``nan_dump.pth`` goes; None writes none.
         """
         super().__init__(model, data_loader, optimizer)
-        self.seed, self._dump_dir = seed, dump_dir
+        self.seed, self.accumulate, self._dump_dir = seed, accumulate, dump_dir
         device = next(model.parameters()).device.type
         self._autocast = torch.autocast(device, amp_dtype) if amp_dtype else nullcontext()
         is_half = amp_dtype is torch.float16 and device == "cuda"
@@ -72,21 +78,62 @@ class TrainingLoop(SimpleTrainer):
         data_time = time.perf_counter() - start
         seeded_step(self.seed, comm.get_rank(), self.iter)
         try:
-            with self._autocast:
-                losses = self.model(data)
-            self.optimizer.zero_grad()
-            if losses:
-                self.grad_scaler.scale(sum(losses.values())).backward()
+            with averaged() if self.accumulate > 1 else nullcontext():
+                losses = self._backward(self._parts(data))
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"SOLVER.IMS_PER_BATCH: found the GPU's memory full in iteration {self.iter} with "
-                f"{len(data)} images in a process, expected room for them; lower the key, set "
-                "MODEL.BACKBONE.CHECKPOINT True, lower MODEL.TAGCLIP.LOSS.WORKSPACE_MIB, or use "
-                "more GPUs, and continue with --resume"
+                f"{len(data) // self.accumulate} images at a time in a process, expected room for "
+                "them; raise SOLVER.ACCUMULATE (the same batch in more parts), set "
+                "MODEL.BACKBONE.CHECKPOINT True, lower MODEL.TAGCLIP.LOSS.WORKSPACE_MIB or the "
+                "key, or use more GPUs, and continue with --resume"
             ) from error
         self._write_losses(losses, data, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _parts(self, data: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """Split a batch; all parts are padded to one size."""
+        if self.accumulate == 1:
+            return [data]
+        padded = {"padded_size": tuple(map(max, *(item["image"].shape[-2:] for item in data)))}
+        size = len(data) // self.accumulate
+        return [
+            [{**item, **padded, "part": part} for item in data[part * size : (part + 1) * size]]
+            for part in range(self.accumulate)
+        ]
+
+    def _backward(self, parts: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+        """Leave the gradient of the whole batch in the parameters; return its losses."""
+        counts: list[Tensor] = []
+        sums: dict[str, Tensor] = {}
+        for part in parts:
+            with self._synchronised(len(counts) + 1 == len(parts)):
+                with self._autocast:
+                    losses = self.model(part)
+                if not counts:
+                    self.optimizer.zero_grad()
+                counts.append(getattr(losses, "count", torch.tensor(float(len(part)))))
+                # How many things the batch has is known at its end: till then, those of the first.
+                weight = counts[-1].clamp(min=1) / counts[0].clamp(min=1)
+                if losses:
+                    self.grad_scaler.scale(weight * sum(losses.values())).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + weight * loss.detach()
+        if len(parts) > 1:
+            share = counts[0].clamp(min=1) / sum(counts).clamp(min=1)
+            for tensor in (*sums.values(), *self._gradients()):
+                tensor.mul_(share)
+        return sums
+
+    def _gradients(self) -> list[Tensor]:
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def _synchronised(self, is_last: bool) -> AbstractContextManager:
+        """The processes exchange the gradient of the last part, which holds all."""
+        is_distributed = isinstance(self.model, DistributedDataParallel)
+        return nullcontext() if is_last or not is_distributed else self.model.no_sync()
 
     def _write_losses(
         self, losses: dict[str, Tensor], data: list[dict[str, Any]], data_time: float
@@ -123,6 +170,7 @@ class TrainingLoop(SimpleTrainer):
             "iteration": self.iter,
             "seed": self.seed,
             "rank": comm.get_rank(),
+            "accumulate": self.accumulate,
             "losses": values,
             "file_names": files,
             "batch": [{k: v for k, v in x.items() if isinstance(v, Tensor)} for x in data],

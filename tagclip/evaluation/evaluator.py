@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from tagclip.data.datasets.selection import left_out
 from tagclip.data.label_io import check_label, look_up, read_label
-from tagclip.data.protocol import requested_vocabulary
+from tagclip.data.protocol import Protocol, requested_vocabulary
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from tagclip.evaluation.metrics import (
     auroc,
@@ -23,10 +23,11 @@ from tagclip.evaluation.metrics import (
     per_class,
     summarize,
 )
-from tagclip.evaluation.results import format_table, write_result
+from tagclip.evaluation.results import absent_note, format_table, write_result
 from tagclip.evaluation.saved_folder import FolderWriter
 from tagclip.evaluation.saved_logits import LogitWriter
 from tagclip.evaluation.saved_predictions import PredictionWriter
+from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["ZeroShotSemSegEvaluator"]
@@ -39,7 +40,11 @@ _BINS = 4096
 class ZeroShotSemSegEvaluator(SemSegEvaluator):
     """Accumulates one confusion matrix and two histograms: memory does not grow with images.
 
-    Only labelled pixels count. A class without any is left out of the means and listed.
+    Only labelled pixels count. A class without any is left out of the means and listed; where it
+    was predicted, the means that count it as 0 stand beside ours (`summarize`).
+
+    Attributes:
+        provenance: see the constructor; `ZeroShotTrainer.test` sets it to that of the model.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         dataset_name: str,
         *,
         vocabulary: Vocabulary,
+        protocol: Protocol | None = None,
+        provenance: Provenance | None = None,
         distributed: bool = True,
         output_dir: str | None = None,
         results_table: str | Path | None = None,
@@ -60,6 +67,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         Args:
             dataset_name: registered with ``sem_seg_file_name`` in its dicts.
             vocabulary: class list of predictions and labels; its partition, if any, is reported.
+            protocol: of the run, with ``provenance`` it is recorded.
+            provenance: of the model. Seen are then the classes whose masks have trained it, and
+                where the partition of the vocabulary is another one, both are reported.
             distributed: add up over all processes.
             output_dir: where ``metrics.json`` and ``per_class.csv`` go; None writes neither.
             results_table: csv to which every evaluation appends a row; None appends none.
@@ -71,6 +81,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         super().__init__(dataset_name, distributed=distributed, output_dir=output_dir)
         self._name, self._vocabulary = dataset_name, vocabulary
         self._results_table, self._run_info = results_table, run_info or {}
+        self._protocol, self.provenance = protocol, provenance
         self._files_may_fail = files_may_fail
         lut = vocabulary.label_lut()
         # Values that mean nothing (-1) have been refused before the table is used.
@@ -181,7 +192,9 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
 
         Returns:
             In the main process ``{"sem_seg": metrics}``, those of `summarize` and
-            ``trusty-AUROC``, in percent, nan where undefined; None in the others.
+            ``trusty-AUROC``, in percent, nan where undefined; None in the others. Where the masks
+            that trained the model and the vocabulary's partition divide the classes differently,
+            ``"sem_seg_by_split"`` holds those of the partition.
 
         Raises:
             DatasetError: no image had a labelled pixel.
@@ -210,18 +223,28 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             logger.error("%s; training goes on", error)
         for writer in self._writers:
             writer.finish(content)
-        return OrderedDict(sem_seg=content["metrics"])
+        results = OrderedDict(sem_seg=content["metrics"])
+        if by_split := content["metrics_by_split"]:
+            results["sem_seg_by_split"] = by_split
+        return results
 
     def _content(self, confusion: np.ndarray, trusty: np.ndarray, images: int) -> dict[str, Any]:
         """Return what ``metrics.json`` holds, nan where undefined."""
         vocabulary, values = self._vocabulary, per_class(confusion)
-        metrics = summarize(confusion, self._seen)
+        seen, by_split, run = self._seen, None, self._run_info
+        if self.provenance is not None:
+            seen = np.array(self.provenance.trained(vocabulary))
+            if self._protocol is not None:
+                run = run | self._protocol.record(self.provenance)
+        metrics = summarize(confusion, seen)
+        if self._seen is not None and not np.array_equal(seen, self._seen):
+            by_split = summarize(confusion, self._seen)
         if trusty.any():
             metrics["trusty-AUROC"] = auroc(*trusty)
         classes = [
             {
                 "name": name,
-                "seen": None if self._seen is None else bool(self._seen[k]),
+                "seen": None if seen is None else bool(seen[k]),
                 "IoU": float(values["IoU"][k]),
                 "ACC": float(values["ACC"][k]),
                 "pixels": int(confusion[k].sum()),
@@ -237,9 +260,12 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             "vocabulary": vocabulary.name,
             "vocabulary_fingerprint": vocabulary.fingerprint,
             "metrics": metrics,
-            "classes_averaged": defined_classes(confusion, self._seen),
+            **({"note": note} if (note := absent_note(metrics)) else {}),
+            "classes_averaged": defined_classes(confusion, seen),
+            "metrics_by_split": by_split,
+            "classes_averaged_by_split": by_split and defined_classes(confusion, self._seen),
             "classes_without_pixels": [row["name"] for row in classes if not row["pixels"]],
-            "run": self._run_info,
+            "run": run,
             "classes": classes,
             "confusion": confusion[:, :-1].tolist(),
         }
@@ -253,7 +279,15 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         if undefined := content["classes_without_pixels"]:
             logger.info("IoU undefined (no labelled pixel) for: %s", ", ".join(undefined))
         table = format_table(content["metrics"], content["classes_averaged"])
-        logger.info("%s, %d images\n%s", self._name, found, table)
+        grouped = ", seen: masks trained the model" * (content["metrics_by_split"] is not None)
+        logger.info("%s, %d images%s\n%s", self._name, found, grouped, table)
+        if content["metrics_by_split"] is not None:
+            table = format_table(content["metrics_by_split"], content["classes_averaged_by_split"])
+            logger.info("%s, seen as in split %s\n%s", self._name, content["split"], table)
+        if self.provenance is not None and self._protocol is not None:
+            run = content["run"]
+            if run["trained_unseen"] or run["zero_shot"] is None:
+                logger.warning("%s: %s", self._name, run["protocol"])
 
 
 def _predicted_labels(output: dict[str, Any], classes: int, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 __all__ = [
+    "ABSENT_AS_0",
     "auroc",
     "confusion_matrix",
     "defined_classes",
@@ -12,6 +13,9 @@ __all__ = [
     "per_class",
     "summarize",
 ]
+
+# Behind the name of a mean: the same mean where a predicted class without true pixels counts as 0.
+ABSENT_AS_0 = "-absent-as-0"
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
@@ -89,19 +93,25 @@ def summarize(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, 
     Returns:
         In percent: ``mIoU``, ``mACC``, ``pAcc``, and with a partition ``mIoU-seen``,
         ``mIoU-unseen``, ``hIoU``, ``pAcc-seen`` and ``pAcc-unseen``. nan where no class or
-        pixel defines a value.
+        pixel defines a value. Means of IoU leave out classes without true pixels, as detectron2's
+        main branch; where another value results, ``mIoU-absent-as-0`` and so on count those of
+        them that were predicted as 0, as detectron2 0.6 and mmseg.
     """
     classes = per_class(confusion)
+    means = _mean_ious(classes["IoU"], seen_mask)
     result = {
-        "mIoU": _mean(classes["IoU"]),
+        "mIoU": means["mIoU"],
         "mACC": _mean(classes["ACC"]),
         "pAcc": _pixel_accuracy(confusion),
     }
     for side, mask in _sides(seen_mask).items():
-        result[f"mIoU{side}"] = _mean(classes["IoU"][mask])
+        result[f"mIoU{side}"] = means[f"mIoU{side}"]
         result[f"pAcc{side}"] = _pixel_accuracy(confusion, mask)
-    if seen_mask is not None:
-        result["hIoU"] = harmonic_mean(result["mIoU-seen"], result["mIoU-unseen"])
+    result |= means
+    iou = np.where(_predicted_but_absent(confusion), 0, classes["IoU"])
+    for name, value in _mean_ious(iou, seen_mask).items():
+        if not np.array_equal(value, means[name], equal_nan=True):
+            result[f"{name}{ABSENT_AS_0}"] = value
     return result
 
 
@@ -113,12 +123,16 @@ def defined_classes(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict
         seen_mask: (K,) bool; None leaves the partition out.
 
     Returns:
-        ``mIoU``, and with a partition ``mIoU-seen`` and ``mIoU-unseen``.
+        ``mIoU``, and with a partition ``mIoU-seen`` and ``mIoU-unseen``; with ``-absent-as-0``
+        where classes without true pixels were predicted.
     """
-    defined = confusion.sum(axis=1) > 0
-    return {"mIoU": int(defined.sum())} | {
-        f"mIoU{side}": int((defined & mask).sum()) for side, mask in _sides(seen_mask).items()
-    }
+    defined, absent = confusion.sum(axis=1) > 0, _predicted_but_absent(confusion)
+    counts = {}
+    for side, mask in ({"": np.ones_like(defined)} | _sides(seen_mask)).items():
+        counts[f"mIoU{side}"] = int((defined & mask).sum())
+        if (absent & mask).any():
+            counts[f"mIoU{side}{ABSENT_AS_0}"] = int(((defined | absent) & mask).sum())
+    return counts
 
 
 def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -138,6 +152,19 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
         return float("nan")
     below = np.cumsum(negative) - negative
     return 100 * float((positive * (below + negative / 2)).sum()) / pairs
+
+
+def _mean_ious(iou: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, float]:
+    means = {"mIoU": _mean(iou)}
+    means |= {f"mIoU{side}": _mean(iou[mask]) for side, mask in _sides(seen_mask).items()}
+    if seen_mask is not None:
+        means["hIoU"] = harmonic_mean(means["mIoU-seen"], means["mIoU-unseen"])
+    return means
+
+
+def _predicted_but_absent(confusion: np.ndarray) -> np.ndarray:
+    """(K,) bool: classes without true pixels that some labelled pixel got."""
+    return (confusion.sum(axis=1) == 0) & (confusion.sum(axis=0)[: len(confusion)] > 0)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +19,13 @@ from iopath.common.file_io import file_lock
 from tabulate import tabulate
 
 from tagclip.errors import ConfigError
+from tagclip.evaluation.metrics import ABSENT_AS_0
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import format_csv, json_text, one_line
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
+    "absent_note",
     "append_result_row",
     "format_json",
     "format_table",
@@ -41,15 +45,18 @@ _HEADLINES = (
     "pAcc-seen",
     "pAcc-unseen",
     "trusty-AUROC",
+    *(f"{name}{ABSENT_AS_0}" for name in ("mIoU", "mIoU-seen", "mIoU-unseen", "hIoU")),
 )
 _CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels", "other")
 # Keys of metrics.json that are one value each; "metrics" and "run" are spread out behind them.
 _VALUES = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
+# Metrics that depend on which classes are seen.
+_SIDES = re.compile("seen|hIoU")
 _REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
 
 
 def format_table(metrics: Mapping[str, float], averaged: Mapping[str, int]) -> str:
-    """Return a table of those headline metrics that there are.
+    """Return a table of those headline metrics that there are, and `absent_note` below.
 
     Args:
         metrics: name -> percent; nan is shown as n/a.
@@ -60,7 +67,19 @@ def format_table(metrics: Mapping[str, float], averaged: Mapping[str, int]) -> s
         for name in _HEADLINES
         if name in metrics
     ]
-    return tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
+    table = tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
+    return "\n".join(filter(None, (table, absent_note(metrics))))
+
+
+def absent_note(metrics: Mapping[str, Any]) -> str:
+    """Say which means are this project's where the metrics hold both; "" where they do not."""
+    if not any(name.endswith(ABSENT_AS_0) for name in metrics):
+        return ""
+    return (
+        "The means of this project leave out classes without labelled pixels, as detectron2's main "
+        f"branch; *{ABSENT_AS_0} counts those of them that were predicted as 0, as detectron2 0.6 "
+        "and mmseg."
+    )
 
 
 def format_json(content: Mapping[str, Any]) -> str:
@@ -139,11 +158,14 @@ def result_row(content: Mapping[str, Any], time: datetime) -> dict[str, Any]:
         time: when the evaluation ended.
 
     Returns:
-        "time" (ISO 8601, seconds), what was evaluated, the metrics, and what "run" says.
+        "time" (ISO 8601, seconds), what was evaluated, the metrics, what "run" says, and the
+        metrics by the vocabulary's own split where those are others.
     """
     row = {"time": time.isoformat(timespec="seconds")}
     row |= {key: content.get(key) for key in _VALUES}
-    return {**row, **content["metrics"], **content["run"]}
+    by_split = (content.get("metrics_by_split") or {}).items()
+    own = {f"{name} by split": value for name, value in by_split if _SIDES.search(name)}
+    return {**row, **content["metrics"], **content["run"], **own}
 
 
 def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:
@@ -184,7 +206,8 @@ def read_result_rows(path: str | Path) -> tuple[list[str], list[dict[str, str]]]
         ConfigError: the file is no such table.
     """
     path = Path(path)
-    if not path.is_file():
+    # False, too, for what can be no file's name.
+    if not os.path.isfile(path):
         return [], []
     advice = "move the file away, the next evaluation starts a new one"
     try:

@@ -1,15 +1,15 @@
 """The predictions of an evaluation, written and read.
 
 ``predictions/`` holds either one PNG of class indices per image in ``labels/`` and, with a trusty
-token, one of the trusty map in ``trusty/``, or ``sem_seg_predictions.json`` with the RLEs of
-detectron2's evaluator (for ``index.json`` see `tagclip.evaluation.saved_folder`).
+token, one of the trusty map in ``trusty/``, or ``sem_seg_predictions.json``, a COCO json (see
+`tagclip.evaluation.coco_json`; for ``index.json`` `tagclip.evaluation.saved_folder`).
 """
 
 from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,19 @@ from pycocotools import mask as coco_mask
 from tagclip.config.checks import choices
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError
+from tagclip.evaluation.coco_json import (
+    annotations_of,
+    categories_of,
+    format_coco,
+    number_images,
+)
 from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["FORMATS", "PredictionWriter", "SavedPredictions", "encode_rle"]
+__all__ = ["FORMATS", "PredictionWriter", "SavedPredictions"]
 
 # Values of TEST.SAVE_PREDICTIONS.
 FORMATS = choices("TEST.SAVE_PREDICTIONS")
@@ -70,6 +76,7 @@ class PredictionWriter(FolderWriter):
             vocabulary: K classes of the predictions.
         """
         super().__init__(folder, images, distributed)
+        self._ids = number_images([name.file for name in self._names.values()])
         self._form, self._vocabulary = form, vocabulary
         largest = np.uint8 if len(vocabulary) <= 255 else np.uint16
         self._no_class = int(np.iinfo(largest).max)
@@ -80,17 +87,16 @@ class PredictionWriter(FolderWriter):
         Args:
             image: its file.
             labels: (H, W) integers, -1 for no class. In a PNG that is 255, or 65535 with more
-                than 255 classes; in the json such pixels belong to no segment.
+                than 255 classes; in the json such pixels belong to no annotation.
             output: of the model; ``trusty`` (H, W) probabilities, if there are some, go into a
-                PNG, too, but not into the json.
+                PNG, too, but not into the json, which takes the scores.
 
         Raises:
             ConfigError: a file cannot be written.
         """
         with self.kind.writing(self._folder):
             if self._form == "json":
-                rows = map(json_text, encode_rle(labels, self._names[image].file))
-                write_atomic(self._file(image), ",\n".join(rows))
+                write_atomic(self._file(image), json_text(self._rows(image, labels, output)))
                 return
             write_atomic(self._file(image), self._label_png(labels))
             trusty: torch.Tensor | None = output.get("trusty")
@@ -98,6 +104,18 @@ class PredictionWriter(FolderWriter):
                 levels = (trusty.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
                 path = _trusty_file(self._folder, self._names[image])
                 write_atomic(path, _png(Image.fromarray(levels)))
+
+    def _rows(
+        self, image: str, labels: np.ndarray, output: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The image and its annotations in the json."""
+        file = self._names[image].file
+        number, (height, width) = self._ids[file], labels.shape
+        rows = annotations_of(labels, output, self._vocabulary)
+        return (
+            {"id": number, "file_name": file, "height": height, "width": width},
+            [{"image_id": number, **row} for row in rows],
+        )
 
     def _label_png(self, labels: np.ndarray) -> bytes:
         values = np.where(labels < 0, self._no_class, labels)
@@ -117,31 +135,20 @@ class PredictionWriter(FolderWriter):
     def _index(self, content: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
         # The parts are gone if the result was asked for before.
         if self._form == "json" and files:
-            rows = ",\n".join(file.read_text(encoding="utf-8") for file in files)
-            write_atomic(self._folder / _SEGMENTS, f"[\n{rows}\n]\n")
+            parts = [load_json(file.read_text(encoding="utf-8")) for file in files]
+            text = format_coco(
+                f"predictions of {content['vocabulary']} on {content['dataset']}",
+                (image for image, _ in parts),
+                (row for _, rows in parts for row in rows),
+                categories_of(self._vocabulary),
+            )
+            write_atomic(self._folder / _SEGMENTS, text)
             shutil.rmtree(self._folder / _PARTS)
         return {
             "format": self._form,
             "no_class": self._no_class if self._form == "png" else None,
             "has_trusty": (self._folder / "trusty").is_dir(),
         }
-
-
-def encode_rle(labels: np.ndarray, image: str) -> Iterator[dict[str, Any]]:
-    """Yield one segment per class as detectron2's ``SemSegEvaluator`` writes it.
-
-    Args:
-        labels: (H, W) indices of classes; negative ones are in no segment.
-        image: what the image is called.
-
-    Yields:
-        ``file_name``, ``category_id`` (the index) and ``segmentation`` (COCO's RLE).
-    """
-    # An image without any class gets an empty segment, which tells it from a missing one.
-    for k in [int(k) for k in np.unique(labels) if k >= 0] or [0]:
-        segment = coco_mask.encode(np.asfortranarray(labels == k, dtype=np.uint8))
-        segment["counts"] = segment["counts"].decode("ascii")
-        yield {"file_name": image, "category_id": k, "segmentation": segment}
 
 
 def _trusty_file(folder: Path, name: ImageName) -> Path:
@@ -160,13 +167,28 @@ class SavedPredictions(SavedFolder):
     kind = _KIND
 
     @cached_property
-    def _segments(self) -> dict[str, list[dict[str, Any]]]:
-        """Name of an image -> its segments in the json."""
-        path, segments = self.folder / _SEGMENTS, {}
+    def _segments(self) -> dict[str, tuple[list[int], list[tuple[int, dict[str, Any]]]]]:
+        """Name of an image -> (height, width), and index of the class and RLE of its segments."""
+        path = self.folder / _SEGMENTS
         with self.kind.reading(path):
-            for entry in load_json(path.read_text(encoding="utf-8")):
-                segments.setdefault(str(entry["file_name"]), []).append(entry)
-        return segments
+            content = load_json(path.read_text(encoding="utf-8"))
+            if isinstance(content, list):
+                # Of an earlier version: detectron2's list, with indices.
+                found: dict[str, tuple[list[int], list[tuple[int, dict[str, Any]]]]] = {}
+                for row in content:
+                    size = row["segmentation"]["size"]
+                    image = found.setdefault(str(row["file_name"]), (size, []))
+                    image[1].append((row["category_id"], row["segmentation"]))
+                return found
+            indices = {row["id"]: k for k, row in enumerate(content["categories"])}
+            images = {
+                row["id"]: (str(row["file_name"]), ([row["height"], row["width"]], []))
+                for row in content["images"]
+            }
+            for row in content["annotations"]:
+                pair = indices[row["category_id"]], row["segmentation"]
+                images[row["image_id"]][1][1].append(pair)
+            return dict(images.values())
 
     def has(self, image: str) -> bool:
         """Whether an image was evaluated.
@@ -191,7 +213,7 @@ class SavedPredictions(SavedFolder):
         """
         name, trusty = self._names[image], None
         if self.index["format"] == "json":
-            labels = self._decode(self._segments.get(name.file, []), name.file)
+            labels = self._decode(name.file)
         else:
             labels = read_label(self._file(image)).astype(np.int32)
             labels[labels == self.index["no_class"]] = -1
@@ -205,11 +227,18 @@ class SavedPredictions(SavedFolder):
             )
         return labels, trusty
 
-    def _decode(self, segments: list[dict[str, Any]], name: str) -> np.ndarray:
+    def _decode(self, name: str) -> np.ndarray:
+        if name not in self._segments:
+            raise ConfigError(f"{self.folder / _SEGMENTS}: found no {name}, expected all images")
+        size, segments = self._segments[name]
         try:
-            labels = np.full(segments[0]["segmentation"]["size"], -1, dtype=np.int32)
-            for entry in segments:
-                labels[coco_mask.decode(entry["segmentation"]) != 0] = entry["category_id"]
+            labels = np.full(size, -1, dtype=np.int32)
+            for index, segment in segments:
+                mask = coco_mask.decode(segment)
+                # Where the counts end too early, decoding leaves what was in the memory.
+                if coco_mask.encode(mask)["counts"].decode("ascii") != segment["counts"]:
+                    raise ValueError("runs of another size")
+                labels[mask != 0] = index
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ConfigError(
                 f"{self.folder / _SEGMENTS}: found a damaged segment of {name} "

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tagclip.checkpoint import read_checkpoint
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
@@ -21,6 +20,10 @@ _OUTPUTS = {
     "below background_threshold",
     "trusty": "float32 (batch, height, width): P(pixel belongs to a seen class), 0 to 1",
 }
+_PIXELS = (
+    "EXIF orientation applied, alpha dropped, 16-bit gray divided by 257 and rounded, other modes "
+    "as Pillow converts them to RGB"
+)
 _RESIZE = (
     "scale = min(short_side / min(height, width), long_side / max(height, width)), new sides "
     "max(1, int(side * scale + 0.5)), bilinear; short_side 0: no resize, long_side 0: no bound"
@@ -65,6 +68,7 @@ def export_recipe(
         "input": {
             "images": f"uint8 (batch, 3, {shape})",
             "size": None if size is None else list(size),
+            "pixels": _PIXELS,
             "patch_size": model.backbone.patch_size,
             "padding": "in the graph, to whole patches",
         },
@@ -103,8 +107,7 @@ def export_recipe(
             "vocabulary": vocabulary.partition_fingerprint,
             "class_vectors": model.text_bank.fingerprint(vocabulary),
         },
-        # As the checkpoint holds it, if it does.
-        "provenance": read_checkpoint(weights).get("tagclip", {}).get("provenance"),
+        "provenance": model.provenance.to_json(),
     }
 
 

@@ -22,6 +22,7 @@ from tagclip.modeling.inference.windows import WindowedImage, window_logits
 from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
 from tagclip.modeling.scalars import log_scalars
 from tagclip.modeling.self_training import SelfTraining
+from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["TagCLIP"]
@@ -33,6 +34,9 @@ class TagCLIP(nn.Module):
 
     Training, evaluation, cross-dataset and free-text inference differ only in the
     `Vocabulary` that is asked.
+
+    Attributes:
+        provenance: whose masks it has learned from; who loads or trains weights sets it.
     """
 
     @configurable
@@ -77,6 +81,7 @@ class TagCLIP(nn.Module):
         self.unknown_classes, self.trusty_target = unknown_classes, trusty_target
         self.gate, self.inference_settings = gate, inference
         self.self_training = self_training
+        self.provenance = Provenance()
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -126,6 +131,8 @@ class TagCLIP(nn.Module):
                   vocabulary, its ``ignore_index`` elsewhere.
                 * ``novel_mask`` (training, trusty target or pseudo-label region ``novel``):
                   (H, W) bool.
+                * ``padded_size``, ``part`` (training, optional): least (height, width) of the
+                  padded batch, and the number of this part of it, from 0.
                 * ``height``, ``width`` (inference): size of the result, default the image's.
                 * ``views`` (inference): dicts with ``image`` and ``mirrored`` instead of ``image``,
                   whose scores are averaged.
@@ -133,7 +140,8 @@ class TagCLIP(nn.Module):
                   ``self.vocabulary``; the same for the whole batch.
 
         Returns:
-            Training: ``loss_mask``, ``loss_dice`` and ``loss_trusty``, weighted scalars.
+            Training: ``loss_mask``, ``loss_dice`` and ``loss_trusty``, weighted scalars, as
+            `Losses`.
             Inference: one dict per image at its (height, width), as `inference` says.
         """
         if not self.training:
@@ -145,7 +153,8 @@ class TagCLIP(nn.Module):
         features = self.backbone(images)
         class_logits, trusty_logits = self.sem_seg_head.layers(features, class_embed)
         class_logits = class_maximum(class_logits, prompt_rows)
-        log_scalars({"pixel_accuracy": float(pixel_accuracy(class_logits, targets))})
+        accuracy, centres = pixel_accuracy(class_logits, targets)
+        log_scalars({"pixel_accuracy": accuracy}, centres)
         if self.self_training is not None:
             targets = self.self_training.pseudo_label(
                 class_logits, trusty_logits, targets, batched_inputs, self.train_vocabulary
@@ -157,14 +166,17 @@ class TagCLIP(nn.Module):
     ) -> tuple[Tensor, list[tuple[int, int]]]:
         """Normalise and pad (with 0, right and bottom) to one size that the backbone divides.
 
+        Args:
+            batched_inputs: see `forward`.
+
         Returns:
             (N, 3, H, W) float32 and the (height, width) of each image inside it.
         """
         images = [self._normalise(item["image"]) for item in batched_inputs]
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        height = self._divisible(max(self.train_size[0], *(size[0] for size in sizes)))
-        width = self._divisible(max(self.train_size[1], *(size[1] for size in sizes)))
-        return stack_padded(images, (height, width), 0.0), sizes
+        least = (item["padded_size"] for item in batched_inputs if "padded_size" in item)
+        padded = map(max, zip(self.train_size, *sizes, *least, strict=True))
+        return stack_padded(images, tuple(map(self._divisible, padded)), 0.0), sizes
 
     def preprocess_targets(
         self,
@@ -186,7 +198,13 @@ class TagCLIP(nn.Module):
         elif self.trusty_target == "novel":
             trusty = stack_novel_masks(batched_inputs, padded_size, self.device)
         valid = valid_mask(sizes, padded_size, self.device)
-        return SegTargets(labels=labels, valid=valid, trusty=trusty, ignore=ignore)
+        return SegTargets(
+            labels=labels,
+            valid=valid,
+            trusty=trusty,
+            ignore=ignore,
+            part=batched_inputs[0].get("part", 0),
+        )
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ __all__ = ["SelfTraining", "best_class", "pseudo_label_shares"]
 
 # Full-resolution float32 planes per class that are alive at the peak of `best_class`.
 _PLANES = 5
+_ON_UNSEEN = "pseudo_labels_on_unseen_pixels"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,12 @@ class SelfTraining:
             novel = stack_novel_masks(batched_inputs, targets.labels.shape[-2:], device)
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(device)
         result = self(class_logits, trusty_logits, seen_mask, targets, novel)
-        log_scalars(pseudo_label_shares(targets, result, vocabulary.names, novel))
+        shares = pseudo_label_shares(targets, result, vocabulary.names, novel)
+        on_unseen = shares.pop(_ON_UNSEEN, None)
+        pixels = float(targets.valid.sum())
+        log_scalars(shares, pixels)
+        if on_unseen is not None:
+            log_scalars({_ON_UNSEEN: on_unseen}, shares["pseudo_labels"] * pixels)
         return result
 
     @torch.no_grad()
@@ -203,7 +209,7 @@ def pseudo_label_shares(
     pairs = zip(names, counts, strict=True)
     shares |= {f"pseudo_labels/{name}": count * percent for name, count in pairs if count}
     if novel is not None and sum(counts):
-        shares["pseudo_labels_on_unseen_pixels"] = 100 * float(novel[chosen].float().mean())
+        shares[_ON_UNSEEN] = 100 * float(novel[chosen].float().mean())
     return shares
 
 

@@ -1,6 +1,7 @@
-"""Class lists: an ordered set of classes, which of them are seen, and their json."""
+"""Class lists, which of their classes are seen, their json, and what masks a model has seen."""
 
+from tagclip.structures.provenance import Provenance, Stage
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import ClassEntry, name_key
 
-__all__ = ["ClassEntry", "Vocabulary", "name_key"]
+__all__ = ["ClassEntry", "Provenance", "Stage", "Vocabulary", "name_key"]

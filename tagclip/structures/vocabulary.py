@@ -11,17 +11,18 @@ import numpy as np
 
 import tagclip
 from tagclip.errors import DatasetError, VocabularyError
+from tagclip.structures.class_color import name_color
 from tagclip.structures.vocabulary_class import (
     MAX_LABEL,
     ClassEntry,
     is_int,
     name_flags,
     name_key,
-    palette_color,
     refuse_duplicates,
 )
 from tagclip.structures.vocabulary_json import parse_vocabulary_json, read_vocabulary_text
-from tagclip.utils.text import json_text
+from tagclip.utils.files import expand_path
+from tagclip.utils.text import did_you_mean, json_text
 
 __all__ = ["ClassEntry", "Vocabulary"]
 
@@ -110,6 +111,7 @@ class Vocabulary:
         Raises:
             VocabularyError: the file is missing or inconsistent, or has no such split.
         """
+        path = expand_path(path)
         try:
             return cls(**parse_vocabulary_json(read_vocabulary_text(Path(path)), split))
         except VocabularyError as error:
@@ -142,15 +144,18 @@ class Vocabulary:
         tagclip.register()
         from detectron2.data import DatasetCatalog, MetadataCatalog
 
-        registered = dataset_name in DatasetCatalog.list()
-        path = MetadataCatalog.get(dataset_name).get("vocabulary") if registered else None
-        if path is None:
+        names = DatasetCatalog.list()
+        paths = {name: MetadataCatalog.get(name).get("vocabulary") for name in names}
+        if paths.get(dataset_name) is None:
+            found = "registered without a vocabulary"
+            if dataset_name not in names:
+                useful = (name for name, path in paths.items() if path)
+                found = f"not registered{did_you_mean(dataset_name, useful)}"
             raise DatasetError(
-                f"dataset {dataset_name!r} is {'registered without' if registered else 'not'} "
-                f"{'a vocabulary' if registered else 'registered'}; use register_zero_shot_sem_seg,"
-                " or name its project in PROJECTS"
+                f"dataset {dataset_name!r} is {found}; check DATASETS.TRAIN and DATASETS.TEST, use "
+                "register_zero_shot_sem_seg, or name its project in PROJECTS"
             )
-        return cls.from_json(path, split)
+        return cls.from_json(paths[dataset_name], split)
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -167,17 +172,8 @@ class Vocabulary:
 
     @property
     def colors(self) -> np.ndarray:
-        """(K, 3) uint8 RGB. A generated colour differs from all others and follows the id."""
-        taken = {entry.color for entry in self.classes}
-        colors = []
-        for entry in self.classes:
-            color, number = entry.color, entry.id + 1
-            while color is None:
-                candidate = palette_color(number)
-                color = candidate if candidate not in taken else None
-                number += MAX_LABEL + 1
-            taken.add(color)
-            colors.append(color)
+        """(K, 3) uint8 RGB: the given ones, and those of the names (`name_color`)."""
+        colors = [entry.color or name_color(entry.name) for entry in self.classes]
         return np.array(colors, dtype=np.uint8)
 
     @property
@@ -272,6 +268,15 @@ class Vocabulary:
             if seen:
                 trained |= entry.keys
         return self._partitioned(bool(entry.keys & trained) for entry in self.classes)
+
+    def match_colors(self, other: Vocabulary) -> Vocabulary:
+        """Give classes without a colour the one that the other list gives to a class so called."""
+        given = {name_key(entry.name): entry.color for entry in other.classes}
+        classes = (
+            replace(entry, color=entry.color or given.get(name_key(entry.name)))
+            for entry in self.classes
+        )
+        return replace(self, classes=tuple(classes))
 
     def label_lut(self, target: Vocabulary | None = None) -> np.ndarray:
         """Table from raw label values of this dataset to indices of another class list.

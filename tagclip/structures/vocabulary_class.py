@@ -54,7 +54,7 @@ class ClassEntry:
         name: display name, unique in its vocabulary; runs of white space become one blank, which
             is logged.
         prompts: names that are put into the prompt templates; defaults to ``(name,)``.
-        color: (red, green, blue), each 0..255, or None for a generated colour.
+        color: (red, green, blue), each 0..255, or None for that of the name.
 
     Raises:
         VocabularyError: a field has the wrong type or range, or a prompt occurs twice.
@@ -66,9 +66,14 @@ class ClassEntry:
     color: tuple[int, int, int] | None = None
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The display name and every other prompt."""
+        return tuple(dict.fromkeys((self.name, *self.prompts)))
+
+    @property
     def keys(self) -> set[str]:
         """`name_key` of the name and of every prompt."""
-        return {name_key(text) for text in (self.name, *self.prompts)}
+        return set(map(name_key, self.names))
 
     def __post_init__(self) -> None:
         where = f"class {self.name!r}"
@@ -117,7 +122,7 @@ def _checked_color(color: object, where: str) -> tuple[int, int, int]:
     return tuple(int(c) for c in color)
 
 
-def refuse_duplicates(names: Iterable[str], what: str) -> None:
+def refuse_duplicates(names: Iterable[str], what: str, remedy: str = "keep one of each") -> None:
     """Raise VocabularyError if two names differ in case, spacing or Unicode form only."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -125,8 +130,7 @@ def refuse_duplicates(names: Iterable[str], what: str) -> None:
     twice = [" = ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
     if twice:
         raise VocabularyError(
-            f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; "
-            "keep one of each"
+            f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; {remedy}"
         )
 
 

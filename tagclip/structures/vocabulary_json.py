@@ -28,7 +28,7 @@ from tagclip.structures.vocabulary_class import (
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["parse_vocabulary_json", "read_vocabulary_text"]
+__all__ = ["parse_vocabulary_json", "read_vocabulary_text", "split_names"]
 
 _FORMAT = 1
 _NOTES = ("description", "source")
@@ -76,6 +76,11 @@ def parse_vocabulary_json(text: str, split: str = "") -> dict[str, Any]:
         "split": chosen,
         "ignore_label": tree.get("ignore_label", 255),
     }
+
+
+def split_names(text: str) -> list[str]:
+    """Names of the splits in a vocabulary json that `parse_vocabulary_json` accepts."""
+    return list(load_json(text).get("splits", {}))
 
 
 def read_vocabulary_text(path: Path) -> str:

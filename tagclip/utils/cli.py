@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from tagclip.errors import ConfigError, TagCLIPError
+from tagclip.utils.files import expand_path
 from tagclip.utils.installed import check_installed
 from tagclip.utils.quiet import quiet_imports
 from tagclip.utils.text import shortened
 
 __all__ = [
+    "add_vocabulary_options",
     "check_processes",
     "error_line",
     "forward_sigterm",
@@ -26,8 +30,19 @@ __all__ = [
 ]
 
 _LONGEST = 2000
+# A text that is a path which the shell has not expanded, as in --output=~/pictures.
+_UNEXPANDED = re.compile(r"(~\w*|\$\w+|\$\{\w+\})/")
 # Last line of the traceback that a loader or training process hands on as text.
 _LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
+
+
+def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `tagclip.structures.vocabulary_words.read_asked` reads."""
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--vocab", metavar="NAMES", help="""'cat, "blue, striped fence"'""")
+    words.add_argument("--vocab-file", metavar="FILE", help="one name per line, or vocabulary json")
+    words.add_argument("--vocab-from-dataset", metavar="NAME", help="classes of this dataset")
+    parser.add_argument("--dedup", action="store_true", help="keep the first of equal names")
 
 
 def run_tool(main: Callable[..., Any], *args: Any) -> None:
@@ -38,7 +53,7 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
 
     Args:
         main: the tool.
-        args: its arguments.
+        args: its arguments. Paths in them are expanded (`expand_path`), also those in a Namespace.
 
     Raises:
         SystemExit: with 1 after a `TagCLIPError` or the death of a process, 130 after Ctrl-C.
@@ -46,7 +61,7 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
     quiet_imports()
     try:
         check_installed()
-        main(*args)
+        main(*map(_expanded, args))
     except TagCLIPError as error:
         if _is_debugging():
             raise
@@ -61,6 +76,17 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
         if line is None:
             raise
         sys.exit(line)
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, argparse.Namespace):
+        return argparse.Namespace(**{key: _expanded(each) for key, each in vars(value).items()})
+    if isinstance(value, list):
+        return list(map(_expanded, value))
+    if isinstance(value, Path):
+        return Path(expand_path(value))
+    is_path = isinstance(value, str) and _UNEXPANDED.match(value)
+    return expand_path(value) if is_path else value
 
 
 def _process_line(error: Exception) -> str | None:

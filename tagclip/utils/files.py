@@ -1,16 +1,42 @@
-"""Writing files so that they are either complete or absent, and room for them."""
+"""Paths as users write them; writing files whole or not at all, and room for them."""
 
 from __future__ import annotations
 
 import errno
 import os
 import random
+import re
 import secrets
 from pathlib import Path
 
-__all__ = ["probe_folder", "remove_leftovers", "sync_folder", "write_atomic"]
+from tagclip.errors import ConfigError
+
+__all__ = ["expand_path", "probe_folder", "remove_leftovers", "sync_folder", "write_atomic"]
 
 _CHUNK = 1 << 24
+# What `expand_path` would have replaced.
+_UNKNOWN = re.compile(r"^~([^/]*)|\$(\w+)|\$\{(\w+)\}")
+
+
+def expand_path(path: str | Path) -> str:
+    """Replace ``~``, ``~USER``, ``$NAME`` and ``${NAME}`` in a path, as a shell does.
+
+    Args:
+        path: from a config, a command line or a caller.
+
+    Raises:
+        ConfigError: there is no such user or variable, and no file that is really called so.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(path))
+    unknown = _UNKNOWN.search(expanded)
+    if unknown and not os.path.lexists(expanded):
+        user = unknown[0].startswith("~")
+        what = f"no user {unknown[1]!r}" if user else f"no environment variable {unknown[0]}"
+        raise ConfigError(
+            f"{path}: found {what}, expected one; "
+            f"{'mend the name' if user else 'set it'}, or write the path out"
+        )
+    return expanded
 
 
 def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tagclip.utils.files import write_atomic
+from tagclip.visualization.fonts import set_fonts
 
 __all__ = [
     "SEEN_COLOR",
@@ -128,6 +129,7 @@ def class_chart(
 def save_chart(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG; the file is complete or absent."""
     buffer = io.BytesIO()
+    set_fonts(figure)
     # No version of matplotlib inside: the same picture is the same file.
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return write_atomic(path, buffer.getvalue())

@@ -20,14 +20,18 @@ from PIL.PngImagePlugin import PngInfo
 
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
+from tagclip.visualization.fonts import families
 from tagclip.visualization.segments import (
     UNSEEN_MARK,
     colorize_labels,
     colorize_trusty,
-    marked_names,
+    legend_names,
+    numbers,
 )
 
 __all__ = [
+    "HATCHED_NOTE",
+    "NUMBER_NOTE",
     "UNLABELLED_NOTE",
     "UNSEEN_NOTE",
     "draw_heading",
@@ -42,6 +46,8 @@ __all__ = [
 
 UNSEEN_NOTE = f"{UNSEEN_MARK} unseen class: no mask of it in training"
 UNLABELLED_NOTE = "unlabelled pixels are not evaluated"
+HATCHED_NOTE = f"{UNLABELLED_NOTE}: predictions there are hatched"
+NUMBER_NOTE = "a number tells classes of nearly the same colour apart"
 _MARGIN = 10
 _LINE = 20
 # Height of text in pixels.
@@ -97,13 +103,14 @@ def draw_legend(
     Returns:
         (height, width, 3) uint8 RGB.
     """
-    chosen = range(len(vocabulary)) if classes is None else classes
-    names, seen = marked_names(vocabulary), vocabulary.seen or (True,) * len(vocabulary)
+    chosen = range(len(vocabulary)) if classes is None else list(classes)
+    names, seen = legend_names(vocabulary), vocabulary.seen or (True,) * len(vocabulary)
     entries = [(k, names[k], seen[k]) for k in chosen]
     notes = [UNSEEN_NOTE] * (not all(flag for _, _, flag in entries))
+    notes += [NUMBER_NOTE] * (not numbers(vocabulary).keys().isdisjoint(chosen))
     if unlabelled:
         entries.append((-1, outside[0], True))
-        notes.append(outside[1])
+        notes += [outside[1]] * bool(outside[1])
     column = 45 + max(_text_width(name, _weight(flag)) for _, name, flag in entries)
     columns = max(1, int((width - _MARGIN) // column))
     rows = -(-len(entries) // columns)
@@ -230,7 +237,7 @@ def _weight(seen: bool) -> str:
 
 def _text_width(text: str, weight: str) -> float:
     """Width in pixels of what `_write` writes."""
-    font = FontProperties(size=_FONT, weight=weight)
+    font = FontProperties(family=families(text), size=_FONT, weight=weight)
     return text_to_path.get_text_width_height_descent(text, font, False)[0]
 
 
@@ -244,6 +251,7 @@ def _write(
     """Write (text, x, y of the upper end of its line in pixels, style) onto a page."""
     output = VisImage(page)
     for text, x, y, style in texts:
-        style = {"size": _FONT * 72 / output.dpi, "color": "black"} | style
+        size = _FONT * 72 / output.dpi
+        style = {"size": size, "color": "black", "family": families(text)} | style
         output.ax.text(x, y + _ASCENT, text, va="baseline", parse_math=False, **style)
     return output.get_image()

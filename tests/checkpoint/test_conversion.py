@@ -28,6 +28,7 @@ from tagclip.checkpoint.conversion.mmseg import convert_official
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import read_clip_weights
+from tagclip.structures import Provenance
 
 LAYER = "decode_head.decoder.layers"
 
@@ -98,6 +99,11 @@ def test_a_converted_checkpoint_gives_the_golden_scores(
     assert plain["tagclip"]["clip_sha256"] == fitted["tagclip"]["clip_sha256"] == sha256(clip)
     assert fitted["tagclip"]["seen_classes"] == space.seen.names
     assert fitted["tagclip"]["source"]["iteration"] == 20000
+    # Others' files do not tell what was before, and only the config says which masks there were.
+    bare, declared = (Provenance.from_json(c["tagclip"]["provenance"]) for c in (plain, fitted))
+    assert bare == Provenance(is_complete=False) and not declared.is_complete
+    (stage,) = declared.stages
+    assert [names[0] for names in stage.masks] == space.seen.names
 
 
 def test_every_tensor_is_kept_dropped_or_written_and_named(
@@ -116,6 +122,7 @@ def test_every_tensor_is_kept_dropped_or_written_and_named(
     frozen = len(state) - len(trained) - len(unread) - 1
     assert f"{frozen} frozen tensors of CLIP" in named["dropped"]
     assert any("recorded: source: kind TagCLIP, file iter_20000.pth" in line for line in lines)
+    assert "recorded: provenance: ancestry unknown" in lines
     stored = read_checkpoint(tmp_path / "x.pth")["model"]
     assert len(stored) == len(trained) - 1  # two official tensors of prompts are one of ours
     parts = (state["backbone.prompt_embeddings"], state["backbone.deep_prompt_embeddings"])

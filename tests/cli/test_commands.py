@@ -88,7 +88,7 @@ def end_of(*words: str) -> int | str | None:
     [
         ("trian --help", "tagclip: found the command 'trian'; did you mean train?"),
         ("prepare vco", "tagclip: found the command 'prepare vco', expected prepare ade20k, prep"),
-        ("minibench x", "expected minibench data, minibench report, minibench table, minibench"),
+        ("minibench x", "expected minibench, minibench data, minibench report, minibench table"),
         ("\x1b[0m", "tagclip: found the command '\\x1b[0m', expected one of those that tagclip"),
     ],
 )
@@ -97,8 +97,16 @@ def test_an_unknown_command(words: str, message: str) -> None:
     assert message in found and found.isprintable()
 
 
+def test_the_name_of_a_family_lists_its_commands(capsys: pytest.CaptureFixture) -> None:
+    for words in ("prepare", "prepare --help", "prepare -h"):
+        assert end_of(*words.split()) is None
+        lines = capsys.readouterr().out.splitlines()
+        shown = [line.split("  ")[1] for line in lines if line.startswith("  ")]
+        assert shown == [name for name in TARGETS if name.startswith("prepare ")]
+
+
 def test_a_command_runs(repository: Path, capsys: pytest.CaptureFixture) -> None:
-    config = repository / "projects/MiniBench/configs/tagclip_noun_fence_board.yaml"
+    config = repository / "projects/MiniBench/configs/tagclip_minibench_composition_convtrust.yaml"
     assert end_of("cost", "--config-file", str(config)) is None
     assert "Parameters" in capsys.readouterr().out
 

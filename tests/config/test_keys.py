@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -11,13 +12,20 @@ from typing import Any
 
 import detectron2
 import pytest
+import torch
 from detectron2.config import CfgNode, get_cfg
-from helpers.tiny_run import changed, write_tiny_dataset
+from helpers.tiny_run import changed, write_run_config, write_tiny_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagclip import ZeroShotTrainer, load_config
-from tagclip.config import add_tagclip_config, check_config, check_value
+from tagclip.config import (
+    add_tagclip_config,
+    available_device,
+    check_config,
+    check_device,
+    check_value,
+)
 from tagclip.config.defaults import config_keys
 from tagclip.config.keys import DETECTRON2, Key
 from tagclip.config.reference import config_reference
@@ -128,8 +136,13 @@ def test_docs_are_in_step_with_the_table(repository: Path) -> None:
         ("SOLVER.BASE_LR", -1.0, "found -1.0, expected a number of at least 0"),
         ("SOLVER.BASE_LR", math.nan, "found nan, expected a number of at least 0"),
         ("SOLVER.BASE_LR", "1", "found '1', expected a number of at least 0"),
-        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", math.nan, "found nan, expected a number"),
-        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", -math.inf, "found -inf, expected a number"),
+        ("SOLVER.BASE_LR", 1e308,
+         "found 1e+308, expected a number of at least 0, 1000000000 at most"),
+        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", math.nan,
+         "found nan, expected a number from -100 to 100"),
+        ("MODEL.TAGCLIP.TEST.SEEN_BIAS", -math.inf,
+         "found -inf, expected a number from -100 to 100"),
+        ("TEST.PRECISE_BN.ENABLED", True, "found True, expected False"),
         ("SEED", 2**32, "found 4294967296, expected a whole number from -1 to 4294967295"),
         ("SOLVER.MAX_ITER", 2**31,
          "found 2147483648, expected a whole number of at least 1, 2147483647 at most"),
@@ -190,6 +203,11 @@ def test_a_switch_that_is_off_hides_its_keys() -> None:
         (("SOLVER.REFERENCE_WORLD_SIZE", 3), r"REFERENCE_WORLD_SIZE: found 3, .*BATCH \(16\), or"),
         (("SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.0),
          r"NESTEROV: found True with MOMENTUM 0, expected False or"),
+        (("MODEL.DEVICE", "meta"), r"MODEL\.DEVICE: found 'meta', expected cuda or cpu"),
+        (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0, 1.0]]),
+         r"EXPECTED_RESULTS: found .* for 0 datasets in DATASETS\.TEST, expected lists of"),
+        (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0]], "DATASETS.TEST", ("a",)),
+         r"EXPECTED_RESULTS: found .* for 1 datasets in DATASETS\.TEST, expected lists of"),
         (("MODEL.DEVICE", "gpu"), r"MODEL\.DEVICE: found 'gpu', expected cuda or cpu"),
         (("MODEL.DEVICE", "cuda:999999999999999999999"), r"MODEL\.DEVICE: found 'cuda:9*', exp"),
     ],
@@ -199,13 +217,14 @@ def test_keys_that_have_to_do_with_each_other(opts: tuple, message: str) -> None
         load_config("", opts)
 
 
+EVERY = sorted(leaves(load_config()))
 odd = st.sampled_from(ODD_ITEMS) | st.integers() | st.floats() | st.text(max_size=5)
 
 
-@settings(max_examples=300, deadline=None)
-@given(name=st.sampled_from(NAMES), value=odd | st.lists(odd, max_size=4))
+@settings(max_examples=400, deadline=None)
+@given(name=st.sampled_from(NAMES * 2 + EVERY), value=odd | st.lists(odd, max_size=4))
 def test_any_value_is_accepted_or_refused_in_one_line(name: str, value: Any) -> None:
-    """As a program sets it, and as on the command line."""
+    """As a program sets it, and as on the command line; detectron2's other keys, too."""
     by_program = partial(check_config, set_value(load_config(), name, value))
     for give in (by_program, partial(load_config, "", [name, value])):
         try:
@@ -214,12 +233,72 @@ def test_any_value_is_accepted_or_refused_in_one_line(name: str, value: Any) -> 
             assert "\n" not in str(error) and name in str(error)
 
 
+def test_the_table_has_every_key_that_a_run_reads(
+    tiny_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys of detectron2 that only it reads have rows, too: their odd values would break it."""
+    config = write_run_config(tiny_cfg, tmp_path)
+    options = ("TEST.EVAL_PERIOD", "2", "SOLVER.CLIP_GRADIENTS.ENABLED", "True")
+    cfg = load_config(config, [*options, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"])
+    for name, node in sections(cfg):
+        node.__dict__["where"] = name
+    read, get = set(), CfgNode.__getattr__
+
+    def listen(node: CfgNode, name: str) -> Any:
+        value = get(node, name)
+        if not isinstance(value, CfgNode):
+            read.add(f"{node.__dict__.get('where', '')}{name}")
+        return value
+
+    monkeypatch.setattr("yacs.config.CfgNode.__getattr__", listen)
+    ZeroShotTrainer.check(cfg, weights="", train=True)
+    trainer = ZeroShotTrainer(cfg)
+    trainer.train()
+    assert {"SOLVER.MAX_ITER", "TEST.EVAL_PERIOD", "MODEL.CLIP.NAME"} <= read <= {*NAMES}
+
+
+def sections(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, CfgNode]]:
+    yield prefix, node
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from sections(value, f"{prefix}{key}.")
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [
+        ("cpu", 0, "cpu"),
+        ("cuda", 0, "cpu"),
+        ("cuda:99", 0, "cpu"),
+        ("cuda", 2, "cuda"),
+        ("cuda:1", 2, "cuda:1"),
+        ("cuda:2", 2, None),
+        ("cuda:99", 1, None),
+    ],
+)
+def test_a_gpu_that_is_there_or_the_cpu_or_one_line(
+    device: str, gpus: int, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    cfg = set_value(load_config(), "MODEL.DEVICE", device)
+    if expected is not None:
+        assert available_device(device) == expected
+    if expected == device:
+        check_device(cfg)
+        return
+    # Who trains without tools/train_net.py is told.
+    with pytest.raises(ConfigError, match=rf"MODEL.DEVICE: found '{device}' on a machine with"):
+        check_device(cfg)
+
+
 # Without these, nothing is built of the keys that they are about.
 SWITCHES = {
     "TEST.AUG": ("TEST.AUG.ENABLED", True),
     "CLIP_GRADIENTS": ("SOLVER.CLIP_GRADIENTS.ENABLED", True),
     "TRUSTY.CONV": ("MODEL.TAGCLIP.TRUSTY.KIND", "conv"),
     "MOMENTUM": ("SOLVER.OPTIMIZER", "SGD"),
+    "NORM_TYPE": ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm"),
     "NESTEROV": ("SOLVER.OPTIMIZER", "SGD"),
 }
 

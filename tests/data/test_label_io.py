@@ -9,14 +9,17 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data.detection_utils import read_image as reference_read_image
+from detectron2.utils import logger
+from helpers.tiffs import tiff
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagclip.data.label_io import check_label, read_image, read_label
+from tagclip.data.label_io import check_label, is_dark, read_header, read_image, read_label
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
 
@@ -43,6 +46,16 @@ def _write_gray_png(path: Path, values: np.ndarray, bits: int) -> None:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
         content += struct.pack(">I", len(data)) + kind + data + checksum
     path.write_bytes(content)
+
+
+@pytest.fixture
+def said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> pytest.LogCaptureFixture:
+    """Log of a process that has said nothing yet."""
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    caplog.set_level(logging.WARNING, logger="tagclip")
+    return caplog
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
@@ -144,19 +157,94 @@ def test_other_colour_modes_become_rgb(mode: str, tmp_path: Path) -> None:
 
 
 def test_16_bit_gray_is_scaled_with_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, said_once: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     for name in ("a.png", "b.png"):
         _write_gray_png(tmp_path / name, values, 16)
-    with caplog.at_level(logging.WARNING, logger="tagclip"):
-        image = read_image(tmp_path / "a.png")
-        read_image(tmp_path / "b.png")
+    image = read_image(tmp_path / "a.png")
+    read_image(tmp_path / "b.png")
     np.testing.assert_array_equal(image[..., 0], np.rint(values / 257.0).astype(np.uint8))
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
-    assert len(caplog.records) == 1
-    assert "a.png: 16-bit gray image" in caplog.text
+    assert len(said_once.records) == 1
+    assert "a.png: 16-bit gray image" in said_once.text
+
+
+@pytest.mark.parametrize(
+    ("bands", "extra", "said"),
+    [
+        (3, None, ""),
+        (4, None, "first 3 of 4 bands"),
+        (4, [0], "first 3 of 4 bands"),
+        (4, [2], ""),
+        (5, [0, 0], "first 3 of 5 bands"),
+        (5, [2, 0], ""),
+    ],
+)
+def test_further_bands_of_a_tiff(
+    bands: int,
+    extra: list[int] | None,
+    said: str,
+    said_once: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    """Near infrared beside RGB is neither alpha nor colour."""
+    pixels = np.random.default_rng(bands).integers(0, 65536, (6, 9, bands)).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    # Pillow reads no 16-bit file of five bands.
+    for content in (pixels >> 8).astype(np.uint8), *[pixels] * (bands < 5):
+        path.write_bytes(tiff(content, extra))
+        np.testing.assert_array_equal(read_image(path), pixels[..., :3] >> 8)
+    assert (" bands are " in said_once.text) == bool(said) and said in said_once.text
+    header = read_header(path)
+    assert header.has_alpha == (extra in ([2], [2, 0]))
+    assert header.further_bands == (bands - 3) * bool(said)
+
+
+def test_associated_alpha_is_taken_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(np.full((2, 2, 4), (50, 100, 20, 128), np.uint8), [1]))
+    assert read_image(path)[0, 0].tolist() == [99, 199, 39]
+
+
+def test_bands_one_after_the_other(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (6, 9, 3)).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff((pixels >> 8).astype(np.uint8), separate=True))
+    np.testing.assert_array_equal(read_image(path), pixels >> 8)
+    path.write_bytes(tiff(pixels, separate=True))
+    for read in (read_image, read_header):
+        with pytest.raises(DatasetError, match="band after band; save it pixel after pixel"):
+            read(path)
+
+
+@pytest.mark.parametrize("name", ["gray.png", "gray.tif", "rgb.png", "rgb.tif", "rgba.png"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_fewer_bits_than_the_file(
+    name: str, bits: int, said_once: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """They are named; the remedy that is named ends it."""
+    shape = (20, 30, 4 if "rgba" in name else 3)[: 2 if "gray" in name else 3]
+    values = np.random.default_rng(bits).integers(0, 2**bits, shape).astype(np.uint16)
+    values[0, 0] = 2**bits - 1
+    path = str(tmp_path / name)
+    cv2.imwrite(path, values)
+    dark = read_image(path)
+    assert read_header(path).is_16_bit
+    assert is_dark(dark) == (bits < 16)
+    assert said_once.text.count("16-bit") == 1 + (bits < 16)
+    assert ("write copies with all values times 2^(16 - N)" in said_once.text) == (bits < 16)
+    said_once.clear()
+    logger._LOG_COUNTER.clear()
+    cv2.imwrite(path, values * np.uint16(2 ** (16 - bits)))
+    assert read_image(path).max() >= 254 and "dark" not in said_once.text
+
+
+def test_dark_images_of_8_bits_are_nobodys_business(
+    said_once: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    Image.fromarray(_pixels(6, 9) // 16).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").max() < 16 and not said_once.records
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.5, 70000.0])

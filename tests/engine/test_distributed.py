@@ -59,6 +59,7 @@ def in_process(rank: int, root: Path, clip: str, vocabulary: str) -> None:
         cfg = make_config(root, clip, vocabulary)
         found: dict[str, Any] = {
             **trained(cfg, "pair"),
+            "parts": trained(changed(cfg, "SOLVER.ACCUMULATE", 2), "pair_parts"),
             "conv": trained(changed(cfg, *CONV), "pair_conv"),
             "trusty head alone": trained(trusty_head_alone(cfg), "pair_alone"),
             "evaluation": evaluate(cfg),
@@ -68,6 +69,7 @@ def in_process(rank: int, root: Path, clip: str, vocabulary: str) -> None:
         for key, function in {
             "nan": lambda: train(cfg, "nan", BreakInTheSecondProcess("nan")),
             "odd": lambda: train(changed(cfg, "SOLVER.IMS_PER_BATCH", 3), "odd"),
+            "odd parts": lambda: train(changed(cfg, "SOLVER.ACCUMULATE", 4), "odd"),
         }.items():
             try:
                 function()
@@ -131,6 +133,12 @@ def test_two_processes_train_as_one(alone: dict[str, Any], pair: list[dict[str, 
     check_same_training(alone, pair, alone["before"])
 
 
+def test_two_processes_train_in_parts_as_one_in_a_piece(
+    alone: dict[str, Any], pair: list[dict[str, Any]]
+) -> None:
+    check_same_training(alone, [found["parts"] for found in pair], alone["before"])
+
+
 def test_a_convolutional_trusty_head_is_the_same_in_both_processes(
     alone: dict[str, Any], pair: list[dict[str, Any]]
 ) -> None:
@@ -189,3 +197,5 @@ def test_sigterm_for_one_process_stops_all(
 def test_a_batch_that_cannot_be_shared(pair: list[dict[str, Any]]) -> None:
     expected = "SOLVER.IMS_PER_BATCH: found 3, expected a multiple of the 2 processes"
     assert all(found["odd"].startswith(expected) for found in pair)
+    expected = "SOLVER.ACCUMULATE: found 4, expected a divisor of the 2 images that a process"
+    assert all(found["odd parts"].startswith(expected) for found in pair)

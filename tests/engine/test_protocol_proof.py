@@ -66,7 +66,8 @@ def test_the_tool_proves_and_writes_nothing(
     pixels = sum(np.isin(np.asarray(Image.open(p)), UNSEEN).sum() for p in train_labels(tmp_path))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Protocol: inductive, split zs: 3 seen / 2 unseen; ")
-    assert f"6 images seen, of 6 files; {pixels} pixels with unseen labels scrambled" in lines[1]
+    assert f"6 images seen, of 6 files; {pixels} pixels with unseen labels scrambled" in lines[2]
+    assert lines[1] == "Starts from: CLIP"
     for change in (LABELS, NAMES):
         (row,) = [line.split("  ") for line in lines if line.startswith(change)]
         difference, tensors, losses = [cell.strip() for cell in row if cell][1:]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
-from helpers.tiny_run import changed
+from helpers.tiny_run import changed, write_tiny_dataset
 
 from tagclip import load_config
 from tagclip.engine import run_info
-from tagclip.engine.run_info import config_hash
+from tagclip.engine.run_info import announce_shared_images, config_hash
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,18 @@ def test_the_record_says_how_long_the_run_has_trained(tiny_cfg: CfgNode) -> None
         assert run_info(tiny_cfg)["iterations"] == 10
     with EventStorage(tiny_cfg.SOLVER.MAX_ITER):
         assert run_info(tiny_cfg)["iterations"] == tiny_cfg.SOLVER.MAX_ITER
+
+
+def test_training_names_the_images_that_it_is_evaluated_on(
+    tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tiny_dataset(tmp_path)
+    announce_shared_images(tiny_cfg)
+    assert not caplog.records
+    train, val = tmp_path / "images" / "train", tmp_path / "images" / "val"
+    (val / "1.png").write_bytes((train / "4.png").read_bytes())
+    announce_shared_images(tiny_cfg)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert (
+        f"1 of its 3 images are training images, too ({val / '1.png'} is {train / '4.png'})" in line
+    )

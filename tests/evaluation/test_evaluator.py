@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.toy_dataset import forget
+from detectron2.evaluation import SemSegEvaluator
+from helpers.toy_dataset import forget, vocabulary_tree, write_json, write_sample
 from helpers.toy_evaluation import IGNORE, NAMES, UNSEEN, Toy
 
-from tagclip import Vocabulary, ZeroShotSemSegEvaluator
+from tagclip import Vocabulary, ZeroShotSemSegEvaluator, register_zero_shot_sem_seg
 
 
 @pytest.fixture
@@ -120,7 +121,10 @@ def test_the_file_holds_what_the_result_depends_on(toy: Toy, tmp_path: Path) -> 
     assert content["images"] == 3
     assert (content["dataset"], content["vocabulary"], content["split"]) == (toy.name, "toy", "zs")
     assert content["vocabulary_fingerprint"] == toy.vocabulary.fingerprint
-    assert content["classes_averaged"] == {"mIoU": 4, "mIoU-seen": 2, "mIoU-unseen": 2}
+    assert content["classes_averaged"] == {
+        "mIoU": 4, "mIoU-absent-as-0": 5,
+        "mIoU-seen": 2, "mIoU-seen-absent-as-0": 3, "mIoU-unseen": 2,
+    }  # fmt: skip
     assert content["classes_without_pixels"] == ["sofa"]
     assert content["classes"][4]["IoU"] is content["classes"][4]["ACC"] is None
     pixels = list(toy.pixels())
@@ -168,6 +172,51 @@ def test_the_table_shows_the_number_of_classes(toy: Toy, caplog: pytest.LogCaptu
     assert "IoU undefined (no labelled pixel) for: sofa" in caplog.text
 
 
+def test_both_means_where_a_predicted_class_has_no_label(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """detectron2 0.6 itself gives the other one; metrics.json, table, csv and log hold both."""
+    name = f"absent_{uuid.uuid4().hex}"
+    label = np.array([[0, 0, 0, 0], [1, 1, 1, 1], [255, 255, 255, 255]], np.uint8)
+    predicted = torch.tensor([[0, 0, 2, 2], [1, 1, 1, 1], [0, 1, 2, 2]])
+    sample = write_sample(tmp_path, "a", np.zeros((3, 4, 3), np.uint8), label)
+    classes = write_json(tmp_path / "c.json", vocabulary_tree(["cat", "dog", "sofa"], ["dog"]))
+    register_zero_shot_sem_seg(
+        name, tmp_path / "images", tmp_path / "labels", classes, image_ext="png"
+    )
+    item = [{"file_name": sample["file_name"]}]
+    scores = torch.nn.functional.one_hot(predicted, 3).permute(2, 0, 1).float()
+    out, rows = tmp_path / "out", tmp_path / "results.csv"
+    ours = ZeroShotSemSegEvaluator(
+        name, vocabulary=Vocabulary.from_metadata(name), distributed=False, output_dir=str(out),
+        results_table=rows,
+    )  # fmt: skip
+    theirs = SemSegEvaluator(name, distributed=False)
+    theirs.reset()
+    try:
+        for evaluator in (ours, theirs):
+            evaluator.process(item, [{"sem_seg": scores}])
+        with caplog.at_level(logging.INFO):
+            metrics, other = (e.evaluate()["sem_seg"] for e in (ours, theirs))
+    finally:
+        forget(name)
+    assert (metrics["mIoU"], metrics["mIoU-absent-as-0"]) == (75, 50)
+    assert other["mIoU"] == 50 and math.isnan(other["IoU-sofa"])
+    expected = {"mIoU": 50, "mIoU-seen": 25, "hIoU": 40}
+    content = json.loads((out / "metrics.json").read_text())
+    with rows.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    table = [line.split() for line in caplog.text.splitlines()]
+    for key, value in expected.items():
+        both = f"{key}-absent-as-0"
+        assert content["metrics"][both] == pytest.approx(value)
+        assert float(row[both]) == pytest.approx(value)
+        assert any(line[:2] == [both, f"{value:.2f}"] for line in table)
+    assert "mIoU-unseen-absent-as-0" not in content["metrics"]
+    assert content["note"].startswith("The means of this project leave out")
+    assert content["note"] in caplog.text
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_partition_with_one_part_has_no_harmonic_mean(
     toy: Toy, caplog: pytest.LogCaptureFixture, tmp_path: Path, seen: bool
@@ -187,7 +236,7 @@ def test_a_partition_with_one_part_has_no_harmonic_mean(
 def test_an_open_partition_reports_no_parts(toy: Toy) -> None:
     vocabulary = Vocabulary(toy.vocabulary.name, toy.vocabulary.classes, ignore_label=IGNORE)
     metrics = toy.run(toy.evaluator(vocabulary=vocabulary), 0, 1, 2).evaluate()["sem_seg"]
-    assert set(metrics) == {"mIoU", "mACC", "pAcc"}
+    assert set(metrics) == {"mIoU", "mACC", "pAcc", "mIoU-absent-as-0"}
 
 
 def test_the_trusty_map_is_judged_by_what_the_model_was_trained_on(toy: Toy) -> None:

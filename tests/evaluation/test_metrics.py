@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagclip.evaluation.metrics import (
+    ABSENT_AS_0,
     auroc,
     confusion_matrix,
     defined_classes,
@@ -76,7 +77,18 @@ def test_metrics_equal_a_count_pixel_by_pixel(
     counts = defined_classes(confusion, np.array(seen))
     for suffix, part in parts.items():
         assert counts[f"mIoU{suffix}"] == len({t for t in truth if t in part})
-    assert defined_classes(confusion, None) == {"mIoU": counts["mIoU"]}
+        both = {t for t in truth if t in part} | {
+            p for t, p in zip(true.tolist(), prediction.tolist(), strict=True)
+            if t < CLASSES and p in part
+        }  # fmt: skip
+        with_absent = counts.get(f"mIoU{suffix}{ABSENT_AS_0}", counts[f"mIoU{suffix}"])
+        assert with_absent == len(both)
+        # As detectron2 0.6 and mmseg: the sum of the same IoUs over more classes.
+        if both:
+            name = f"mIoU{suffix}"
+            total = np.nan_to_num(found[name]) * counts[name]
+            assert found.get(name + ABSENT_AS_0, found[name]) == pytest.approx(total / len(both))
+    assert defined_classes(confusion, None)["mIoU"] == counts["mIoU"]
 
 
 def test_a_class_without_true_pixels_is_undefined_even_if_predicted() -> None:
@@ -87,6 +99,36 @@ def test_a_class_without_true_pixels_is_undefined_even_if_predicted() -> None:
     found = summarize(confusion, np.array([True, True, False]))
     assert found["mIoU"] == 87.5
     assert (found["mIoU-seen"], found["mIoU-unseen"]) == (75, 100)
+
+
+@pytest.mark.parametrize(
+    ("confusion", "seen", "expected"),
+    [
+        (  # IoU 50, 100, predicted without labels
+            [[2, 0, 2], [0, 4, 0], [0, 0, 0]],
+            [True, False, True],
+            {"mIoU": (75, 50), "mIoU-seen": (50, 25), "hIoU": (200 / 3, 40)},
+        ),
+        (  # unseen classes occur in predictions alone
+            [[2, 0, 2], [0, 4, 0], [0, 0, 0]],
+            [True, True, False],
+            {"mIoU": (75, 50), "mIoU-unseen": (math.nan, 0), "hIoU": (math.nan, 0)},
+        ),
+        ([[3, 1, 0], [0, 4, 0], [0, 0, 0]], [True, False, False], {}),  # predicted nowhere
+        ([[0, 4, 0], [4, 0, 0], [0, 0, 0]], [True, False, False], {}),
+        ([[0, 2, 2], [4, 0, 0], [0, 0, 0]], [True, False, False], {}),  # 0 either way
+    ],
+)
+def test_means_of_both_conventions_where_they_differ(
+    confusion: list, seen: list[bool], expected: dict[str, tuple[float, float]]
+) -> None:
+    found = summarize(np.array(confusion), np.array(seen))
+    assert {name for name in found if name.endswith(ABSENT_AS_0)} == {
+        f"{name}{ABSENT_AS_0}" for name in expected
+    }
+    for name, (ours, theirs) in expected.items():
+        assert found[name] == pytest.approx(ours, nan_ok=True), name
+        assert found[f"{name}{ABSENT_AS_0}"] == pytest.approx(theirs), name
 
 
 @pytest.mark.parametrize("seen", [True, False])

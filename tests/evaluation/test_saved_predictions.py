@@ -8,20 +8,24 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from helpers.toy_dataset import forget
-from helpers.toy_evaluation import Toy, metrics_content
+from helpers.toy_evaluation import IDS, NAMES, UNSEEN, Toy, metrics_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from tagclip import Vocabulary, ZeroShotSemSegEvaluator
 from tagclip.config.checks import check_config
 from tagclip.errors import ConfigError, DatasetError
+from tagclip.evaluation.coco_json import annotations_of, categories_of, number_images
 from tagclip.evaluation.saved_folder import image_names
 from tagclip.evaluation.saved_predictions import PredictionWriter, SavedPredictions
 
@@ -86,13 +90,86 @@ def test_pngs_hold_indices_and_show_the_colours_of_the_classes(toy: Toy, tmp_pat
     assert (colors[expected >= 0] == toy.vocabulary.colors[expected[expected >= 0]]).all()
 
 
-def test_the_json_is_that_of_detectron2(toy: Toy, tmp_path: Path) -> None:
-    evaluator = evaluate(toy, tmp_path / "out", "json", 1)
+def coco_of(path: Path, capsys: pytest.CaptureFixture) -> tuple[COCO, dict[str, Any]]:
+    coco = COCO(str(path))
+    capsys.readouterr()
+    return coco, json.loads(path.read_text())
+
+
+def test_the_json_opens_with_pycocotools(
+    toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Against detectron2's own encoding and a count of pixels."""
+    evaluator = toy.evaluator(output_dir=str(tmp_path / "out"), save_predictions="json")
+    for index, output in enumerate(outputs(toy)):
+        output["sem_seg_scores"] = toy.scores[index].amax(0).half()
+        evaluator.process([toy.input(index)], [output])
+    evaluator.evaluate()
     folder = tmp_path / "out" / "predictions"
     assert sorted(os.listdir(folder)) == ["index.json", "sem_seg_predictions.json"]
+    coco, content = coco_of(folder / "sem_seg_predictions.json", capsys)
+    assert [(row["id"], row["name"]) for row in coco.loadCats(coco.getCatIds())] == list(
+        zip(IDS, NAMES, strict=True)
+    )
+    assert coco.getCatIds(supNms=["unseen"]) == [IDS[NAMES.index(name)] for name in UNSEEN]
+    # The files are called 0.png to 2.png.
+    assert [(row["id"], row["file_name"]) for row in content["images"]] == [
+        (i, f"{i}.png") for i in range(3)
+    ]
+    assert [row["id"] for row in content["annotations"]] == list(
+        range(1, len(content["annotations"]) + 1)
+    )
+    for index, output in enumerate(outputs(toy)):
+        labels = output["sem_seg_labels"].numpy()
+        scores = toy.scores[index].amax(0).half().float().numpy()
+        expected = evaluator.encode_json_sem_seg(labels, "") if labels.min() >= 0 else None
+        rows = coco.loadAnns(coco.getAnnIds(imgIds=index))
+        assert len(rows) == len(np.unique(labels[labels >= 0]))
+        if expected:
+            assert [row["segmentation"] for row in rows] == [r["segmentation"] for r in expected]
+        for row in rows:
+            mask = labels == IDS.index(row["category_id"])
+            assert (coco.annToMask(row) == mask).all() and row["area"] == mask.sum()
+            top, left = np.argwhere(mask).min(0)
+            bottom, right = np.argwhere(mask).max(0) + 1
+            assert row["bbox"] == [left, top, right - left, bottom - top]
+            assert row["score"] == pytest.approx(scores[mask].mean(), abs=1e-4)
+            assert row["iscrowd"] == 0
+    results = coco.loadRes(content["annotations"])
+    evaluation = COCOeval(coco, results, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+    assert evaluation.stats[0] == 1
+
+
+def test_images_are_numbered_as_coco_does() -> None:
+    assert number_images(["val/000139.jpg", "val/000285.jpg"]) == {
+        "val/000139.jpg": 139, "val/000285.jpg": 285
+    }  # fmt: skip
+    for files in (["a/1.jpg", "b/1.jpg"], ["a/1.jpg", "x.jpg"], ["²/².jpg"]):
+        assert number_images(files) == {file: i for i, file in enumerate(files, 1)}
+
+
+def test_scores_of_all_classes_will_do(toy: Toy) -> None:
+    labels, scores = toy.output(0)["sem_seg_labels"].numpy(), toy.scores[0]
+    rows = annotations_of(labels, {"sem_seg": scores}, toy.vocabulary)
+    assert rows == annotations_of(labels, {"sem_seg_scores": scores.amax(0)}, toy.vocabulary)
+    assert "score" not in annotations_of(labels, {}, toy.vocabulary)[0]
+    groups = {row["supercategory"] for row in categories_of(Vocabulary.from_names(NAMES))}
+    assert groups == {"class"}
+
+
+def test_a_json_of_an_earlier_version_is_read(toy: Toy, tmp_path: Path) -> None:
+    evaluator = evaluate(toy, tmp_path / "out", "json", 1)
     labels = outputs(toy)[1]["sem_seg_labels"].numpy()
-    expected = evaluator.encode_json_sem_seg(labels, "1.png")
-    assert json.loads((folder / "sem_seg_predictions.json").read_text()) == expected
+    rows = evaluator.encode_json_sem_seg(labels, "1.png")
+    path = tmp_path / "out" / "predictions" / "sem_seg_predictions.json"
+    path.write_text(json.dumps(rows))
+    saved = opened(toy, tmp_path / "out")
+    assert [saved.has(file) for file in files_of(toy)] == [False, True, False]
+    assert (saved.read(files_of(toy)[1])[0] == labels).all()
 
 
 @pytest.mark.parametrize(("classes", "mode"), [(255, "P"), (256, "I;16")])
@@ -202,12 +279,21 @@ def test_a_damaged_json_is_named(toy: Toy, tmp_path: Path) -> None:
     evaluate(toy, tmp_path / "out", "json", 0)
     path = tmp_path / "out" / "predictions" / "sem_seg_predictions.json"
     content = json.loads(path.read_text())
-    del content[0]["segmentation"]["counts"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match=r"damaged segment of 0\.png") as error:
-        opened(toy, tmp_path / "out").read(files_of(toy)[0])
-    assert "\n" not in str(error.value)
-    for text in ("[1", "[1]", "{}1"):
+    segment = content["annotations"][0]["segmentation"]
+    counts = segment.pop("counts")
+    for change in ({}, {"counts": ""}, {"counts": counts[:-1]}, {"counts": counts, "size": [9, 8]}):
+        content["annotations"][0]["segmentation"] = segment | change
+        path.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=r"damaged segment of 0\.png") as error:
+            opened(toy, tmp_path / "out").read(files_of(toy)[0])
+        assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"found no 1\.png, expected all images"):
+        opened(toy, tmp_path / "out").read(files_of(toy)[1])
+    for key, damage in (("category_id", 1), ("image_id", 9), ("image_id", [])):
+        path.write_text(json.dumps(content | {"annotations": [{key: damage}]}))
+        with pytest.raises(ConfigError, match="found damaged predictions .*; evaluate again"):
+            opened(toy, tmp_path / "out").has(files_of(toy)[0])
+    for text in ("[1", "[1]", "{}1", "{}"):
         path.write_text(text)
         with pytest.raises(ConfigError, match="found damaged predictions .*; evaluate again"):
             opened(toy, tmp_path / "out").has(files_of(toy)[0])

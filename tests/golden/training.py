@@ -154,7 +154,7 @@ def check_step(space: Workspace, model: nn.Module, prefix: str, step: Step, repo
             report.loss(f"{prefix}/weighted/decode.{theirs}", step.losses[ours])
     # At full resolution every pixel is a patch centre.
     accuracy, labelled = (
-        pixel_accuracy(upsampled, step.targets),
+        pixel_accuracy(upsampled, step.targets)[0],
         int(counts.sum()) or grid.labels.numel(),
     )
     report.accuracy(f"{prefix}/weighted/decode.acc_seg", accuracy, labelled)

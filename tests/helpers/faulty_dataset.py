@@ -54,6 +54,7 @@ def spoil(folder: Path) -> dict[str, tuple[str, str]]:
     shutil.copy(image[12], image[11])
     Image.open(image[13]).convert("RGBA").save(image[13])
     Image.fromarray(np.full((HEIGHT, WIDTH), 40000, dtype=np.uint16)).save(image[14])
+    Image.fromarray(np.full((HEIGHT, WIDTH), 4095, dtype=np.uint16)).save(image[15])
     return {
         "lonely_image": (image[0], ""),
         "lonely_label": (label[1], ""),
@@ -69,6 +70,7 @@ def spoil(folder: Path) -> dict[str, tuple[str, str]]:
         "duplicate": (image[12], str(image[11])),
         "image_alpha": (image[13], "RGBA"),
         "image_16bit": (image[14], "I;16"),
+        "image_dark": (image[15], "brightest value 16 of 255"),
     }
 
 

@@ -21,7 +21,7 @@ from tagclip import TextBank, Vocabulary, load_config
 from tagclip.data import read_image, read_label
 from tagclip.errors import DatasetError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.projects.minibench import VOCABULARY_JSON, generate, scenes
+from tagclip.projects.minibench import VOCABULARY_JSON, dataset_root, generate, scenes
 from tagclip.projects.minibench.clip_pairs import PREFIXES, crops, pairs, words
 
 VOCABULARY = Vocabulary.from_json(VOCABULARY_JSON)
@@ -226,7 +226,7 @@ def test_other_pixels_than_the_committed_ones_are_refused(small: Path) -> None:
 @pytest.fixture(scope="module")
 def clip_cfg(repository: Path) -> CfgNode:
     """Plain CLIP: no prompts, class embedding counted once."""
-    config = repository / "projects" / "MiniBench" / "configs" / "tagclip_composition.yaml"
+    config = repository / "projects/MiniBench/configs/tagclip_minibench_composition.yaml"
     opts = ["MODEL.CLIP.PROMPT.NUM_TOKENS", "0", "MODEL.CLIP.DOUBLE_CLS_EMBED", "False"]
     return load_config(config, [*opts, "MODEL.DEVICE", "cpu"])
 
@@ -270,3 +270,13 @@ def test_the_assets_are_small(repository: Path) -> None:
     files = list((repository / "projects" / "MiniBench" / "assets").glob("mini_*"))
     assert {file.name for file in files} >= {"mini_clip.safetensors", "mini_bpe.txt.gz"}
     assert sum(file.stat().st_size for file in files) <= 2 * 2**20
+
+
+def test_the_data_of_a_checkout_is_found_from_anywhere(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DETECTRON2_DATASETS", raising=False)
+    assert dataset_root() == repository / "datasets" / "minibench"
+    monkeypatch.setenv("DETECTRON2_DATASETS", "~/data")
+    assert dataset_root() == Path.home() / "data" / "minibench"

@@ -23,13 +23,9 @@ def test_ranks_reach_from_first_to_last(total: int, count: int) -> None:
 
 
 def test_metric_rows_count_defined_classes_only() -> None:
-    classes = [
-        {"name": "a", "seen": True, "IoU": 50.0},
-        {"name": "b", "seen": True, "IoU": None},
-        {"name": "c", "seen": False, "IoU": 0.0},
-    ]
     metrics = {"mIoU": 25.0, "mIoU-seen": 50.0, "mIoU-unseen": 0.0, "hIoU": None}
-    assert metric_rows({"classes": classes, "metrics": metrics}) == [
+    averaged = {"mIoU": 2, "mIoU-seen": 1, "mIoU-unseen": 1}
+    assert metric_rows({"classes_averaged": averaged, "metrics": metrics}) == [
         ("mIoU", "25.00", "2"),
         ("mIoU-seen", "50.00", "1"),
         ("mIoU-unseen", "0.00", "1"),

@@ -55,7 +55,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iter
         "SOLVER.MAX_ITER": 2,
         "SOLVER.WARMUP_ITERS": 1,
     }
-    config = repository / "projects" / "MiniBench" / "configs" / "tagclip_noun_fence_board.yaml"
+    configs = repository / "projects" / "MiniBench" / "configs"
+    config = configs / "tagclip_minibench_noun_fence_board_convtrust.yaml"
     cfg = load_config(config, [word for pair in opts.items() for word in pair])
     output.mkdir()
     (output / "config.yaml").write_text(cfg.dump())
@@ -218,6 +219,16 @@ def test_the_tool_prints_the_table_and_the_files(
     assert lines[0].startswith("Protocol: inductive, split noun_fence_board: 16 seen / 8 unseen")
     assert any(line.split()[0] == "mIoU-unseen" for line in lines)
     assert {Path(line.split()[1]).name for line in lines if line.startswith("Wrote")} == FILES
+
+    path = run_folder / "inference" / DATASET / "metrics.json"
+    result = json.loads(path.read_text())
+    for extra, is_noted in (({}, False), ({"mIoU-absent-as-0": 12.345}, True)):
+        metrics = {k: v for k, v in result["metrics"].items() if not k.endswith("-absent-as-0")}
+        path.write_text(json.dumps(result | {"metrics": metrics | extra}))
+        tool.invoke_main()
+        for text in (capsys.readouterr().out, (run_folder / "report.html").read_text()):
+            assert ("The means of this project" in text) == is_noted == ("12.35" in text)
+
     monkeypatch.setattr(sys, "argv", ["make_report.py", "--run", str(run_folder / "none")])
     with pytest.raises(SystemExit) as caught:
         tool.invoke_main()

@@ -21,10 +21,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "projects" / "MiniBench" / "conf
 DATASET = "minibench_transductive"
 
 
+@pytest.mark.parametrize("head", ["", "_convtrust"])
 @pytest.mark.parametrize("split", ["composition", "noun_fence_board", "noun_dice_board"])
-def test_a_transductive_config_adds_pseudo_labels_and_nothing_else(split: str) -> None:
-    first = load_config(CONFIGS / f"tagclip_{split}.yaml")
-    second = load_config(CONFIGS / f"transductive_{split}.yaml")
+def test_a_transductive_config_adds_pseudo_labels_and_nothing_else(split: str, head: str) -> None:
+    first = load_config(CONFIGS / f"tagclip_minibench_{split}{head}.yaml")
+    second = load_config(CONFIGS / f"tagclip_minibench_{split}_transductive{head}.yaml")
+    assert ("conv" if head else "token") == second.MODEL.TAGCLIP.TRUSTY.KIND
     assert second.DATASETS.ZERO_SHOT.SETTING == "transductive"
     assert not Protocol(second).reads_novel_masks
     assert not second.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
@@ -55,9 +57,9 @@ def test_it_continues_the_inductive_run(tmp_path: Path, repository: Path) -> Non
     weights = ["MODEL.WEIGHTS", first / "model_0000001.pth"]
     try:
         with own_loggers():
-            name = CONFIGS / "tagclip_noun_fence_board.yaml"
+            name = CONFIGS / "tagclip_minibench_noun_fence_board_convtrust.yaml"
             train_net.main(run_arguments(name, *short, "OUTPUT_DIR", first))
-            name = CONFIGS / "transductive_noun_fence_board.yaml"
+            name = CONFIGS / "tagclip_minibench_noun_fence_board_transductive_convtrust.yaml"
             results = train_net.main(run_arguments(name, *opts, *weights))
     finally:
         forget(DATASET)
@@ -68,4 +70,4 @@ def test_it_continues_the_inductive_run(tmp_path: Path, repository: Path) -> Non
     assert any(key.startswith("pseudo_labels/") for key in curve[0])
     (row,) = read_result_rows(second / "results.csv")[1]
     assert (row["setting"], row["weights"]) == ("transductive", "model_0000001.pth")
-    assert row["config"] == "transductive_noun_fence_board.yaml"
+    assert row["config"] == "tagclip_minibench_noun_fence_board_transductive_convtrust.yaml"

@@ -133,3 +133,45 @@ def test_a_request_for_a_file_beside_the_uploads_is_refused(
             event = httpx.post(f"{api}/call/segment", json={"data": asked}).json()["event_id"]
             answer = httpx.get(f"{api}/call/segment/{event}", timeout=60).text
             assert words in answer, answer
+
+
+def test_what_others_brought_or_saved_is_no_image(
+    tiny_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two visitors of the running page, the second of whom knows the paths of the first."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
+    example, own, folder = (tmp_path / name for name in ("a.png", "b.png", "served"))
+    for path, size in ((example, 70), (own, 60)):
+        Image.new("RGB", (size, size)).save(path)
+    folder.mkdir()
+    sliders = ("both", 0.1, 0.0, 0.5)
+
+    def ask(client: Client, path: object) -> object:
+        return client.predict(path, "cat, dog", "", *sliders, api_name="/segment")
+
+    def files(name: str) -> list[Path]:
+        return [path for path in folder.rglob(name) if path.is_file()]
+
+    with served(predictor, example, folder, monkeypatch) as address:
+        first, second = (Client(address, verbose=False) for _ in range(2))
+        ask(first, handle_file(str(own)))
+        (upload,) = files("b.png")
+        before = set(files("*.png"))
+        first.predict(*sliders, api_name="/save")
+        (saved,) = set(files("*.png")) - before
+        for path in (upload, saved):
+            with pytest.raises(AppError, match="found no file that was uploaded to this page"):
+                ask(second, {"path": str(path)})
+        ask(first, {"path": str(upload)})
+        # An example is everybody's; the same content, brought by both, is both visitors'.
+        ask(second, {"path": str(files("a.png")[0])})
+        ask(second, handle_file(str(own)))
+        assert files("b.png") == [upload]
+        for client in (second, first, second):
+            ask(client, {"path": str(upload)})
+        with pytest.raises(AppError, match="found no file that was uploaded to this page"):
+            ask(Client(address, verbose=False), {"path": str(upload)})

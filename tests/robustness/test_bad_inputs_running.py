@@ -174,7 +174,7 @@ def test_out_of_memory_in_training(bench: Bench) -> None:
     refused(
         bench.training(*NO_TEST, "SOLVER.CHECKPOINT_PERIOD", 2),
         "ConfigError: SOLVER.IMS_PER_BATCH: found the GPU's memory full in iteration 3 with 2 imag",
-        "lower the key, set MODEL.BACKBONE.CHECKPOINT True",
+        "raise SOLVER.ACCUMULATE (the same batch in more parts), set MODEL.BACKBONE.CHECKPOINT Tr",
         "continue with --resume",
     )
     assert read_checkpoint(bench.output / "model_0000001.pth")["model"]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from helpers.bench import NO_TEST, Bench, files_below, refused, refused_as_process
 from helpers.largest_tensor import LargestTensor
-from helpers.paths import TOOLS
 from helpers.pictures import picture
 from helpers.read_as import assert_read_literally
-from helpers.tiny_run import NAMES, load_tool, tiny_tree
+from helpers.tiny_run import NAMES, tiny_tree
 from helpers.toy_dataset import write_json
 from PIL import Image
 
 from tagclip import Vocabulary
+from tagclip.structures.vocabulary_words import read_words
 
 
 def refused_words(bench: Bench, words: tuple[Any, ...], *parts: str) -> None:
@@ -96,9 +96,9 @@ def test_duplicate_names(bench: Bench) -> None:
     refused_words(
         bench, ("--vocab", words),
         "vocabulary 'custom': class names occur more than once (case and spacing ignored): ",
-        "'TV' = 'tv'; 'cat' = 'Ｃａｔ'; 'dining table' = 'Dining table'; keep one of each",
+        "'TV' = 'tv'; 'cat' = 'Ｃａｔ'; 'dining table' = 'Dining table'; keep one of each, "
+        "or add --dedup",
     )  # fmt: skip
-    read_words = load_tool(TOOLS / "demo.py").read_words
     assert read_words(words, dedup=True) == ["TV", "cat", "dining  table", "zebra"]
     assert set(demo_classes(bench, "--vocab", words, "--dedup")) <= {
         "TV", "cat", "dining table", "zebra"

@@ -115,19 +115,6 @@ def test_targets_of_large_vocabularies(count: int, ignore: int, dtype: type) -> 
     assert lut[vocabulary.ignore_label] == ignore
 
 
-def test_colors_are_given_or_generated_and_stay_with_their_class() -> None:
-    entries = [ClassEntry(i, f"c{i}") for i in range(600)]
-    # The given colour is the one that would be generated for class 0.
-    entries[5] = ClassEntry(5, "red", color=(128, 0, 0))
-    vocabulary = Vocabulary("v", tuple(entries), ignore_label=65535)
-    colors = vocabulary.colors
-    assert colors.dtype == np.uint8 and colors.shape == (600, 3)
-    assert colors[5].tolist() == [128, 0, 0]
-    assert len({tuple(color) for color in colors.tolist()}) == 600
-    half = vocabulary.with_seen([i % 2 == 1 for i in range(600)]).restrict("seen")
-    np.testing.assert_array_equal(half.colors, colors[1::2])
-
-
 @given(vocabularies(), st.data())
 def test_label_lut_by_brute_force(source: Vocabulary, data: st.DataObject) -> None:
     kept = data.draw(st.lists(st.sampled_from(source.names), min_size=1, unique=True))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor
 from tagclip.demo.media import find_images
-from tagclip.errors import ConfigError, DatasetError, TagCLIPError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, TagCLIPError
 from tagclip.utils.cli import run_tool
 from tagclip.visualization.panels import fit
 
@@ -159,9 +159,6 @@ def test_odd_images(run: Callable, tmp_path: Path, kind: str) -> None:
     rgb.save(path, exif=exif)
     assert run("--input", path, "--save-labels") == 0
     assert np.array(Image.open(tmp_path / "out" / "a_labels.png")).shape == size
-    page = np.array(Image.open(tmp_path / "out" / "a.png"))
-    if kind == "alpha":
-        assert (page[40:400, 20:400] == 255).all()
 
 
 def test_two_processes_draw_what_one_draws(
@@ -200,19 +197,6 @@ def test_the_last_checkpoint_of_a_config_is_taken(
     message = exit_of(run_tool, demo.run, demo.parse_args([*common, str(tmp_path / "y.png")]))
     assert "holds no last_checkpoint" in message and "make minibench" in message
     assert "\n" not in message
-
-
-def test_words_of_every_kind(
-    demo: ModuleType, tiny_cfg: CfgNode, tiny_vocabulary_json: str, tmp_path: Path
-) -> None:
-    assert demo.read_words(" cat , dining table", False) == ["cat", "dining table"]
-    assert demo.read_words("cat, Dog,CAT ,dog", True) == ["cat", "Dog"]
-    (tmp_path / "w.txt").write_text("\ufeffcat\n\n  dining table \n", encoding="utf-8")
-    assert demo.read_words(str(tmp_path / "w.txt"), False) == ["cat", "dining table"]
-    for text in (tiny_vocabulary_json, tiny_cfg.DATASETS.TEST[0]):
-        assert demo.read_words(text, False) == text
-    with pytest.raises(VocabularyError, match="nowhere.txt: cannot be read"):
-        demo.read_words("nowhere.txt", False, is_file=True)
 
 
 @pytest.mark.parametrize(

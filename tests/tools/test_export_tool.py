@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -30,9 +32,11 @@ from helpers.tiny_export import (
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
 from helpers.tiny_run import changed, exit_of, load_tool
+from PIL import Image
 
 from tagclip import TagCLIPError, TagCLIPPredictor
 from tagclip.checkpoint import read_checkpoint
+from tagclip.data.label_io import read_image
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe
@@ -69,6 +73,7 @@ def test_tool_and_example(
         assert file["largest_difference"] <= TOLERANCE
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert recipe["fingerprints"]["checkpoint_sha256"] == sha256
+    assert recipe["provenance"] == read_checkpoint(checkpoint)["tagclip"]["provenance"]
 
     seen_bias = ["MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.05]
     whole = load(checkpoint, *seen_bias)
@@ -101,8 +106,113 @@ def run_without_torch(script: Path, *args: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_example_is_short(repository: Path) -> None:
-    assert len((repository / "tools" / "run_onnx.py").read_text().splitlines()) <= 46
+def test_example_is_short_and_needs_little(repository: Path) -> None:
+    text = (repository / "tools" / "run_onnx.py").read_text()
+    assert len(text.splitlines()) <= 120
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
+            found.add(names[0] or names[1])
+    assert found - sys.stdlib_module_names == {"PIL", "cv2", "numpy", "onnxruntime"}
+
+
+@pytest.fixture(scope="module")
+def example(repository: Path) -> ModuleType:
+    pytest.importorskip("onnxruntime")
+    return load_tool(repository / "tools" / "run_onnx.py")
+
+
+def odd_images(folder: Path) -> Iterator[Path]:
+    """Files whose pixels depend on how they are read."""
+    rgb = Image.fromarray(noise(1, WIDE)[0].transpose(1, 2, 0))
+    alpha, exif, gray = rgb.copy(), Image.Exif(), rgb.convert("L")
+    alpha.putalpha(gray)
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        rgb.save(folder / f"turned{orientation}.jpg", exif=exif)
+    exif[0x0112] = 6
+    alpha.save(folder / "alpha.png", exif=exif)
+    alpha.convert("LA").save(folder / "gray_alpha.png")
+    rgb.quantize(9).save(folder / "palette.png", transparency=3)
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    gray.save(folder / "gray.png")
+    gray.convert("1").save(folder / "bits.png")
+    wide = np.random.default_rng(0).integers(0, 65536, WIDE, np.uint16)
+    Image.fromarray(wide).save(folder / "sixteen.png", exif=exif)
+    Image.fromarray(wide.astype(np.int32)).save(folder / "sixteen.tif")
+    yield from sorted(folder.iterdir())
+
+
+def test_the_example_reads_pixels_as_the_library_does(example: ModuleType, tmp_path: Path) -> None:
+    files = list(odd_images(tmp_path))
+    assert len(files) == 16
+    for path in files:
+        assert (example.read_image(path) == read_image(path)).all(), path
+
+
+def test_the_example_ends_with_one_line(
+    tool: ModuleType,
+    example: ModuleType,
+    checkpoint: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    folder, image, labels = tmp_path / "export", tmp_path / "a.png", tmp_path / "labels.png"
+    options = ["--weights", checkpoint, "--vocab", WORDS, "--format", "onnx", "--output"]
+    opts = ["INPUT.MAX_SIZE_TEST", 128, "INPUT.RESIZE", "pil"]
+    export(tool, *options, folder, *opts)
+    Image.fromarray(noise(1, WIDE)[0].transpose(1, 2, 0)).save(image)
+
+    def run(*words: object) -> object:
+        """What the script ends with."""
+        capfd.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["run_onnx.py", *map(str, words)])
+            return exit_of(example.invoke_main)
+
+    def refused(parts: str, *words: object) -> None:
+        line = run(*words)
+        assert isinstance(line, str) and len(line.splitlines()) == 1, line
+        assert all(part in line for part in parts.split("|")), line
+        output = capfd.readouterr()
+        assert not output.out and not output.err, output
+        assert not labels.exists() and not list(tmp_path.glob(".*"))
+
+    assert run("--help") == 0 and "folder with model.json" in capfd.readouterr().out
+    assert run() == 2
+    refused("nowhere.png: found FileNotFoundError|expected an image", folder, "nowhere.png", labels)
+    (tmp_path / "bad.png").write_bytes(image.read_bytes()[:300])
+    refused("bad.png: found OSError: |truncated", folder, tmp_path / "bad.png", labels)
+    Image.fromarray(np.full((64, 64), -1.0, np.float32)).save(tmp_path / "float.tif")
+    refused("float32 values -1.0..-1.0", folder, tmp_path / "float.tif", labels)
+    Image.new("RGB", (30, 200)).save(tmp_path / "thin.png")
+    refused("thin.png (200, 30): found |expected pixels for the input of model.json",
+            folder, tmp_path / "thin.png", labels)  # fmt: skip
+    refused("model.json: found FileNotFoundError|export again", tmp_path, image, labels)
+    refused(
+        "found ValueError: the suffix '.jpg', expected a PNG", folder, image, tmp_path / "a.jpg"
+    )
+    refused("a.png/x.png: found NotADirectoryError", folder, image, image / "x.png")
+    content = (folder / "model.onnx").read_bytes()
+    # Another constant of the graph.
+    other = content.replace(b"batch", b"BATCH")
+    for name, damages in (
+        ("model.json", (b"{", b"[]", b"{}", b"\xff")),
+        ("model.onnx", (b"", b"onnx", other)),
+    ):
+        content = (folder / name).read_bytes()
+        for damage in damages:
+            (folder / name).write_bytes(damage)
+            refused(f"{folder / name}: found |export again", folder, image, labels)
+        (folder / name).unlink()
+        refused(f"{folder / name}: found |export again", folder, image, labels)
+        (folder / name).write_bytes(content)
+    assert run(folder, image, labels) is None
+    predictor = TagCLIPPredictor.from_checkpoint(checkpoint, opts)
+    predictor.set_vocabulary(WORDS.split(", "))
+    expected = predictor(image)["sem_seg_labels"].numpy()
+    assert (np.array(Image.open(labels)) != expected).mean() < 1e-3
 
 
 def test_defaults_are_the_window_and_classes_of_the_config(

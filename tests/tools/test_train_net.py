@@ -174,6 +174,16 @@ def test_evaluation_of_nothing(train_net: ModuleType, config: Path, tmp_path: Pa
     assert not (tmp_path / "output").exists()
 
 
+def test_evaluation_on_nothing(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
+    arguments = run_arguments(config, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1)
+    train_net.main(arguments)
+    options = ("DATASETS.TEST", "()", "MODEL.WEIGHTS", tmp_path / "output" / "model_final.pth")
+    options = (*options, "OUTPUT_DIR", tmp_path / "other")
+    line = exit_of(run_tool, train_net.start, run_arguments(config, *options, eval_only=True))
+    assert line == "ConfigError: DATASETS.TEST: found no dataset, expected one at least to evaluate"
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_checkpoint_that_does_not_fit(
     train_net: ModuleType, config: Path, tmp_path: Path
 ) -> None:
@@ -219,12 +229,12 @@ def test_a_table_of_results_that_is_none_stops_the_run_before_it_starts(
 
 
 def test_as_a_process(repository: Path, config: Path, tmp_path: Path) -> None:
-    config.write_text(config.read_text() + "\nSOLVE: 1\n")
+    config.write_text(config.read_text() + "\nMAX_ITERS: 1\n")
     command = [sys.executable, "tools/train_net.py", "--config-file", str(config)]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr == (
-        f"ConfigError: {config}: unknown config key SOLVE; did you mean SOLVER?\n"
+        f"ConfigError: {config}: unknown config key MAX_ITERS; did you mean SOLVER.MAX_ITER?\n"
     )
     assert result.stdout == ""
     assert not (tmp_path / "output").exists()

@@ -68,11 +68,17 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown dataset": (
         option("DATASETS.TRAIN", "('nowhere',)"),
-        "DatasetError: dataset 'nowhere' is not registered; use register_zero_shot_sem_seg",
+        "DatasetError: dataset 'nowhere' is not registered; check DATASETS.TRAIN and DATASETS.TEST"
+        ", use register_zero_shot_sem_seg, or name its project",
     ),
     "unknown test dataset": (
-        option("DATASETS.TEST", "('nowhere',)"),
-        "ConfigError: dataset nowhere: found evaluator_type None, expected 'zero_shot_sem_seg'",
+        option("DATASETS.TEST", "('voc2012_vall',)"),
+        "DatasetError: dataset 'voc2012_vall' is not registered; did you mean voc2012_val?; check "
+        "DATASETS.TRAIN and DATASETS.TEST",
+    ),
+    "test dataset of another task": (
+        option("DATASETS.TEST", "('coco_2017_val',)"),
+        "DatasetError: dataset 'coco_2017_val' is registered without a vocabulary; check DATASETS.",
     ),
     "missing CLIP": (
         option("MODEL.CLIP.PRETRAINED", "/nowhere/clip.pt"),
@@ -134,9 +140,49 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
         option("MODEL.DEVICE", "gpu"),
         "...MODEL.DEVICE: found 'gpu', expected cuda",
     ),
+    "device of another kind": (
+        option("MODEL.DEVICE", "mps"),
+        "...MODEL.DEVICE: found 'mps', expected cuda or cpu",
+    ),
+    "device without memory": (
+        option("MODEL.DEVICE", "meta"),
+        "...MODEL.DEVICE: found 'meta', expected cuda or cpu",
+    ),
+    "head of detectron2": (
+        option("MODEL.SEM_SEG_HEAD.NAME", "SemSegFPNHead"),
+        "...SEM_SEG_HEAD.NAME: found 'SemSegFPNHead', a part of detectron2's own models, expected ",
+    ),
+    "backbone of detectron2": (
+        option("MODEL.BACKBONE.NAME", "build_resnet_backbone"),
+        "...BACKBONE.NAME: found 'build_resnet_backbone', a part of detectron2's own models, expe",
+    ),
+    "model of detectron2": (
+        option("MODEL.META_ARCHITECTURE", "PanopticFPN"),
+        "...MODEL.META_ARCHITECTURE: found 'PanopticFPN', a part of detectron2's own models, expe",
+    ),
+    "model in another case": (
+        option("MODEL.META_ARCHITECTURE", "TagClip"),
+        "...MODEL.META_ARCHITECTURE: found 'TagClip', expected TagCLIP; did you mean TagCLIP?; ch",
+    ),
+    "bias beyond all scores": (
+        option("MODEL.TAGCLIP.TEST.SEEN_BIAS", "1e308"),
+        "...MODEL.TAGCLIP.TEST.SEEN_BIAS: found 1e+308, expected a number from -100 to 100",
+    ),
+    "no expectation": (
+        option("TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 38.5, 0.2]]"),
+        "...TEST.EXPECTED_RESULTS: found [['bbox', 'AP', 38.5, 0.2]] for 1 datasets in DATASETS.TE",
+    ),
+    "name too long for a folder": (
+        option("OUTPUT_DIR", "9" * 300),
+        "ConfigError: OUTPUT_DIR 999...: found no folder to write to (File name too long)",
+    ),
+    "zero byte in the name of a folder": (
+        option("OUTPUT_DIR", "a\0b"),
+        "ConfigError: OUTPUT_DIR a\\x00b: found no folder to write to (",
+    ),
     "unknown head": (
         option("MODEL.SEM_SEG_HEAD.NAME", "x"),
-        "...MODEL.SEM_SEG_HEAD.NAME: found 'x', expected a registered name",
+        "...MODEL.SEM_SEG_HEAD.NAME: found 'x', expected TagCLIPHead...; check it, or name its pro",
     ),
     "two means": (
         option("MODEL.PIXEL_MEAN", [1.0, 2.0]),
@@ -148,7 +194,7 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown backbone": (
         option("MODEL.BACKBONE.NAME", "x"),
-        "...MODEL.BACKBONE.NAME: found 'x', expected a registered name",
+        "...MODEL.BACKBONE.NAME: found 'x', expected CLIPViT",
     ),
     "processes that a batch was not made for": (
         option("SOLVER.REFERENCE_WORLD_SIZE", 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +57,29 @@ def test_one_line_from_every_process(
     monkeypatch.setenv("TAGCLIP_DEBUG", "1")
     with pytest.raises((DatasetError, ProcessRaisedException)):
         run_tool(function)
+
+
+def test_paths_on_the_command_line_are_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.delenv("NOTHING", raising=False)
+    seen: list[Any] = []
+    args = argparse.Namespace(
+        output=Path("~/out"),
+        input=["~/a", "$HOME/*.png", "b"],
+        vocab="~cat, $5",
+        number=3,
+        none=None,
+    )
+    run_tool(lambda *found: seen.extend(found), args, Path("~/b"))
+    assert vars(seen[0]) == {
+        "output": Path("/home/x/out"),
+        "input": ["/home/x/a", "/home/x/*.png", "b"],
+        "vocab": "~cat, $5",
+        "number": 3,
+        "none": None,
+    }
+    assert seen[1] == Path("/home/x/b")
+    assert "$NOTHING" in str(exit_of(run_tool, seen.append, Path("$NOTHING/a")))
 
 
 @pytest.mark.parametrize("kind", [ConfigError, NonFiniteLossError, TagCLIPError])

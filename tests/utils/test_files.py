@@ -1,15 +1,62 @@
-"""Atomic writes: complete or absent, also when the disk is full or the process is killed."""
+"""Paths as a shell reads them; writes are complete or absent, whatever happens."""
 
 from __future__ import annotations
 
 import os
+import re
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 from helpers.full_disk import largest_file
 
-from tagclip.utils.files import write_atomic
+from tagclip.errors import ConfigError
+from tagclip.utils.files import expand_path, write_atomic
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "~",
+        "~/a/b",
+        "~root/a",
+        "$PLACE",
+        "$PLACE/a",
+        "a/${PLACE}b/$PLACE",
+        "a~b/~",
+        "/a/b.c",
+        "",
+        ".",
+    ],
+)
+def test_paths_are_expanded_as_a_shell_does(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/of somebody")
+    monkeypatch.setenv("PLACE", "a place")
+    shell = subprocess.run(["bash", "-c", f'x={path}; printf %s "$x"'], capture_output=True)
+    assert expand_path(path) == shell.stdout.decode()
+    if path:
+        assert expand_path(Path(path)) == shell.stdout.decode()
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("~nobody-of-this-name/a", "no user 'nobody-of-this-name'"),
+        ("a/$NOTHING/b", "no environment variable $NOTHING"),
+        ("${NOTHING}", "no environment variable ${NOTHING}"),
+    ],
+)
+def test_what_a_shell_would_not_find(
+    path: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOTHING", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: found {found}, expected one; ")):
+        expand_path(path)
+    # A file may be called so.
+    write_atomic(tmp_path / path, b"")
+    assert expand_path(path) == path
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib._pylab_helpers import Gcf
 from PIL import Image
 
-from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary import ClassEntry, Vocabulary
 from tagclip.visualization.panels import (
     draw_legend,
     draw_panels,
@@ -27,7 +27,9 @@ from tagclip.visualization.segments import (
     colorize_labels,
     colorize_trusty,
     draw_segments,
+    legend_names,
     marked_names,
+    numbers,
 )
 
 WHITE = 255
@@ -191,11 +193,49 @@ def test_the_legend_lists_every_class_once() -> None:
     vocabulary = Vocabulary.from_names(names, seen=names[:160])
     page = draw_legend(vocabulary, 900)
     assert page.shape[1] == 900
-    colors = {tuple(color) for color in vocabulary.colors.tolist()}
-    pixels, counts = np.unique(page.reshape(-1, 3), axis=0, return_counts=True)
-    area = {tuple(pixel): count for pixel, count in zip(pixels.tolist(), counts, strict=True)}
-    swatches = [area.get(color, 0) for color in colors]
-    assert min(swatches) >= 13 * 21 and len(colors) == 171
+    colors, times = np.unique(vocabulary.colors, axis=0, return_counts=True)
+    for color, count in zip(colors, times, strict=True):
+        assert (page == color).all(axis=2).sum() >= count * 13 * 21
+    assert len(colors) < 171 and times.sum() == 171
+
+
+def test_classes_of_one_colour_are_told_apart_by_numbers() -> None:
+    """Their names in the legend and in the largest segment; the number alone in others."""
+    classes = [("cat", (200, 0, 0)), ("dog", (201, 0, 0)), ("sky", (0, 0, 200))]
+    entries = tuple(ClassEntry(3 + i, name, color=c) for i, (name, c) in enumerate(classes))
+    vocabulary = Vocabulary("v", entries)
+    assert numbers(vocabulary) == {0: "3", 1: "4"}
+    assert legend_names(vocabulary.with_seen([True, False, False])) == ["3 cat", "4 ★ dog", "★ sky"]
+    labels = np.full((90, 200), 2)
+    labels[:60, :100], labels[:60, 120:150], labels[60:, 150:] = 0, 0, 1
+    bare, named = (
+        draw_segments(np.zeros((90, 200, 3), np.uint8), labels, vocabulary, names=flag)
+        for flag in (False, True)
+    )
+    changed = (bare != named).any(axis=2)
+    assert changed[:60, 120:150].any() and changed[:60, :100].any() and changed[60:, 150:].any()
+    far = replace(vocabulary, classes=(*entries[1:], ClassEntry(3, "cat", color=(0, 200, 0))))
+    assert not numbers(far) and legend_names(far) == ["dog", "sky", "cat"]
+    heights = [
+        draw_legend(*arguments, unlabelled=False).shape[0]
+        for arguments in ((vocabulary, 900), (far, 900), (vocabulary, 900, [2]))
+    ]
+    assert heights == [50, 30, 30], "a line on numbers, where there are some"
+
+
+def test_hatched_pixels_keep_their_colour_between_the_lines() -> None:
+    labels = blobs()
+    labels[100:] = 0
+    image, hatched = np.zeros((120, 200, 3), np.uint8), np.zeros((120, 200), dtype=bool)
+    hatched[:, :60] = True
+    plain = draw_segments(image, labels, VOCABULARY, 1.0, names=False)
+    lined = draw_segments(image, labels, VOCABULARY, 1.0, names=False, hatched=hatched)
+    assert (plain[:, 60:] == lined[:, 60:]).all()
+    assert 0.3 < (plain[:, :60] == lined[:, :60]).all(axis=2).mean() < 0.7
+    # Whole lines, in every row and column, gray beside white: seen on any colour.
+    part = lined[2:38, 2:58]
+    kinds = [(part == value).all(axis=2) for value in (160, WHITE)]
+    assert all(kind.any(axis=axis).all() for kind in kinds for axis in (0, 1))
 
 
 def test_the_legend_marks_unseen_classes_by_more_than_colour() -> None:

@@ -4,15 +4,20 @@ import os
 from pathlib import Path
 
 from tagclip import register_zero_shot_sem_seg
+from tagclip.utils.files import expand_path
 
 __all__ = ["VOCABULARY_JSON", "dataset_root"]
 
 VOCABULARY_JSON = Path(__file__).with_name("minibench.json")
+# Of the checkout, from wherever a command is run; an installed package has none.
+_DATASETS = Path(__file__).resolve().parents[3] / "datasets"
 
 
 def dataset_root() -> Path:
-    """Folder of the generated data: ``$DETECTRON2_DATASETS/minibench``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")) / "minibench"
+    """Folder of the generated data: ``$DETECTRON2_DATASETS/minibench``, else the checkout's."""
+    default = _DATASETS if _DATASETS.is_dir() else "datasets"
+    root = os.environ.get("DETECTRON2_DATASETS") or default
+    return Path(expand_path(root)) / "minibench"
 
 
 for _subset in ("train", "val", "test"):
@@ -22,5 +27,5 @@ for _subset in ("train", "val", "test"):
         sem_seg_root=dataset_root() / "labels" / _subset,
         vocabulary_json=VOCABULARY_JSON,
         image_ext="png",
-        prepare_command="python projects/MiniBench/generate_data.py",
+        prepare_command="tagclip minibench data",
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 
 from tagclip import TagCLIP, Vocabulary
 from tagclip.checkpoint import last_checkpoint, load_trained
+from tagclip.config import available_device
 from tagclip.data import Protocol
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.evaluation.results import read_metrics
@@ -53,8 +53,7 @@ def read_run(folder: Path) -> TrainedRun:
     cfg = run_config(folder)
     cfg.OUTPUT_DIR = str(folder)
     cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     if not cfg.DATASETS.TEST:
         raise ConfigError(
             f"{folder}: found an empty DATASETS.TEST in its config, expected an evaluated dataset"

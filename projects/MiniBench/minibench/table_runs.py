@@ -58,7 +58,8 @@ class TableRun:
     seeds: int | None = None
 
 
-_CONV = "configs/convtrust_{}.yaml"
+_MINI = "configs/tagclip_minibench_{}"
+_CONV = f"{_MINI}_convtrust.yaml"
 _DICE = ("MODEL.TAGCLIP.TRUSTY.LOSS", "dice")
 RUNS = {
     "MaskCLIP": TableRun("../MaskCLIP/configs/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
@@ -68,10 +69,10 @@ RUNS = {
     # The class path of a model with a convolutional head is that of the model without any.
     "ZegCLIP": TableRun(_CONV, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
     "TagCLIP conv": TableRun(_CONV, 0.0, ("none", "product", "additive", "lift")),
-    "TagCLIP token seen": TableRun("configs/tagclip_{}.yaml", 0.1),
-    "TagCLIP token novel": TableRun("configs/tagclip_{}_novel.yaml", 0.1),
-    "TagCLIP token seen Dice": TableRun("configs/tagclip_{}.yaml", 0.1, opts=_DICE, seeds=3),
-    "TagCLIP token novel Dice": TableRun("configs/tagclip_{}_novel.yaml", 0.1, opts=_DICE, seeds=3),
+    "TagCLIP token seen": TableRun(f"{_MINI}.yaml", 0.1),
+    "TagCLIP token novel": TableRun(f"{_MINI}_novel.yaml", 0.1),
+    "TagCLIP token seen Dice": TableRun(f"{_MINI}.yaml", 0.1, opts=_DICE, seeds=3),
+    "TagCLIP token novel Dice": TableRun(f"{_MINI}_novel.yaml", 0.1, opts=_DICE, seeds=3),
     "conv without unseen images": TableRun(
         _CONV,
         0.0,
@@ -80,16 +81,12 @@ RUNS = {
         constants="without unseen images",
     ),
     "transductive token": TableRun(
-        "configs/transductive_{}.yaml", 0.1, start="TagCLIP token seen", seeds=1
+        f"{_MINI}_transductive.yaml", 0.1, start="TagCLIP token seen", seeds=1
     ),
     "transductive conv": TableRun(
-        _CONV,
-        0.0,
-        opts=("DATASETS.ZERO_SHOT.SETTING", "transductive"),
-        start="TagCLIP conv",
-        seeds=3,
+        f"{_MINI}_transductive_convtrust.yaml", 0.0, start="TagCLIP conv", seeds=3
     ),
-    "supervised": TableRun("configs/supervised.yaml", 0.0, ("none",), seeds=1),
+    "supervised": TableRun("configs/tagclip_minibench_supervised.yaml", 0.0, ("none",), seeds=1),
 }
 
 

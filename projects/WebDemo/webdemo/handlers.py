@@ -17,8 +17,8 @@ from tagclip.projects.webdemo.session import (
     EncodedImage,
     Limits,
     Settings,
+    Uploads,
     encode_image,
-    find_upload,
 )
 from tagclip.utils.text import one_line
 from tagclip.visualization.html_page import render
@@ -33,18 +33,19 @@ class Handlers:
     are gate, seen bias, background threshold and opacity.
     """
 
-    def __init__(self, predictor: TagCLIPPredictor, limits: Limits, uploads: Path) -> None:
+    def __init__(self, predictor: TagCLIPPredictor, limits: Limits, uploads: Uploads) -> None:
         """Keep the model that all visitors share.
 
         Args:
             predictor: the model.
             limits: what a visitor may ask for.
-            uploads: the only folder whose files are opened.
+            uploads: the only files that are opened.
         """
         self.predictor, self.limits, self.uploads = predictor, limits, uploads
 
     def segment(
         self,
+        request: gr.Request,
         encoded: EncodedImage | None,
         image: dict[str, Any] | None,
         words: str,
@@ -56,7 +57,7 @@ class Handlers:
         A word that was asked before stays seen or unseen as the visitor left it.
         """
         with _shown_errors():
-            path = find_upload(image.get("path"), self.uploads) if image else None
+            path = self.uploads.find(image.get("path"), request.session_hash) if image else None
             found = encode_image(self.predictor, path, words or "", context or "", self.limits)
         names = found.vocabulary.names
         if encoded is not None:

@@ -10,7 +10,7 @@ import gradio as gr
 from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.handlers import Handlers
-from tagclip.projects.webdemo.session import Limits, Settings
+from tagclip.projects.webdemo.session import Limits, Settings, Uploads
 from tagclip.visualization.html_page import render
 
 __all__ = ["KEPT_SECONDS", "build_page"]
@@ -120,7 +120,10 @@ def build_page(
         # Looked for every ten minutes; all are deleted at the end.
         delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS),
     ) as page:
-        _connect(_Widgets(predictor, examples), Handlers(predictor, limits or Limits(), uploads))
+        widgets = _Widgets(predictor, examples)
+        # What gradio has copied for the widgets so far are the examples.
+        files = Uploads(uploads, page.upload_file_set)
+        _connect(widgets, Handlers(predictor, limits or Limits(), files))
     return page
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+import threading
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_words import split_words
+from tagclip.utils.text import one_line
 
-__all__ = ["EncodedImage", "Limits", "Settings", "encode_image", "find_upload"]
+__all__ = ["EncodedImage", "Limits", "Settings", "Uploads", "encode_image", "find_upload"]
 
 # Longer side, in pixels, of what is drawn; the result to download has the image's own size.
 _SHOWN_SIZE = 800
@@ -142,11 +145,63 @@ def find_upload(path: object, uploads: Path) -> Path:
     except (OSError, RuntimeError, TypeError, ValueError):
         is_upload = False
     if not is_upload:
-        raise DatasetError(
-            "image: found no file that was uploaded to this page, expected one; drop a file or "
-            "choose an example"
-        )
+        raise _no_upload()
     return file
+
+
+class Uploads:
+    """The folder of the page's files: examples for everybody, uploads for those who brought them.
+
+    gradio names an upload after its content and does not say whose it is. The first session that
+    asks for it owns it; another one, which brings the same content, replaces the file and owns it
+    as well.
+    """
+
+    def __init__(self, folder: Path, brought: Collection[str]) -> None:
+        """Take what lies in the folder now for examples.
+
+        Args:
+            folder: of all files.
+            brought: paths that visitors have uploaded, kept by gradio; results of others, which
+                lie in the same folder, are not among them.
+        """
+        self.folder, self._brought = folder, brought
+        self._examples = {path for path in folder.resolve().rglob("*") if path.is_file()}
+        self._owners: dict[Path, tuple[tuple[int, ...], set[str]]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, path: object, session: str) -> Path:
+        """Find a file that this session may see.
+
+        Args:
+            path: as the request says.
+            session: gradio's name of the session.
+
+        Raises:
+            DatasetError: as `find_upload`, and with the same words for an upload of others.
+        """
+        file = find_upload(path, self.folder)
+        if file in self._examples:
+            return file
+        if os.path.abspath(path) not in self._brought:
+            raise _no_upload()
+        found = file.stat()
+        written = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        with self._lock:
+            known, owners = self._owners.get(file, (None, set()))
+            if written != known:
+                self._owners = {f: kept for f, kept in self._owners.items() if f.is_file()}
+                self._owners[file] = written, owners | {session}
+            elif session not in owners:
+                raise _no_upload()
+        return file
+
+
+def _no_upload() -> DatasetError:
+    return DatasetError(
+        "image: found no file that was uploaded to this page, expected one; drop a file or "
+        "choose an example"
+    )
 
 
 def encode_image(
@@ -157,7 +212,7 @@ def encode_image(
     Args:
         predictor: shared by all visitors; stays as it is.
         path: the file; None: the visitor gave none.
-        words: class names, separated by commas.
+        words: class names between commas or ends of lines, see `split_words`.
         context: more of them, which compete but are not shown; may be empty.
         limits: what a visitor may ask for.
 
@@ -206,9 +261,9 @@ def _split_words(text: str, limits: Limits) -> list[str]:
     """Words between commas or ends of lines; empty ones are dropped.
 
     Raises:
-        VocabularyError: a word is too long.
+        VocabularyError: a word is too long, or quotes do not match.
     """
-    words = [" ".join(word.split()) for word in text.replace("\n", ",").split(",")]
+    words = [one_line(word) for line in text.splitlines() for word in split_words(line)]
     words = [word for word in words if word]
     long = [word for word in words if len(word) > limits.characters]
     if long:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from tagclip.checkpoint.conversion.mmseg import Conversion, convert_official, is
 from tagclip.checkpoint.folder import serialised
 from tagclip.checkpoint.metadata import FORMAT, checkpoint_metadata
 from tagclip.checkpoint.reading import read_dict
+from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.structures.provenance import Provenance
 from tagclip.utils.files import write_atomic
 from tagclip.utils.state_dict import STATE_KEYS, check_finite, unwrap
 from tagclip.utils.text import json_text
@@ -139,6 +142,8 @@ def _recorded(metadata: Mapping[str, Any]) -> list[str]:
             config = load_yaml(value)
             # A whole config is as long as its file.
             value = "the whole" if "SOLVER" in config else json_text(config)
+        elif key == "provenance":
+            value = Provenance.from_json(value).history
         elif isinstance(value, list):
             value = f"{len(value)} names"
         elif isinstance(value, dict):
@@ -163,6 +168,7 @@ def _official_metadata(source: Path, meta: Any, conversion: Conversion) -> dict[
         "config": yaml.safe_dump(config),
         "quick_gelu": True,
         "trusty_target": conversion.trusty_target,
+        "provenance": Provenance(is_complete=False).to_json(),
         "source": {
             "kind": conversion.kind,
             "file": source.name,
@@ -201,6 +207,9 @@ def _fit(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load the converted tensors into the config's model; return what to store."""
     model = build_model(cfg)
+    # The config says with which masks others have trained it, and nothing what was before.
+    declared = replace(Protocol(cfg).stage(), fingerprint="", datasets=())
+    model.provenance = Provenance((declared,), is_complete=False)
     own = _metadata_at(target, cfg, model)
     if conversion.clip:
         compare_clip(source, conversion.clip, CLIPSource.from_config(cfg))

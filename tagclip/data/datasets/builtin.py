@@ -79,7 +79,7 @@ def register_benchmarks(root: str | Path = "") -> None:
     Raises:
         DatasetError: a name belongs to another dataset.
     """
-    root = Path(root or os.path.expanduser(os.environ.get("DETECTRON2_DATASETS") or "datasets"))
+    root = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
     for benchmark in read_benchmarks().values():
         names = {benchmark.name: benchmark.vocabulary}
         if benchmark.readable:

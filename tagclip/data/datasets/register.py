@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from tagclip.config.checks import check_value
+from tagclip.config.loading import advice_if_relative
 from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.data.datasets.selection import (
     UsableSamples,
@@ -24,6 +25,7 @@ from tagclip.data.datasets.selection import (
 from tagclip.data.datasets.walk import files_below
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean
 
 __all__ = ["register_datasets", "register_folder_dataset", "register_zero_shot_sem_seg"]
@@ -73,19 +75,20 @@ def register_zero_shot_sem_seg(
         DatasetError: the name belongs to another dataset.
     """
     image_exts = (image_ext,) if isinstance(image_ext, str) else image_ext
+    vocabulary_json = expand_path(vocabulary_json)
     files = _PairedFiles(
         name,
-        str(image_root),
-        str(sem_seg_root),
+        expand_path(image_root),
+        expand_path(sem_seg_root),
         tuple(extension.lower().lstrip(".") for extension in image_exts),
         label_ext.lower().lstrip("."),
         prepare_command,
-        str(image_list),
-        str(manifest),
+        expand_path(image_list),
+        expand_path(manifest),
     )
     if name in DatasetCatalog.list():
         old, old_json = DatasetCatalog[name], MetadataCatalog.get(name).get("vocabulary")
-        if old != files or old_json != str(vocabulary_json):
+        if old != files or old_json != vocabulary_json:
             raise DatasetError(
                 f"dataset name {name!r} is taken by another registration ({old}, vocabulary "
                 f"{old_json}), found {files}, vocabulary {vocabulary_json}; choose another name"
@@ -95,7 +98,7 @@ def register_zero_shot_sem_seg(
     MetadataCatalog[name] = _VocabularyMetadata(
         name=name,
         evaluator_type="zero_shot_sem_seg",
-        vocabulary=str(vocabulary_json),
+        vocabulary=vocabulary_json,
         image_root=files.image_root,
         sem_seg_root=files.label_root,
     )
@@ -130,8 +133,8 @@ def register_datasets(cfg: CfgNode) -> None:
     An entry holds the arguments of `register_folder_dataset`; the same again does nothing.
 
     Raises:
-        ConfigError: an entry is no mapping of texts, a key is unknown or missing, or the policy
-            is unknown.
+        ConfigError: an entry is no mapping of texts, a key is unknown or missing, a relative path
+            is not there, or the policy is unknown.
         DatasetError: a name belongs to another dataset.
     """
     for index, entry in enumerate(cfg.DATASETS.FOLDER_DATASETS):
@@ -147,6 +150,12 @@ def register_datasets(cfg: CfgNode) -> None:
                 raise ConfigError(f"{where}: unknown key {key!r}{hint}")
             if not isinstance(value, str) or not value:
                 raise ConfigError(f"{where}: {key} is {value!r}, expected a text; put it in quotes")
+            if (
+                key != "name"
+                and (advice := advice_if_relative(value))
+                and not os.path.exists(value)
+            ):
+                raise ConfigError(f"{where}: {key} {value} is not there; check the path{advice}")
         missing = [key for key in _ENTRY_REQUIRED if key not in entry]
         if missing:
             raise ConfigError(f"{where}: {', '.join(missing)} is missing; add it")

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from tagclip.data.label_io import DARK_REMEDY
 from tagclip.data.validation.label_values import absent_classes, diagnose_labels, suspect_labels
 from tagclip.data.validation.scan import EXAMPLES, DatasetScan
 
-__all__ = ["KINDS", "Finding", "list_findings", "shared_images"]
+__all__ = ["KINDS", "Finding", "list_findings", "shared_findings"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,11 @@ class Finding:
 _ROWS = {
     "refused": (True, "training and evaluation refuse the dataset"),
     "diagnosis": (True, ""),
-    "leak": (True, "images with the same pixels as in", "remove them from one of the two"),
+    "leak": (
+        True,
+        "images with the same pixels as in",
+        "give each of the two an image_list without those of the other",
+    ),
     "naming": (
         True,
         "label files named *_labelTrainIds.png, as mmsegmentation's converter does",
@@ -70,7 +75,9 @@ _ROWS = {
     "duplicate": (False, "images with the same pixels as an earlier one"),
     "all_ignored": (False, "label files without any labelled pixel"),
     "image_alpha": (False, "images with transparency, which is dropped"),
-    "image_16bit": (False, "images of 16-bit gray, which is divided by 257"),
+    "image_bands": (False, "TIFF images of more than three bands, whose first three are read"),
+    "image_16bit": (False, "images of 16 bits, which are read as 8"),
+    "image_dark": (False, "images of 16 bits that are read almost black", DARK_REMEDY),
     "absent": (False, ""),
 }
 KINDS = {kind: Finding(kind, *row) for kind, row in _ROWS.items()}
@@ -114,7 +121,7 @@ def _summary(
     return replace(KINDS[kind], advice=advice, count=count, examples=texts[:EXAMPLES])
 
 
-def shared_images(first: DatasetScan, second: DatasetScan) -> list[Finding]:
+def shared_findings(first: DatasetScan, second: DatasetScan) -> list[Finding]:
     """Find images of the second dataset that are also in the first.
 
     Args:

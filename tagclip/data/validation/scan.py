@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tagclip.data.label_io import read_header, read_image, read_label
+from tagclip.data.label_io import is_dark, read_header, read_image, read_label
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -18,7 +18,6 @@ __all__ = ["EXAMPLES", "DatasetScan", "Sample", "SampleScan", "scan_sample"]
 EXAMPLES = 5
 # Orientations under which height and width change places.
 _ROTATED = (5, 6, 7, 8)
-_GRAY_16 = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 @dataclass(frozen=True)
@@ -92,11 +91,16 @@ def _scan_image(scan: SampleScan, path: str, max_pixels: int) -> None:
     except DatasetError as error:
         scan.note("image_unreadable", path, _reason(error, path))
         return
-    scan.image_mode, scan.orientation = read_header(path)
-    if scan.image_mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        scan.note("image_alpha", path, scan.image_mode)
-    if scan.image_mode in _GRAY_16:
-        scan.note("image_16bit", path, scan.image_mode)
+    header = read_header(path)
+    scan.image_mode, scan.orientation = header.mode, header.orientation
+    if header.has_alpha:
+        scan.note("image_alpha", path, header.mode)
+    if header.further_bands:
+        scan.note("image_bands", path, f"{3 + header.further_bands} bands")
+    if header.is_16_bit and is_dark(pixels):
+        scan.note("image_dark", path, f"brightest value {pixels.max()} of 255")
+    elif header.is_16_bit:
+        scan.note("image_16bit", path, header.mode)
     height, width = pixels.shape[:2]
     scan.image_size = width, height
     shape = f"{width}x{height} ".encode()
@@ -110,7 +114,7 @@ def _scan_label(scan: SampleScan, path: str) -> None:
         kind = "label_channels" if "single-channel" in str(error) else "label_unreadable"
         scan.note(kind, path, _reason(error, path))
         return
-    scan.label_mode, _ = read_header(path)
+    scan.label_mode = read_header(path).mode
     scan.label_size = label.shape[::-1]
     if label.dtype == np.uint8:
         # In a fraction of the time of `np.unique`.

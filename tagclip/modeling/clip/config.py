@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tagclip.config.loading import advice_if_relative
 from tagclip.errors import ConfigError
 from tagclip.utils.untrusted import load_json
 
@@ -60,7 +61,8 @@ def read_clip_config(name: str, text: str = "") -> dict[str, Any]:
         config = load_json(text or path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"MODEL.CLIP.NAME: cannot read the model json {path} ({error}); check the path"
+            f"MODEL.CLIP.NAME: cannot read the model json {name} ({error}); check the path"
+            f"{advice_if_relative(name)}"
         ) from error
     kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     found = config if isinstance(config, dict) else {}

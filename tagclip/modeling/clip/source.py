@@ -28,6 +28,7 @@ from tagclip.modeling.clip.weights import (
     read_clip_weights,
     weights_sha256,
 )
+from tagclip.utils.files import expand_path
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import read_gzip
 
@@ -64,8 +65,8 @@ class CLIPSource:
             json: content of the model json; "" reads the file.
             merges: content of its merges file in base64; "" reads the file.
         """
-        self.name, self.pretrained = name, pretrained
-        self._cache_dir, self._expected_sha256 = cache_dir, sha256.lower()
+        self.name, self.pretrained = expand_path(name), expand_path(pretrained)
+        self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
         self._json, self._merges = json, merges
 
     @classmethod
@@ -114,7 +115,7 @@ class CLIPSource:
         if not self.pretrained:
             return None
         # os.path says no of names that no file can have, where pathlib raises OSError.
-        path = Path(os.path.expanduser(self.pretrained))
+        path = Path(self.pretrained)
         is_path = path.suffix or os.path.dirname(self.pretrained)
         if is_path or (os.path.exists(path) and not self._tag):
             return find_weight_file(path)
@@ -224,6 +225,27 @@ class CLIPSource:
         """Return the text that token ids stand for."""
         return self._tokenizer.decode(ids)
 
+    def spelt_words(self, text: str) -> list[str]:
+        """Return the words of a text that have no tokens of their own: each takes several, most of
+        which stand for a single character or a part of one."""
+        tokenizer, words, word = self._tokenizer, [], []
+        for token in tokenizer.encode(text):
+            word.append(token)
+            if tokenizer.decoder[token].endswith("</w>"):
+                single = sum(len(tokenizer.decode([part]).strip()) < 2 for part in word)
+                if len(word) > 1 and 2 * single > len(word):
+                    words.append(tokenizer.decode(word).strip())
+                word = []
+        return words
+
+    def lost_text(self, text: str) -> str:
+        """Return what the text tower never reads of a text: all of it if nothing is left after
+        `normalize`, or what follows an end token that is spelt out in it."""
+        ids, end = self._tokenizer.encode(text), self._tokenizer.eot_token_id
+        if not ids:
+            return text
+        return self._tokenizer.decode(ids[ids.index(end) :]).strip() if end in ids else ""
+
     @property
     def context_length(self) -> int:
         """Most tokens of a text, start and end included."""
@@ -235,8 +257,18 @@ class CLIPSource:
 
         check_text_config(self.name, self.config)
         merges = self._merges_content()
+        if merges is None:
+            return SimpleTokenizer()
         # gzip.open, to which it goes, takes files as well as paths.
-        return SimpleTokenizer() if merges is None else SimpleTokenizer(bpe_path=BytesIO(merges))
+        tokenizer = SimpleTokenizer(bpe_path=BytesIO(merges))
+        size = self.config["text_cfg"].get("vocab_size", len(tokenizer.encoder))
+        if size < len(tokenizer.encoder):
+            raise ConfigError(
+                f"{self.name}: found vocab_size {size}, expected {len(tokenizer.encoder)}, the "
+                f"tokens of {merges_file(self.name, self.config)}; restore the file that the "
+                "model was trained with"
+            )
+        return tokenizer
 
     def _merges_content(self) -> bytes | None:
         """The gzipped merges that the model json names; None means CLIP's own."""

@@ -6,10 +6,11 @@ import hashlib
 import io
 import json
 import logging
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.files import write_atomic
+from tagclip.structures.vocabulary_class import format_names
+from tagclip.utils.files import expand_path, write_atomic
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import check_zip
 
@@ -32,6 +34,8 @@ __all__ = ["TextBank", "class_maximum", "prompt_templates"]
 
 logger = logging.getLogger(__name__)
 
+# A name that is a prompt already.
+_PROMPT = re.compile(r"\b(?:photo|photograph|picture|image)s? of (?:(?:an?|the) )?(.+)", re.I)
 # Vocabularies in memory: a long-running server must not grow with every list of words.
 _KEPT = 64
 # What zipfile and numpy raise on damaged, unsafe and foreign files.
@@ -126,7 +130,12 @@ class TextBank(nn.Module):
         key = self.fingerprint(vocabulary)
         vectors = self._encoded.get(key)
         if vectors is None:
+            names = list(dict.fromkeys(name for names in vocabulary.prompts for name in names))
+            self._show_misread(names)
             vectors = self._read_cache(key, len(self._rows(vocabulary)))
+            if vectors is not None:
+                longest = max(self.templates, key=lambda text: len(self.source.tokenize([text])[0]))
+                self._token_ids([longest.replace("{}", name) for name in names])
         if vectors is None:
             vectors = self._encode(self._rows(vocabulary))
             self._write_cache(key, vectors)
@@ -170,7 +179,6 @@ class TextBank(nn.Module):
         """Prompt names of each row -> (rows, D)."""
         names = list(dict.fromkeys(name for prompts in groups for name in prompts))
         logger.info("Encoding %d names with %d templates each", len(names), len(self.templates))
-        self._show_changed(names)
         # Names are data: no format directives inside them.
         texts = [template.replace("{}", name) for name in names for template in self.templates]
         with torch.autocast(self._where.device.type, enabled=False):
@@ -180,13 +188,32 @@ class TextBank(nn.Module):
             rows = [vectors[[index[n] for n in prompts]] for prompts in groups]
             return _unit(torch.stack([row.mean(dim=0) for row in rows]))
 
-    def _show_changed(self, names: Sequence[str]) -> None:
-        """Log once what CLIP reads where that is more than lower case."""
+    def _show_misread(self, names: Sequence[str]) -> None:
+        """Log once what is read otherwise than it is written, hardly known, or lost."""
+        show = partial(log_first_n, key="message", name=__name__)
         for name in names:
             read = self.source.normalize(name)
             if read != name.lower():
-                text = f"CLIP reads the name {name!r} as {read!r}"
-                log_first_n(logging.INFO, text, key="message", name=__name__)
+                show(logging.INFO, f"CLIP reads the name {name!r} as {read!r}")
+            if lost := self.source.lost_text(name):
+                show(
+                    logging.WARNING,
+                    f"The name {name!r}: CLIP's text tower reads nothing of {lost!r}; use other "
+                    "words",
+                )
+            elif found := _PROMPT.search(name):
+                prompt = self.templates[0].replace("{}", name)
+                show(
+                    logging.WARNING,
+                    f"The name {name!r}: templates are put around names, which makes {prompt!r} of "
+                    f"it; give the name alone, {found[1]!r}",
+                )
+        if spelt := sorted({word for name in names for word in self.source.spelt_words(name)}):
+            show(
+                logging.WARNING,
+                "CLIP's tokenizer has no tokens for these words and spells them letter by letter, "
+                f"so that its text tower hardly knows them: {format_names(spelt)}; use other words",
+            )
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         """(T,) prompts -> (T, D), in chunks, each truncated to its longest prompt.
@@ -217,7 +244,7 @@ class TextBank(nn.Module):
         return ids
 
     def _cache_file(self, key: str) -> Path:
-        return Path(self.cache_dir).expanduser() / f"{key}.npz"
+        return Path(expand_path(self.cache_dir)) / f"{key}.npz"
 
     def _read_cache(self, key: str, num_classes: int) -> Tensor | None:
         if not self.cache_dir or not self._cache_file(key).is_file():

@@ -137,14 +137,15 @@ class ConvTrustyHead(nn.Module):
 
         Args:
             features: (N, D, h, w) patch vectors.
-            targets: with ``trusty``, 1 on the pixels of seen classes.
+            targets: with ``trusty``, 1 on the pixels of seen classes; a ``part`` above 0 joins
+                the batch that was kept last.
             stride: keep every ``stride``-th label in both directions.
         """
         labels = targets.labels.int().masked_fill(~targets.trusty, UNLABELLED)
         labels = labels.masked_fill(~targets.valid, PADDING)
         height, width = size = labels.shape[-2:]
         labels = labels[:, strided(height, stride), strided(width, stride)]
-        self.replay.add(features, labels, size, stride)
+        self.replay.add(features, labels, size, stride, joins=targets.part > 0)
 
     def loss(self, batch: TrustyBatch) -> Tensor:
         """Return the balanced cross-entropy of a batch, a scalar; see `balanced_bce`."""
@@ -198,9 +199,23 @@ class FeatureReplay:
         """Keep at most that many batches."""
         self.batches: deque[TrustyBatch] = deque(maxlen=batches)
 
-    def add(self, features: Tensor, labels: Tensor, size: Sequence[int], stride: int) -> None:
-        """Keep a batch, detached and small: half precision vectors and int16 labels."""
+    def add(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        size: Sequence[int],
+        stride: int,
+        joins: bool = False,
+    ) -> None:
+        """Keep a batch, detached and small: half precision vectors and int16 labels.
+
+        Args:
+            features, labels, size, stride: see `TrustyBatch`.
+            joins: whether the images belong to the batch that was added last.
+        """
         kept = features.detach().to(torch.float16, copy=True), labels.to(torch.int16)
+        if joins:
+            kept = tuple(map(torch.cat, zip(self.batches.pop(), kept, strict=False)))
         self.batches.append(TrustyBatch(*kept, (int(size[0]), int(size[1])), stride))
 
     def draw(self) -> TrustyBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from tagclip.config.checks import check_value
 from tagclip.modeling.losses.focal import Focal, binary_focal
 from tagclip.modeling.losses.mask_losses import LabelGrid, MaskLosses, interpolation_matrix, strided
 
-__all__ = ["SegLoss", "SegTargets", "pixel_accuracy"]
+__all__ = ["Losses", "SegLoss", "SegTargets", "pixel_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class SegTargets:
         ignore: value of ``labels`` on pixels of no queried class, padding included.
         open_classes: (K,) bool, queried classes that may stand on ignored pixels, which are then
             no negatives of theirs; None: no class does.
+        part: number of this part within its batch, from 0.
     """
 
     labels: Tensor
@@ -33,6 +35,20 @@ class SegTargets:
     trusty: Tensor | None
     ignore: int
     open_classes: Tensor | None = None
+    part: int = 0
+
+
+class Losses(dict[str, Tensor]):
+    """Scalar losses by name, all over the same number of things.
+
+    Attributes:
+        count: that number before it is raised to 1, a scalar without gradient: losses of parts of
+            a batch, each times its own, add up to the loss of the batch times the sum.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], count: Tensor) -> None:
+        super().__init__(values)
+        self.count = count
 
 
 class SegLoss(nn.Module):
@@ -92,7 +108,7 @@ class SegLoss(nn.Module):
 
     def forward(
         self, class_logits: Tensor, trusty_logits: Tensor | None, targets: SegTargets
-    ) -> dict[str, Tensor]:
+    ) -> Losses:
         """Compute the losses in float32, whatever the logits' type.
 
         Args:
@@ -101,13 +117,15 @@ class SegLoss(nn.Module):
             targets: labels of the H x W pixels that h x w stands for.
 
         Returns:
-            ``loss_mask``, ``loss_dice`` and, with a token, ``loss_trusty``: weighted scalars.
+            ``loss_mask``, ``loss_dice`` and, with a token, ``loss_trusty``: weighted scalars, over
+            the number of pairs.
         """
         with torch.autocast(class_logits.device.type, enabled=False):
             logits = class_logits.float()
             grid = self._grid(targets, logits.shape[-2:])
             counts = grid.present(logits.shape[1])
-            pairs = _world_mean((counts > 0).sum().float()).clamp(min=1)
+            count = _world_mean((counts > 0).sum().float())
+            pairs = count.clamp(min=1)
             focal, dice = MaskLosses.apply(logits, grid, counts, self.focal, self.workspace_mib)
             losses = {
                 "loss_mask": self.mask_weight * focal / pairs,
@@ -116,7 +134,7 @@ class SegLoss(nn.Module):
             if trusty_logits is not None:
                 trusty = self._trusty_term(trusty_logits.float(), targets, grid)
                 losses["loss_trusty"] = self.trusty_weight * trusty / pairs
-        return losses
+        return Losses(losses, count)
 
     def _grid(self, targets: SegTargets, size: torch.Size) -> LabelGrid:
         labels = self._strided(targets.labels).int()
@@ -155,7 +173,7 @@ class SegLoss(nn.Module):
 
 
 @torch.no_grad()
-def pixel_accuracy(class_logits: Tensor, targets: SegTargets) -> Tensor:
+def pixel_accuracy(class_logits: Tensor, targets: SegTargets) -> tuple[float, float]:
     """Return the share of labelled patch centres whose best class is right.
 
     Args:
@@ -163,7 +181,7 @@ def pixel_accuracy(class_logits: Tensor, targets: SegTargets) -> Tensor:
         targets: labels of the H x W pixels that h x w stands for.
 
     Returns:
-        Scalar in percent; 100 where nothing is labelled, as in mmseg.
+        Percent, 100 where nothing is labelled, as in mmseg; and how many centres are labelled.
     """
     (rows, columns), (height, width) = class_logits.shape[-2:], targets.labels.shape[-2:]
     device = class_logits.device
@@ -172,7 +190,8 @@ def pixel_accuracy(class_logits: Tensor, targets: SegTargets) -> Tensor:
     labels = targets.labels[:, y[:, None], x]
     labelled = (labels != targets.ignore).sum()
     right = ((class_logits.argmax(dim=1) == labels) & (labels != targets.ignore)).sum()
-    return torch.where(labelled > 0, 100 * right / labelled.clamp(min=1), 100.0)
+    percent = torch.where(labelled > 0, 100 * right / labelled.clamp(min=1), 100.0)
+    return tuple(torch.stack([percent, labelled.float()]).tolist())
 
 
 def _world_mean(value: Tensor) -> Tensor:

@@ -127,6 +127,20 @@ def test_lonely_files_are_counted_with_five_examples(tmp_path: Path) -> None:
     assert "1 labels without image" in _listing_error()
 
 
+def test_home_and_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "here")
+    register_folder_dataset("mine", "~/$PLACE/i", "~/l", "~/mine.json", "$HOME/${PLACE}.txt")
+    _touch(tmp_path / "here" / "i" / "a.jpg", tmp_path / "here" / "i" / "b.jpg")
+    _touch(tmp_path / "l" / "a.png")
+    write_json(tmp_path / "mine.json", vocabulary_tree(["cat"]))
+    (tmp_path / "here.txt").write_text("a\n")
+    (sample,) = DatasetCatalog.get("mine")
+    assert sample["file_name"] == str(tmp_path / "here" / "i" / "a.jpg")
+    assert Vocabulary.from_metadata("mine").names == ["cat"]
+    assert Vocabulary.from_json("~/mine.json").names == ["cat"]
+
+
 def test_registering_twice(tmp_path: Path) -> None:
     _register(tmp_path)
     _register(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import huggingface_hub
@@ -130,6 +131,17 @@ def test_a_missing_merges_file_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "elsewhere")
     tokenize = CLIPSource(str(path)).tokenize
     fails(ConfigError, lambda: tokenize(["cat"]), path, tmp_path / "merges.gz")
+
+
+def test_more_merges_than_tokens_are_refused(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "merges.gz", "wt", encoding="utf-8") as file:
+        file.write("#version: 0.2\na b\nab c</w>")
+    config = tiny_config(text_tokenizer_kwargs={"bpe_path": "merges.gz"}, text_vocab_size=515)
+    path = write_json(tmp_path / "model.json", config)
+    tokenize = CLIPSource(str(path)).tokenize
+    fails(ConfigError, lambda: tokenize(["cat"]), path, "vocab_size 515", "expected 516")
+    config["text_cfg"]["vocab_size"] = 516
+    assert CLIPSource(str(write_json(path, config))).tokenize(["abc"])[0][1:-1] == [513]
 
 
 @pytest.mark.parametrize("options", [{"clean": "lower"}, {"bpe_path": "m.gz", "clean": "lower"}])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -197,3 +200,51 @@ def test_bad_templates_are_refused(choice: Any) -> None:
     with pytest.raises(ConfigError, match=r"^MODEL\.CLIP\.TEMPLATES: found .*expected") as caught:
         prompt_templates(choice)
     assert "\n" not in str(caught.value)
+
+
+# Names that CLIP does not read as they are meant
+
+
+def bank_of_merges(folder: Path, merges: str) -> TextBank:
+    """A CLIP that knows the words of these merges only, and whose letters are single tokens."""
+    with gzip.open(folder / "merges.gz", "wt", encoding="utf-8") as file:
+        file.write(f"#version: 0.2\n{merges}")
+    size = 2 * 256 + len(merges.split("\n")) + 2
+    config = tiny_config(text_tokenizer_kwargs={"bpe_path": "merges.gz"}, text_vocab_size=size)
+    name = write_json(folder / "small.json", config)
+    options = {"templates": ["a photo of a {}"], "cache_dir": str(folder / "cache")}
+    return TextBank(source=CLIPSource(str(name)), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "warning"),
+    [
+        ("sand", ""),
+        ("sandy stone", "hardly knows them: 'stone'; use other words"),
+        ("<end_of_text> sand", "reads nothing of '<end_of_text>sand'; use other words"),
+        ("&nbsp;", "reads nothing of '&nbsp;'; use other words"),
+        ("A picture of the sand", "which makes 'a photo of a A picture of the sand' of it; give"),
+        ("a photo of a sand", "give the name alone, 'sand'"),
+        ("sand " * 80 + "sand", "sand' is lost; use a shorter name"),
+    ],
+)
+def test_words_that_are_lost_are_named(
+    name: str, warning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    merges = "s a\nsa n\nsan d</w>\nsan d\no f</w>\np h\nph o\npho t\nphot o</w>\n"
+    merges += "p i\npi c\npic t\npict u\npictu r\npictur e</w>\nt h\nth e</w>"
+    for _ in ("encoded", "from the cache"):
+        caplog.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+            with caplog.at_level(logging.WARNING, logger="tagclip"):
+                bank_of_merges(tmp_path, merges)(class_list([name]))
+        found = [record.getMessage() for record in caplog.records]
+        assert len(found) == bool(warning) and all(warning in message for message in found)
+
+
+def test_words_of_other_scripts_and_rare_ones(caplog: pytest.LogCaptureFixture) -> None:
+    source = CLIPSource("ViT-B-16")
+    known = "zebra", "axolotl", "quokka", "okapi", "traffic light", "TV", "x-ray", "🐱", "3D"
+    assert [source.spelt_words(name) for name in known] == [[]] * len(known)
+    assert source.spelt_words("zebra собака 猫 qwxz") == ["собака", "猫", "qwxz"]

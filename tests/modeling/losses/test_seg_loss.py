@@ -280,14 +280,13 @@ def test_pixel_accuracy_counts_patch_centres() -> None:
     targets = SegTargets(labels=labels, valid=labels >= 0, trusty=None, ignore=255)
     best = torch.tensor([[0, 1], [1, 1]])
     logits = torch.nn.functional.one_hot(best, 3).permute(2, 0, 1)[None].float()
-    accuracy = pixel_accuracy(logits.requires_grad_(), targets)
-    assert accuracy == pytest.approx(200 / 3)
-    assert not accuracy.requires_grad
+    accuracy, count = pixel_accuracy(logits.requires_grad_(), targets)
+    assert (accuracy, count) == (pytest.approx(200 / 3), 3)
 
 
 def test_pixel_accuracy_without_labels_is_100() -> None:
     targets = random_targets(3, (16, 16), ignored=1.0)
-    assert pixel_accuracy(random_logits(2, 3, 4, 4), targets) == 100
+    assert pixel_accuracy(random_logits(2, 3, 4, 4), targets) == (100, 0)
 
 
 def test_an_unknown_trusty_loss_is_refused() -> None:

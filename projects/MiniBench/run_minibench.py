@@ -1,0 +1,50 @@
+#!/usr/bin/env python
+"""Generate MiniBench, train the recommended model on it, evaluate and draw: output/minibench.
+
+python projects/MiniBench/run_minibench.py
+
+What lies in output/minibench is removed first. tagclip minibench data, report, table and clip are
+commands of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from tagclip.utils.cli import run_tool
+
+OUTPUT = Path("output/minibench")
+CONFIG = Path(__file__).parent / "configs" / "tagclip_minibench_noun_fence_board_convtrust.yaml"
+
+
+def invoke_main() -> None:
+    """Parse the command line, do all steps."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    run_tool(run)
+
+
+def run() -> None:
+    """Do what the commands minibench data, train and minibench report do.
+
+    Raises:
+        TagCLIPError: a step fails; the later ones are left out.
+    """
+    from tagclip.tools import train_net
+    from tagclip.tools.minibench import generate_data, make_report
+
+    generate_data.write(None)
+    if OUTPUT.exists():
+        shutil.rmtree(OUTPUT)
+    sys.argv = ["tagclip train", "--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
+    train_net.start(train_net.parse_args())
+    make_report.report(OUTPUT)
+
+
+if __name__ == "__main__":
+    invoke_main()

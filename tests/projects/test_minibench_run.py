@@ -1,0 +1,53 @@
+"""`tagclip minibench`: data, training, evaluation and report, one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.toy_dataset import forget
+
+from tagclip import load_config
+from tagclip.tools.minibench import run_minibench
+
+
+def test_the_recommended_config_is_run(repository: Path) -> None:
+    cfg = load_config(run_minibench.CONFIG)
+    assert cfg.MODEL.TAGCLIP.TRUSTY.KIND == "conv"
+    assert cfg.CONFIG_NAME.endswith("_convtrust.yaml")
+    text = (repository / "projects/WebDemo/serve.py").read_text()
+    assert f'"{run_minibench.OUTPUT}/model_final.pth"' in text
+
+
+def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a training of two steps, on the images that it generates."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    data = tmp_path / "minibench"
+    files = f"images: {data}/images/val, labels: {data}/labels/val, image_list: ./few.txt"
+    (tmp_path / "few.txt").write_text("".join(f"{index:06d}\n" for index in range(9)))
+    vocabulary = run_minibench.CONFIG.parents[1] / "minibench" / "minibench.json"
+    config = tmp_path / "short.yaml"
+    config.write_text(
+        f"_BASE_: {run_minibench.CONFIG}\n"
+        "DATASETS:\n"
+        "  TRAIN: [minibench_run]\n"
+        "  TEST: [minibench_run]\n"
+        "  FOLDER_DATASETS:\n"
+        f"    - {{name: minibench_run, {files}, vocabulary: {vocabulary}}}\n"
+        "SOLVER: {MAX_ITER: 2, IMS_PER_BATCH: 2, WARMUP_ITERS: 1}\n"
+        "MODEL: {DEVICE: cpu}\n"
+    )
+    stale = tmp_path / "output" / "minibench" / "results.csv"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier run\n")
+    monkeypatch.setattr(run_minibench, "CONFIG", config)
+    monkeypatch.setattr("sys.argv", ["tagclip minibench"])
+    try:
+        run_minibench.invoke_main()
+    finally:
+        forget("minibench_run")
+    found = {path.name for path in stale.parent.iterdir()}
+    assert {"model_final.pth", "metrics.json", "report.html", "gallery.png"} <= found
+    assert "of an earlier run" not in stale.read_text()
+    assert sorted(path.name for path in (data / "labels").iterdir()) == ["test", "train", "val"]
