@@ -4,6 +4,8 @@ Each message is one line: which file or key, what was found, what was expected, 
 `tools/*` print it without a traceback and exit with 1; ``TAGCLIP_DEBUG=1`` shows the traceback.
 """
 
+import re
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -17,15 +19,20 @@ __all__ = [
 ]
 
 
+# Paths have no blanks, most of the time.
+_LONG_WORD = re.compile(r"(\S{120})\S{16,}(\S{120})")
+
+
 class TagCLIPError(Exception):
     """Base of all errors that the user, not the programmer, can mend.
 
-    Names and values from files stand in messages: what would act on a terminal is shown escaped.
-    Line feeds stay, for torch puts tracebacks of other processes into messages.
+    Names and values from files stand in messages: what would act on a terminal is shown escaped,
+    and of a very long name only the beginning and the end (``args`` hold all of it). Line feeds
+    stay, for torch puts tracebacks of other processes into messages.
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = _LONG_WORD.sub(r"\1...\2", super().__str__())
         if text.isprintable():
             return text
         # An escape of Python, without its quotes.

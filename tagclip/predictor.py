@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,14 @@ class TagCLIPPredictor:
         wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
         if wanted != cfg.MODEL.DEVICE:
             logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", wanted)
+        # The folders do not matter here, nor may their names be taken by other registrations.
+        carried = Protocol(cfg).carried
+        folders = cfg.DATASETS.FOLDER_DATASETS
+        cfg.DATASETS.FOLDER_DATASETS = [
+            entry
+            for entry in folders
+            if not (isinstance(entry, Mapping) and entry.get("name") in carried)
+        ]
         cfg.freeze()
         import_projects(cfg.PROJECTS)
         check_registered(cfg)
@@ -89,7 +97,7 @@ class TagCLIPPredictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, opts: Sequence[str] = ()) -> TagCLIPPredictor:
-        """Build from a checkpoint alone: its config travels in it.
+        """Build from a checkpoint alone: config and class lists travel in it, not CLIP's weights.
 
         Args:
             path: see `checkpoint_config`.
@@ -99,6 +107,11 @@ class TagCLIPPredictor:
             TagCLIPError: see `checkpoint_config` and the constructor.
         """
         return cls(checkpoint_config(expand_path(path), opts))
+
+    @property
+    def dataset_names(self) -> set[str]:
+        """Names that mean the class list of a dataset: registered ones, and the model's own."""
+        return {*DatasetCatalog.list(), *Protocol(self.cfg).carried}
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -140,8 +153,8 @@ class TagCLIPPredictor:
         """Decide what `encode` is asked, without changing it for anyone else.
 
         Args:
-            vocabulary: K class names, a `Vocabulary`, the name of a registered dataset, or the
-                path of a vocabulary json.
+            vocabulary: K class names, a `Vocabulary`, the name of a dataset (`dataset_names`), or
+                the path of a vocabulary json.
             seen: K flags, or the names of the seen classes; None: a `Vocabulary` may say so, a
                 dataset that the model is trained on is known, and otherwise
                 MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES decides (by the names seen in training).
@@ -262,7 +275,7 @@ class TagCLIPPredictor:
         """The vocabulary that is meant; its partition is open unless somebody set it."""
         if isinstance(source, Vocabulary):
             return source
-        if isinstance(source, str) and source in DatasetCatalog.list():
+        if isinstance(source, str) and source in self.dataset_names:
             return Protocol(self.cfg).asked(source)
         if isinstance(source, (str, Path)):
             if Path(source).suffix != ".json":

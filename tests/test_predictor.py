@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import sys
@@ -14,18 +15,21 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from helpers.clip_files import random_clip, tiny_config
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import changed
-from helpers.toy_dataset import write_json
+from helpers.tiny_run import changed, tiny_tree
+from helpers.toy_dataset import forget, write_json
 from PIL import Image
+from safetensors.torch import save_file
 
 from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotDatasetMapper
-from tagclip.checkpoint import checkpoint_config
+from tagclip.checkpoint import checkpoint_config, read_checkpoint
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from tagclip.structures.class_color import name_color
 
 WORDS = ["cat", "zebra", "sky"]
+MERGED_CLIP = tiny_config(text_tokenizer_kwargs={"bpe_path": "merges.txt.gz"})
 
 
 @pytest.fixture
@@ -279,6 +283,119 @@ def test_from_checkpoint_takes_its_config(cfg: CfgNode, tmp_path: Path) -> None:
     assert cfg.MODEL.WEIGHTS == changed_cfg.MODEL.WEIGHTS
     with pytest.raises(ConfigError, match="unknown config key GATES"):
         checkpoint_config(cfg.MODEL.WEIGHTS, ["GATES", "none"])
+
+
+@pytest.fixture
+def own(tiny_cfg: CfgNode, tmp_path: Path) -> Iterator[CfgNode]:
+    """Config of a model of data in a folder of one's own, with CLIP's files beside it."""
+    home = tmp_path / "home" / "data"
+    home.mkdir(parents=True)
+    vocabulary = tiny_tree()
+    vocabulary["classes"][0] |= {"prompts": ["cat", "kitten"], "color": [1, 2, 3]}
+    write_json(home / "classes.json", vocabulary)
+    write_json(home / "clip.json", MERGED_CLIP)
+    (home / "merges.txt.gz").write_bytes(gzip.compress(b"#version\nc a\n"))
+    save_file(dict(random_clip(MERGED_CLIP).state_dict()), home / "clip.safetensors")
+    names = [f"own_{subset}_{tmp_path.name}" for subset in ("train", "val")]
+    entries = [
+        {"name": name, "images": f"{home}/i", "labels": f"{home}/l"}
+        | {"vocabulary": str(home / "classes.json")}
+        for name in names
+    ]
+    yield changed(
+        tiny_cfg,
+        "DATASETS.FOLDER_DATASETS", entries,
+        "DATASETS.TRAIN", (names[0],),
+        "DATASETS.TEST", (names[1],),
+        "MODEL.CLIP.NAME", str(home / "clip.json"),
+        "MODEL.CLIP.PRETRAINED", str(home / "clip.safetensors"),
+        "MODEL.CLIP.TEXT_CACHE", str(home / "cache"),
+        "OUTPUT_DIR", str(home / "output"),
+    )  # fmt: skip
+    forget(*names)
+
+
+def answer(predictor: TagCLIPPredictor, question: Any) -> dict[str, Any]:
+    """The result for the picture; None asks what is asked at first."""
+    if question is not None:
+        predictor.set_vocabulary(question, context=["grass"] if question == WORDS else None)
+    return predictor(picture())
+
+
+def test_a_checkpoint_needs_no_file_of_its_training_but_clips_weights(
+    own: CfgNode, tmp_path: Path
+) -> None:
+    """Class lists, CLIP's json and its tokenizer come with it; in the process that trained, too."""
+    saved = save_tiny(own, Path(own.OUTPUT_DIR))
+    here = TagCLIPPredictor.from_checkpoint(saved)
+    home, elsewhere = saved.parents[1], tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved, clip = elsewhere / "m.pth", elsewhere / "clip.safetensors"
+    moved.write_bytes(saved.read_bytes())
+    clip.write_bytes((home / "clip.safetensors").read_bytes())
+    write_json(home / "classes.json", tiny_tree(name="another") | {"splits": {}})
+    with pytest.raises(CheckpointError) as caught:
+        TagCLIPPredictor.from_checkpoint(moved)
+    sha256 = here.model.backbone.weights_sha256
+    for part in (f"{moved}: was moved or copied", "./../clip.safetensors", sha256, "PRETRAINED"):
+        assert part in str(caught.value)
+    questions = (None, WORDS, own.DATASETS.TEST[0])
+    expected = [answer(here, question) for question in questions]
+    home.rename(tmp_path / "gone")
+    there = TagCLIPPredictor.from_checkpoint(moved, ["MODEL.CLIP.PRETRAINED", str(clip)])
+    for question, result in zip(questions, expected, strict=True):
+        assert_same(answer(there, question), result)
+    assert there.vocabulary == here.vocabulary
+    assert there.vocabulary.prompts[0] == ("cat", "kitten")
+    assert there.vocabulary.classes[0].color == (1, 2, 3)
+    assert there.model.train_vocabulary == here.model.train_vocabulary
+    assert not (tmp_path / "cache").exists(), "nobody has asked for one here"
+    again = save_tiny(there.cfg, elsewhere / "again")
+    stored = read_checkpoint(again)["tagclip"]
+    first = read_checkpoint(moved)["tagclip"]
+    assert all(stored[key] == first[key] for key in ("vocabularies", "clip_json", "clip_merges"))
+
+
+def test_clips_weights_are_found_among_the_projects(
+    own: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of earlier code holds no model json either."""
+    root = tmp_path / "checkout"
+    folder = root / "projects" / "Mine"
+    folder.mkdir(parents=True)
+    for file in Path(own.MODEL.CLIP.NAME).parent.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    clip = ("MODEL.CLIP.NAME", "MODEL.CLIP.PRETRAINED")
+    files = (str(folder / "clip.json"), str(folder / "clip.safetensors"))
+    opts = [word for pair in zip(clip, files, strict=True) for word in pair]
+    saved = save_tiny(changed(own, *opts, "OUTPUT_DIR", str(root / "output")), root / "output")
+    content = torch.load(saved)
+    for key in ("clip_json", "clip_merges"):
+        del content["tagclip"][key]
+    moved = tmp_path / "moved.pth"
+    torch.save(content, moved)
+    with pytest.raises(CheckpointError, match=r"moved\.pth: was moved .* ./../projects/Mine/clip"):
+        TagCLIPPredictor.from_checkpoint(moved)
+    monkeypatch.setattr("tagclip.projects._ROOT", str(root))
+    found = TagCLIPPredictor.from_checkpoint(moved)
+    assert files == (found.cfg.MODEL.CLIP.NAME, found.cfg.MODEL.CLIP.PRETRAINED)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "found"),
+    [
+        ("vocabularies", ["a"], "expected a dict of texts by name"),
+        ("vocabularies", {"a": 1}, "expected a dict of texts by name"),
+        ("clip_json", 3, "expected a str"),
+        ("config", "DATASETS: 3", "found DATASETS 3 in its config"),
+    ],
+)
+def test_damaged_contents_are_refused(cfg: CfgNode, key: str, value: Any, found: str) -> None:
+    content = torch.load(cfg.MODEL.WEIGHTS)
+    content["tagclip"][key] = value
+    torch.save(content, cfg.MODEL.WEIGHTS)
+    with pytest.raises(CheckpointError, match=rf"model_final\.pth: .*{found}"):
+        TagCLIPPredictor.from_checkpoint(cfg.MODEL.WEIGHTS)
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"config": "a: [1"}, {"config": "- 1"}])

@@ -11,13 +11,13 @@ laptop.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
+from tagclip.utils.text import json_text
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
     import_projects(cfg.PROJECTS)
     report = analyze(cfg)
     if args.json:
-        print(json.dumps(report, indent=1))
+        print(json_text(report, indent=1))
     else:
         print(f"{args.config_file or 'default config'}\n\n{format_report(report)}")
 

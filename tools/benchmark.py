@@ -16,7 +16,6 @@ large (4000x3000, 847 classes), throughput. The machine should have nothing else
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
     if args.write:
         _write(args, result, other, files)
     if args.json:
-        print(json.dumps(result), flush=True)
+        print(json_text(result), flush=True)
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:

@@ -150,8 +150,9 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
             f"{error}; {cfg.OUTPUT_DIR} (OUTPUT_DIR) holds no last_checkpoint either: run make "
             "minibench or tools/train_net.py, or give --weights"
         ) from error
-    vocabulary = read_asked(args)
-    context = None if args.context is None else read_words(args.context, args.dedup)
+    names = predictor.dataset_names
+    vocabulary = read_asked(args, names)
+    context = None if args.context is None else read_words(args.context, args.dedup, datasets=names)
     predictor.set_vocabulary(
         predictor.vocabulary if vocabulary is None else vocabulary, context=context
     )

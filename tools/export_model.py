@@ -12,7 +12,6 @@ and their scores become its labels; tools/run_onnx.py does so without torch.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         for name, (content, _) in files.items():
             print(f"Wrote {write_atomic(folder / name, content)}")
         # Last: its checksums say whether the files beside it belong to it.
-        print(f"Wrote {write_atomic(folder / 'model.json', json.dumps(recipe, indent=1))}")
+        print(f"Wrote {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
     except OSError as error:
         raise ConfigError(
             f"--output {folder}: found no folder to write to ({error.strerror}), expected one; "
@@ -113,7 +113,7 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
             "TEST.AUG.ENABLED: found True, expected False; an exported model sees one view"
         )
     predictor = TagCLIPPredictor(cfg)
-    vocabulary = read_asked(args)
+    vocabulary = read_asked(args, predictor.dataset_names)
     predictor.set_vocabulary(predictor.vocabulary if vocabulary is None else vocabulary)
     return predictor
 

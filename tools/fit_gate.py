@@ -13,7 +13,6 @@ as new as the unseen classes: a whole noun at a time where whole nouns are unsee
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> None:
         logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
         curves.append(held_out_curves(cfg, args.dataset, names, folder))
     found = to_json(best_constants(curves), groups)
-    write_atomic(args.output / "gate.json", json.dumps(found, indent=1) + "\n")
+    write_atomic(args.output / "gate.json", json_text(found, indent=1) + "\n")
     print(
         f"Held-out hIoU {found['hIoU']:.1f}. Evaluate with MODEL.TAGCLIP.TEST.GATE_FORM additive "
         f"MODEL.TAGCLIP.TEST.GATE_SCALE {found['GATE_SCALE']} "

@@ -13,7 +13,6 @@ contact_sheet.png below --output, one folder per dataset. Ends with 1 if there a
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -27,6 +26,7 @@ from tagclip.errors import DatasetError
 from tagclip.projects import PROJECT_NAMES, import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 
 if TYPE_CHECKING:
     from tagclip.data.validation.findings import Finding
@@ -209,7 +209,7 @@ def write_report(
 
     content = report_content(found, findings)
     written = [
-        write_atomic(folder / "report.json", json.dumps(content, indent=1) + "\n"),
+        write_atomic(folder / "report.json", json_text(content, indent=1) + "\n"),
         draw_histogram(found, folder / "histogram.png"),
         draw_contact_sheet(found, usable, folder / "contact_sheet.png"),
     ]

@@ -22,6 +22,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 
 README = Path(__file__).with_name("README.md")
 MAIN_README = Path(__file__).resolve().parents[2] / "README.md"
@@ -55,7 +56,7 @@ def run_here(output: Path, key: RunKey) -> None:
     from tagclip.projects.minibench.table_runs import run_one
 
     result = run_one(*key, output)
-    write_atomic(result_file(output, key), json.dumps(result, indent=1) + "\n")
+    write_atomic(result_file(output, key), json_text(result, indent=1) + "\n")
 
 
 def run_as_process(output: Path, key: RunKey) -> None:
@@ -96,7 +97,7 @@ def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
     results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
     text = format_table(results)
     write_atomic(output / "table.md", text)
-    write_atomic(output / "results.json", json.dumps(list(results.values())) + "\n")
+    write_atomic(output / "results.json", json_text(list(results.values())) + "\n")
     draw_curves(results).savefig(output / "curves.png", dpi=100)
     if readme:
         replace_table(README, text)

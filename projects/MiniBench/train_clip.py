@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
 import math
 import os
 import time
@@ -25,6 +24,7 @@ from tqdm import trange
 
 from tagclip.projects.minibench.clip_pairs import PREFIXES, crops, pairs, words
 from tagclip.projects.minibench.scenes import CLASSES
+from tagclip.utils.text import json_text
 
 # The segmentation configs normalise like this, too.
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
@@ -168,9 +168,9 @@ def invoke_main() -> None:
         "seed": args.seed,
         "megabytes": round(weights.stat().st_size / 2**20, 3),
     }
-    (args.output / "mini_clip.json").write_text(json.dumps(config, indent=1) + "\n")
-    (args.output / "mini_clip_report.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report))
+    (args.output / "mini_clip.json").write_text(json_text(config, indent=1) + "\n")
+    (args.output / "mini_clip_report.json").write_text(json_text(report, indent=1) + "\n")
+    print(json_text(report))
 
 
 if __name__ == "__main__":

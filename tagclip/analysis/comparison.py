@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from tagclip.errors import ConfigError
 from tagclip.evaluation.results import read_metrics
+from tagclip.utils.text import json_text
 
 __all__ = ["ClassRow", "RunResult", "class_rows", "differences", "load_results", "repetitions"]
 
@@ -173,7 +173,7 @@ def repetitions(results: Sequence[RunResult]) -> list[list[RunResult]]:
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         run = {k: v for k, v in result.content["run"].items() if k not in _PER_REPETITION}
-        key = json.dumps([_facts(result), run], sort_keys=True)
+        key = json_text([_facts(result), run], sort_keys=True)
         groups.setdefault(key, []).append(result)
     return [group for group in groups.values() if len({r.run("seed") for r in group}) > 1]
 

@@ -15,7 +15,6 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from tagclip.checkpoint.folder import (
-    LAST,
     advise_other,
     clean_folder,
     last_checkpoint,
@@ -24,13 +23,13 @@ from tagclip.checkpoint.folder import (
     write_durably,
 )
 from tagclip.checkpoint.metadata import (
-    changed_run_keys,
+    changed_keys,
     check_metadata,
     checkpoint_metadata,
     metadata_differences,
     saved_provenance,
 )
-from tagclip.checkpoint.reading import read_checkpoint
+from tagclip.checkpoint.reading import LAST, read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance, Stage
@@ -219,11 +218,14 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             self.model.provenance = saved_provenance(saved, path)
         else:
             self._begin(saved_provenance(saved, path), path)
-        for key, then, now in changed_run_keys(saved, self.metadata) if restored else ():
+        others, free = changed_keys(saved, self.metadata) if restored else ("", "")
+        if others:
             self.logger.warning(
-                "Resuming with %s %s, the run began with %s: its data go on at image iteration x "
-                "batch, the result is another one", key, now, then,
+                "Resuming with other keys, the result is that of another run; its data go on at "
+                "image iteration x batch: %s", others,
             )  # fmt: skip
+        if free:
+            self.logger.info("Resuming with other keys, which change no weight: %s", free)
         return checkpoint
 
     def _begin(self, provenance: Provenance, start: str | Path = "") -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from tagclip.checkpoint.reading import loadable_beside
+from tagclip.checkpoint.reading import LAST, loadable_beside
 from tagclip.errors import CheckpointError
 from tagclip.utils.files import probe_folder, remove_leftovers, sync_folder, write_atomic
 
 __all__ = [
-    "LAST",
     "advise_other",
     "clean_folder",
     "last_checkpoint",
@@ -23,8 +22,6 @@ __all__ = [
     "write_durably",
 ]
 
-# Names the checkpoint that a run continues from.
-LAST = "last_checkpoint"
 # What a training needs to continue.
 _STATE = ("optimizer", "trainer", "iteration")
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_origin
 
 import yaml
 from detectron2.config import CfgNode
@@ -14,19 +16,24 @@ from torch import nn
 
 from tagclip.checkpoint.reading import read_checkpoint
 from tagclip.config.loading import build_config, resolve_paths
+from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
+from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
+from tagclip.utils.text import one_line, shortened
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = [
-    "changed_run_keys",
+    "changed_keys",
     "check_metadata",
     "checkpoint_config",
     "checkpoint_metadata",
     "metadata_differences",
     "saved_provenance",
 ]
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 # Safe, and several times as fast where PyYAML has its C part.
@@ -56,13 +63,38 @@ _TYPES = {
     "quick_gelu": bool,
     "clip_pixel_statistics": dict,
     "trusty_target": str,
-    "classes": list,
-    "seen_classes": list,
+    "classes": list[str],
+    "seen_classes": list[str],
+    "vocabularies": dict[str, str],
+    "clip_json": str,
+    "clip_merges": str,
     "vocabulary_fingerprint": str,
     "seed": int,
 }
-# A resumed run is another run if these change.
-_RUN_KEYS = ("SOLVER.IMS_PER_BATCH", "SEED")
+# Folders that are made anew wherever they are missing.
+_CACHES = ("CACHE_DIR", "TEXT_CACHE")
+_NAMES = {list[str]: "list of names", dict[str, str]: "dict of texts by name"}
+# A resumed run is another run if keys change that begin with one of the first, but for the others:
+# these change no weight, or the content of the files that they name is compared.
+_RUN_KEYS = ("DATASETS.", "INPUT.", "MODEL.", "SEED", "SOLVER.")
+_FREE_KEYS = (
+    "DATASETS.TEST",
+    "INPUT.MAX_PIXELS",
+    "INPUT.MAX_SIZE_TEST",
+    "INPUT.MIN_SIZE_TEST",
+    "MODEL.BACKBONE.CHECKPOINT",
+    "MODEL.CLIP.CACHE_DIR",
+    "MODEL.CLIP.NAME",
+    "MODEL.CLIP.PRETRAINED",
+    "MODEL.CLIP.SHA256",
+    "MODEL.CLIP.TEXT_",
+    "MODEL.COMPILE",
+    "MODEL.DEVICE",
+    "MODEL.TAGCLIP.LOSS.WORKSPACE_MIB",
+    "MODEL.TAGCLIP.TEST.",
+    "SOLVER.CHECKPOINT_PERIOD",
+)
+_LISTED = 12
 
 
 def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -77,17 +109,34 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``,
         ``clip_pixel_statistics`` (None if unknown), ``trusty_target`` (None without a token),
         ``classes`` (names that training asks for), ``seen_classes`` (those of them with labels),
-        ``vocabulary_fingerprint``, ``seed`` and ``provenance``.
+        ``vocabulary_fingerprint``, ``seed`` and ``provenance``; the contents of files that building
+        the model reads: ``vocabularies`` (dataset -> json), ``clip_json`` and ``clip_merges``
+        (base64; both "" for a model of open_clip).
+
+    Raises:
+        TagCLIPError: such a file is missing.
     """
+    cfg = cfg.clone()
+    cfg.defrost()
+    clip_keys = cfg.MODEL.CLIP
+    if clip_keys.NAME.endswith(".json"):
+        clip_keys.NAME = _absolute(clip_keys.NAME)
+    if os.path.splitext(clip_keys.PRETRAINED)[1] or os.path.dirname(clip_keys.PRETRAINED):
+        clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
     config = _portable(cfg, os.path.abspath(cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
+    # Their contents are entries of their own.
+    del config["DATASETS"]["VOCABULARIES"], config["MODEL"]["CLIP"]["JSON"]
+    del config["MODEL"]["CLIP"]["MERGES"]
+    clip = CLIPSource.from_config(cfg)
+    clip_json, clip_merges = clip.files_by_content()
     vocabulary = model.train_vocabulary
     flags = zip(vocabulary.names, vocabulary.seen_mask, strict=True)
     return {
         "format": FORMAT,
         "config": yaml.dump(config, Dumper=_DUMPER),
         "clip_sha256": model.backbone.weights_sha256,
-        "quick_gelu": CLIPSource.from_config(cfg).quick_gelu,
+        "quick_gelu": clip.quick_gelu,
         "clip_pixel_statistics": model.backbone.pixel_statistics,
         "trusty_target": model.trusty_target,
         "classes": list(vocabulary.names),
@@ -95,31 +144,97 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         "vocabulary_fingerprint": vocabulary.fingerprint,
         "seed": cfg.SEED,
         "provenance": model.provenance.to_json(),
+        "vocabularies": Protocol(cfg).class_list_texts(),
+        "clip_json": clip_json,
+        "clip_merges": clip_merges,
     }
+
+
+def _absolute(path: str) -> str:
+    """A path that does not depend on where the command is run; ~ and $NAME stay."""
+    return path if path.startswith(("~", "$")) else os.path.abspath(path)
 
 
 def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Build the config that a checkpoint was trained with; MODEL.WEIGHTS is the checkpoint.
 
+    It needs none of the files of its training but CLIP's weights: class lists and CLIP's model
+    json come with it.
+
     Args:
         path: a checkpoint of `TagCLIPCheckpointer`. Relative paths in its config mean files below
-            its folder, where it was written.
+            its folder, where it was written. CLIP's files that are not there, but in this
+            checkout's ``projects``, are taken from these.
         opts: alternating keys and values that go before those of the checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, damaged or unsafe, or holds no config.
+        CheckpointError: the file is missing, damaged or unsafe, holds no config, or was moved away
+            from CLIP's weights.
         ConfigError: a key is unknown (in `opts`, or to this version), or a value is wrong.
     """
     metadata = read_checkpoint(path).get("tagclip")
-    tree = _config_tree(metadata.get("config") if isinstance(metadata, dict) else None)
-    if tree is None or not isinstance(tree.setdefault("MODEL", {}), dict):
+    metadata = metadata if isinstance(metadata, dict) else {}
+    check_metadata(metadata, path)
+    tree = _config_tree(metadata.get("config"))
+    if tree is None:
         raise CheckpointError(
             f"{path}: found no config in it, expected a checkpoint of tools/train_net.py; load "
             "the weights with a config of their own (--config-file, MODEL.WEIGHTS)"
         )
+    stored = dict(_section(path, tree, "MODEL", "CLIP"))
     tree = resolve_paths(tree, Path(path).resolve().parent)
-    tree["MODEL"]["WEIGHTS"] = str(path)
+    _section(path, tree, "MODEL")["WEIGHTS"] = str(path)
+    lists = (metadata.get("vocabularies") or {}).items()
+    _section(path, tree, "DATASETS")["VOCABULARIES"] = [{"dataset": n, "json": t} for n, t in lists]
+    clip = _section(path, tree, "MODEL", "CLIP")
+    moved = [key for key, place in stored.items() if isinstance(place, str) and place != clip[key]]
+    if "MODEL.CLIP.NAME" not in opts[::2]:
+        clip["JSON"] = metadata.get("clip_json") or ""
+        clip["MERGES"] = metadata.get("clip_merges") or ""
+    for key in moved:
+        if key in _CACHES:
+            clip[key] = clip[key] if os.path.isdir(clip[key]) else ""
+        elif f"MODEL.CLIP.{key}" not in opts[::2] and not (key == "NAME" and clip["JSON"]):
+            clip[key] = _found_file(path, key, stored[key], clip[key], metadata.get("clip_sha256"))
     return build_config([(path, tree)], opts)
+
+
+def _section(path: str | Path, tree: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A section of a checkpoint's config; a new one where there is none."""
+    for key in keys:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise CheckpointError(
+                f"{path}: found {key} {tree!r:.60} in its config, expected a section with keys; "
+                "the file is damaged or was not written by tools/train_net.py"
+            )
+    return tree
+
+
+def _found_file(path: str | Path, key: str, stored: str, file: str, sha256: str | None) -> str:
+    """Where one of CLIP's files is now.
+
+    Args:
+        path: the checkpoint.
+        key: of MODEL.CLIP.
+        stored: path relative to the folder in which the checkpoint was written.
+        file: the same below the folder in which it is.
+        sha256: of the weights, if known.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    if os.path.exists(file):
+        return file
+    if here := same_project_file(file):
+        logger.info("%s: found no %s beside it, taking %s", path, stored, here)
+        return here
+    known = f" with sha256 {sha256}" if key == "PRETRAINED" and sha256 else ""
+    raise CheckpointError(
+        f"{path}: was moved or copied: it was written in a folder from which CLIP's "
+        f"{os.path.basename(file)}{known} is {stored}, found no such file here; set "
+        f"MODEL.CLIP.{key} to where it is"
+    )
 
 
 def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
@@ -134,9 +249,10 @@ def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
     """
     for key, kind in _TYPES.items():
         value = saved.get(key)
-        names = value if kind is list and isinstance(value, list) else ()
-        if not isinstance(value, (kind, type(None))) or any(not isinstance(n, str) for n in names):
-            what = "list of names" if kind is list else kind.__name__
+        parts = (*value, *value.values()) if isinstance(value, dict) else value
+        is_flat = not isinstance(value, (list, dict)) or all(isinstance(p, str) for p in parts)
+        if not is_flat or not isinstance(value, (get_origin(kind) or kind, NoneType)):
+            what = _NAMES.get(kind) or kind.__name__
             raise CheckpointError(
                 f"{path}: found tagclip.{key} {value!r:.60}, expected a {what}; the file is "
                 "damaged or was not written by tools/train_net.py"
@@ -223,11 +339,38 @@ def metadata_differences(
     return differences
 
 
-def changed_run_keys(saved: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """List the keys that make a resumed run another run, as (key, then, now)."""
-    return [
-        row for row in _config_values(saved, own, _RUN_KEYS) if None not in row and row[1] != row[2]
-    ]
+def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
+    """List the config keys of a resumed run that are not as they were.
+
+    Args:
+        saved: metadata of the checkpoint. Keys that it lacks, as one of earlier code may, count
+            as unchanged.
+        own: metadata of the run.
+
+    Returns:
+        Text of those that make it another run, and of those that change no weight; "" for none.
+    """
+    then, now = (dict(_leaves(load_yaml(data.get("config") or "{}"))) for data in (saved, own))
+    changed = [key for key in now if key in then and now[key] != then[key]]
+    groups = ([], [])
+    for key in changed:
+        is_free = not key.startswith(_RUN_KEYS) or key.startswith(_FREE_KEYS)
+        groups[is_free].append(f"{key} {_value(now[key])} (was {_value(then[key])})")
+    listed = (", ".join(rows[:_LISTED]) for rows in groups)
+    more = (f" and {len(rows) - _LISTED} more" * (len(rows) > _LISTED) for rows in groups)
+    return tuple(map("".join, zip(listed, more, strict=True)))
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _value(value: Any) -> str:
+    return shortened(one_line(value) if value != "" else "empty", 80)
 
 
 def _config_values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,27 +11,40 @@ from typing import Any
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
+from tagclip.utils.state_dict import check_finite, unwrap
 from tagclip.utils.text import error_text, one_line
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
 
-__all__ = ["loadable_beside", "read_checkpoint", "read_dict"]
+__all__ = ["LAST", "loadable_beside", "read_checkpoint", "read_dict"]
 
+logger = logging.getLogger(__name__)
+
+# In the folder of a run, names the checkpoint that it continues from.
+LAST = "last_checkpoint"
+# The names of a run's checkpoints begin so.
+_PREFIX = "model_"
 _SUFFIXES = (".pth", ".safetensors")
+_EARLIER = (
+    "take an earlier checkpoint of the run: as MODEL.WEIGHTS or, with --resume, by its name in the "
+    f"file {LAST}"
+)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint without executing anything that it may hold.
 
     Args:
-        path: a ``.pth`` file of tensors, numbers and text, or a ``.safetensors`` file.
+        path: a ``.pth`` file of tensors, numbers and text, or a ``.safetensors`` file. What others
+            put around a state dict (`unwrap`) is left out, which is logged.
 
     Returns:
         ``model``: name -> CPU tensor, and whatever else was saved.
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or no checkpoint. If another one in
-            its folder can be read, the message names it.
+        CheckpointError: the file is missing, damaged, unsafe, no checkpoint, or a weight in it is
+            not finite. If it is one of a run and another one of that can be read, the message
+            names it.
     """
     if not str(path):
         raise CheckpointError(
@@ -48,11 +62,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"{path}: no such checkpoint; check MODEL.WEIGHTS or, with --resume, the file "
                 "last_checkpoint"
             )
-        return _read(path)
+        checkpoint, wrappers = _read(path)
     except CheckpointError as error:
-        other = loadable_beside(path)
+        is_of_run = path.name.startswith(_PREFIX) and path.with_name(LAST).is_file()
+        other = loadable_beside(path) if is_of_run else None
         advice = f"; {other} beside it can be read" if other else ""
         raise CheckpointError(f"{error}{advice}") from error.__cause__
+    if wrappers not in ([], ["['model']"]):
+        logger.info("%s: unwrapped %s", path, ", ".join(wrappers))
+    return checkpoint
 
 
 def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:
@@ -66,7 +84,7 @@ def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:
     others = [file for file in path.parent.glob("*.pth") if file != path and file.is_file()]
     for file in sorted(others, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         try:
-            is_wanted = wanted <= _read(file).keys()
+            is_wanted = wanted <= _read(file)[0].keys()
         except CheckpointError:
             continue
         if is_wanted:
@@ -95,17 +113,16 @@ def read_dict(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _read(path: Path) -> dict[str, Any]:
-    checkpoint = read_dict(path)
-    if "model" not in checkpoint:
-        checkpoint = {"model": checkpoint}
-    state = checkpoint["model"]
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{path}: found other things than tensors, expected a model's state")
-    for name in (*checkpoint, *state):
+def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The checkpoint, and what was unwrapped."""
+    content = read_dict(path)
+    for name in content:
         if not isinstance(name, str):
             raise CheckpointError(f"{path}: found the key {name!r:.40}, expected names as keys")
-    return checkpoint
+    state, wrappers = unwrap(content, path)
+    check_finite(state, path, _EARLIER)
+    others = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
+    return others | {"model": state}, wrappers
 
 
 def _parse(path: Path) -> Any:

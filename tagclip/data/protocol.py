@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -15,7 +17,7 @@ from tagclip.data.datasets.register import register_datasets
 from tagclip.errors import ConfigError, ProtocolError, VocabularyError
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_json import split_names
+from tagclip.structures.vocabulary_json import read_vocabulary_text, split_names
 
 __all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
 
@@ -61,9 +63,10 @@ class Protocol:
         first, *others = [self.dataset(name) for name in names]
         for name, other in zip(names[1:], others, strict=True):
             if other.partition_fingerprint != first.partition_fingerprint:
+                files = self._json_of(names[0]), self._json_of(name)
                 raise ConfigError(
-                    f"DATASETS.TRAIN: {names[0]} ({len(first)} classes, {_json_of(names[0])}) and "
-                    f"{name} ({len(other)} classes, {_json_of(name)}) differ in classes or split; "
+                    f"DATASETS.TRAIN: {names[0]} ({len(first)} classes, {files[0]}) and {name} "
+                    f"({len(other)} classes, {files[1]}) differ in classes or split; "
                     "train on datasets with the same vocabulary"
                 )
         return first
@@ -105,17 +108,17 @@ class Protocol:
         """
         register_datasets(self._cfg)
         split = self._cfg.DATASETS.ZERO_SHOT.SPLIT
-        default = Vocabulary.from_metadata(name)
+        default = self._class_list(name)
         is_trained = name in self._cfg.DATASETS.TRAIN
         if not split:
             if is_trained and default.seen is None and self.setting != "supervised":
                 raise ConfigError(
-                    f"DATASETS.ZERO_SHOT.SPLIT is empty and {_json_of(name)} (dataset {name}) has "
-                    "no default_split; name one of its splits"
+                    f"DATASETS.ZERO_SHOT.SPLIT is empty and {self._json_of(name)} (dataset {name}) "
+                    "has no default_split; name one of its splits"
                 )
             return default
         try:
-            return Vocabulary.from_metadata(name, split)
+            return self._class_list(name, split)
         except VocabularyError as error:
             if is_trained:
                 raise ConfigError(
@@ -123,6 +126,54 @@ class Protocol:
                     f"({error}); name one of its splits"
                 ) from error
             return default
+
+    @cached_property
+    def carried(self) -> dict[str, str]:
+        """Dataset -> text of its vocabulary json, of those in DATASETS.VOCABULARIES.
+
+        Raises:
+            ConfigError: an entry is none.
+        """
+        entries = self._cfg.DATASETS.VOCABULARIES
+        for entry in entries:
+            is_entry = isinstance(entry, Mapping) and entry.keys() == {"dataset", "json"}
+            if not is_entry or not all(isinstance(value, str) for value in entry.values()):
+                raise ConfigError(
+                    f"DATASETS.VOCABULARIES: found {entry!r:.60}, expected {{dataset: NAME, json: "
+                    "TEXT}; leave it to checkpoints and name json files in "
+                    "DATASETS.FOLDER_DATASETS"
+                )
+        return {entry["dataset"]: entry["json"] for entry in entries}
+
+    def class_list_texts(self) -> dict[str, str]:
+        """Dataset -> text of its vocabulary json, of all that a model is built of.
+
+        These are DATASETS.TRAIN and the first of DATASETS.TEST.
+
+        Raises:
+            ConfigError, DatasetError, VocabularyError: see `dataset`.
+        """
+        names = (*self._cfg.DATASETS.TRAIN, *self._cfg.DATASETS.TEST[:1])
+        for name in names:
+            self.dataset(name)
+        texts = {name: self._text_of(name) for name in names}
+        # One object for datasets that share it: a checkpoint stores it once.
+        return {name: sys.intern(text) for name, text in texts.items()}
+
+    def _class_list(self, name: str, split: str = "") -> Vocabulary:
+        if name in self.carried:
+            return Vocabulary.from_text(self.carried[name], split, self._json_of(name))
+        return Vocabulary.from_metadata(name, split)
+
+    def _text_of(self, name: str) -> str:
+        if name in self.carried:
+            return self.carried[name]
+        return read_vocabulary_text(Path(self._json_of(name)))
+
+    def _json_of(self, name: str) -> str:
+        if name in self.carried:
+            return f"the vocabulary of {name} in DATASETS.VOCABULARIES"
+        return str(MetadataCatalog.get(name).vocabulary)
 
     def asked(self, dataset_name: str) -> Vocabulary:
         """The classes that evaluation asks for, where seen means: the model was trained on it.
@@ -266,7 +317,7 @@ class Protocol:
     def _allowed_splits(self, provenance: Provenance) -> str:
         """Advice: the splits of the class list whose unseen classes the weights do not know."""
         name, fits = self._cfg.DATASETS.TRAIN[0], []
-        for split in split_names(_json_of(name)):
+        for split in split_names(self._text_of(name)):
             vocabulary = Vocabulary.from_metadata(name, split)
             trained = provenance.trained(vocabulary)
             if not any(t and not s for t, s in zip(trained, vocabulary.seen, strict=True)):
@@ -383,7 +434,3 @@ def resolve_seen(vocabulary: Vocabulary, trained: Vocabulary, policy: str) -> Vo
     if policy == "match":
         return vocabulary.match_seen(trained)
     return vocabulary.with_seen([policy == "seen"] * len(vocabulary))
-
-
-def _json_of(dataset_name: str) -> str:
-    return str(MetadataCatalog.get(dataset_name).vocabulary)

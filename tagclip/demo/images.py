@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -26,7 +25,7 @@ from tagclip.demo.media import find_images
 from tagclip.demo.result_json import JSON_PERIOD, read_entries, segments_of, write_entries
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
-from tagclip.utils.text import one_line
+from tagclip.utils.text import json_text, one_line
 from tagclip.visualization.panels import read_note, save_png
 from tagclip.visualization.prediction_page import (
     draw_prediction,
@@ -121,7 +120,7 @@ def _fingerprint(predictor: TagCLIPPredictor, panel_size: int) -> str:
     content = [weights.read_bytes()] if weights.is_file() else []
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "", ""
     parts = [cfg.dump(), asked.all.partition_fingerprint, asked.shown.fingerprint, panel_size]
-    return hashlib.sha256(json.dumps(parts).encode() + b"".join(content)).hexdigest()
+    return hashlib.sha256(json_text(parts).encode() + b"".join(content)).hexdigest()
 
 
 def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, processes: int) -> int:

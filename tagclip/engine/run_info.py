@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import secrets
@@ -25,6 +24,7 @@ from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance
+from tagclip.utils.text import json_text
 
 __all__ = [
     "announce_protocol",
@@ -38,11 +38,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# Keys that repetitions of one experiment differ in, here or on another machine.
+# Keys that repetitions of one experiment differ in, here or on another machine, and contents of
+# files that other keys name.
 _NOT_HASHED = (
     "CONFIG_NAME",
     "DATALOADER.NUM_WORKERS",
+    "DATASETS.VOCABULARIES",
     "MODEL.CLIP.CACHE_DIR",
+    "MODEL.CLIP.JSON",
+    "MODEL.CLIP.MERGES",
     "MODEL.CLIP.TEXT_CACHE",
     "MODEL.DEVICE",
     "MODEL.WEIGHTS",
@@ -165,7 +169,7 @@ def config_hash(cfg: CfgNode) -> str:
     Output folder, initial weights, device and workers do not count either, and of a path only its
     last part does: the same experiment has the same digits on every machine.
     """
-    text = json.dumps(_hashed(cfg, ""), sort_keys=True)
+    text = json_text(_hashed(cfg, ""), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_tr
 from tagclip.config.checks import check_config, check_device, check_registered
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.selection import without_unseen_images
+from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.run_info import (
@@ -140,17 +142,22 @@ class ZeroShotTrainer(DefaultTrainer):
         return [*first, *interruptible(super().build_hooks(), self.checkpointer)]
 
     def build_writers(self) -> list[EventWriter]:
-        """detectron2's writers of the training curve."""
-        return [PatientWriter(writer) for writer in super().build_writers()]
+        """detectron2's writers of the training curve, whose json is valid."""
+        return [PatientWriter(with_valid_json(writer)) for writer in super().build_writers()]
 
     def before_train(self) -> None:
-        """Start the stream where training starts.
+        """Start the stream where training starts; say so if there is nothing to train.
 
         Raises:
             ProtocolError: masks of unseen classes have trained what the run starts from.
         """
         announce_protocol(self.cfg, self.model)
         announce_shared_images(self.cfg)
+        if self.start_iter >= self.max_iter:
+            logging.getLogger(__name__).info(
+                "Nothing is left to train: %d iterations are done, SOLVER.MAX_ITER is %d%s",
+                self.start_iter, self.max_iter, "; evaluating" if self.cfg.DATASETS.TEST else "",
+            )  # fmt: skip
         self._stream.start_iter = self.start_iter
         super().before_train()
 

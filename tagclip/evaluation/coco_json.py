@@ -17,7 +17,6 @@ pixels. Pixels without a class are in no annotation. ``annotations`` alone are r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import json_text
 
 __all__ = ["annotations_of", "categories_of", "format_coco", "number_images"]
 
@@ -97,7 +97,7 @@ def format_coco(
     """Return the text of the json, a row per line; annotations get their ``id``, 1 to N."""
     numbered = ({"id": number, **row} for number, row in enumerate(annotations, 1))
     parts = {"images": images, "annotations": numbered, "categories": categories}
-    texts = [f'"info": {json.dumps({"description": description})}']
+    texts = [f'"info": {json_text({"description": description})}']
     for name, rows in parts.items():
-        texts.append(f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]")
+        texts.append(f'"{name}": [\n' + ",\n".join(map(json_text, rows)) + "\n]")
     return "{" + ",\n".join(texts) + "}\n"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 import re
@@ -22,7 +21,7 @@ from tabulate import tabulate
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import ABSENT_AS_0
 from tagclip.utils.files import write_atomic
-from tagclip.utils.text import format_csv, one_line
+from tagclip.utils.text import format_csv, json_text, one_line
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
@@ -89,32 +88,19 @@ def format_json(content: Mapping[str, Any]) -> str:
     Args:
         content: json-ready values; lists of one value per class or one row of a matrix stay
             readable.
-
-    Raises:
-        ValueError: a value is infinite.
     """
     lines = []
-    for key, value in _without_nan(content).items():
-        if isinstance(value, list) and value:
-            items = ",\n  ".join(json.dumps(item, allow_nan=False) for item in value)
+    for key, value in content.items():
+        text = json_text(value)
+        if isinstance(value, (list, tuple)) and value:
+            items = ",\n  ".join(map(json_text, value))
             text = f"[\n  {items}\n ]"
-        else:
-            text = json.dumps(value, allow_nan=False)
-        lines.append(f" {json.dumps(key)}: {text}")
+        lines.append(f" {json_text(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _number(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{value:.2f}"
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no nan."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_result(

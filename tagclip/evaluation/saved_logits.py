@@ -8,7 +8,6 @@ gate (for ``index.json`` see `tagclip.evaluation.saved_folder`).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +25,7 @@ from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.inference.windows import ViewLogits, WindowGrid
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["LogitWriter", "SavedLogits"]
@@ -66,7 +66,7 @@ class LogitWriter(FolderWriter):
             tensors[f"class_logits.{number}"] = _half(view.class_logits)
             if view.trusty_logits is not None:
                 tensors[f"trusty_logits.{number}"] = _half(view.trusty_logits)
-        content = save(tensors, {_FUSION: json.dumps(_describe(fusion, labels.shape))})
+        content = save(tensors, {_FUSION: json_text(_describe(fusion, labels.shape))})
         with self.kind.writing(self._folder):
             write_atomic(self._file(image), content)
 

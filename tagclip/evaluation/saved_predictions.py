@@ -8,7 +8,6 @@ token, one of the trusty map in ``trusty/``, or ``sem_seg_predictions.json``, a 
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -32,7 +31,7 @@ from tagclip.evaluation.coco_json import (
 from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["FORMATS", "PredictionWriter", "SavedPredictions"]
@@ -97,7 +96,7 @@ class PredictionWriter(FolderWriter):
         """
         with self.kind.writing(self._folder):
             if self._form == "json":
-                write_atomic(self._file(image), json.dumps(self._rows(image, labels, output)))
+                write_atomic(self._file(image), json_text(self._rows(image, labels, output)))
                 return
             write_atomic(self._file(image), self._label_png(labels))
             trusty: torch.Tensor | None = output.get("trusty")
@@ -136,7 +135,7 @@ class PredictionWriter(FolderWriter):
     def _index(self, content: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
         # The parts are gone if the result was asked for before.
         if self._form == "json" and files:
-            parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+            parts = [load_json(file.read_text(encoding="utf-8")) for file in files]
             text = format_coco(
                 f"predictions of {content['vocabulary']} on {content['dataset']}",
                 (image for image, _ in parts),

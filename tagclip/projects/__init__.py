@@ -12,7 +12,7 @@ from types import ModuleType
 
 from tagclip.errors import ConfigError
 
-__all__ = ["PROJECT_NAMES", "import_projects"]
+__all__ = ["PROJECT_NAMES", "import_projects", "same_project_file"]
 
 # Packages that lie elsewhere in the repository, as in setup.py: projects, and scripts.
 _FOLDERS = {
@@ -53,6 +53,23 @@ class _SourceFinder:
 
 # Behind the regular finders: an installed package has these packages inside.
 sys.meta_path.append(_SourceFinder())
+
+
+def same_project_file(path: str) -> str:
+    """Path of the file of this checkout's ``projects`` that a path of another checkout means.
+
+    Args:
+        path: such as ``/elsewhere/projects/MiniBench/assets/mini_clip.safetensors``.
+
+    Returns:
+        The path here; "" if the path leads through no ``projects``, or there is no such file.
+    """
+    parts = path.split(os.sep)
+    if "projects" not in parts:
+        return ""
+    last = len(parts) - 1 - parts[::-1].index("projects")
+    here = os.path.join(_ROOT, *parts[last:])
+    return here if os.path.isfile(here) else ""
 
 
 def import_projects(names: Iterable[str]) -> None:

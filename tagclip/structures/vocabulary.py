@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,9 @@ from tagclip.structures.vocabulary_class import (
     name_key,
     refuse_duplicates,
 )
-from tagclip.structures.vocabulary_json import read_vocabulary_json
+from tagclip.structures.vocabulary_json import parse_vocabulary_json, read_vocabulary_text
 from tagclip.utils.files import expand_path
-from tagclip.utils.text import did_you_mean
+from tagclip.utils.text import did_you_mean, json_text
 
 __all__ = ["ClassEntry", "Vocabulary"]
 
@@ -114,9 +113,26 @@ class Vocabulary:
         """
         path = expand_path(path)
         try:
-            return cls(**read_vocabulary_json(Path(path), split))
+            return cls(**parse_vocabulary_json(read_vocabulary_text(Path(path)), split))
         except VocabularyError as error:
             raise VocabularyError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_text(cls, text: str, split: str = "", where: str = "vocabulary json") -> Vocabulary:
+        """Take the content of a vocabulary json instead of the file (see `from_json`).
+
+        Args:
+            text: the json.
+            split: as in `from_json`.
+            where: what messages call it.
+
+        Raises:
+            VocabularyError: it is inconsistent, or has no such split.
+        """
+        try:
+            return cls(**parse_vocabulary_json(text, split))
+        except VocabularyError as error:
+            raise VocabularyError(f"{where}: {error}") from error
 
     @classmethod
     def from_metadata(cls, dataset_name: str, split: str = "") -> Vocabulary:
@@ -198,13 +214,13 @@ class Vocabulary:
     def fingerprint(self) -> str:
         """sha256 (hex) of class names, prompts, ids, their order and the ignore label."""
         content = [[entry.id, entry.name, entry.prompts] for entry in self.classes]
-        text = json.dumps([content, self.ignore_label])
+        text = json_text([content, self.ignore_label])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def partition_fingerprint(self) -> str:
         """sha256 (hex) of `fingerprint` and the seen flags."""
-        return hashlib.sha256(json.dumps([self.fingerprint, self.seen]).encode()).hexdigest()
+        return hashlib.sha256(json_text([self.fingerprint, self.seen]).encode()).hexdigest()
 
     def restrict(self, part: str) -> Vocabulary:
         """Keep the "seen" or the "unseen" classes, in order, with their ids.

@@ -29,7 +29,7 @@ from tagclip.structures.vocabulary_class import (
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["read_vocabulary_json", "split_names"]
+__all__ = ["parse_vocabulary_json", "read_vocabulary_text", "split_names"]
 
 _FORMAT = 1
 _NOTES = ("description", "source")
@@ -38,21 +38,24 @@ _CLASS_KEYS = ("id", "name", "prompts", "color")
 _SPLIT_KEYS = ("seen", "unseen")
 
 
-def read_vocabulary_json(path: Path, split: str = "") -> dict[str, Any]:
-    """Read and check a vocabulary json.
+def parse_vocabulary_json(text: str, split: str = "") -> dict[str, Any]:
+    """Read and check the text of a vocabulary json.
 
     Args:
-        path: the json file.
+        text: content of the file.
         split: name of one of its splits; "" takes its ``default_split``, if it has one.
 
     Returns:
         Arguments of `Vocabulary`; without a split ``seen`` is None.
 
     Raises:
-        VocabularyError: the file is missing, no json, of another format, or inconsistent, or has
-            no such split; the message names the place in it.
+        VocabularyError: it is no json, of another format, or inconsistent, or has no such split;
+            the message names the place in it.
     """
-    tree = _load(path)
+    try:
+        tree = load_json(text, object_pairs_hook=_unique_pairs)
+    except (ValueError, VocabularyError) as error:
+        raise _unreadable(error) from error
     _check_keys(tree, (*_FILE_KEYS, *_NOTES), ("format", "name", "classes"))
     if tree["format"] != _FORMAT or isinstance(tree["format"], bool):
         raise VocabularyError(f"format is {tree['format']!r}, expected {_FORMAT}")
@@ -76,18 +79,27 @@ def read_vocabulary_json(path: Path, split: str = "") -> dict[str, Any]:
     }
 
 
-def split_names(path: str | Path) -> list[str]:
-    """Names of the splits in a vocabulary json that `read_vocabulary_json` accepts."""
-    return list(_load(Path(path)).get("splits", {}))
+def split_names(text: str) -> list[str]:
+    """Names of the splits in a vocabulary json that `parse_vocabulary_json` accepts."""
+    return list(load_json(text).get("splits", {}))
 
 
-def _load(path: Path) -> object:
+def read_vocabulary_text(path: Path) -> str:
+    """Read the text of a vocabulary json, which may be any.
+
+    Raises:
+        VocabularyError: the file is missing or no text.
+    """
     try:
-        return load_json(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_pairs)
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise VocabularyError("no such vocabulary json; check the path") from error
-    except (OSError, ValueError, VocabularyError) as error:
-        raise VocabularyError(f"not a readable json file ({one_line(error)}); mend it") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> VocabularyError:
+    return VocabularyError(f"not a readable json file ({one_line(error)}); mend it")
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

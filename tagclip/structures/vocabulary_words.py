@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
@@ -47,7 +48,9 @@ def split_words(text: str) -> list[str]:
     return names
 
 
-def read_words(text: str, dedup: bool = False, is_file: bool = False) -> list[str] | str:
+def read_words(
+    text: str, dedup: bool = False, is_file: bool = False, datasets: Collection[str] = ()
+) -> list[str] | str:
     """Read what an option says: a dataset, a vocabulary json, a text file, or names with commas.
 
     A text file has one name per line, in quotes or not; a comma does not end it.
@@ -56,6 +59,7 @@ def read_words(text: str, dedup: bool = False, is_file: bool = False) -> list[st
         text: value of the option.
         dedup: drop names that differ from an earlier one in case or spacing only.
         is_file: whether names with commas are no choice.
+        datasets: names of datasets besides the registered ones.
 
     Returns:
         The names, or ``text`` itself if it names a dataset or a json.
@@ -63,7 +67,7 @@ def read_words(text: str, dedup: bool = False, is_file: bool = False) -> list[st
     Raises:
         VocabularyError: the text file cannot be read, quotes do not match, or names repeat.
     """
-    if text in DatasetCatalog.list() or Path(text).suffix == ".json":
+    if text in (*DatasetCatalog.list(), *datasets) or Path(text).suffix == ".json":
         return text
     names = _read_lines(text) if is_file or os.path.isfile(text) else split_words(text)
     if not dedup:
@@ -105,10 +109,12 @@ def _read_lines(path: str) -> list[str]:
     return names
 
 
-def read_asked(args: argparse.Namespace) -> list[str] | str | None:
+def read_asked(args: argparse.Namespace, datasets: Collection[str] = ()) -> list[str] | str | None:
     """Read the options of `tagclip.utils.cli.add_vocabulary_options`.
 
-    Datasets have to be registered before.
+    Args:
+        args: the parsed options. Datasets have to be registered before.
+        datasets: names of datasets besides the registered ones.
 
     Returns:
         What `TagCLIPPredictor.set_vocabulary` takes; None if there is no option.
@@ -118,8 +124,11 @@ def read_asked(args: argparse.Namespace) -> list[str] | str | None:
         DatasetError: no dataset of this name is registered with a vocabulary.
     """
     if args.vocab_from_dataset:
-        Vocabulary.from_metadata(args.vocab_from_dataset)
+        if args.vocab_from_dataset not in datasets:
+            Vocabulary.from_metadata(args.vocab_from_dataset)
         return args.vocab_from_dataset
     if args.vocab_file:
         return read_words(args.vocab_file, args.dedup, is_file=True)
-    return None if args.vocab is None else read_words(args.vocab, args.dedup)
+    if args.vocab is None:
+        return None
+    return read_words(args.vocab, args.dedup, datasets=datasets)

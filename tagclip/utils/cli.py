@@ -17,6 +17,7 @@ from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.files import expand_path, probe_path
 from tagclip.utils.installed import check_installed
 from tagclip.utils.quiet import quiet_imports
+from tagclip.utils.text import shortened
 
 __all__ = [
     "add_vocabulary_options",
@@ -29,6 +30,7 @@ __all__ = [
     "run_tool",
 ]
 
+_LONGEST = 2000
 # A text that is a path which the shell has not expanded, as in --output=~/pictures.
 _UNEXPANDED = re.compile(r"(~\w*|\$\w+|\$\{\w+\})/")
 # Last line of the traceback that a loader or training process hands on as text.
@@ -101,7 +103,7 @@ def _process_line(error: Exception) -> str | None:
 
 
 def error_line(error: BaseException) -> str | None:
-    """Kind and message of a `TagCLIPError` in one line; None for another error.
+    """Kind and message of a `TagCLIPError` in one line of a sane length; None for another error.
 
     Args:
         error: may come from a loader process (torch keeps its type and puts the traceback into
@@ -110,9 +112,9 @@ def error_line(error: BaseException) -> str | None:
     text = str(error)
     handed_on = _LAST_LINE.search(text)
     if handed_on and "Traceback (most recent call last)" in text:
-        return f"{handed_on[1]}: {handed_on[2]}"
+        return shortened(f"{handed_on[1]}: {handed_on[2]}", _LONGEST)
     if isinstance(error, TagCLIPError):
-        return f"{type(error).__name__}: {' '.join(text.splitlines())}"
+        return shortened(f"{type(error).__name__}: {' '.join(text.splitlines())}", _LONGEST)
     return None
 
 

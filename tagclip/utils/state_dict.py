@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tagclip.errors import CheckpointError
 
-__all__ = ["STATE_KEYS", "unwrap"]
+__all__ = ["STATE_KEYS", "check_finite", "unwrap"]
 
 # Where trainers put the state dict, and where they put the moving average of the weights.
 STATE_KEYS = ("state_dict", "model", "model_state_dict")
@@ -24,6 +24,7 @@ _EMA_PREFIXES = tuple(f"{key}." for key in _EMA)
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 # Number of models in an average of torch.optim.swa_utils.
 _AVERAGED = "n_averaged"
+_LISTED = 5
 
 
 def unwrap(content: Mapping[str, Any], path: str | Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -58,6 +59,28 @@ def unwrap(content: Mapping[str, Any], path: str | Path) -> tuple[dict[str, Tens
                 "model's state dict"
             )
     return _plain_names(dict(state), found, path), found
+
+
+def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> None:
+    """Refuse weights of which one is infinite or not a number.
+
+    Args:
+        state: name -> tensor.
+        path: the file, for messages.
+        advice: what to do, for the end of the message.
+
+    Raises:
+        CheckpointError: there are such; it names their tensors.
+    """
+    # torch has no isfinite for numbers of one byte.
+    wide = ((name, t if t.element_size() > 1 else t.float()) for name, t in state.items())
+    broken = [name for name, tensor in wide if not tensor.isfinite().all()]
+    if broken:
+        more = f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
+        raise CheckpointError(
+            f"{path}: found values that are not finite in {', '.join(broken[:_LISTED])}{more}, "
+            f"expected numbers only; {advice}"
+        )
 
 
 def _weights_key(content: Mapping[str, Any], path: str | Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Texts for people: one line of an error, the name that was meant, tables as csv."""
+"""Texts: one line of an error, the name that was meant, tables as csv, values as json."""
 
 from __future__ import annotations
 
@@ -13,12 +13,28 @@ from typing import Any
 
 from tabulate import tabulate
 
-__all__ = ["did_you_mean", "error_text", "format_csv", "markdown_table", "one_line"]
+__all__ = [
+    "did_you_mean",
+    "error_text",
+    "format_csv",
+    "json_text",
+    "markdown_table",
+    "one_line",
+    "shortened",
+]
 
 
 def one_line(text: object) -> str:
     """Return a text with every run of white space as one space."""
     return " ".join(str(text).split())
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text, or its beginning and its end with ``...`` between, ``limit`` characters."""
+    if len(text) <= limit:
+        return text
+    end = limit // 2
+    return f"{text[: limit - end - 3]}...{text[-end:]}"
 
 
 def error_text(error: BaseException) -> str:
@@ -67,4 +83,22 @@ def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, Real) and not isinstance(value, Integral):
         return "" if math.isnan(value) else round(float(value), 4)
-    return json.dumps(value) if isinstance(value, (list, tuple, dict)) else value
+    return json_text(value) if isinstance(value, (list, tuple, dict)) else value
+
+
+def json_text(content: Any, **options: Any) -> str:
+    """Return valid json: what is not finite becomes null, which Python would write as NaN.
+
+    Args:
+        content: dicts, lists, tuples, texts, numbers, truth values, None.
+        options: of `json.dumps`.
+    """
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

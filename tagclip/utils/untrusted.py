@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -151,7 +151,7 @@ def check_zip(path: Path, records: Iterable[str] = ()) -> list[zipfile.ZipInfo]:
     return members
 
 
-def read_gzip(path: Path, limit: int) -> bytes:
+def read_gzip(path: Path | BinaryIO, limit: int) -> bytes:
     """Unpack a gzip file, reading no more than one byte beyond the limit.
 
     Raises:

@@ -91,16 +91,29 @@ def test_resuming_with_other_groups_is_one_line(tiny_cfg: CfgNode, tmp_path: Pat
         training.resume_or_load("", resume=True)
 
 
-def test_resuming_with_another_batch_or_seed_is_announced(
+def test_resuming_with_other_keys_is_announced(
     tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cfg, model = build(tiny_cfg)
+    """What makes it another run is a warning, the rest information; one line each."""
+    cfg, model = build(tiny_cfg, CONFIG_NAME="a" * 300)
     checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model)).save("x")
-    cfg, model = build(tiny_cfg, SOLVER__IMS_PER_BATCH=8, SEED=7)
+    run = {"SOLVER__IMS_PER_BATCH": 8, "SEED": 7, "MODEL__TAGCLIP__LOSS__DICE": 2.0}
+    free = {"TEST__EVAL_PERIOD": 3, "MODEL__TAGCLIP__TEST__SEEN_BIAS": 0.0, "CONFIG_NAME": ""}
+    cfg, model = build(tiny_cfg, **run, **free)
     training = checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model))
-    training.resume_or_load("", resume=True)
-    assert "SOLVER.IMS_PER_BATCH 8, the run began with 16" in caplog.text
-    assert "SEED 7, the run began with 0" in caplog.text
+    with caplog.at_level(logging.INFO):
+        training.resume_or_load("", resume=True)
+    lines = [(r.levelname, r.message) for r in caplog.records if "other keys" in r.message]
+    (first, warned), (second, told) = lines
+    assert (first, second) == ("WARNING", "INFO")
+    assert warned.endswith(
+        "MODEL.TAGCLIP.LOSS.DICE 2.0 (was 1.0), SEED 7 (was 0), SOLVER.IMS_PER_BATCH 8 (was 16)"
+    )
+    name = f"{'a' * 37}...{'a' * 40}"
+    assert told.endswith(
+        f"CONFIG_NAME empty (was {name}), MODEL.TAGCLIP.TEST.SEEN_BIAS 0.0 (was 0.1), "
+        "TEST.EVAL_PERIOD 3 (was 0)"
+    )
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         training.resume_or_load(str(tmp_path / "x.pth"), resume=False)

@@ -129,6 +129,14 @@ def test_every_tensor_is_kept_dropped_or_written_and_named(
     assert torch.equal(stored["backbone.prompts.tokens"], torch.cat(parts))
 
 
+def test_weights_that_are_not_finite_are_not_converted(space: Workspace, tmp_path: Path) -> None:
+    state = official(space)
+    state["decode_head.disc_token"] = state["decode_head.disc_token"] * torch.inf
+    with pytest.raises(CheckpointError, match=r"not finite in decode_head\.disc_token, expected"):
+        convert_file(mmseg_file(tmp_path, state), tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
 def test_what_mmengine_and_wrappers_put_around_it_is_taken_off(
     space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_checkpoint import assert_equal, save_tiny
 
 from tagclip.checkpoint import read_checkpoint
 from tagclip.errors import CheckpointError
@@ -90,12 +92,80 @@ def test_reading_never_executes_code(tmp_path: Path, name: str) -> None:
     ("content", "found"),
     [
         ([1], "a list"),
-        ({"model": 3}, "other things than tensors"),
-        ({"model": {"a": 3}}, "other things than tensors"),
-        ({"a": "b"}, "other things than tensors"),
+        ({"model": 3}, "a int named 'model'"),
+        ({"model": {"a": 3}}, "a dict named 'model'"),
+        ({"a": "b"}, "a str named 'a'"),
+        ({1: torch.zeros(1)}, "the key 1"),
     ],
 )
 def test_other_content_is_refused(tmp_path: Path, content: Any, found: str) -> None:
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=rf"x\.pth: found {found}, expected"):
         read_checkpoint(tmp_path / "x.pth")
+
+
+TOKEN = "sem_seg_head.trusty_token"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float8_e5m2])
+def test_one_weight_that_is_not_finite_is_enough(
+    saved: Path, value: float, dtype: torch.dtype
+) -> None:
+    """The checkpoint to take instead is named; another broken one is not."""
+    content = torch.load(saved)
+    content["model"][TOKEN].view(-1)[3] = value
+    content["model"][TOKEN] = content["model"][TOKEN].to(dtype)
+    for name in ("model_0000003", "model_0000005"):
+        torch.save(content, saved.with_name(f"{name}.pth"))
+    found = f"found values that are not finite in {TOKEN}, expected .*; take an earlier checkpoint"
+    message = rf"model_0000005\.pth: {found}.*last_checkpoint; model_final\.pth beside it can be"
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(saved.with_name("model_0000005.pth"))
+
+
+def test_other_types_of_numbers_are_finite(tmp_path: Path) -> None:
+    kinds = (torch.int64, torch.bool, torch.uint8, torch.bfloat16, torch.float64, torch.complex64)
+    state = {str(kind): torch.ones(2, dtype=kind) for kind in kinds}
+    torch.save(state | {"empty": torch.zeros(0)}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth")["model"].keys() == {*state, "empty"}
+
+
+def test_a_file_that_is_none_of_the_run_is_not_named(saved: Path, tmp_path: Path) -> None:
+    """Neither beside a checkpoint of somebody else, nor outside the folder of a run."""
+    theirs, other = saved.with_name("theirs.pth"), tmp_path / "downloads" / "model_final.pth"
+    other.parent.mkdir()
+    saved.with_name("model_0000001.pth").write_bytes(saved.read_bytes())
+    shutil.copy(saved, other.with_name("model_0000001.pth"))
+    for path in (theirs, other):
+        path.write_bytes(b"PK")
+        with pytest.raises(CheckpointError, match=rf"{path.name}: file is inc") as caught:
+            read_checkpoint(path)
+        assert "beside" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "found"),
+    [
+        (lambda m: {"model": {f"module.{n}": t for n, t in m.items()}}, "['model'], module."),
+        (lambda m: {"model": {f"_orig_mod.{n}": t for n, t in m.items()}}, "_orig_mod."),
+        (lambda m: {"state_dict": m}, "['state_dict']"),
+        (lambda m: {"model": m, "ema": {n: t + 1 for n, t in m.items()}}, "['ema'] (EMA) left"),
+        (lambda m: {"model": m}, ""),
+        (lambda m: m, ""),
+    ],
+)
+def test_what_others_put_around_the_weights_is_left_out(
+    saved: Path, wrap: Callable[[dict], dict], found: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, path = read_checkpoint(saved), saved.with_name("theirs.pth")
+    content = wrap(expected["model"])
+    torch.save(content | ({} if TOKEN in content else {"tagclip": expected["tagclip"]}), path)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        read = read_checkpoint(path)
+    assert_equal(read["model"], expected["model"])
+    assert read.get("tagclip") == (None if TOKEN in content else expected["tagclip"])
+    assert [f"{path}: unwrapped" in m and found in m for m in caplog.messages] == [
+        True for _ in [found] if found
+    ]

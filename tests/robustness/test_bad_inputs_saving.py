@@ -81,7 +81,11 @@ def test_resumed_for_longer_with_another_batch(bench: Bench) -> None:
     bench.said()
     more = ("SOLVER.MAX_ITER", 6, "SOLVER.IMS_PER_BATCH", 3)
     assert bench.train(*none, *more, resume=True) is None
-    assert "Resuming with SOLVER.IMS_PER_BATCH 3, the run began with 2" in bench.said()
+    said = bench.said()
+    assert "SOLVER.IMS_PER_BATCH 3 (was 2), SOLVER.MAX_ITER 6 (was 4)" in said
+    assert "Nothing is left" not in said
+    assert bench.train(*none, *more, resume=True) is None
+    assert "Nothing is left to train: 6 iterations are done, SOLVER.MAX_ITER is 6" in bench.said()
     lines = (bench.output / "metrics.json").read_text().splitlines()
     rates = {line["iteration"]: line["lr"] for line in map(json.loads, lines) if "lr" in line}
     solver = bench.cfg.SOLVER

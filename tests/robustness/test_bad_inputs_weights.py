@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers.bench import Bench, files_below, refused, refused_as_process
+from helpers.bench import NO_TEST, Bench, files_below, refused, refused_as_process
 from helpers.clip_files import TINY_CLIP, random_clip, tiny_config
+from helpers.paths import TOOLS
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import changed
+from helpers.tiny_run import changed, load_tool
 from safetensors.torch import save_file
 
+from tagclip import TagCLIPPredictor
 from tagclip.checkpoint import read_checkpoint
 from tagclip.modeling.clip import CLIPSource
+
+EXPORTERS = ("export_model", "convert_checkpoint")
 
 
 def refused_checkpoint(bench: Bench, weights: Path, *parts: Any, opts: tuple = ()) -> None:
@@ -100,6 +104,42 @@ def test_truncated_checkpoint_as_a_process(bench: Bench) -> None:
     line = "CheckpointError: w.pth: file is incomplete (2000 bytes), expected the whole of what"
     refused_as_process(bench.root, command, line)
     assert not (bench.root / "out").exists()
+
+
+def test_weights_that_are_not_finite(bench: Bench) -> None:
+    """Wherever they are loaded; nothing is drawn, written or trained."""
+    content = torch.load(bench.weights, weights_only=True)
+    next(iter(content["model"].values())).view(-1)[0] = torch.nan
+    torch.save(content, bench.weights)
+    image, out = bench.save_image("a.png"), bench.root / "out"
+    found = f"CheckpointError: {bench.weights}: found values that are not finite in backbone."
+    export, converter = (load_tool(TOOLS / f"{name}.py") for name in EXPORTERS)
+    words = [
+        "--weights",
+        bench.weights,
+        "--vocab",
+        "cat",
+        "--output",
+        out,
+        "--format",
+        "torchscript",
+    ]
+    full = [bench.weights, out / "full.pth", "--full", "--config-file", bench.config]
+    calls = {
+        "fine-tuning": bench.training("MODEL.WEIGHTS", bench.weights, *NO_TEST),
+        "resuming": bench.training(resume=True),
+        "evaluation": bench.evaluation(bench.weights),
+        "predictor": bench.predictor,
+        "from_checkpoint": lambda: TagCLIPPredictor.from_checkpoint(bench.weights),
+        "export": lambda: export.main(export.parse_args(list(map(str, words)))),
+        "conversion": lambda: converter.main(converter.parse_arguments(list(map(str, full)))),
+    }
+    before = files_below(bench.root)
+    for call in calls.values():
+        refused(call, found, "take an earlier checkpoint of the run")
+    line = bench.demo("--input", image, "--output", out)
+    assert str(line).startswith(found)
+    assert files_below(bench.root) == before
 
 
 class Bomb:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 import torch
 import yaml
 from detectron2.engine import default_argument_parser
-from helpers.tiny_run import exit_of, run_arguments
+from helpers.tiny_run import UNSEEN, VOID, exit_of, run_arguments
+from PIL import Image
 
 from tagclip.evaluation.results import read_result_rows
 from tagclip.utils.cli import run_tool
@@ -117,6 +119,31 @@ def test_evaluation_with_several_views(train_net: ModuleType, config: Path, tmp_
     line = exit_of(run_tool, train_net.start, wrong)
     assert line.startswith("ConfigError: TEST.AUG.MIN_SIZES") and "()" in line
     assert not (tmp_path / "wrong").exists()
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def test_every_json_of_a_run_is_valid(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
+    """Also where a metric has no value: no unseen class is in the images."""
+    for file in (tmp_path / "labels" / "val").iterdir():
+        labels = np.asarray(Image.open(file)).copy()
+        labels[np.isin(labels, UNSEEN)] = VOID
+        Image.fromarray(labels).save(file)
+    output = tmp_path / "run"
+    opts = ("OUTPUT_DIR", output, "TEST.SAVE_PREDICTIONS", "json", "TEST.EVAL_PERIOD", 2)
+    results = train_net.main(run_arguments(config, *opts))
+    assert math.isnan(results["sem_seg"]["hIoU"])
+    texts = {path: [path.read_text()] for path in output.rglob("*.json")}
+    curve = output / "metrics.json"
+    texts[curve] = curve.read_text().splitlines()
+    assert len(texts) == 4
+    for lines in texts.values():
+        for line in lines:
+            json.loads(line, parse_constant=refuse_constant)
+    evaluated = [line for line in map(json.loads, texts[curve]) if "sem_seg/hIoU" in line]
+    assert [line["sem_seg/hIoU"] for line in evaluated] == [None, None]
 
 
 def test_a_drawn_seed_is_kept(train_net: ModuleType, config: Path, tmp_path: Path) -> None:

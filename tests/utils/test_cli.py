@@ -90,6 +90,22 @@ def test_a_message_of_several_lines_becomes_one(kind: type[TagCLIPError]) -> Non
     assert exit_of(run_tool, fail) == f"{kind.__name__}: SEED: found 1 expected 2"
 
 
+def test_long_names_keep_their_beginning_and_their_end() -> None:
+    """A path has no blanks, a class name may have many."""
+    path, name = f"/data/{'x' * 4000}/a.png", " ".join(["very"] * 2000)
+
+    def fail() -> None:
+        raise DatasetError(f"{path}: found the class {name}; mend the file")
+
+    line = exit_of(run_tool, fail)
+    start, middle, end = f"DatasetError: /data/{'x' * 114}", "...", f"{'x' * 113}/a.png: found the"
+    assert line.startswith(f"{start}{middle}{end} class very very")
+    assert line.endswith("very; mend the file") and len(line) == 2000
+    with pytest.raises(DatasetError) as caught:
+        fail()
+    assert path in caught.value.args[0]
+
+
 def divide(rank: int = 0) -> None:
     list(map((1).__truediv__, [0]))
 

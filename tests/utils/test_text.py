@@ -1,14 +1,26 @@
-"""Texts for people: one line, the name that was meant, tables that spreadsheets read."""
+"""One line, the name that was meant, tables that spreadsheets read, json that parsers take."""
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
+import json
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tagclip.utils.text import did_you_mean, error_text, format_csv, markdown_table, one_line
+from tagclip.utils.text import (
+    did_you_mean,
+    error_text,
+    format_csv,
+    json_text,
+    markdown_table,
+    one_line,
+    shortened,
+)
 
 
 def test_white_space_is_one_space() -> None:
@@ -42,3 +54,29 @@ def test_markdown_shows_what_it_is_given() -> None:
     lines = markdown_table(["a", "b"], [["x|y", "1.50"], ["z", 3]]).splitlines()
     rows = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     assert rows[0] == ["| a", "b    |"] and rows[2:] == [["| x\\|y", "1.50 |"], ["| z", "3    |"]]
+
+
+def test_a_long_text_keeps_both_ends() -> None:
+    assert shortened("0123456789", 10) == "0123456789"
+    assert shortened("0123456789", 9) == "01...6789"
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    values = [1.5, math.nan, np.float64("inf"), {"a": (-math.inf, "NaN", None, True, 3)}]
+    assert json_text(values) == '[1.5, null, null, {"a": [null, "NaN", null, true, 3]}]'
+    assert json_text({"b": 1, "a": "\u00e9"}, sort_keys=True, ensure_ascii=False, indent=1) == (
+        json.dumps({"a": "\u00e9", "b": 1}, ensure_ascii=False, indent=1)
+    )
+
+
+def test_nothing_else_writes_json(repository: Path) -> None:
+    folders = ("tagclip", "tools", "projects", "datasets")
+    files = [file for folder in folders for file in (repository / folder).rglob("*.py")]
+    writing = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            is_from = isinstance(node, ast.ImportFrom) and node.module == "json"
+            is_call = isinstance(node, ast.Attribute) and node.attr in ("dump", "dumps")
+            if is_from or (is_call and getattr(node.value, "id", "") == "json"):
+                writing.add(file.relative_to(repository).as_posix())
+    assert len(files) > 100 and writing == {"tagclip/utils/text.py"}

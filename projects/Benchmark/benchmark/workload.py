@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.inference.windows import ViewLogits
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import json_text
 
 __all__ = ["FULL", "QUICK", "Scale", "Workload", "rectangles"]
 
@@ -199,7 +199,7 @@ class Workload:
         scale, clip = self.scale, self.scale.clip
         if not clip:
             clip = str(self._folder / "tiny-clip.json")
-            Path(clip).write_text(json.dumps(_TINY_CLIP))
+            Path(clip).write_text(json_text(_TINY_CLIP))
         entry = {
             "name": self.dataset,
             "images": str(self._folder / "images"),

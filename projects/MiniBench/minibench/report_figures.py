@@ -30,11 +30,12 @@ _SCORES = {
 }
 
 
-def draw_training_curve(curve: Mapping[int, Mapping[str, float]]) -> Figure:
+def draw_training_curve(curve: Mapping[int, Mapping[str, float | None]]) -> Figure:
     """Losses, learning rate, and accuracy in training beside mIoU where it was evaluated.
 
     Args:
-        curve: iteration -> what was logged there, as in the run's ``metrics.json``.
+        curve: iteration -> what was logged there, as in the run's ``metrics.json``; None where a
+            mean has no class.
     """
     figure = Figure(figsize=(11, 3.6), dpi=100, layout="constrained")
     losses, rate, scores = figure.subplots(1, 3)
@@ -58,8 +59,10 @@ def draw_training_curve(curve: Mapping[int, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _plot(axes: Axes, curve: Mapping[int, Mapping[str, float]], key: str, **style: Any) -> None:
-    points = [(step, entry[key]) for step, entry in curve.items() if key in entry]
+def _plot(
+    axes: Axes, curve: Mapping[int, Mapping[str, float | None]], key: str, **style: Any
+) -> None:
+    points = [(step, entry[key]) for step, entry in curve.items() if entry.get(key) is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **style)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tagclip.data import Protocol
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.evaluation.results import read_metrics
 from tagclip.evaluation.run_folder import run_config
+from tagclip.utils.untrusted import load_json
 
 __all__ = ["TrainedRun", "load_model", "read_run"]
 
@@ -77,13 +77,13 @@ def _read_result(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     return result
 
 
-def _read_curve(path: Path) -> dict[int, dict[str, float]]:
+def _read_curve(path: Path) -> dict[int, dict[str, float | None]]:
     """Merge the lines of each iteration; a resumed run replaces what it did again."""
-    curve: dict[int, dict[str, float]] = {}
+    curve: dict[int, dict[str, float | None]] = {}
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
-            entry = json.loads(line)
+            entry = load_json(line)
             curve.setdefault(int(entry["iteration"]), {}).update(entry)
         except (ValueError, KeyError, TypeError):
             logger.warning("%s: line %d is damaged and left out of the curve", path, number)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 
 from tagclip.projects.webdemo.session import EncodedImage, Settings
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import json_text
 from tagclip.visualization.html_page import render
 from tagclip.visualization.panels import NUMBER_NOTE, UNSEEN_NOTE, fit
 from tagclip.visualization.prediction_page import OTHER, label_image, summarize_prediction
@@ -66,7 +66,7 @@ def render_result(encoded: EncodedImage, settings: Settings, opacity: float) -> 
         segments=_jpeg(draw_segments(picture, labels, vocabulary, opacity)),
         trusty=None if trusty is None else _jpeg(trusty),
         scale=colorize_trusty(np.linspace(0, 1, 9)).tolist(),
-        scores=json.dumps(_hover_data(encoded, prediction)),
+        scores=json_text(_hover_data(encoded, prediction)),
         rows=rows,
         notes="; ".join(notes),
     )
@@ -98,7 +98,7 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
         "background_threshold": settings.background_threshold,
         **summarize_prediction(prediction, vocabulary),
     }
-    summary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    summary.write_text(json_text(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return [labels, summary]
 
 

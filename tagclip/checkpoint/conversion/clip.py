@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from tagclip.modeling.backbone.clip_vit import resize_positions
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256, read_clip_weights
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 
 __all__ = [
     "check_suffix",
@@ -81,7 +81,7 @@ def write_frozen_clip(
     if "token_embedding.weight" not in clip:
         return [*lines, "no model json beside it: the checkpoint holds no text tower"]
     path = target.with_suffix(".json")
-    write_atomic(path, json.dumps(_model_json(clip, known), indent=2) + "\n")
+    write_atomic(path, json_text(_model_json(clip, known), indent=2) + "\n")
     source = "as in MODEL.CLIP.NAME" if known else "64 channels each, as in all of OpenAI's"
     return [*lines, f"written: {path}, for MODEL.CLIP.NAME; attention heads {source}"]
 

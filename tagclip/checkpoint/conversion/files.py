@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
 from tagclip.checkpoint.conversion.clip import (
@@ -31,7 +30,8 @@ from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance
 from tagclip.utils.files import write_atomic
-from tagclip.utils.state_dict import STATE_KEYS, unwrap
+from tagclip.utils.state_dict import STATE_KEYS, check_finite, unwrap
+from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["convert_file"]
@@ -75,6 +75,7 @@ def convert_file(
     content = read_dict(source) if source.suffix == ".pth" else {}
     if "tagclip" not in content:
         state, unwrapped = unwrap(content, source)
+        check_finite(state, source, "take an earlier checkpoint of the run")
         if is_official(state):
             lines = _convert_official(source, target, state, content, cfg, clip_target, full)
             return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]
@@ -116,7 +117,7 @@ def _convert_official(
         metadata["clip_sha256"] = file_sha256(Path(clip_target))
     trained = conversion.trained
     if cfg is not None:
-        trained, metadata = _fit(source, cfg, conversion, metadata, full)
+        trained, metadata = _fit(source, target, cfg, conversion, metadata, full)
     elif full:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     write_atomic(target, serialised({"model": trained, "tagclip": metadata}))
@@ -140,7 +141,7 @@ def _recorded(metadata: Mapping[str, Any]) -> list[str]:
         if key == "config":
             config = load_yaml(value)
             # A whole config is as long as its file.
-            value = "the whole" if "SOLVER" in config else json.dumps(config)
+            value = "the whole" if "SOLVER" in config else json_text(config)
         elif key == "provenance":
             value = Provenance.from_json(value).history
         elif isinstance(value, list):
@@ -198,6 +199,7 @@ def _run_of(source: Path, meta: Any) -> tuple[int | None, list[str]]:
 
 def _fit(
     source: Path,
+    target: Path,
     cfg: CfgNode,
     conversion: Conversion,
     metadata: dict[str, Any],
@@ -208,7 +210,7 @@ def _fit(
     # The config says with which masks others have trained it, and nothing what was before.
     declared = replace(Protocol(cfg).stage(), fingerprint="", datasets=())
     model.provenance = Provenance((declared,), is_complete=False)
-    own = checkpoint_metadata(cfg, model)
+    own = _metadata_at(target, cfg, model)
     if conversion.clip:
         compare_clip(source, conversion.clip, CLIPSource.from_config(cfg))
     known = {key: metadata[key] for key in ("quick_gelu", "trusty_target", "source")}
@@ -220,6 +222,14 @@ def _fit(
     return state, own | known
 
 
+def _metadata_at(target: Path, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Metadata whose paths are relative to the folder of a file."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = str(target.parent)
+    return checkpoint_metadata(cfg, model)
+
+
 def _copy_full(
     source: Path, target: Path, metadata: dict[str, Any], cfg: CfgNode | None
 ) -> list[str]:
@@ -227,8 +237,9 @@ def _copy_full(
     if cfg is None:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     model = load_trained(cfg, str(source), strict=True)
-    state = dict(model.state_dict())
-    write_atomic(target, serialised({"model": state, "tagclip": metadata}))
+    state, own = dict(model.state_dict()), _metadata_at(target, cfg, model)
+    files = {key: own[key] for key in ("config", "vocabularies", "clip_json", "clip_merges")}
+    write_atomic(target, serialised({"model": state, "tagclip": metadata | files}))
     return [
         f"{source}: checkpoint of TagCLIP for Detectron2",
         *summary(state),

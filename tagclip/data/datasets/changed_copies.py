@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from tagclip.data.label_io import check_label, read_label
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import ClassEntry, name_key
 from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
 
 __all__ = [
     "changed_datasets",
@@ -123,7 +123,7 @@ def write_vocabulary(vocabulary: Vocabulary, path: str | Path) -> str:
         "default_split": vocabulary.split,
         "splits": {vocabulary.split: {"seen": [name for name, seen in pairs if seen]}},
     }
-    return str(write_atomic(path, json.dumps(tree) + "\n"))
+    return str(write_atomic(path, json_text(tree) + "\n"))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names, is_int, name_key
 from tagclip.utils.files import write_atomic
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["LabelManifest"]
@@ -79,7 +78,7 @@ class LabelManifest:
 
     def write(self, path: str | Path) -> None:
         """Write the json, unless it says the same already."""
-        text = json.dumps({"format": _FORMAT, **asdict(self)}, indent=1) + "\n"
+        text = json_text({"format": _FORMAT, **asdict(self)}, indent=1) + "\n"
         path = Path(path)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_atomic(path, text)

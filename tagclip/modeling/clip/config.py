@@ -57,13 +57,14 @@ def canonical_name(name: str) -> str:
     return name.replace("/", "-").replace("@336px", "-336")
 
 
-def read_clip_config(name: str, cache_dir: str = "") -> dict[str, Any]:
+def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str, Any]:
     """Return the config of a model, every value of a type and size that open_clip takes.
 
     Args:
         name: an open_clip model name, the path of a model json, ``local-dir:FOLDER`` or
             ``hf-hub:ORGANISATION/REPOSITORY``.
         cache_dir: see `fetch_config`.
+        text: content of the model json; "" reads the file.
 
     Raises:
         ConfigError: open_clip does not know the name, or the json is missing or makes no sense.
@@ -74,7 +75,7 @@ def read_clip_config(name: str, cache_dir: str = "") -> dict[str, Any]:
     if name.startswith(HUB):
         return _read_json(fetch_config(name, name.removeprefix(HUB), _JSON, cache_dir))
     if name.endswith(".json"):
-        return _read_json(Path(name))
+        return _read_json(Path(name), text)
     import open_clip
 
     # Its answer to other names may be a download.
@@ -87,9 +88,9 @@ def read_clip_config(name: str, cache_dir: str = "") -> dict[str, Any]:
     return open_clip.get_model_config(name)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, text: str = "") -> dict[str, Any]:
     try:
-        config = load_json(path.read_text(encoding="utf-8"))
+        config = load_json(text or path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"MODEL.CLIP.NAME: cannot read the model json {path} ({error}); check the path"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from base64 import b64decode, b64encode
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tagclip.modeling.clip.weights import (
     weights_sha256,
 )
 from tagclip.utils.files import expand_path
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import read_gzip
 
 __all__ = ["CLIPSource"]
@@ -46,7 +47,14 @@ class CLIPSource:
     """Lazy access to a CLIP model's config, weights and tokenizer; nothing is read before use."""
 
     def __init__(
-        self, name: str, pretrained: str = "", *, cache_dir: str = "", sha256: str = ""
+        self,
+        name: str,
+        pretrained: str = "",
+        *,
+        cache_dir: str = "",
+        sha256: str = "",
+        json: str = "",
+        merges: str = "",
     ) -> None:
         """Name a model.
 
@@ -58,15 +66,25 @@ class CLIPSource:
             cache_dir: folder for downloads; "" is huggingface_hub's default.
             sha256: expected checksum of the weight file; "" accepts any, except a TorchScript
                 archive that is not one of OpenAI's.
+            json: content of the model json; "" reads the file.
+            merges: content of its merges file in base64; "" reads the file.
         """
         self.name, self.pretrained = canonical_name(expand_path(name)), expand_path(pretrained)
         self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
+        self._json, self._merges = json, merges
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CLIPSource:
         """Read ``MODEL.CLIP``."""
         clip = cfg.MODEL.CLIP
-        return cls(clip.NAME, clip.PRETRAINED, cache_dir=clip.CACHE_DIR, sha256=clip.SHA256)
+        return cls(
+            clip.NAME,
+            clip.PRETRAINED,
+            cache_dir=clip.CACHE_DIR,
+            sha256=clip.SHA256,
+            json=clip.JSON,
+            merges=clip.MERGES,
+        )
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -76,9 +94,21 @@ class CLIPSource:
             ConfigError: there is no such model, or one of its towers is not supported.
             CheckpointError: it is on the hub, neither cached nor within reach.
         """
-        config = read_clip_config(self.name, self._cache_dir)
+        config = read_clip_config(self.name, self._cache_dir, self._json)
         check_supported(self.name, config)
         return config
+
+    def files_by_content(self) -> tuple[str, str]:
+        """Return the model json and, in base64, the merges beside it; "" where there is none.
+
+        Raises:
+            ConfigError: a file is missing or cannot be read.
+        """
+        merges = self._merges_content()
+        if not self.name.endswith(".json"):
+            return "", ""
+        text = self._json or Path(self.name).read_text(encoding="utf-8")
+        return text, b64encode(merges).decode() if merges else ""
 
     @property
     def quick_gelu(self) -> bool:
@@ -150,7 +180,7 @@ class CLIPSource:
             CheckpointError: it is not the expected one.
         """
         if self.path is None:
-            found = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+            found = hashlib.sha256(json_text(self.config, sort_keys=True).encode()).hexdigest()
         else:
             found = weights_sha256(self.path)
         if self._expected_sha256 not in ("", found):
@@ -259,26 +289,36 @@ class CLIPSource:
     def _tokenizer(self) -> Any:
         from open_clip import SimpleTokenizer
 
-        merges = merges_file(self.name, self.config)
+        merges = self._merges_content()
         if merges is None:
             return SimpleTokenizer()
-        if not merges.is_file():
-            raise ConfigError(f"{self.name}: its tokenizer file {merges} is missing; restore it")
-        try:
-            read_gzip(merges, _MERGES_BYTES).decode("utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.name}: its tokenizer file {merges} cannot be read ({error}), expected a "
-                "gzipped list of merges; restore it"
-            ) from error
-        tokenizer = SimpleTokenizer(bpe_path=str(merges))
+        # gzip.open, to which it goes, takes files as well as paths.
+        tokenizer = SimpleTokenizer(bpe_path=BytesIO(merges))
         size = self.config["text_cfg"].get("vocab_size", len(tokenizer.encoder))
         if size < len(tokenizer.encoder):
             raise ConfigError(
                 f"{self.name}: found vocab_size {size}, expected {len(tokenizer.encoder)}, the "
-                f"tokens of {merges}; restore the file that the model was trained with"
+                f"tokens of {merges_file(self.name, self.config)}; restore the file that the "
+                "model was trained with"
             )
         return tokenizer
+
+    def _merges_content(self) -> bytes | None:
+        """The gzipped merges that the model json names; None means CLIP's own."""
+        path = merges_file(self.name, self.config)
+        if path is None:
+            return None
+        if not self._merges and not path.is_file():
+            raise ConfigError(f"{self.name}: its tokenizer file {path} is missing; restore it")
+        try:
+            content = b64decode(self._merges) if self._merges else path.read_bytes()
+            read_gzip(BytesIO(content), _MERGES_BYTES).decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{self.name}: its tokenizer file {path} cannot be read ({error}), expected a "
+                "gzipped list of merges; restore it"
+            ) from error
+        return content
 
     def _build(self) -> nn.Module:
         """Build open_clip's model on the current default device.

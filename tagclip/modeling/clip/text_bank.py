@@ -27,6 +27,7 @@ from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names
 from tagclip.utils.files import expand_path, write_atomic
+from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import check_zip
 
 __all__ = ["TextBank", "class_maximum", "prompt_templates"]
@@ -171,7 +172,7 @@ class TextBank(nn.Module):
             self.templates,
             self._rows(vocabulary),
         ]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()
 
     @torch.no_grad()
     def _encode(self, groups: Sequence[Sequence[str]]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.layouts import is_openai, to_open_clip
 from tagclip.modeling.clip.torchscript_archive import is_torchscript, read_torchscript_tensors
-from tagclip.utils.state_dict import unwrap
+from tagclip.utils.state_dict import check_finite, unwrap
 from tagclip.utils.text import error_text
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
@@ -117,7 +117,8 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
             one of OpenAI's.
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, unconfirmed, or holds no CLIP ViT.
+        CheckpointError: the file is missing, damaged, unsafe, unconfirmed, holds no CLIP ViT, or a
+            weight in it is not finite.
     """
     path = find_weight_file(Path(path))
     archive = is_torchscript(path)
@@ -134,6 +135,7 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
             f"{path}: found no visual.class_embedding among {len(state)} tensors, whose names "
             f"begin with {begins}, expected the weights of a CLIP ViT; check MODEL.CLIP.PRETRAINED"
         )
+    check_finite(state, path, "download it again, or take what it was converted from")
     quick_gelu = True if archive or is_openai(stored) else _declared_quick_gelu(path)
     return CLIPWeights(state, quick_gelu)
 

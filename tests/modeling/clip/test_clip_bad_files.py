@@ -185,3 +185,11 @@ def test_an_unpacked_tensor_of_transformers_is_not_lost(
     source = CLIPSource(tiny_clip_json, str(folder))
     wrong = "blocks.1.attn.qkv.weight is missing", "q_proj.weight is unknown"
     fails(CheckpointError, lambda: vision_tower(source), folder, *wrong)
+
+
+def test_weights_that_are_not_finite(clip: CLIP, tiny_clip_json: str, tmp_path: Path) -> None:
+    state, path = dict(clip.state_dict()), tmp_path / "broken.pt"
+    state["ln_final.bias"] = state["ln_final.bias"] / 0
+    torch.save(state, path)
+    source = CLIPSource(tiny_clip_json, str(path))
+    fails(CheckpointError, source.state_dict, path, "not finite in ln_final.bias", "download")
