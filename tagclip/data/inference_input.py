@@ -161,7 +161,7 @@ class View:
         pixels = aug_input.image
         if self.mirrored:
             pixels = HFlipTransform(pixels.shape[1]).apply_image(pixels)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 class InferenceInput:

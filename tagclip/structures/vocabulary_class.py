@@ -126,7 +126,7 @@ def refuse_duplicates(names: Iterable[str], what: str) -> None:
     if twice:
         raise VocabularyError(
             f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; "
-            "keep one of each"
+            "spell them apart, or list each once"
         )
 
 

@@ -54,6 +54,7 @@ def said_once(
 ) -> pytest.LogCaptureFixture:
     """Log of a process that has said nothing yet."""
     monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    monkeypatch.setattr(logging.getLogger("tagclip"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="tagclip")
     return caplog
 
