@@ -73,7 +73,9 @@ def run_script(
         action="store_true",
         help="prepare what is there although images or labels are missing",
     )
-    parser.add_argument("--overwrite", action="store_true", help="write all files anew")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="write all files anew, also those of others"
+    )
     if add_options:
         add_options(parser)
     args = parser.parse_args(argv)

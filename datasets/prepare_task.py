@@ -99,8 +99,7 @@ def compare_label(task: Task) -> None:
         found = theirs[y, x] if ours.shape == theirs.shape else f"{theirs.shape} (height, width)"
         raise DatasetError(
             f"{task.output}: found {found} at ({x},{y}), expected {ours[y, x]} from {task.source}; "
-            "another converter wrote these labels with other ids: move the folder away, or pass "
-            "--overwrite to replace them"
+            "another converter wrote these labels with other ids: move the folder away"
         )
 
 

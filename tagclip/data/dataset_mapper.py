@@ -130,12 +130,13 @@ class ZeroShotDatasetMapper:
         sample: dict[str, Any] = {
             "height": image.shape[0],
             "width": image.shape[1],
-            "image": torch.from_numpy(np.array(aug_input.image.transpose(2, 0, 1), order="C")),
-            "sem_seg": torch.from_numpy(np.array(aug_input.sem_seg, order="C")),
+            # `ascontiguousarray` keeps the negative stride of a flipped column, torch refuses it.
+            "image": torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy()),
+            "sem_seg": torch.from_numpy(aug_input.sem_seg.copy()),
         }
         if self.novel_masks:
             mask = transforms.apply_segmentation(self._novel_lut[label])
-            sample["novel_mask"] = torch.from_numpy(np.array(mask, order="C")) != 0
+            sample["novel_mask"] = torch.from_numpy(mask.copy()) != 0
         return sample
 
     def shows_unseen(self, dataset_dict: dict[str, Any]) -> bool:

@@ -161,8 +161,8 @@ class View:
         pixels = aug_input.image
         if self.mirrored:
             pixels = HFlipTransform(pixels.shape[1]).apply_image(pixels)
-        # Not ascontiguousarray: it keeps the negative stride of a mirrored axis of one pixel.
-        return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+        # ascontiguousarray keeps the negative stride of a mirrored axis of one pixel, torch refuses it.
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
 class InferenceInput:

@@ -24,6 +24,7 @@ from tagclip.utils.text import error_text
 
 __all__ = [
     "DARK_REMEDY",
+    "UNLABELLED",
     "ImageHeader",
     "check_label",
     "image_pixels",
@@ -34,6 +35,7 @@ __all__ = [
     "read_image",
     "read_indices",
     "read_label",
+    "unlabelled_remedy",
 ]
 
 _EXIF_ORIENTATION = 0x0112
@@ -56,6 +58,8 @@ DARK_REMEDY = (
     "if its values have N bits, write copies with all values times 2^(16 - N) (12 bits: 16) and "
     "name their folder"
 )
+# Values that often mean background or unlabelled.
+UNLABELLED = (0, 254, 255)
 # TIFF tags, and the values of `_EXTRA_SAMPLES` that mean alpha.
 _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANAR, _EXTRA_SAMPLES, _BITS = 262, 277, 284, 338, 258
 _ALPHA, _RGB, _SEPARATE = (1, 2), 2, 2
@@ -80,8 +84,8 @@ def _opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.
         ) from error
     except _DAMAGE as error:
         raise DatasetError(
-            f"{path}: cannot decode this {what} ({_describe_damage(path, error)}); replace or "
-            "remove the file"
+            f"{path}: cannot decode this {what} ({_describe_damage(path, error)}); replace it, "
+            "or leave it out (of a dataset: DATASETS.ON_BAD_SAMPLE skip)"
         ) from error
 
 
@@ -327,7 +331,7 @@ def check_label(
         raise DatasetError(
             f"{path}: label is {width}x{height} (width x height), its image is "
             f"{image_size[1]}x{image_size[0]}"
-            + ("; rotate the label as the image's EXIF tag says, or remove the tag" * is_swapped)
+            + ("; rotate the label as the image's EXIF tag says" * is_swapped)
             + ("; pair each image with its own label" * (not is_swapped))
         )
     unknown = _unknown_values(vocabulary)
@@ -371,12 +375,23 @@ def _unknown_values(vocabulary: Vocabulary) -> np.ndarray:
 def _hint(label: np.ndarray, bad: np.ndarray, vocabulary: Vocabulary) -> str:
     values, counts = np.unique(label, return_counts=True)
     highest = max(entry.id for entry in vocabulary.classes)
+    wrong = set(label[bad].tolist())
+    if len(wrong) == 1 and wrong <= set(UNLABELLED):
+        return unlabelled_remedy(*wrong)
     if values[counts.argmax()] == 0 and (label[bad] == highest + 1).all():
         return (
             f"{len(values)} distinct values, 0 dominates: if 0 is background, run the dataset's "
             "prepare_* command (reduce_zero_label: 0 becomes ignore, the others move down by one)"
         )
     return "run the dataset's prepare_* command or name the right vocabulary"
+
+
+def unlabelled_remedy(value: int) -> str:
+    """What to do about a value outside a vocabulary that may be no class."""
+    return (
+        f'if {value} means unlabelled, say "ignore_label": {value} in the vocabulary json, or give '
+        "it a class there, such as background"
+    )
 
 
 def _format_ranges(ids: Iterable[int]) -> str:

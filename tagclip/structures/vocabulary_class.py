@@ -122,7 +122,11 @@ def _checked_color(color: object, where: str) -> tuple[int, int, int]:
     return tuple(int(c) for c in color)
 
 
-def refuse_duplicates(names: Iterable[str], what: str, remedy: str = "keep one of each") -> None:
+# Of two names for two things none can be spared.
+_APART = "spell them apart, or list each once"
+
+
+def refuse_duplicates(names: Iterable[str], what: str, remedy: str = _APART) -> None:
     """Raise VocabularyError if two names differ in case, spacing or Unicode form only."""
     groups: dict[str, list[str]] = {}
     for name in names:

@@ -74,7 +74,7 @@ def read_words(
         refuse_duplicates(
             (one_line(name) for name in names if name),
             "vocabulary 'custom': class names",
-            "keep one of each, or add --dedup",
+            "spell them apart, list each once, or add --dedup",
         )
         return names
     first: dict[str, str] = {}

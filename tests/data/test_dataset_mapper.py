@@ -291,3 +291,52 @@ def test_image_format(tmp_path: Path) -> None:
     assert torch.equal(images["RGB"], images["BGR"].flip(0))
     with pytest.raises(ConfigError, match=r"INPUT\.FORMAT: found 'L', expected 'RGB' or"):
         ZeroShotDatasetMapper(toy_config("DATASETS.TRAIN", ("toy",), "INPUT.FORMAT", "L"))
+
+
+_SIDES = st.sampled_from([1, 2, 3, 17, 40])
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.tuples(_SIDES, _SIDES) | st.sampled_from([(1, 5000), (5000, 1)]),
+    crop=st.tuples(_SIDES, _SIDES),
+    bounds=st.sampled_from([(1, 1), (1, 0), (32, 128), (32, 0), (512, 2048)]),
+    library=st.sampled_from(["cv2", "pil"]),
+    flip=st.sampled_from(["horizontal", "vertical", "none"]),
+    seed=st.integers(0, 9),
+)
+def test_any_size_and_any_crop(
+    size: tuple[int, int], crop: tuple[int, int], bounds: tuple[int, int], library: str, flip: str,
+    seed: int, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Image, labels and mask stay over each other down to one pixel; red says the raw label."""
+    np.random.seed(seed)
+    label = np.random.choice(np.array([7, 0, 3, 9, 200], np.uint8), size)
+    image = np.full((*size, 3), label[..., None])
+    cfg = toy_config(
+        "INPUT.MIN_SIZE_TRAIN", (bounds[0],), "INPUT.MAX_SIZE_TRAIN", bounds[1],
+        "INPUT.CROP.SIZE", crop, "INPUT.RESIZE", library, "INPUT.RANDOM_FLIP", flip,
+        "INPUT.COLOR_AUG_SSD", False, "INPUT.SCALE_RANGE", [1.0, 1.0],
+    )  # fmt: skip
+    augmentations = build_train_augmentations(cfg, 255)
+    # Colours as exact as labels.
+    augmentations[0].get_transform = _nearest(augmentations[0].get_transform)
+    mapper = _mapper(augmentations=augmentations, novel_masks=True, max_pixels=0)
+    sample = mapper(write_sample(tmp_path, "a", image, label))
+    height, width = sample["sem_seg"].shape
+    assert 1 <= height <= crop[0] and 1 <= width <= crop[1]
+    assert sample["image"].shape == (3, height, width)
+    red = sample["image"][0].numpy()
+    expected = np.full(256, 255)
+    expected[[7, 3]] = 0, 1
+    np.testing.assert_array_equal(sample["sem_seg"], expected[red])
+    np.testing.assert_array_equal(sample["novel_mask"], (red == 0) | (red == 9))
+
+
+def _nearest(get_transform: Any) -> Any:
+    def get(image: np.ndarray) -> Any:
+        transform = get_transform(image)
+        transform.apply_image = transform.apply_segmentation
+        return transform
+
+    return get

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -54,6 +55,7 @@ def said_once(
 ) -> pytest.LogCaptureFixture:
     """Log of a process that has said nothing yet."""
     monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    monkeypatch.setattr(logging.getLogger("tagclip"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="tagclip")
     return caplog
 
@@ -301,6 +303,20 @@ def test_ids_with_gaps_are_listed() -> None:
         label = np.array([[0, value]], dtype=np.int32)
         with pytest.raises(DatasetError, match=rf"label {value} at \(1,0\).* 0\.\.2, 5, 8\.\.9 "):
             check_label(label, "a.png", vocabulary, (1, 2))
+
+
+@pytest.mark.parametrize(("ids", "value"), [((1, 2), 0), ((0, 1), 254), ((0, 1), 255)])
+def test_a_value_that_may_be_unlabelled(ids: tuple[int, int], value: int) -> None:
+    """Either remedy ends it."""
+    label = np.array([[value, *ids]], np.uint8)
+    entries = tuple(ClassEntry(i, f"c{i}") for i in ids)
+    vocabulary = Vocabulary("two", entries, ignore_label=250)
+    remedy = f'say "ignore_label": {value} in the vocabulary json, or give it a class there'
+    with pytest.raises(DatasetError, match=remedy):
+        check_label(label, "a.png", vocabulary, (1, 3))
+    check_label(label, "a.png", replace(vocabulary, ignore_label=value), (1, 3))
+    more = replace(vocabulary, classes=(*entries, ClassEntry(value, "background")))
+    check_label(label, "a.png", more, (1, 3))
 
 
 def test_background_gets_a_hint() -> None:

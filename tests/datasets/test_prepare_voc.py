@@ -217,7 +217,7 @@ def test_labels_of_other_converters_are_refused_if_they_differ(
     _foreign(tmp_path, {s: changes[change](x) for s, x in raw["val"].items()}, "val")
     before = snapshot(tmp_path)
     message = script_error(SCRIPT, tmp_path, "--only", "voc2012_val")
-    assert "another converter wrote these labels" in message and "--overwrite" in message
+    assert "another converter wrote these labels" in message and "move the folder" in message
     assert snapshot(tmp_path) == before
     run_script(SCRIPT, tmp_path, "--only", "voc2012_val", "--overwrite")
     for stem, label in raw["val"].items():

@@ -71,7 +71,7 @@ def test_words_of_every_kind(
 
 
 def test_a_repeated_name_leads_to_dedup(tmp_path: Path) -> None:
-    text = "'TV' = 'tv'; 'a b' = 'A b'; keep one of each, or add --dedup"
+    text = "'TV' = 'tv'; 'a b' = 'A b'; spell them apart, list each once, or add --dedup"
     with pytest.raises(VocabularyError, match=text):
         read_words("TV, a  b, tv, A b")
     assert read_words("cat,,,dog") == ["cat", "", "", "dog"], "the vocabulary refuses empty names"

@@ -158,6 +158,14 @@ def test_images_of_two_datasets_are_compared(tool: ModuleType, tmp_path: Path) -
     assert leak["examples"] == [f"{val / 'images' / '002.png'}: as {train / 'images' / '006.png'}"]
 
 
+def test_a_dataset_that_is_trained_and_tested_on(tool: ModuleType, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "a", 3, "toy_train")
+    config = tmp_path / "toy.yaml"
+    config.write_text("DATASETS: {TRAIN: [toy_train], TEST: [toy_train]}\n")
+    code, reports = _validate(tool, tmp_path / "out", "--config-file", str(config))
+    assert code == 1 and _kinds(reports["toy_train"]) == {"leak": 3}
+
+
 def test_config_names_datasets_and_split(tool: ModuleType, tmp_path: Path) -> None:
     train = make_dataset(tmp_path / "a", 3, "toy_train")
     make_dataset(tmp_path / "b", 2, "toy_val", 100)

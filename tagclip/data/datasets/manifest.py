@@ -64,8 +64,8 @@ class LabelManifest:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
-                f"{path}: not a record of prepared labels ({error_text(error)}); remove it and "
-                "run the dataset's prepare script again"
+                f"{path}: not a record of prepared labels ({error_text(error)}); move it away "
+                "and run the dataset's prepare script again"
             ) from error
 
     def _checked(self) -> LabelManifest:

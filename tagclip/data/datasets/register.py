@@ -34,6 +34,8 @@ __all__ = ["register_datasets", "register_folder_dataset", "register_zero_shot_s
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
+# Of `register_folder_dataset`.
+_IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 # Arguments of `register_folder_dataset`.
 _ENTRY_REQUIRED = ("name", "images", "labels", "vocabulary")
 _ENTRY_KEYS = (*_ENTRY_REQUIRED, "image_list")
@@ -112,20 +114,19 @@ def register_folder_dataset(
     vocabulary: str | Path,
     image_list: str | Path = "",
 ) -> None:
-    """Register a folder of jpg, jpeg or png images and one of png labels with the same stems.
+    """Register a folder of images and one of png labels with the same stems.
 
     Args:
         name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
-        images, labels: the folders.
+        images, labels: the folders, which may be one; images are jpg, jpeg, png, webp, bmp, tif or
+            tiff, but not png where the labels are.
         vocabulary: vocabulary json.
         image_list: see `register_zero_shot_sem_seg`.
 
     Raises:
         DatasetError: the name belongs to another dataset.
     """
-    register_zero_shot_sem_seg(
-        name, images, labels, vocabulary, ("jpg", "jpeg", "png"), image_list=image_list
-    )
+    register_zero_shot_sem_seg(name, images, labels, vocabulary, _IMAGE_EXTS, image_list=image_list)
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -236,8 +237,11 @@ class _PairedFiles:
 
     def _find(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         """Paths of images and of labels by name, and what is wrong with lines of the list."""
-        images = self._list(self.image_root, self.image_exts, "image")
-        labels = self._list(self.label_root, (self.label_ext,), "label")
+        exts, label_exts = self.image_exts, (self.label_ext,)
+        if os.path.realpath(self.image_root) == os.path.realpath(self.label_root):
+            exts = tuple(extension for extension in exts if extension != self.label_ext)
+        images = self._list(self.image_root, exts, "image", self.label_root)
+        labels = self._list(self.label_root, label_exts, "label", self.image_root)
         if not self.image_list:
             return images, labels, {}
         try:
@@ -247,19 +251,25 @@ class _PairedFiles:
         images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
         return images, labels, unlisted
 
-    def _list(self, root: str, extensions: Sequence[str], what: str) -> dict[str, str]:
-        """Path of every file, by its path below the root without extension."""
+    def _list(self, root: str, extensions: Sequence[str], what: str, other: str) -> dict[str, str]:
+        """Path of every file, by its path below the root without extension.
+
+        Files of the other root, if that is a folder below this one, are left out.
+        """
         if not os.path.isdir(root):
             raise DatasetError(f"dataset {self.name}: no {what} folder {root}{self._advice}")
         files: dict[str, str] = {}
+        below = os.path.relpath(other, root)
+        inner = None if below.startswith(".") else os.path.join(root, below, "")
         for path in map(str, files_below(root)):
             stem, extension = os.path.splitext(path)
-            if extension[1:].lower() not in extensions:
+            if extension[1:].lower() not in extensions or (inner and path.startswith(inner)):
                 continue
             key = os.path.relpath(stem, root).replace(os.sep, "/")
             if key in files:
                 raise DatasetError(
-                    f"dataset {self.name}: {files[key]} and {path} share the name {key!r}; keep one"
+                    f"dataset {self.name}: {files[key]} and {path} share the name {key!r}; move "
+                    "one of them to another folder"
                 )
             files[key] = path
         if not files:
@@ -294,9 +304,16 @@ class _PairedFiles:
     def _refuse_lonely(self, keys: set[str], these: str, other: str, root: str) -> None:
         if keys:
             examples = ", ".join(sorted(keys)[:_EXAMPLES])
+            exts = self.image_exts if other == "image" else (self.label_ext,)
+            stems = {os.path.join(root, key) for key in keys}
+            found = (p for p in map(str, files_below(root)) if os.path.splitext(p)[0] in stems)
+            unread = next(found, "")
             raise DatasetError(
                 f"dataset {self.name}: {len(keys)} {these} without {other} in {root}, such as "
-                f"{examples}; add what is missing or remove them{self._advice}"
+                f"{examples}; "
+                + (f"{unread} is none of *.{', *.'.join(exts)}: save it as one; " if unread else "")
+                + "add what is missing, or go on without them: DATASETS.ON_BAD_SAMPLE skip"
+                + self._advice
             )
 
     @property

@@ -39,6 +39,7 @@ class Finding:
 
 # Whether it is a problem, title and advice of each kind, in the order of the report; "{convert}"
 # and "{prepare}" as in `list_findings`.
+_SKIP = "go on without them: DATASETS.ON_BAD_SAMPLE skip"
 _ROWS = {
     "refused": (True, "training and evaluation refuse the dataset"),
     "diagnosis": (True, ""),
@@ -52,16 +53,16 @@ _ROWS = {
         "label files named *_labelTrainIds.png, as mmsegmentation's converter does",
         "{convert}",
     ),
-    "lonely_image": (True, "images without label file", "add labels or remove images{prepare}"),
-    "lonely_label": (True, "label files without image", "add the images or remove the labels"),
-    "image_unreadable": (True, "images that cannot be read", "replace or remove them"),
+    "lonely_image": (True, "images without label file", f"add them, or {_SKIP}{{prepare}}"),
+    "lonely_label": (True, "label files without image", f"add them, or {_SKIP}"),
+    "image_unreadable": (True, "images that cannot be read", f"replace them, or {_SKIP}"),
     "label_unreadable": (True, "label files that cannot be read", "replace them{prepare}"),
     "label_channels": (True, "label files with colours instead of class ids", "{convert}"),
     "size": (True, "labels of another size than their image", "pair each image with its own label"),
     "size_swapped": (
         True,
         "labels with height and width of their image swapped",
-        "turn the labels as the images' EXIF tags say, or remove the tags",
+        "turn the labels as the images' EXIF tags say",
     ),
     "unknown": (True, "label files with values outside the vocabulary", "{convert}"),
     "suspicion": (False, ""),

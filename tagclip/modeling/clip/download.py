@@ -100,9 +100,10 @@ def _checked(path: Path) -> Path:
         return path
     found = file_sha256(path)
     if found != expected:
+        blob = os.path.normpath(path.parent / os.readlink(path))
         raise CheckpointError(
-            f"{path}: sha256 is {found}, expected {expected}; the download is damaged: remove "
-            f"{os.path.normpath(path.parent / os.readlink(path))} and start again with a network"
+            f"{path}: sha256 is {found}, expected {expected}; the download is damaged: move {blob} "
+            "away and start again with a network"
         )
     return path
 

@@ -186,7 +186,7 @@ class CLIPSource:
         if self._expected_sha256 not in ("", found):
             raise CheckpointError(
                 f"{self.path or self.name}: sha256 is {found}, expected {self._expected_sha256}; "
-                "the file is damaged or another one: remove it to download it again, or mend "
+                "the file is damaged or another one: move it away to fetch it again, or mend "
                 "MODEL.CLIP.SHA256"
             )
         return found

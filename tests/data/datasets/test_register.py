@@ -85,13 +85,42 @@ def test_pairs_are_listed_in_order(tmp_path: Path) -> None:
 
 def test_folder_dataset_takes_usual_image_types(tmp_path: Path) -> None:
     register_folder_dataset("mine", tmp_path / "i", tmp_path / "l", tmp_path / "mine.json")
-    for stem, extension in (("a", "jpg"), ("b", "jpeg"), ("c", "png"), ("d", "PNG")):
-        _touch(tmp_path / "i" / f"{stem}.{extension}", tmp_path / "l" / f"{stem}.png")
+    names = ["a.jpg", "b.jpeg", "c.png", "d.PNG", "e.webp", "f.bmp", "g.tif", "h.tiff"]
+    for name in names:
+        _touch(tmp_path / "i" / name, tmp_path / "l" / f"{name[0]}.png")
     images = [os.path.basename(sample["file_name"]) for sample in DatasetCatalog.get("mine")]
-    assert images == ["a.jpg", "b.jpeg", "c.png", "d.PNG"]
+    assert images == names
     _touch(tmp_path / "i" / "a.png")
     message = _listing_error("mine")
     assert "a.jpg" in message and "a.png" in message and "share the name 'a'" in message
+    assert message.endswith("move one of them to another folder")
+    # Doing it ends the trouble.
+    (tmp_path / "i" / "a.png").rename(tmp_path / "a.png")
+    assert len(DatasetCatalog.get("mine")) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("both", "both"), ("both", "both/labels"), ("both/images", "both")]
+)
+def test_images_and_labels_in_one_folder(images: str, labels: str, tmp_path: Path) -> None:
+    """No file is taken for what it is not, and nothing has to be removed."""
+    register_folder_dataset("mine", tmp_path / images, tmp_path / labels, tmp_path / "mine.json")
+    for stem in ("a", "sub/b"):
+        _touch(tmp_path / images / f"{stem}.jpg", tmp_path / labels / f"{stem}.png")
+    assert [sample["image_id"] for sample in DatasetCatalog.get("mine")] == ["a", "sub/b"]
+    assert all(sample["file_name"].endswith("jpg") for sample in DatasetCatalog.get("mine"))
+
+
+def test_images_of_a_type_that_is_not_read(tmp_path: Path) -> None:
+    _register(tmp_path, image_ext=("jpg", "png"))
+    for name in ("a.jpg", "b.gif"):
+        _touch(tmp_path / "images" / name, tmp_path / "labels" / f"{name[0]}.png")
+    message = _listing_error()
+    found = f"{tmp_path / 'images' / 'b.gif'} is none of *.jpg, *.png: save it as one; "
+    assert f"1 labels without image in {tmp_path / 'images'}, such as b; {found}add" in message
+    assert "go on without them: DATASETS.ON_BAD_SAMPLE skip" in message and "remove" not in message
+    _touch(tmp_path / "images" / "b.png")
+    assert len(DatasetCatalog.get("toy")) == 2
 
 
 @pytest.mark.parametrize("variable", [None, "/data"])
