@@ -161,7 +161,7 @@ class View:
         pixels = aug_input.image
         if self.mirrored:
             pixels = HFlipTransform(pixels.shape[1]).apply_image(pixels)
-        # ascontiguousarray keeps the negative stride of a mirrored axis of one pixel, torch refuses it.
+        # ascontiguousarray keeps the negative stride of a mirrored column, which torch refuses.
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 

@@ -96,8 +96,8 @@ def test_duplicate_names(bench: Bench) -> None:
     refused_words(
         bench, ("--vocab", words),
         "vocabulary 'custom': class names occur more than once (case and spacing ignored): ",
-        "'TV' = 'tv'; 'cat' = 'Ｃａｔ'; 'dining table' = 'Dining table'; spell them apart, list each once, "
-        "or add --dedup",
+        "'TV' = 'tv'; 'cat' = 'Ｃａｔ'; 'dining table' = 'Dining table'; spell them apart, list "
+        "each once, or add --dedup",
     )  # fmt: skip
     assert read_words(words, dedup=True) == ["TV", "cat", "dining  table", "zebra"]
     assert set(demo_classes(bench, "--vocab", words, "--dedup")) <= {
