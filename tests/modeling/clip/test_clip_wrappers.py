@@ -101,6 +101,8 @@ def sharded(path: Path, weights: str) -> Path:
             torch.save(content, path / shard)
         places |= dict.fromkeys(part, shard)
     index = path / f"{weights}.index.json"
+    # No order of the tensors is promised.
+    places = dict(reversed(places.items()))
     return write_json(index, {"metadata": {"total_size": 1}, "weight_map": places})
 
 
