@@ -93,7 +93,7 @@ def test_a_font_of_the_machine_is_taken_as_soon_as_it_is_there(
 
     boxes = pictures()
     (tmp_path / "broken.ttf").write_bytes(b"no font")
-    system_fonts += [str(tmp_path / "broken.ttf"), str(tmp_path / "LastResort.otf")]
+    system_fonts += [str(tmp_path / "broken.ttf"), write_font(tmp_path / "LastResort.ttf", "犬")]
     system_fonts += [write_font(tmp_path / "ZSerif.ttf", "犬"), write_font(tmp_path / "A.ttf", "x")]
     monkeypatch.setattr(fonts, "_known", {})
     assert fonts.families("犬 house") == ["DejaVu Sans", "ZSerif"]
