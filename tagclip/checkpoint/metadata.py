@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
@@ -52,7 +53,7 @@ _TYPES = {
     "config": str,
     "clip_sha256": str,
     "quick_gelu": bool,
-    "clip_pixel_statistics": dict,
+    "clip_pixel_statistics": str,
     "trusty_target": str,
     "classes": list,
     "seen_classes": list,
@@ -73,20 +74,21 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 
     Returns:
         ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``,
-        ``clip_pixel_statistics`` (None if unknown), ``trusty_target`` (None without a token),
-        ``classes`` (names that training asks for), ``seen_classes`` (those of them with labels),
-        ``vocabulary_fingerprint`` and ``seed``.
+        ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
+        token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
+        labels), ``vocabulary_fingerprint`` and ``seed``.
     """
     config = _portable(cfg, os.path.abspath(cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
     vocabulary = model.train_vocabulary
     flags = zip(vocabulary.names, vocabulary.seen_mask, strict=True)
+    pixels = model.backbone.pixel_statistics
     return {
         "format": FORMAT,
         "config": yaml.dump(config, Dumper=_DUMPER),
         "clip_sha256": model.backbone.weights_sha256,
         "quick_gelu": CLIPSource.from_config(cfg).quick_gelu,
-        "clip_pixel_statistics": model.backbone.pixel_statistics,
+        "clip_pixel_statistics": None if pixels is None else json.dumps(pixels),
         "trusty_target": model.trusty_target,
         "classes": list(vocabulary.names),
         "seen_classes": [name for name, seen in flags if seen],
