@@ -19,9 +19,10 @@ from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.config import HUB, LOCAL
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
-from tagclip.utils.text import one_line, shortened
+from tagclip.utils.text import json_text, one_line, shortened
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = [
@@ -61,7 +62,7 @@ _TYPES = {
     "config": str,
     "clip_sha256": str,
     "quick_gelu": bool,
-    "clip_pixel_statistics": dict,
+    "clip_pixel_statistics": str,
     "trusty_target": str,
     "classes": list[str],
     "seen_classes": list[str],
@@ -107,11 +108,11 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
 
     Returns:
         ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``,
-        ``clip_pixel_statistics`` (None if unknown), ``trusty_target`` (None without a token),
-        ``classes`` (names that training asks for), ``seen_classes`` (those of them with labels),
-        ``vocabulary_fingerprint``, ``seed`` and ``provenance``; the contents of files that building
-        the model reads: ``vocabularies`` (dataset -> json), ``clip_json`` and ``clip_merges``
-        (base64; both "" for a model of open_clip).
+        ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
+        token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
+        labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance``; the contents of files that
+        building the model reads: ``vocabularies`` (dataset -> json), ``clip_json`` and
+        ``clip_merges`` (base64; both "" for a model of open_clip).
 
     Raises:
         TagCLIPError: such a file is missing.
@@ -121,7 +122,10 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     clip_keys = cfg.MODEL.CLIP
     if clip_keys.NAME.endswith(".json"):
         clip_keys.NAME = _absolute(clip_keys.NAME)
-    if os.path.splitext(clip_keys.PRETRAINED)[1] or os.path.dirname(clip_keys.PRETRAINED):
+    elif clip_keys.NAME.startswith(LOCAL):
+        clip_keys.NAME = LOCAL + _absolute(clip_keys.NAME.removeprefix(LOCAL))
+    is_path = os.path.splitext(clip_keys.PRETRAINED)[1] or os.path.dirname(clip_keys.PRETRAINED)
+    if is_path and not clip_keys.PRETRAINED.startswith(HUB):
         clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
     config = _portable(cfg, os.path.abspath(cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
@@ -132,12 +136,13 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     clip_json, clip_merges = clip.files_by_content()
     vocabulary = model.train_vocabulary
     flags = zip(vocabulary.names, vocabulary.seen_mask, strict=True)
+    pixels = model.backbone.pixel_statistics
     return {
         "format": FORMAT,
         "config": yaml.dump(config, Dumper=_DUMPER),
         "clip_sha256": model.backbone.weights_sha256,
         "quick_gelu": clip.quick_gelu,
-        "clip_pixel_statistics": model.backbone.pixel_statistics,
+        "clip_pixel_statistics": None if pixels is None else json_text(pixels),
         "trusty_target": model.trusty_target,
         "classes": list(vocabulary.names),
         "seen_classes": [name for name, seen in flags if seen],

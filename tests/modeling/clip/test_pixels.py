@@ -89,7 +89,8 @@ def lines(cfg: CfgNode, caplog: pytest.LogCaptureFixture) -> list[tuple[str, str
     with caplog.at_level(logging.INFO):
         model = build_model(cfg)
     recorded = CLIPSource.from_config(cfg).pixel_statistics
-    assert checkpoint_metadata(cfg, model)["clip_pixel_statistics"] == recorded
+    stored = checkpoint_metadata(cfg, model)["clip_pixel_statistics"]
+    assert stored == (json.dumps(recorded) if recorded else None)
     assert run_info(cfg)["clip_pixel_statistics"] == recorded
     found = [(r.levelname, r.getMessage()) for r in caplog.records]
     return [line for line in found if "pixel statistics" in line[1]]
