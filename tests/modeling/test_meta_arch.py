@@ -51,6 +51,8 @@ def test_every_trainable_parameter_gets_a_gradient_and_frozen_ones_none(
 def test_text_bank_is_in_neither_checkpoint_nor_optimizer(model: torch.nn.Module) -> None:
     model(training_inputs((64, 64)))
     assert not [name for name in model.state_dict() if name.startswith("text_bank")]
+    # Nor what the config says.
+    assert not {"pixel_mean", "pixel_std", "trusted_labels"} & model.state_dict().keys()
     assert not list(model.text_bank.parameters())
 
 

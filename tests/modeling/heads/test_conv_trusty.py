@@ -189,6 +189,13 @@ def test_the_class_path_is_that_of_a_head_without_it() -> None:
     assert all(p.grad is None for p in conv.trusty_head.parameters())
 
 
+def test_fifty_pixels_are_where_a_class_stops_to_be_rare() -> None:
+    counts = (1, 50, 51)
+    labels = torch.arange(3).repeat_interleave(torch.tensor(counts))[None, None]
+    weights = [pixel_weights(labels)[labels == c].unique().item() for c in range(3)]
+    assert weights[0] == weights[1] == pytest.approx(weights[2] * math.sqrt(51 / 50), rel=1e-6)
+
+
 def test_it_learns_with_the_statistics_of_the_batch_and_notes_them() -> None:
     conv = make_conv(dropout=0.0)
     features = 3 + 2 * torch.randn(2, DIM, 3, 5, generator=torch.Generator().manual_seed(4))
