@@ -67,6 +67,13 @@ def test_metadata_is_plain_and_holds_no_absolute_path(tiny_cfg: CfgNode, saved: 
     assert not [t for t in texts(yaml.safe_load(metadata["config"])) if os.path.isabs(t)]
 
 
+def test_names_on_a_hub_are_no_paths(tiny_cfg: CfgNode) -> None:
+    cfg, model = build(tiny_cfg)
+    cfg.MODEL.CLIP.PRETRAINED = "hf-hub:somebody/weights"
+    config = yaml.safe_load(checkpoint_metadata(cfg, model)["config"])
+    assert config["MODEL"]["CLIP"]["PRETRAINED"] == "hf-hub:somebody/weights"
+
+
 def test_size_is_the_trained_tensors_and_two_moments(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     """Optimizer and trainer both hold the optimizer's state: it is stored once."""
     cfg, model = build(tiny_cfg)
