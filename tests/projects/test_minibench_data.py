@@ -216,6 +216,16 @@ def test_a_missing_half_is_mended(small: Path) -> None:
     assert contents(small) == before
 
 
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_files_of_somebody_else_stay(small: Path, kind: str) -> None:
+    mine = small / kind / "val" / "holiday.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(DatasetError, match=r"holiday\.jpg: found a file that is none of Mini"):
+        generate.generate(small, ["val"])
+    assert mine.read_bytes() == b"mine" and len(list(small.rglob("*.*"))) == 1
+
+
 def test_other_pixels_than_the_committed_ones_are_refused(small: Path) -> None:
     generate._CHECKSUMS.write_text(json.dumps({"val": "0" * 64}))
     with pytest.raises(DatasetError, match=r"generated val with sha256 .*, expected 0000"):

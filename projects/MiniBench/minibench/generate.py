@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -63,13 +64,15 @@ def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
         subsets: keys of `SUBSETS`.
 
     Raises:
-        DatasetError: the pixels are not those of the committed checksums.
+        DatasetError: the pixels are not those of the committed checksums, or files of somebody else
+            are in the way.
     """
     expected = json.loads(_CHECKSUMS.read_text())
     for subset in subsets:
         if _is_complete(root, subset, expected[subset]):
             logger.info("%s: %s is complete and verified", root, subset)
             continue
+        _refuse_strangers(root, subset)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=f".{subset}-") as folder:
             temporary = Path(folder)
@@ -86,6 +89,17 @@ def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
                 shutil.rmtree(place, ignore_errors=True)
                 os.replace(temporary / kind / subset, place)
         logger.info("%s: wrote and verified %d images of %s", root, SUBSETS[subset][0], subset)
+
+
+def _refuse_strangers(root: Path, subset: str) -> None:
+    """What is generated anew replaces the folders."""
+    for kind in ("images", "labels"):
+        for path in (root / kind / subset).glob("[!.]*"):
+            if not re.fullmatch(r"\d{6}\.png", path.name):
+                raise DatasetError(
+                    f"{path}: found a file that is none of MiniBench's, expected a folder for them "
+                    "alone; name another with --root"
+                )
 
 
 def _is_complete(root: Path, subset: str, expected: str) -> bool:
