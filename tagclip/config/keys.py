@@ -24,6 +24,7 @@ _NOUNS = {
     float: ("a number", "numbers"),
     str: ("a text", "texts"),
     list: ("a list", "lists"),
+    tuple: ("a list", "lists"),
 }
 
 

@@ -114,7 +114,8 @@ def _merge(cfg: CN, key: str, value: Any, source: str | Path) -> None:
             raise TypeError("yacs takes None for every type")
         if isinstance(default, float) and type(found) is int:
             value = float(found)
-        elif isinstance(default, str) and isinstance(value, str) and not isinstance(found, str):
+        is_text = isinstance(default, str) and isinstance(value, str) and key != _NAME_OR_LIST
+        if is_text and not isinstance(found, str):
             # The name of a folder may be a number.
             value = repr(value)
         cfg.merge_from_other_cfg(CN(_nested(key, value)))

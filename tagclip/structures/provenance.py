@@ -55,7 +55,7 @@ class Stage:
     start_sha256: str = ""
 
     def __str__(self) -> str:
-        name = "/".join(filter(None, (self.vocabulary, self.split)))
+        name = ":".join(filter(None, (self.vocabulary, self.split)))
         return f"{self.setting} {name}".strip()
 
 

@@ -100,7 +100,7 @@ def test_a_checkpoint_carries_its_training(first: Path) -> None:
     ) * 2
     run = results(first.parent)["run"]
     assert run["zero_shot"] is True and run["trained_unseen"] == []
-    assert (run["history"], run["start"]) == ("CLIP > inductive tiny5/zs", "")
+    assert (run["history"], run["start"]) == ("CLIP > inductive tiny5:zs", "")
     assert "zero-shot" not in run["protocol"] and "unknown" not in run["protocol"]
 
 
@@ -112,7 +112,7 @@ def test_classes_of_the_start_that_are_called_unseen_are_refused(
         train_net.main(run_arguments(second))
     text = str(error.value)
     assert text.startswith(f"{first}: found training on masks of 2 of the 2 classes")
-    assert "(cat, sofa; CLIP > inductive tiny5/zs)" in text
+    assert "(cat, sofa; CLIP > inductive tiny5:zs)" in text
     assert "take DATASETS.ZERO_SHOT.SPLIT zs, " in text
     assert not (tmp_path / "second").exists()
     # As a library, too.
@@ -128,7 +128,7 @@ def test_classes_of_the_start_that_are_called_unseen_are_refused(
     zs = ("DATASETS.ZERO_SHOT.SPLIT", "zs", "OUTPUT_DIR", tmp_path / "third")
     train_net.main(run_arguments(second, *zs))
     assert provenance(tmp_path / "third" / "model_final.pth").history == (
-        "CLIP > inductive tiny5/zs > inductive tiny5/zs"
+        "CLIP > inductive tiny5:zs > inductive tiny5:zs"
     )
 
 
@@ -259,7 +259,7 @@ def test_a_grandchild_remembers(
     train_net.main(run_arguments(third, "DATASETS.ZERO_SHOT.SETTING", "supervised"))
     found = results(tmp_path / "third")
     assert found["run"]["history"] == (
-        "CLIP > inductive tiny5/zs > inductive tiny5/two > supervised tiny5"
+        "CLIP > inductive tiny5:zs > inductive tiny5:two > supervised tiny5"
     )
     assert found["run"]["zero_shot"] is False and found["run"]["trained_unseen"] == []
     stage = provenance(tmp_path / "third" / "model_final.pth").stages[-1]
@@ -277,7 +277,7 @@ def test_the_proof_checks_the_start(
     assert "Proved" not in capsys.readouterr().out
     zs = ("DATASETS.ZERO_SHOT.SPLIT", "zs")
     proof = prove_protocol(load_config(second, [*zs]), 2)
-    assert "Starts from: CLIP > inductive tiny5/zs\n" in proof.report()
+    assert "Starts from: CLIP > inductive tiny5:zs\n" in proof.report()
     assert proof.conclusion().startswith("Proved")
 
 
@@ -290,7 +290,7 @@ def test_without_provenance_nothing_is_proved(
     train_net.main(run_arguments(config))
     found = results(tmp_path / "second")["run"]
     assert found["protocol"].endswith("; ancestry unknown") and found["zero_shot"] is None
-    assert found["history"] == "ancestry unknown > inductive > inductive tiny5/zs"
+    assert found["history"] == "ancestry unknown > inductive > inductive tiny5:zs"
     proof = prove_protocol(load_config(config), 1)
     assert "Proved" not in proof.conclusion()
     assert "ancestry of" in proof.conclusion() and "ancestry unknown" in proof.report()

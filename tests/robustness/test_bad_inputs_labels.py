@@ -244,5 +244,5 @@ def test_mean_over_an_undefined_class(bench: Bench) -> None:
     seen = [value for name, value in ious.items() if name not in TOY_UNSEEN]
     assert len(seen) == len(TOY_NAMES) - len(TOY_UNSEEN) - 1
     assert result["mIoU-seen"] == pytest.approx(np.mean(seen))
-    (row,) = [line for line in bench.said().splitlines() if line.startswith("mIoU-seen")]
+    (row,) = [line for line in bench.said().splitlines() if line.startswith("mIoU-seen ")]
     assert row.split() == ["mIoU-seen", f"{result['mIoU-seen']:.2f}", "2"]

@@ -215,7 +215,9 @@ def test_error_in_a_loader_process(bench: Bench) -> None:
     image = bench.root / "images" / "train" / "0.png"
     image.unlink()
     (image.parent / "0.png").write_bytes(b"")
-    refused(call, f"DatasetError: {image}: cannot decode this image (it has 0 bytes)", "replace or")
+    refused(
+        call, f"DatasetError: {image}: cannot decode this image (it has 0 bytes)", "replace it, or"
+    )
     assert not list(bench.output.glob("*.pth"))
 
 

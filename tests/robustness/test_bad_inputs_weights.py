@@ -270,6 +270,6 @@ def test_damaged_download(bench: Bench) -> None:
     refused(
         call,
         f"CheckpointError: {file}: sha256 is {found}, expected {name}; the download is damaged",
-        f"remove {blob / name} and start again with a network",
+        f"move {blob / name} away and start again with a network",
     )
     assert not bench.output.exists()

@@ -134,7 +134,7 @@ def test_whatever_a_file_holds_is_read_or_a_value_error(tree: object) -> None:
 def test_history_says_what_is_missing() -> None:
     stage = Stage("inductive", "zs", "pets", masks=(("cat",),))
     assert Provenance().history == "CLIP"
-    assert Provenance().then(stage).history == "CLIP > inductive pets/zs"
+    assert Provenance().then(stage).history == "CLIP > inductive pets:zs"
     assert Provenance(is_complete=False).then(stage).history == (
-        "ancestry unknown > inductive pets/zs"
+        "ancestry unknown > inductive pets:zs"
     )

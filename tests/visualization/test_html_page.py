@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -77,30 +78,39 @@ def web_result(folder: Path) -> str:
     return render_result(encoded, Settings("both", 0.1, 0.0), 0.5)
 
 
+def segment(handlers: Any, image: dict[str, str], words: str) -> None:
+    """As one visitor asks."""
+    from gradio import Request
+
+    handlers.segment(Request(session_hash="visitor"), None, image, words, "", "both", 0.1, 0.0, 0.5)
+
+
 def web_message(folder: Path) -> str:
     gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
     from tagclip.projects.webdemo.handlers import Handlers
+    from tagclip.projects.webdemo.session import Uploads
 
     image = folder / f"{FILE}.png"
     image.write_text("no image")
     predictor = TagCLIPPredictor.from_checkpoint(folder / "model_final.pth")
     with pytest.raises(gradio.Error) as caught:
-        handlers = Handlers(predictor, Limits(), folder)
-        handlers.segment(None, {"path": str(image)}, "dog", "", "both", 0.1, 0.0, 0.5)
+        handlers = Handlers(predictor, Limits(), Uploads(folder, ()))
+        segment(handlers, {"path": str(image)}, "dog")
     return caught.value.message
 
 
 def web_warning(folder: Path) -> str:
     gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
     from tagclip.projects.webdemo.handlers import Handlers
+    from tagclip.projects.webdemo.session import Uploads
 
     shown: list[str] = []
     predictor = TagCLIPPredictor.from_checkpoint(folder / "model_final.pth")
     image = {"path": str(folder.parent / "images" / "val" / "1.png")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradio, "Warning", shown.append)
-        handlers = Handlers(predictor, Limits(), folder.parent)
-        handlers.segment(None, image, CLASS, "", "both", 0.1, 0.0, 0.5)
+        handlers = Handlers(predictor, Limits(), Uploads(folder.parent, ()))
+        segment(handlers, image, CLASS)
     return shown[0]
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -46,6 +47,13 @@ def files_below(root: str | Path) -> Iterator[Path]:
         tops = links
 
 
+class _Bar(tqdm):
+    """tqdm's own lock is one of processes, which a training that is killed leaves to the system."""
+
+
+_Bar.set_lock(RLock())
+
+
 def map_files(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -67,7 +75,7 @@ def map_files(
         DatasetError: a process died.
         Exception: whatever the function raises; what has not begun is then dropped.
     """
-    bar = partial(tqdm, desc=title, total=len(items), unit="file", disable=None)
+    bar = partial(_Bar, desc=title, total=len(items), unit="file", disable=None)
     if processes is None:
         pool, chunk = ThreadPoolExecutor(min(8, os.cpu_count() or 1)), 1
     elif processes < 2:

@@ -199,7 +199,7 @@ class CLIPSource:
         """
         if self.path is None:
             return None
-        if self._tag:
+        if "mean" in self._tag:
             return statistics(self._tag["mean"], self._tag["std"])
         return beside_weights(self.path)
 
