@@ -40,12 +40,15 @@ def is_video(path: str | Path) -> bool:
     return Path(path).suffix.lower() in _VIDEOS
 
 
-def find_images(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
+def find_images(
+    inputs: Sequence[str], output: Path, option: str = "--input"
+) -> list[tuple[Path, Path]]:
     """List images and where their pictures go.
 
     Args:
         inputs: files (of any suffix), folders (with the folders below) and globs.
         output: a folder, whose own files are no input; or a .png file for a single image.
+        option: what messages call the inputs.
 
     Returns:
         (image, picture) pairs without doubles, folders and globs in alphabetical order. Pictures
@@ -56,7 +59,7 @@ def find_images(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
     """
     unique: dict[Path, tuple[Path, Path]] = {}
     for text in inputs:
-        for path, relative in _expand(text, output):
+        for path, relative in _expand(text, output, option):
             unique.setdefault(path.resolve(), (path, relative))
     found = dict(unique.values())
     if output.suffix.lower() == ".png":
@@ -76,13 +79,13 @@ def find_images(inputs: Sequence[str], output: Path) -> list[tuple[Path, Path]]:
     doubles = [str(p) for p, count in Counter(picture for _, picture in pairs).items() if count > 1]
     if doubles:
         raise ConfigError(
-            f"--input: several images would be drawn as {doubles[0]}; give them in separate runs "
+            f"{option}: several images would be drawn as {doubles[0]}; give them in separate runs "
             "or with the folder that holds them all"
         )
     return pairs
 
 
-def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
+def _expand(text: str, output: Path, option: str) -> list[tuple[Path, Path]]:
     """(file, its path below the input) pairs of one input."""
     path = Path(expand_path(text))
     if path.is_file():
@@ -95,7 +98,8 @@ def _expand(text: str, output: Path) -> list[tuple[Path, Path]]:
         pairs = [(Path(m), Path(Path(m).name)) for m in matches if _is_input(Path(m), output)]
     if not pairs:
         what = "no image in this folder" if path.is_dir() else "no such file, folder or match"
-        raise ConfigError(f"--input {text}: {what}; expected images ({', '.join(sorted(_IMAGES))})")
+        kinds = ", ".join(sorted(_IMAGES))
+        raise ConfigError(f"{option} {text}: {what}; expected images ({kinds})")
     return pairs
 
 

@@ -208,6 +208,8 @@ def test_examples_are_scenes_of_minibench_or_of_a_folder(
 ) -> None:
     (target := tmp_path / "served").mkdir()
     assert find_examples(predictor, None, target) == []
+    with pytest.raises(ConfigError, match=r"--examples .*nothing: no such file"):
+        find_examples(predictor, str(tmp_path / "nothing"), target)
     ((copy, words),) = find_examples(predictor, str(image), target)
     assert Path(copy).name == image.name and words == "" and target in Path(copy).parents
     predictor.cfg.defrost()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ from tagclip.projects.webdemo.session import (
     encode_image,
 )
 from tagclip.utils.text import one_line
-from tagclip.visualization.html_page import render
 
 __all__ = ["Handlers"]
 
@@ -127,7 +127,7 @@ class Handlers:
 
 def _message(text: str) -> str:
     """One line as HTML, which gradio takes messages for."""
-    return render("message.html.j2", __package__, text=" ".join(text.split()))
+    return html.escape(" ".join(text.split()), quote=False)
 
 
 @contextmanager

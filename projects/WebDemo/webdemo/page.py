@@ -75,13 +75,6 @@ class _Widgets:
     def _lay_out_answer(self, predictor: TagCLIPPredictor) -> None:
         start = Settings.from_config(predictor.cfg)
         has_token = predictor.model.trusty_target is not None
-        self.result = gr.HTML(
-            render("empty.html.j2", __package__),
-            apply_default_css=False,
-            js_on_load=(_HERE / "hover.js").read_text(encoding="utf-8"),
-            css_template=(_HERE / "result.css").read_text(encoding="utf-8"),
-            elem_id="result",
-        )
         with gr.Row():
             gate = gr.Radio(
                 list(GATE_MODES),
@@ -97,6 +90,13 @@ class _Widgets:
             threshold = _slider("Background threshold", "Lower scores become other.", limit)
             opacity = _slider("Opacity", "Of the colours.", 0.5)
         self.sliders = [gate, bias, threshold, opacity]
+        self.result = gr.HTML(
+            render("empty.html.j2", __package__),
+            apply_default_css=False,
+            js_on_load=(_HERE / "hover.js").read_text(encoding="utf-8"),
+            css_template=(_HERE / "result.css").read_text(encoding="utf-8"),
+            elem_id="result",
+        )
         self.save = gr.Button("Save labels and summary", size="sm", elem_id="save")
         self.files = gr.Files(label="Result", visible=False, interactive=False, elem_id="files")
 

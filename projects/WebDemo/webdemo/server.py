@@ -71,7 +71,8 @@ def find_examples(
     """
     if folder is not None:
         examples = []
-        for index, (path, _) in enumerate(find_images([folder], target)[:_MAX_EXAMPLES]):
+        found = find_images([folder], target, "--examples")
+        for index, (path, _) in enumerate(found[:_MAX_EXAMPLES]):
             (target / str(index)).mkdir()
             examples.append((str(shutil.copy(path, target / str(index) / path.name)), ""))
         return examples

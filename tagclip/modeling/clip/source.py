@@ -267,8 +267,11 @@ class CLIPSource:
             word.append(token)
             if tokenizer.decoder[token].endswith("</w>"):
                 single = sum(len(tokenizer.decode([part]).strip()) < 2 for part in word)
-                if len(word) > 1 and 2 * single > len(word):
-                    words.append(tokenizer.decode(word).strip())
+                found = tokenizer.decode(word).strip()
+                # A token of its own may be out of reach: merges come in their order.
+                is_known = f"{found}</w>" in tokenizer.encoder
+                if len(word) > 1 and 2 * single > len(word) and not is_known:
+                    words.append(found)
                 word = []
         return words
 

@@ -21,6 +21,7 @@ from tagclip import TextBank
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.text_bank import prompt_templates
+from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import name_key
 
 TEMPLATES = ("a photo of a {}.", "{} in the scene", "there is the very large {} somewhere here")
@@ -241,6 +242,15 @@ def test_words_that_are_lost_are_named(
                 bank_of_merges(tmp_path, merges)(class_list([name]))
         found = [record.getMessage() for record in caplog.records]
         assert len(found) == bool(warning) and all(warning in message for message in found)
+
+
+def test_words_that_have_a_token_are_known(repository: Path) -> None:
+    """Also one that merging in order never reaches, as "green" of MiniBench's CLIP."""
+    projects = repository / "projects" / "MiniBench"
+    source = CLIPSource(str(projects / "assets" / "mini_clip.json"), "")
+    names = Vocabulary.from_json(projects / "minibench" / "minibench.json").names
+    assert len(names) == 24 and not any(map(source.spelt_words, names))
+    assert source.spelt_words("zebra") == ["zebra"]
 
 
 def test_words_of_other_scripts_and_rare_ones(caplog: pytest.LogCaptureFixture) -> None:
