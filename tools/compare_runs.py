@@ -66,11 +66,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Compare on every dataset."""
-    from tagclip.analysis.comparison import class_rows, differences, load_results
+    from tagclip.analysis.comparison import class_rows, differences, load_results, questions
 
     for dataset, results in load_results(args.runs, args.dataset).items():
         rows = class_rows(results)
-        warnings = differences(results)
+        warnings = differences(results) + questions(results)
         summary = format_summary(dataset, results, warnings)
         print(summary)
         path = args.output / f"{dataset}.md"

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tagclip.data.protocol import Protocol
 from tagclip.errors import ConfigError
 from tagclip.evaluation.results import read_metrics
 from tagclip.utils.text import json_text
 
-__all__ = ["ClassRow", "RunResult", "class_rows", "differences", "load_results", "repetitions"]
+__all__ = ["ClassRow", "RunResult", "class_rows", "differences", "load_results", "questions",
+           "repetitions"]  # fmt: skip
 
 # What differs between repetitions of one experiment.
 _PER_REPETITION = (
@@ -142,6 +144,12 @@ def differences(results: Sequence[RunResult]) -> list[str]:
     return lines
 
 
+def questions(results: Sequence[RunResult]) -> list[str]:
+    """What nobody has decided about the classes of a run: one line per run that has such pairs."""
+    asked = ((result.label, Protocol.question(result.run("similar_names"))) for result in results)
+    return [f"{label}: {question}" for label, question in asked if question]
+
+
 def _facts(result: RunResult) -> dict[str, str]:
     content = result.content
     fingerprint = str(content.get("vocabulary_fingerprint"))
@@ -162,6 +170,8 @@ def _protocol(result: RunResult) -> str:
     text = f"{result.run('setting')}{', which reads where unseen pixels are' * reads_novel}"
     if trained := result.run("trained_unseen"):
         text += f", not zero-shot (masks of {len(trained)} unseen classes)"
+    for what, names in (result.run("earlier_traces") or {}).items():
+        text += f", a training before {what} {len(names)} unseen classes"
     # Results of before this was recorded say neither.
     if "zero_shot" in result.content["run"] and result.run("zero_shot") is None:
         text += ", ancestry unknown"

@@ -214,8 +214,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         for key in restored:
             self._restore(path, key, checkpoint)
         if restored:
-            # Its training is among the stages already, with what it started from.
-            self.model.provenance = saved_provenance(saved, path)
+            self._continue(saved_provenance(saved, path), path)
         else:
             self._begin(saved_provenance(saved, path), path)
         others, free = changed_keys(saved, self.metadata) if restored else ("", "")
@@ -227,6 +226,14 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         if free:
             self.logger.info("Resuming with other keys, which change no weight: %s", free)
         return checkpoint
+
+    def _continue(self, provenance: Provenance, path: str | Path) -> None:
+        """Its training is among the stages already, with its start, if it is the same one."""
+        last = provenance.stages[-1] if provenance.stages else None
+        if last and replace(last, start="", start_sha256="") == self._stage:
+            self.model.provenance = provenance
+        else:
+            self._begin(provenance, path)
 
     def _begin(self, provenance: Provenance, start: str | Path = "") -> None:
         """Give the model the provenance of its start, and of its own training if there is one."""

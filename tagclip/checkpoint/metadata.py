@@ -280,17 +280,20 @@ def saved_provenance(saved: dict[str, Any], path: str | Path) -> Provenance:
     Raises:
         CheckpointError: the provenance is none.
     """
+    provenance = Provenance(is_complete=False)
     if saved.get("provenance") is not None:
         try:
-            return Provenance.from_json(saved["provenance"])
+            provenance = Provenance.from_json(saved["provenance"])
         except ValueError as error:
             raise CheckpointError(
                 f"{path}: found no readable tagclip.provenance ({error}), expected that of "
                 "tools/train_net.py; the file is damaged or was written by a newer version"
             ) from error
-    seen = saved.get("seen_classes")
+    # A training loop of somebody's own may have written the classes and no stage of its own.
+    known = {name for stage in provenance.stages for names in stage.masks for name in names}
+    seen = [name for name in saved.get("seen_classes") or () if name not in known]
     if not seen:
-        return Provenance(is_complete=False)
+        return provenance
     config = _config_tree(saved.get("config")) or {}
     split, setting = (
         reduce(_child, ("DATASETS", "ZERO_SHOT", key), config) for key in ("SPLIT", "SETTING")
@@ -300,7 +303,7 @@ def saved_provenance(saved: dict[str, Any], path: str | Path) -> Provenance:
         split=str(split or ""),
         masks=tuple((name,) for name in seen),
     )
-    return Provenance((stage,), is_complete=False)
+    return Provenance((*provenance.stages, stage), is_complete=False)
 
 
 def _config_tree(text: Any) -> dict[str, Any] | None:

@@ -122,6 +122,10 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
     state, wrappers = unwrap(content, path)
     check_finite(state, path, _EARLIER)
     others = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
+    # What a checkpoint of ours says about itself, if it was wrapped as a whole.
+    for key, value in content.items():
+        if f"[{key!r}]" in wrappers and isinstance(value, dict) and "tagclip" in value:
+            others.setdefault("tagclip", value["tagclip"])
     return others | {"model": state}, wrappers
 
 

@@ -160,12 +160,20 @@ class ProtocolProof:
         text += "transductive setting allows."
         if _NAMES in self.differences:
             text = "no label or name of an unseen class has an effect."
-        if self.provenance.is_complete:
-            return f"Proved for these iterations: {text}"
-        return (
-            f"For these iterations {text} But the ancestry of {self.cfg.MODEL.WEIGHTS} is unknown: "
-            "which masks have trained it before cannot be said."
-        )
+        protocol = Protocol(self.cfg)
+        doubts = [
+            f"a training before {what} {', '.join(names)}"
+            for what, names in protocol.earlier_traces(self.provenance).items()
+        ]
+        if not self.provenance.is_complete:
+            doubts.append(
+                f"the ancestry of {self.cfg.MODEL.WEIGHTS} is unknown: which masks have trained it "
+                "before cannot be said"
+            )
+        doubts += filter(None, [protocol.question(protocol.similar_names(self.provenance))])
+        if doubts:
+            return f"For these iterations {text} But {'; '.join(doubts)}."
+        return f"Proved for these iterations: {text}"
 
     def _accusation(self, changes: str, first: str) -> str:
         found, remedy = self.differences[first], "look for what reads them in training"

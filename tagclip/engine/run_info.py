@@ -106,7 +106,9 @@ def announce_protocol(cfg: CfgNode, model: nn.Module) -> None:
     protocol.check_provenance(provenance, cfg.MODEL.WEIGHTS)
     logger.info("Protocol: %s", protocol.describe(provenance))
     logger.info("Trained on masks: %s", provenance.history)
-    if question := protocol.similar_names(provenance):
+    tested = [protocol.dataset(name) for name in cfg.DATASETS.TEST]
+    pairs = {pair for each in (None, *tested) for pair in protocol.similar_names(provenance, each)}
+    if question := protocol.question(sorted(pairs)):
         logger.warning("%s: %s", cfg.MODEL.WEIGHTS, question)
 
 
@@ -130,10 +132,10 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
 
     What the trainings before did to the protocol is in `Protocol.record`.
 
-    ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only, what
-    training started from otherwise ("" for CLIP). ``weights_dropped`` lists what the config
-    leaves out of it. ``iterations`` is how long a run has trained that evaluates in between or
-    at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
+    ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only; what a
+    training started from is the ``start`` of `Protocol.record`. ``weights_dropped`` lists what the
+    config leaves out of it. ``iterations`` is how long a run has trained that evaluates in between
+    or at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     tagclip, protocol = cfg.MODEL.TAGCLIP, Protocol(cfg)

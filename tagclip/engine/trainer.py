@@ -41,6 +41,7 @@ from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
 from tagclip.solver.lr_scheduler import build_lr_scheduler
 from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
+from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.quiet import silence
 
@@ -69,7 +70,7 @@ class ZeroShotTrainer(DefaultTrainer):
         stage = Protocol(cfg).stage()
         seeded_step(cfg.SEED, 0, -1)
         model = self.build_model(cfg)
-        model.provenance = model.provenance.then(stage)
+        model.provenance = Provenance().then(stage)
         optimizer = self.build_optimizer(cfg, model)
         amp = cfg.SOLVER.AMP
         self._stream = self.build_train_loader(cfg)
@@ -265,9 +266,9 @@ class ZeroShotTrainer(DefaultTrainer):
         Protocol(cfg).check_provenance(provenance, cfg.MODEL.WEIGHTS)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
-            for evaluator in evaluators:
-                if isinstance(evaluator, ZeroShotSemSegEvaluator):
-                    evaluator.provenance = provenance
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if isinstance(evaluator, ZeroShotSemSegEvaluator):
+                evaluator.provenance = provenance
         return super().test(cfg, model, evaluators)
 
     @classmethod

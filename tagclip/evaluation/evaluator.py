@@ -232,10 +232,13 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         """Return what ``metrics.json`` holds, nan where undefined."""
         vocabulary, values = self._vocabulary, per_class(confusion)
         seen, by_split, run = self._seen, None, self._run_info
-        if self.provenance is not None:
-            seen = np.array(self.provenance.trained(vocabulary))
-            if self._protocol is not None:
-                run = run | self._protocol.record(self.provenance)
+        provenance = self.provenance
+        if self._protocol is not None:
+            provenance = provenance or Provenance(is_complete=False)
+            run = run | self._protocol.record(provenance, vocabulary)
+        # Of what nothing is known the split is all that there is to say.
+        if provenance and (provenance.stages or provenance.is_complete):
+            seen = np.array(provenance.trained(vocabulary))
         metrics = summarize(confusion, seen)
         if self._seen is not None and not np.array_equal(seen, self._seen):
             by_split = summarize(confusion, self._seen)
@@ -284,7 +287,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         if content["metrics_by_split"] is not None:
             table = format_table(content["metrics_by_split"], content["classes_averaged_by_split"])
             logger.info("%s, seen as in split %s\n%s", self._name, content["split"], table)
-        if self.provenance is not None and self._protocol is not None:
+        if self._protocol is not None:
             run = content["run"]
             if run["trained_unseen"] or run["zero_shot"] is None:
                 logger.warning("%s: %s", self._name, run["protocol"])

@@ -37,7 +37,7 @@ class TagCLIP(nn.Module):
     `Vocabulary` that is asked.
 
     Attributes:
-        provenance: whose masks it has learned from; who loads or trains weights sets it.
+        provenance: whose masks it has learned from; unknown until weights are loaded or trained.
     """
 
     @configurable
@@ -82,7 +82,7 @@ class TagCLIP(nn.Module):
         self.unknown_classes, self.trusty_target = unknown_classes, trusty_target
         self.gate, self.inference_settings = gate, inference
         self.self_training = self_training
-        self.provenance = Provenance()
+        self.provenance = Provenance(is_complete=False)
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)

@@ -83,8 +83,29 @@ class Provenance:
         A class is one of a stage if it shares a name or a prompt with it, however spelt, or if
         both are labels of known datasets for the same thing.
         """
-        known = {key for stage in self.stages for names in stage.masks for key in _keys(names)}
-        return tuple(bool(_keys(entry.names) & known) for entry in vocabulary.classes)
+        flags = [False] * len(vocabulary)
+        for stage in self.stages:
+            masks = {key for names in stage.masks for key in _keys(names)}
+            # A list that holds the class itself without masks has told it from its synonyms.
+            others = {_compact(names[0]) for names in stage.others}
+            for index, entry in enumerate(vocabulary.classes):
+                if _keys(entry.names) & masks and _compact(entry.name) not in others:
+                    flags[index] = True
+        return tuple(flags)
+
+    def touched(self, vocabulary: Vocabulary, kind: str) -> list[str]:
+        """Names of the classes that a stage has learned about without their masks.
+
+        Args:
+            vocabulary: class list.
+            kind: ``pseudo_labels`` or ``positions``, see `Stage`.
+        """
+        keys: set[str] = set()
+        for stage in self.stages:
+            wanted = getattr(stage, kind)
+            lists = (*stage.masks, *stage.others, *((name,) for name in wanted))
+            keys |= {key for names in lists if names[0] in wanted for key in _keys(names)}
+        return [entry.name for entry in vocabulary.classes if _keys(entry.names) & keys]
 
     def similar(self, vocabulary: Vocabulary, classes: Iterable[str]) -> list[tuple[str, str]]:
         """Pairs of names that may mean the same, which nothing but a person can decide.
@@ -179,7 +200,14 @@ def _same_labels() -> dict[str, str]:
 
 
 def _similar(names: Sequence[str], others: Sequence[str]) -> bool:
-    return any(_may_be_one(_compact(a), _compact(b)) for a, b in product(names, others))
+    pairs = list(product(names, others))
+    is_turned = any(_words(a) == _words(b) for a, b in pairs)
+    return is_turned or any(_may_be_one(_compact(a), _compact(b)) for a, b in pairs)
+
+
+def _words(name: str) -> list[str]:
+    """ "ball, red" has those of "red ball"."""
+    return sorted(map(_compact, name.split()))
 
 
 def _may_be_one(a: str, b: str) -> bool:

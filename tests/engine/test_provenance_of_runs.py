@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.evaluation import inference_on_dataset
 from helpers.tiny_run import (
     NAMES,
     changed,
@@ -23,10 +25,17 @@ from helpers.tiny_run import (
 )
 from helpers.toy_dataset import forget, write_json
 
-from tagclip import ZeroShotTrainer, load_config, register_zero_shot_sem_seg
-from tagclip.checkpoint import read_checkpoint
+from tagclip import (
+    TagCLIPCheckpointer,
+    ZeroShotTrainer,
+    load_config,
+    register_zero_shot_sem_seg,
+)
+from tagclip.checkpoint import checkpoint_metadata, load_trained, read_checkpoint
+from tagclip.checkpoint.conversion.files import convert_file
 from tagclip.engine.protocol_proof import prove_protocol
 from tagclip.errors import ProtocolError
+from tagclip.solver import build_optimizer
 from tagclip.structures import Provenance
 
 ALLOW = ("DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN", True)
@@ -161,6 +170,10 @@ def test_similar_names_are_asked_about_and_train(
     train_net.main(run_arguments(run(tree, "second", "MODEL.WEIGHTS", str(first), *FAST)))
     (line,) = [r.getMessage() for r in caplog.records if "decides nothing" in r.getMessage()]
     assert "'cats' and 'cat'" in line and "NOT" not in line
+    config = load_config(first.parent.parent / "second.yaml")
+    assert results(Path(config.OUTPUT_DIR))["run"]["similar_names"] == [["cats", "cat"]]
+    proof = prove_protocol(config, 1)
+    assert "Proved" not in proof.conclusion() and "'cats' and 'cat'" in proof.conclusion()
 
 
 @pytest.fixture
@@ -236,7 +249,12 @@ def test_another_dataset_is_grouped_by_the_masks_too(
     assert found["metrics_by_split"]["mIoU-unseen"] == next(
         entry["IoU"] for entry in found["classes"] if entry["name"] == "couch"
     )
-    assert found["run"]["zero_shot"] is True
+    # What that split calls unseen has been trained, and both tables stand there.
+    assert found["run"]["zero_shot"] is False and found["run"]["trained_unseen"] == ["couch"]
+    text = (
+        "by split own of other NOT zero-shot: trained on masks of 1 of its unseen classes (couch)"
+    )
+    assert text in found["run"]["protocol"]
 
 
 def test_an_evaluation_is_refused_as_well(
@@ -301,7 +319,16 @@ def test_without_provenance_nothing_is_proved(
     bare = tmp_path / "bare.pth"
     torch.save({"model": torch.load(first, weights_only=True)["model"]}, bare)
     train_net.main(run_arguments(config, *TWO, "MODEL.WEIGHTS", bare, "OUTPUT_DIR", tmp_path / "b"))
-    assert results(tmp_path / "b")["run"]["zero_shot"] is None
+    found = results(tmp_path / "b")
+    assert found["run"]["zero_shot"] is None
+    # Of a checkpoint that names no classes nothing is known but the split.
+    train_net.main(
+        run_arguments(config, "MODEL.WEIGHTS", bare, "OUTPUT_DIR", tmp_path / "c", eval_only=True)
+    )
+    found = results(tmp_path / "c")
+    assert found["run"]["history"] == "ancestry unknown" and found["run"]["start"] is None
+    flags = {entry["name"]: entry["seen"] for entry in found["classes"]}
+    assert flags == {"cat": True, "dog": False, "grass": True, "sky": False, "sofa": True}
 
 
 def test_a_damaged_provenance_is_refused(
@@ -343,6 +370,15 @@ def test_pseudo_labels_and_positions_are_recorded_apart(
     train_net.main(run_arguments(config, *opts))
     text = results(tmp_path / "third")["run"]["protocol"]
     assert text.endswith("; a training before learned from pseudo-labels of 2 unseen classes")
+    proof = prove_protocol(load_config(config, ["MODEL.WEIGHTS", str(transductive)]), 1)
+    assert "Proved" not in proof.conclusion() and "pseudo-labels of dog, sky" in proof.conclusion()
+    # Under another spelling, too.
+    tree = tiny_tree(splits={"zs": {"unseen": ["Sky"]}})
+    tree["classes"][3]["name"] = "Sky"
+    spelt = run(tree, "spelt", *FAST, "MODEL.WEIGHTS", str(transductive))
+    train_net.main(run_arguments(spelt))
+    text = results(tmp_path / "spelt")["run"]["protocol"]
+    assert text.endswith("; a training before learned from pseudo-labels of 1 unseen classes")
     train_net.main(run_arguments(config, *novel, "MODEL.WEIGHTS", "", "OUTPUT_DIR", tmp_path / "n"))
     stage = provenance(tmp_path / "n" / "model_final.pth").stages[-1]
     assert (stage.pseudo_labels, stage.positions) == ((), ("dog", "sky"))
@@ -359,3 +395,78 @@ def test_clip_alone_has_seen_nothing(
     assert found["metrics"]["mIoU-seen"] is None
     assert found["metrics_by_split"]["mIoU-seen"] is not None
     assert (found["run"]["history"], found["run"]["zero_shot"]) == ("CLIP", True)
+
+
+def test_weights_that_came_another_way_are_unknown(first: Path, tmp_path: Path) -> None:
+    """detectron2's own checkpointer tells a model nothing about its masks."""
+    cfg = load_config(tmp_path / "first.yaml")
+    model = ZeroShotTrainer.build_model(cfg)
+    DetectionCheckpointer(model).load(str(first))
+    assert model.provenance.history == "ancestry unknown"
+    ZeroShotTrainer.test(cfg, model)
+    assert results(tmp_path / "first")["run"]["zero_shot"] is None
+
+
+def test_a_training_loop_of_ones_own_is_not_forgotten(first: Path, tmp_path: Path) -> None:
+    cfg = load_config(tmp_path / "first.yaml")
+    model = ZeroShotTrainer.build_model(cfg)
+    metadata = checkpoint_metadata(cfg, model)
+    loop = TagCLIPCheckpointer(
+        model, str(tmp_path / "loop"), metadata=metadata, optimizer=build_optimizer(cfg, model)
+    )
+    (tmp_path / "loop").mkdir()
+    loop.load("")
+    loop.save("own")
+    saved = load_trained(cfg, str(tmp_path / "loop" / "own.pth")).provenance
+    assert saved.history == "ancestry unknown > inductive"
+    assert saved.stages[0].masks == (("cat",), ("grass",), ("sofa",))
+
+
+def test_an_evaluator_that_is_passed_in_knows_as_much(second: Path, tmp_path: Path) -> None:
+    cfg = load_config(tmp_path / "second.yaml")
+    model = load_trained(cfg, str(second))
+    (name,) = cfg.DATASETS.TEST
+    ZeroShotTrainer.test(cfg, model, [ZeroShotTrainer.build_evaluator(cfg, name)])
+    assert results(second.parent)["run"]["zero_shot"] is False
+    inference_on_dataset(
+        model,
+        ZeroShotTrainer.build_test_loader(cfg, name),
+        ZeroShotTrainer.build_evaluator(cfg, name),
+    )
+    found = results(second.parent)["run"]
+    assert found["zero_shot"] is None and "ancestry unknown" in found["protocol"]
+
+
+def test_a_run_resumed_with_other_keys_is_two_trainings(
+    run: Any, train_net: ModuleType, tmp_path: Path
+) -> None:
+    config = run(tiny_tree(splits=SPLITS), "second")
+    train_net.main(run_arguments(config, *FAST))
+    transductive = ("DATASETS.ZERO_SHOT.SETTING", "transductive")
+    train_net.main(run_arguments(config, *transductive, resume=True))
+    stages = provenance(tmp_path / "second" / "model_final.pth").stages
+    assert [stage.setting for stage in stages] == ["inductive", "transductive"]
+    assert stages[1].pseudo_labels == ("dog", "sky") and stages[1].start == "model_final.pth"
+
+
+def test_a_checkpoint_wrapped_as_a_whole_keeps_what_it_says(first: Path, tmp_path: Path) -> None:
+    torch.save({"state_dict": torch.load(first, weights_only=True)}, tmp_path / "nested.pth")
+    assert provenance(tmp_path / "nested.pth") == provenance(first)
+
+
+def test_a_list_may_tell_synonyms_apart(run: Any, train_net: ModuleType, tmp_path: Path) -> None:
+    """Its own classes with and without masks share a prompt, or a label of known datasets."""
+    tree = tiny_tree(splits={"zs": {"unseen": ["sky-other", "dog"]}})
+    tree["classes"][3]["name"], tree["classes"][2]["name"] = "sky-other", "sky"
+    tree["classes"][0]["prompts"] = tree["classes"][1]["prompts"] = ["pet"]
+    train_net.main(run_arguments(run(tree, "apart", *FAST)))
+    found = results(tmp_path / "apart")
+    assert found["run"]["zero_shot"] is True and found["metrics_by_split"] is None
+
+
+def test_a_full_copy_says_how_it_was_trained(first: Path, tmp_path: Path) -> None:
+    old = rewrite(first, tmp_path / "old.pth", lambda t: t.pop("provenance"))
+    cfg = load_config(tmp_path / "first.yaml", ["DATASETS.ZERO_SHOT.SETTING", "transductive"])
+    lines = convert_file(old, tmp_path / "full.pth", cfg=cfg, full=True)
+    assert "trained on masks: ancestry unknown > inductive" in lines
+    assert provenance(tmp_path / "full.pth").history == "ancestry unknown > inductive"

@@ -239,9 +239,11 @@ def _copy_full(
     model = load_trained(cfg, str(source), strict=True)
     state, own = dict(model.state_dict()), _metadata_at(target, cfg, model)
     files = {key: own[key] for key in ("config", "vocabularies", "clip_json", "clip_merges")}
+    files["provenance"] = model.provenance.to_json()
     write_atomic(target, serialised({"model": state, "tagclip": metadata | files}))
     return [
         f"{source}: checkpoint of TagCLIP for Detectron2",
+        f"trained on masks: {model.provenance.history}",
         *summary(state),
         "dropped: state of the training run (optimizer, iteration)",
         f"written: {target}, sha256 {file_sha256(target)}",
