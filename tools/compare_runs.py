@@ -149,10 +149,13 @@ def format_classes(rows: Sequence[ClassRow], results: Sequence[RunResult]) -> st
         change = [_percent(row.difference, "+")] if several else []
         part = {True: "seen", False: "unseen", None: ""}[row.seen]
         cells.append([row.name, part, *values, *change])
-    head = ["class", "", *(f"IoU {number}" for number in numbers)]
+    by_masks = results[0].is_seen_by_masks
+    head = ["class", "by masks" * by_masks, *(f"IoU {number}" for number in numbers)]
     head += ["difference" if len(results) == 2 else "mean difference"] * several
     missing = len(results[0].content["classes"]) - len(rows)
     note = f"\n{missing} classes of the first run are not in all runs.\n" if missing else ""
+    if by_masks:
+        note += "\nBy masks: seen are classes whose masks trained run 1, not those of the split.\n"
     return f"{markdown_table(head, cells)}\n{note}"
 
 
@@ -168,7 +171,8 @@ def draw_classes(
     names = [f"{STAR} {row.name}" if row.seen is False else row.name for row in rows]
     several = len(results) > 1
     panels = ["IoU (%)", *["difference to run 1 (points)"] * several]
-    title = f"{dataset}: IoU per class" + f" ({STAR}: unseen class)" * any(unseen)
+    kind = "unseen by the masks of run 1" if results[0].is_seen_by_masks else "unseen class"
+    title = f"{dataset}: IoU per class" + f" ({STAR}: {kind})" * any(unseen)
     figure, columns = class_chart(names, unseen, panels, title, max(0.18, 0.05 * len(results)))
     for column in columns:
         draw_values(column.axes[0], [rows[k].iou for k in column.classes])

@@ -9,9 +9,11 @@ python tools/demo.py --weights model_final.pth --input photos/ --output out/ \\
 python tools/demo.py --weights model_final.pth --input street.mp4 --vocab-file words.txt \\
     --output out/
 
-Pictures show the image, its segments, their confidence and the trusty map; classes with a star had
-no mask in training. Images are read as in training: upright, without transparency. A file that
-cannot be read is listed at the end, with exit code 1; finished pictures are not made again.
+Pictures show the image, its segments, their confidence and the trusty map; classes with a star
+count as unseen: by the split of the training or, in another list, by their names
+(MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES). Images are read as in training: upright, without
+transparency. A file that cannot be read is listed at the end, with exit code 1; finished pictures
+are not made again.
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ class RunResult:
         by_split = self.content.get("metrics_by_split") or {}
         return by_split.get(name, self.content["metrics"].get(name))
 
+    @property
+    def is_seen_by_masks(self) -> bool:
+        """Whether its classes are called seen by the masks of training, against the split."""
+        return bool(self.content.get("metrics_by_split"))
+
     def run(self, key: str) -> Any:
         """What the run says about itself; None if it does not."""
         return self.content["run"].get(key)
@@ -58,7 +63,8 @@ class ClassRow:
 
     Attributes:
         name: display name.
-        seen: as the first run reports it; None without a partition.
+        seen: as the first run reports it, see `RunResult.is_seen_by_masks`; None without a
+            partition.
         iou: one value per run in percent, nan where undefined.
         difference: mean of the other runs minus the first, in percentage points; the IoU itself
             for a single run.

@@ -10,9 +10,10 @@
 
 One annotation is one class on one image, a compressed RLE in pixels of the image. ``category_id``
 is the value of the class in the label files, as in COCO-Stuff and in what detectron2 writes of
-datasets with ids; ``supercategory`` is "seen" or "unseen". ``score`` is the mean score of the
-pixels. Pixels without a class are in no annotation. ``annotations`` alone are results for
-``COCO.loadRes``.
+datasets with ids; ``supercategory`` is "seen" or "unseen", by the split or, in the demo, as for
+the gate, and "class" without a split; it does not say whose masks trained the model. ``score`` is
+the mean score of the pixels. Pixels without a class are in no annotation. ``annotations`` alone are
+results for ``COCO.loadRes``.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ __all__ = [
     "stack_pictures",
 ]
 
-UNSEEN_NOTE = f"{UNSEEN_MARK} unseen class: no mask of it in training"
+# By the flags of the vocabulary; whose masks trained a model is in its provenance.
+UNSEEN_NOTE = f"{UNSEEN_MARK} counts as unseen"
 UNLABELLED_NOTE = "unlabelled pixels are not evaluated"
 HATCHED_NOTE = f"{UNLABELLED_NOTE}: predictions there are hatched"
 NUMBER_NOTE = "a number tells classes of nearly the same colour apart"

@@ -89,8 +89,9 @@ def summarize_prediction(prediction: Mapping[str, Any], vocabulary: Vocabulary) 
     """Count what is on an image.
 
     Returns:
-        ``height`` and ``width`` in pixels; ``classes``: name, seen, share of the pixels and mean
-        score of each class on the image, largest first; ``other``: share of the pixels.
+        ``height`` and ``width`` in pixels; ``classes``: name, seen (as in the vocabulary: for the
+        gate), share of the pixels and mean score of each class on the image, largest first;
+        ``other``: share of the pixels.
     """
     labels = prediction["sem_seg_labels"].numpy()
     scores = prediction["sem_seg_scores"].float().numpy()

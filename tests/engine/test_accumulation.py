@@ -24,7 +24,6 @@ TRANSDUCTIVE = (
 )  # fmt: skip
 CONV = (
     "MODEL.TAGCLIP.TRUSTY.KIND", "conv",
-    "MODEL.TAGCLIP.TRUSTY.CONV.DROPOUT", 0.0,
     "MODEL.TAGCLIP.TRUSTY.CONV.STEPS", 2,
 )  # fmt: skip
 VARIANTS = {
@@ -45,7 +44,7 @@ VARIANTS = {
 
 @pytest.fixture
 def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
-    """Six steps of four images, nothing random but data and initial weights; no evaluation."""
+    """Six steps of four images; only data, weights and the conv head are random; no evaluation."""
     write_tiny_dataset(tmp_path)
     return changed(
         tiny_cfg,

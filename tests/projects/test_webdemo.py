@@ -166,6 +166,11 @@ def test_the_page_holds_pictures_scores_and_shares(
     for name, share in (("★ zebra", (labels == 1).mean()), ("other", (labels < 0).mean())):
         assert re.search(rf"{name}</td><td>{100 * share:.1f} %", page), name
     assert render_result(encoded, settings, 0.0) != page
+    # Whatever masks have trained: the visitor decides what counts.
+    for seen in ([True, True], [True, False]):
+        page = render_result(encoded.with_seen(seen), settings, 0.5)
+        assert ("★ counts as unseen" in page) == (not all(seen))
+        assert "no mask" not in page
 
 
 def test_words_are_data_not_markup(predictor: TagCLIPPredictor, image: Path) -> None:

@@ -140,6 +140,7 @@ def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert page.pictures == [(folder / f"{name}.png").read_bytes() for name in PICTURES]
     assert f"{own['hIoU']:.2f}" in page.words
+    assert "classes are here those of the gate" in " ".join(page.words)
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert html.index(verdict_of(found["figures"])) < html.index("<img ") < html.index("<table")
     rows = list(csv.reader((folder / "figures.csv").open()))
@@ -201,6 +202,7 @@ def test_runs_stand_side_by_side(
     page = Page((folder / "comparison.html").read_text(encoding="utf-8"))
     assert cell in page.words and cell in capsys.readouterr().out
     assert len(page.pictures) == 2
+    assert "classes are here those of the gate" in " ".join(page.words)
     html = (folder / "comparison.html").read_text(encoding="utf-8")
     assert html.index("plain: No gate") < html.index(f"gated: {verdict_of(two)}")
     assert html.index(f"gated: {verdict_of(two)}") < html.index("<img ") < html.index("<table")

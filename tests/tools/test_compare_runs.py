@@ -107,6 +107,24 @@ def test_metrics_and_differences(
     assert (tmp_path / "out" / "toy_val.png").is_file()
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_page_says_what_its_classes_are_called_seen_by(
+    tool: ModuleType, tmp_path: Path, trained: bool
+) -> None:
+    """By masks where these differ from the split, by which the metrics above are."""
+    first = _content(metrics={"mIoU-unseen": None if trained else 20.0})
+    if trained:
+        first["classes"][1]["seen"] = True
+        first["metrics_by_split"] = {"mIoU-unseen": 20.0}
+    runs = [_write(tmp_path / "a", first), _write(tmp_path / "b", _content(seed=1))]
+    tool.main(tool.parse_args([*runs, "--output", str(tmp_path / "out")]))
+    markdown = (tmp_path / "out" / "toy_val.md").read_text()
+    assert _cells(markdown, "| 1  | a")[3] == "20.00"
+    assert _cells(markdown, "| class")[1] == ("by masks" if trained else "")
+    assert _cells(markdown, "| dog")[1] == ("seen" if trained else "unseen")
+    assert ("masks trained run 1, not those of the split" in markdown) == trained
+
+
 def test_mean_and_spread_of_seeds_only(tool: ModuleType) -> None:
     values = {"a": 41.0, "b": 44.5, "c": 39.25}
     contents = [

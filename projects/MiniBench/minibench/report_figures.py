@@ -78,7 +78,7 @@ def draw_per_class_iou(ious: Sequence[float | None], vocabulary: Vocabulary) -> 
     order = sorted(range(len(names)), key=lambda k: (not seen[k], ious[k] is None, -(ious[k] or 0)))
     unseen = [not seen[k] for k in order]
     title = "IoU per class in percent"
-    title += f" ({UNSEEN_MARK} and hatched: unseen)" * any(unseen)
+    title += f" ({UNSEEN_MARK} and hatched: counts as unseen)" * any(unseen)
     figure, columns = class_chart([names[k] for k in order], unseen, [""], title, row_height=0.21)
     means = {flag: _mean([ious[k] for k in order if seen[k] is flag]) for flag in (True, False)}
     for column in columns:

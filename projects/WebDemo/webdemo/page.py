@@ -60,7 +60,7 @@ class _Widgets:
         self.segment = gr.Button("Segment", variant="primary", elem_id="segment")
         self.seen = gr.CheckboxGroup(
             [],
-            label="Seen in training",
+            label="Count as seen",
             info="Ticked by the names of the training classes; change what is wrong.",
             visible=False,
             elem_id="seen",

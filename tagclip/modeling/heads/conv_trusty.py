@@ -215,8 +215,11 @@ class FeatureReplay:
         """
         kept = features.detach().to(torch.float16, copy=True), labels.to(torch.int16)
         if joins:
-            kept = tuple(map(torch.cat, zip(self.batches.pop(), kept, strict=False)))
-        self.batches.append(TrustyBatch(*kept, (int(size[0]), int(size[1])), stride))
+            kept = map(torch.cat, zip(self.batches.pop(), kept, strict=False))
+        features, labels = kept
+        # Joined parts lie otherwise than a whole batch, and dropout draws in memory order.
+        features = features.contiguous(memory_format=torch.channels_last)
+        self.batches.append(TrustyBatch(features, labels, (int(size[0]), int(size[1])), stride))
 
     def draw(self) -> TrustyBatch:
         """Return a random batch of those kept (torch's global generator)."""
