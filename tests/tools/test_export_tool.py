@@ -36,6 +36,7 @@ from PIL import Image
 
 from tagclip import TagCLIPError, TagCLIPPredictor
 from tagclip.checkpoint import read_checkpoint
+from tagclip.checkpoint.metadata import saved_provenance
 from tagclip.data.label_io import read_image
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.export import onnx as exporting
@@ -73,7 +74,9 @@ def test_tool_and_example(
         assert file["largest_difference"] <= TOLERANCE
     sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     assert recipe["fingerprints"]["checkpoint_sha256"] == sha256
-    assert recipe["provenance"] == read_checkpoint(checkpoint)["tagclip"]["provenance"]
+    metadata = read_checkpoint(checkpoint)["tagclip"]
+    assert recipe["provenance"] == saved_provenance(metadata, checkpoint).to_json()
+    assert recipe["provenance"]["stages"]
 
     seen_bias = ["MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.05]
     whole = load(checkpoint, *seen_bias)
