@@ -70,6 +70,8 @@ def class_scores(image, recipe, session):
 
 
 def main(args):
+    if args.labels.resolve() == args.image.resolve():
+        sys.exit(f"{args.labels}: found the image itself, expected another file for the labels")
     recipe_path, model_path = args.export / "model.json", args.export / "model.onnx"
     with expecting(
         recipe_path, "what tools/export_model.py writes; check the folder or export again"

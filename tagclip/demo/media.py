@@ -203,12 +203,12 @@ class VideoFile:
             )
         if suffix in _VP9 and not has_pyav:
             logger.warning("%s: a browser may not play it; for one that does, %s", path, _INSTALL)
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         self._open = _PyavWriter if suffix in _VP9 and has_pyav else _Cv2Writer
         self._path, self._fps, self._writer = path, fps, None
 
     def __enter__(self) -> VideoFile:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def write(self, picture: np.ndarray) -> None:

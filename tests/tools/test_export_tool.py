@@ -194,6 +194,7 @@ def test_the_example_ends_with_one_line(
         "found ValueError: the suffix '.jpg', expected a PNG", folder, image, tmp_path / "a.jpg"
     )
     refused("a.png/x.png: found NotADirectoryError", folder, image, image / "x.png")
+    refused("a.png: found the image itself|expected another file", folder, image, image)
     content = (folder / "model.onnx").read_bytes()
     # Another constant of the graph.
     other = content.replace(b"batch", b"BATCH")
