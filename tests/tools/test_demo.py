@@ -423,5 +423,10 @@ def test_pictures_keep_their_places_and_never_collide(tmp_path: Path) -> None:
     assert sorted(names) == expected
     with pytest.raises(ConfigError, match="several images would be drawn as"):
         find_images([str(tmp_path / "in/a.png"), str(tmp_path / "in/sub/a.png")], out)
+    (tmp_path / "films" / "sub").mkdir(parents=True)
+    (tmp_path / "films" / "sub" / "my v.avi").touch()
+    for text in ("films", "films/*/*"):
+        with pytest.raises(ConfigError, match="found no image, but videos.*--video-input '.*my v"):
+            find_images([str(tmp_path / text)], out)
     with pytest.raises(ConfigError, match="found 4 images for one file"):
         find_images([str(tmp_path / "in")], tmp_path / "x.png")
