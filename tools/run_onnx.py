@@ -36,6 +36,9 @@ def expecting(where, what):
 def read_image(path):
     """(H, W, 3) uint8 RGB as in training: upright, without alpha, 16-bit gray divided by 257."""
     with Image.open(path) as file:
+        tags = file.tag_v2 if file.format == "TIFF" else {}
+        is_deep = file.mode[0] == "I" or max(tags.get(258, (8,))) > 8 or ";16" in str(file.tile)
+        bands = tags.get(277, 3) if tags.get(262) == 2 and not {1, 2} & {*tags.get(338, ())} else 3
         file.load()
         image = ImageOps.exif_transpose(file)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -43,7 +46,12 @@ def read_image(path):
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise ValueError(f"{values.dtype} values {values.min()}..{values.max()}")
         image = Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image.convert("RGB"))
+    if is_deep and (most := pixels.max()) <= 64:
+        print(f"{path}: 16-bit image, dark as read: brightest value {most} of 255", file=sys.stderr)
+    if bands > 3:
+        print(f"{path}: the first 3 of {bands} bands are read as red, green, blue", file=sys.stderr)
+    return pixels
 
 
 def class_scores(image, recipe, session):
@@ -70,10 +78,10 @@ def class_scores(image, recipe, session):
 
 
 def main(args):
+    if args.labels.resolve() == args.image.resolve():
+        sys.exit(f"{args.labels}: found the image itself, expected another file for the labels")
     recipe_path, model_path = args.export / "model.json", args.export / "model.onnx"
-    with expecting(
-        recipe_path, "what tools/export_model.py writes; check the folder or export again"
-    ):
+    with expecting(recipe_path, "what tools/export_model.py writes; check it or export again"):
         recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
         names = recipe["class_names"]
     with expecting(model_path, "the file that model.json describes; export again"):

@@ -22,7 +22,13 @@ import torch
 from tqdm import tqdm
 
 from tagclip.demo.media import find_images
-from tagclip.demo.result_json import JSON_PERIOD, read_entries, segments_of, write_entries
+from tagclip.demo.result_json import (
+    JSON_PERIOD,
+    check_own_file,
+    read_entries,
+    segments_of,
+    write_entries,
+)
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.text import json_text, one_line
@@ -137,8 +143,10 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
     Raises:
         TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
     """
-    pairs, known = find_images(args.input, args.output), read_entries(args.json)
+    pairs = find_images(args.input, args.output)
     _check_pictures(pairs, args.save_labels)
+    check_own_file(args.json, [f for i, p in pairs for f in (i, p, _labels_of(p))])
+    known = read_entries(args.json)
     by_file = {entry["file"]: entry for entry in known}
     tasks = [(image, picture, by_file.get(str(image))) for image, picture in pairs]
     outcomes: list[_Outcome] = []
@@ -170,9 +178,10 @@ def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:
 
 
 def _check_pictures(pairs: list[tuple[Path, Path]], save_labels: bool) -> None:
-    pictures = {picture for _, picture in pairs}
-    for image, picture in pairs:
-        is_input = image.resolve() == picture.resolve()
+    images, pictures = {image.resolve() for image, _ in pairs}, {picture for _, picture in pairs}
+    for _, picture in pairs:
+        files = [picture, *[_labels_of(picture)] * save_labels]
+        is_input = any(file.resolve() in images for file in files)
         if is_input or (save_labels and _labels_of(picture) in pictures):
             raise ConfigError(
                 f"--output: {picture} or its labels would replace another file of this run; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -91,11 +92,17 @@ def _expand(text: str, output: Path, option: str) -> list[tuple[Path, Path]]:
     if path.is_file():
         return [(path, Path(path.name))]
     if path.is_dir():
-        files = [file for file in sorted(files_below(path)) if _is_input(file, output)]
-        pairs = [(file, file.relative_to(path)) for file in files]
+        files = sorted(files_below(path))
+        pairs = [(file, file.relative_to(path)) for file in files if _is_input(file, output)]
     else:
-        matches = sorted(glob.glob(str(path), recursive=True))
-        pairs = [(Path(m), Path(Path(m).name)) for m in matches if _is_input(Path(m), output)]
+        files = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        pairs = [(file, Path(file.name)) for file in files if _is_input(file, output)]
+    videos = [file for file in files if is_video(file)]
+    if not pairs and videos:
+        raise ConfigError(
+            f"{option} {text}: found no image, but videos, expected one alone; name it: "
+            f"--video-input {shlex.quote(str(videos[0]))}"
+        )
     if not pairs:
         what = "no image in this folder" if path.is_dir() else "no such file, folder or match"
         kinds = ", ".join(sorted(_IMAGES))
@@ -203,12 +210,12 @@ class VideoFile:
             )
         if suffix in _VP9 and not has_pyav:
             logger.warning("%s: a browser may not play it; for one that does, %s", path, _INSTALL)
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         self._open = _PyavWriter if suffix in _VP9 and has_pyav else _Cv2Writer
         self._path, self._fps, self._writer = path, fps, None
 
     def __enter__(self) -> VideoFile:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def write(self, picture: np.ndarray) -> None:

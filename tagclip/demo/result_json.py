@@ -18,7 +18,7 @@ from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["JSON_PERIOD", "read_entries", "segments_of", "write_entries"]
+__all__ = ["JSON_PERIOD", "check_own_file", "read_entries", "segments_of", "write_entries"]
 
 # Images between two writings: so many are made again after a kill.
 JSON_PERIOD = 100
@@ -31,6 +31,22 @@ def segments_of(prediction: dict[str, Any], vocabulary: Vocabulary) -> dict[str,
         "annotations": annotations_of(labels, prediction, vocabulary),
         "categories": categories_of(vocabulary),
     }
+
+
+def check_own_file(path: Path | None, used: Iterable[Path]) -> None:
+    """Refuse a json in the place of another file of the run.
+
+    Args:
+        path: of the json; None: there is none.
+        used: files that the run reads or writes.
+
+    Raises:
+        ConfigError: names the json.
+    """
+    if path is not None and path.resolve() in {file.resolve() for file in used}:
+        raise ConfigError(
+            f"--json {path}: would replace another file of this run; choose another name"
+        )
 
 
 def read_entries(path: Path | None) -> list[dict[str, Any]]:

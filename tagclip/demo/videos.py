@@ -15,7 +15,13 @@ from tqdm import tqdm
 
 from tagclip.demo.images import BuildPredictor
 from tagclip.demo.media import Video, VideoFile
-from tagclip.demo.result_json import JSON_PERIOD, read_entries, segments_of, write_entries
+from tagclip.demo.result_json import (
+    JSON_PERIOD,
+    check_own_file,
+    read_entries,
+    segments_of,
+    write_entries,
+)
 from tagclip.errors import ConfigError
 from tagclip.visualization.panels import save_png
 from tagclip.visualization.prediction_page import (
@@ -46,20 +52,19 @@ def draw_video(
         TagCLIPError: the source cannot be opened, something cannot be written, or an option, the
             config, the weights or the vocabulary are not in order.
     """
-    known = read_entries(args.json)
     job = _VideoJob(args, source, build_predictor)
     start = time.perf_counter()
     try:
-        with job.open() as target:
+        with job.target as target:
             for page in job.pages():
                 if len(job.entries) % JSON_PERIOD == 0:
-                    write_entries(args.json, known, job.entries)
+                    write_entries(args.json, job.known, job.entries)
                 if target is not None:
                     target.write(page)
                 elif _is_closed(page):
                     break
     finally:
-        write_entries(args.json, known, job.entries)
+        write_entries(args.json, job.known, job.entries)
     if job.path is not None:
         logger.info("Written: %s", job.path)
     seconds, count = time.perf_counter() - start, len(job.entries)
@@ -71,16 +76,30 @@ class _VideoJob:
         self, args: argparse.Namespace, source: str | int, build_predictor: BuildPredictor
     ) -> None:
         self.args, self.video, self.path = args, Video(source), None
+        # The video to write, or None for a window.
+        self.target: VideoFile | nullcontext[None] = nullcontext()
+        used = [Path(source)] if isinstance(source, str) else []
         if args.output is not None:
             stem = Path(source).stem if isinstance(source, str) else "webcam"
             is_file = bool(args.output.suffix)
             self.path = args.output if is_file else args.output / f"{stem}.mp4"
+            if used and self.path.resolve() == used[0].resolve():
+                raise ConfigError(
+                    f"--output: {self.path} would replace the video that is read; choose another "
+                    "name"
+                )
+            self.target = VideoFile(self.path, self.video.fps)
+            used.append(self.path)
+            if args.save_labels and args.json and args.json.suffix.lower() == ".png":
+                used.append(self._labels_folder / args.json.name)
+        check_own_file(args.json, used)
+        self.known = read_entries(args.json)
         self.predictor = build_predictor(args, "")
         self.entries: list[dict] = []
 
-    def open(self) -> VideoFile | nullcontext[None]:
-        """The video to write, or None for a window."""
-        return nullcontext() if self.path is None else VideoFile(self.path, self.video.fps)
+    @property
+    def _labels_folder(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}_labels")
 
     def pages(self) -> Iterator[np.ndarray]:
         """Predict each frame, save its labels and draw it."""
@@ -101,8 +120,7 @@ class _VideoJob:
             yield draw_prediction(rgb, prediction, vocabulary, self.args.panel_size, listed)
 
     def _save(self, labels: object) -> Path:
-        folder = self.path.with_name(f"{self.path.stem}_labels")
-        path = folder / f"{len(self.entries):06d}.png"
+        path = self._labels_folder / f"{len(self.entries):06d}.png"
         try:
             return save_png(path, labels)
         except OSError as error:

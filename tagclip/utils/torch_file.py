@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
@@ -22,11 +23,13 @@ _PROTOCOL = 2
 # With this number, binary or text, begins what torch.save writes without a zip archive.
 _MAGIC = (b"l\xfc\x9cF\xf9 j\xa8P\x19", b"L119547037146038801333356L")
 _HEAD = 64
+# Begin pickles: PROTO; of protocols 0 and 1 dict, list, mark, global and the number above.
+_BEGINNINGS = (b"\x80", b"}", b"]", b"(", b"c", b"L")
 _LISTED = 5
 
 
 class ForeignPickleError(ValueError):
-    """A pickle holds objects that are not read, or is of another protocol; says what to do."""
+    """A file is no pickle, or one of other objects or another protocol; says what to do."""
 
 
 class _Inert:
@@ -89,7 +92,8 @@ def load_torch_file(path: Path) -> Any:
         mmengine, a path and an `argparse.Namespace` are objects without content.
 
     Raises:
-        ForeignPickleError: it holds other Python objects, or is a pickle of another protocol.
+        ForeignPickleError: it is no pickle, holds other Python objects, or is a pickle of another
+            protocol.
         Exception: whatever zipfile and `torch.load` raise for a damaged or unsafe file.
     """
     if zipfile.is_zipfile(path):
@@ -103,18 +107,28 @@ def load_torch_file(path: Path) -> Any:
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if refused := _refused(path, str(error)):
+        except OSError:
+            raise
+        except Exception as error:
+            if refused := _refused(path, error):
                 raise ForeignPickleError(refused) from error
             raise
 
 
-def _refused(path: Path, reason: str) -> str:
-    """Say what torch refused, and what saves it so that it is read; "" if the file is cut off."""
+def _refused(path: Path, error: Exception) -> str:
+    """Say what torch refused, and what to do about it; "" if the file is cut off or damaged."""
     is_zip = zipfile.is_zipfile(path)
     head = _head(path, is_zip)
     if not is_zip and head[:2] in (b"PK", b"P", b""):
         return ""
+    if not is_zip and not _is_pickle(head):
+        return (
+            f"file is no checkpoint: it begins with {head[:16]!r}, expected what torch.save wrote; "
+            "check the path, or download it again"
+        )
+    if not isinstance(error, pickle.UnpicklingError):
+        return ""
+    reason = str(error)
     by_torch = is_zip or any(number in head for number in _MAGIC)
     source, target = str(path), str(path.with_stem(f"{path.stem}_plain"))
     load = f"import torch; c = torch.load({source!r}, 'cpu', weights_only=False)"
@@ -144,6 +158,16 @@ def _foreign_names(path: Path, reason: str) -> list[str]:
         if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
             return sorted(names)
     return re.findall(r"GLOBAL (\S+)", reason)[:1]
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Whether a file may be one by its first bytes, which are parsed and not executed."""
+    try:
+        list(pickletools.genops(head))
+    except ValueError as error:
+        # Any other error is that of the end.
+        return head.startswith(_BEGINNINGS) and "unknown" not in str(error)
+    return head.startswith(_BEGINNINGS)
 
 
 def _head(path: Path, is_zip: bool) -> bytes:

@@ -19,6 +19,7 @@ from golden.report import Golden
 from helpers.clip_files import FORMATS, random_clip, save_archive, sha256
 from helpers.mmengine_files import save_mmengine
 from helpers.tiny_run import load_tool
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tagclip import TagCLIPCheckpointer
@@ -250,6 +251,16 @@ def test_a_full_copy_has_the_vision_tower_and_still_fits(space: Workspace, tmp_p
         assert_golden(space, model, "eval/sem/disc_True/st_False", "both")
     with pytest.raises(ConfigError, match="TagCLIP for Detectron2 already; add --full"):
         convert_file(tmp_path / "slim.pth", tmp_path / "y.pth", cfg=cfg)
+    plain = read_checkpoint(tmp_path / "slim.pth")["model"]
+    torch.save({"model": plain}, tmp_path / "plain.pth")
+    save_file(plain, tmp_path / "plain.safetensors")
+    for name, options in (
+        ("plain.pth", {}),
+        ("plain.pth", {"cfg": cfg, "full": True}),
+        ("plain.safetensors", {}),
+    ):
+        with pytest.raises(CheckpointError, match="it needs no conversion: name it as MODEL.W"):
+            convert_file(tmp_path / name, tmp_path / "y.pth", **options)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -123,6 +123,6 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
 def test_pyav_says_what_is_wrong_with_a_place(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
     file = VideoFile(tmp_path / "gone" / "a.mp4", 5)
-    (tmp_path / "gone").rmdir()
     with pytest.raises(ConfigError, match=r"a\.mp4: cannot be written \(.*No such file"), file:
+        (tmp_path / "gone").rmdir()
         file.write(pages()[0])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from tagclip import TagCLIPPredictor
 from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.server import find_examples, serve
-from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
+from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, Uploads, encode_image
 
 WORDS, CONTEXT = "cat, zebra", "grass, dog"
 
@@ -244,6 +246,45 @@ def test_without_gradio_or_weights_one_line_says_what_to_do(
     with pytest.raises(ConfigError, match="found 251, 20, 7860, expected 1 to 250"):
         tool.main(tool.parse_args(["--weights", "mine.pth", "--max-words", "251"]))
     assert exit_of(tool.parse_args, ["--share"]) == 2
+
+
+def test_values_that_no_slider_has_are_refused_in_one_line(
+    predictor: TagCLIPPredictor, encoded: EncodedImage, image: Path
+) -> None:
+    gradio = pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    from tagclip.projects.webdemo.handlers import Handlers
+
+    calls = Calls(predictor.model.backbone)
+    handlers = Handlers(predictor, Limits(), Uploads(image.parent, ()))
+    request = SimpleNamespace(session_hash="me")
+    good = {"gate": "both", "seen_bias": 0.1, "background_threshold": 0, "opacity": 1}
+    asked = {"image": {"path": str(image)}, "words": "cat", "context": None} | good
+
+    def save(encoded: EncodedImage, opacity: object, **sliders: object) -> None:
+        next(handlers.save(encoded, **sliders))
+
+    wrong = [("gate", value, "TEST.GATE: found ") for value in (None, 1, ["both"], "x")]
+    numbers = ("a", math.nan, math.inf, None, True, [0.1])
+    wrong += [("seen_bias", v, "TEST.SEEN_BIAS: found ") for v in (*numbers, 1e9, -101)]
+    name = "TEST.BACKGROUND_THRESHOLD: found "
+    wrong += [("background_threshold", v, name) for v in (*numbers, -5, 2)]
+    faded = [("opacity", v, "opacity: found ") for v in (*numbers, 5, -1)]
+    texts = [(n, v, f"{n}: found ") for n in ("words", "context") for v in (5, ["a"], {"a": 1})]
+    images = [("image", v, "image: found no file") for v in (5, "x", ["a"], {"path": 5})]
+    flags = [("seen", v, "seen: found ") for v in (None, 5, "cat", [None], {"cat": 1})]
+    for call, given, cases in (
+        (partial(handlers.segment, request, None), asked, wrong + faded + texts + images),
+        (partial(handlers.choose_seen, encoded), {"seen": ["cat"]} | good, wrong + faded + flags),
+        (partial(handlers.adjust, encoded), good, wrong + faded),
+        (partial(save, encoded), good, wrong),
+    ):
+        for key, value, message in cases:
+            with pytest.raises(gradio.Error) as caught:
+                call(**given | {key: value})
+            assert message in caught.value.message and "\n" not in caught.value.message
+    assert not calls.count
+    for call, given in ((handlers.choose_seen, {"seen": ["cat"]}), (handlers.adjust, {})):
+        assert call(encoded, **given, **good)
 
 
 def test_sessions_of_the_running_page_do_not_mix(

@@ -287,6 +287,39 @@ def test_outputs_are_checked_before_the_model(
     assert sorted(os.listdir(tmp_path)) == ["a.png", "file"]
 
 
+def test_nothing_replaces_another_file_of_the_run(
+    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "build_predictor", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.chdir(tmp_path)
+    video(Path("v.avi"))
+    Path("link.avi").symlink_to("v.avi")
+    save(Path("a.png"))
+    save(Path("x/sub/a.png"))
+    save(Path("y/sub/a.png"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for words, message in (
+        ("--video-input v.avi --output v.avi", "--output: v.avi would replace the video"),
+        ("--video-input v.avi --output link.avi", "--output: link.avi would replace the video"),
+        ("--input a.png --output ./a.png", "--output: a.png or its labels would replace"),
+        ("--input x y/sub/a.png --output y", "--output: y/sub/a.png or its labels would replace"),
+        ("--input a.png --output o --json a.png", "--json a.png: would replace"),
+        ("--input a.png --output o --json o/a.png", "--json o/a.png: would replace"),
+        ("--input a.png --output o --json o/a_labels.png", "--json o/a_labels.png: would replace"),
+        ("--input v.avi --output o --json v.avi", "--json v.avi: would replace"),
+        ("--input v.avi --output o --json o/v.mp4", "--json o/v.mp4: would replace"),
+        (
+            "--input v.avi --output o --save-labels --json o/v_labels/000003.png",
+            "--json o/v_labels/000003.png: would replace",
+        ),
+        ("--input v.avi --output o/dir.with.dot", "--output o/dir.with.dot: expected a folder or"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            demo.main(demo.parse_args(["--weights", "none.pth", *words.split()]))
+        assert str(error.value).startswith(message)
+        assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+
+
 @pytest.mark.parametrize("source", [["--webcam"], ["--input", "a.mp4"], ["--input", "a.png"]])
 def test_without_a_display_output_is_needed(
     demo: ModuleType, source: list[str], monkeypatch: pytest.MonkeyPatch
@@ -390,5 +423,10 @@ def test_pictures_keep_their_places_and_never_collide(tmp_path: Path) -> None:
     assert sorted(names) == expected
     with pytest.raises(ConfigError, match="several images would be drawn as"):
         find_images([str(tmp_path / "in/a.png"), str(tmp_path / "in/sub/a.png")], out)
+    (tmp_path / "films" / "sub").mkdir(parents=True)
+    (tmp_path / "films" / "sub" / "my v.avi").touch()
+    for text in ("films", "films/*/*"):
+        with pytest.raises(ConfigError, match="found no image, but videos.*--video-input '.*my v"):
+            find_images([str(tmp_path / text)], out)
     with pytest.raises(ConfigError, match="found 4 images for one file"):
         find_images([str(tmp_path / "in")], tmp_path / "x.png")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from helpers.clip_files import fails
+from helpers.tiffs import tiff
 from helpers.tiny_export import (
     SQUARE,
     THIN,
@@ -154,6 +155,34 @@ def test_the_example_reads_pixels_as_the_library_does(example: ModuleType, tmp_p
         assert (example.read_image(path) == read_image(path)).all(), path
 
 
+def test_the_example_says_what_it_reads_otherwise(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Where the library does, which logs it."""
+    gray = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    colours = np.stack([gray] * 4, 2)
+    dark, bands = "16-bit image, dark as read: brightest value", "the first 3 of 4 bands are read"
+    files = {
+        "gray12.png": (gray * 65, [dark]),
+        "gray16.png": (gray * 1040, []),
+        "gray12.tif": (gray * 65, [dark]),
+        "rgb12.tif": (colours[:, :, :3] * 65, [dark]),
+        "bands12.tif": (colours * 65, [dark, bands]),
+        "bands.tif": (colours.astype(np.uint8) * 4, [bands]),
+    }
+    for name, (values, expected) in files.items():
+        path = tmp_path / name
+        if values.ndim == 3:
+            path.write_bytes(tiff(values, [0] * (values.shape[2] - 3) or None))
+        else:
+            Image.fromarray(values).save(path)
+        assert (example.read_image(path) == read_image(path)).all(), name
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == len(expected), name
+        for line, text in zip(lines, expected, strict=True):
+            assert line.startswith(f"{path}: {text}")
+
+
 def test_the_example_ends_with_one_line(
     tool: ModuleType,
     example: ModuleType,
@@ -197,6 +226,7 @@ def test_the_example_ends_with_one_line(
         "found ValueError: the suffix '.jpg', expected a PNG", folder, image, tmp_path / "a.jpg"
     )
     refused("a.png/x.png: found NotADirectoryError", folder, image, image / "x.png")
+    refused("a.png: found the image itself|expected another file", folder, image, image)
     content = (folder / "model.onnx").read_bytes()
     # Another constant of the graph.
     other = content.replace(b"batch", b"BATCH")

@@ -63,8 +63,7 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     "value of another type": (option("SOLVER.MAX_ITER", "many"), "ConfigError: command line: "),
     "missing folder": (
         missing_folder,
-        "DatasetError: dataset tiny_train...: no image folder /.../images/train "
-        "(DETECTRON2_DATASETS is not set); check the path",
+        "DatasetError: dataset tiny_train...: no image folder /.../images/train; check the path",
     ),
     "unknown dataset": (
         option("DATASETS.TRAIN", "('nowhere',)"),

@@ -60,6 +60,25 @@ WRITERS: dict[str, Callable[[Any, Path, int], None]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_pickle_is_called_no_checkpoint(reader: str, tmp_path: Path) -> None:
+    suffix, read = READERS[reader]
+    path = tmp_path / f"x{suffix}"
+    for content in (
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff\xe0\0\x10JFIF", b"GIF89a\x01\0\x01\0",
+        b"<!DOCTYPE html>", b"MODEL:\n  WEIGHTS: x", b"hello", b"{}", b"version https://git-lfs",
+        b"\x1f\x8b\x08\0", b"\0" * 99, b"config: 3\nnext: 4\nlast: 5\n", b"%PDF-1.7",
+    ):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            read(path)
+        message = str(caught.value)
+        assert message.startswith(
+            f"{path}: file is no checkpoint: it begins with {content[:5]!r}"[:-1]
+        )
+        assert "\n" not in message and "import" not in message
+
+
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("writer", WRITERS)
 # torch itself cannot load what it saves with protocol 0.
 @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from tagclip.errors import DatasetError, TagCLIPError
+from tagclip.errors import ConfigError, DatasetError, TagCLIPError, VocabularyError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.session import (
@@ -61,8 +61,12 @@ class Handlers:
         A word that was asked before stays seen or unseen as the visitor left it.
         """
         with _shown_errors():
-            path = self.uploads.find(image.get("path"), request.session_hash) if image else None
-            found = encode_image(self.predictor, path, words or "", context or "", self.limits)
+            # Before the forward pass.
+            _check_sliders(gate, seen_bias, background_threshold, opacity)
+            words, context = _text("words", words), _text("context", context)
+            path = image.get("path") if isinstance(image, dict) else image
+            path = self.uploads.find(path, request.session_hash) if image else None
+            found = encode_image(self.predictor, path, words, context, self.limits)
         names = found.vocabulary.names
         if encoded is not None:
             known = dict(zip(encoded.vocabulary.names, encoded.vocabulary.seen, strict=True))
@@ -89,6 +93,10 @@ class Handlers:
         """Call these words seen and the others unseen."""
         if encoded is None:
             return gr.skip(), gr.skip(), gr.skip()
+        with _shown_errors():
+            if not isinstance(seen, (list, tuple)) or not all(isinstance(n, str) for n in seen):
+                raise VocabularyError(f"seen: found {seen!r:.80}, expected a list of words")
+            _check_sliders(gate, seen_bias, background_threshold, opacity)
         encoded = encoded.with_seen([name in seen for name in encoded.vocabulary.names])
         return encoded, *self.adjust(encoded, gate, seen_bias, background_threshold, opacity)
 
@@ -104,7 +112,7 @@ class Handlers:
         if encoded is None:
             return gr.skip(), gr.skip()
         with _shown_errors():
-            settings = Settings(gate, seen_bias, background_threshold)
+            settings = _check_sliders(gate, seen_bias, background_threshold, opacity)
             result = render_result(encoded, settings, opacity)
         return result, gr.update(value=None, visible=False)
 
@@ -123,6 +131,24 @@ class Handlers:
                 settings = Settings(gate, seen_bias, background_threshold)
                 files = write_result(encoded, settings, Path(folder))
                 yield gr.update(value=[str(file) for file in files], visible=True)
+
+
+def _check_sliders(
+    gate: str, seen_bias: float, background_threshold: float, opacity: float
+) -> Settings:
+    """A request may hold anything; the opacity, which is no config key, is checked here."""
+    is_number = isinstance(opacity, (int, float)) and not isinstance(opacity, bool)
+    if not is_number or not 0 <= opacity <= 1:
+        raise ConfigError(f"opacity: found {opacity!r:.80}, expected a number from 0 to 1")
+    return Settings(gate, seen_bias, background_threshold)
+
+
+def _text(name: str, value: str | None) -> str:
+    if value is not None and not isinstance(value, str):
+        raise VocabularyError(
+            f"{name}: found {value!r:.80}, expected a text; separate words by commas"
+        )
+    return value or ""
 
 
 def _message(text: str) -> str:

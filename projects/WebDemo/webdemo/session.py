@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from tagclip.config.checks import check_value
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
@@ -53,6 +54,15 @@ class Settings:
     gate: str
     seen_bias: float
     background_threshold: float
+
+    def __post_init__(self) -> None:
+        """Check what a request may have put in the place of a slider.
+
+        Raises:
+            ConfigError: the config key that says the same cannot have this value.
+        """
+        for name, value in vars(self).items():
+            check_value(f"MODEL.TAGCLIP.TEST.{name.upper()}", value)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Settings:

@@ -79,7 +79,8 @@ def convert_file(
         if is_official(state):
             lines = _convert_official(source, target, state, content, cfg, clip_target, full)
             return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]
-        _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
+        if not any(name.startswith("sem_seg_head.") for name in state):
+            _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
         return convert_clip(source, target, sha256)
     if not full:
         raise ConfigError(

@@ -215,8 +215,8 @@ class _PairedFiles:
                 f"dataset {self.name}: {self.image_list}: {len(unlisted)} listed names without "
                 f"image in {self.image_root}, such as {line!r}; {remedy}{self._advice}"
             )
-        self._refuse_lonely(images.keys() - labels.keys(), "images", "label", self.label_root)
-        self._refuse_lonely(labels.keys() - images.keys(), "labels", "image", self.image_root)
+        self._refuse_lonely(images, labels, "images", "label", self.label_root)
+        self._refuse_lonely(labels, images, "labels", "image", self.image_root)
         return paired_samples(images, labels)
 
     def _usable(
@@ -301,7 +301,21 @@ class _PairedFiles:
                 manifest.expected_images,
             )
 
-    def _refuse_lonely(self, keys: set[str], these: str, other: str, root: str) -> None:
+    def _refuse_lonely(
+        self,
+        files: Mapping[str, str],
+        partners: Mapping[str, str],
+        these: str,
+        other: str,
+        root: str,
+    ) -> None:
+        keys = files.keys() - partners.keys()
+        if broken := [files[key] for key in sorted(keys) if not os.path.isfile(files[key])]:
+            more = f", as are {len(broken) - 1} more of the {these}" if broken[1:] else ""
+            raise DatasetError(
+                f"dataset {self.name}: {broken[0]} is a broken link or no file{more}; mend or "
+                "remove it"
+            )
         if keys:
             examples = ", ".join(sorted(keys)[:_EXAMPLES])
             exts = self.image_exts if other == "image" else (self.label_ext,)
@@ -318,7 +332,11 @@ class _PairedFiles:
 
     @property
     def _advice(self) -> str:
-        value = os.environ.get("DETECTRON2_DATASETS")
-        variable = f"is {value!r}" if value else "is not set"
-        command = f"run: {self.prepare_command}" if self.prepare_command else "check the path"
-        return f" (DETECTRON2_DATASETS {variable}); {command}"
+        value = os.environ.get("DETECTRON2_DATASETS", "")
+        variable = f" (DETECTRON2_DATASETS is {repr(value) if value else 'not set'})"
+        if self.prepare_command:
+            return f"{variable}; run: {self.prepare_command}"
+        # A user's absolute path elsewhere has nothing to do with it.
+        is_below = value and Path(self.image_root).is_relative_to(expand_path(value))
+        hint = variable if is_below or not os.path.isabs(self.image_root) else ""
+        return f"{hint}; check the path"

@@ -27,7 +27,7 @@ from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names
 from tagclip.utils.files import expand_path, write_atomic
-from tagclip.utils.text import json_text
+from tagclip.utils.text import json_text, shortened
 from tagclip.utils.untrusted import check_zip
 
 __all__ = ["TextBank", "class_maximum", "prompt_templates"]
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # A name that is a prompt already.
 _PROMPT = re.compile(r"\b(?:photo|photograph|picture|image)s? of (?:(?:an?|the) )?(.+)", re.I)
+# Characters of a name in a log line.
+_SHOWN = 80
 # Vocabularies in memory: a long-running server must not grow with every list of words.
 _KEPT = 64
 # What zipfile and numpy raise on damaged, unsafe and foreign files.
@@ -194,25 +196,26 @@ class TextBank(nn.Module):
         for name in names:
             read = self.source.normalize(name)
             if read != name.lower():
-                show(logging.INFO, f"CLIP reads the name {name!r} as {read!r}")
+                show(logging.INFO, f"CLIP reads the name {_short(name)} as {_short(read)}")
             if lost := self.source.lost_text(name):
                 show(
                     logging.WARNING,
-                    f"The name {name!r}: CLIP's text tower reads nothing of {lost!r}; use other "
-                    "words",
+                    f"The name {_short(name)}: CLIP's text tower reads nothing of {_short(lost)}; "
+                    "use other words",
                 )
             elif found := _PROMPT.search(name):
                 prompt = self.templates[0].replace("{}", name)
                 show(
                     logging.WARNING,
-                    f"The name {name!r}: templates are put around names, which makes {prompt!r} of "
-                    f"it; give the name alone, {found[1]!r}",
+                    f"The name {_short(name)}: templates are put around names, which makes "
+                    f"{_short(prompt)} of it; give the name alone, {_short(found[1])}",
                 )
-        if spelt := sorted({word for name in names for word in self.source.spelt_words(name)}):
+        if spelt := {word for name in names for word in self.source.spelt_words(name)}:
+            short = format_names(shortened(word, _SHOWN) for word in spelt)
             show(
                 logging.WARNING,
                 "CLIP's tokenizer has no tokens for these words and spells them letter by letter, "
-                f"so that its text tower hardly knows them: {format_names(spelt)}; use other words",
+                f"so that its text tower hardly knows them: {short}; use other words",
             )
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
@@ -237,8 +240,8 @@ class TextBank(nn.Module):
             if len(row) > limit:
                 lost = self.source.decode(row[limit - 1 : -1]).strip()
                 logger.warning(
-                    "Prompt %r has %d tokens, CLIP reads %d: %r is lost; use a shorter name",
-                    texts[i], len(row), limit, lost,
+                    "Prompt %s has %d tokens, CLIP reads %d: %s is lost; use a shorter name",
+                    _short(texts[i]), len(row), limit, _short(lost),
                 )  # fmt: skip
                 ids[i] = [*row[: limit - 1], row[-1]]
         return ids
@@ -301,6 +304,10 @@ def _run_tower(tower: nn.Module, ids: Tensor) -> Tensor:
     x = tower.ln_final(x[torch.arange(len(x), device=x.device), ids.argmax(dim=1)])
     projection = tower.text_projection
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+def _short(text: str) -> str:
+    return repr(shortened(text, _SHOWN))
 
 
 def _unit(vectors: Tensor) -> Tensor:

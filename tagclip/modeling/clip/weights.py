@@ -130,6 +130,11 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
         logger.info("%s: CLIP weights unwrapped: %s", path, ", ".join(unwrapped))
     state = to_open_clip(stored)
     if "visual.class_embedding" not in state:
+        if any(name.startswith("sem_seg_head.") for name in state):
+            raise CheckpointError(
+                f"{path}: found a checkpoint of TagCLIP for Detectron2 (sem_seg_head.*), expected "
+                "the weights of a CLIP ViT; it needs no conversion: name it as MODEL.WEIGHTS"
+            )
         begins = ", ".join(sorted({name.partition(".")[0] for name in state})[:_LISTED])
         raise CheckpointError(
             f"{path}: found no visual.class_embedding among {len(state)} tensors, whose names "

@@ -136,6 +136,14 @@ def test_missing_folder_names_path_variable_and_command(
     expected = "is '/data'" if variable else "is not set"
     assert f"DETECTRON2_DATASETS {expected}" in message
     assert message.endswith("run: python datasets/prepare_toy.py")
+    for name, folder, variable in (
+        ("absolute", tmp_path, False), ("relative", Path("gone"), True),
+    ):  # fmt: skip
+        _register(folder, name)
+        assert ("DETECTRON2_DATASETS" in _listing_error(name)) == variable
+        assert _listing_error(name).endswith("; check the path")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    assert _listing_error("absolute").endswith(f"is {str(tmp_path)!r}); check the path")
     _touch(tmp_path / "images" / "a.jpg")
     assert f"no label folder {tmp_path / 'labels'}" in _listing_error()
     _touch(tmp_path / "labels" / "a.bmp")
@@ -154,6 +162,21 @@ def test_lonely_files_are_counted_with_five_examples(tmp_path: Path) -> None:
         _touch(tmp_path / "labels" / f"lonely{index}.png")
     _touch(tmp_path / "labels" / "only.png")
     assert "1 labels without image" in _listing_error()
+
+
+def test_lonely_names_that_are_no_files_are_called_so(tmp_path: Path) -> None:
+    _touch(*(tmp_path / kind / "a.png" for kind in ("images", "labels")))
+    for kind in ("images", "labels"):
+        folder = tmp_path / kind
+        (folder / "b.png").symlink_to("gone.png")
+        os.mkfifo(folder / "c.png")
+        _register(tmp_path, kind, image_ext="png")
+        message = _listing_error(kind)
+        assert f"{folder / 'b.png'} is a broken link or no file, as are 1 more of the" in message
+        (folder / "b.png").unlink()
+        assert f"{folder / 'c.png'} is a broken link or no file; mend" in _listing_error(kind)
+        (folder / "c.png").unlink()
+        assert len(DatasetCatalog.get(kind)) == 1
 
 
 def test_home_and_variables_in_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,7 +174,7 @@ def test_a_prompt_too_long_is_cut_as_open_clip_cuts_it(
     assert len(caplog.records) == 2
     for record, template in zip(caplog.records, ("one {}", "a {}"), strict=True):
         message = record.getMessage()
-        assert template.replace("{}", name) in message
+        assert f"Prompt '{template.replace('{}', 'cat cat')} cat" in message
         assert "has 78 tokens, CLIP reads 77: 'violin' is lost" in message
 
 
@@ -227,6 +227,9 @@ def bank_of_merges(folder: Path, merges: str) -> TextBank:
         ("A picture of the sand", "which makes 'a photo of a A picture of the sand' of it; give"),
         ("a photo of a sand", "give the name alone, 'sand'"),
         ("sand " * 80 + "sand", "sand' is lost; use a shorter name"),
+        ("sand " * 800 + "sand", "sand' is lost; use a shorter name"),
+        ("stone" * 800, "is lost; use a shorter name"),
+        ("a photo of a " + "sand " * 800, "give the name alone, 'sand"),
     ],
 )
 def test_words_that_are_lost_are_named(
@@ -241,7 +244,8 @@ def test_words_that_are_lost_are_named(
             with caplog.at_level(logging.WARNING, logger="tagclip"):
                 bank_of_merges(tmp_path, merges)(class_list([name]))
         found = [record.getMessage() for record in caplog.records]
-        assert len(found) == bool(warning) and all(warning in message for message in found)
+        assert bool(found) == bool(warning) and max(map(len, found), default=0) < 500
+        assert not found or any(warning in message for message in found)
 
 
 def test_words_that_have_a_token_are_known(repository: Path) -> None:
