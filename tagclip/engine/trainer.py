@@ -280,10 +280,11 @@ class ZeroShotTrainer(DefaultTrainer):
             DatasetError: it is not registered, or without a vocabulary.
         """
         _check_evaluator_type(dataset_name)
+        protocol = Protocol(cfg)
         return ZeroShotSemSegEvaluator(
             dataset_name,
-            vocabulary=Protocol(cfg).dataset(dataset_name),
-            protocol=Protocol(cfg),
+            vocabulary=protocol.dataset(dataset_name),
+            protocol=protocol,
             output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
             results_table=_results_table(cfg),
             run_info=run_info(cfg),

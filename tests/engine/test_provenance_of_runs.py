@@ -131,6 +131,8 @@ def test_classes_of_the_start_that_are_called_unseen_are_refused(
     trainer.resume_or_load(resume=False)
     with pytest.raises(ProtocolError):
         trainer.train()
+    # Before the first step, not by the evaluation at the end.
+    assert trainer.iter == 0
     with pytest.raises(ProtocolError):
         ZeroShotTrainer.test(cfg, trainer.model)
     # What the message tells to do ends the trouble.
