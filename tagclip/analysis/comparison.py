@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tagclip.data.protocol import Protocol
+from tagclip.data.claim import question
 from tagclip.errors import ConfigError
 from tagclip.evaluation.results import read_metrics
 from tagclip.utils.text import json_text
@@ -152,8 +152,8 @@ def differences(results: Sequence[RunResult]) -> list[str]:
 
 def questions(results: Sequence[RunResult]) -> list[str]:
     """What nobody has decided about the classes of a run: one line per run that has such pairs."""
-    asked = ((result.label, Protocol.question(result.run("similar_names"))) for result in results)
-    return [f"{label}: {question}" for label, question in asked if question]
+    asked = ((result.label, question(result.run("similar_names"))) for result in results)
+    return [f"{label}: {text}" for label, text in asked if text]
 
 
 def _facts(result: RunResult) -> dict[str, str]:

@@ -14,20 +14,12 @@ from detectron2.data import MetadataCatalog
 
 from tagclip.config.checks import check_config, check_value
 from tagclip.data.datasets.register import register_datasets
-from tagclip.errors import ConfigError, ProtocolError, VocabularyError
-from tagclip.structures.provenance import Provenance, Stage
+from tagclip.errors import ConfigError, VocabularyError
+from tagclip.structures.provenance import Stage
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_json import read_vocabulary_text, split_names
 
 __all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
-
-# Similar names in one question.
-_LISTED = 10
-# What a stage may have learned about a class without its masks, see `Stage`.
-_TRACES = {
-    "pseudo_labels": "learned from pseudo-labels of",
-    "positions": "read where pixels are of",
-}
 
 
 class Protocol:
@@ -243,143 +235,15 @@ class Protocol:
         """Names of the classes that training calls unseen; none in the supervised setting."""
         return [] if self.setting == "supervised" else self.full.unseen_names
 
-    def trained_unseen(self, provenance: Provenance, tested: Vocabulary | None = None) -> list[str]:
-        """Names of classes that are called unseen and had masks in a training of the model.
+    @property
+    def allows_trained_unseen(self) -> bool:
+        """DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN."""
+        return self._cfg.DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN
 
-        Args:
-            provenance: of the model.
-            tested: another class list; those that its own split calls unseen are among them.
-        """
-        found = _unseen_with_masks(provenance, self.full) if self.unseen else []
-        if self._is_other(tested):
-            found += [name for name in _unseen_with_masks(provenance, tested) if name not in found]
-        return found
-
-    def is_zero_shot(self, provenance: Provenance, tested: Vocabulary | None = None) -> bool | None:
-        """Whether no mask of an unseen class has ever trained the model; None if nobody knows."""
-        if not self.unseen or self.trained_unseen(provenance, tested):
-            return False
-        return True if provenance.is_complete else None
-
-    def describe(self, provenance: Provenance, tested: Vocabulary | None = None) -> str:
-        """`summary`, and what all trainings of the model add to it or take from it."""
-        text = self.summary
-        if trained := self.trained_unseen(provenance):
-            text += (
-                f"; NOT zero-shot: trained on masks of {len(trained)} of the {len(self.unseen)} "
-                f"unseen classes ({', '.join(trained)})"
-            )
-        others = _unseen_with_masks(provenance, tested) if self._is_other(tested) else []
-        if others:
-            text += (
-                f"; by split {tested.split} of {tested.name} NOT zero-shot: trained on masks of "
-                f"{len(others)} of its unseen classes ({', '.join(others)})"
-            )
-        if not provenance.is_complete:
-            text += "; ancestry unknown"
-        for what, names in self.earlier_traces(provenance).items():
-            text += f"; a training before {what} {len(names)} unseen classes"
-        return text
-
-    def earlier_traces(self, provenance: Provenance) -> dict[str, list[str]]:
-        """What trainings before learned about unseen classes without their masks: -> names."""
-        own, found = self.stage(), {}
-        for kind, what in _TRACES.items():
-            touched = provenance.touched(self.full, kind)
-            names = [n for n in touched if n in self.unseen and n not in getattr(own, kind)]
-            if names:
-                found[what] = names
-        return found
-
-    def _is_other(self, tested: Vocabulary | None) -> bool:
-        """Whether a class list has a split of its own, not that of training."""
-        is_other = tested is not None and tested.fingerprint != self.full.fingerprint
-        return is_other and tested.seen is not None
-
-    def record(self, provenance: Provenance, tested: Vocabulary | None = None) -> dict[str, Any]:
-        """What results say about the masks behind them.
-
-        Args:
-            provenance: of the model that is evaluated.
-            tested: the class list that it is evaluated on.
-
-        Returns:
-            ``protocol`` (`describe`), ``zero_shot`` (`is_zero_shot`), ``trained_unseen`` (names),
-            ``earlier_traces``, ``similar_names`` (pairs that nobody has decided about),
-            ``history`` of the model, and of its last training ``start`` (a file name, "" for
-            CLIP, None if unknown) and ``start_sha256``.
-        """
-        last = provenance.stages[-1] if provenance.stages else Stage()
-        is_known = provenance.is_complete or last.fingerprint
-        return {
-            "protocol": self.describe(provenance, tested),
-            "zero_shot": self.is_zero_shot(provenance, tested),
-            "trained_unseen": self.trained_unseen(provenance, tested),
-            "earlier_traces": self.earlier_traces(provenance),
-            "similar_names": [list(pair) for pair in self.similar_names(provenance, tested)],
-            "history": provenance.history,
-            "start": last.start if is_known else None,
-            "start_sha256": last.start_sha256 if is_known else None,
-        }
-
-    def check_provenance(self, provenance: Provenance, weights: str) -> None:
-        """Refuse weights that have learned from masks of unseen classes.
-
-        Args:
-            provenance: of the weights.
-            weights: what the message calls them.
-
-        Raises:
-            ProtocolError: they have, and DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN is False.
-        """
-        trained = self.trained_unseen(provenance)
-        if not trained or self._cfg.DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN:
-            return
-        raise ProtocolError(
-            f"{weights}: found training on masks of {len(trained)} of the {len(self.unseen)} "
-            f"classes that split {self.full.split!r} calls unseen ({', '.join(trained)}; "
-            f"{provenance.history}), expected none; {self._allowed_splits(provenance)}start from "
-            "other weights (MODEL.WEIGHTS '' is CLIP), or set "
-            "DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN True: the results are then called not "
-            "zero-shot"
-        )
-
-    def _allowed_splits(self, provenance: Provenance) -> str:
-        """Advice: the splits of the class list whose unseen classes the weights do not know."""
-        name, fits = self._cfg.DATASETS.TRAIN[0], []
-        for split in split_names(self._text_of(name)):
-            if not _unseen_with_masks(provenance, self._class_list(name, split)):
-                fits.append(split)
-        return f"take DATASETS.ZERO_SHOT.SPLIT {' or '.join(fits)}, " if fits else ""
-
-    def similar_names(
-        self, provenance: Provenance, tested: Vocabulary | None = None
-    ) -> list[tuple[str, str]]:
-        """Pairs of an unseen class and a trained one whose names are alike: `question` asks."""
-        lists = [self.full] if self.unseen else []
-        if tested is not None and tested.fingerprint != self.full.fingerprint:
-            lists.append(tested)
-        pairs = []
-        for vocabulary in lists:
-            flags = zip(vocabulary.names, provenance.trained(vocabulary), strict=True)
-            untrained = {name for name, trained in flags if not trained}
-            if vocabulary is self.full:
-                untrained &= set(self.unseen)
-            pairs += provenance.similar(vocabulary, untrained)
-        return list(dict.fromkeys(pairs))
-
-    @staticmethod
-    def question(pairs: Sequence[Sequence[str]]) -> str:
-        """Ask about `similar_names`, which decide nothing; "" if there are none."""
-        if not pairs:
-            return ""
-        listed = ", ".join(f"{own!r} and {other!r}" for own, other in pairs[:_LISTED])
-        more = f" and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
-        return (
-            f"is a class without masks one that the weights were trained on, under another name? "
-            f"{listed}{more} are similar, which decides nothing; if two are the same, write the "
-            "one among the prompts of the other"
-        )
+    def splits(self) -> dict[str, Vocabulary]:
+        """The class list of the training data by each split that it has."""
+        name = self._cfg.DATASETS.TRAIN[0]
+        return {s: self._class_list(name, s) for s in split_names(self._text_of(name))}
 
     def _pseudo_label_summary(self) -> str:
         rule = self._cfg.MODEL.TAGCLIP.SELF_TRAINING
@@ -428,11 +292,6 @@ class Protocol:
                 "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
             )
         _ = self.training
-
-
-def _unseen_with_masks(provenance: Provenance, vocabulary: Vocabulary) -> list[str]:
-    flags = zip(vocabulary.names, provenance.trained(vocabulary), vocabulary.seen_mask, strict=True)
-    return [name for name, trained, seen in flags if trained and not seen]
 
 
 def requested_vocabulary(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tagclip.data import Protocol
+from tagclip.data.claim import Claim, question
 from tagclip.data.datasets.changed_copies import (
     changed_datasets,
     rename_unseen,
@@ -108,6 +109,10 @@ class ProtocolProof:
     differences: dict[str, _Difference]
     repeated: _Difference | None
 
+    @property
+    def _claim(self) -> Claim:
+        return Claim(Protocol(self.cfg), self.provenance)
+
     def report(self) -> str:
         """Return the figures as lines of text and a table."""
         rows = [
@@ -122,7 +127,7 @@ class ProtocolProof:
         header = ("changed", "max weight difference", "tensors that differ", "losses that differ")
         images = self.iterations * self.cfg.SOLVER.IMS_PER_BATCH
         return (
-            f"Protocol: {Protocol(self.cfg).describe(self.provenance)}\n"
+            f"Protocol: {self._claim.text}\n"
             f"Starts from: {self.provenance.history}\n"
             f"{self.iterations} iterations, seed {self.cfg.SEED}: {images} images seen, of "
             f"{self.files} files; {self.pixels} pixels with unseen labels scrambled; weights moved "
@@ -149,7 +154,7 @@ class ProtocolProof:
                 f"--prove-protocol: found no weight that moved in {self.iterations} iterations, "
                 "expected some, or the proof says nothing; take more iterations"
             )
-        if trained := Protocol(self.cfg).trained_unseen(self.provenance):
+        if trained := self._claim.trained_unseen:
             raise ProtocolError(
                 f"--prove-protocol: found {self.cfg.MODEL.WEIGHTS} trained on masks of "
                 f"{len(trained)} unseen classes ({', '.join(trained)}), expected none: their "
@@ -160,17 +165,16 @@ class ProtocolProof:
         text += "transductive setting allows."
         if _NAMES in self.differences:
             text = "no label or name of an unseen class has an effect."
-        protocol = Protocol(self.cfg)
         doubts = [
             f"a training before {what} {', '.join(names)}"
-            for what, names in protocol.earlier_traces(self.provenance).items()
+            for what, names in self._claim.earlier_traces.items()
         ]
         if not self.provenance.is_complete:
             doubts.append(
                 f"the ancestry of {self.cfg.MODEL.WEIGHTS} is unknown: which masks have trained it "
                 "before cannot be said"
             )
-        doubts += filter(None, [protocol.question(protocol.similar_names(self.provenance))])
+        doubts += filter(None, [question(self._claim.similar_names)])
         if doubts:
             return f"For these iterations {text} But {'; '.join(doubts)}."
         return f"Proved for these iterations: {text}"

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 from tagclip.checkpoint import last_checkpoint, read_checkpoint
 from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
+from tagclip.data.claim import Claim, question
 from tagclip.data.datasets.shared_images import shared_images
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import canonical_name
@@ -100,16 +102,17 @@ def announce_protocol(cfg: CfgNode, model: nn.Module) -> None:
     """Log the protocol of a run that begins, and what in its model's provenance needs an answer.
 
     Raises:
-        ProtocolError: see `Protocol.check_provenance`.
+        ProtocolError: see `Claim.check`.
     """
-    protocol, provenance = Protocol(cfg), model_provenance(model)
-    protocol.check_provenance(provenance, cfg.MODEL.WEIGHTS)
-    logger.info("Protocol: %s", protocol.describe(provenance))
-    logger.info("Trained on masks: %s", provenance.history)
-    tested = [protocol.dataset(name) for name in cfg.DATASETS.TEST]
-    pairs = {pair for each in (None, *tested) for pair in protocol.similar_names(provenance, each)}
-    if question := protocol.question(sorted(pairs)):
-        logger.warning("%s: %s", cfg.MODEL.WEIGHTS, question)
+    protocol = Protocol(cfg)
+    claim = Claim(protocol, model_provenance(model))
+    claim.check(cfg.MODEL.WEIGHTS)
+    logger.info("Protocol: %s", claim.text)
+    logger.info("Trained on masks: %s", claim.provenance.history)
+    tested = (replace(claim, tested=protocol.dataset(name)) for name in cfg.DATASETS.TEST)
+    pairs = {pair for each in (claim, *tested) for pair in each.similar_names}
+    if text := question(sorted(pairs)):
+        logger.warning("%s: %s", cfg.MODEL.WEIGHTS, text)
 
 
 def announce_shared_images(cfg: CfgNode) -> None:
@@ -130,10 +133,10 @@ def announce_shared_images(cfg: CfgNode) -> None:
 def run_info(cfg: CfgNode) -> dict[str, Any]:
     """Say what a result depends on: config, seed, fingerprints. Holds no paths.
 
-    What the trainings before did to the protocol is in `Protocol.record`.
+    What the trainings before did to the protocol is in `Claim.record`.
 
     ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only; what a
-    training started from is the ``start`` of `Protocol.record`. ``weights_dropped`` lists what the
+    training started from is the ``start`` of `Claim.record`. ``weights_dropped`` lists what the
     config leaves out of it. ``iterations`` is how long a run has trained that evaluates in between
     or at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
     """

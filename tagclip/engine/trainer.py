@@ -23,6 +23,7 @@ import tagclip
 from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
 from tagclip.config.checks import check_config, check_device, check_registered
 from tagclip.data import Protocol, ZeroShotDatasetMapper
+from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import without_unseen_images
 from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
@@ -135,7 +136,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 parts["optimizer"] = cls.build_optimizer(cfg, model)
                 cls.build_lr_scheduler(cfg, parts["optimizer"])
             load_trained(cfg, weights, model=model, **parts)
-            Protocol(cfg).check_provenance(model.provenance, weights)
+            Claim(Protocol(cfg), model.provenance).check(weights)
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
@@ -263,7 +264,7 @@ class ZeroShotTrainer(DefaultTrainer):
             ProtocolError: masks of unseen classes have trained the model.
         """
         provenance = model_provenance(model)
-        Protocol(cfg).check_provenance(provenance, cfg.MODEL.WEIGHTS)
+        Claim(Protocol(cfg), provenance).check(cfg.MODEL.WEIGHTS)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:

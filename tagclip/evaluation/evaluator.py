@@ -12,6 +12,7 @@ import torch
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
 
+from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import left_out
 from tagclip.data.label_io import check_label, look_up, read_label
 from tagclip.data.protocol import Protocol, requested_vocabulary
@@ -235,7 +236,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         provenance = self.provenance
         if self._protocol is not None:
             provenance = provenance or Provenance(is_complete=False)
-            run = run | self._protocol.record(provenance, vocabulary)
+            run = run | Claim(self._protocol, provenance, vocabulary).record()
         # Of what nothing is known the split is all that there is to say.
         if provenance and (provenance.stages or provenance.is_complete):
             seen = np.array(provenance.trained(vocabulary))
