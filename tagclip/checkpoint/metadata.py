@@ -98,13 +98,13 @@ _FREE_KEYS = (
 _LISTED = 12
 
 
-def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "") -> dict[str, Any]:
     """Describe a model so that it can be rebuilt and compared: numbers and text only.
 
     Args:
-        cfg: the model's config. Its absolute paths become relative to ``OUTPUT_DIR``, where
-            checkpoints lie.
+        cfg: the model's config.
         model: `TagCLIP`, not wrapped.
+        folder: of the checkpoint, to which absolute paths become relative; "" is ``OUTPUT_DIR``.
 
     Returns:
         ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``,
@@ -127,7 +127,7 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
     is_path = os.path.splitext(clip_keys.PRETRAINED)[1] or os.path.dirname(clip_keys.PRETRAINED)
     if is_path and not clip_keys.PRETRAINED.startswith(HUB):
         clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
-    config = _portable(cfg, os.path.abspath(cfg.OUTPUT_DIR))
+    config = _portable(cfg, os.path.abspath(folder or cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
     # Their contents are entries of their own.
     del config["DATASETS"]["VOCABULARIES"], config["MODEL"]["CLIP"]["JSON"]
