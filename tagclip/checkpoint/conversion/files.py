@@ -75,8 +75,8 @@ def convert_file(
     content = read_dict(source) if source.suffix == ".pth" else {}
     if "tagclip" not in content:
         state, unwrapped = unwrap(content, source)
-        check_finite(state, source, "take an earlier checkpoint of the run")
         if is_official(state):
+            check_finite(state, source, "take an earlier checkpoint of the run")
             lines = _convert_official(source, target, state, content, cfg, clip_target, full)
             return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]
         if not any(name.startswith("sem_seg_head.") for name in state):
