@@ -22,7 +22,7 @@ from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import HUB, LOCAL
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
-from tagclip.utils.text import json_text, one_line, shortened
+from tagclip.utils.text import json_text, listed, one_line, shortened
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = [
@@ -364,9 +364,7 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
     for key in changed:
         is_free = not key.startswith(_RUN_KEYS) or key.startswith(_FREE_KEYS)
         groups[is_free].append(f"{key} {_value(now[key])} (was {_value(then[key])})")
-    listed = (", ".join(rows[:_LISTED]) for rows in groups)
-    more = (f" and {len(rows) - _LISTED} more" * (len(rows) > _LISTED) for rows in groups)
-    return tuple(map("".join, zip(listed, more, strict=True)))
+    return tuple(listed(rows, _LISTED) for rows in groups)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from tagclip.errors import ConfigError, ProtocolError, VocabularyError
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_json import read_vocabulary_text, split_names
+from tagclip.utils.text import listed
 
 __all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
 
@@ -373,11 +374,10 @@ class Protocol:
         """Ask about `similar_names`, which decide nothing; "" if there are none."""
         if not pairs:
             return ""
-        listed = ", ".join(f"{own!r} and {other!r}" for own, other in pairs[:_LISTED])
-        more = f" and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
+        similar = listed([f"{own!r} and {other!r}" for own, other in pairs], _LISTED)
         return (
             f"is a class without masks one that the weights were trained on, under another name? "
-            f"{listed}{more} are similar, which decides nothing; if two are the same, write the "
+            f"{similar} are similar, which decides nothing; if two are the same, write the "
             "one among the prompts of the other"
         )
 
