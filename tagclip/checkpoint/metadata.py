@@ -19,7 +19,7 @@ from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import HUB, LOCAL
+from tagclip.modeling.clip.config import LOCAL, is_weight_path
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import json_text, listed, one_line, shortened
@@ -124,8 +124,7 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         clip_keys.NAME = _absolute(clip_keys.NAME)
     elif clip_keys.NAME.startswith(LOCAL):
         clip_keys.NAME = LOCAL + _absolute(clip_keys.NAME.removeprefix(LOCAL))
-    is_path = os.path.splitext(clip_keys.PRETRAINED)[1] or os.path.dirname(clip_keys.PRETRAINED)
-    if is_path and not clip_keys.PRETRAINED.startswith(HUB):
+    if is_weight_path(clip_keys.PRETRAINED):
         clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
     config = _portable(cfg, os.path.abspath(folder or cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
