@@ -92,7 +92,8 @@ class TagCLIPPredictor:
         check_registered(cfg)
         self.model = load_trained(cfg)
         self._input = InferenceInput.from_config(cfg)
-        self._trained = Protocol(cfg).full
+        self._protocol = Protocol(cfg)
+        self._trained = self._protocol.full
         self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
 
     @classmethod
@@ -111,7 +112,7 @@ class TagCLIPPredictor:
     @property
     def dataset_names(self) -> set[str]:
         """Names that mean the class list of a dataset: registered ones, and the model's own."""
-        return {*DatasetCatalog.list(), *Protocol(self.cfg).carried}
+        return {*DatasetCatalog.list(), *self._protocol.carried}
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -276,7 +277,7 @@ class TagCLIPPredictor:
         if isinstance(source, Vocabulary):
             return source
         if isinstance(source, str) and source in self.dataset_names:
-            return Protocol(self.cfg).asked(source)
+            return self._protocol.asked(source)
         if isinstance(source, (str, Path)):
             if Path(source).suffix != ".json":
                 raise VocabularyError(

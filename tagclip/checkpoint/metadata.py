@@ -19,10 +19,10 @@ from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import HUB, LOCAL
+from tagclip.modeling.clip.config import LOCAL, is_weight_path
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
-from tagclip.utils.text import json_text, one_line, shortened
+from tagclip.utils.text import json_text, listed, one_line, shortened
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = [
@@ -98,13 +98,13 @@ _FREE_KEYS = (
 _LISTED = 12
 
 
-def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "") -> dict[str, Any]:
     """Describe a model so that it can be rebuilt and compared: numbers and text only.
 
     Args:
-        cfg: the model's config. Its absolute paths become relative to ``OUTPUT_DIR``, where
-            checkpoints lie.
+        cfg: the model's config.
         model: `TagCLIP`, not wrapped.
+        folder: of the checkpoint, to which absolute paths become relative; "" is ``OUTPUT_DIR``.
 
     Returns:
         ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``,
@@ -124,10 +124,9 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         clip_keys.NAME = _absolute(clip_keys.NAME)
     elif clip_keys.NAME.startswith(LOCAL):
         clip_keys.NAME = LOCAL + _absolute(clip_keys.NAME.removeprefix(LOCAL))
-    is_path = os.path.splitext(clip_keys.PRETRAINED)[1] or os.path.dirname(clip_keys.PRETRAINED)
-    if is_path and not clip_keys.PRETRAINED.startswith(HUB):
+    if is_weight_path(clip_keys.PRETRAINED):
         clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
-    config = _portable(cfg, os.path.abspath(cfg.OUTPUT_DIR))
+    config = _portable(cfg, os.path.abspath(folder or cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
     # Their contents are entries of their own.
     del config["DATASETS"]["VOCABULARIES"], config["MODEL"]["CLIP"]["JSON"]
@@ -364,9 +363,7 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
     for key in changed:
         is_free = not key.startswith(_RUN_KEYS) or key.startswith(_FREE_KEYS)
         groups[is_free].append(f"{key} {_value(now[key])} (was {_value(then[key])})")
-    listed = (", ".join(rows[:_LISTED]) for rows in groups)
-    more = (f" and {len(rows) - _LISTED} more" * (len(rows) > _LISTED) for rows in groups)
-    return tuple(map("".join, zip(listed, more, strict=True)))
+    return tuple(listed(rows, _LISTED) for rows in groups)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

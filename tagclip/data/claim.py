@@ -11,6 +11,7 @@ from tagclip.data.protocol import Protocol
 from tagclip.errors import ProtocolError
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import listed
 
 __all__ = ["Claim", "question"]
 
@@ -165,10 +166,9 @@ def question(pairs: Sequence[Sequence[str]] | None) -> str:
     """Ask about `Claim.similar_names`, which decide nothing; "" if there are none."""
     if not pairs:
         return ""
-    listed = ", ".join(f"{own!r} and {other!r}" for own, other in pairs[:_LISTED])
-    more = f" and {len(pairs) - _LISTED} more" if len(pairs) > _LISTED else ""
+    shown = listed([f"{own!r} and {other!r}" for own, other in pairs], _LISTED)
     return (
-        f"is a class without masks one that the weights were trained on, under another name? "
-        f"{listed}{more} are similar, which decides nothing; if two are the same, write the one "
+        "is a class without masks one that the weights were trained on, under another name? "
+        f"{shown} are similar, which decides nothing; if two are the same, write the one "
         "among the prompts of the other"
     )

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 
 from tagclip.errors import VocabularyError
-from tagclip.utils.text import did_you_mean, one_line
+from tagclip.utils.text import did_you_mean, listed, one_line
 
 __all__ = [
     "MAX_LABEL",
@@ -35,9 +35,7 @@ def name_key(name: str) -> str:
 
 def format_names(names: Iterable[str], limit: int = 10) -> str:
     """Join names for a message, at most `limit` of them, sorted."""
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
+    return listed([repr(name) for name in sorted(names)], limit)
 
 
 def is_int(value: object) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
+from tagclip.utils.text import listed
 
 __all__ = ["STATE_KEYS", "check_finite", "unwrap"]
 
@@ -76,9 +77,8 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> 
     wide = ((name, t if t.element_size() > 1 else t.float()) for name, t in state.items())
     broken = [name for name, tensor in wide if not tensor.isfinite().all()]
     if broken:
-        more = f" and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
         raise CheckpointError(
-            f"{path}: found values that are not finite in {', '.join(broken[:_LISTED])}{more}, "
+            f"{path}: found values that are not finite in {listed(broken, _LISTED)}, "
             f"expected numbers only; {advice}"
         )
 

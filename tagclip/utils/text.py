@@ -18,6 +18,7 @@ __all__ = [
     "error_text",
     "format_csv",
     "json_text",
+    "listed",
     "markdown_table",
     "one_line",
     "shortened",
@@ -35,6 +36,12 @@ def shortened(text: str, limit: int) -> str:
         return text
     end = limit // 2
     return f"{text[: limit - end - 3]}...{text[-end:]}"
+
+
+def listed(texts: Sequence[str], limit: int, separator: str = ", ") -> str:
+    """Return the first ``limit`` texts in one line, and how many more there are."""
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return separator.join(texts[:limit]) + more
 
 
 def error_text(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tagclip.utils.text import listed
 from tagclip.utils.untrusted import check_zip
 
 __all__ = ["ForeignPickleError", "load_torch_file"]
@@ -141,10 +142,9 @@ def _refused(path: Path, error: Exception) -> str:
             f"trust the file, save it again: {load}; torch.save(c, {target!r})"
         )
     names = _foreign_names(path, reason)
-    listed = f" ({', '.join(name[:60] for name in names[:_LISTED])})" if names else ""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    shown = f" ({listed([name[:60] for name in names], _LISTED)})" if names else ""
     return (
-        f"file is unsafe or no checkpoint: found Python objects{listed}{more}, which may execute "
+        f"file is unsafe or no checkpoint: found Python objects{shown}, which may execute "
         "code, expected tensors, numbers and text only; if you trust it, save its weights alone: "
         f"{load}; c = c.get('state_dict', c.get('model', c)) if isinstance(c, dict) else c; "
         f"torch.save(getattr(c, 'state_dict', lambda: c)(), {target!r})"

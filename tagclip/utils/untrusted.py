@@ -151,16 +151,15 @@ def check_zip(path: Path, records: Iterable[str] = ()) -> list[zipfile.ZipInfo]:
     return members
 
 
-def read_gzip(path: Path | BinaryIO, limit: int) -> bytes:
+def read_gzip(file: BinaryIO, limit: int) -> bytes:
     """Unpack a gzip file, reading no more than one byte beyond the limit.
 
     Raises:
         ValueError: it is damaged, or unpacks to more than ``limit`` bytes.
-        OSError: it cannot be opened.
     """
     try:
-        with gzip.open(path) as file:
-            content = file.read(limit + 1)
+        with gzip.open(file) as unpacked:
+            content = unpacked.read(limit + 1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if len(content) > limit:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tagclip import TagCLIPCheckpointer
-from tagclip.checkpoint import checkpoint_metadata, read_checkpoint
+from tagclip.checkpoint import checkpoint_config, checkpoint_metadata, read_checkpoint
 from tagclip.checkpoint.conversion.files import convert_file
 from tagclip.checkpoint.conversion.mmseg import convert_official
 from tagclip.errors import CheckpointError, ConfigError
@@ -238,6 +238,7 @@ def test_the_frozen_weights_have_to_be_the_configs(space: Workspace, tmp_path: P
 
 def test_a_full_copy_has_the_vision_tower_and_still_fits(space: Workspace, tmp_path: Path) -> None:
     cfg, source = space.config(), mmseg_file(tmp_path, official(space))
+    cfg.OUTPUT_DIR = str(tmp_path / "other" / "folder")
     convert_file(source, tmp_path / "full.pth", cfg=cfg, full=True)
     convert_file(source, tmp_path / "slim.pth", cfg=cfg)
     convert_file(tmp_path / "slim.pth", tmp_path / "again.pth", cfg=cfg, full=True)
@@ -247,6 +248,8 @@ def test_a_full_copy_has_the_vision_tower_and_still_fits(space: Workspace, tmp_p
         assert content["model"].keys() == names
         assert torch.equal(content["model"]["backbone.proj"], space.official.clip["visual.proj"])
         assert content["tagclip"]["trusty_target"] == "novel"
+        # Its paths are those from its own folder, not from OUTPUT_DIR.
+        assert checkpoint_config(tmp_path / name).MODEL.CLIP.NAME == cfg.MODEL.CLIP.NAME
         model = loaded(cfg, space, tmp_path / name)
         assert_golden(space, model, "eval/sem/disc_True/st_False", "both")
     with pytest.raises(ConfigError, match="TagCLIP for Detectron2 already; add --full"):

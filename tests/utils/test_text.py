@@ -17,6 +17,7 @@ from tagclip.utils.text import (
     error_text,
     format_csv,
     json_text,
+    listed,
     markdown_table,
     one_line,
     shortened,
@@ -54,6 +55,11 @@ def test_markdown_shows_what_it_is_given() -> None:
     lines = markdown_table(["a", "b"], [["x|y", "1.50"], ["z", 3]]).splitlines()
     rows = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     assert rows[0] == ["| a", "b    |"] and rows[2:] == [["| x\\|y", "1.50 |"], ["| z", "3    |"]]
+
+
+def test_of_many_texts_the_first_are_shown() -> None:
+    assert listed(["a", "b"], 2) == "a, b" and listed([], 2) == ""
+    assert listed(["a", "b", "c", "d"], 2, "; ") == "a; b and 2 more"
 
 
 def test_a_long_text_keeps_both_ends() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
 from tagclip.checkpoint.conversion.clip import (
@@ -75,8 +75,8 @@ def convert_file(
     content = read_dict(source) if source.suffix == ".pth" else {}
     if "tagclip" not in content:
         state, unwrapped = unwrap(content, source)
-        check_finite(state, source, "take an earlier checkpoint of the run")
         if is_official(state):
+            check_finite(state, source, "take an earlier checkpoint of the run")
             lines = _convert_official(source, target, state, content, cfg, clip_target, full)
             return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]
         if not any(name.startswith("sem_seg_head.") for name in state):
@@ -211,7 +211,7 @@ def _fit(
     # The config says with which masks others have trained it, and nothing what was before.
     declared = replace(Protocol(cfg).stage(), fingerprint="", datasets=())
     model.provenance = Provenance((declared,), is_complete=False)
-    own = _metadata_at(target, cfg, model)
+    own = checkpoint_metadata(cfg, model, target.parent)
     if conversion.clip:
         compare_clip(source, conversion.clip, CLIPSource.from_config(cfg))
     known = {key: metadata[key] for key in ("quick_gelu", "trusty_target", "source")}
@@ -223,14 +223,6 @@ def _fit(
     return state, own | known
 
 
-def _metadata_at(target: Path, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """Metadata whose paths are relative to the folder of a file."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = str(target.parent)
-    return checkpoint_metadata(cfg, model)
-
-
 def _copy_full(
     source: Path, target: Path, metadata: dict[str, Any], cfg: CfgNode | None
 ) -> list[str]:
@@ -238,7 +230,7 @@ def _copy_full(
     if cfg is None:
         raise ConfigError("--full: needs --config-file, which says what the frozen weights are")
     model = load_trained(cfg, str(source), strict=True)
-    state, own = dict(model.state_dict()), _metadata_at(target, cfg, model)
+    state, own = dict(model.state_dict()), checkpoint_metadata(cfg, model, target.parent)
     files = {key: own[key] for key in ("config", "vocabularies", "clip_json", "clip_merges")}
     files["provenance"] = model.provenance.to_json()
     write_atomic(target, serialised({"model": state, "tagclip": metadata | files}))

@@ -19,6 +19,7 @@ from tagclip.modeling.heads import TagCLIPHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
 from tagclip.modeling.heads.tagclip_head import RelationDescriptor
 from tagclip.modeling.losses.seg_loss import SegLoss
+from tagclip.utils.text import listed
 
 __all__ = ["Conversion", "convert_official", "decoder_letters", "is_official", "trained_tensors"]
 
@@ -100,8 +101,7 @@ def convert_official(state: Mapping[str, Tensor], where: str = "checkpoint") -> 
     unknown = sorted(name for name in rest if not _is_known(name))
     if unknown:
         raise CheckpointError(
-            f"{where}: found unknown tensors {', '.join(unknown[:5])}"
-            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}, expected those of "
+            f"{where}: found unknown tensors {listed(unknown, 5)}, expected those of "
             "TagCLIP (operator a_n_n) or ZegCLIP; other variants cannot be converted"
         )
     trained, sources = trained_tensors(rest, letters)

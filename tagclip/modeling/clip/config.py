@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -14,8 +15,8 @@ from tagclip.modeling.clip.download import fetch_config
 from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["HUB", "LOCAL", "canonical_name", "check_supported", "merges_file", "read_clip_config",
-           "vision_sizes"]  # fmt: skip
+__all__ = ["HUB", "LOCAL", "canonical_name", "check_supported", "is_weight_path", "merges_file",
+           "read_clip_config", "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -55,6 +56,12 @@ def canonical_name(name: str) -> str:
     if name.endswith(".json") or name.startswith((LOCAL, HUB)):
         return name
     return name.replace("/", "-").replace("@336px", "-336")
+
+
+def is_weight_path(pretrained: str) -> bool:
+    """Whether MODEL.CLIP.PRETRAINED is a path by its looks; a tag has no suffix and no folder."""
+    looks_so = bool(os.path.splitext(pretrained)[1] or os.path.dirname(pretrained))
+    return looks_so and not pretrained.startswith(HUB)
 
 
 def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str, Any]:

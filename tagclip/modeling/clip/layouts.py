@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tagclip.utils.text import listed
+
 __all__ = ["describe_misfit", "is_openai", "to_open_clip"]
 
 # Sizes that OpenAI stores as tensors; nothing reads them.
@@ -82,5 +84,4 @@ def describe_misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor])
         for n in sorted(expected.keys() & found.keys())
         if expected[n].shape != found[n].shape
     ]
-    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-    return "; ".join(wrong[:5]) + more
+    return listed(wrong, 5, "; ")

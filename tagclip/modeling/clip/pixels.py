@@ -46,10 +46,10 @@ def statistics(mean: Sequence[float], std: Sequence[float]) -> dict[str, list[fl
     """Check the values of R, G, B.
 
     Raises:
-        ValueError: they are not three numbers each, or a deviation is not above 0.
+        ValueError: they are not three numbers from 0 to 1 each, or a deviation is not above 0.
     """
     values = {"mean": [float(v) for v in mean], "std": [float(v) for v in std]}
-    if any(len(v) != 3 or not all(abs(x) < 256 for x in v) for v in values.values()):
+    if any(len(v) != 3 or not all(0 <= x <= 1 for x in v) for v in values.values()):
         raise ValueError("not three numbers from 0 to 1")
     if min(values["std"]) <= 0:
         raise ValueError("a std that is not above 0")

@@ -20,6 +20,7 @@ from tagclip.modeling.clip.config import (
     LOCAL,
     canonical_name,
     check_supported,
+    is_weight_path,
     merges_file,
     read_clip_config,
     vision_sizes,
@@ -130,11 +131,10 @@ class CLIPSource:
         _ = self.config
         # os.path says no of names that no file can have, where pathlib raises OSError.
         path = Path(self.pretrained)
-        is_path = path.suffix or os.path.dirname(self.pretrained)
         if self.pretrained.startswith(HUB):
             repository = {"hf_hub": f"{self.pretrained.removeprefix(HUB)}/"}
             return fetch_tag(self.pretrained, repository, self._cache_dir)
-        if is_path or (os.path.exists(path) and not self._tag):
+        if is_weight_path(self.pretrained) or (os.path.exists(path) and not self._tag):
             return find_weight_file(path)
         if not self._tag:
             import open_clip

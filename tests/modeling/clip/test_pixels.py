@@ -57,6 +57,7 @@ def test_the_json_beside_the_weights_tells(kind: str, tiny_clip_json: str, tmp_p
         {"mean": 3, "std": [1, 1, 1]},
         {"mean": [0, 0, 0], "std": [1, 0, 1]},
         {"mean": [float("nan"), 0, 0], "std": [1, 1, 1]},
+        {"mean": [122.771, 116.746, 104.094], "std": [1, 1, 1]},
     ],
 )
 def test_what_is_no_statistic_is_told_and_left_out(
