@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import struct
 import warnings
 import zlib
@@ -72,6 +73,9 @@ def _opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.
         with warnings.catch_warnings():
             # A size limit of our own follows.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Opening a named pipe waits for a writer.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise OSError
             with Image.open(path) as image:
                 yield image
     except FileNotFoundError as error:
@@ -92,7 +96,9 @@ def _opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.
 def _describe_damage(path: str | Path, error: BaseException) -> str:
     if os.path.isdir(path):
         return "it is a folder"
-    size = os.path.getsize(path) if os.path.isfile(path) else 0
+    if not os.path.isfile(path):
+        return "it is no regular file"
+    size = os.path.getsize(path)
     if size == 0:
         return "it has 0 bytes"
     if isinstance(error, UnidentifiedImageError):

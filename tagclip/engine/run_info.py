@@ -22,6 +22,7 @@ from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.data.claim import Claim, question
 from tagclip.data.datasets.shared_images import shared_images
+from tagclip.errors import DatasetError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
@@ -119,7 +120,12 @@ def announce_shared_images(cfg: CfgNode) -> None:
     """Warn of images that a run is trained and evaluated on, in the main process."""
     if not comm.is_main_process():
         return
-    train = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
+    try:
+        train = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
+    except DatasetError as error:
+        # An evaluation does not need them.
+        logger.info("Training and test images are not compared: %s", error)
+        return
     for name in cfg.DATASETS.TEST:
         test = DatasetCatalog.get(name)
         if shared := shared_images(train, test):

@@ -112,13 +112,10 @@ class Vocabulary:
             VocabularyError: the file is missing or inconsistent, or has no such split.
         """
         path = expand_path(path)
-        try:
-            return cls(**parse_vocabulary_json(read_vocabulary_text(Path(path)), split))
-        except VocabularyError as error:
-            raise VocabularyError(f"{path}: {error}") from error
+        return cls.from_text(read_vocabulary_text(path), split, path)
 
     @classmethod
-    def from_text(cls, text: str, split: str = "", where: str = "vocabulary json") -> Vocabulary:
+    def from_text(cls, text: str, split: str, where: str) -> Vocabulary:
         """Take the content of a vocabulary json instead of the file (see `from_json`).
 
         Args:

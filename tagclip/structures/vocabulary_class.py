@@ -20,7 +20,6 @@ __all__ = [
     "is_int",
     "name_flags",
     "name_key",
-    "palette_color",
     "refuse_duplicates",
 ]
 
@@ -149,14 +148,3 @@ def name_flags(listed: Sequence[str], names: Sequence[str], where: str) -> list[
         raise VocabularyError(f"{where} names {format_names(unknown)}, no class{hint}")
     wanted = set(map(name_key, listed))
     return [key in wanted for key in keys]
-
-
-def palette_color(number: int) -> tuple[int, int, int]:
-    """Colour of a number below 2**24 in PASCAL VOC's map: low bits become high colour bits.
-
-    Bits 3j, 3j+1 and 3j+2 of the number are bit 7-j of red, green and blue.
-    """
-    return tuple(
-        sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
-        for channel in range(3)
-    )

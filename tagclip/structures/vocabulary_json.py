@@ -55,7 +55,7 @@ def parse_vocabulary_json(text: str, split: str = "") -> dict[str, Any]:
     try:
         tree = load_json(text, object_pairs_hook=_unique_pairs)
     except (ValueError, VocabularyError) as error:
-        raise _unreadable(error) from error
+        raise VocabularyError(_unreadable(error)) from error
     _check_keys(tree, (*_FILE_KEYS, *_NOTES), ("format", "name", "classes"))
     if tree["format"] != _FORMAT or isinstance(tree["format"], bool):
         raise VocabularyError(f"format is {tree['format']!r}, expected {_FORMAT}")
@@ -84,22 +84,22 @@ def split_names(text: str) -> list[str]:
     return list(load_json(text).get("splits", {}))
 
 
-def read_vocabulary_text(path: Path) -> str:
+def read_vocabulary_text(path: str | Path) -> str:
     """Read the text of a vocabulary json, which may be any.
 
     Raises:
         VocabularyError: the file is missing or no text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise VocabularyError("no such vocabulary json; check the path") from error
+        raise VocabularyError(f"{path}: no such vocabulary json; check the path") from error
     except (OSError, ValueError) as error:
-        raise _unreadable(error) from error
+        raise VocabularyError(f"{path}: {_unreadable(error)}") from error
 
 
-def _unreadable(error: Exception) -> VocabularyError:
-    return VocabularyError(f"not a readable json file ({one_line(error)}); mend it")
+def _unreadable(error: Exception) -> str:
+    return f"not a readable json file ({one_line(error)}); mend it"
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

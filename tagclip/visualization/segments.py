@@ -5,7 +5,8 @@ Names of unseen classes carry a star, so that no picture depends on colour alone
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -45,7 +46,8 @@ def marked_names(vocabulary: Vocabulary) -> list[str]:
     return [name if flag else f"{UNSEEN_MARK} {name}" for name, flag in pairs]
 
 
-def numbers(vocabulary: Vocabulary) -> dict[int, str]:
+@lru_cache(maxsize=8)
+def numbers(vocabulary: Vocabulary) -> Mapping[int, str]:
     """Index -> id, as a text, of the classes whose colour can be taken for that of another."""
     return {
         int(k): str(vocabulary.classes[k].id)

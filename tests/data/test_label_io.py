@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -20,7 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagclip.data.label_io import check_label, is_dark, read_header, read_image, read_label
+from tagclip.data.label_io import (
+    check_label,
+    image_size,
+    is_dark,
+    read_header,
+    read_image,
+    read_label,
+)
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
 
@@ -130,6 +139,19 @@ def test_damaged_files_are_named(read: Callable, suffix: str, tmp_path: Path) ->
     assert "no known image format" in reasons["text"]
     assert "no such" in reasons["missing"]
     assert "it is a folder" in reasons[tmp_path.stem]
+
+
+@pytest.mark.parametrize("read", [read_image, read_label, read_header, image_size])
+def test_a_named_pipe_is_refused_before_it_is_opened(read: Callable, tmp_path: Path) -> None:
+    image, pipe = tmp_path / "image.png", tmp_path / "pipe.png"
+    Image.new("L", (4, 4)).save(image)
+    os.mkfifo(pipe)
+    writer = Thread(target=lambda: pipe.write_bytes(image.read_bytes()), daemon=True)
+    writer.start()
+    with pytest.raises(DatasetError, match=rf"^{pipe}: .* \(it is no regular file\); replace it"):
+        read(pipe)
+    assert pipe.read_bytes() == image.read_bytes()
+    writer.join()
 
 
 @pytest.mark.parametrize("orientation", range(9))

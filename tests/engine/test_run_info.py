@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,14 @@ def test_training_names_the_images_that_it_is_evaluated_on(
     assert (
         f"1 of its 3 images are training images, too ({val / '1.png'} is {train / '4.png'})" in line
     )
+
+
+def test_an_evaluation_needs_no_training_images(
+    tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tiny_dataset(tmp_path)
+    shutil.rmtree(tmp_path / "images" / "train")
+    with caplog.at_level(logging.INFO, logger="tagclip"):
+        announce_shared_images(tiny_cfg)
+    assert "Training and test images are not compared: dataset" in caplog.text
+    assert f"no image folder {tmp_path / 'images' / 'train'}" in caplog.text

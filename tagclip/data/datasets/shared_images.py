@@ -49,10 +49,7 @@ def shared_images(
 
 
 def _size(path: str) -> int | None:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return None
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def _end(path: str) -> bytes | None:

@@ -9,7 +9,7 @@ from tagclip.data.datasets.label_map import LabelMap
 from tagclip.data.label_io import UNLABELLED, unlabelled_remedy
 from tagclip.data.validation.scan import DatasetScan
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import format_names, name_key, palette_color
+from tagclip.structures.vocabulary_class import format_names, name_key
 
 __all__ = ["absent_classes", "diagnose_labels", "suspect_labels"]
 
@@ -142,11 +142,22 @@ def _maps_of(vocabulary: Vocabulary) -> Iterator[LabelMap]:
 def _palette_grays(vocabulary: Vocabulary) -> set[int]:
     """Brightness (ITU-R 601) of the vocabulary's colours and of VOC's palette."""
     colors = [tuple(map(int, color)) for color in vocabulary.colors]
-    colors += [palette_color(number) for number in range(len(vocabulary) + 1)] + [_VOC_VOID]
+    colors += [_voc_color(number) for number in range(len(vocabulary) + 1)] + [_VOC_VOID]
     # Pillow and OpenCV round differently.
     pillow = {(r * 19595 + g * 38470 + b * 7471 + 32768) >> 16 for r, g, b in colors}
     opencv = {(r * 4899 + g * 9617 + b * 1868 + 8192) >> 14 for r, g, b in colors}
     return pillow | opencv
+
+
+def _voc_color(number: int) -> tuple[int, int, int]:
+    """Colour of a number below 2**24 in PASCAL VOC's map: low bits become high colour bits.
+
+    Bits 3j, 3j+1 and 3j+2 of the number are bit 7-j of red, green and blue.
+    """
+    return tuple(
+        sum((number >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(8))
+        for channel in range(3)
+    )
 
 
 def suspect_labels(scan: DatasetScan, verified: bool) -> list[tuple[str, str]]:

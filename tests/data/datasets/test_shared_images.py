@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,12 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     train, test = _samples(tmp_path / "a", [b"a"]), _samples(tmp_path / "b", [b"a"])
     gone = [{"file_name": str(tmp_path / name)} for name in ("gone", "lost")]
     assert len(shared_images(train + gone[:1], gone[1:] + test)) == 1
+
+
+def test_named_pipes_are_not_opened(tmp_path: Path) -> None:
+    """They have the size of an empty file."""
+    train, test = _samples(tmp_path / "a", [b""]), _samples(tmp_path / "b", [b""])
+    for folder in ("a", "b"):
+        os.mkfifo(tmp_path / folder / "pipe.png")
+    pipes = [{"file_name": str(tmp_path / folder / "pipe.png")} for folder in ("a", "b")]
+    assert len(shared_images(train + pipes[:1], test + pipes[1:])) == 1
