@@ -6,6 +6,7 @@ Names of unseen classes carry a star, so that no picture depends on colour alone
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -45,6 +46,8 @@ def marked_names(vocabulary: Vocabulary) -> list[str]:
     return [name if flag else f"{UNSEEN_MARK} {name}" for name, flag in pairs]
 
 
+# Compares all pairs of classes: once for all pictures, not for every frame of a video.
+@lru_cache(maxsize=8)
 def numbers(vocabulary: Vocabulary) -> dict[int, str]:
     """Index -> id, as a text, of the classes whose colour can be taken for that of another."""
     return {
