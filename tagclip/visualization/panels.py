@@ -104,6 +104,8 @@ def draw_legend(
     """
     chosen = range(len(vocabulary)) if classes is None else list(classes)
     names, seen = legend_names(vocabulary), vocabulary.seen or (True,) * len(vocabulary)
+    # One look for all.
+    families("".join(names))
     entries = [(k, names[k], seen[k]) for k in chosen]
     notes = legend_notes(vocabulary, chosen)
     if unlabelled:

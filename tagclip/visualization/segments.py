@@ -134,6 +134,8 @@ def _write_names(picture: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary
     renderer = visualizer.output.canvas.get_renderer()
     font_size = max(_SMALLEST_FONT, labels.size**0.5 / 65) * 72 / visualizer.output.dpi
     names, short = legend_names(vocabulary), numbers(vocabulary)
+    # One look for all.
+    families("".join(names))
     named: set[int] = set()
     taken: list[tuple[float, float, float, float]] = []
     for _, k, center in _segment_centers(labels, len(names), short):
