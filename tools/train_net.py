@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -63,7 +64,7 @@ def parse_args() -> argparse.Namespace:
         metavar="KEY VALUE",
         help="config keys to override, at the end of the command line",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(args)
     is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
     if args.prove_protocol is not None and (args.resume or not is_one):
         parser.error("--prove-protocol is one new training in one process: give no other option")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
@@ -41,8 +40,8 @@ def run() -> None:
     generate_data.write(None)
     if OUTPUT.exists():
         shutil.rmtree(OUTPUT)
-    sys.argv = ["tagclip train", "--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
-    train_net.start(train_net.parse_args())
+    words = ["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
+    train_net.start(train_net.parse_args(words))
     make_report.report(OUTPUT)
 
 

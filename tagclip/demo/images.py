@@ -22,22 +22,13 @@ import torch
 from tqdm import tqdm
 
 from tagclip.demo.media import find_images
-from tagclip.demo.result_json import (
-    JSON_PERIOD,
-    check_own_file,
-    read_entries,
-    segments_of,
-    write_entries,
-)
+from tagclip.demo.result_json import JSON_PERIOD, check_own_file, read_entries, write_entries
+from tagclip.demo.results import ResultKeeper, save_output
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.text import json_text, one_line
-from tagclip.visualization.panels import read_note, save_png
-from tagclip.visualization.prediction_page import (
-    draw_prediction,
-    label_image,
-    summarize_prediction,
-)
+from tagclip.visualization.panels import read_note
+from tagclip.visualization.prediction_page import draw_prediction
 
 __all__ = ["BuildPredictor", "draw_images"]
 
@@ -62,6 +53,7 @@ class _ImageJob:
 
     def __init__(self, predictor: TagCLIPPredictor, args: argparse.Namespace) -> None:
         self.predictor, self.args = predictor, args
+        self._keep = ResultKeeper(predictor.vocabulary, bool(args.json))
         self._made_with = _fingerprint(predictor, args.panel_size)
 
     def __call__(self, image: Path, picture: Path, known: dict[str, Any] | None) -> _Outcome:
@@ -83,30 +75,14 @@ class _ImageJob:
             return _Outcome(image, error=text if str(image) in text else f"{image}: {text}")
         except OSError as error:
             return _Outcome(image, error=f"{image}: {error.strerror}")
-        entry = self._draw(pixels, prediction, image, picture, note)
-        return _Outcome(image, entry, seconds=time.perf_counter() - start)
-
-    def _draw(
-        self, pixels: Any, prediction: dict[str, Any], image: Path, picture: Path, note: str
-    ) -> dict[str, Any]:
-        vocabulary = self.predictor.vocabulary
+        labels = _labels_of(picture) if self.args.save_labels else None
+        kept = self._keep(prediction, labels, note)
         rgb = pixels[:, :, ::-1].copy()
-        page = draw_prediction(rgb, prediction, vocabulary, self.args.panel_size)
-        entry = {"file": str(image), "picture": str(picture)}
-        if self.args.json:
-            entry |= segments_of(prediction, vocabulary)
-        try:
-            if self.args.save_labels:
-                labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
-                entry["labels"] = str(save_png(_labels_of(picture), labels, note))
-            # Last: a picture is the sign that all is finished.
-            save_png(picture, page, note)
-        except OSError as error:
-            raise ConfigError(
-                f"--output {picture}: cannot be written ({error.strerror}); free space or choose "
-                "another folder, then start again: finished pictures stay"
-            ) from error
-        return entry | summarize_prediction(prediction, vocabulary) | {"made_with": note}
+        page = draw_prediction(rgb, prediction, self.predictor.vocabulary, self.args.panel_size)
+        # Last: a picture is the sign that all is finished.
+        save_output(picture, page, note)
+        entry = {"file": str(image), "picture": str(picture), **kept, "made_with": note}
+        return _Outcome(image, entry, seconds=time.perf_counter() - start)
 
     def _is_finished(self, picture: Path, known: dict[str, Any] | None, note: str) -> bool:
         files = [picture] + [_labels_of(picture)] * self.args.save_labels

@@ -13,24 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from tagclip.errors import ConfigError
-from tagclip.evaluation.coco_json import annotations_of, categories_of, format_coco
-from tagclip.structures.vocabulary import Vocabulary
+from tagclip.evaluation.coco_json import format_coco
 from tagclip.utils.files import write_atomic
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["JSON_PERIOD", "check_own_file", "read_entries", "segments_of", "write_entries"]
+__all__ = ["JSON_PERIOD", "check_own_file", "read_entries", "write_entries"]
 
 # Images between two writings: so many are made again after a kill.
 JSON_PERIOD = 100
-
-
-def segments_of(prediction: dict[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """The part of an entry that is COCO's: its ``annotations`` and ``categories``."""
-    labels = prediction["sem_seg_labels"].numpy()
-    return {
-        "annotations": annotations_of(labels, prediction, vocabulary),
-        "categories": categories_of(vocabulary),
-    }
 
 
 def check_own_file(path: Path | None, used: Iterable[Path]) -> None:

@@ -15,20 +15,10 @@ from tqdm import tqdm
 
 from tagclip.demo.images import BuildPredictor
 from tagclip.demo.media import Video, VideoFile
-from tagclip.demo.result_json import (
-    JSON_PERIOD,
-    check_own_file,
-    read_entries,
-    segments_of,
-    write_entries,
-)
+from tagclip.demo.result_json import JSON_PERIOD, check_own_file, read_entries, write_entries
+from tagclip.demo.results import ResultKeeper
 from tagclip.errors import ConfigError
-from tagclip.visualization.panels import save_png
-from tagclip.visualization.prediction_page import (
-    draw_prediction,
-    label_image,
-    summarize_prediction,
-)
+from tagclip.visualization.prediction_page import draw_prediction
 
 __all__ = ["draw_video"]
 
@@ -104,30 +94,18 @@ class _VideoJob:
     def pages(self) -> Iterator[np.ndarray]:
         """Predict each frame, save its labels and draw it."""
         vocabulary = self.predictor.vocabulary
+        keep = ResultKeeper(vocabulary, bool(self.args.json))
         # One legend for all frames.
         listed = [*range(len(vocabulary)), *[-1] * self.predictor.can_be_other]
         total = self.video.length or None
         for frame in tqdm(self.video, total=total, unit="frame", disable=None):
             prediction = self.predictor(frame)
             entry = {"file": self.video.name, "frame": len(self.entries)}
-            if self.args.json:
-                entry |= segments_of(prediction, vocabulary)
-            if self.args.save_labels:
-                labels = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
-                entry["labels"] = str(self._save(labels))
-            self.entries.append(entry | summarize_prediction(prediction, vocabulary))
+            name = f"{len(self.entries):06d}.png"
+            labels = self._labels_folder / name if self.args.save_labels else None
+            self.entries.append(entry | keep(prediction, labels))
             rgb = frame[:, :, ::-1].copy()
             yield draw_prediction(rgb, prediction, vocabulary, self.args.panel_size, listed)
-
-    def _save(self, labels: object) -> Path:
-        path = self._labels_folder / f"{len(self.entries):06d}.png"
-        try:
-            return save_png(path, labels)
-        except OSError as error:
-            raise ConfigError(
-                f"--output {path}: cannot be written ({error.strerror}); free space or choose "
-                "another folder"
-            ) from error
 
 
 def _is_closed(page: np.ndarray) -> bool:

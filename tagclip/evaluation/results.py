@@ -32,6 +32,7 @@ __all__ = [
     "read_metrics",
     "read_result_rows",
     "result_row",
+    "split_metrics",
     "write_per_class_csv",
     "write_result",
 ]
@@ -163,9 +164,22 @@ def result_row(content: Mapping[str, Any], time: datetime) -> dict[str, Any]:
     """
     row = {"time": time.isoformat(timespec="seconds")}
     row |= {key: content.get(key) for key in _VALUES}
-    by_split = (content.get("metrics_by_split") or {}).items()
-    own = {f"{name} by split": value for name, value in by_split if _SIDES.search(name)}
-    return {**row, **content["metrics"], **content["run"], **own}
+    return {**row, **content["metrics"], **content["run"], **split_metrics(content)}
+
+
+def split_metrics(content: Mapping[str, Any], key: str = "metrics_by_split") -> dict[str, Any]:
+    """Metrics by the vocabulary's own split where masks of other classes have trained the model.
+
+    Args:
+        content: as in ``metrics.json``.
+        key: what to take, such as ``classes_averaged_by_split``.
+
+    Returns:
+        "NAME by split" -> value, of the metrics that depend on the split; empty where the two are
+        the same.
+    """
+    found = (content.get(key) or {}).items()
+    return {f"{name} by split": value for name, value in found if _SIDES.search(name)}
 
 
 def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:

@@ -12,6 +12,8 @@ from matplotlib.font_manager import findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
+from tagclip.utils.text import shortened
+
 __all__ = ["families", "set_fonts"]
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,8 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 def families(text: str) -> list[str]:
     """Families with all letters of a text, as far as there are; for matplotlib.
 
-    A letter that no font has is logged once, with a package that has it.
+    A letter that no font has is logged once, with a package that has it. To ask for many texts,
+    joined, before one after the other is drawn is one look at the fonts and one line per script.
     """
     letters = set(text) - _known.keys()
     if letters:
@@ -40,7 +43,9 @@ def families(text: str) -> list[str]:
 
 def set_fonts(figure: Figure) -> None:
     """Give every text of a figure fonts that have its letters."""
-    for text in figure.findobj(Text):
+    texts = figure.findobj(Text)
+    families("".join(text.get_text() for text in texts))
+    for text in texts:
         text.set_fontfamily(families(text.get_text()))
 
 
@@ -66,7 +71,7 @@ def _find(letters: set[str]) -> None:
     for (script, package), found in scripts.items():
         logger.warning(
             "No font here has %s (%s), boxes are drawn instead; install one, such as the package "
-            "%s of Debian and Ubuntu", " ".join(found), script, package,
+            "%s of Debian and Ubuntu", shortened(" ".join(found), 60), script, package,
         )  # fmt: skip
 
 

@@ -31,24 +31,22 @@ from tagclip.visualization.segments import (
 
 __all__ = [
     "HATCHED_NOTE",
-    "NUMBER_NOTE",
-    "UNLABELLED_NOTE",
-    "UNSEEN_NOTE",
     "draw_heading",
     "draw_legend",
     "draw_panels",
     "draw_trusty_bar",
     "fit",
+    "legend_notes",
     "read_note",
     "save_png",
     "stack_pictures",
 ]
 
 # By the flags of the vocabulary; whose masks trained a model is in its provenance.
-UNSEEN_NOTE = f"{UNSEEN_MARK} counts as unseen"
-UNLABELLED_NOTE = "unlabelled pixels are not evaluated"
-HATCHED_NOTE = f"{UNLABELLED_NOTE}: predictions there are hatched"
-NUMBER_NOTE = "a number tells classes of nearly the same colour apart"
+_UNSEEN_NOTE = f"{UNSEEN_MARK} counts as unseen"
+_UNLABELLED_NOTE = "unlabelled pixels are not evaluated"
+HATCHED_NOTE = f"{_UNLABELLED_NOTE}: predictions there are hatched"
+_NUMBER_NOTE = "a number tells classes of nearly the same colour apart"
 _MARGIN = 10
 _LINE = 20
 # Height of text in pixels.
@@ -90,7 +88,7 @@ def draw_legend(
     width: int,
     classes: Iterable[int] | None = None,
     unlabelled: bool = True,
-    outside: tuple[str, str] = ("unlabelled", UNLABELLED_NOTE),
+    outside: tuple[str, str] = ("unlabelled", _UNLABELLED_NOTE),
 ) -> np.ndarray:
     """List classes with their colours, unseen ones starred and bold.
 
@@ -106,9 +104,10 @@ def draw_legend(
     """
     chosen = range(len(vocabulary)) if classes is None else list(classes)
     names, seen = legend_names(vocabulary), vocabulary.seen or (True,) * len(vocabulary)
+    # One look for all.
+    families("".join(names))
     entries = [(k, names[k], seen[k]) for k in chosen]
-    notes = [UNSEEN_NOTE] * (not all(flag for _, _, flag in entries))
-    notes += [NUMBER_NOTE] * (not numbers(vocabulary).keys().isdisjoint(chosen))
+    notes = legend_notes(vocabulary, chosen)
     if unlabelled:
         entries.append((-1, outside[0], True))
         notes += [outside[1]] * bool(outside[1])
@@ -124,6 +123,19 @@ def draw_legend(
         page[y + 1 : y + 14, x + 1 : x + 22] = swatches[k]
         texts.append((name, x + 30, y, {"weight": _weight(flag)}))
     return _write(page, texts)
+
+
+def legend_notes(vocabulary: Vocabulary, classes: Sequence[int] | None = None) -> list[str]:
+    """Say what the stars and numbers in a legend are.
+
+    Args:
+        vocabulary: K classes.
+        classes: indices of those that the legend lists; None: all.
+    """
+    chosen = range(len(vocabulary)) if classes is None else classes
+    seen = vocabulary.seen or (True,) * len(vocabulary)
+    notes = [_UNSEEN_NOTE] * (not all(seen[k] for k in chosen))
+    return notes + [_NUMBER_NOTE] * (not numbers(vocabulary).keys().isdisjoint(chosen))
 
 
 def draw_trusty_bar(width: int, low: str = "0: unseen", high: str = "1: seen") -> np.ndarray:

@@ -46,6 +46,7 @@ def marked_names(vocabulary: Vocabulary) -> list[str]:
     return [name if flag else f"{UNSEEN_MARK} {name}" for name, flag in pairs]
 
 
+# Compares all pairs of classes: once for all pictures, not for every frame of a video.
 @lru_cache(maxsize=8)
 def numbers(vocabulary: Vocabulary) -> Mapping[int, str]:
     """Index -> id, as a text, of the classes whose colour can be taken for that of another."""
@@ -133,6 +134,8 @@ def _write_names(picture: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary
     renderer = visualizer.output.canvas.get_renderer()
     font_size = max(_SMALLEST_FONT, labels.size**0.5 / 65) * 72 / visualizer.output.dpi
     names, short = legend_names(vocabulary), numbers(vocabulary)
+    # One look for all.
+    families("".join(names))
     named: set[int] = set()
     taken: list[tuple[float, float, float, float]] = []
     for _, k, center in _segment_centers(labels, len(names), short):

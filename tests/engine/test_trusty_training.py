@@ -17,6 +17,7 @@ from helpers.tiny_run import (
     equal,
     losses,
     train,
+    train_in_two,
     train_labels,
     weights,
     write_tiny_dataset,
@@ -72,15 +73,7 @@ def test_the_class_path_ends_as_without_it_and_every_part_of_the_head_learns(cfg
 
 def test_resume_is_exact(cfg: CfgNode) -> None:
     whole = train(cfg)
-    half = changed(cfg, "OUTPUT_DIR", f"{cfg.OUTPUT_DIR}_half")
-
-    def stop(trainer: Any) -> None:
-        trainer.checkpointer.save("half", iteration=trainer.iter)
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        train(half, hook=Call(4, stop, after=True))
-    resumed = train(half, resume=True)
+    resumed = train_in_two(cfg, 4)
     assert resumed.start_iter == 5
     assert equal(weights(resumed.model), weights(whole.model))
     assert equal(dict(resumed.model.named_buffers()), dict(whole.model.named_buffers()))

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -128,6 +129,22 @@ def train(cfg: CfgNode, *opts: Any, hook: HookBase | None = None, resume: bool =
     trainer.register_hooks([hook])
     trainer.train()
     return trainer
+
+
+def train_in_two(cfg: CfgNode, iteration: int) -> Any:
+    """Break a training off after an iteration, go on from a checkpoint there; return the trainer.
+
+    It has a folder of its own: another training of this config may be compared with it.
+    """
+    half = changed(cfg, "OUTPUT_DIR", f"{cfg.OUTPUT_DIR}_half")
+
+    def stop(trainer: Any) -> None:
+        trainer.checkpointer.save("half", iteration=trainer.iter)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(half, hook=Call(iteration, stop, after=True))
+    return train(half, resume=True)
 
 
 def losses(trainer: Any) -> dict[int, dict[str, float]]:

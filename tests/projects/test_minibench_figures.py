@@ -33,6 +33,22 @@ def test_metric_rows_count_defined_classes_only() -> None:
     ]
 
 
+def test_metric_rows_by_the_split_where_other_masks_trained_the_model() -> None:
+    own = {"mIoU": 25.0, "mIoU-unseen": None, "hIoU": None}
+    by_split = {"mIoU": 25.0, "mIoU-unseen": 5.0, "hIoU": 8.0, "hIoU-absent-as-0": 4.0}
+    result = {
+        "classes_averaged": {"mIoU": 2, "mIoU-unseen": 0},
+        "metrics": own,
+        "classes_averaged_by_split": {"mIoU": 2, "mIoU-unseen": 1},
+        "metrics_by_split": by_split,
+    }
+    assert metric_rows(result)[len(own) :] == [
+        ("mIoU-unseen by split", "5.00", "1"),
+        ("hIoU by split", "8.00", ""),
+        ("hIoU-absent-as-0 by split", "4.00", ""),
+    ]
+
+
 def test_curves_are_what_was_logged() -> None:
     curve = {
         19: {"total_loss": 3.0, "lr": 0.1},

@@ -69,11 +69,29 @@ def test_missing_letters_are_named_once_with_a_package(caplog: pytest.LogCapture
         f"No font here has {letters}, boxes are drawn instead; install one, such as the package "
         f"{package} of Debian and Ubuntu"
         for letters, package in (
-            ("犬 (CJK)", "fonts-noto-cjk"),
             ("थ ह ा ी (DEVANAGARI)", "fonts-noto-core"),
+            ("犬 (CJK)", "fonts-noto-cjk"),
             ("🐕 (symbol)", "fonts-symbola"),
         )
     ]
+
+
+@pytest.mark.parametrize("kind", ["legend", "segments", "chart"])
+def test_many_names_are_one_look_and_one_line(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    looks = []
+    monkeypatch.setattr(fonts, "findSystemFonts", lambda: looks.append(kind) or [])
+    vocabulary = Vocabulary.from_names([chr(0x4E00 + k) for k in range(40)], seen=[True] * 40)
+    if kind == "legend":
+        draw_legend(vocabulary, 900)
+    elif kind == "segments":
+        labels = np.arange(40, dtype=np.uint8).reshape(5, 8).repeat(30, 0).repeat(30, 1)
+        draw_segments(np.zeros((150, 240, 3), np.uint8), labels, vocabulary)
+    else:
+        save_chart(class_chart(vocabulary.names, [False] * 40, [""], "")[0], tmp_path / "a.png")
+    (record,) = caplog.records
+    assert looks == [kind] and len(record.getMessage()) < 250
 
 
 def test_a_font_of_the_machine_is_taken_as_soon_as_it_is_there(

@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tagclip.evaluation.results import absent_note
+from tagclip.evaluation.results import absent_note, split_metrics
 from tagclip.projects.minibench.report_figures import draw_per_class_iou, draw_training_curve
 from tagclip.projects.minibench.report_gallery import choose_images, draw_gallery
 from tagclip.projects.minibench.report_run import TrainedRun, load_model, read_run
 from tagclip.utils.files import write_atomic
 from tagclip.visualization.class_charts import save_chart
 from tagclip.visualization.html_page import render
-from tagclip.visualization.panels import HATCHED_NOTE, NUMBER_NOTE, UNSEEN_NOTE, save_png
-from tagclip.visualization.segments import legend_names, numbers
+from tagclip.visualization.panels import HATCHED_NOTE, legend_notes, save_png
+from tagclip.visualization.segments import legend_names
 
 __all__ = ["metric_rows", "render_page", "write_report"]
 
@@ -56,16 +56,12 @@ def metric_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         result: ``metrics.json`` of an evaluation.
     """
     counts = result["classes_averaged"]
-    counts = counts | {"mACC": counts["mIoU"]}
-    rows = [(name, value, counts.get(name, "")) for name, value in result["metrics"].items()]
-    # Where masks of other classes than those of the split have trained the model.
-    averaged = result.get("classes_averaged_by_split") or {}
-    rows += [
-        (f"{name} by split", value, averaged.get(name, ""))
-        for name, value in (result.get("metrics_by_split") or {}).items()
-        if "seen" in name or name == "hIoU"
+    counts = counts | {"mACC": counts["mIoU"]} | split_metrics(result, "classes_averaged_by_split")
+    values = result["metrics"] | split_metrics(result)
+    return [
+        (name, "n/a" if value is None else f"{value:.2f}", str(counts.get(name, "")))
+        for name, value in values.items()
     ]
-    return [(name, "n/a" if v is None else f"{v:.2f}", str(count)) for name, v, count in rows]
 
 
 def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> str:
@@ -79,8 +75,6 @@ def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> 
     vocabulary, result = run.vocabulary, run.result
     seen = vocabulary.seen or (True,) * len(vocabulary)
     colors = vocabulary.colors.tolist()
-    notes = [UNSEEN_NOTE] * (not all(seen)) + [NUMBER_NOTE] * bool(numbers(vocabulary))
-    notes.append(HATCHED_NOTE)
     return render(
         "report.html.j2",
         __package__,
@@ -90,7 +84,7 @@ def render_page(run: TrainedRun, choice: str, pictures: Mapping[str, bytes]) -> 
         absent_note=absent_note(result["metrics"]),
         choice=choice,
         classes=list(zip(legend_names(vocabulary), colors, seen, strict=True)),
-        notes="; ".join(notes),
+        notes="; ".join([*legend_notes(vocabulary), HATCHED_NOTE]),
         facts=_facts(run),
         pictures=pictures,
     )

@@ -96,7 +96,6 @@ class Handlers:
         with _shown_errors():
             if not isinstance(seen, (list, tuple)) or not all(isinstance(n, str) for n in seen):
                 raise VocabularyError(f"seen: found {seen!r:.80}, expected a list of words")
-            _check_sliders(gate, seen_bias, background_threshold, opacity)
         encoded = encoded.with_seen([name in seen for name in encoded.vocabulary.names])
         return encoded, *self.adjust(encoded, gate, seen_bias, background_threshold, opacity)
 
@@ -153,7 +152,7 @@ def _text(name: str, value: str | None) -> str:
 
 def _message(text: str) -> str:
     """One line as HTML, which gradio takes messages for."""
-    return html.escape(" ".join(text.split()), quote=False)
+    return html.escape(one_line(text), quote=False)
 
 
 @contextmanager
@@ -162,4 +161,4 @@ def _shown_errors() -> Iterator[None]:
     try:
         yield
     except TagCLIPError as error:
-        raise gr.Error(_message(one_line(error)), print_exception=False) from error
+        raise gr.Error(_message(str(error)), print_exception=False) from error

@@ -16,14 +16,13 @@ from tagclip.projects.webdemo.session import EncodedImage, Settings
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.text import json_text
 from tagclip.visualization.html_page import render
-from tagclip.visualization.panels import NUMBER_NOTE, UNSEEN_NOTE, fit
+from tagclip.visualization.panels import fit, legend_notes
 from tagclip.visualization.prediction_page import OTHER, label_image, summarize_prediction
 from tagclip.visualization.segments import (
     colorize_trusty,
     draw_segments,
     legend_names,
     marked_names,
-    numbers,
 )
 
 __all__ = ["render_result", "write_result"]
@@ -158,8 +157,7 @@ def _legend(
             "share": found["share"] if found else 0.0,
             "score": f"{found['mean_score']:.2f}" if found else "",
         })  # fmt: skip
-    notes = [UNSEEN_NOTE] * (not vocabulary.seen_mask.all())
-    notes += [NUMBER_NOTE] * bool(numbers(vocabulary))
+    notes = legend_notes(vocabulary)
     if summary[OTHER]:
         other = {"name": OTHER, "color": None, "kind": "", "share": summary[OTHER], "score": ""}
         rows.append(other)
