@@ -8,7 +8,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,6 @@ from tagclip.utils.text import error_text
 
 __all__ = [
     "DARK_REMEDY",
-    "UNLABELLED",
     "ImageHeader",
     "check_label",
     "image_pixels",
@@ -60,7 +59,7 @@ DARK_REMEDY = (
     "name their folder"
 )
 # Values that often mean background or unlabelled.
-UNLABELLED = (0, 254, 255)
+_UNLABELLED = {0, 254, 255}
 # TIFF tags, and the values of `_EXTRA_SAMPLES` that mean alpha.
 _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANAR, _EXTRA_SAMPLES, _BITS = 262, 277, 284, 338, 258
 _ALPHA, _RGB, _SEPARATE = (1, 2), 2, 2
@@ -381,9 +380,8 @@ def _unknown_values(vocabulary: Vocabulary) -> np.ndarray:
 def _hint(label: np.ndarray, bad: np.ndarray, vocabulary: Vocabulary) -> str:
     values, counts = np.unique(label, return_counts=True)
     highest = max(entry.id for entry in vocabulary.classes)
-    wrong = set(label[bad].tolist())
-    if len(wrong) == 1 and wrong <= set(UNLABELLED):
-        return unlabelled_remedy(*wrong)
+    if remedy := unlabelled_remedy(set(np.unique(label[bad]).tolist())):
+        return remedy
     if values[counts.argmax()] == 0 and (label[bad] == highest + 1).all():
         return (
             f"{len(values)} distinct values, 0 dominates: if 0 is background, run the dataset's "
@@ -392,8 +390,11 @@ def _hint(label: np.ndarray, bad: np.ndarray, vocabulary: Vocabulary) -> str:
     return "run the dataset's prepare_* command or name the right vocabulary"
 
 
-def unlabelled_remedy(value: int) -> str:
-    """What to do about a value outside a vocabulary that may be no class."""
+def unlabelled_remedy(values: Set[int]) -> str:
+    """What to do about the values outside a vocabulary if they may mean unlabelled; else ""."""
+    if len(values) != 1 or not values <= _UNLABELLED:
+        return ""
+    (value,) = values
     return (
         f'if {value} means unlabelled, say "ignore_label": {value} in the vocabulary json, or give '
         "it a class there, such as background"

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tagclip.data.datasets.label_map import LabelMap
-from tagclip.data.label_io import UNLABELLED, unlabelled_remedy
+from tagclip.data.label_io import unlabelled_remedy
 from tagclip.data.validation.scan import DatasetScan
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names, name_key
@@ -68,11 +68,11 @@ def _explain(scan: DatasetScan, ids: set[int]) -> tuple[str, str]:
             "254 instead of 255 for unlabelled pixels: 255 was moved down with the classes",
             'turn 254 into 255, or say "ignore_label": 254 in the vocabulary json',
         )
-    if len(unknown) == 1 and unknown <= set(UNLABELLED):
+    if remedy := unlabelled_remedy(unknown):
         return (
             f"{min(unknown)} may mean unlabelled, but the ignore label is "
             f"{vocabulary.ignore_label}",
-            f"{unlabelled_remedy(min(unknown))}; else {{convert}}",
+            f"{remedy}; else {{convert}}",
         )
     if len(unknown) >= _MANY_VALUES:
         return (
