@@ -121,7 +121,7 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
     from tagclip import ZeroShotTrainer
     from tagclip.checkpoint import load_trained
-    from tagclip.engine.run_info import announce_protocol, announce_shared_images
+    from tagclip.engine.run_info import announce_protocol
 
     cfg = setup(args)
     if not args.eval_only:
@@ -130,7 +130,6 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         return trainer.train()
     model = load_trained(cfg, model=ZeroShotTrainer.build_model(cfg))
     announce_protocol(cfg, model)
-    announce_shared_images(cfg)
     results = ZeroShotTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)

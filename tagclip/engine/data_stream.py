@@ -49,11 +49,11 @@ class _Stream(Dataset):
     def __init__(
         self, dataset_dicts: Sequence[dict[str, Any]], mapper: Callable[[dict], dict], seed: int
     ) -> None:
-        self._samples = DatasetFromList(list(dataset_dicts), copy=False)
+        self.samples = DatasetFromList(list(dataset_dicts), copy=False)
         self._mapper, self._seed = mapper, seed
 
     def _order(self, epoch: int) -> np.ndarray:
-        return _epoch_order(self._seed, len(self._samples), epoch)
+        return _epoch_order(self._seed, len(self.samples), epoch)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         sample = self.source(position)
@@ -61,14 +61,14 @@ class _Stream(Dataset):
             return self._mapper(sample)
 
     def source(self, position: int) -> dict[str, Any]:
-        epoch, offset = divmod(position, len(self._samples))
-        return self._samples[int(self._order(epoch)[offset])]
+        epoch, offset = divmod(position, len(self.samples))
+        return self.samples[int(self._order(epoch)[offset])]
 
     def repetition(self, position: int, epochs: int) -> int:
         """Position of the same image so many epochs later."""
-        epoch, offset = divmod(position, len(self._samples))
+        epoch, offset = divmod(position, len(self.samples))
         later = self._order(epoch + epochs) == self._order(epoch)[offset]
-        return (epoch + epochs) * len(self._samples) + int(later.argmax())
+        return (epoch + epochs) * len(self.samples) + int(later.argmax())
 
 
 @lru_cache(maxsize=2)
@@ -108,6 +108,11 @@ class StreamLoader:
         self._batch, self._max_iter, self._workers = batch_size, max_iter, num_workers
         self._rank, self._world_size = rank, world_size
         self.start_iter = 0
+
+    @property
+    def samples(self) -> Sequence[dict[str, Any]]:
+        """The dataset dicts, in the order in which they were given."""
+        return self._stream.samples
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         """Yield the batches of iterations ``start_iter`` to ``max_iter``.

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import subprocess
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.data.claim import Claim, question
 from tagclip.data.datasets.shared_images import shared_images
-from tagclip.errors import DatasetError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
@@ -116,17 +116,16 @@ def announce_protocol(cfg: CfgNode, model: nn.Module) -> None:
         logger.warning("%s: %s", cfg.MODEL.WEIGHTS, text)
 
 
-def announce_shared_images(cfg: CfgNode) -> None:
-    """Warn of images that a run is trained and evaluated on, in the main process."""
+def announce_shared_images(train: Sequence[dict[str, Any]], datasets: Iterable[str]) -> None:
+    """Warn of images that a run is trained and evaluated on, in the main process.
+
+    Args:
+        train: dataset dicts of the training.
+        datasets: registered names of the test sets.
+    """
     if not comm.is_main_process():
         return
-    try:
-        train = [sample for name in cfg.DATASETS.TRAIN for sample in DatasetCatalog.get(name)]
-    except DatasetError as error:
-        # An evaluation does not need them.
-        logger.info("Training and test images are not compared: %s", error)
-        return
-    for name in cfg.DATASETS.TEST:
+    for name in datasets:
         test = DatasetCatalog.get(name)
         if shared := shared_images(train, test):
             ours, theirs = shared[0]

@@ -154,7 +154,7 @@ class ZeroShotTrainer(DefaultTrainer):
             ProtocolError: masks of unseen classes have trained what the run starts from.
         """
         announce_protocol(self.cfg, self.model)
-        announce_shared_images(self.cfg)
+        announce_shared_images(self._stream.samples, self.cfg.DATASETS.TEST)
         if self.start_iter >= self.max_iter:
             logging.getLogger(__name__).info(
                 "Nothing is left to train: %d iterations are done, SOLVER.MAX_ITER is %d%s",

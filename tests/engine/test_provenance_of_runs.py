@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -267,6 +268,13 @@ def test_an_evaluation_is_refused_as_well(
         never = ("DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN", False)
         train_net.main(run_arguments(config, *weights, *never, eval_only=True))
     train_net.main(run_arguments(config, *weights, eval_only=True))
+
+
+def test_an_evaluation_needs_no_training_images(
+    first: Path, tmp_path: Path, train_net: ModuleType
+) -> None:
+    shutil.rmtree(tmp_path / "images" / "train")
+    train_net.main(run_arguments(tmp_path / "first.yaml", "MODEL.WEIGHTS", first, eval_only=True))
 
 
 def test_a_grandchild_remembers(
