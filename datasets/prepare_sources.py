@@ -13,7 +13,8 @@ import numpy as np
 from tagclip.data.datasets.builtin import read_benchmarks, vocabulary_json
 from tagclip.data.datasets.image_list import plain_name, read_lines
 from tagclip.data.datasets.label_map import LabelMap, recognize_order
-from tagclip.data.label_io import read_image, read_label
+from tagclip.data.image_io import read_image
+from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from prepare_sources import LabelSource
 
-from tagclip.data.label_io import check_label, image_size, read_image, read_label
+from tagclip.data.image_io import image_size, read_image
+from tagclip.data.label_io import check_label, read_label
 from tagclip.errors import DatasetError
 from tagclip.utils.files import write_atomic
 

@@ -17,8 +17,8 @@ from PIL import Image
 import tagclip
 from tagclip.checkpoint import checkpoint_config, load_trained
 from tagclip.config.checks import available_device, check_config, check_registered
+from tagclip.data.image_io import image_pixels, read_image
 from tagclip.data.inference_input import InferenceInput, bgr_array
-from tagclip.data.label_io import image_pixels, read_image
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
@@ -178,7 +178,7 @@ class TagCLIPPredictor:
 
         Args:
             image: BGR (H, W, 3) uint8 as everywhere in detectron2 or BGRA, a PIL image, a path, or
-                a list of these, read as `tagclip.data.label_io.read_image` says: alpha is dropped.
+                a list of these, read as `tagclip.data.image_io.read_image` says: alpha is dropped.
             top_k: how many of the K classes to rank at every pixel; 0: none.
 
         Returns:

@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
     from tagclip.data.validation.findings import list_findings, shared_findings
 
     # What single files are like is counted, not logged.
-    logging.getLogger("tagclip.data.label_io").setLevel(logging.ERROR)
+    logging.getLogger("tagclip.data.image_io").setLevel(logging.ERROR)
     targets, pairs, max_pixels = find_targets(args)
     scans = {target.name: scan(target, args.workers, max_pixels) for target in targets}
     clean = True

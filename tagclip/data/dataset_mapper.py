@@ -12,8 +12,9 @@ from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
 import tagclip
 from tagclip.data.augmentation import build_train_augmentations
+from tagclip.data.image_io import read_image
 from tagclip.data.inference_input import InferenceInput, View
-from tagclip.data.label_io import check_label, read_image, read_label
+from tagclip.data.label_io import check_label, read_label
 from tagclip.data.protocol import Protocol
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary

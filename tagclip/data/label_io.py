@@ -1,270 +1,24 @@
-"""Reading and checking of images and label files, without silent conversions."""
+"""Reading and checking of label files, without silent conversions."""
 
 from __future__ import annotations
 
-import logging
-import os
-import stat
-import struct
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Set
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.utils.logger import log_first_n
-from PIL import Image, UnidentifiedImageError
 
+from tagclip.data.image_io import opened
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.text import error_text
 
-__all__ = [
-    "DARK_REMEDY",
-    "ImageHeader",
-    "check_label",
-    "image_pixels",
-    "image_size",
-    "is_dark",
-    "look_up",
-    "read_header",
-    "read_image",
-    "read_indices",
-    "read_label",
-    "unlabelled_remedy",
-]
+__all__ = ["check_label", "look_up", "read_indices", "read_label", "unlabelled_remedy"]
 
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# What Pillow raises on damaged files of the common formats.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 # Pillow stretches 2-bit and 4-bit gray values to 0..255 by these factors.
 _GRAY_FACTORS = {"L;2": 85, "L;4": 17}
-# Values of 14 bits end here when 16 bits are read as 8.
-_DARK = 64
-DARK_REMEDY = (
-    "if its values have N bits, write copies with all values times 2^(16 - N) (12 bits: 16) and "
-    "name their folder"
-)
 # Values that often mean background or unlabelled.
 _UNLABELLED = {0, 254, 255}
-# TIFF tags, and the values of `_EXTRA_SAMPLES` that mean alpha.
-_PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANAR, _EXTRA_SAMPLES, _BITS = 262, 277, 284, 338, 258
-_ALPHA, _RGB, _SEPARATE = (1, 2), 2, 2
-
-
-@contextmanager
-def _opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.Image]:
-    """Open a file lazily; everything Pillow says about it becomes a DatasetError."""
-    try:
-        with warnings.catch_warnings():
-            # A size limit of our own follows.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # Opening a named pipe waits for a writer.
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise OSError
-            with Image.open(path) as image:
-                yield image
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such {what}; check the dataset folder") from error
-    except Image.DecompressionBombError as error:
-        raise DatasetError(
-            f"{path}: {what} is larger than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS} pixels"
-            + (f", INPUT.MAX_PIXELS allows {max_pixels}" if max_pixels else "")
-            + "; make it smaller"
-        ) from error
-    except _DAMAGE as error:
-        raise DatasetError(
-            f"{path}: cannot decode this {what} ({_describe_damage(path, error)}); replace it, "
-            "or leave it out (of a dataset: DATASETS.ON_BAD_SAMPLE skip)"
-        ) from error
-
-
-def _describe_damage(path: str | Path, error: BaseException) -> str:
-    if os.path.isdir(path):
-        return "it is a folder"
-    if not os.path.isfile(path):
-        return "it is no regular file"
-    size = os.path.getsize(path)
-    if size == 0:
-        return "it has 0 bytes"
-    if isinstance(error, UnidentifiedImageError):
-        with open(path, "rb") as file:
-            start = file.read(512).lstrip().lower()
-        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-            return f"{size} bytes of html or xml text"
-        return f"{size} bytes of no known image format"
-    return error_text(error)
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an image after its EXIF rotation; a JPEG is not decoded for it.
-
-    Raises:
-        DatasetError: the file is missing or no image.
-    """
-    with _opened(path, "image") as image:
-        width, height = image.size
-        is_turned = _exif_orientation(image, path) in (5, 6, 7, 8)
-    return (width, height) if is_turned else (height, width)
-
-
-class ImageHeader(NamedTuple):
-    """What a file says about its pixels.
-
-    Attributes:
-        mode: Pillow's, such as "RGB".
-        orientation: EXIF orientation, 1 if there is none.
-        is_16_bit: whether `read_image` makes 8 bits of 16.
-        has_alpha: whether there is transparency, which `read_image` drops.
-        further_bands: bands of a TIFF behind red, green and blue that are not marked as alpha.
-    """
-
-    mode: str
-    orientation: int
-    is_16_bit: bool
-    has_alpha: bool
-    further_bands: int
-
-
-def read_header(path: str | Path) -> ImageHeader:
-    """Read the header of an image or label file.
-
-    Raises:
-        DatasetError: the file is missing or no image.
-    """
-    with _opened(path, "image") as image:
-        # First: Pillow forgets it when it decodes, which it does for the EXIF data of a PNG.
-        is_16_bit, bands = _is_16_bit(image), _further_bands(image)
-        orientation = _exif_orientation(image, path)
-        has_alpha = image.has_transparency_data and not bands
-        return ImageHeader(image.mode, orientation, is_16_bit, has_alpha, bands)
-
-
-def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np.ndarray:
-    """Read an image as training, evaluation, predictor, demo, web page and all tools do.
-
-    * The EXIF orientation is applied.
-    * Colours are taken as they are stored; alpha is dropped, whatever it says. Gray, palette, CMYK
-      and other modes become RGB as Pillow converts them.
-    * Of a TIFF with more than three bands the first three are red, green and blue, which is logged
-      once where the others are not marked as alpha.
-    * 16-bit gray is divided by 257 (65535 becomes 255) and rounded; of 16-bit colour the upper 8
-      bits are taken. Both are logged once, and once more if the image becomes almost black, as one
-      of 10, 12 or 14 bits does.
-    * Of several pages or frames the first is read.
-
-    Args:
-        path: a file that Pillow can decode.
-        format: "RGB" or "BGR".
-        max_pixels: images with more pixels are refused before decoding; 0 sets no limit.
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        DatasetError: the file is missing, damaged or too large, or holds other numbers.
-    """
-    if format not in ("RGB", "BGR"):
-        raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
-    with _opened(path, "image", max_pixels) as image:
-        pixels = image_pixels(image, path, max_pixels)
-    return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-def image_pixels(image: Image.Image, name: str | Path, max_pixels: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an opened image, as `read_image` says; name is for messages."""
-    width, height = image.size
-    if max_pixels and width * height > max_pixels:
-        raise DatasetError(
-            f"{name}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "
-            f"{max_pixels}; make the image smaller or raise the key"
-        )
-    is_16_bit, bands = _is_16_bit(image), _further_bands(image)
-    # First: reading the EXIF data of a truncated PNG swallows its decoding error.
-    image.load()
-    orientation = _exif_orientation(image, name)
-    rgb = _to_rgb(image, name)
-    if orientation in _TRANSPOSE:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
-    pixels = np.asarray(rgb)
-    if bands:
-        text = f"{name}: the first 3 of {3 + bands} bands are read as red, green and blue"
-        log_first_n(logging.WARNING, f"{text}; so are others like it", name=__name__)
-    if is_16_bit:
-        is_gray = image.mode.startswith("I")
-        how = "gray image, read as 8 bits (divided by 257)"
-        text = f"{name}: 16-bit {how if is_gray else 'colour image, read as its upper 8 bits'}"
-        log_first_n(logging.WARNING, f"{text}; so are others like it", name=__name__)
-    if is_16_bit and is_dark(pixels):
-        text = f"{name}: 16-bit image, dark as read: brightest value {pixels.max()} of 255"
-        log_first_n(logging.WARNING, f"{text}; {DARK_REMEDY}", name=__name__)
-    return pixels
-
-
-def is_dark(pixels: np.ndarray) -> bool:
-    """Whether a 16-bit image became so dark in uint8 that its values may have 14 bits or fewer."""
-    return pixels.max() <= _DARK
-
-
-def _is_16_bit(image: Image.Image) -> bool:
-    if image.mode.startswith("I"):
-        return True
-    tags = _tiff_tags(image)
-    is_16_bit = max(tags.get(_BITS, (8,))) > 8 or ";16" in str(getattr(image, "tile", [])[:1])
-    if is_16_bit and tags.get(_PLANAR) == _SEPARATE and image.info.get("compression") == "raw":
-        # Pillow 12.3 takes the bytes of each band for 8-bit values, without an error.
-        raise OSError("16-bit colour, uncompressed, band after band; save it pixel after pixel")
-    return is_16_bit
-
-
-def _further_bands(image: Image.Image) -> int:
-    tags = _tiff_tags(image)
-    if tags.get(_PHOTOMETRIC) != _RGB or set(tags.get(_EXTRA_SAMPLES, ())) & set(_ALPHA):
-        return 0
-    return tags.get(_SAMPLES_PER_PIXEL, 3) - 3
-
-
-def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
-    return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-
-
-def _exif_orientation(image: Image.Image, path: str | Path) -> int:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        return orientation if isinstance(orientation, int) else 1
-    except (*_DAMAGE, KeyError, TypeError):
-        log_first_n(
-            logging.WARNING,
-            f"{path}: damaged EXIF data; this image and others like it are read unrotated",
-            name=__name__,
-        )
-        return 1
-
-
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise DatasetError(
-                f"{path}: image has {values.dtype} values {values.min()}..{values.max()}, expected "
-                "8-bit colour or 16-bit gray; convert it"
-            )
-        # x / 257 never ends in exactly .5, so that this is the nearest integer.
-        image = Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def read_label(path: str | Path) -> np.ndarray:
@@ -277,7 +31,7 @@ def read_label(path: str | Path) -> np.ndarray:
     Raises:
         DatasetError: the file is missing, damaged, has several channels or float values.
     """
-    with _opened(path, "label file") as image:
+    with opened(path, "label file") as image:
         tile = image.tile[0] if getattr(image, "tile", None) else None
         factor = _GRAY_FACTORS.get(tile[3] if tile and isinstance(tile[3], str) else "", 1)
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):

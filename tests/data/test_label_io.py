@@ -22,14 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagclip.data.label_io import (
-    check_label,
-    image_size,
-    is_dark,
-    read_header,
-    read_image,
-    read_label,
-)
+from tagclip.data.image_io import image_size, is_dark, read_header, read_image
+from tagclip.data.label_io import check_label, read_label
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagclip.data import ZeroShotDatasetMapper, dataset_mapper, register_zero_shot_sem_seg
-from tagclip.data.label_io import read_image
+from tagclip.data.image_io import read_image
 from tagclip.structures.vocabulary_class import name_key
 
 NAME = "random_scene"

@@ -24,7 +24,8 @@ from PIL import Image
 
 from tagclip import Vocabulary
 from tagclip.data.datasets.manifest import LabelManifest
-from tagclip.data.label_io import check_label, image_size, read_image, read_label
+from tagclip.data.image_io import image_size, read_image
+from tagclip.data.label_io import check_label, read_label
 from tagclip.errors import DatasetError, TagCLIPError
 
 

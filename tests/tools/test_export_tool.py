@@ -38,7 +38,7 @@ from PIL import Image
 from tagclip import TagCLIPError, TagCLIPPredictor
 from tagclip.checkpoint import read_checkpoint
 from tagclip.checkpoint.metadata import saved_provenance
-from tagclip.data.label_io import read_image
+from tagclip.data.image_io import read_image
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe

@@ -14,8 +14,9 @@ import torch
 from detectron2.data import DatasetCatalog
 from torch import nn
 
+from tagclip.data.image_io import read_image
 from tagclip.data.inference_input import InferenceInput
-from tagclip.data.label_io import read_image, read_label
+from tagclip.data.label_io import read_label
 from tagclip.data.protocol import Protocol
 from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
 from tagclip.modeling.clip.text_bank import TextBank

@@ -11,7 +11,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from tagclip.data.datasets.walk import map_files
-from tagclip.data.label_io import check_label, read_image, read_label
+from tagclip.data.image_io import read_image
+from tagclip.data.label_io import check_label, read_label
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 

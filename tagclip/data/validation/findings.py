@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from tagclip.data.label_io import DARK_REMEDY
+from tagclip.data.image_io import DARK_REMEDY
 from tagclip.data.validation.label_values import absent_classes, diagnose_labels, suspect_labels
 from tagclip.data.validation.scan import EXAMPLES, DatasetScan
 

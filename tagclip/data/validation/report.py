@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tagclip.data.label_io import read_image, read_label
+from tagclip.data.image_io import read_image
+from tagclip.data.label_io import read_label
 from tagclip.data.validation.findings import Finding
 from tagclip.data.validation.scan import DatasetScan, Sample
 from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart, save_chart

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tagclip.data.label_io import is_dark, read_header, read_image, read_label
+from tagclip.data.image_io import is_dark, read_header, read_image
+from tagclip.data.label_io import read_label
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
