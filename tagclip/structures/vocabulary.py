@@ -15,6 +15,7 @@ from tagclip.structures.class_color import name_color
 from tagclip.structures.vocabulary_class import (
     MAX_LABEL,
     ClassEntry,
+    checked_color,
     is_int,
     name_flags,
     name_key,
@@ -37,6 +38,10 @@ class Vocabulary:
         seen: K flags, True for classes with training labels; None while nothing is known.
         split: name of the split that `seen` came from; "" if none.
         ignore_label: value of unlabelled pixels in the label files, 0..65535, no class id.
+        more_ignored: further values of unlabelled pixels there.
+        ignore_colors: colours of unlabelled pixels in label files whose classes are colours.
+        labels: what the pixels of the label files are: "ids", "colors", or "" to tell by each file
+            (`tagclip.data.label_io.read_label`).
 
     Raises:
         VocabularyError: the list is empty, names or ids repeat, or `seen` does not fit.
@@ -47,6 +52,9 @@ class Vocabulary:
     seen: tuple[bool, ...] | None = None
     split: str = ""
     ignore_label: int = 255
+    more_ignored: tuple[int, ...] = ()
+    ignore_colors: tuple[tuple[int, int, int], ...] = ()
+    labels: str = ""
 
     def __post_init__(self) -> None:
         where = f"vocabulary {self.name!r}"
@@ -54,22 +62,29 @@ class Vocabulary:
         if not self.classes:
             raise VocabularyError(f"{where}: the class list is empty; name at least one class")
         refuse_duplicates(self.names, f"{where}: class names")
-        ids = [entry.id for entry in self.classes]
+        ids = [value for entry in self.classes for value in entry.ids]
         twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
         if twice:
             raise VocabularyError(
                 f"{where}: ids {', '.join(map(str, twice))} belong to more than one class; "
                 "give every class its own label value"
             )
-        if not is_int(self.ignore_label) or not 0 <= self.ignore_label <= MAX_LABEL:
+        for value in self.ignored:
+            if not is_int(value) or not 0 <= value <= MAX_LABEL:
+                raise VocabularyError(
+                    f"{where}: ignore_label is {value!r}, expected 0..{MAX_LABEL}"
+                )
+            if value in ids:
+                name = next(entry.name for entry in self.classes if value in entry.ids)
+                raise VocabularyError(
+                    f"{where}: ignore_label {value} is also the id of {name!r}; set another "
+                    "ignore_label"
+                )
+        if len(set(self.ignored)) < len(self.ignored):
             raise VocabularyError(
-                f"{where}: ignore_label is {self.ignore_label!r}, expected 0..{MAX_LABEL}"
+                f"{where}: ignore_label is {list(self.ignored)}, expected each value once"
             )
-        if self.ignore_label in ids:
-            raise VocabularyError(
-                f"{where}: ignore_label {self.ignore_label} is also the id of "
-                f"{self.names[ids.index(self.ignore_label)]!r}; set another ignore_label"
-            )
+        self._check_colors(where)
         if self.seen is not None:
             flags = tuple(self.seen)
             if len(flags) != len(self) or not all(isinstance(f, (bool, np.bool_)) for f in flags):
@@ -78,6 +93,25 @@ class Vocabulary:
                     "class"
                 )
             object.__setattr__(self, "seen", tuple(map(bool, flags)))
+
+    def _check_colors(self, where: str) -> None:
+        if self.labels not in ("", "ids", "colors"):
+            raise VocabularyError(f"{where}: labels is {self.labels!r}, expected 'ids' or 'colors'")
+        for color in self.ignore_colors:
+            checked_color(color, f"{where}: ignore_color")
+            owner = next((e.name for e in self.classes if e.color == tuple(color)), None)
+            if owner is not None:
+                raise VocabularyError(
+                    f"{where}: ignore_color {list(color)} is also the color of {owner!r}; change "
+                    "one of them"
+                )
+        colors = [entry.color for entry in self.classes]
+        if self.labels == "colors" and (None in colors or len(set(colors)) < len(colors)):
+            found = f"{colors.count(None)} classes without" if None in colors else "a repeated"
+            raise VocabularyError(
+                f"{where}: labels is 'colors', found {found} color, expected one of its own for "
+                "every class"
+            )
 
     @classmethod
     def from_names(
@@ -168,6 +202,11 @@ class Vocabulary:
         return [entry.prompts for entry in self.classes]
 
     @property
+    def ignored(self) -> tuple[int, ...]:
+        """All values of unlabelled pixels, `ignore_label` first."""
+        return (self.ignore_label, *self.more_ignored)
+
+    @property
     def colors(self) -> np.ndarray:
         """(K, 3) uint8 RGB: the given ones, and those of the names (`name_color`)."""
         colors = [entry.color or name_color(entry.name) for entry in self.classes]
@@ -209,9 +248,13 @@ class Vocabulary:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of class names, prompts, ids, their order and the ignore label."""
-        content = [[entry.id, entry.name, entry.prompts] for entry in self.classes]
-        text = json_text([content, self.ignore_label])
+        """sha256 (hex) of class names, prompts, ids, their order and the ignored values."""
+        # One value is itself, not a list of one: so it has been in all files of results.
+        content = [
+            [entry.id if len(entry.ids) == 1 else entry.ids, entry.name, entry.prompts]
+            for entry in self.classes
+        ]
+        text = json_text([content, self.ignored if self.more_ignored else self.ignore_label])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
@@ -282,15 +325,15 @@ class Vocabulary:
             target: class list of the result, matched by name; None is this vocabulary.
 
         Returns:
-            int32 of length max(id, ignore_label) + 1. Entry v is the index in `target` of the
-            class with id v; `target.ignore_index` if v is the ignore label or its class is not
-            in `target`; -1 if v means nothing in this dataset.
+            int32, up to the highest value that means something. Entry v is the index in `target`
+            of the class with v among its ids; `target.ignore_index` if v is ignored or its class is
+            not in `target`; -1 if v means nothing in this dataset.
         """
         target = self if target is None else target
         indices = {name_key(name): index for index, name in enumerate(target.names)}
-        highest = max(self.ignore_label, *(entry.id for entry in self.classes))
+        highest = max(*self.ignored, *(value for entry in self.classes for value in entry.ids))
         lut = np.full(highest + 1, -1, dtype=np.int32)
-        lut[self.ignore_label] = target.ignore_index
+        lut[list(self.ignored)] = target.ignore_index
         for entry in self.classes:
-            lut[entry.id] = indices.get(name_key(entry.name), target.ignore_index)
+            lut[list(entry.ids)] = indices.get(name_key(entry.name), target.ignore_index)
         return lut

@@ -16,6 +16,7 @@ from tagclip.utils.text import did_you_mean, listed, one_line
 __all__ = [
     "MAX_LABEL",
     "ClassEntry",
+    "checked_color",
     "format_names",
     "is_int",
     "name_flags",
@@ -47,11 +48,12 @@ class ClassEntry:
     """One class of a vocabulary.
 
     Attributes:
-        id: value of the class in the label files, 0..65535.
+        id: value of the class in the label files, 0..65535, and in what is written.
         name: display name, unique in its vocabulary; runs of white space become one blank, which
             is logged.
         prompts: names that are put into the prompt templates; defaults to ``(name,)``.
         color: (red, green, blue), each 0..255, or None for that of the name.
+        ids: all values of the class in the label files, `id` first; defaults to ``(id,)``.
 
     Raises:
         VocabularyError: a field has the wrong type or range, or a prompt occurs twice.
@@ -61,6 +63,7 @@ class ClassEntry:
     name: str
     prompts: tuple[str, ...] = ()
     color: tuple[int, int, int] | None = None
+    ids: tuple[int, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -84,12 +87,28 @@ class ClassEntry:
                 f"{where}: prompts is {self.prompts!r}, expected a list of texts; put it in [ ]"
             )
         object.__setattr__(self, "id", int(self.id))
+        object.__setattr__(self, "ids", self._checked_ids(where))
         object.__setattr__(self, "name", _clean(self.name, f"name of the class with id {self.id}"))
         prompts = tuple(_clean(prompt, f"{where}: prompt") for prompt in self.prompts)
         object.__setattr__(self, "prompts", prompts or (self.name,))
         refuse_duplicates(self.prompts, f"{where}: prompts")
         if self.color is not None:
-            object.__setattr__(self, "color", _checked_color(self.color, where))
+            object.__setattr__(self, "color", checked_color(self.color, f"{where}: color"))
+
+    def _checked_ids(self, where: str) -> tuple[int, ...]:
+        ids = self.ids or (self.id,)
+        is_list = isinstance(ids, Sequence) and not isinstance(ids, str)
+        if not is_list or not all(is_int(value) and 0 <= value <= MAX_LABEL for value in ids):
+            raise VocabularyError(
+                f"{where}: ids is {ids!r}, expected a list of integers in 0..{MAX_LABEL}, all "
+                "values of this class in the label files"
+            )
+        if self.id not in ids or len(set(ids)) < len(ids):
+            raise VocabularyError(
+                f"{where}: ids is {list(ids)}, expected {self.id}, its id, among them and each "
+                "value once"
+            )
+        return (self.id, *(int(value) for value in ids if value != self.id))
 
 
 def _clean(text: object, what: str) -> str:
@@ -110,11 +129,16 @@ def _clean(text: object, what: str) -> str:
     return clean
 
 
-def _checked_color(color: object, where: str) -> tuple[int, int, int]:
+def checked_color(color: object, where: str) -> tuple[int, int, int]:
+    """Return a colour of a json; ``where`` begins the message.
+
+    Raises:
+        VocabularyError: it is something else.
+    """
     is_triple = isinstance(color, Sequence) and not isinstance(color, str) and len(color) == 3
     if not is_triple or not all(is_int(c) and 0 <= c <= 255 for c in color):
         raise VocabularyError(
-            f"{where}: color is {color!r}, expected [red, green, blue] with integers in 0..255"
+            f"{where} is {color!r}, expected [red, green, blue] with integers in 0..255"
         )
     return tuple(int(c) for c in color)
 

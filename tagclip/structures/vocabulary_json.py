@@ -8,6 +8,12 @@ Format 1::
      "default_split": "no_dog",
      "splits": {"no_dog": {"unseen": ["dog"]}}}
 
+``ids`` instead of ``id`` lists several values of one class: ``{"ids": [1, 255], "name": "crack"}``;
+what is written of it has the first. ``ignore_label`` may be a list, too. Of coloured label files
+``color`` says which class is meant, and ``ignore_color``, one colour or a list, what is unlabelled.
+``"labels": "colors"`` or ``"ids"`` settles what the pixels are; without it each file is judged by
+itself (`tagclip.data.label_io.read_label`).
+
 A split names its unseen classes, its seen classes, or both (then every class once).
 Only "format", "name" and "classes" are required. "description" and "source" are for readers. A
 class without "color" is drawn in that of its name (`tagclip.structures.class_color`).
@@ -22,7 +28,9 @@ from typing import Any
 from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary_class import (
     ClassEntry,
+    checked_color,
     format_names,
+    is_int,
     name_flags,
     refuse_duplicates,
 )
@@ -33,8 +41,18 @@ __all__ = ["parse_vocabulary_json", "read_vocabulary_text", "split_names"]
 
 _FORMAT = 1
 _NOTES = ("description", "source")
-_FILE_KEYS = ("format", "name", "ignore_label", "source_ids", "classes", "default_split", "splits")
-_CLASS_KEYS = ("id", "name", "prompts", "color")
+_FILE_KEYS = (
+    "format",
+    "name",
+    "ignore_label",
+    "ignore_color",
+    "labels",
+    "source_ids",
+    "classes",
+    "default_split",
+    "splits",
+)
+_CLASS_KEYS = ("id", "ids", "name", "prompts", "color")
 _SPLIT_KEYS = ("seen", "unseen")
 
 
@@ -70,13 +88,31 @@ def parse_vocabulary_json(text: str, split: str = "") -> dict[str, Any]:
         if wanted and wanted not in splits:
             raise VocabularyError(f"no split {wanted!r}; it has {format_names(splits) or 'none'}")
     chosen = split or default
+    ignored = _listed(tree.get("ignore_label", 255), "ignore_label")
+    colors = tree.get("ignore_color", [])
+    # One colour is a list of three numbers.
+    colors = [colors] if isinstance(colors, list) and colors and is_int(colors[0]) else colors
+    if not isinstance(colors, list):
+        raise VocabularyError(f"ignore_color is {colors!r}, expected [red, green, blue]")
+    labels = tree.get("labels", "")
+    if "labels" in tree and labels not in ("ids", "colors"):
+        raise VocabularyError(f"labels is {labels!r}, expected 'ids' or 'colors'")
     return {
         "name": name,
         "classes": classes,
         "seen": splits[chosen] if chosen else None,
         "split": chosen,
-        "ignore_label": tree.get("ignore_label", 255),
+        "ignore_label": ignored[0],
+        "more_ignored": ignored[1:],
+        "ignore_colors": tuple(checked_color(color, "ignore_color") for color in colors),
+        "labels": labels,
     }
+
+
+def _listed(value: object, what: str) -> tuple[Any, ...]:
+    if isinstance(value, list) and not value:
+        raise VocabularyError(f"{what} is an empty list, expected a value")
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def split_names(text: str) -> list[str]:
@@ -131,8 +167,12 @@ def _read_classes(trees: object) -> tuple[ClassEntry, ...]:
         raise VocabularyError(f"classes is {trees!r}, expected a list of objects")
     entries = []
     for index, tree in enumerate(trees):
-        _check_keys(tree, _CLASS_KEYS, ("id", "name"), f"classes[{index}]: ")
-        entries.append(ClassEntry(**tree))
+        where = f"classes[{index}]: "
+        _check_keys(tree, _CLASS_KEYS, ("name",), where)
+        if not {"id", "ids"} & tree.keys():
+            raise VocabularyError(f"{where}'id' is missing; add it")
+        ids = _listed(tree.get("ids", tree.get("id")), f"{where}ids")
+        entries.append(ClassEntry(**{"id": ids[0], **tree, "ids": ids}))
     return tuple(entries)
 
 
