@@ -1,6 +1,6 @@
 """The mean IoU that each package gives for the stored inputs is the stored one.
 
-``python test_conventions.py`` writes the numbers anew. Runs in the environment of requirements.txt,
+``python test_packages.py`` writes the numbers anew. Runs in the environment of requirements.txt,
 without this project.
 """
 
