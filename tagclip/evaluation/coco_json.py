@@ -112,7 +112,8 @@ def write_coco(output: Path, images: Iterable[LabelledImage], vocabulary: Vocabu
     Args:
         output: folder.
         images: with their labels.
-        vocabulary: their classes.
+        vocabulary: their classes. Where one has id 0, ``category_id`` is the id plus 1, for all
+            classes: datumaro takes category 0 for no class.
 
     Returns:
         The file.
@@ -120,16 +121,20 @@ def write_coco(output: Path, images: Iterable[LabelledImage], vocabulary: Vocabu
     Raises:
         OSError: it cannot be written.
     """
+    first = int(any(entry.id == 0 for entry in vocabulary.classes))
     found = {}
     for image in images:
         height, width = image.labels.shape
         row = {"file_name": image.file, "height": height, "width": width}
-        found[image.file] = row, annotations_of(image.labels, {}, vocabulary)
+        annotations = annotations_of(image.labels, {}, vocabulary)
+        for annotation in annotations:
+            annotation["category_id"] += first
+        found[image.file] = row, annotations
     ids = number_images(list(found))
     text = format_coco(
         f"predictions of {vocabulary.name}",
         ({"id": ids[file], **row} for file, (row, _) in found.items()),
         ({"image_id": ids[file], **row} for file, (_, rows) in found.items() for row in rows),
-        categories_of(vocabulary),
+        ({**row, "id": row["id"] + first} for row in categories_of(vocabulary)),
     )
     return [write_atomic(output / "annotations.json", text)]
