@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool
 from tagclip.utils.text import listed
-from tagclip.utils.untrusted import load_json
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -124,6 +123,8 @@ def main(args: argparse.Namespace) -> None:
             "another folder"
         ) from error
     print(f"{len(names)} images written: {', '.join(map(str, written))}")
+    if args.to == "coco" and any(entry.id == 0 for entry in found.vocabulary.classes):
+        print("category_id is the class's id plus 1: to some tools category 0 is no class")
 
 
 def writer(args: argparse.Namespace) -> Callable[..., list[Path]]:
@@ -160,6 +161,7 @@ def read_evaluation(args: argparse.Namespace) -> Predictions:
     from tagclip.evaluation.saved_predictions import SavedPredictions
     from tagclip.projects import PROJECT_NAMES, import_projects
     from tagclip.structures.vocabulary import Vocabulary
+    from tagclip.utils.untrusted import load_json
 
     if args.images or args.vocab or args.vocab_file or args.vocab_from_dataset:
         raise ConfigError(
@@ -211,10 +213,11 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
             labels[str(image)] = label
     lonely -= set(labels.values())
     if lonely or not labels:
-        found = listed(sorted(map(str, lonely)), 3) or "no label file"
+        names = listed(sorted(map(str, lonely)), 3)
+        found = f"{names} without an image" if lonely else "no label file of an image"
         raise ConfigError(
-            f"{args.predictions}: found {found} without an image below {args.images}, expected "
-            f"NAME{suffix} beside an image NAME; name the folder that was segmented"
+            f"{args.predictions}: found {found} below {args.images}, expected NAME{suffix} for an "
+            "image NAME; name the folder that was segmented"
         )
 
     def read(image: str) -> np.ndarray:

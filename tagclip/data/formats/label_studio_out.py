@@ -58,7 +58,8 @@ def write_label_studio(
     tasks, config = output / "tasks.json", output / "label_config.xml"
     write_atomic(config, _config(vocabulary, shapes))
     with open_atomic(tasks) as file:
-        between = "[\n"
+        file.write(b"[")
+        between = "\n"
         for image in images:
             prediction = {
                 "model_version": "TagCLIP",
