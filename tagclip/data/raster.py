@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -63,7 +63,8 @@ def _read(image: Image.Image, path: str | Path) -> Raster:
     # First: Pillow forgets it when it decodes.
     tile = image.tile[0] if getattr(image, "tile", None) else ("", None, 0, "")
     layout = tile[3] if isinstance(tile[3], str) else str((tile[3] or ("",))[0])
-    if tile[0].startswith("ppm") or (";16" in layout and image.mode in ("LA", "RGB", "RGBA")):
+    is_wide = ";16" in layout or max(_tiff_tag(image, _BITS, (8,))) > 8
+    if tile[0].startswith("ppm") or (is_wide and image.mode in ("LA", "RGB", "RGBA")):
         # Pillow stretches values, or takes the upper 8 bits of 16.
         return _read_exactly(image, path)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -82,6 +83,10 @@ def _read(image: Image.Image, path: str | Path) -> Raster:
         f"{path}: label has {image.mode} values, expected gray values, a palette, RGB or RGBA; "
         f"{_AS_INTEGERS}"
     )
+
+
+def _tiff_tag(image: Image.Image, tag: int, default: Any = None) -> Any:
+    return image.tag_v2.get(tag, default) if image.format == "TIFF" else default
 
 
 def _check_pages(image: Image.Image, path: str | Path) -> None:
@@ -160,7 +165,7 @@ def _first_band(values: np.ndarray, path: str | Path) -> np.ndarray:
 
 def _read_exactly(image: Image.Image, path: str | Path) -> Raster:
     """What OpenCV reads as stored and Pillow does not."""
-    if image.format == "TIFF" and image.tag_v2.get(_PLANAR) == _SEPARATE:
+    if _tiff_tag(image, _PLANAR) == _SEPARATE:
         # Neither does.
         raise DatasetError(
             f"{path}: label has 16-bit colours band after band; save them pixel after pixel "
@@ -176,7 +181,7 @@ def _read_exactly(image: Image.Image, path: str | Path) -> Raster:
 
 def _read_unknown(path: str | Path, header: TiffHeader) -> np.ndarray:
     _check_page_count(header.pages, path)
-    values = _read_by_opencv(path) if header.is_plain else None
+    values = _read_by_opencv(path) if header.is_plain and not header.has_gaps else None
     if values is None or values.ndim != 2:
         raise DatasetError(f"{path}: label file is a {header}; {header.label_remedy}")
     return values
