@@ -20,10 +20,10 @@ from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
 from tagclip.structures.vocabulary_class import MAX_LABEL, name_key
 from tagclip.utils.files import expand_path
-from tagclip.utils.text import one_line
+from tagclip.utils.text import json_text, one_line
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["ClassTable", "read_class_table", "read_value_table"]
+__all__ = ["ClassTable", "read_class_table", "read_value_table", "vocabulary_text"]
 
 RGB = tuple[int, int, int]
 
@@ -48,17 +48,19 @@ class ClassTable:
     Attributes:
         vocabulary: the classes, each with its first colour.
         colors: label value by colour, also of further colours of a class and of unlabelled pixels.
+        text: the vocabulary json that it was read from; "" if from another file.
     """
 
     vocabulary: Vocabulary
     colors: Mapping[RGB, int]
+    text: str = ""
 
     @classmethod
-    def of(cls, vocabulary: Vocabulary) -> ClassTable:
+    def of(cls, vocabulary: Vocabulary, text: str = "") -> ClassTable:
         """The colours that a vocabulary has itself."""
         colors = dict.fromkeys(vocabulary.ignore_colors, vocabulary.ignore_label)
         colors |= {entry.color: entry.id for entry in vocabulary.classes if entry.color}
-        return cls(vocabulary, colors)
+        return cls(vocabulary, colors, text)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def read_class_table(path: str | Path) -> ClassTable:
     if kind == ".json":
         tree = _parsed(load_json, text, path, "json")
         if isinstance(tree, dict) and "format" in tree:
-            return ClassTable.of(Vocabulary.from_text(text, "", path))
+            return ClassTable.of(Vocabulary.from_text(text, "", str(path)), text)
         rows = _mmseg_rows(tree, path)
     elif kind == ".py":
         tree = _parsed(ast.parse, text, path, "Python")
@@ -99,6 +101,30 @@ def read_class_table(path: str | Path) -> ClassTable:
     else:
         rows = _csv_rows(text, path)
     return _table(rows, path)
+
+
+def vocabulary_text(table: ClassTable) -> str:
+    """A vocabulary json for label files of the ids of a table.
+
+    Returns:
+        The json that the table was read from, which may have splits and prompts, or a new one;
+        both say that the pixels are ids.
+    """
+    vocabulary = table.vocabulary
+    tree = (
+        load_json(table.text)
+        if table.text
+        else {
+            "format": 1,
+            "name": vocabulary.name,
+            "ignore_label": vocabulary.ignore_label,
+            "classes": [
+                {"id": e.id, "name": e.name} | ({"color": e.color} if e.color else {})
+                for e in vocabulary.classes
+            ],
+        }
+    )
+    return json_text({**tree, "labels": "ids"}, indent=1) + "\n"
 
 
 def read_value_table(path: str | Path) -> dict[int, int | None]:
@@ -349,4 +375,6 @@ def _cityscapes_rows(tree: ast.Module, path: Path) -> list[_Row]:
         rows.append(_Row(where, values[0], color, None if is_ignored else values[2], is_ignored))
     classes = {row.color for row in rows if not row.is_ignored}
     # The license plate has the colour of cars.
-    return [row for row in rows if not row.is_ignored or row.color not in classes] if classes else []
+    return (
+        [row for row in rows if not row.is_ignored or row.color not in classes] if classes else []
+    )

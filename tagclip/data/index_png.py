@@ -38,4 +38,3 @@ def index_png(label: np.ndarray, colors: Mapping[int, tuple[int, int, int]]) -> 
     picture.putpalette(palette.tobytes())
     picture.save(file, "PNG", compress_level=_LEVEL)
     return file.getvalue()
-

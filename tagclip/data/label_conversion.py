@@ -153,7 +153,9 @@ class Conversion:
             label[pixels[..., 3] < 255] = -1
         return self._counted(label, pixels)
 
-    def _counted(self, label: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
+    def _counted(
+        self, label: np.ndarray, pixels: np.ndarray
+    ) -> tuple[np.ndarray, dict[Pixel, int]]:
         bad = label < 0
         if not bad.any():
             return label, {}
@@ -237,7 +239,9 @@ def count_mask(path: Path) -> tuple[str, dict[Pixel, int]]:
     """
     raster = read_raster(path)
     if raster.values.ndim == 3:
-        return "colors", _count(_color_bytes(raster.values, path).reshape(-1, raster.values.shape[2]))
+        return "colors", _count(
+            _color_bytes(raster.values, path).reshape(-1, raster.values.shape[2])
+        )
     counts = _count(raster.values.ravel())
     if raster.palette is None:
         return "ids", counts
