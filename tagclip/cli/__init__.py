@@ -38,6 +38,10 @@ COMMANDS = {
             "make PASCAL Context's labels",
         ),
         "prepare voc": ("tools.prepare.prepare_voc:main", "make PASCAL VOC's labels"),
+        "labels convert": (
+            "tools.convert_labels:invoke_main",
+            "make label files of masks or annotations",
+        ),
         "validate": ("tools.validate_dataset:invoke_main", "check every file of a dataset"),
         "visualize-data": ("tools.visualize_data:invoke_main", "show what training sees"),
     },
