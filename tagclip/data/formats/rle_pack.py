@@ -1,0 +1,81 @@
+"""Decoding of the run-length code of Label Studio's brush, that of @thi.ng/rle-pack.
+
+The code is a stream of bits: 32 bits for the number n of values, 5 for the bits of a value less 1,
+four times 4 for the bits of a length less 1; then blocks until there are n values. A block is 1 bit
+(1: a run of one value, 0: single values), 2 bits which of the four sizes its length has, the length
+less 1, and the value or values. Label Studio stores the four bytes of RGBA per pixel, row by row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tagclip.errors import DatasetError
+
+__all__ = ["check_rle_pack", "decode_rle_pack"]
+
+_HEAD = 32 + 5 + 4 * 4
+
+
+def check_rle_pack(code: bytes, size: tuple[int, int]) -> None:
+    """Check the head of a code.
+
+    Raises:
+        DatasetError: it is that of another size. The message lacks the file.
+    """
+    count, word = _take(code, 0, 32), _take(code, 32, 5) + 1
+    if count != 4 * size[0] * size[1] or word != 8:
+        raise DatasetError(
+            f"found a brush of {count} values of {word} bits, expected {4 * size[0] * size[1]} of "
+            f"8 bits, four per pixel of {size[1]}x{size[0]}; export it again"
+        )
+
+
+def decode_rle_pack(code: bytes, size: tuple[int, int]) -> np.ndarray:
+    """Decode the mask of one brush region.
+
+    Args:
+        code: the bytes of ``value.rle``.
+        size: (height, width) of the image, ``original_height`` and ``original_width``.
+
+    Returns:
+        (H, W) bool: where alpha is not 0, which is what the editor colours.
+
+    Raises:
+        DatasetError: the code ends early, or is that of another size. The message lacks the file.
+    """
+    check_rle_pack(code, size)
+    bits = np.unpackbits(np.frombuffer(code, np.uint8))
+    count = 4 * size[0] * size[1]
+
+    def take(start: int, length: int) -> int:
+        return _take(code, start, length)
+
+    lengths = [take(37 + 4 * index, 4) + 1 for index in range(4)]
+    values = np.empty(count, np.uint8)
+    place, done = _HEAD, 0
+    while done < count:
+        head = take(place, 3)
+        length = lengths[head & 3]
+        end = done + take(place + 3, length) + 1
+        if end > count:
+            raise DatasetError(f"found a brush of more than its {count} values; export it again")
+        place += 3 + length
+        if head & 4:
+            values[done:end] = take(place, 8)
+            place += 8
+        else:
+            stop = place + 8 * (end - done)
+            take(stop - 1, 1)
+            values[done:end] = np.packbits(bits[place:stop])
+            place = stop
+        done = end
+    return values[3::4].reshape(size) > 0
+
+
+def _take(code: bytes, start: int, length: int) -> int:
+    """The unsigned number of some bits."""
+    if start + length > 8 * len(code):
+        raise DatasetError(f"found a brush that ends after {len(code)} bytes; export it again")
+    part = code[start // 8 : (start + length + 7) // 8]
+    return int.from_bytes(part, "big") >> -(start + length) % 8 & ((1 << length) - 1)
