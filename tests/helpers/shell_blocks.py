@@ -12,7 +12,9 @@ from typing import NamedTuple
 from helpers.paths import REPOSITORY
 
 # A block behind "<!-- not run: why -->" is for readers.
-_BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.+?) -->\n+)?```sh\n(?P<text>.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<why>.+?) -->\n+)?```sh\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 class Block(NamedTuple):
