@@ -80,7 +80,13 @@ setup(
         "tensorboard>=2.15",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.17"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.17",
+            "tifffile>=2024.1",
+        ],
         "demo": ["gradio>=6.31,<7"],
         # Videos that browsers play (tagclip/demo/media.py).
         "video": ["av>=18,<19"],

@@ -17,12 +17,14 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 
+from tagclip.data.tiff_header import SCALE_REMEDY, TiffHeader, has_gaps, read_tiff_header
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text
 
 __all__ = [
     "DARK_REMEDY",
     "ImageHeader",
+    "UnknownTiffError",
     "image_pixels",
     "image_size",
     "is_dark",
@@ -54,6 +56,26 @@ _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANAR, _EXTRA_SAMPLES, _BITS = 262, 277, 284
 _ALPHA, _RGB, _SEPARATE = (1, 2), 2, 2
 
 
+class UnknownTiffError(DatasetError):
+    """A TIFF of a kind that Pillow does not read, or not rightly.
+
+    Attributes:
+        header: what the file says about its pixels.
+    """
+
+    header: TiffHeader
+
+    @classmethod
+    def of(cls, header: TiffHeader, path: str | Path, what: str) -> UnknownTiffError:
+        """The error for an image of that kind."""
+        error = cls(
+            f"{path}: {what} is a {header}, expected 8-bit colour or 16-bit gray; "
+            f"{header.image_remedy}"
+        )
+        error.header = header
+        return error
+
+
 @contextmanager
 def opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.Image]:
     """Open a file lazily; everything Pillow says about it becomes a DatasetError."""
@@ -65,6 +87,8 @@ def opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.I
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise OSError
             with Image.open(path) as image:
+                if has_gaps(_tiff_tags(image)) and (header := read_tiff_header(path)):
+                    raise UnknownTiffError.of(header, path, what)
                 yield image
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such {what}; check the dataset folder") from error
@@ -75,6 +99,8 @@ def opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.I
             + "; make it smaller"
         ) from error
     except _DAMAGE as error:
+        if isinstance(error, UnidentifiedImageError) and (header := read_tiff_header(path)):
+            raise UnknownTiffError.of(header, path, what) from error
         raise DatasetError(
             f"{path}: cannot decode this {what} ({_describe_damage(path, error)}); replace it, "
             "or leave it out (of a dataset: DATASETS.ON_BAD_SAMPLE skip)"
@@ -249,7 +275,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise DatasetError(
                 f"{path}: image has {values.dtype} values {values.min()}..{values.max()}, expected "
-                "8-bit colour or 16-bit gray; convert it"
+                f"8-bit colour or 16-bit gray; {SCALE_REMEDY}"
             )
         # x / 257 never ends in exactly .5, so that this is the nearest integer.
         image = Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8))

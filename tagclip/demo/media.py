@@ -21,6 +21,7 @@ import numpy as np
 from tagclip.data.datasets.walk import files_below
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.files import expand_path
+from tagclip.utils.opencv import quiet_opencv
 from tagclip.utils.text import error_text
 
 __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video"]
@@ -118,17 +119,11 @@ def _is_input(file: Path, output: Path) -> bool:
 @contextmanager
 def _quiet_decoder() -> Iterator[None]:
     """Keep what cv2 and ffmpeg print about a bad source off the terminal: an error says it."""
-    if os.environ.get("TAGCLIP_DEBUG") == "1":
-        yield
-        return
     # ffmpeg reads it once, AV_LOG_QUIET; a level of the user's own stays.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    log = cv2.utils.logging
-    before = log.setLogLevel(log.LOG_LEVEL_SILENT)
-    try:
+    if os.environ.get("TAGCLIP_DEBUG") != "1":
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    with quiet_opencv():
         yield
-    finally:
-        log.setLogLevel(before)
 
 
 class Video:
