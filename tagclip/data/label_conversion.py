@@ -149,7 +149,9 @@ class Conversion:
     def _by_color(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
         label = np.full(pixels.shape[:2], -1, np.int32)
         if self.colors:
-            label = _color_table(self.colors)(pixels[..., :3])
+            table = _color_table(self.colors)
+            label = table.look_up(pixels[..., :3]).astype(np.int32)
+            label[label == table.unknown] = -1
         if not _is_opaque(pixels):
             label[pixels[..., 3] < 255] = -1
         return self._counted(label, pixels)
@@ -301,4 +303,4 @@ def _is_opaque(pixels: np.ndarray) -> bool:
 
 @lru_cache(maxsize=4)
 def _color_table(colors: tuple[tuple[RGB, int], ...]) -> ColorTable:
-    return ColorTable(dict(colors))
+    return ColorTable(*zip(*colors, strict=True))
