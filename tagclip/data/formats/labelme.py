@@ -29,7 +29,7 @@ _LINE_WIDTH, _POINT_RADIUS = 10, 5
 # Least number of points by shape.
 _POINTS = {
     "polygon": 3,
-    "oriented_rectangle": 3,
+    "oriented_rectangle": 4,
     "rectangle": 2,
     "circle": 2,
     "line": 2,
