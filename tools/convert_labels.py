@@ -18,8 +18,9 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError, DatasetError
@@ -80,7 +81,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         "--unknown",
         choices=("error", "ignore"),
         default="error",
-        help="colours and values that no class has (%(default)s)",
+        help="colours, values and names that no class has (%(default)s)",
     )
     parser.add_argument(
         "--unlabelled",
@@ -305,17 +306,42 @@ def convert_annotations(args: argparse.Namespace) -> None:
                 f"expected ignore or a class of {vocabulary.name}"
             )
         rest = ids[name_key(unlabelled)]
-    # Names as the tool writes them.
-    values = {name: ids[name_key(name)] for name in names if name_key(name) in ids}
-    values |= {entry.name: entry.id for entry in vocabulary.classes}
-    painting = Painting(
-        tuple(values.items()), vocabulary.ignore_label, rest, _palette(vocabulary), args.overwrite
-    )
     images: list[AnnotatedImage] = list(module.read(args.source, args.images))
     if not images:
         raise DatasetError(f"{args.source}: found no image, expected some; export it again")
+    if args.images:
+        _refuse_missing(args.images, images)
+    found = Counter(each.name for image in images for each in image.segments if not each.is_ignored)
+    values = {name: ids.get(name_key(name), vocabulary.ignore_label) for name in found}
+    unknown = Counter({name: n for name, n in found.items() if name_key(name) not in ids})
+    if unknown and args.unknown == "error":
+        texts = [
+            f"{name!r} ({number} segments){did_you_mean(name, vocabulary.names)}"
+            for name, number in unknown.most_common()
+        ]
+        raise DatasetError(
+            f"{args.source}: found classes that {vocabulary.name} lacks: {listed(texts, 5)}; mend "
+            "the class list, or pass --unknown ignore"
+        )
+    painting = Painting(
+        tuple(values.items()),
+        vocabulary.ignore_label,
+        rest,
+        args.images,
+        _palette(vocabulary),
+        args.overwrite,
+    )
     tasks = [(image, _output(args.output, Path(image.file))) for image in images]
-    _convert(args, painting, tasks, [output for _, output in tasks], table)
+    _convert(args, painting, tasks, [output for _, output in tasks], table, unknown)
+
+
+def _refuse_missing(folder: Path, images: Sequence[AnnotatedImage]) -> None:
+    missing = [image.file for image in images if not (folder / image.file).is_file()]
+    if missing:
+        raise DatasetError(
+            f"{folder}: lacks {len(missing)} of {len(images)} annotated images: "
+            f"{listed(missing, 3)}; name their folder with --images, or leave it out"
+        )
 
 
 def _output(folder: Path, relative: Path) -> Path:
@@ -340,6 +366,7 @@ def _convert(
     tasks: Sequence[Any],
     outputs: Sequence[Path],
     table: ClassTable,
+    unknown_names: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Run all tasks; write the index and the class list when all have succeeded."""
     from tagclip.data.datasets.walk import map_files
@@ -355,11 +382,14 @@ def _convert(
         num_new += done.is_new
     if unknown and args.unknown == "error":
         raise DatasetError(_unknown_message(args.source, unknown, bad, len(tasks), table))
-    _write_index(args, tasks, outputs, table, unknown)
-    print(
-        f"{len(tasks)} label files in {args.output}: {num_new} written, {len(tasks) - num_new} "
-        f"kept; {unknown.total()} pixels of {len(unknown)} unknown colours or values are ignored"
-    )
+    _write_index(args, tasks, outputs, table, {**unknown, **unknown_names})
+    line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
+    line += f"{len(tasks) - num_new} kept"
+    if unknown:
+        line += f"; {unknown.total()} pixels of {len(unknown)} unknown colours or values ignored"
+    if unknown_names:
+        line += f"; {sum(unknown_names.values())} segments of {len(unknown_names)} classes ignored"
+    print(line)
 
 
 def _refuse_equal(tasks: Sequence[Any], outputs: Sequence[Path]) -> None:
@@ -408,7 +438,7 @@ def _write_index(
     tasks: Sequence[Any],
     outputs: Sequence[Path],
     table: ClassTable,
-    unknown: Counter[Pixel],
+    unknown: Mapping[Pixel, int],
 ) -> None:
     from tagclip.data.class_tables import vocabulary_text
 
@@ -423,7 +453,7 @@ def _write_index(
         "source": str(args.source),
         "classes": {entry.id: entry.name for entry in vocabulary.classes},
         "ignore_label": vocabulary.ignore_label,
-        "unknown": {_text(pixel): number for pixel, number in unknown.most_common(_ROWS)},
+        "unknown": {_text(pixel): number for pixel, number in list(unknown.items())[:_ROWS]},
         "files": files,
     }
     write_atomic(args.output / "vocabulary.json", vocabulary_text(table))

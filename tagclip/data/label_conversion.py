@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tagclip.data.formats.annotation import AnnotatedImage, paint
+from tagclip.data.image_io import image_size
 from tagclip.data.index_png import index_png
 from tagclip.data.label_colors import ColorTable
 from tagclip.data.raster import Raster, read_raster
@@ -171,12 +172,14 @@ class Painting:
         values: label value by class name.
         ignore_label: value of ignored segments.
         unlabelled: value of pixels without a segment.
+        images: folder of the images, whose sizes are then compared; None without it.
         palette, overwrite: as in `Conversion`.
     """
 
     values: tuple[tuple[str, int], ...]
     ignore_label: int
     unlabelled: int
+    images: Path | None
     palette: tuple[tuple[int, RGB], ...]
     overwrite: bool
 
@@ -184,9 +187,16 @@ class Painting:
         """Paint one image (`tagclip.data.formats.annotation.paint`).
 
         Raises:
-            DatasetError: a class or a mask does not fit, or another file is in its place.
+            DatasetError: a class, a mask or the image's size does not fit, or another file is in
+                its place.
         """
         image, output = task
+        if self.images and (size := image_size(self.images / image.file)) != image.size:
+            raise DatasetError(
+                f"{self.images / image.file}: image has {size[1]}x{size[0]} pixels, its "
+                f"annotations are for {image.size[1]}x{image.size[0]}; take the images that were "
+                "annotated"
+            )
         label = paint(image, dict(self.values), self.ignore_label, self.unlabelled)
         content = index_png(label, dict(self.palette))
         return Converted(output, write_label(output, content, self.overwrite), {})

@@ -136,14 +136,38 @@ def rle_mask(
     Raises:
         DatasetError: the runs do not add up to the size. The message lacks the file.
     """
-    if not isinstance(counts, (str, bytes)):
-        runs = np.asarray(counts)
-        total = int(runs.sum()) if runs.dtype.kind in "iu" and runs.ndim == 1 else -1
-        if total != size[0] * size[1] or runs.min() < 0:
-            raise DatasetError(
-                f"found run lengths of {max(total, 0)} pixels, expected {_size(size)}"
-            )
+    # pycocotools checks the sum of neither form, and fills what is missing with anything.
+    runs = _unpacked(counts) if isinstance(counts, (str, bytes)) else np.asarray(counts)
+    is_damaged = runs.ndim != 1 or runs.dtype.kind not in "iu" or (runs < 0).any()
+    if is_damaged or runs.sum(dtype=np.int64) != size[0] * size[1]:
+        raise DatasetError(
+            f"found run lengths of {0 if is_damaged else runs.sum()} pixels, expected "
+            f"{_size(size)}; export the annotations again"
+        )
     return partial(_decode, size, counts)
+
+
+def _unpacked(text: str | bytes) -> np.ndarray:
+    """Run lengths of a compressed text; [-1] if it is damaged.
+
+    Each number is little-endian in characters of five bits, a sixth says that more follow; from
+    the fourth on it is the difference to the one before the last.
+    """
+    code = text.encode("latin-1", "replace") if isinstance(text, str) else text
+    digits = np.frombuffer(code, np.uint8).astype(np.int64) - 48
+    if not len(digits) or ((digits < 0) | (digits > 63)).any() or digits[-1] & 32:
+        return np.array([-1])
+    ends = np.flatnonzero(digits & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 8:
+        return np.array([-1])
+    places = np.arange(len(digits)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((digits & 31) << 5 * places, starts)
+    numbers -= np.where(digits[ends] & 16, 1 << 5 * lengths, 0)
+    for first in (1, 2):
+        numbers[first::2] = np.cumsum(numbers[first::2])
+    return numbers
 
 
 def _fill(size: tuple[int, int], polygons: list[list[float]]) -> np.ndarray:
