@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text
+from tagclip.utils.untrusted import load_json
 
 __all__ = ["checked_size", "find_image", "located", "located_mask", "read_json", "report_left_out"]
 
@@ -34,8 +34,8 @@ def read_json(path: str | Path, tool: str) -> Any:
         DatasetError: it is missing, or no json.
     """
     try:
-        return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return load_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
             "path, or export it again"
