@@ -88,7 +88,7 @@ def test_labels_outside_the_vocabulary(tmp_path: Path) -> None:
     path.write_text("name,id\ntree,1\ncars,2\nsky,3\nroad,4\n")
     options = ("--classes", str(path))
     message = convert(STORED / "datumaro", "datumaro", tmp_path / "out", *options)
-    assert "found the class 'car'; did you mean cars?" in message and "\n" not in message
+    assert "mine lacks: 'car' (1 segments); did you mean cars?" in message and "\n" not in message
     assert not (tmp_path / "out" / "index.json").exists()
 
 
