@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from tagclip.structures.vocabulary import Vocabulary
 
 # Of tagclip.data.formats.READERS, whose import takes long.
-FORMATS = ("coco", "labelme", "yolo-seg")
+FORMATS = (
+    "coco",
+    "cvat",
+    "datumaro",
+    "label-studio",
+    "label-studio-png",
+    "labelme",
+    "supervisely",
+    "yolo-seg",
+)
 _EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"}
 # Class lists as other tools call them, beside the masks or above.
 _CLASS_FILES = ("vocabulary.json", "labelmap.txt", "class_dict.csv", "label_colors.txt")

@@ -46,6 +46,10 @@ COMMANDS = {
         "visualize-data": ("tools.visualize_data:invoke_main", "show what training sees"),
     },
     "Convert and export": {
+        "labels export": (
+            "tools.export_predictions:invoke_main",
+            "write predictions for annotation tools",
+        ),
         "convert": ("tools.convert_checkpoint:invoke_main", "convert checkpoints and weights"),
         "export": ("tools.export_model:invoke_main", "write a model as ONNX and TorchScript"),
         "run-onnx": ("tools.run_onnx:invoke_main", "run an exported model without torch"),

@@ -20,7 +20,12 @@ __all__ = ["READERS", "reader"]
 # Name on the command line -> module. Only the one asked for is imported.
 READERS = {
     "coco": "tagclip.data.formats.coco",
+    "cvat": "tagclip.data.formats.cvat",
+    "datumaro": "tagclip.data.formats.datumaro",
+    "label-studio": "tagclip.data.formats.label_studio",
+    "label-studio-png": "tagclip.data.formats.label_studio_png",
     "labelme": "tagclip.data.formats.labelme",
+    "supervisely": "tagclip.data.formats.supervisely",
     "yolo-seg": "tagclip.data.formats.yolo_seg",
 }
 
