@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from tagclip.data.datasets.walk import files_below
 from tagclip.data.formats.annotation import AnnotatedImage, Segment
-from tagclip.data.formats.tree import need, read_json
+from tagclip.data.formats.export_file import need, read_json
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
 
@@ -70,7 +70,7 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
     """
     root = path if path.is_dir() else path.parent
     for json in _files(path):
-        tree = read_json(json)
+        tree = read_json(json, "labelme")
         # Written on another system, the path has backslashes.
         written = need(tree, "imagePath", str, str(json)).replace("\\", "/")
         file = (json.parent.relative_to(root) / PureWindowsPath(written).name).as_posix()
@@ -95,7 +95,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _shapes(json: Path) -> list[tuple[str, dict[str, Any]]]:
-    shapes = need(read_json(json), "shapes", list, str(json))
+    shapes = need(read_json(json, "labelme"), "shapes", list, str(json))
     return [
         (need(shape, "label", str, f"{json}, shapes[{n}]"), shape) for n, shape in enumerate(shapes)
     ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from tagclip.data.datasets.walk import files_below
 from tagclip.data.formats.annotation import AnnotatedImage, Segment, polygons_mask
-from tagclip.data.formats.tree import located
+from tagclip.data.formats.export_file import located
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
 from tagclip.utils.text import one_line
