@@ -160,11 +160,14 @@ def test_values_are_mapped(tool: ModuleType, tmp_path: Path) -> None:
 
 def test_compressed_masks_of_two_values(tool: ModuleType, tmp_path: Path) -> None:
     square = np.zeros((32, 32), np.uint8)
-    square[8:24, 8:24] = 255
+    square[5:25, 5:25] = 255
     (tmp_path / "m").mkdir()
     Image.fromarray(square).save(tmp_path / "m" / "x.jpg", quality=50)
     run(tool, tmp_path / "m", "--threshold", 128, "--output", tmp_path / "o")
     assert np.array_equal(read_label(tmp_path / "o" / "x.png"), square // 255)
+    (tmp_path / "two.csv").write_text("name,id\nrest,0\ncrack,255\n")
+    with pytest.raises(DatasetError, match="with loss .* pass --threshold 128 if"):
+        run(tool, tmp_path / "m", "--classes", tmp_path / "two.csv", "--output", tmp_path / "o2")
     assert Vocabulary.from_json(tmp_path / "o/vocabulary.json").names == [
         "background",
         "foreground",

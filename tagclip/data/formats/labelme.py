@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from tagclip.data.datasets.walk import files_below
 from tagclip.data.formats.annotation import AnnotatedImage, Segment
-from tagclip.data.formats.export_file import need, read_json
+from tagclip.data.formats.export_file import located, need, read_json
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
 
@@ -50,7 +50,8 @@ def class_names(path: Path) -> tuple[str, ...]:
     folder = path if path.is_dir() else path.parent
     for place in (folder, folder.resolve().parent):
         if (place / "labels.txt").is_file():
-            lines = (place / "labels.txt").read_text(encoding="utf-8").splitlines()
+            with located(place / "labels.txt"):
+                lines = (place / "labels.txt").read_text(encoding="utf-8").splitlines()
             names = [line.strip() for line in lines if line.strip()]
             break
     else:
