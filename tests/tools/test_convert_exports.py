@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +83,37 @@ def test_a_project_of_supervisely(tmp_path: Path) -> None:
     found = read_label(tmp_path / "ds0" / "img" / "a.png")
     assert set(np.unique(found)) == {0, 1, 2, 3, 4} and (found[TREE & ~CAR] == 1).all()
     assert not read_label(tmp_path / "ds0" / "datasets" / "inner" / "img" / "b.png").any()
+
+
+def test_the_commands_of_the_docs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    """Each on the export that it names, in a folder that holds them all."""
+    text = (repository / "docs" / "own_data.md").read_text()
+    section = text.split("### Label Studio, CVAT, datumaro, Supervisely")[1].split("```")[1]
+    commands = [shlex.split(line) for line in section.splitlines() if line.startswith("tagclip")]
+    assert len(commands) == 4
+    shutil.copy(STORED / "label_studio" / "json.json", tmp_path / "project.json")
+    shutil.copy(STORED / "cvat" / "annotations.xml", tmp_path)
+    shutil.copytree(STORED / "datumaro", tmp_path / "export")
+    shutil.copytree(STORED / "supervisely", tmp_path / "project")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (12, 9)).save(tmp_path / "images" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    module = load_tool(TOOLS / "convert_labels.py")
+    written = {}
+    for command in commands:
+        assert command[:3] == ["tagclip", "labels", "convert"]
+        args = module.parse_args([*command[3:], "--workers", "0"])
+        assert exit_of(lambda args=args: run_tool(module.main, args)) is None, command
+        written[args.form] = sorted(p.as_posix() for p in Path("labels").rglob("*.png"))
+        shutil.rmtree("labels")
+    assert written == {
+        "label-studio": ["labels/a.png"],
+        "cvat": ["labels/scene 1/a.png", "labels/scene 1/empty.png"],
+        "datumaro": ["labels/train/sub_a.png"],
+        "supervisely": ["labels/ds0/datasets/inner/img/b.png", "labels/ds0/img/a.png"],
+    }
 
 
 def test_labels_outside_the_vocabulary(tmp_path: Path) -> None:
