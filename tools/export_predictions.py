@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from tagclip.data.formats.labelled_image import LabelledImage
     from tagclip.structures.vocabulary import Vocabulary
 
-# What is written below --output; of labelme one per image.
+# What is written below --output; for labelme, besides, a json per image.
 FILES = {
     "coco": ("annotations.json",),
-    "labelme": (),
+    "labelme": ("labels.txt",),
     "cvat": ("annotations.xml",),
     "label-studio": ("tasks.json", "label_config.xml"),
 }
@@ -107,9 +107,9 @@ def main(args: argparse.Namespace) -> None:
     """
     is_evaluation = (args.predictions / "index.json").is_file()
     found = read_evaluation(args) if is_evaluation else read_label_files(args)
-    names = [f"{name.stem}.json" for name in found.names.values()]
+    names = [f"{name.stem}.json" for name in found.names.values()] * (args.to == "labelme")
     check_output("--output", args.output, is_folder=True)
-    there = [name for name in FILES[args.to] or names if (args.output / name).exists()]
+    there = [name for name in (*FILES[args.to], *names) if (args.output / name).exists()]
     if there and not args.overwrite:
         raise ConfigError(
             f"--output {args.output}: found {listed(there, 3)}, expected none of these files; "
@@ -122,7 +122,7 @@ def main(args: argparse.Namespace) -> None:
             f"--output {args.output}: cannot be written ({error.strerror}); free space or choose "
             "another folder"
         ) from error
-    print(f"{len(names)} images written: {', '.join(map(str, written))}")
+    print(f"{len(found.names)} images written: {', '.join(map(str, written))}")
     if args.to == "coco" and any(entry.id == 0 for entry in found.vocabulary.classes):
         print("category_id is the class's id plus 1: to some tools category 0 is no class")
 

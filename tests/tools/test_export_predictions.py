@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,3 +254,10 @@ def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -
         export(tool, *words)
     for more in (["--to=coco", "--shapes=polygons"], ["--to=cvat", "--image-url=x"]):
         assert exit_of(tool.parse_args, [str(folder), "--output=x", *more]) == 2
+
+
+def test_the_commands_of_the_docs(tool: ModuleType, repository: Path) -> None:
+    text = (repository / "docs" / "own_data.md").read_text().replace("\\\n", " ")
+    commands = [line for line in text.splitlines() if line.startswith("tagclip labels export ")]
+    asked = [tool.parse_args(shlex.split(line)[3:]) for line in commands]
+    assert {args.to for args in asked} == set(tool.FILES)

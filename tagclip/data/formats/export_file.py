@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,20 @@ from typing import Any
 import numpy as np
 
 from tagclip.errors import DatasetError
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, shortened
+from tagclip.utils.untrusted import load_json
 
-__all__ = ["checked_size", "find_image", "located", "located_mask", "read_json", "report_left_out"]
+__all__ = [
+    "checked_size",
+    "find_image",
+    "located",
+    "located_mask",
+    "need",
+    "read_json",
+    "report_left_out",
+]
 
+_KINDS = {dict: "an object { }", list: "a list", str: "a text", int: "an integer"}
 _LOGGER = logging.getLogger(__name__)
 # What a damaged file can raise while its parts are looked up and converted.
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
@@ -34,12 +43,30 @@ def read_json(path: str | Path, tool: str) -> Any:
         DatasetError: it is missing, or no json.
     """
     try:
-        return json.loads(Path(path).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return load_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
             "path, or export it again"
         ) from error
+
+
+def need(tree: object, key: str, kind: type, where: str) -> Any:
+    """Value of a key.
+
+    Args:
+        tree: should be an object that has it.
+        kind: dict, list, str or int.
+        where: begins the message.
+
+    Raises:
+        DatasetError: there is no such value.
+    """
+    value = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = shortened(repr(value), 60)
+        raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
+    return value
 
 
 def find_image(names: Sequence[str], images: str | Path | None) -> str:

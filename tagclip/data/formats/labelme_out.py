@@ -31,7 +31,7 @@ _VERSION = "5.3.0"
 def write_labelme(
     output: Path, images: Iterable[LabelledImage], vocabulary: Vocabulary, shapes: Shapes
 ) -> list[Path]:
-    """Write STEM.json for each image.
+    """Write STEM.json for each image, and labels.txt, the classes for ``labelme --labels``.
 
     Args:
         output: folder. ``imagePath`` leads from the json to the image, which labelme reads itself.
@@ -45,6 +45,7 @@ def write_labelme(
     Raises:
         OSError: a file cannot be written.
     """
+    write_atomic(output / "labels.txt", "".join(f"{name}\n" for name in vocabulary.names))
     for image in images:
         path = output / f"{image.stem}.json"
         height, width = image.labels.shape

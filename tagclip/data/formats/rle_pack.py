@@ -1,4 +1,4 @@
-"""Decoding of the run-length code of Label Studio's brush, that of @thi.ng/rle-pack.
+"""The run-length code of Label Studio's brush, that of @thi.ng/rle-pack.
 
 The code is a stream of bits: 32 bits for the number n of values, 5 for the bits of a value less 1,
 four times 4 for the bits of a length less 1; then blocks until there are n values. A block is 1 bit
@@ -12,9 +12,11 @@ import numpy as np
 
 from tagclip.errors import DatasetError
 
-__all__ = ["check_rle_pack", "decode_rle_pack"]
+__all__ = ["check_rle_pack", "decode_rle_pack", "encode_rle_pack"]
 
 _HEAD = 32 + 5 + 4 * 4
+# Bits of a length, as Label Studio's own encoder has them.
+_SIZES = np.array([3, 4, 8, 16])
 
 
 def check_rle_pack(code: bytes, size: tuple[int, int]) -> None:
@@ -79,3 +81,30 @@ def _take(code: bytes, start: int, length: int) -> int:
         raise DatasetError(f"found a brush that ends after {len(code)} bytes; export it again")
     part = code[start // 8 : (start + length + 7) // 8]
     return int.from_bytes(part, "big") >> -(start + length) % 8 & ((1 << length) - 1)
+
+
+def encode_rle_pack(mask: np.ndarray) -> bytes:
+    """Encode a (H, W) bool mask as a brush region, in runs alone.
+
+    Each pixel has four bytes, red, green, blue and alpha, all 255 on the mask and 0 elsewhere.
+    """
+    flat = mask.ravel()
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    lengths = np.diff([*starts, flat.size]) * 4
+    # A run is at most as long as the largest size can say.
+    longest = 1 << int(_SIZES[-1])
+    pieces = -(-lengths // longest)
+    values = np.repeat(flat[starts], pieces)
+    rest = lengths - (pieces - 1) * longest
+    lengths = np.full(len(values), longest)
+    lengths[np.cumsum(pieces) - 1] = rest
+    kinds = np.searchsorted(1 << _SIZES, lengths)
+    sizes = _SIZES[kinds]
+    # A block: 1, its kind in 2 bits, the length, the byte; its bits count from the left.
+    codes = (((4 | kinds) << sizes | (lengths - 1)) << 8) | np.where(values, 255, 0)
+    counts = 3 + sizes + 8
+    head = f"{4 * flat.size:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in _SIZES)
+    ends = np.cumsum(counts)
+    shifts = np.repeat(ends, counts) - 1 - np.arange(ends[-1])
+    bits = (np.repeat(codes, counts) >> shifts) & 1
+    return np.packbits(np.concatenate([[c == "1" for c in head], bits.astype(bool)])).tobytes()

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from tagclip.data.formats.label_studio_out import encode_brush, write_label_studio
+from tagclip.data.formats.label_studio_out import write_label_studio
+from tagclip.data.formats.rle_pack import encode_rle_pack
 
 KINDS = {"polygons": "polygonlabels", "masks": "brushlabels"}
 
@@ -100,7 +101,7 @@ def test_the_address_of_the_images(tmp_path: Path) -> None:
 )
 def test_runs_of_every_length(lengths: list[int], first: bool) -> None:
     flags = np.repeat((np.arange(len(lengths)) + first) % 2 == 1, lengths)
-    found = decode(encode_brush(flags.reshape(1, -1)))
+    found = decode(encode_rle_pack(flags.reshape(1, -1)))
     assert (found == np.where(flags, 255, 0).repeat(4)).all()
 
 

@@ -19,6 +19,7 @@ from tagclip.data.formats.labelme_out import write_labelme
 def test_the_files(tmp_path: Path, shapes: str) -> None:
     images = labelled_images(tmp_path / "images")
     assert write_labelme(tmp_path / "out", images, odd_vocabulary(), shapes) == [tmp_path / "out"]
+    assert (tmp_path / "out" / "labels.txt").read_text().splitlines() == NAMES
     for image in images:
         path = tmp_path / "out" / f"{image.stem}.json"
         content = json.loads(path.read_text())

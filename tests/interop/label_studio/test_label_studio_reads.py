@@ -13,7 +13,8 @@ from label_studio_sdk.converter import Converter, brush
 from label_studio_sdk.label_interface import LabelInterface
 from pycocotools import mask as coco_mask
 
-from tagclip.data.formats.label_studio_out import IMAGE_URL, encode_brush, write_label_studio
+from tagclip.data.formats.label_studio_out import IMAGE_URL, write_label_studio
+from tagclip.data.formats.rle_pack import encode_rle_pack
 
 
 def written(folder: Path, shapes: str) -> tuple[str, list[dict], list[np.ndarray]]:
@@ -51,7 +52,7 @@ def test_brush_regions(tmp_path: Path) -> None:
 def test_long_runs() -> None:
     mask = np.zeros((300, 500), bool)
     mask[100:290, :] = True
-    found = brush.decode_rle(list(encode_brush(mask))).reshape(300, 500, 4)
+    found = brush.decode_rle(list(encode_rle_pack(mask))).reshape(300, 500, 4)
     assert (found == np.where(mask, 255, 0)[..., None]).all()
 
 
