@@ -12,11 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from tagclip.data.formats.json_items import json_items
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["checked_size", "find_image", "located", "located_mask", "read_json", "report_left_out"]
+__all__ = [
+    "checked_size",
+    "find_image",
+    "located",
+    "located_mask",
+    "read_items",
+    "read_json",
+    "report_left_out",
+]
 
 _LOGGER = logging.getLogger(__name__)
 # What a damaged file can raise while its parts are looked up and converted.
@@ -36,6 +45,27 @@ def read_json(path: str | Path, tool: str) -> Any:
     try:
         return load_json(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
+            "path, or export it again"
+        ) from error
+
+
+def read_items(path: str | Path, tool: str) -> Iterator[Any]:
+    """The items of a json list one after the other, so that memory holds one; or the json itself
+    if it is no list.
+
+    Args:
+        path: the file.
+        tool: who writes it, for the message.
+
+    Raises:
+        DatasetError: it is missing, or no json.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from json_items(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
             "path, or export it again"
