@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tagclip.data.formats.json_items import json_items
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text, shortened
 from tagclip.utils.untrusted import load_json
@@ -22,6 +23,8 @@ __all__ = [
     "located",
     "located_mask",
     "need",
+
+    "read_items",
     "read_json",
     "report_left_out",
 ]
@@ -67,6 +70,26 @@ def need(tree: object, key: str, kind: type, where: str) -> Any:
         found = shortened(repr(value), 60)
         raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
     return value
+
+def read_items(path: str | Path, tool: str) -> Iterator[Any]:
+    """The items of a json list one after the other, so that memory holds one; or the json itself
+    if it is no list.
+
+    Args:
+        path: the file.
+        tool: who writes it, for the message.
+
+    Raises:
+        DatasetError: it is missing, or no json.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from json_items(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
+            "path, or export it again"
+        ) from error
 
 
 def find_image(names: Sequence[str], images: str | Path | None) -> str:
