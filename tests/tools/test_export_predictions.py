@@ -25,7 +25,6 @@ from pycocotools.coco import COCO
 
 from tagclip import ZeroShotTrainer
 from tagclip.errors import ConfigError, DatasetError
-from tagclip.visualization.prediction_page import label_image
 
 
 @pytest.fixture
@@ -157,10 +156,12 @@ def test_a_run_knows_its_own_datasets(tool: ModuleType, tiny_cfg: CfgNode, tmp_p
 def test_label_files(tool: ModuleType, tmp_path: Path, suffix: str) -> None:
     """As those of the demo, whose pictures lie beside them, or alone; 16 bits, folders, umlauts."""
     vocabulary, images = odd_vocabulary(), labelled_images(tmp_path / "images")
+    ids = [entry.id for entry in vocabulary.classes]
+    values = np.array([*ids, vocabulary.ignore_label], np.uint16)
     for image in images:
         path = tmp_path / "masks" / f"{image.stem}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        label_image(image.labels, vocabulary).save(path)
+        Image.fromarray(values[image.labels]).save(path)
         if suffix == "_labels.png":
             Image.open(image.path).save(tmp_path / "masks" / f"{image.stem}.png")
     classes = [{"id": entry.id, "name": entry.name} for entry in vocabulary.classes]
