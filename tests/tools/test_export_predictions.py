@@ -16,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from helpers.labelled_images import NAMES, labelled_images, odd_vocabulary
+from helpers.shell_blocks import run_blocks, shell_blocks
 from helpers.tiny_run import changed, exit_of, load_tool, write_tiny_dataset
 from helpers.toy_dataset import forget, write_json
 from helpers.toy_evaluation import IDS, Toy
@@ -257,8 +258,22 @@ def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -
         assert exit_of(tool.parse_args, [str(folder), "--output=x", *more]) == 2
 
 
-def test_the_commands_of_the_docs(tool: ModuleType, repository: Path) -> None:
-    text = (repository / "docs" / "own_data.md").read_text().replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if line.startswith("tagclip labels export ")]
-    asked = [tool.parse_args(shlex.split(line)[3:]) for line in commands]
-    assert {args.to for args in asked} == set(tool.FILES)
+def test_the_commands_of_the_docs(tool: ModuleType, repository: Path, tmp_path: Path) -> None:
+    """Those without a model are run, on label files as the demo writes them."""
+    page = (repository / "docs" / "own_data.md").read_text()
+    section = page.split("\n## Predictions for other tools\n")[1].split("\n## ")[0]
+    blocks = shell_blocks(section)
+    lines = "".join(block.text for block in blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line) for line in lines if line.startswith("tagclip labels export ")]
+    assert {tool.parse_args(each[3:]).to for each in words} == set(tool.FILES)
+    for folder in ("datasets/minibench/images/val", "out/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (5, 4)).save(tmp_path / "datasets/minibench/images/val/0.png")
+    label = np.array([[0, 1, 2, 3, 255]] * 4, np.uint8)
+    Image.fromarray(label).save(tmp_path / "out" / "val" / "0_labels.png")
+    run_blocks(blocks, tmp_path, "docs/own_data.md")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*.*")}
+    assert found == {
+        "val/0_labels.png", "labelme/0.json", "labelme/labels.txt", "coco/annotations.json",
+        "label_studio/tasks.json", "label_studio/label_config.xml",
+    }  # fmt: skip
