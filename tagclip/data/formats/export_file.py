@@ -23,7 +23,6 @@ __all__ = [
     "located",
     "located_mask",
     "need",
-
     "read_items",
     "read_json",
     "report_left_out",
@@ -70,6 +69,7 @@ def need(tree: object, key: str, kind: type, where: str) -> Any:
         found = shortened(repr(value), 60)
         raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
     return value
+
 
 def read_items(path: str | Path, tool: str) -> Iterator[Any]:
     """The items of a json list one after the other, so that memory holds one; or the json itself
