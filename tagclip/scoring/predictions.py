@@ -404,7 +404,7 @@ def coco_rows(
 
 
 class _ImageFinder:
-    """Finds an image by its path, by the end of its path, or by its bare name if no other has it."""
+    """Finds an image by the end of its path, or by its bare name if no other has it."""
 
     def __init__(self, images: Iterable[str]) -> None:
         self._images = [(file, Path(file).as_posix()) for file in images]
