@@ -194,18 +194,24 @@ def open_predictions(
         coco_names,
         coco_rows,
         find_files,
+        is_saved_folder,
         read_coco,
     )
+    from tagclip.structures.vocabulary_class import name_flags
 
     path, images = args.predictions, {s["file_name"]: s["image_id"] for s in samples}
-    if (path / "index.json").is_file():
+    if is_saved_folder(path):
         own = {index: index for index in range(len(vocabulary))}
         saved = SavedPredictions.open(path, vocabulary, images)
         return OwnPredictions(saved), ClassMatch(own), {"form": saved.index["format"]}
+    # Where labels convert wrote the files, the list of their values lies beside them.
+    if not args.classes and (path / "vocabulary.json").is_file():
+        args.classes = path / "vocabulary.json"
     allow_extra, where = args.extra_classes == "other", str(args.classes or path)
     names = {value: e.name for e in vocabulary.classes for value in e.ids}
+    ignored = vocabulary.ignored
     if args.classes:
-        names = read_names(args.classes)
+        names, ignored = read_names(args.classes)
     if path.is_file():
         content = read_coco(path)
         if not args.classes:
@@ -213,10 +219,15 @@ def open_predictions(
         match = match_classes(names, vocabulary, where, allow_extra)
         background = -1
         if args.background:
-            named = match_classes({0: args.background}, vocabulary, "--background")
-            background = named.indices[0]
+            flags = name_flags([args.background], vocabulary.names, "--background")
+            background = flags.index(True)
         rows = coco_rows(content, path, images, args.coco_images)
-        how = {"form": "coco", "merge": args.merge, "background": args.background or None}
+        how = {
+            "form": "coco",
+            "merge": args.merge,
+            "background": args.background or None,
+            "images_without_masks": len(images) - len(rows),
+        }
         return CocoResults(path, rows, match, args.merge, background), match, how
     if not args.classes and args.values == "indices":
         names = dict(enumerate(vocabulary.names))
@@ -225,9 +236,9 @@ def open_predictions(
     match = match_classes(names, vocabulary, where, allow_extra)
     channels = tuple({name: value for value, name in reversed(names.items())}[name]
                      for name in dict.fromkeys(names.values()))  # fmt: skip
-    if not args.classes and args.values == "ids":
-        ignored = dict.fromkeys(vocabulary.ignored, -1)
-        match = ClassMatch({**ignored, **match.indices}, match.missing, match.extra)
+    if args.values == "ids":
+        none = dict.fromkeys(ignored, -1)
+        match = ClassMatch({**none, **match.indices}, match.missing, match.extra)
     files = find_files(path, images, args.suffix)
     how = {"form": "files", "values": args.values}
     return PredictionFiles(files, match, channels), match, how
@@ -278,6 +289,8 @@ def notes(match: ClassMatch, content: dict[str, Any]) -> list[str]:
     if match.extra:
         names = listed(list(map(repr, match.extra)), 10)
         found.append(f"pixels predicted as {names}, which the dataset lacks, count as no class")
+    if count := content["run"].get("images_without_masks"):
+        found.append(f"{count} of {content['images']} images have no mask in the json")
     other, labelled = (sum(row[key] for row in content["classes"]) for key in ("other", "pixels"))
     if other:
         share = f"{100 * other / labelled:.2f} %"

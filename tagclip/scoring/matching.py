@@ -32,8 +32,8 @@ class ClassMatch:
     extra: tuple[str, ...] = ()
 
 
-def read_names(path: str | Path) -> dict[int, str]:
-    """Read a class list: name by value of the predictions.
+def read_names(path: str | Path) -> tuple[dict[int, str], tuple[int, ...]]:
+    """Read a class list: name by value of the predictions, and values that mean no class.
 
     A .txt with a name on each line counts them from 0; of all other files (`read_class_table`) the
     ids are taken.
@@ -50,10 +50,11 @@ def read_names(path: str | Path) -> dict[int, str]:
         raise DatasetError(f"{path}: no readable text ({error}); save it as UTF-8") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names or any(":" in name or name[:1].isdigit() for name in names):
-        classes = read_class_table(path).vocabulary.classes
-        return {value: entry.name for entry in classes for value in entry.ids}
+        vocabulary = read_class_table(path).vocabulary
+        names = {value: entry.name for entry in vocabulary.classes for value in entry.ids}
+        return names, vocabulary.ignored
     Vocabulary.from_names(names, name=path.name)
-    return dict(enumerate(names))
+    return dict(enumerate(names)), ()
 
 
 def match_classes(

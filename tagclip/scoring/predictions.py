@@ -37,6 +37,7 @@ __all__ = [
     "coco_names",
     "coco_rows",
     "find_files",
+    "is_saved_folder",
     "read_coco",
 ]
 
@@ -182,7 +183,7 @@ class PredictionFiles:
             raise DatasetError(
                 f"{path}: found value {values[y, x]} at ({x},{y}), expected "
                 f"{listed(list(map(str, known.tolist())), 8)}; say what the values mean: --values "
-                "indices, or --classes LIST"
+                "ids or indices, --classes LIST"
             )
         return lut[place]
 
@@ -238,6 +239,18 @@ def _check_size(path: object, found: tuple[int, ...], size: tuple[int, int]) -> 
         )
 
 
+def is_saved_folder(folder: Path) -> bool:
+    """Whether a folder is what an evaluation saved; other tools write an index.json, too."""
+    if not (folder / "index.json").is_file():
+        return False
+    try:
+        index = load_json((folder / "index.json").read_text(encoding="utf-8"))
+    # A damaged one is refused by its reader.
+    except (OSError, ValueError):
+        return True
+    return isinstance(index, dict) and "vocabulary_fingerprint" in index
+
+
 @dataclass(frozen=True)
 class OwnPredictions:
     """What an evaluation of this project saved."""
@@ -291,7 +304,10 @@ class CocoResults:
         rows = self.rows.get(image, [])
         try:
             if self.merge == "highest-score":
-                return sorted(rows, key=lambda row: float(row["score"]))
+                scores = [float(row["score"]) for row in rows]
+                if np.isnan(scores).any():
+                    raise ValueError("found nan as score")
+                return [rows[place] for place in np.argsort(scores, kind="stable")]
             if self.merge == "largest-first":
                 return sorted(rows, key=lambda row: -int(coco_mask.area(row["segmentation"])))
         except _DAMAGE as error:
@@ -334,6 +350,15 @@ def read_coco(path: Path) -> Any:
                 raise ValueError("a result without category_id or segmentation")
             if not isinstance(row["segmentation"], dict):
                 raise ValueError("a segmentation that is no RLE")
+            if not isinstance(row["category_id"], int) or not isinstance(
+                row.get("image_id", 0), int | str
+            ):
+                raise ValueError("a category_id or image_id that is no number")
+        listing = content if isinstance(content, dict) else {}
+        categories = [row["id"] for row in listing.get("categories", []) if row["name"]]
+        images = [row["id"] for row in listing.get("images", []) if row["file_name"]]
+        if len(set(categories)) < len(categories) or len(set(images)) < len(images):
+            raise ValueError("an id of two categories or of two images")
     except _DAMAGE as error:
         raise DatasetError(
             f"{path}: found no COCO results ({error_text(error)}), expected a list of objects with "
@@ -373,6 +398,12 @@ def coco_rows(
     find = _ImageFinder(images)
     if listing.get("images"):
         ids = {row["id"]: find(str(row["file_name"])) for row in listing["images"]}
+        twice = [file for file, n in Counter(filter(None, ids.values())).items() if n > 1]
+        if twice:
+            raise DatasetError(
+                f"{numbers or path}: found several images called as {listed(twice, _EXAMPLES)}; "
+                "write their paths below the dataset's folder as file_name"
+            )
         missing = sorted(images.keys() - set(ids.values()))
         if missing:
             raise DatasetError(
@@ -382,7 +413,8 @@ def coco_rows(
     else:
         names = {file: Path(file).name for file in images}
         ids = {number: file for file, number in number_images(list(names)).items()}
-        are_numbers = all(Path(file).stem.isdecimal() for file in names)
+        stems = {Path(file).stem for file in names}
+        are_numbers = len({int(stem) for stem in stems if stem.isdecimal()}) == len(names)
         if not are_numbers and not all("file_name" in row for row in rows):
             raise DatasetError(
                 f"{path}: nothing says which image has which image_id, expected an object with "
@@ -398,8 +430,11 @@ def coco_rows(
                 "dataset has not; name the dataset that it is of, or --coco-images FILE"
             )
         found.setdefault(file, []).append(row)
-    if not found and rows:
-        raise DatasetError(f"{path}: found no result of an image of the dataset")
+    if not found:
+        raise DatasetError(
+            f"{path}: found no result of an image of the dataset, expected {len(images)} images "
+            "with some; name the json of their predictions"
+        )
     return found
 
 

@@ -1,0 +1,247 @@
+"""Class lists of every form, in an order of their own, and COCO jsons that mislead."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiny_run import load_tool
+from helpers.toy_dataset import forget, write_json
+from helpers.toy_evaluation import IDS, IGNORE, NAMES, UNSEEN, Toy
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tagclip.errors import TagCLIPError
+from tagclip.scoring.matching import ClassMatch
+
+# The predictor's own order, in which "grass" is 0.
+THEIRS = ["grass", "sofa", "cat", "sky", "dog"]
+
+
+@pytest.fixture
+def tool(repository: Path) -> ModuleType:
+    found = load_tool(repository / "tools" / "score_predictions.py")
+    # Pictures are the business of test_score_predictions.py.
+    found.draw_report = lambda args, content, match: args.output
+    return found
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Iterator[Toy]:
+    name = f"score_{uuid.uuid4().hex}"
+    yield Toy(tmp_path, name)
+    forget(name)
+
+
+def score(tool: ModuleType, toy: Toy, predictions: Path, *words: object) -> dict[str, Any]:
+    output = toy.folder / f"scored_{uuid.uuid4().hex}"
+    words = (predictions, "--dataset", toy.name, "--output", output, "--workers", 0, *words)
+    tool.main(tool.parse_args(list(map(str, words))))
+    (path,) = output.glob("inference/*/metrics.json")
+    return json.loads(path.read_text())
+
+
+def plain_count(toy: Toy, indices: list[np.ndarray]) -> np.ndarray:
+    """(K, K) pixels by true and predicted class, one by one."""
+    counts = np.zeros((len(NAMES), len(NAMES)), dtype=int)
+    for label, predicted in zip(toy.labels, indices, strict=True):
+        for true, found in zip(label.flat, predicted.flat, strict=True):
+            if true != IGNORE and found >= 0:
+                counts[IDS.index(true), found] += 1
+    return counts
+
+
+def ious(toy: Toy, indices: list[np.ndarray]) -> dict[str, float]:
+    """Name -> IoU in percent of the classes with true pixels."""
+    found = {}
+    for k, name in enumerate(NAMES):
+        true = [(label == IDS[k]) for label in toy.labels]
+        known = [label != IGNORE for label in toy.labels]
+        guess = [(i == k) & mask for i, mask in zip(indices, known, strict=True)]
+        both = sum(int((t & g).sum()) for t, g in zip(true, guess, strict=True))
+        either = sum(int((t | g).sum()) for t, g in zip(true, guess, strict=True))
+        if sum(int(t.sum()) for t in true):
+            found[name] = 100 * both / either
+    return found
+
+
+def check(content: dict[str, Any], toy: Toy, indices: list[np.ndarray]) -> None:
+    assert content["confusion"] == plain_count(toy, indices).tolist()
+    expected, metrics = ious(toy, indices), content["metrics"]
+    for row in content["classes"]:
+        assert row["IoU"] == pytest.approx(expected.get(row["name"]), abs=1e-12)
+    groups = {
+        "mIoU": list(expected.values()),
+        "mIoU-seen": [v for n, v in expected.items() if n not in UNSEEN],
+        "mIoU-unseen": [v for n, v in expected.items() if n in UNSEEN],
+    }
+    for name, values in groups.items():
+        assert metrics[name] == pytest.approx(math.fsum(values) / len(values), abs=1e-12)
+    seen, unseen = metrics["mIoU-seen"], metrics["mIoU-unseen"]
+    assert metrics["hIoU"] == pytest.approx(2 * seen * unseen / (seen + unseen), abs=1e-12)
+
+
+def guesses(toy: Toy) -> list[np.ndarray]:
+    """(H, W) indices of NAMES."""
+    return [scores.argmax(dim=0).numpy() for scores in toy.scores]
+
+
+def write(folder: Path, arrays: list[np.ndarray], suffix: str) -> Path:
+    folder.mkdir()
+    for i, values in enumerate(arrays):
+        path = folder / f"{i}{suffix}"
+        if suffix == ".npy":
+            np.save(path, values)
+        elif suffix == ".npz":
+            np.savez_compressed(path, values)
+        else:
+            Image.fromarray(values).save(path)
+    return folder
+
+
+def as_theirs(indices: list[np.ndarray], kind: type = np.uint8) -> list[np.ndarray]:
+    order = np.array([THEIRS.index(name) for name in NAMES])
+    return [order[values].astype(kind) for values in indices]
+
+
+def class_list(folder: Path, form: str) -> Path:
+    path = folder / f"theirs.{form}"
+    if form == "txt":
+        path.write_text("\r\n".join(name.upper() for name in THEIRS) + "\r\n")
+    elif form == "json":
+        rows = [{"id": index, "name": name} for index, name in enumerate(THEIRS)]
+        write_json(path, {"format": 1, "name": "theirs", "classes": rows})
+    else:
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([["id", "name"], *enumerate(THEIRS)])
+    return path
+
+
+@pytest.mark.parametrize("form", ["txt", "json", "csv"])
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_classes_are_matched_by_name(tool: ModuleType, toy: Toy, form: str, suffix: str) -> None:
+    found = guesses(toy)
+    folder = write(toy.folder / "theirs", as_theirs(found), suffix)
+    check(score(tool, toy, folder, "--classes", class_list(toy.folder, form)), toy, found)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+@pytest.mark.parametrize("form", ["", "txt", "json", "csv"])
+def test_score_maps(tool: ModuleType, toy: Toy, axis: int, kind: type, form: str) -> None:
+    """Classes first or last, of our list or of theirs; the first of equal scores wins."""
+    order = [NAMES.index(name) for name in THEIRS] if form else list(range(len(NAMES)))
+    maps = [np.moveaxis(s.numpy()[order], 0, axis).astype(kind) for s in toy.scores]
+    found = [np.array(order)[m.argmax(axis=axis)] for m in maps]
+    folder = write(toy.folder / "theirs", maps, ".npy" if axis else ".npz")
+    words = ["--classes", class_list(toy.folder, form)] if form else []
+    check(score(tool, toy, folder, *words), toy, found)
+
+
+def coco(toy: Toy, rows: list[dict[str, Any]], name: str = "results.json", **more: Any) -> Path:
+    return write_json(toy.folder / name, {"annotations": rows, **more} if more else rows)
+
+
+def encoded(mask: np.ndarray) -> dict[str, Any]:
+    segment = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return segment | {"counts": segment["counts"].decode()}
+
+
+@pytest.fixture
+def rows(toy: Toy) -> list[dict[str, Any]]:
+    """Results of all images, by numbers that are the names of the images."""
+    return [
+        {"image_id": i, "category_id": IDS[k], "segmentation": encoded(v == k), "score": 0.5}
+        for i, v in enumerate(guesses(toy))
+        for k in np.unique(v).tolist()
+    ]
+
+
+def test_a_whole_coco_json_has_numbers_of_its_own(
+    tool: ModuleType, toy: Toy, rows: list[dict[str, Any]]
+) -> None:
+    check(score(tool, toy, coco(toy, rows)), toy, guesses(toy))
+    names = [{"id": 10 + k, "name": name} for k, name in enumerate(NAMES)]
+    images = [{"id": 40 + i, "file_name": f"val/{i}.png"} for i in range(3)]
+    for row in rows:
+        row["category_id"] = 10 + IDS.index(row["category_id"])
+        row["image_id"] += 40
+    path = coco(toy, rows, "whole.json", categories=names, images=images)
+    check(score(tool, toy, path), toy, guesses(toy))
+
+
+IMAGES = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
+MISLEADING: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[str]]] = {
+    "nan": ("found nan as score", {"score": math.nan}, {}, []),
+    "another name": ("image 'x.png', which the dataset has not", {"file_name": "x.png"}, {}, []),
+    "category list": ("found no COCO results .*category_id", {"category_id": [1]}, {}, []),
+    "image list": ("found no COCO results .*image_id", {"image_id": [1]}, {}, []),
+    "no class name": ("'name'", {}, {"categories": [{"id": 7}], "images": IMAGES}, []),
+    "no file name": ("'file_name'", {}, {"images": [{"id": 0}]}, []),
+    "two classes, one id": (
+        "an id of two categories",
+        {},
+        {"categories": [{"id": 7, "name": "cat"}, {"id": 7, "name": "dog"}], "images": IMAGES},
+        [],
+    ),
+    "two images, one name": (
+        "several images called as .*0.png",
+        {},
+        {"images": [*IMAGES, {"id": 9, "file_name": "other/0.png"}]},
+        [],
+    ),
+    "background": ("--background names 'dogs', no class; did you mean dog", {}, {},
+                   ["--background=dogs"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", MISLEADING)
+def test_what_misleads_is_refused(
+    tool: ModuleType, toy: Toy, rows: list[dict[str, Any]], fault: str
+) -> None:
+    message, change, more, words = MISLEADING[fault]
+    rows[-1] |= change
+    with pytest.raises(TagCLIPError, match=message) as caught:
+        score(tool, toy, coco(toy, rows, **more), *words)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_masks_are_counted_and_said(
+    tool: ModuleType, toy: Toy, rows: list[dict[str, Any]]
+) -> None:
+    path = coco(toy, [row for row in rows if row["image_id"] != 1])
+    content = score(tool, toy, path)
+    assert content["run"]["images_without_masks"] == 1
+    assert "1 of 3 images have no mask in the json" in tool.notes(ClassMatch({}), content)
+    with pytest.raises(TagCLIPError, match="found no result of an image of the dataset"):
+        score(tool, toy, coco(toy, []))
+
+
+def test_converted_predictions_are_read_by_the_list_beside_them(
+    repository: Path, tool: ModuleType, toy: Toy
+) -> None:
+    """labels convert writes an index.json, as an evaluation does, and 255 where nothing is."""
+    found = guesses(toy)
+    found[0][:2] = -1
+    colors = np.array([[9, 0, 0], [0, 9, 0], [0, 0, 9], [9, 9, 0], [0, 9, 9], [0, 0, 0]], np.uint8)
+    write(toy.folder / "painted", [colors[values] for values in found], ".png")
+    lines = [f"{n},{r},{g},{b}" for n, (r, g, b) in zip(NAMES, colors[:5].tolist(), strict=True)]
+    table = toy.folder / "colors.csv"
+    table.write_text("\n".join(["name,r,g,b", *lines[::-1], "ignore,0,0,0"]) + "\n")
+    convert = load_tool(repository / "tools" / "convert_labels.py")
+    output = toy.folder / "converted"
+    words = [toy.folder / "painted", "--classes", table, "--output", output, "--workers", 1]
+    convert.main(convert.parse_args(list(map(str, words))))
+    content = score(tool, toy, output)
+    check(content, toy, found)
+    assert content["run"]["class_list"] == "vocabulary.json"
+    labelled = (toy.labels[0][:2] != IGNORE).sum()
+    assert sum(row["other"] for row in content["classes"]) == labelled
