@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_run import load_tool
+from detectron2.config import CfgNode
+from helpers.shell_blocks import run_blocks, shell_blocks
+from helpers.tiny_run import changed, load_tool, tiny_tree, write_tiny_dataset
 from helpers.toy_dataset import forget, write_json
 from helpers.toy_evaluation import IDS, IGNORE, NAMES, UNSEEN, Toy
 from PIL import Image
@@ -245,3 +247,35 @@ def test_converted_predictions_are_read_by_the_list_beside_them(
     assert content["run"]["class_list"] == "vocabulary.json"
     labelled = (toy.labels[0][:2] != IGNORE).sum()
     assert sum(row["other"] for row in content["classes"]) == labelled
+
+
+def test_the_commands_of_the_docs(repository: Path, tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    write_tiny_dataset(tmp_path)
+    entry = {
+        "name": "mine_val",
+        "images": f"{tmp_path}/images/val",
+        "labels": f"{tmp_path}/labels/val",
+        "vocabulary": str(write_json(tmp_path / "mine.json", tiny_tree())),
+    }
+    keys = ("DATASETS.FOLDER_DATASETS", [entry], "DATASETS.TEST", ("mine_val",))
+    cfg = changed(tiny_cfg, *keys, "DATASETS.TRAIN", ("mine_val",))
+    (tmp_path / "mine.yaml").write_text(cfg.dump())
+    (tmp_path / "theirs.txt").write_text("\n".join(THEIRS))
+    (tmp_path / "theirs").mkdir()
+    rows = []
+    for path in sorted((tmp_path / "labels" / "val").iterdir()):
+        labels = np.array(Image.open(path))
+        labels[labels == 255] = 0
+        Image.fromarray(as_theirs([labels])[0]).save(tmp_path / "theirs" / path.name)
+        rows += [
+            {"image_id": int(path.stem), "category_id": k, "segmentation": encoded(labels == k)}
+            for k in np.unique(labels).tolist()
+        ]
+    write_json(tmp_path / "results.json", rows)
+    page = (repository / "docs" / "own_data.md").read_text()
+    section = page.split("\n## Score anyone's predictions\n")[1].split("\n## ")[0]
+    run_blocks(shell_blocks(section), tmp_path, "docs/own_data.md")
+    for name in ("theirs", "coco"):
+        (path,) = (tmp_path / "out" / name).glob("inference/*/metrics.json")
+        assert json.loads(path.read_text())["metrics"]["mIoU"] == 100
+    assert (tmp_path / "out" / "compared" / "mine_val.md").is_file()
