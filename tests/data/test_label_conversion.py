@@ -120,6 +120,23 @@ def test_the_kind_can_be_settled(tmp_path: Path) -> None:
     assert np.array_equal(label, EXPECTED) and not unknown
 
 
+def test_values_and_colours_that_disagree_are_refused(tmp_path: Path) -> None:
+    path, task = tmp_path / "m.png", MaskFile(tmp_path / "m.png", tmp_path / "o.png")
+    picture = Image.fromarray((2 - IDS % 3).astype(np.uint8))
+    picture.putpalette(COLORS[[2, 1, 0]].tobytes())
+    save(path, picture)
+    message = r"m\.png: value \d at .* of two classes, with the ids .* --labels ids or --labels"
+    with pytest.raises(DatasetError, match=message):
+        conversion()(task)
+    assert not task.output.exists()
+    for kind, expected in (("ids", 2 - IDS % 3), ("colors", IDS % 3)):
+        label, unknown = conversion(kind=kind).labels(read_raster(path), path)
+        assert np.array_equal(label, expected) and not unknown
+    save(path, MASKS["RGB"])
+    with pytest.raises(DatasetError, match="mask has colours, expected ids"):
+        conversion(kind="ids")(task)
+
+
 def test_unknown_colours_are_counted_and_nothing_is_written(tmp_path: Path) -> None:
     pixels = COLORS[IDS]
     pixels[0, :3], pixels[1, 0] = (1, 2, 3), (220, 20, 61)
