@@ -139,10 +139,11 @@ class Conversion:
         differ = by_id[0] != by_color[0]
         if not by_color[1] and differ.any():
             y, x = np.unravel_index(np.argmax(differ), differ.shape)
+            classes = f"{by_id[0][y, x]} and {by_color[0][y, x]}"
             raise DatasetError(
                 f"{path}: value {ids[y, x]} at ({x},{y}) and its colour "
-                f"{pixels[y, x, :3].tolist()} are of two classes, with the ids "
-                f"{by_id[0][y, x]} and {by_color[0][y, x]}; pass --labels ids or --labels colors, whichever is right"
+                f"{pixels[y, x, :3].tolist()} are of two classes, with the ids {classes}; pass "
+                "--labels ids or --labels colors, whichever is right"
             )
         return by_id
 
