@@ -253,6 +253,11 @@ def convert_masks(args: argparse.Namespace) -> None:
         _palette(vocabulary),
         args.overwrite,
     )
+    if args.output.resolve().is_relative_to(args.source.resolve()):
+        raise ConfigError(
+            f"--output {args.output}: lies in the folder of the masks, expected another; the masks "
+            "stay as they are"
+        )
     tasks = [
         MaskFile(path, _output(args.output, path.relative_to(args.source)))
         for path in find_masks(args.source)

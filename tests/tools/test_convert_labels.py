@@ -264,6 +264,17 @@ def test_other_labels_in_the_place_stay(tool: ModuleType, masks: Path, tmp_path:
     assert np.array_equal(read_label(other), VALUES[ids(0)])
 
 
+@pytest.mark.parametrize("name", ["", "labels"])
+def test_masks_are_never_written_over(
+    tool: ModuleType, masks: Path, tmp_path: Path, name: str
+) -> None:
+    before = content(masks)
+    words = [masks, "--classes", tmp_path / "classes.csv", "--output", masks / name, "--overwrite"]
+    with pytest.raises(ConfigError, match="lies in the folder of the masks"):
+        run(tool, *words)
+    assert content(masks) == before
+
+
 def test_two_masks_of_one_name(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
     Image.fromarray(COLORS[ids(0)]).save(masks / "a" / "0.bmp")
     with pytest.raises(
