@@ -264,6 +264,17 @@ def test_other_labels_in_the_place_stay(tool: ModuleType, masks: Path, tmp_path:
     assert np.array_equal(read_label(other), VALUES[ids(0)])
 
 
+@pytest.mark.parametrize("name", ["", "labels"])
+def test_masks_are_never_written_over(
+    tool: ModuleType, masks: Path, tmp_path: Path, name: str
+) -> None:
+    before = content(masks)
+    words = [masks, "--classes", tmp_path / "classes.csv", "--output", masks / name, "--overwrite"]
+    with pytest.raises(ConfigError, match="lies in the folder of the masks"):
+        run(tool, *words)
+    assert content(masks) == before
+
+
 def test_two_masks_of_one_name(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
     Image.fromarray(COLORS[ids(0)]).save(masks / "a" / "0.bmp")
     with pytest.raises(
@@ -294,6 +305,9 @@ def test_no_classes_and_no_masks(tool: ModuleType, masks: Path, tmp_path: Path) 
         ["m", "--from", "coco", "--output", "o", "--ids", "i"],
         ["m", "--from", "coco", "--output", "o", "--threshold", "1"],
         ["m", "--output", "o", "--ids", "i", "--threshold", "0"],
+        ["m", "--output", "o", "--labels", "ids", "--threshold", "0"],
+        ["m", "--output", "o", "--ids", "i", "--labels", "colors"],
+        ["m", "--from", "coco", "--output", "o", "--labels", "ids"],
         ["m", "--output", "o", "--classes", "c", "--dataset", "d"],
         ["m", "--output", "o", "--workers", "-1"],
         ["m", "--output", "o", "--from", "paint"],
