@@ -145,6 +145,17 @@ def test_refusals_say_what_ends_them(tmp_path: Path) -> None:
         read_label(path, VOCABULARY)
 
 
+def test_class_lists_of_the_docs(repository: Path) -> None:
+    text = (repository / "docs" / "own_data.md").read_text(encoding="utf-8")
+    section = text.partition("## Images and masks\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    lists = [Vocabulary.from_text(block, "", "docs/own_data.md") for block in blocks]
+    assert [v.name for v in lists] == ["scenes", "cracks"]
+    assert {v.seen for v in lists} == {(True, False)}
+    assert color_table(lists[0]).values.tolist() == [0, 1, 255]
+    assert lists[1].classes[1].ids == (1, 255) and lists[1].ignored == (254,)
+
+
 def test_jpeg_is_no_label_file(tmp_path: Path) -> None:
     mask = np.zeros((64, 64), np.uint8)
     mask[20:40, 13:50] = 255
