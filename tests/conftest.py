@@ -26,6 +26,8 @@ from helpers.tiny_run import (
 )
 
 torch.set_num_threads(1)
+# In environments of their own: tests/interop/run.sh.
+collect_ignore = ["interop"]
 
 
 @pytest.fixture(scope="session")
