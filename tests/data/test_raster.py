@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,21 @@ def test_gray_values_of_a_pgm_are_not_stretched(tmp_path: Path) -> None:
     assert read_raster(path).values.tolist() == [[0, 1, 2], [3, 19, 20]]
     path.write_text("P2\n3 2\n1000\n0 1 2\n3 19 1000\n")
     assert read_raster(path).values.tolist() == [[0, 1, 2], [3, 19, 1000]]
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+def test_a_bmp_of_black_and_white(bits: int, tmp_path: Path) -> None:
+    """Two colours, 8 x 1 pixels."""
+    path = tmp_path / "label.bmp"
+    pixels = bytes([0b10110000, 0, 0, 0]) if bits == 1 else bytes([1, 0, 1, 1, 0, 0, 0, 0])
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 1, 1, bits, 0, len(pixels), 0, 0, 2, 0)
+    head = b"BM" + struct.pack("<IHHI", 62 + len(pixels), 0, 0, 62) + header
+    path.write_bytes(head + bytes(4) + b"\xff" * 3 + b"\0" + pixels)
+    if bits == 8:
+        with pytest.raises(DatasetError, match="a BMP of 8 bits with .* black and white.*; save"):
+            read_raster(path)
+        return
+    assert read_raster(path).values.tolist() == [[1, 0, 1, 1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64"])
