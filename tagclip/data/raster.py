@@ -204,8 +204,12 @@ def _read_unknown(path: str | Path, header: TiffHeader) -> np.ndarray:
 
 def _read_by_opencv(path: str | Path) -> np.ndarray | None:
     """(H, W), or RGB or RGBA as (H, W, 3 or 4); None if it cannot."""
-    with quiet_opencv():
-        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        with quiet_opencv():
+            values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        # Sizes beyond its limits; other damage is a None.
+        return None
     if values is None or values.ndim == 2:
         return values
     return np.ascontiguousarray(values[..., [2, 1, 0, 3][: values.shape[2]]])

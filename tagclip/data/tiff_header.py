@@ -131,10 +131,11 @@ def _header(pages: Sequence[Mapping[int, Any]]) -> TiffHeader | None:
     if not pages:
         return None
     tags = pages[0]
-    code, bands = tags.get(_COMPRESSION, 1), tags.get(_BANDS, 1)
+    # Damaged tags may have any type.
+    code, bands = int(tags.get(_COMPRESSION, 1)), int(tags.get(_BANDS, 1))
     name = COMPRESSION_INFO.get(code) or _COMPRESSIONS.get(code, f"compression {code}")
     return TiffHeader(
-        bits=max(tags.get(_BITS, (1,))),
+        bits=int(max(tags.get(_BITS, (1,)))),
         numbers=_NUMBERS.get(max(tags.get(_FORMAT, (1,))), "other"),
         bands=bands,
         compression="" if code == 1 else name.removeprefix("tiff_").removeprefix("adobe_"),

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tagclip.data.image_io import UnknownTiffError, read_image
+from tagclip.data.image_io import UnknownTiffError, read_header, read_image
 from tagclip.data.raster import read_raster
 from tagclip.errors import DatasetError
 
@@ -209,3 +209,24 @@ def test_errors_pass_between_processes() -> None:
         read_image(gdal_file("lerc"))
     copy = pickle.loads(pickle.dumps(caught.value))
     assert str(copy) == str(caught.value) and copy.header == caught.value.header
+
+
+@given(
+    st.sampled_from(sorted(FILES)),
+    st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), min_size=1, max_size=4),
+)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_tiffs_end_in_one_line(
+    tmp_path: Path, name: str, changes: list[tuple[int, int]]
+) -> None:
+    """Tags of other types and sizes than they should be."""
+    content = bytearray(gdal_file(name).read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    path = tmp_path / "label.tif"
+    path.write_bytes(content)
+    for read in (read_raster, read_image, read_header):
+        try:
+            read(path)
+        except DatasetError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
