@@ -43,8 +43,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow raises on damaged files of the common formats; the second line where tags of a TIFF have
-# wrong types or sizes.
+# What Pillow raises on damaged files. The second line: TIFF tags of wrong types or sizes.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _DAMAGE += (TypeError, KeyError, OverflowError, MemoryError)
 # Values of 14 bits end here when 16 bits are read as 8.
