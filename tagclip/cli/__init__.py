@@ -22,6 +22,7 @@ COMMANDS = {
         "benchmark": ("tools.benchmark:invoke_main", "measure time and memory"),
     },
     "Look at results": {
+        "score": ("tools.score_predictions:invoke_main", "score anybody's predictions"),
         "compare": ("tools.compare_runs:invoke_main", "compare evaluated runs side by side"),
         "analyze": ("tools.analyze_predictions:invoke_main", "say what the trusty map adds"),
         "visualize-results": ("tools.visualize_results:invoke_main", "show where a run fails"),

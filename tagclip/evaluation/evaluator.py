@@ -17,14 +17,9 @@ from tagclip.data.datasets.selection import left_out
 from tagclip.data.label_io import check_label, look_up, read_label
 from tagclip.data.protocol import Protocol, requested_vocabulary
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
-from tagclip.evaluation.metrics import (
-    auroc,
-    confusion_matrix,
-    defined_classes,
-    per_class,
-    summarize,
-)
-from tagclip.evaluation.results import absent_note, format_table, write_result
+from tagclip.evaluation.content import evaluation_content, log_content
+from tagclip.evaluation.metrics import auroc, confusion_matrix
+from tagclip.evaluation.results import write_result
 from tagclip.evaluation.saved_folder import FolderWriter
 from tagclip.evaluation.saved_logits import LogitWriter
 from tagclip.evaluation.saved_predictions import PredictionWriter
@@ -231,77 +226,26 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
 
     def _content(self, confusion: np.ndarray, trusty: np.ndarray, images: int) -> dict[str, Any]:
         """Return what ``metrics.json`` holds, nan where undefined."""
-        vocabulary, values = self._vocabulary, per_class(confusion)
-        seen, by_split, run = self._seen, None, self._run_info
-        provenance = self.provenance
+        provenance, run, trained = self.provenance, self._run_info, None
         if self._protocol is not None:
             provenance = provenance or Provenance(is_complete=False)
-            run = run | Claim(self._protocol, provenance, vocabulary).record()
+            run = run | Claim(self._protocol, provenance, self._vocabulary).record()
         # Of what nothing is known the split is all that there is to say.
         if provenance and (provenance.stages or provenance.is_complete):
-            seen = np.array(provenance.trained(vocabulary))
-        metrics = summarize(confusion, seen)
-        if self._seen is not None and not np.array_equal(seen, self._seen):
-            by_split = summarize(confusion, self._seen)
+            trained = np.array(provenance.trained(self._vocabulary))
+        content = evaluation_content(
+            self._name, self._vocabulary, confusion, images, run, trained, left_out(self._name)
+        )
         if trusty.any():
-            metrics["trusty-AUROC"] = auroc(*trusty)
-        classes = [
-            {
-                "name": name,
-                "seen": None if seen is None else bool(seen[k]),
-                "IoU": float(values["IoU"][k]),
-                "ACC": float(values["ACC"][k]),
-                "pixels": int(confusion[k].sum()),
-                "other": int(confusion[k, -1]),
-            }
-            for k, name in enumerate(vocabulary.names)
-        ]
-        return {
-            "dataset": self._name,
-            "images": images,
-            "left_out": left_out(self._name),
-            "split": vocabulary.split,
-            "vocabulary": vocabulary.name,
-            "vocabulary_fingerprint": vocabulary.fingerprint,
-            "metrics": metrics,
-            **({"note": note} if (note := absent_note(metrics)) else {}),
-            "classes_averaged": defined_classes(confusion, seen),
-            "metrics_by_split": by_split,
-            "classes_averaged_by_split": by_split and defined_classes(confusion, self._seen),
-            "classes_without_pixels": [row["name"] for row in classes if not row["pixels"]],
-            "run": run,
-            "classes": classes,
-            "confusion": confusion[:, :-1].tolist(),
-        }
+            content["metrics"]["trusty-AUROC"] = auroc(*trusty)
+        return content
 
     def _log(self, content: dict[str, Any]) -> None:
-        found, expected = content["images"], len(self.input_file_to_gt_file)
-        if found != expected:
-            logger.warning(
-                "%s: evaluated %d images, the dataset has %d", self._name, found, expected
-            )
-        if undefined := content["classes_without_pixels"]:
-            logger.info("IoU undefined (no labelled pixel) for: %s", ", ".join(undefined))
-        flags = [row["seen"] for row in content["classes"]]
-        seen = None if None in flags else np.array(flags)
-        table = _table(content["metrics"], content["classes_averaged"], seen, len(flags))
-        grouped = ", seen: masks trained the model" * (content["metrics_by_split"] is not None)
-        logger.info("%s, %d images%s\n%s", self._name, found, grouped, table)
-        if content["metrics_by_split"] is not None:
-            averaged = content["classes_averaged_by_split"]
-            table = _table(content["metrics_by_split"], averaged, self._seen, len(flags))
-            logger.info("%s, seen as in split %s\n%s", self._name, content["split"], table)
+        log_content(content, self._vocabulary, len(self.input_file_to_gt_file))
         if self._protocol is not None:
             run = content["run"]
             if run["trained_unseen"] or run["zero_shot"] is None:
                 logger.warning("%s: %s", self._name, run["protocol"])
-
-
-def _table(
-    metrics: dict[str, float], averaged: dict[str, int], seen: np.ndarray | None, classes: int
-) -> str:
-    # Of a class list of which each class has a pixel.
-    return format_table(metrics, averaged, defined_classes(np.eye(classes), seen))
 
 
 def _predicted_labels(output: dict[str, Any], classes: int, name: str) -> np.ndarray:

@@ -29,6 +29,7 @@ __all__ = [
     "append_result_row",
     "format_json",
     "format_table",
+    "metric_rows",
     "read_metrics",
     "read_result_rows",
     "result_row",
@@ -46,6 +47,10 @@ _HEADLINES = (
     "pAcc-seen",
     "pAcc-unseen",
     "trusty-AUROC",
+    "boundary-mIoU",
+    "boundary-mIoU-seen",
+    "boundary-mIoU-unseen",
+    "boundary-hIoU",
     *(f"{name}{ABSENT_AS_0}" for name in ("mIoU", "mIoU-seen", "mIoU-unseen", "hIoU")),
 )
 _CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels", "other")
@@ -66,13 +71,14 @@ def format_table(
         averaged: name of a mean -> number of classes that it averages.
         listed: name of a mean -> number of classes of the list that it is of.
     """
-    rows = [
-        (name, _number(metrics[name]), _classes(name, averaged, listed))
-        for name in _HEADLINES
-        if name in metrics
-    ]
+    rows = [(name, text, _classes(name, averaged, listed)) for name, text in metric_rows(metrics)]
     table = tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
     return "\n".join(filter(None, (table, absent_note(metrics))))
+
+
+def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Name and percent, as a text, of those headline metrics that there are."""
+    return [(name, _number(metrics[name])) for name in _HEADLINES if name in metrics]
 
 
 def _classes(name: str, averaged: Mapping[str, int], listed: Mapping[str, int]) -> str:
@@ -148,17 +154,18 @@ def write_per_class_csv(path: str | Path, classes: Sequence[Mapping[str, Any]]) 
     Args:
         path: the file; its folder is created.
         classes: the "classes" of ``metrics.json``: dicts with "name", "seen" (bool or None),
-            "IoU" and "ACC" in percent (nan or None where undefined), "pixels", and "other", those
-            of them that got no class.
+            "IoU" and "ACC" in percent (nan or None where undefined), "pixels", "other", those of
+            them that got no class, and maybe "boundary-IoU".
 
     Returns:
         ``path``.
     """
+    more = ("boundary-IoU",) * any("boundary-IoU" in entry for entry in classes)
+    columns = (*_CLASS_COLUMNS, *more)
     rows = [
-        [index, *(entry.get(name) for name in _CLASS_COLUMNS[1:])]
-        for index, entry in enumerate(classes)
+        [index, *(entry.get(name) for name in columns[1:])] for index, entry in enumerate(classes)
     ]
-    return write_atomic(path, format_csv(_CLASS_COLUMNS, rows))
+    return write_atomic(path, format_csv(columns, rows))
 
 
 def result_row(content: Mapping[str, Any], time: datetime) -> dict[str, Any]:

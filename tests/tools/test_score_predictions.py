@@ -1,0 +1,416 @@
+"""tools/score_predictions.py: predictions of every form against an independent count."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers.tiny_run import changed, load_tool, write_tiny_dataset
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tagclip import ZeroShotTrainer, register_folder_dataset
+from tagclip.errors import TagCLIPError
+from tagclip.scoring.conventions import CONVENTIONS
+from tagclip.scoring.predictions import MERGES
+
+IDS, NAMES, IGNORED = (1, 4, 7), ("grass", "sky blue", "cat"), 255
+SIZE = (12, 17)
+
+
+@pytest.fixture(scope="session")
+def tool(repository: Path) -> ModuleType:
+    return load_tool(repository / "tools" / "score_predictions.py")
+
+
+class Data:
+    """A folder dataset, predictions as indices, and runs of the tool on them."""
+
+    def __init__(self, root: Path, tool: ModuleType, count: int = 5) -> None:
+        self.root, self.tool, self.name = root, tool, f"scored_{root.name}"
+        rng = np.random.default_rng(0)
+        self.truth, self.predicted = {}, {}
+        for folder in ("images/a", "labels/a"):
+            (root / folder).mkdir(parents=True)
+        for number in range(count):
+            stem = f"a/{number:03d}"
+            truth = rng.choice([0, 1, 2, 3], (3, 5)).repeat(4, 0).repeat(4, 1)[:, : SIZE[1]]
+            self.truth[stem] = truth
+            self.predicted[stem] = np.where(rng.random(SIZE) < 0.3, rng.choice(3, SIZE), truth % 3)
+            values = np.array([*IDS, IGNORED], np.uint8)[truth]
+            Image.fromarray(values).save(root / "labels" / f"{stem}.png")
+            Image.fromarray(rng.integers(0, 255, (*SIZE, 3), np.uint8)).save(
+                root / "images" / f"{stem}.jpg"
+            )
+        tree = {
+            "format": 1,
+            "name": "three",
+            "classes": [
+                {"id": i, "name": n, "prompts": [n, f"my {n}"]}
+                for i, n in zip(IDS, NAMES, strict=True)
+            ],
+            "default_split": "cats",
+            "splits": {"cats": {"unseen": ["cat"]}},
+        }
+        (root / "three.json").write_text(json.dumps(tree))
+        register_folder_dataset(self.name, root / "images", root / "labels", root / "three.json")
+
+    def counts(self, predicted: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """(3, 4) pixels by true and predicted class, -1 last, pixel by pixel."""
+        total = np.zeros((3, 4), dtype=int)
+        for stem, labels in (predicted or self.predicted).items():
+            for true, found in zip(self.truth[stem].ravel(), labels.ravel(), strict=True):
+                if true < 3:
+                    total[true, found] += 1
+        return total
+
+    def save(self, write: Callable[[Path, np.ndarray], None]) -> Path:
+        """Write every prediction below a folder, without extension given."""
+        folder = self.root / "predicted"
+        for stem, labels in self.predicted.items():
+            path = folder / stem
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, labels)
+        return folder
+
+    def score(self, predictions: Path, *options: str) -> dict[str, Any]:
+        output = self.root / "output"
+        words = [str(predictions), "--dataset", self.name, "--output", str(output), *options]
+        self.tool.main(self.tool.parse_args([*words, "--workers", "0"]))
+        return json.loads((output / "inference" / self.name / "metrics.json").read_text())
+
+    def refused(self, predictions: Path, *options: str) -> str:
+        """The one line of the error; no result is left."""
+        words = [str(predictions), "--dataset", self.name, *options, "--workers", "0"]
+        output = self.root / "refused"
+        with pytest.raises(TagCLIPError) as error:
+            self.tool.main(self.tool.parse_args([*words, "--output", str(output)]))
+        assert not list(output.rglob("metrics.json"))
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+
+@pytest.fixture
+def data(tmp_path: Path, tool: ModuleType) -> Data:
+    return Data(tmp_path, tool)
+
+
+def ids_png(path: Path, labels: np.ndarray) -> None:
+    Image.fromarray(np.array(IDS, np.uint8)[labels]).save(f"{path}.png")
+
+
+def assert_counts(found: dict[str, Any], counts: np.ndarray) -> None:
+    assert found["confusion"] == counts[:, :3].tolist()
+    assert [row["other"] for row in found["classes"]] == counts[:, 3].tolist()
+    hits, true, predicted = np.diag(counts), counts.sum(1), counts[:, :3].sum(0)
+    iou = 100 * hits / (true + predicted - hits)
+    metrics = found["metrics"]
+    assert metrics["mIoU"] == pytest.approx(iou.mean(), rel=1e-12)
+    assert metrics["mIoU-seen"] == pytest.approx(iou[:2].mean(), rel=1e-12)
+    assert metrics["mIoU-unseen"] == pytest.approx(iou[2], rel=1e-12)
+    harmonic = 2 * iou[:2].mean() * iou[2] / (iou[:2].mean() + iou[2])
+    assert metrics["hIoU"] == pytest.approx(harmonic, rel=1e-12)
+    assert metrics["pAcc"] == pytest.approx(100 * hits.sum() / true.sum(), rel=1e-12)
+
+
+def test_choices_are_those_of_the_library(tool: ModuleType) -> None:
+    assert tool.MERGES == MERGES
+    assert tuple(CONVENTIONS) == tool.CONVENTIONS
+
+
+WRITERS: dict[str, tuple[Callable[[Path, np.ndarray], None], tuple[str, ...]]] = {
+    "ids": (ids_png, ()),
+    "16 bits": (
+        lambda p, x: Image.fromarray(np.array(IDS, np.uint16)[x]).save(f"{p}.png"),
+        (),
+    ),
+    "indices": (
+        lambda p, x: Image.fromarray(x.astype(np.uint8)).save(f"{p}.tif"),
+        ("--values", "indices"),
+    ),
+    "npy labels": (lambda p, x: np.save(f"{p}.npy", np.array(IDS)[x]), ()),
+    "scores, classes first": (
+        lambda p, x: np.save(f"{p}.npy", (x == np.arange(3)[:, None, None]) * 0.5),
+        (),
+    ),
+    "scores, classes last": (
+        lambda p, x: np.savez(f"{p}.npz", (x[..., None] == np.arange(3)) * np.float16(0.5)),
+        (),
+    ),
+    "suffix": (
+        lambda p, x: ids_png(p.with_name(f"{p.name}_pred"), x),
+        ("--suffix", "_pred"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_files_of_every_form(data: Data, kind: str) -> None:
+    write, options = WRITERS[kind]
+    assert_counts(data.score(data.save(write), *options), data.counts())
+
+
+def test_classes_are_matched_by_name(data: Data) -> None:
+    theirs = ["Cat", "bus", "sky  blue", "grass"]
+    place = np.array([3, 2, 0])
+    folder = data.save(lambda p, x: Image.fromarray(place[x].astype(np.uint8)).save(f"{p}.png"))
+    (data.root / "theirs.txt").write_text("\n".join(theirs))
+    options = ("--classes", str(data.root / "theirs.txt"), "--extra-classes", "other")
+    found = data.score(folder, *options)
+    assert_counts(found, data.counts())
+    assert found["run"]["extra_classes"] == ["bus"]
+
+
+def test_a_class_that_the_predictor_lacks_is_said(data: Data, caplog: Any) -> None:
+    (data.root / "theirs.csv").write_text("id,name\n9,grass\n4,sky blue\n0,lorry\n")
+    values = np.array([9, 4, 0], np.uint8)
+    folder = data.save(lambda p, x: Image.fromarray(values[x]).save(f"{p}.png"))
+    options = ("--classes", str(data.root / "theirs.csv"), "--extra-classes", "other")
+    found = data.score(folder, *options)
+    none = {stem: np.where(labels == 2, -1, labels) for stem, labels in data.predicted.items()}
+    assert_counts(found, data.counts(none))
+    page = (data.root / "output" / "report.html").read_text()
+    assert "does not know &#39;cat&#39;" in page
+    assert "&#39;lorry&#39;, which the dataset lacks" in page
+
+
+def rle(mask: np.ndarray) -> dict[str, Any]:
+    found = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": found["size"], "counts": found["counts"].decode()}
+
+
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("background", ["", "grass"])
+def test_overlapping_masks_of_a_coco_json(data: Data, merge: str, background: str) -> None:
+    rng, rows, expected = np.random.default_rng(1), [], {}
+    for number, stem in enumerate(data.predicted, start=1):
+        masks = []
+        for _ in range(5):
+            top, left, height, width = rng.integers(1, 9, 4)
+            mask = np.zeros(SIZE, bool)
+            mask[top : top + height, left : left + width] = True
+            masks.append((mask, int(rng.integers(3)), float(rng.random())))
+        rows += [
+            {"image_id": number, "category_id": IDS[k], "segmentation": rle(m), "score": score}
+            for m, k, score in masks
+        ]
+        labels = np.full(SIZE, 0 if background else -1)
+        for y, x in np.ndindex(SIZE):
+            here = [(n, m.sum(), k, s) for n, (m, k, s) in enumerate(masks) if m[y, x]]
+            if here:
+                best = {
+                    "highest-score": max(here, key=lambda row: row[3]),
+                    "largest-first": min(here, key=lambda row: (row[1], -row[0])),
+                    "last": here[-1],
+                }[merge]
+                labels[y, x] = best[2]
+        expected[stem] = labels
+    images = [
+        {"id": n, "file_name": f"{stem}.jpg", "height": SIZE[0], "width": SIZE[1]}
+        for n, stem in enumerate(data.predicted, start=1)
+    ]
+    (data.root / "images.json").write_text(json.dumps({"images": images}))
+    (data.root / "results.json").write_text(json.dumps(rows))
+    options = ["--merge", merge, "--coco-images", str(data.root / "images.json")]
+    options += ["--background", background] if background else []
+    found = data.score(data.root / "results.json", *options)
+    assert_counts(found, data.counts(expected))
+    assert found["run"]["merge"] == merge
+
+
+@pytest.mark.parametrize("form", ["png", "json"])
+def test_our_own_predictions_score_as_they_were_evaluated(
+    tiny_cfg: CfgNode, tmp_path: Path, tool: ModuleType, form: str
+) -> None:
+    write_tiny_dataset(tmp_path)
+    cfg = changed(tiny_cfg, "TEST.SAVE_PREDICTIONS", form)
+    ZeroShotTrainer.test(cfg, ZeroShotTrainer.build_model(cfg).eval())
+    (tmp_path / "c.yaml").write_text(cfg.dump())
+    folder = Path(cfg.OUTPUT_DIR) / "inference" / cfg.DATASETS.TEST[0]
+    words = [str(folder / "predictions"), "--config-file", str(tmp_path / "c.yaml")]
+    tool.main(tool.parse_args([*words, "--output", str(tmp_path / "score"), "--workers", "2"]))
+    scored = tmp_path / "score" / "inference" / cfg.DATASETS.TEST[0]
+    ours, theirs = (json.loads((f / "metrics.json").read_text()) for f in (folder, scored))
+    ours["metrics"].pop("trusty-AUROC")
+    for key in ("metrics", "confusion", "classes", "split", "vocabulary_fingerprint"):
+        assert ours[key] == theirs[key]
+    assert (folder / "per_class.csv").read_text() == (scored / "per_class.csv").read_text()
+    assert theirs["run"]["zero_shot"] is None
+    assert "ancestry unknown" in theirs["run"]["protocol"]
+
+
+def test_the_number_of_processes_changes_nothing(data: Data, tmp_path: Path) -> None:
+    many = Data(tmp_path / "many", data.tool, count=19)
+    folder, texts = many.save(ids_png), []
+    for workers in ("0", "2", "3"):
+        output = tmp_path / workers
+        words = [str(folder), "--dataset", many.name, "--output", str(output), "--boundary"]
+        for name in CONVENTIONS:
+            words += ["--convention", name]
+        data.tool.main(data.tool.parse_args([*words, "--workers", workers]))
+        texts.append((output / "inference" / many.name / "metrics.json").read_text())
+    assert len(set(texts)) == 1
+    found = json.loads(texts[0])
+    assert found["conventions"].keys() == CONVENTIONS.keys()
+    assert found["conventions"]["tagclip"]["hIoU"] == pytest.approx(found["metrics"]["hIoU"])
+    assert 0 < found["metrics"]["boundary-mIoU"] < 100
+    assert "boundary-IoU" in (tmp_path / "0" / "report.html").read_text()
+
+
+def test_compare_and_visualize_take_the_output(data: Data, repository: Path) -> None:
+    data.score(data.save(ids_png))
+    compare = load_tool(repository / "tools" / "compare_runs.py")
+    output = data.root / "compared"
+    compare.main(compare.parse_args([str(data.root / "output"), "--output", str(output)]))
+    assert "ancestry unknown" in (output / f"{data.name}.md").read_text()
+    assert (data.root / "output/visualize_results" / data.name / "worst.png").is_file()
+    saved = data.root / "output/inference" / data.name / "predictions/labels"
+    assert {int(v) for p in saved.rglob("*.png") for v in np.unique(np.array(Image.open(p)))} <= {
+        *IDS
+    }
+
+
+def _missing(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+
+
+def _extra(data: Data, folder: Path) -> None:
+    shutil.copy(folder / "a/003.png", folder / "a/999.png")
+
+
+def _turned(data: Data, folder: Path) -> None:
+    Image.fromarray(np.full(SIZE[::-1], 1, np.uint8)).save(folder / "a/003.png")
+
+
+def _smaller(data: Data, folder: Path) -> None:
+    Image.fromarray(np.full((3, 4), 1, np.uint8)).save(folder / "a/003.png")
+
+
+def _twice(data: Data, folder: Path) -> None:
+    np.save(folder / "a/003.npy", np.full(SIZE, 1))
+
+
+def _unknown(data: Data, folder: Path) -> None:
+    Image.fromarray(np.full(SIZE, 3, np.uint8)).save(folder / "a/003.png")
+
+
+def _nan(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    np.save(folder / "a/003.npy", np.full((3, *SIZE), np.nan))
+
+
+def _turned_scores(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    np.save(folder / "a/003.npy", np.zeros((3, *SIZE[::-1])))
+
+
+def _wrong_count(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    np.save(folder / "a/003.npy", np.zeros((4, *SIZE)))
+
+
+def _pickle(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    np.save(folder / "a/003.npy", np.array([{}]), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "texts"),
+    [
+        (_missing, ("1 of 5 images have no prediction", "003.jpg")),
+        (_extra, ("1 predictions are of no image", "999.png")),
+        (_turned, ("003.png: found 12x17", "rows and columns are exchanged")),
+        (_smaller, ("003.png: found 4x3 pixels (width x height), expected 17x12",)),
+        (_twice, ("are both predictions of", "remove one")),
+        (_unknown, ("003.png: found value 3 at (0,0)", "1, 4, 7, 255")),
+        (_nan, ("003.npy: found nan",)),
+        (_turned_scores, ("003.npy", "transpose them")),
+        (_wrong_count, ("(4, 12, 17), expected (3, 12, 17) or (12, 17, 3)",)),
+        (_pickle, ("003.npy: found no array", "numpy.save")),
+    ],
+)
+def test_bad_predictions_are_one_line(
+    data: Data,
+    spoil: Callable[[Data, Path], None],
+    texts: tuple[str, ...],
+) -> None:
+    folder = data.save(ids_png)
+    spoil(data, folder)
+    line = data.refused(folder)
+    assert all(text in line for text in texts), line
+
+
+def test_a_suffix_of_all_files_is_named(data: Data) -> None:
+    folder = data.save(lambda p, x: ids_png(p.with_name(f"{p.name}_pred"), x))
+    line = data.refused(folder)
+    assert line.endswith("--suffix _pred")
+    data.score(folder, "--suffix", "_pred")
+
+
+@pytest.mark.parametrize(
+    ("names", "texts"),
+    [
+        (("gras", "sky blue", "cat"), ("'gras'", "did you mean grass?", "--extra-classes other")),
+        (("grass", "sky blue", "my cat"), ("'my cat', a synonym of 'cat'",)),
+        (("grass", "sky blue", "sky Blue"), ("occur more than once",)),
+    ],
+)
+def test_other_names_are_asked_about(
+    data: Data, names: tuple[str, ...], texts: tuple[str, ...]
+) -> None:
+    (data.root / "theirs.txt").write_text("\n".join(names))
+    folder = data.save(lambda p, x: Image.fromarray(x.astype(np.uint8)).save(f"{p}.png"))
+    line = data.refused(folder, "--classes", str(data.root / "theirs.txt"))
+    assert all(text in line for text in texts), line
+
+
+def _no_score(row: dict[str, Any]) -> None:
+    del row["score"]
+
+
+def _short_runs(row: dict[str, Any]) -> None:
+    row["segmentation"] = rle(np.ones((12, 3), bool)) | {"size": list(SIZE)}
+
+
+def _unknown_category(row: dict[str, Any]) -> None:
+    row["category_id"] = 3
+
+
+def _unknown_image(row: dict[str, Any]) -> None:
+    row["image_id"] = 77
+
+
+def _polygon(row: dict[str, Any]) -> None:
+    row["segmentation"] = [[0, 0, 3, 0, 3, 3]]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "texts"),
+    [
+        (_no_score, ("--merge highest-score needs it",)),
+        (_short_runs, ("damaged mask", "write the json again")),
+        (_unknown_category, ("category 3", "1, 4, 7")),
+        (_unknown_image, ("image 77", "--coco-images")),
+        (_polygon, ("no COCO results", "RLE")),
+    ],
+)
+def test_bad_coco_results_are_one_line(
+    data: Data,
+    spoil: Callable[[dict[str, Any]], None],
+    texts: tuple[str, ...],
+) -> None:
+    row = {"image_id": 1, "category_id": 1, "segmentation": rle(np.ones(SIZE, bool)), "score": 1.0}
+    spoil(row)
+    images = [{"id": n, "file_name": f"{stem}.jpg"} for n, stem in enumerate(data.predicted, 1)]
+    (data.root / "images.json").write_text(json.dumps({"images": images}))
+    (data.root / "results.json").write_text(json.dumps([row]))
+    options = ("--coco-images", str(data.root / "images.json"))
+    line = data.refused(data.root / "results.json", *options)
+    assert all(text in line for text in texts), line

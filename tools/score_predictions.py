@@ -1,0 +1,312 @@
+#!/usr/bin/env python
+"""Score anybody's predictions as an evaluation scores ours: seen, unseen and harmonic mIoU.
+
+    python tools/score_predictions.py PREDICTIONS --dataset voc2012_val --classes theirs.txt
+    python tools/score_predictions.py results.json --config-file mine.yaml --merge highest-score
+
+PREDICTIONS is a folder of label files (PNG, TIFF, BMP, GIF) or arrays (npy, npz: labels or scores),
+one per image and called as the images, or a COCO json of RLE masks, or the predictions folder of
+an evaluation. Classes are matched by name. Writes below --output what a run has, so that compare
+and visualize-results take it: metrics.json and per_class.csv in inference/DATASET/, a row of
+results.csv, and report.html with its pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tagclip.errors import ConfigError
+from tagclip.projects import PROJECT_NAMES, import_projects
+from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.files import write_atomic
+from tagclip.utils.text import listed
+
+# detectron2 is imported inside the functions: --help answers at once.
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from tagclip.scoring.matching import ClassMatch
+    from tagclip.scoring.predictions import PredictedLabels
+    from tagclip.structures.vocabulary import Vocabulary
+
+logger = logging.getLogger("tagclip.score")
+
+# Of tagclip.scoring, whose import takes long; a test compares them.
+MERGES = ("highest-score", "largest-first", "last")
+CONVENTIONS = ("tagclip", "detectron2", "mmseg", "evaluate", "torchmetrics", "torchmetrics-jaccard",
+               "monai", "smp", "smp-imagewise", "sklearn")  # fmt: skip
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("predictions", type=Path, help="folder, or a COCO json")
+    parser.add_argument("--dataset", default="", help="registered dataset (default: of the config)")
+    parser.add_argument("--config-file", default="", help="config whose dataset and split it is")
+    parser.add_argument("--split", default="", help="split of the class list (default: its own)")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="the predictor's class list: names line by line, json or csv (default: the dataset's)",
+    )
+    parser.add_argument(
+        "--values",
+        choices=("ids", "indices"),
+        default="ids",
+        help="what values are: ids of the class list, or positions in it (%(default)s)",
+    )
+    parser.add_argument(
+        "--extra-classes",
+        choices=("refuse", "other"),
+        default="refuse",
+        help="classes that the dataset lacks; other: their pixels are of no class (%(default)s)",
+    )
+    parser.add_argument("--suffix", default="", help="_pred where 001.jpg has 001_pred.png")
+    parser.add_argument(
+        "--merge",
+        choices=MERGES,
+        default="highest-score",
+        help="which of several COCO masks a pixel belongs to (%(default)s)",
+    )
+    parser.add_argument("--background", default="", help="class of pixels without a COCO mask")
+    parser.add_argument("--coco-images", type=Path, help="COCO json that says whose image_id it is")
+    parser.add_argument(
+        "--convention",
+        choices=CONVENTIONS,
+        action="append",
+        default=[],
+        help="mean IoU by this definition, too; may be given several times",
+    )
+    parser.add_argument("--boundary", action="store_true", help="count boundary IoU as well")
+    parser.add_argument("--num", type=int, default=6, help="worst and best images (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("output/score"), help="%(default)s")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
+    )
+    parsed = parser.parse_args(args)
+    if not (parsed.dataset or parsed.config_file):
+        parser.error("expected --dataset or --config-file")
+    if parsed.workers < 0 or parsed.num < 1:
+        parser.error("--workers: expected 0 or more, --num: 1 or more")
+    return parsed
+
+
+def main(args: argparse.Namespace) -> None:
+    """Score.
+
+    Raises:
+        TagCLIPError: the predictions are not complete, damaged, or of other classes or images.
+    """
+    from detectron2.data import DatasetCatalog
+    from detectron2.utils.logger import setup_logger
+
+    from tagclip.data import Protocol
+    from tagclip.evaluation.content import evaluation_content, log_content
+    from tagclip.evaluation.results import write_result
+    from tagclip.evaluation.saved_predictions import PredictionWriter
+    from tagclip.scoring.scorer import Scorer
+
+    setup_logger(name="tagclip")
+    check_output("--output", args.output, is_folder=True)
+    cfg, dataset = find_dataset(args)
+    vocabulary = Protocol(cfg).dataset(dataset)
+    samples = DatasetCatalog.get(dataset)
+    predictions, match, how = open_predictions(args, vocabulary, samples)
+    folder = args.output / "inference" / dataset
+    if folder.resolve() in (args.predictions.resolve(), *args.predictions.resolve().parents):
+        raise ConfigError(
+            f"--output {args.output}: would write over {args.predictions}; choose another folder"
+        )
+    writer = PredictionWriter(
+        folder / PredictionWriter.kind.name,
+        [sample["file_name"] for sample in samples],
+        distributed=False,
+        form="png",
+        vocabulary=vocabulary,
+    )
+    scorer = Scorer(vocabulary, predictions, writer, args.boundary, args.convention)
+    counts = scorer.score(samples, args.workers)
+    run = record(args, how, match)
+    content = evaluation_content(dataset, vocabulary, counts.confusion, counts.images, run)
+    content["conventions"] = counts.convention_metrics()
+    if counts.boundary is not None:
+        add_boundary(content, counts.boundary.per_class(), vocabulary)
+    log_content(content, vocabulary, len(samples))
+    for line in notes(match, content):
+        logger.warning("%s: %s", dataset, line)
+    write_atomic(args.output / "config.yaml", cfg.dump())
+    write_result(content, folder, args.output / "results.csv")
+    writer.finish(content)
+    logger.info("written: %s", draw_report(args, content, match))
+
+
+def find_dataset(args: argparse.Namespace) -> tuple[CfgNode, str]:
+    """The config with which the output is a run, and the dataset.
+
+    Raises:
+        ConfigError: the config has several datasets to test on, and none is named.
+    """
+    from tagclip import load_config
+    from tagclip.data import Protocol
+    from tagclip.data.datasets.register import register_datasets
+
+    cfg = load_config(args.config_file)
+    import_projects(cfg.PROJECTS if args.config_file else PROJECT_NAMES)
+    tested = list(cfg.DATASETS.TEST)
+    dataset = args.dataset or (tested[0] if len(tested) == 1 else "")
+    if not dataset:
+        raise ConfigError(
+            f"{args.config_file}: found {len(tested)} datasets in DATASETS.TEST "
+            f"({', '.join(tested) or 'none'}), expected one; name it with --dataset"
+        )
+    cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (dataset,), str(args.output)
+    if args.split:
+        cfg.DATASETS.ZERO_SHOT.SPLIT = args.split
+    if not args.config_file:
+        cfg.DATASETS.TRAIN, cfg.PROJECTS = (dataset,), list(PROJECT_NAMES)
+    register_datasets(cfg)
+    if not args.config_file and Protocol(cfg).dataset(dataset).seen is None:
+        cfg.DATASETS.ZERO_SHOT.SETTING = "supervised"
+    return cfg, dataset
+
+
+def open_predictions(
+    args: argparse.Namespace, vocabulary: Vocabulary, samples: Sequence[dict[str, Any]]
+) -> tuple[PredictedLabels, ClassMatch, dict[str, Any]]:
+    """Find the predictions of all images before the first is read.
+
+    Returns:
+        The predictions, what their values mean, and what is recorded about how they were read.
+    """
+    from tagclip.evaluation.saved_predictions import SavedPredictions
+    from tagclip.scoring.matching import ClassMatch, match_classes, read_names
+    from tagclip.scoring.predictions import (
+        CocoResults,
+        OwnPredictions,
+        PredictionFiles,
+        coco_names,
+        coco_rows,
+        find_files,
+        read_coco,
+    )
+
+    path, images = args.predictions, {s["file_name"]: s["image_id"] for s in samples}
+    if (path / "index.json").is_file():
+        own = {index: index for index in range(len(vocabulary))}
+        saved = SavedPredictions.open(path, vocabulary, images)
+        return OwnPredictions(saved), ClassMatch(own), {"form": saved.index["format"]}
+    allow_extra, where = args.extra_classes == "other", str(args.classes or path)
+    names = {value: e.name for e in vocabulary.classes for value in e.ids}
+    if args.classes:
+        names = read_names(args.classes)
+    if path.is_file():
+        content = read_coco(path)
+        if not args.classes:
+            names = coco_names(content) or names
+        match = match_classes(names, vocabulary, where, allow_extra)
+        background = -1
+        if args.background:
+            named = match_classes({0: args.background}, vocabulary, "--background")
+            background = named.indices[0]
+        rows = coco_rows(content, path, images, args.coco_images)
+        how = {"form": "coco", "merge": args.merge, "background": args.background or None}
+        return CocoResults(path, rows, match, args.merge, background), match, how
+    if not args.classes and args.values == "indices":
+        names = dict(enumerate(vocabulary.names))
+    elif args.values == "indices":
+        names = dict(enumerate(dict.fromkeys(names.values())))
+    match = match_classes(names, vocabulary, where, allow_extra)
+    channels = tuple({name: value for value, name in reversed(names.items())}[name]
+                     for name in dict.fromkeys(names.values()))  # fmt: skip
+    if not args.classes and args.values == "ids":
+        ignored = dict.fromkeys(vocabulary.ignored, -1)
+        match = ClassMatch({**ignored, **match.indices}, match.missing, match.extra)
+    files = find_files(path, images, args.suffix)
+    how = {"form": "files", "values": args.values}
+    return PredictionFiles(files, match, channels), match, how
+
+
+def record(args: argparse.Namespace, how: dict[str, Any], match: ClassMatch) -> dict[str, Any]:
+    """What the results say about where the predictions come from."""
+    name = args.predictions.name or str(args.predictions)
+    return {
+        "protocol": f"predictions read from {name}; ancestry unknown: nobody has recorded which "
+        "masks trained what made them",
+        "zero_shot": None,
+        "trained_unseen": [],
+        "predictions": name,
+        "class_list": args.classes.name if args.classes else None,
+        **how,
+        "missing_classes": list(match.missing),
+        "extra_classes": list(match.extra),
+    }
+
+
+def add_boundary(content: dict[str, Any], values: Any, vocabulary: Vocabulary) -> None:
+    """Put boundary IoUs into the content: of the classes, and their means."""
+    import numpy as np
+
+    from tagclip.evaluation.metrics import harmonic_mean
+
+    for row, value in zip(content["classes"], values, strict=True):
+        row["boundary-IoU"] = float(value)
+    groups = {"boundary-mIoU": np.ones(len(values), dtype=bool)}
+    if vocabulary.seen is not None:
+        seen = vocabulary.seen_mask
+        groups |= {"boundary-mIoU-seen": seen, "boundary-mIoU-unseen": ~seen}
+    for name, group in groups.items():
+        known = values[group & ~np.isnan(values)]
+        content["metrics"][name] = float(known.mean()) if len(known) else float("nan")
+    if vocabulary.seen is not None:
+        sides = (content["metrics"][f"boundary-mIoU-{side}"] for side in ("seen", "unseen"))
+        content["metrics"]["boundary-hIoU"] = harmonic_mean(*sides)
+
+
+def notes(match: ClassMatch, content: dict[str, Any]) -> list[str]:
+    """What a reader of the table must know."""
+    found = []
+    if match.missing:
+        names = listed(list(map(repr, match.missing)), 10)
+        found.append(f"the predictor does not know {names}: all their pixels count as missed")
+    if match.extra:
+        names = listed(list(map(repr, match.extra)), 10)
+        found.append(f"pixels predicted as {names}, which the dataset lacks, count as no class")
+    other, labelled = (sum(row[key] for row in content["classes"]) for key in ("other", "pixels"))
+    if other:
+        share = f"{100 * other / labelled:.2f} %"
+        found.append(f"{share} of the labelled pixels got no class, which counts as wrong")
+    found.append(content["run"]["protocol"])
+    return found
+
+
+def draw_report(args: argparse.Namespace, content: dict[str, Any], match: ClassMatch) -> Path:
+    """Draw confusions and images as for a run, and write the page that shows all."""
+    from tagclip.evaluation.results import metric_rows
+    from tagclip.scoring.report import report_page
+    from tagclip.tools import visualize_results
+
+    dataset = content["dataset"]
+    folder = args.output / "visualize_results"
+    visualize_results.main(
+        argparse.Namespace(run=args.output, dataset=dataset, num=args.num, output=folder)
+    )
+    page = report_page(
+        content, metric_rows(content["metrics"]), notes(match, content), folder / dataset
+    )
+    return write_atomic(args.output / "report.html", page)
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()
