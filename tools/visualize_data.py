@@ -180,7 +180,7 @@ def read_files(setup: Setup, position: int) -> tuple[np.ndarray, np.ndarray]:
     from tagclip.data import read_image, read_label
 
     source = setup.loader.source(position)
-    truth = setup.full.label_lut()[read_label(source["sem_seg_file_name"])]
+    truth = setup.full.label_lut()[read_label(source["sem_seg_file_name"], setup.full)]
     image = read_image(source["file_name"], max_pixels=setup.cfg.INPUT.MAX_PIXELS)
     return image, np.where(truth < len(setup.full), truth, -1)
 

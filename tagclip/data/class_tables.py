@@ -273,7 +273,8 @@ def _text_rows(text: str, path: Path) -> list[_Row]:
             continue
         triple = re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*)", line)
         if triple:
-            name, color = triple[4], tuple(_number(n, where, "color", 0, 255) for n in triple[1:4])
+            *numbers, name = triple.groups()
+            color = tuple(_number(number, where, "color", 0, 255) for number in numbers)
         elif ":" in line:
             # Names may have colons themselves.
             name, written, *_ = [*line.rsplit(":", 3), ""]

@@ -144,24 +144,26 @@ class Conversion:
         if low or values.dtype != np.uint8:
             # Both ends of the range lead to the last entry, which stands for all outside.
             index = np.clip(values.astype(np.int64), low - 1, high + 1) - low
-        return self._counted(table[index], values)
+        label = table[index]
+        return self._counted(label, label < 0, values)
 
     def _by_color(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
-        label = np.full(pixels.shape[:2], -1, np.int32)
-        if self.colors:
-            label = _color_table(self.colors)(pixels[..., :3])
+        if not self.colors:
+            label = np.zeros(pixels.shape[:2], np.uint8)
+            return self._counted(label, np.ones_like(label, bool), pixels)
+        table = _color_table(self.colors)
+        label = table.look_up(pixels[..., :3])
+        bad = label == table.unknown
         if not _is_opaque(pixels):
-            label[pixels[..., 3] < 255] = -1
-        return self._counted(label, pixels)
+            bad |= pixels[..., 3] < 255
+        return self._counted(label, bad, pixels)
 
     def _counted(
-        self, label: np.ndarray, pixels: np.ndarray
+        self, label: np.ndarray, bad: np.ndarray, pixels: np.ndarray
     ) -> tuple[np.ndarray, dict[Pixel, int]]:
-        bad = label < 0
         if not bad.any():
             return label, {}
-        label[bad] = self.ignore_label
-        return label, _count(pixels[bad])
+        return np.where(bad, np.int32(self.ignore_label), label), _count(pixels[bad])
 
 
 @dataclass(frozen=True)
@@ -301,4 +303,4 @@ def _is_opaque(pixels: np.ndarray) -> bool:
 
 @lru_cache(maxsize=4)
 def _color_table(colors: tuple[tuple[RGB, int], ...]) -> ColorTable:
-    return ColorTable(dict(colors))
+    return ColorTable(*zip(*colors, strict=True))

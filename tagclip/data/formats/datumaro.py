@@ -54,14 +54,14 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Annotat
         folder = images or file.parent.parent / "images"
         left_out: Counter[str] = Counter()
         with located(file):
-            items = list(content["items"])
+            items = [(item["id"], item) for item in content["items"]]
             if _names(content) != names:
                 raise DatasetError(
                     f"found the labels {', '.join(_names(content))}, expected those of the subset "
                     f"before, {', '.join(names)}; convert the subsets one by one"
                 )
-        for item in items:
-            with located(file, item.get("id", "item without an id")):
+        for name, item in items:
+            with located(file, name):
                 annotated = _image(item, file, names, folder, left_out)
             yield annotated
         report_left_out(file, left_out)

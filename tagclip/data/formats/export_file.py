@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,11 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from tagclip.data.formats.json_items import json_items
 from tagclip.errors import DatasetError
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, shortened
+from tagclip.utils.untrusted import load_json
 
-__all__ = ["checked_size", "find_image", "located", "located_mask", "read_json", "report_left_out"]
+__all__ = [
+    "checked_size",
+    "find_image",
+    "located",
+    "located_mask",
+    "need",
+    "read_items",
+    "read_json",
+    "report_left_out",
+]
 
+_KINDS = {dict: "an object { }", list: "a list", str: "a text", int: "an integer"}
 _LOGGER = logging.getLogger(__name__)
 # What a damaged file can raise while its parts are looked up and converted.
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
@@ -34,7 +45,46 @@ def read_json(path: str | Path, tool: str) -> Any:
         DatasetError: it is missing, or no json.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        return load_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
+            "path, or export it again"
+        ) from error
+
+
+def need(tree: object, key: str, kind: type, where: str) -> Any:
+    """Value of a key.
+
+    Args:
+        tree: should be an object that has it.
+        kind: dict, list, str or int.
+        where: begins the message.
+
+    Raises:
+        DatasetError: there is no such value.
+    """
+    value = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = shortened(repr(value), 60)
+        raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
+    return value
+
+
+def read_items(path: str | Path, tool: str) -> Iterator[Any]:
+    """The items of a json list one after the other, so that memory holds one; or the json itself
+    if it is no list.
+
+    Args:
+        path: the file.
+        tool: who writes it, for the message.
+
+    Raises:
+        DatasetError: it is missing, or no json.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from json_items(file)
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "

@@ -13,9 +13,10 @@ import base64
 import binascii
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,7 +29,7 @@ from tagclip.data.formats.export_file import (
     find_image,
     located,
     located_mask,
-    read_json,
+    read_items,
     report_left_out,
 )
 from tagclip.data.formats.rle_pack import check_rle_pack, decode_rle_pack
@@ -98,33 +99,37 @@ def image_names(path: str | Path) -> dict[str, list[str]]:
 
 
 def _tasks(path: str | Path) -> Iterator[_Task]:
-    """The tasks with the results of the annotation that counts."""
-    content = read_json(path, "Label Studio")
-    with located(path):
-        tasks = [content] if isinstance(content, dict) else list(content)
-        several = 0
-        chosen = []
-        minimal: dict[object, list[Mapping[str, Any]]] = defaultdict(list)
-        for task in tasks:
-            if "data" not in task:
-                minimal[task["id"]].append(task)
-                continue
-            annotations = task.get("annotations", task.get("completions")) or []
+    """The tasks with the results of the annotation that counts, one after the other."""
+    several = 0
+    # JSON-MIN has an item per annotation, those of a task behind each other.
+    for _, group in groupby(enumerate(read_items(path, "Label Studio")), partial(_key, path)):
+        with located(path):
+            items = [item for _, item in group]
+            number, data = items[0].get("id"), items[0].get("data")
+            annotations = items
+            if data is not None:
+                annotations = items[0].get("annotations", items[0].get("completions")) or []
             done = [a for a in annotations if not (a.get("was_cancelled") or a.get("skipped"))]
+            if not done:
+                continue
             several += len(done) > 1
-            if done:
-                chosen.append(_Task(task.get("id"), task["data"], _best(done)["result"]))
-        for number, annotations in minimal.items():
-            several += len(annotations) > 1
-            best = _best(annotations)
-            chosen.append(_Task(number, best, _minimal_results(best)))
+            best = _best(done)
+            results = best["result"] if data is not None else _minimal_results(best)
+            task = _Task(number, best if data is None else data, results)
+        yield task
     if several:
         _LOGGER.warning(
             "%s: %d tasks have several annotations; the ground truth counts, or else the newest",
             path,
             several,
         )
-    yield from chosen
+
+
+def _key(path: str | Path, entry: tuple[int, Any]) -> tuple[str, object]:
+    """Equal for the items of one task."""
+    index, item = entry
+    with located(path):
+        return ("task", index) if "data" in item else ("min", item["id"])
 
 
 def _best(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
