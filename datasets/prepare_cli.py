@@ -24,7 +24,8 @@ class Options:
         root: folder of all datasets.
         datasets: names of the datasets to prepare.
         workers: processes.
-        allow_missing: prepare what is there although the data are not complete.
+        allow_missing: prepare what is there although the data are not complete; a dataset that
+            cannot be prepared does not stop those behind it.
         overwrite: write all files anew.
         extra: values of the options that only this script has.
     """
@@ -71,7 +72,7 @@ def run_script(
     parser.add_argument(
         "--allow-missing",
         action="store_true",
-        help="prepare what is there although images or labels are missing",
+        help="prepare what is there although images, labels or whole datasets are missing",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="write all files anew, also those of others"
@@ -98,9 +99,15 @@ def _prepare_all(
         args.overwrite,
         args,
     )
+    errors: dict[str, DatasetError] = {}
     try:
         for name in options.datasets:
-            prepare_dataset(name, options)
+            try:
+                prepare_dataset(name, options)
+            except DatasetError as error:
+                if not options.allow_missing:
+                    raise
+                errors[name] = error
     except KeyboardInterrupt:
         print("\nRun the same command to go on", file=sys.stderr)
         raise
@@ -109,3 +116,7 @@ def _prepare_all(
             f"{error.filename or options.root}: {error.strerror or error}; mend it and run the "
             "same command to go on"
         ) from error
+    if errors:
+        done = ", ".join(name for name in options.datasets if name not in errors) or "none"
+        first = next(iter(errors.values()))
+        raise DatasetError(f"{first} (left out: {', '.join(errors)}; prepared: {done})") from first

@@ -115,7 +115,9 @@ def _build_tasks(
     if len(found) != benchmark.num_images:
         message = f"{benchmark.name}: found {len(found)} images with labels, expected "
         message += f"{benchmark.num_images}"
-        if not found or not options.allow_missing:
+        if not found:
+            raise DatasetError(f"{message}; {README}, or name other datasets with --only")
+        if not options.allow_missing:
             raise DatasetError(
                 f"{message}; {README}, or pass --allow-missing to prepare what is there"
             )

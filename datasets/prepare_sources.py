@@ -17,6 +17,7 @@ from tagclip.data.image_io import read_image
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import listed
 
 __all__ = [
     "README",
@@ -174,15 +175,18 @@ def refuse_order(order: str) -> None:
 
 def read_sbd_mat(path: Path) -> np.ndarray:
     """(H, W) integers 0..20 of a file of SBD's folder cls."""
-    return _read_mat(path, lambda tree: tree["GTcls"][0, 0]["Segmentation"])
+    remedy = "name SBD's folder dataset, with cls, train.txt and val.txt, with --sbd"
+    return _read_mat(path, "GTcls", "Segmentation", remedy)
 
 
 def read_context_mat(path: Path) -> np.ndarray:
     """(H, W) integers 0..459 of a file of PASCAL Context's folder trainval."""
-    return _read_mat(path, lambda tree: tree["LabelMap"])
+    remedy = "name the folder trainval of PASCAL Context with --mat"
+    return _read_mat(path, "LabelMap", "", remedy)
 
 
-def _read_mat(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
+def _read_mat(path: Path, variable: str, field: str, remedy: str) -> np.ndarray:
+    """A variable of a file, or a field of it; ``remedy`` is for files of something else."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -190,13 +194,29 @@ def _read_mat(path: Path, pick: Callable[[dict], np.ndarray]) -> np.ndarray:
             f"{path}: reading .mat files needs scipy; run: pip install scipy"
         ) from error
     try:
-        label = pick(loadmat(path))
+        tree = loadmat(path)
+    except NotImplementedError as error:
+        raise DatasetError(
+            f"{path}: found MATLAB's format 7.3, expected 5 to 7.2, as in the download; extract "
+            "the download again, or save the file with -v7"
+        ) from error
     # What scipy raises on damaged files is not documented.
     except Exception as error:
         raise DatasetError(
             f"{path}: cannot read this label file ({type(error).__name__}: "
             f"{' '.join(str(error).split())}); extract it again"
         ) from error
+    found = [name for name in tree if not name.startswith("__")]
+    label, what = tree.get(variable), variable
+    if field and label is not None:
+        what = f"{variable}.{field}"
+        found = [f"{variable}.{name}" for name in label.dtype.names or ()]
+        label = label[field].ravel()[0] if what in found and label.size else None
+    if label is None:
+        raise DatasetError(
+            f"{path}: found the variables {listed(found, 5) or '(none)'}, expected {what}; "
+            f"{remedy}, or extract the download again; {README}"
+        )
     if label.ndim != 2 or label.dtype.kind not in "iu":
         raise DatasetError(
             f"{path}: found {label.dtype} values of shape {label.shape}, expected integers of "

@@ -4,17 +4,21 @@
     python datasets/prepare_voc.py --root datasets --workers 8
 
 Training images are the 1464 of VOC 2012, with its own labels, and those of SBD that are not
-in VOC's validation set, 10582 in all. datasets/README.md tells what to download.
+in VOC's validation set, 10582 in all; without SBD, --allow-missing takes the 1464 alone.
+datasets/README.md tells what to download.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prepare_cli import Options, run_script
+
+from tagclip.errors import DatasetError
 
 if TYPE_CHECKING:
     from prepare_sources import LabelSource
@@ -37,20 +41,30 @@ def prepare_dataset(name: str, options: Options) -> None:
     void = _VOID if name == "voc2012_train" else None
     sources = [LabelSource.of(name, files, "voc2012", void=void)]
     names = read_names(lists / f"{name.removeprefix('voc2012_')}.txt")
-    if name == "voc2012_train":
-        added, source = _augmentation(name, options, voc)
+    if name == "voc2012_train" and (found := _augmentation(name, options, voc)):
+        added, source = found
         names += sorted(added - set(names) - set(read_names(lists / "val.txt")))
         sources.append(source)
     prepare(name, options, names, list_files(voc / "JPEGImages", ".jpg"), sources)
 
 
-def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], LabelSource]:
-    """Image names and labels of SBD, or of its conversion SegmentationClassAug."""
+def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], LabelSource] | None:
+    """Image names and labels of SBD, or of its conversion SegmentationClassAug; None: none."""
     from prepare_sources import LabelSource, find_folder, list_files, read_names, read_sbd_mat
 
     converted = voc / "SegmentationClassAug"
     places = [options.extra.sbd] if options.extra.sbd else [options.root / place for place in _SBD]
-    folder = find_folder([*places, converted], "the annotations of SBD")
+    try:
+        folder = find_folder([*places, converted], "the annotations of SBD")
+    except DatasetError as error:
+        if options.extra.sbd:
+            raise
+        if not options.allow_missing:
+            raise DatasetError(
+                f"{error}, or pass --allow-missing to train on VOC's own labels"
+            ) from error
+        logging.getLogger("prepare").warning("%s: %s; VOC's own labels are taken", name, error)
+        return None
     if folder == converted:
         files = list_files(converted, ".png")
         return set(files), LabelSource.of(name, files, "voc2012", void=_VOID)

@@ -62,13 +62,14 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, help="folder, NAME.png, NAME.mp4 or NAME.webm; without: a window")
     add(
         "--save-labels", action="store_true",
-        help="write class ids, too: NAME_labels.png; of videos NAME_labels/FRAME.png",
+        help="write class ids (of words: 0 to K-1), too: NAME_labels.png; of videos "
+        "NAME_labels/FRAME.png",
     )  # fmt: skip
     add(
         "--json",
         type=Path,
         metavar="FILE",
-        help="write what is on each as a COCO json",
+        help="write what is on each, and ids and names of the classes, as a COCO json",
     )
     add("--panel-size", type=int, default=512, help="longer side of a panel (%(default)s pixels)")
     add("--overwrite", action="store_true", help="make finished pictures again")

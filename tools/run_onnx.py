@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Label an image with an exported model, without torch, as its model.json says.
 
-The labels are indices into class_names of model.json; 255, or 65535 with more than 255 classes, is
-no class.
+Of model.json, class_ids are the values of the labels, and ignore_label that of no class.
 """
 
 import argparse
@@ -60,8 +59,7 @@ def class_scores(image, recipe, session):
     scale = min(rule["short_side"] / min(size), (rule["long_side"] or np.inf) / max(size)) or 1
     sides = [max(1, int(side * scale + 0.5)) for side in size]
     if rule["library"] == "pil":
-        bilinear = Image.Resampling.BILINEAR
-        image = np.asarray(Image.fromarray(image).resize(sides[::-1], bilinear))
+        image = np.asarray(Image.fromarray(image).resize(sides[::-1], Image.Resampling.BILINEAR))
     else:
         image = cv2.resize(image, sides[::-1])
     image = image[:, :, :: 1 if recipe["channel_order"] == "RGB" else -1]
@@ -84,6 +82,7 @@ def main(args):
     with expecting(recipe_path, "what tools/export_model.py writes; check it or export again"):
         recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
         names = recipe["class_names"]
+        values = [*recipe.get("class_ids", range(len(names))), recipe.get("ignore_label", -1)]
     with expecting(model_path, "the file that model.json describes; export again"):
         session = onnxruntime.InferenceSession(model_path)
         sha256 = hashlib.sha256(model_path.read_bytes()).hexdigest()
@@ -99,7 +98,8 @@ def main(args):
         if args.labels.suffix.lower() != ".png":
             raise ValueError(f"the suffix {args.labels.suffix!r}")
         temporary = args.labels.with_name(f".{args.labels.name}.{os.getpid()}.tmp")
-        picture = Image.fromarray(labels.astype(np.uint8 if len(names) < 256 else np.uint16))
+        deep = np.min_scalar_type(max(len(names), *values))
+        picture = Image.fromarray(np.array(values).astype(deep)[labels])
         try:
             picture.save(temporary, "PNG")
             os.replace(temporary, args.labels)

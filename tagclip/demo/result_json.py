@@ -2,8 +2,10 @@
 
 The file is that of `tagclip.evaluation.coco_json`. A row of ``images`` says besides: ``file``, the
 input, and ``frame`` of a video, which ``file_name`` joins; ``picture`` and ``labels``, what was
-written; ``classes``, the shares and mean scores of the classes on the image, ``other``, the share
-of the rest, and ``made_with``, a fingerprint of all that the result depends on.
+written; ``classes``, the shares and mean scores of the classes on the image with their ``id`` in
+``labels``, ``other``, the share of the rest, ``ignore_label``, its value there, and ``made_with``,
+a fingerprint of all that the result depends on. Where runs with other classes share the file, ids
+of ``categories`` may be others than those in ``labels``.
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tagclip.data.label_image import label_image
 from tagclip.errors import ConfigError
 from tagclip.evaluation.coco_json import annotations_of, categories_of
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.visualization.panels import save_png
-from tagclip.visualization.prediction_page import label_image, summarize_prediction
+from tagclip.visualization.prediction_page import summarize_prediction
 
 __all__ = ["ResultKeeper", "save_output"]
 
@@ -55,6 +56,7 @@ class ResultKeeper:
             "annotations": annotations_of(indices, prediction, vocabulary),
             "categories": self._categories,
             **({} if labels is None else {"labels": str(labels)}),
+            "ignore_label": vocabulary.ignore_label,
             **summarize_prediction(prediction, vocabulary),
         }
 

@@ -140,6 +140,8 @@ class FolderWriter:
         """
         with self.kind.writing(self._folder):
             if self._folder.exists() and not (self._distributed and comm.get_rank()):
+                # First: what a kill leaves is not complete.
+                (self._folder / _INDEX).unlink(missing_ok=True)
                 shutil.rmtree(self._folder)
             if self._distributed:
                 comm.synchronize()
@@ -172,7 +174,7 @@ class FolderWriter:
             )
         with self.kind.writing(self._folder):
             index = {key: content[key] for key in _COMMON} | self._index(content, files)
-            index["classes"] = [entry["name"] for entry in content["classes"]]
+            index.setdefault("classes", [entry["name"] for entry in content["classes"]])
             write_atomic(self._folder / _INDEX, format_json(index))
 
     def _file(self, image: str) -> Path:
@@ -190,11 +192,13 @@ class SavedFolder:
     Attributes:
         folder: of this kind.
         index: content of ``index.json``.
+        vocabulary: the K classes of the content.
     """
 
     kind: ClassVar[FolderKind]
     folder: Path
     index: dict[str, Any]
+    vocabulary: Vocabulary
     _names: dict[str, ImageName] = field(repr=False)
 
     @classmethod
@@ -219,7 +223,7 @@ class SavedFolder:
                 f"{' or '.join(map(str, cls.kind.formats))} and {vocabulary.fingerprint[:12]} of "
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
-        return cls(Path(folder), index, image_names(images))
+        return cls(Path(folder), index, vocabulary, image_names(images))
 
     def has(self, image: str) -> bool:
         """Whether an image was evaluated."""

@@ -1,8 +1,16 @@
 """The predictions of an evaluation, written and read.
 
-``predictions/`` holds either one PNG of class indices per image in ``labels/`` and, with a trusty
-token, one of the trusty map in ``trusty/``, or ``sem_seg_predictions.json``, a COCO json (see
-`tagclip.evaluation.coco_json`; for ``index.json`` `tagclip.evaluation.saved_folder`).
+``predictions/`` holds either one PNG per image in ``labels/``, a label file of the dataset
+(`tagclip.data.label_image`), and, with a trusty token, one of the trusty map in ``trusty/``, or
+``sem_seg_predictions.json``, a COCO json (see `tagclip.evaluation.coco_json`). Of what
+``index.json`` says (`tagclip.evaluation.saved_folder`)::
+
+    {"format": "png", "values": "ids", "no_class": 255, "has_trusty": true,
+     "classes": [{"id": 7, "name": "cat"}]}
+
+``no_class``, the dataset's ignore label, is the value of pixels without a class; null in the json,
+where no annotation has them. Without ``values``, as earlier versions wrote it, PNGs hold indices
+of the classes, and 255 or 65535.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tagclip.config.checks import choices
+from tagclip.data.label_image import label_image
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError
 from tagclip.evaluation.coco_json import (
@@ -30,6 +39,7 @@ from tagclip.evaluation.coco_json import (
 )
 from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName, SavedFolder
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_class import MAX_LABEL
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
@@ -78,16 +88,14 @@ class PredictionWriter(FolderWriter):
         super().__init__(folder, images, distributed)
         self._ids = number_images([name.file for name in self._names.values()])
         self._form, self._vocabulary = form, vocabulary
-        largest = np.uint8 if len(vocabulary) <= 255 else np.uint16
-        self._no_class = int(np.iinfo(largest).max)
 
     def write(self, image: str, labels: np.ndarray, output: Mapping[str, Any]) -> None:
         """Write one image.
 
         Args:
             image: its file.
-            labels: (H, W) integers, -1 for no class. In a PNG that is 255, or 65535 with more
-                than 255 classes; in the json such pixels belong to no annotation.
+            labels: (H, W) integers, -1 for no class. In a PNG that is the ignore label; in the
+                json such pixels belong to no annotation.
             output: of the model; ``trusty`` (H, W) probabilities, if there are some, go into a
                 PNG, too, but not into the json, which takes the scores.
 
@@ -98,7 +106,7 @@ class PredictionWriter(FolderWriter):
             if self._form == "json":
                 write_atomic(self._file(image), json_text(self._rows(image, labels, output)))
                 return
-            write_atomic(self._file(image), self._label_png(labels))
+            write_atomic(self._file(image), _png(label_image(labels, self._vocabulary)))
             trusty: torch.Tensor | None = output.get("trusty")
             if trusty is not None:
                 levels = (trusty.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
@@ -116,16 +124,6 @@ class PredictionWriter(FolderWriter):
             {"id": number, "file_name": file, "height": height, "width": width},
             [{"image_id": number, **row} for row in rows],
         )
-
-    def _label_png(self, labels: np.ndarray) -> bytes:
-        values = np.where(labels < 0, self._no_class, labels)
-        if self._no_class > 255:
-            return _png(Image.fromarray(values.astype(np.uint16)))
-        palette = np.full((256, 3), 255, dtype=np.uint8)
-        palette[: len(self._vocabulary)] = self._vocabulary.colors
-        picture = Image.fromarray(values.astype(np.uint8))
-        picture.putpalette(palette.tobytes())
-        return _png(picture)
 
     def _file(self, image: str) -> Path:
         if self._form == "json":
@@ -146,8 +144,10 @@ class PredictionWriter(FolderWriter):
             shutil.rmtree(self._folder / _PARTS)
         return {
             "format": self._form,
-            "no_class": self._no_class if self._form == "png" else None,
+            "values": "ids",
+            "no_class": self._vocabulary.ignore_label if self._form == "png" else None,
             "has_trusty": (self._folder / "trusty").is_dir(),
+            "classes": [{"id": e.id, "name": e.name} for e in self._vocabulary.classes],
         }
 
 
@@ -213,19 +213,34 @@ class SavedPredictions(SavedFolder):
         """
         name, trusty = self._names[image], None
         if self.index["format"] == "json":
-            labels = self._decode(name.file)
+            values = labels = self._decode(name.file)
+            is_unknown = labels >= len(self.vocabulary)
         else:
-            labels = read_label(self._file(image)).astype(np.int32)
-            labels[labels == self.index["no_class"]] = -1
+            values = read_label(self._file(image)).astype(np.int32)
+            labels = self._lut[np.clip(values, -1, MAX_LABEL + 1)]
+            is_unknown = labels < -1
             if self.index["has_trusty"]:
                 trusty = read_label(_trusty_file(self.folder, name)).astype(np.float32) / 255
-        classes = len(self.index["classes"])
-        if labels.max() >= classes:
+        if is_unknown.any():
             raise ConfigError(
-                f"{self.folder}: found class {labels.max()} on {name.file}, expected 0 to "
-                f"{classes - 1}; evaluate again with {self.kind.save}"
+                f"{self.folder}: found value {values[is_unknown][0]} on {name.file}, which is no "
+                f"class of {self.vocabulary.name}; evaluate again with {self.kind.save}"
             )
         return labels, trusty
+
+    @cached_property
+    def _lut(self) -> np.ndarray:
+        """int32 index of the values 0 to 65535 of a PNG: -1 for no class, -2 for nothing."""
+        with self.kind.reading(self.folder / "index.json"):
+            # Earlier versions wrote indices.
+            has_ids = {"ids": True, None: False}[self.index.get("values")]
+            no_class = self.vocabulary.ignore_label if has_ids else int(self.index["no_class"])
+        # The last stands for all outside.
+        lut = np.full(MAX_LABEL + 2, -2, dtype=np.int32)
+        lut[no_class] = -1
+        for index, entry in enumerate(self.vocabulary.classes):
+            lut[entry.id if has_ids else index] = index
+        return lut
 
     def _decode(self, name: str) -> np.ndarray:
         if name not in self._segments:

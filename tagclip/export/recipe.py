@@ -64,6 +64,9 @@ def export_recipe(
             for name, (content, difference) in files.items()
         },
         "class_names": vocabulary.names,
+        # Values of label files; "labels" of the graph are indices.
+        "class_ids": [entry.id for entry in vocabulary.classes],
+        "ignore_label": vocabulary.ignore_label,
         "seen": vocabulary.seen_mask.tolist(),
         "input": {
             "images": f"uint8 (batch, 3, {shape})",

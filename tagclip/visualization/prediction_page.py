@@ -1,4 +1,4 @@
-"""What a prediction looks like on disk: page of panels, label PNG, entry of a json."""
+"""What a prediction looks like on disk: page of panels, entry of a json."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.visualization.panels import (
@@ -21,7 +20,6 @@ from tagclip.visualization.segments import colorize_trusty, draw_segments
 __all__ = [
     "OTHER",
     "draw_prediction",
-    "label_image",
     "summarize_prediction",
 ]
 
@@ -89,8 +87,9 @@ def summarize_prediction(prediction: Mapping[str, Any], vocabulary: Vocabulary) 
     """Count what is on an image.
 
     Returns:
-        ``height`` and ``width`` in pixels; ``classes``: name, seen (as in the vocabulary: for the
-        gate), share of the pixels and mean score of each class on the image, largest first;
+        ``height`` and ``width`` in pixels; ``classes``: id (see `label_image`), name, seen (as in
+        the vocabulary: for the gate), share of the pixels and mean score of each class on the
+        image, largest first;
         ``other``: share of the pixels.
     """
     labels = prediction["sem_seg_labels"].numpy()
@@ -106,6 +105,7 @@ def summarize_prediction(prediction: Mapping[str, Any], vocabulary: Vocabulary) 
         "width": labels.shape[1],
         "classes": [
             {
+                "id": vocabulary.classes[k].id,
                 "name": vocabulary.names[k],
                 "seen": bool(vocabulary.seen_mask[k]),
                 "share": round(float(counts[k + 1] / labels.size), 6),
@@ -115,24 +115,3 @@ def summarize_prediction(prediction: Mapping[str, Any], vocabulary: Vocabulary) 
         ],
         OTHER: round(float(counts[0] / labels.size), 6),
     }
-
-
-def label_image(labels: np.ndarray, vocabulary: Vocabulary) -> Image.Image:
-    """Label map as label files are: ids of the classes, the ignore label on "other".
-
-    Args:
-        labels: (H, W) indices into the vocabulary, -1 for "other".
-        vocabulary: K classes; with names alone, ids are 0 to K-1 in their order.
-
-    Returns:
-        8-bit palette image with the classes' colours, or 16-bit gray if a value needs it.
-    """
-    values = np.array([*(entry.id for entry in vocabulary.classes), vocabulary.ignore_label])
-    raw = values[labels]
-    if values.max() > 255:
-        return Image.fromarray(raw.astype(np.uint16))
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[values] = [*vocabulary.colors, (255, 255, 255)]
-    image = Image.fromarray(raw.astype(np.uint8))
-    image.putpalette(palette.tobytes())
-    return image

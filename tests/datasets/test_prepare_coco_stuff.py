@@ -200,6 +200,20 @@ def test_a_missing_tree_says_where_it_should_be(tmp_path: Path) -> None:
     assert "no folder with labels of val2017" in message and "stuffthingmaps" in message
 
 
+@pytest.mark.parametrize("gone", ["train2017", "stuffthingmaps/train2017"])
+def test_a_missing_dataset_does_not_stop_the_next(tmp_path: Path, gone: str) -> None:
+    make_coco(tmp_path)
+    shutil.rmtree(tmp_path / "coco" / gone)
+    message = script_error(SCRIPT, tmp_path)
+    assert message.endswith("(left out: coco_stuff_train; prepared: coco_stuff_val)")
+    assert len((tmp_path / RESULT / "val2017.txt").read_text().split()) == 2
+    # The remedy ends.
+    (tmp_path / "coco" / gone).mkdir()
+    message = script_error(SCRIPT, tmp_path)
+    assert "--only" in message and "--allow-missing" not in message
+    run_script(SCRIPT, tmp_path, "--only", "coco_stuff_val")
+
+
 def test_images_without_label_are_counted(tmp_path: Path) -> None:
     make_coco(tmp_path)
     (tmp_path / "coco" / "stuffthingmaps" / "train2017" / "000000000025.png").unlink()

@@ -20,6 +20,7 @@ from helpers.miniature_trees import (
     write_gray,
 )
 from helpers.toy_dataset import toy_config
+from scipy.io import savemat
 
 from tagclip.data import ZeroShotDatasetMapper
 
@@ -141,6 +142,18 @@ def test_the_other_order_in_our_place_is_refused(tmp_path: Path) -> None:
         write_gray(path, context_ids(raw[stem], voc_first(), 0))
     message = script_error(SCRIPT, tmp_path, "--only", "pascal_context59_val")
     assert "another converter wrote these labels with other ids" in message
+
+
+@pytest.mark.parametrize("content", [{"GTcls": {"x": 1}}, {"labels": 1, "names": 2}])
+def test_mat_files_of_something_else_say_what_they_hold(tmp_path: Path, content: dict) -> None:
+    make_context(tmp_path)
+    mat = tmp_path / VOC / "trainval" / "2008_000009.mat"
+    savemat(mat, content)
+    message = script_error(SCRIPT, tmp_path)
+    assert f"{mat}: found the variables {', '.join(content)}, expected LabelMap; name" in message
+    assert "--mat" in message
+    done = "prepared: pascal_context59_train, pascal_context60_train)"
+    assert message.endswith(done)
 
 
 def test_without_any_labels(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from helpers.miniature_trees import (
+    SIZE,
     Labels,
     benchmarks_at,
     make_voc,
@@ -22,6 +23,7 @@ from helpers.miniature_trees import (
     write_gray,
 )
 from helpers.toy_dataset import toy_config
+from scipy.io import savemat
 
 from tagclip.data import ZeroShotDatasetMapper
 
@@ -146,7 +148,6 @@ def test_an_empty_tree_is_refused_even_then(tmp_path: Path, raw: dict[str, Label
     ("gone", "expected_text"),
     [
         ("VOCdevkit", "no folder with VOC 2012: looked for "),
-        ("benchmark_RELEASE", "no folder with the annotations of SBD: looked for "),
         ("VOCdevkit/VOC2012/ImageSets", "train.txt: no readable list of images"),
         ("benchmark_RELEASE/dataset/val.txt", "val.txt: no readable list of images"),
     ],
@@ -160,6 +161,55 @@ def test_a_wrong_tree_says_what_is_missing(
     assert expected_text in message and "datasets/README.md" in message
 
 
+def test_without_sbd_there_is_voc_alone(
+    tmp_path: Path, raw: dict[str, Labels], caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.rmtree(tmp_path / "benchmark_RELEASE")
+    with pytest.raises(SystemExit) as caught:
+        script(SCRIPT).main(["--root", str(tmp_path), "--workers", "1"])
+    message = str(caught.value.code)
+    assert "no folder with the annotations of SBD: looked for " in message
+    assert "datasets/README.md" in message and "--allow-missing" in message
+    run_script(SCRIPT, tmp_path)
+    assert "the annotations of SBD" in caplog.text and "found 2 images" in caplog.text
+    for subset in ("train", "val"):
+        for stem, label in raw[subset].items():
+            np.testing.assert_array_equal(result(tmp_path, subset, stem), expected(label))
+    with benchmarks_at(tmp_path):
+        assert [len(DatasetCatalog.get(f"voc2012_{part}")) for part in ("train", "val")] == [2, 2]
+    # Who names a folder wants it.
+    message = script_error(SCRIPT, tmp_path, "--sbd", tmp_path / "nowhere")
+    assert "no folder with the annotations of SBD" in message
+    assert message.endswith("(left out: voc2012_train; prepared: voc2012_val)")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ({"GTinst": {"Segmentation": np.zeros(SIZE, np.uint8)}}, "GTinst"),
+        ({"GTcls": {"Boundaries": 1}, "x": 0}, "GTcls.Boundaries"),
+        ({"GTcls": np.zeros(SIZE, np.uint8)}, "(none)"),
+        ({}, "(none)"),
+    ],
+)
+def test_mat_files_of_something_else_say_what_they_hold(
+    tmp_path: Path, raw: dict[str, Labels], content: dict, found: str
+) -> None:
+    mat = tmp_path / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000002.mat"
+    savemat(mat, content)
+    message = script_error(SCRIPT, tmp_path)
+    assert f"{mat}: found the variables {found}, expected GTcls" in message
+    assert "; name SBD's folder" in message and message.endswith("prepared: voc2012_val)")
+
+
+def test_mat_files_of_format_7_3_are_named(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    mat = tmp_path / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000002.mat"
+    # The header that MATLAB writes before the HDF5 part.
+    mat.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF" + bytes(512))
+    message = script_error(SCRIPT, tmp_path)
+    assert f"{mat}: found MATLAB's format 7.3" in message and "-v7" in message
+
+
 def test_damaged_label_files_are_named(tmp_path: Path, raw: dict[str, Labels]) -> None:
     mat = tmp_path / "benchmark_RELEASE" / "dataset" / "cls" / "2008_000002.mat"
     content = mat.read_bytes()
@@ -169,7 +219,8 @@ def test_damaged_label_files_are_named(tmp_path: Path, raw: dict[str, Labels]) -
     mat.write_bytes(content)
     png = voc(tmp_path, "SegmentationClass", "2007_000042.png")
     png.write_bytes(b"<html>")
-    assert "2007_000042.png: cannot decode this label file" in script_error(SCRIPT, tmp_path)
+    message = script_error(SCRIPT, tmp_path, "--overwrite")
+    assert "2007_000042.png: cannot decode this label file" in message
 
 
 def test_labels_of_another_size_are_refused(tmp_path: Path, raw: dict[str, Labels]) -> None:

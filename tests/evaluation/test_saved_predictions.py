@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from helpers.toy_dataset import forget
-from helpers.toy_evaluation import IDS, NAMES, UNSEEN, Toy, metrics_content
+from helpers.toy_evaluation import IDS, IGNORE, NAMES, UNSEEN, Toy, metrics_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,10 +24,14 @@ from pycocotools.cocoeval import COCOeval
 
 from tagclip import Vocabulary, ZeroShotSemSegEvaluator
 from tagclip.config.checks import check_config
+from tagclip.data import read_indices
+from tagclip.data.label_image import label_image
 from tagclip.errors import ConfigError, DatasetError
+from tagclip.evaluation import saved_folder
 from tagclip.evaluation.coco_json import annotations_of, categories_of, number_images
 from tagclip.evaluation.saved_folder import image_names
 from tagclip.evaluation.saved_predictions import PredictionWriter, SavedPredictions
+from tagclip.structures.vocabulary import ClassEntry
 
 
 @pytest.fixture
@@ -75,7 +79,7 @@ def test_what_is_read_is_what_was_predicted(toy: Toy, tmp_path: Path, kind: str)
             assert trusty is None
 
 
-def test_pngs_hold_indices_and_show_the_colours_of_the_classes(toy: Toy, tmp_path: Path) -> None:
+def test_pngs_hold_ids_and_show_the_colours_of_the_classes(toy: Toy, tmp_path: Path) -> None:
     evaluate(toy, tmp_path / "out", "png", 0, 1, 2)
     folder = tmp_path / "out" / "predictions"
     found = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
@@ -83,11 +87,57 @@ def test_pngs_hold_indices_and_show_the_colours_of_the_classes(toy: Toy, tmp_pat
     assert found == names | {"index.json"}
     with Image.open(folder / "labels" / "0.png") as picture:
         assert picture.mode == "P"
-        indices, colors = np.array(picture), np.array(picture.convert("RGB"))
+        values, colors = np.array(picture), np.array(picture.convert("RGB"))
     expected = outputs(toy)[0]["sem_seg_labels"].numpy()
-    assert (indices == np.where(expected < 0, 255, expected)).all()
+    assert (values == np.array([*IDS, IGNORE])[expected]).all()
     assert (colors[expected < 0] == 255).all()
     assert (colors[expected >= 0] == toy.vocabulary.colors[expected[expected >= 0]]).all()
+    index = json.loads((folder / "index.json").read_text())
+    assert (index["format"], index["values"], index["no_class"]) == ("png", "ids", IGNORE)
+    assert index["classes"] == [
+        {"id": value, "name": name} for value, name in zip(IDS, NAMES, strict=True)
+    ]
+
+
+# The classes' ids, or all their label values, and the ignore label.
+ID_LISTS = {
+    "from one": (range(1, 59), 0),
+    "gaps": ((3, 250, 7, 254), 255),
+    "several values": (((5, 4, 200), (0, 1)), 17),
+    "all bytes": (range(256), 256),
+    "many": (range(700), 65535),
+    "highest": ((65535, 0, 255), 65534),
+    "deep ignore label": ((0, 1), 65535),
+}
+
+
+@pytest.mark.parametrize("kind", ID_LISTS)
+def test_a_perfect_prediction_is_the_label_file(tmp_path: Path, kind: str) -> None:
+    values, ignored = ID_LISTS[kind]
+    entries = [(ids,) if isinstance(ids, int) else ids for ids in values]
+    vocabulary = Vocabulary(
+        kind,
+        tuple(ClassEntry(ids[0], f"class {k}", ids=ids) for k, ids in enumerate(entries)),
+        ignore_label=ignored,
+    )
+    canonical = {value: ids[0] for ids in entries for value in ids} | {ignored: ignored}
+    label = np.array([*canonical, *canonical], np.uint16).reshape(2, -1)
+    Image.fromarray(label).save(tmp_path / "label.png")
+    indices = read_indices(tmp_path / "label.png", vocabulary, label.shape).astype(np.int16)
+    indices[label == ignored] = -1
+    files = [str(tmp_path / "a.jpg")]
+    writer = PredictionWriter(tmp_path / "p", files, form="png", vocabulary=vocabulary)
+    writer.start()
+    writer.write(files[0], indices, {})
+    writer.finish(metrics_content(vocabulary, 1))
+    with Image.open(tmp_path / "p" / "labels" / "a.png") as picture:
+        assert picture.mode == ("P" if label.max() < 256 else "I;16")
+        found = np.array(picture)
+    assert (found == np.vectorize(canonical.get)(label)).all()
+    saved = SavedPredictions.open(tmp_path / "p", vocabulary, files)
+    assert (saved.read(files[0])[0] == indices).all()
+    index = json.loads((tmp_path / "p" / "index.json").read_text())
+    assert index["no_class"] == ignored not in [entry["id"] for entry in index["classes"]]
 
 
 def test_the_json_is_that_of_detectron2(toy: Toy) -> None:
@@ -182,20 +232,12 @@ def test_a_json_of_an_earlier_version_is_read(toy: Toy, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("classes", "mode"), [(255, "P"), (256, "I;16")])
-def test_many_classes_need_16_bits(tmp_path: Path, classes: int, mode: str) -> None:
+def test_many_words_need_16_bits(tmp_path: Path, classes: int, mode: str) -> None:
     vocabulary = Vocabulary.from_names([f"class {k}" for k in range(classes)])
-    files = [str(tmp_path / "a.jpg")]
-    writer = PredictionWriter(tmp_path / "predictions", files, form="png", vocabulary=vocabulary)
     labels = np.array([[0, classes - 1, -1], [254, 1, 2]], dtype=np.int16)
-    writer.start()
-    writer.write(files[0], labels, {})
-    writer.finish(metrics_content(vocabulary, 1))
-    with Image.open(tmp_path / "predictions" / "labels" / "a.png") as picture:
-        assert picture.mode == mode
-    found, trusty = SavedPredictions.open(tmp_path / "predictions", vocabulary, files).read(
-        files[0]
-    )
-    assert (found == labels).all() and trusty is None
+    picture = label_image(labels, vocabulary)
+    assert picture.mode == mode
+    assert (np.array(picture) == labels.astype(np.uint8 if mode == "P" else np.uint16)).all()
 
 
 def _evaluate_in_group(toy: Toy, rank: int, kind: str, folder: Path) -> None:
@@ -276,8 +318,8 @@ def test_damage_is_named(toy: Toy, tmp_path: Path) -> None:
     other = Vocabulary.from_names(["cat"])
     with pytest.raises(ConfigError, match="found format 'png' and class list .*; evaluate again"):
         SavedPredictions.open(folder, other, files_of(toy))
-    Image.fromarray(np.full((2, 2), 7, dtype=np.uint8)).save(folder / "labels" / "0.png")
-    with pytest.raises(ConfigError, match=r"found class 7 on 0\.png, expected 0 to 4"):
+    Image.fromarray(np.full((2, 2), 8, dtype=np.uint8)).save(folder / "labels" / "0.png")
+    with pytest.raises(ConfigError, match=r"found value 8 on 0\.png, which is no class of"):
         opened(toy, tmp_path / "out").read(file)
     (folder / "labels" / "0.png").write_bytes(b"\x89PNG")
     with pytest.raises(DatasetError, match=r"0\.png: cannot decode"):
@@ -308,14 +350,48 @@ def test_a_damaged_json_is_named(toy: Toy, tmp_path: Path) -> None:
             opened(toy, tmp_path / "out").has(files_of(toy)[0])
 
 
-def test_a_folder_of_an_earlier_version_is_read(toy: Toy, tmp_path: Path) -> None:
-    evaluate(toy, tmp_path / "out", "png", 0)
-    path = tmp_path / "out" / "predictions" / "index.json"
-    index = json.loads(path.read_text())
-    for key in ("dataset", "split"):
-        del index[key]
-    path.write_text(json.dumps(index))
-    assert opened(toy, tmp_path / "out").read(files_of(toy)[0])[0].min() == -1
+@pytest.mark.parametrize("classes", [255, 256])
+def test_a_folder_of_an_earlier_version_is_read(tmp_path: Path, classes: int) -> None:
+    """Its PNGs hold indices, 255 or 65535 for no class; its first ones had fewer keys."""
+    entries = tuple(ClassEntry(3 * k + 1, f"class {k}") for k in range(classes))
+    vocabulary = Vocabulary("toy", entries)
+    dtype, no_class = (np.uint8, 255) if classes == 255 else (np.uint16, 65535)
+    stored = np.array([[0, 1, classes - 1], [4, no_class, 254]], dtype)
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(stored).save(tmp_path / "labels" / "a.png")
+    index = {
+        "images": 1, "vocabulary": "toy", "vocabulary_fingerprint": vocabulary.fingerprint,
+        "format": "png", "no_class": no_class, "has_trusty": False, "classes": vocabulary.names,
+    }  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    found, _ = SavedPredictions.open(tmp_path, vocabulary, ["a.jpg"]).read("a.jpg")
+    assert (found == np.where(stored == no_class, -1, stored.astype(np.int32))).all()
+    for damage in ({"values": "colors"}, {"no_class": None}):
+        (tmp_path / "index.json").write_text(json.dumps(index | damage))
+        with pytest.raises(ConfigError, match=r"index\.json: found damaged .*; evaluate again"):
+            SavedPredictions.open(tmp_path, vocabulary, ["a.jpg"]).read("a.jpg")
+
+
+def test_a_new_evaluation_makes_an_old_folder_its_own(toy: Toy, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "predictions"
+    evaluate(toy, tmp_path / "out", "png", 0, 1)
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {"values": None, "no_class": 255}))
+    # Killed while it removes what was there: neither the old evaluation nor a mixture.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved_folder.shutil, "rmtree", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(toy, tmp_path / "out", "png", 2)
+    with pytest.raises(ConfigError, match="no complete predictions"):
+        opened(toy, tmp_path / "out")
+    evaluate(toy, tmp_path / "out", "png", 2)
+    saved = opened(toy, tmp_path / "out")
+    assert saved.index["values"] == "ids" and not saved.has(files_of(toy)[0])
+
+
+def _killed(folder: Path) -> None:
+    (folder / "labels" / "0.png").unlink()
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("form", ["png", "json"])

@@ -194,6 +194,11 @@ def test_files_have_the_size_of_the_image(predictor: TagCLIPPredictor, tmp_path:
     assert np.array_equal(np.array(Image.open(labels)), np.where(expected < 0, 255, expected))
     content = json.loads(summary.read_text())
     assert content["class_names"] == ["cat", "zebra"] and content["seen"] == [True, False]
+    assert (content["class_ids"], content["ignore_label"]) == ([0, 1], 255)
+    assert {row["name"]: row["id"] for row in content["classes"]}.items() <= {
+        "cat": 0,
+        "zebra": 1,
+    }.items()
     assert content["context"] == ["grass", "dog"] and content["image"] == "wide.png"
     assert (content["gate"], content["seen_bias"], content["background_threshold"]) == (
         "seen", 0.2, 0.05,

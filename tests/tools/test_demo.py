@@ -17,10 +17,11 @@ from detectron2.config import CfgNode
 from helpers.pictures import picture, video
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed, exit_of, load_tool, own_loggers
+from helpers.toy_dataset import forget
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tagclip import TagCLIPPredictor
+from tagclip import TagCLIPPredictor, register_zero_shot_sem_seg
 from tagclip.demo.media import VideoFile, find_images
 from tagclip.errors import ConfigError, DatasetError, TagCLIPError
 from tagclip.utils.cli import run_tool
@@ -119,6 +120,52 @@ def test_the_json_opens_with_pycocotools(
     with pytest.raises(ConfigError, match="found another kind of file") as error:
         run("--input", images[0], *common)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("ids", "ignored", "mode"),
+    [((1, 2, 3), 0, "P"), ((7, 254, 0), 255, "P"), ((9, 300, 65535), 255, "I;16")],
+)
+def test_labels_and_json_have_the_ids_of_the_class_list(
+    run: Callable, weights: Path, tmp_path: Path, ids: tuple, ignored: int, mode: str
+) -> None:
+    """Also where other words have renumbered the categories of the json."""
+    names = ["cat", "zebra", "sky"]
+    rows = [{"id": value, "name": name} for value, name in zip(ids, names, strict=True)]
+    content = {"format": 1, "name": "mine", "ignore_label": ignored, "classes": rows}
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    register_zero_shot_sem_seg("mine_val", tmp_path, tmp_path, tmp_path / "mine.json")
+    image, result = save(tmp_path / "a.png"), tmp_path / "r.json"
+    options = ["--input", image, "--save-labels", "--json", result, "--context", "grass,dog"]
+    try:
+        assert run(*options, words=("--vocab-from-dataset", "mine_val")) == 0
+    finally:
+        forget("mine_val")
+    predictor = TagCLIPPredictor.from_checkpoint(weights)
+    predictor.set_vocabulary(names, context=["grass", "dog"])
+    indices = predictor(picture())["sem_seg_labels"].numpy()
+    with Image.open(tmp_path / "out" / "a_labels.png") as written:
+        assert written.mode == mode
+        labels = np.array(written)
+    assert (labels == np.array([*ids, ignored])[indices]).all() and indices.min() == -1
+    content = json.loads(result.read_text())
+    found = {row["id"]: row["name"] for row in content["categories"]}
+    assert found == dict(zip(ids, names, strict=True))
+    (entry,) = content["images"]
+    assert entry["ignore_label"] == ignored and entry["classes"]
+    for row in entry["classes"]:
+        assert row["share"] == pytest.approx((labels == row["id"]).mean(), abs=1e-6)
+        assert row["id"] == ids[names.index(row["name"])]
+    assert entry["other"] == pytest.approx((labels == ignored).mean(), abs=1e-6)
+    save(tmp_path / "b.png")
+    words = ("--vocab", "sky,tree,zebra,car")
+    assert run("--input", tmp_path / "b.png", *options[2:], words=words) == 0
+    b, a = json.loads(result.read_text())["images"]
+    assert a == entry | {"id": 2} and b["ignore_label"] == 255
+    labels = np.array(Image.open(tmp_path / "out" / "b_labels.png"))
+    for row in b["classes"]:
+        assert row["id"] == ["sky", "tree", "zebra", "car"].index(row["name"])
+        assert row["share"] == pytest.approx((labels == row["id"]).mean(), abs=1e-6)
 
 
 def test_context_and_background_become_the_ignore_label(run: Callable, tmp_path: Path) -> None:

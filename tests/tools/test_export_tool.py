@@ -240,11 +240,30 @@ def test_the_example_ends_with_one_line(
         (folder / name).unlink()
         refused(f"{folder / name}: found |export again", folder, image, labels)
         (folder / name).write_bytes(content)
-    assert run(folder, image, labels) is None
     predictor = TagCLIPPredictor.from_checkpoint(checkpoint, opts)
     predictor.set_vocabulary(WORDS.split(", "))
     expected = predictor(image)["sem_seg_labels"].numpy()
-    assert (np.array(Image.open(labels)) != expected).mean() < 1e-3
+    recipe = json.loads((folder / "model.json").read_text())
+    assert (recipe["class_ids"], recipe["ignore_label"]) == ([0, 1, 2], 255)
+    for ids, ignored, mode in (
+        ([0, 1, 2], 255, "L"),
+        ([9, 4, 200], 0, "L"),
+        ([9, 4, 256], 0, "I;16"),
+        ([9, 65535, 0], 255, "I;16"),
+        ([1, 2, 3], 65535, "I;16"),
+        # Of an earlier version, which had none.
+        (None, 255, "L"),
+    ):
+        content = recipe | {"class_ids": ids, "ignore_label": ignored}
+        if ids is None:
+            del content["class_ids"], content["ignore_label"]
+        for threshold, values in ((None, ids or [0, 1, 2]), (2.0, [ignored] * 3)):
+            text = json.dumps(content | {"background_threshold": threshold})
+            (folder / "model.json").write_text(text)
+            assert run(folder, image, labels) is None
+            with Image.open(labels) as picture:
+                assert picture.mode == mode
+                assert (np.array(picture) != np.array(values)[expected]).mean() < 1e-3
 
 
 def test_defaults_are_the_window_and_classes_of_the_config(

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from tagclip.data.label_image import label_image
 from tagclip.projects.webdemo.session import EncodedImage, Settings
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.text import json_text
 from tagclip.visualization.html_page import render
 from tagclip.visualization.panels import fit, legend_notes
-from tagclip.visualization.prediction_page import OTHER, label_image, summarize_prediction
+from tagclip.visualization.prediction_page import OTHER, summarize_prediction
 from tagclip.visualization.segments import (
     colorize_trusty,
     draw_segments,
@@ -79,8 +80,8 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
         folder: exists.
 
     Returns:
-        The files. Label values are indices into ``class_names`` of the json, 255 (65535 above
-        255 classes) is "other".
+        The files. Label values are ``class_ids`` of the json, which are those of a class list and
+        0 to K-1 for words, and its ``ignore_label`` is "other".
     """
     vocabulary, stem = encoded.vocabulary, Path(encoded.name).stem
     prediction = encoded.predict(settings, encoded.size)
@@ -89,6 +90,7 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
     content = {
         "image": encoded.name,
         "class_names": vocabulary.names,
+        "class_ids": [entry.id for entry in vocabulary.classes],
         "seen": vocabulary.seen_mask.tolist(),
         "context": encoded.context,
         "ignore_label": vocabulary.ignore_label,
