@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tagclip.config.loading import load_config
 from tagclip.data.datasets.register import register_datasets
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 
 IMAGE, LABEL = np.full((4, 4, 3), 7, np.uint8), np.zeros((4, 4), np.uint8)
 
@@ -252,3 +254,45 @@ def test_what_is_no_regular_suffix_is_not_called_one(tmp_path: Path) -> None:
         _pairs(_entry(tmp_path, labels="other"))
     message = str(caught.value)
     assert "_suffix: " not in message and "in a list, pairs: FILE; or add" in message
+
+
+def test_suffixes_are_texts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="label_suffix is 10, expected a text; put it in quotes"):
+        register_datasets(_config(_entry(tmp_path, label_suffix=10)))
+    with pytest.raises(ConfigError, match="'label_sufix'; did you mean label_suffix"):
+        register_datasets(_config(_entry(tmp_path, label_sufix="10")))
+
+
+def test_the_entries_of_the_documentation(repository: Path, tmp_path: Path) -> None:
+    """docs/own_data.md: its yaml registers folders, and its error is the one that is raised."""
+    text = (repository / "docs" / "own_data.md").read_text()
+    section = text[text.index("### Files and their names") : text.index("### Looking at it")]
+    blocks = re.findall(r"^```yaml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 2
+    (tmp_path / "mine.yaml").write_text(blocks[0] + blocks[1])
+    for name in ("mine", "city"):
+        write_json(tmp_path / f"{name}.json", vocabulary_tree(["cat"]))
+    for subset in ("train", "val"):
+        _write_pairs(
+            [tmp_path / "images" / subset / "a.jpg"], [tmp_path / "labels" / subset / "a.png"]
+        )
+    left, fine = tmp_path / "leftImg8bit" / "train", tmp_path / "gtFine" / "train"
+    for n in range(6):
+        name = f"aachen/aachen_00000{n}_000019"
+        _write(left / f"{name}_leftImg8bit.png", IMAGE)
+        for kind in ("color", "instanceIds", "labelIds", "labelTrainIds"):
+            _write(fine / f"{name}_gtFine_{kind}.png", LABEL)
+    cfg = load_config(tmp_path / "mine.yaml")
+    register_datasets(cfg)
+    assert [len(DatasetCatalog.get(name)) for name in ("mine_train", "mine_val", "city")] == [
+        1,
+        1,
+        6,
+    ]
+    entry = next(dict(e) for e in cfg.DATASETS.FOLDER_DATASETS if e["name"] == "city")
+    line = {key: entry.pop(key) for key in ("image_suffix", "label_suffix")}
+    assert _line({**entry, "name": "mine"}) == line
+    with pytest.raises(DatasetError) as caught:
+        _pairs(entry)
+    (documented,) = re.findall(r"^DatasetError: (.*)$", section, re.MULTILINE)
+    assert documented.split("; ")[1] == str(caught.value).split("; ")[1]
