@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import yaml
@@ -128,8 +129,10 @@ class Pairing:
             below = os.path.relpath(other.root, kind.root)
             inner = None if below.startswith(".") else os.path.join(kind.root, below, "")
             paths = map(str, files_below(kind.root))
+            # Listed paths begin with the folder as pathlib writes it, which is nothing for ".".
+            start = len(str(Path(kind.root, "_"))) - 1
             found[kind.root] = [
-                _File(path, os.path.relpath(stem, kind.root).replace(os.sep, "/"), end[1:].lower())
+                _File(path, stem[start:].replace(os.sep, "/"), end[1:].lower())
                 for path in paths
                 for stem, end in (os.path.splitext(path),)
                 if not (inner and path.startswith(inner))
@@ -284,10 +287,14 @@ class Pairing:
                     ends = image[len(start) :], label[len(start) :]
                     if label.startswith(start) and "/" not in "".join(ends):
                         votes[ends] += 1
-        for ends, _ in votes.most_common(_CANDIDATES):
+        most = max(votes.values(), default=0)
+        for ends, count in votes.most_common(_CANDIDATES):
+            if count < most / 8:
+                break
             pairing = self.named(*ends)
             yield pairing
-            if not pairing._is_complete and (first := pairing._first):
+            is_mixed = self._is_one_folder and not pairing._is_complete
+            if (is_mixed or pairing._has_twins) and (first := pairing._first):
                 # Where two extensions share a name, one of them.
                 image, label = (
                     kind.with_extension(path).suffix

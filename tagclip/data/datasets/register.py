@@ -249,8 +249,8 @@ class _PairedFiles:
         images, labels, unlisted = self._find()
         if self.image_list and self.manifest:
             self._check_manifest(len(images) + len(unlisted))
-        is_misnamed = not images.keys() & labels.keys() and self.advice_on_names()
-        if self.max_pixels is not None and not is_misnamed:
+        may_skip = self.max_pixels is not None
+        if may_skip and (images.keys() & labels.keys() or not self.advice_on_names()):
             return self._usable(images, labels, unlisted)
         if unlisted:
             line, remedy = next(iter(unlisted.items()))

@@ -296,3 +296,24 @@ def test_the_entries_of_the_documentation(repository: Path, tmp_path: Path) -> N
         _pairs(entry)
     (documented,) = re.findall(r"^DatasetError: (.*)$", section, re.MULTILINE)
     assert documented.split("; ")[1] == str(caught.value).split("; ")[1]
+
+
+@pytest.mark.parametrize("root", [".", "./", "data", "./data/", "data/../data", "link", "/"])
+def test_names_begin_below_the_folder_however_it_is_written(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data")
+    folder = tmp_path if root in (".", "./") else tmp_path / "data"
+    monkeypatch.chdir(tmp_path)
+    root = str(folder) + "//" if root == "/" else root
+    _write_pairs([folder / "i" / "a.jpg"], [folder / "l" / "a.png"])
+    _write(folder / "i" / "sub" / "b.jpg", IMAGE)
+    _write(folder / "l" / "sub" / "b.png", LABEL)
+    entry = _entry(tmp_path) | {"images": f"{root}/i", "labels": f"{root}/l"}
+    register_datasets(_config(entry))
+    assert [sample["image_id"] for sample in DatasetCatalog.get("mine")] == ["a", "sub/b"]
+    entry |= {"images": root, "labels": root, "name": "one"}
+    register_datasets(_config(entry))
+    with pytest.raises(DatasetError, match="2 images without label .* such as i/a, i/sub/b"):
+        DatasetCatalog.get("one")
