@@ -146,9 +146,10 @@ def find_target(name: str, vocabulary: Vocabulary) -> Target:
     try:
         DatasetCatalog.get(name)
     except DatasetError as error:
-        # What lacks a partner is listed file by file, unless one line mends all.
+        # What lacks a partner is listed file by file, unless all do or one line mends all.
         is_whole = images.keys() == labels.keys() or registered.advice_on_names()
-        refusal = str(error) if is_whole else ""
+        is_misnamed = not (registered.prepare_command or images.keys() & labels.keys())
+        refusal = str(error) if is_whole or is_misnamed else ""
     samples = [
         Sample(key, images.get(key), labels.get(key)) for key in sorted(images.keys() | labels)
     ]

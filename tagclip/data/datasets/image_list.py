@@ -119,7 +119,9 @@ class ImageList:
         return name if is_its_label else None
 
     def _remedy(self, line: str, images: Mapping[str, str]) -> str:
-        if self.name(line.replace(",", " ").split()[0], images):
+        columns = line.replace(",", " ").split()
+        has_two = len(columns) == 2 and all("/" in plain_name(column) for column in columns)
+        if has_two or self.name(columns[0], images):
             return (
                 "write one name a line, or call the list pairs in place of image_list: labels "
                 "are found by the names of the images"
@@ -134,9 +136,10 @@ class PairList:
     """A text file that names images and their labels, an image and its label on each line.
 
     Between the two stand a tab, a comma or blanks; paths may be in double quotes. A path is one
-    below the folder of its kind, or below that of the text file, or below a folder above that of
-    its kind (as in ``JPEGImages/1.jpg SegmentationClass/1.png``), or an absolute one. An image
-    alone has the label of its name. Lines that begin with # are comments.
+    below the folder of its kind, where it may lack its extension, or below that of the text file,
+    or an absolute one. Those to files in the folder of their kind may also begin at one above it
+    (as in ``JPEGImages/1.jpg SegmentationClass/1.png``). An image alone has the label of its name.
+    Lines that begin with # are comments.
 
     Attributes:
         path: the text file.
@@ -253,16 +256,19 @@ class _Lookup:
 
     def _path(self, text: str, kind: int) -> str | None:
         """The file that a column means."""
-        listed, root = self._lists[kind], self._kinds[kind].root
+        listed, root = self._lists[kind], os.path.abspath(self._kinds[kind].root)
         for written in dict.fromkeys((text, text.replace("\\", "/"))):
-            if os.path.isabs(written) and os.path.isfile(written):
-                return os.path.normpath(written)
+            if os.path.splitext(written)[1].lower() not in _EXTENSIONS:
+                continue
             # Lists of VOC's kind begin with a slash at a folder above.
             below = written.lstrip("/")
-            for folder in (root, os.path.dirname(listed.path), *Path(root).parents):
-                path = os.path.normpath(os.path.join(folder, below))
+            inside = (os.path.join(folder, below) for folder in Path(root).parents)
+            inside = (path for path in map(os.path.normpath, inside) if path.startswith(root + "/"))
+            beside = os.path.join(os.path.dirname(listed.path), below)
+            absolute = (written,) if os.path.isabs(written) else ()
+            for path in (*absolute, os.path.join(root, below), beside, *inside):
                 if os.path.isfile(path):
-                    return path
+                    return os.path.normpath(path)
         files = self._names()[kind]
         name = listed.name(text, files)
         return None if name is None else files[name]

@@ -118,7 +118,8 @@ class Pairing:
     labels: NamedFiles
 
     @cached_property
-    def _is_one_folder(self) -> bool:
+    def is_one_folder(self) -> bool:
+        """Whether images and labels have the same folder."""
         return os.path.realpath(self.images.root) == os.path.realpath(self.labels.root)
 
     @cached_property
@@ -150,7 +151,7 @@ class Pairing:
     def found(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Paths of the images and of the labels by name; several are ambiguous."""
         images, labels = self.images, self.labels
-        one = self._is_one_folder
+        one = self.is_one_folder
         if one and images.stem_suffix == labels.stem_suffix:
             labels, images = self._told_by_extension()
         return self._sorted(images, labels, one), self._sorted(labels, images, one)
@@ -250,7 +251,7 @@ class Pairing:
             return ""
         numbers = [len(self._files[kind.root]) for kind in (self.images, self.labels)]
         # In one folder there may be several kinds of labels.
-        enough = min(numbers) / (_KINDS if self._is_one_folder else 2)
+        enough = min(numbers) / (_KINDS if self.is_one_folder else 2)
         enough = max(enough, 2 if sum(numbers) > 4 else 1)
         candidates = (p for p in self._candidates() if p._score[0] >= enough)
         better = [p for p in candidates if p._score > self._score]
@@ -293,7 +294,7 @@ class Pairing:
                 break
             pairing = self.named(*ends)
             yield pairing
-            is_mixed = self._is_one_folder and not pairing._is_complete
+            is_mixed = self.is_one_folder and not pairing._is_complete
             if (is_mixed or pairing._has_twins) and (first := pairing._first):
                 # Where two extensions share a name, one of them.
                 image, label = (
@@ -317,7 +318,7 @@ class Pairing:
         image, label = self.images.stem_suffix, self.labels.stem_suffix
         doubt = 0 if _IMAGE.search(image) else 1 + bool(_LABEL.search(image))
         doubt += 2 if _DRAWING.search(label) else not _LABEL.search(label)
-        if self._is_one_folder:
+        if self.is_one_folder:
             files = zip(self._first, (False, True), strict=True)
             doubt += sum(2 * (_looks_like_label(path) is not wanted) for path, wanted in files)
         regular = sum(bool(s) and s[0] not in _SEPARATORS for s in (image, label))

@@ -315,7 +315,12 @@ class _PairedFiles:
                 )
         for kind, files in zip(kinds, pairing.found, strict=True):
             if not files:
-                advice = self.advice_on_names()
+                advice = self.advice_on_names() or (
+                    "name the folder of images and that of labels, or the two of each pair in a "
+                    "list, pairs: FILE"
+                    if pairing.is_one_folder
+                    else ""
+                )
                 raise DatasetError(
                     f"dataset {self.name}: no {kind.patterns} {kind.what} in {kind.root}"
                     + (f"; {advice}" if advice else self._advice)

@@ -126,6 +126,7 @@ def test_folders_that_are_links(data: Path) -> None:
     [
         ("a sub/b", "write one name a line", "a\nsub/b"),
         ("a.jpg sub/b.png", "write one name a line", "a.jpg"),
+        ("/images/a.jpg /other/x.png", "write one name a line, or call the list pairs", "a"),
         ("a 1", "write one name a line", "a"),
         ("a b c", "write one name a line", "a"),
         ("../labels/a", "it leads out of the folder: list images below it", "a"),

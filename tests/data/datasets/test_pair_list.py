@@ -139,11 +139,21 @@ def test_what_is_refused_says_what_to_change(
     ],
 )
 def test_what_is_ambiguous_is_refused(data: Path, text: str, found: str, right: str) -> None:
-    for path in ("images/c", "images/c d", "labels/d e.png", "labels/e.png"):
+    for path in ("images/c.jpg", "labels/d e.png", "labels/e.png"):
         (data / path).touch()
     with pytest.raises(DatasetError, match=found):
         _listed(data, text)
     assert len(_listed(data, right)) == 1
+
+
+def test_files_of_others_above_the_folder_are_not_taken(data: Path, tmp_path: Path) -> None:
+    for name in ("a", "a.jpg", "gone.jpg", "x1.png", "x1", "other/gone.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert _listed(data, "a x1\n") == _listed(data, "a.jpg x1.png") == {"a.jpg": "x1.png"}
+    for line in ("gone.jpg x1.png", "other/gone.jpg x1.png"):
+        with pytest.raises(DatasetError, match="mend the paths"):
+            _listed(data, line)
 
 
 def test_files_anywhere(data: Path, tmp_path: Path) -> None:

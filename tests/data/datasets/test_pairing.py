@@ -256,6 +256,24 @@ def test_what_is_no_regular_suffix_is_not_called_one(tmp_path: Path) -> None:
     assert "_suffix: " not in message and "in a list, pairs: FILE; or add" in message
 
 
+def test_folders_of_images_and_labels_side_by_side(tmp_path: Path) -> None:
+    """LoveDA: the parts of a data set, each with two folders, are entries of their own."""
+    expected = {}
+    for part in ("Urban", "Rural"):
+        for n in range(3):
+            image = _write(tmp_path / "Train" / part / "images_png" / f"{n}.png", IMAGE)
+            expected[image] = _write(tmp_path / "Train" / part / "masks_png" / f"{n}.png", LABEL)
+    with pytest.raises(DatasetError, match="name the folder of images and that of labels, or"):
+        _pairs(_entry(tmp_path, "Train", "Train"))
+    found = {}
+    for part in ("Urban", "Rural"):
+        found |= _pairs(_entry(tmp_path, f"Train/{part}/images_png", f"Train/{part}/masks_png"))
+    lines = [f"{i}\t{j}".replace(str(tmp_path), "") for i, j in expected.items()]
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    listed = _pairs(_entry(tmp_path, "Train", "Train", pairs=str(tmp_path / "pairs.txt")))
+    assert found == listed == expected
+
+
 def test_suffixes_are_texts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="label_suffix is 10, expected a text; put it in quotes"):
         register_datasets(_config(_entry(tmp_path, label_suffix=10)))
