@@ -46,6 +46,7 @@ FORMATS = (
     "yolo-seg",
 )
 _EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"}
+_LOSSY = (".jpg", ".jpeg")
 # Class lists as other tools call them, beside the masks or above.
 _CLASS_FILES = ("vocabulary.json", "labelmap.txt", "class_dict.csv", "label_colors.txt")
 _INDEX = "index.json"
@@ -381,7 +382,9 @@ def _convert(
         bad += bool(done.unknown)
         num_new += done.is_new
     if unknown and args.unknown == "error":
-        raise DatasetError(_unknown_message(args.source, unknown, bad, len(tasks), table))
+        is_lossy = any(_source(task).lower().endswith(_LOSSY) for task in tasks)
+        message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
+        raise DatasetError(message)
     _write_index(args, tasks, outputs, table, {**unknown, **unknown_names})
     line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
     line += f"{len(tasks) - num_new} kept"
@@ -408,17 +411,28 @@ def _source(task: MaskFile | tuple[AnnotatedImage, Path]) -> str:
 
 
 def _unknown_message(
-    source: Path, unknown: Counter[Pixel], bad: int, files: int, table: ClassTable
+    source: Path,
+    unknown: Counter[Pixel],
+    bad: int,
+    files: int,
+    table: ClassTable,
+    is_lossy: bool,
 ) -> str:
     name = table.vocabulary.name
     texts = [
         f"{_text(pixel)} ({number} pixels{_nearest(pixel, table)})"
         for pixel, number in unknown.most_common()
     ]
+    remedy = "add them to the class list (--scan prints a table to fill in)"
+    if is_lossy or len(unknown) > _ROWS:
+        remedy = (
+            "compression with loss or resizing has changed them: pass --threshold 128 if there are "
+            "two classes, else export the masks again as PNG"
+        )
     return (
         f"{source}: {bad} of {files} masks have colours or values that {name} lacks: "
-        f"{listed(texts, 5, ', ')}; add them to the class list (--scan prints a table to fill "
-        "in), or pass --unknown ignore; the other masks are converted"
+        f"{listed(texts, 5, ', ')}; {remedy}, or pass --unknown ignore; the other masks are "
+        "converted"
     )
 
 

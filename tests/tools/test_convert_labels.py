@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,11 +160,14 @@ def test_values_are_mapped(tool: ModuleType, tmp_path: Path) -> None:
 
 def test_compressed_masks_of_two_values(tool: ModuleType, tmp_path: Path) -> None:
     square = np.zeros((32, 32), np.uint8)
-    square[8:24, 8:24] = 255
+    square[5:25, 5:25] = 255
     (tmp_path / "m").mkdir()
     Image.fromarray(square).save(tmp_path / "m" / "x.jpg", quality=50)
     run(tool, tmp_path / "m", "--threshold", 128, "--output", tmp_path / "o")
     assert np.array_equal(read_label(tmp_path / "o" / "x.png"), square // 255)
+    (tmp_path / "two.csv").write_text("name,id\nrest,0\ncrack,255\n")
+    with pytest.raises(DatasetError, match="with loss .* pass --threshold 128 if"):
+        run(tool, tmp_path / "m", "--classes", tmp_path / "two.csv", "--output", tmp_path / "o2")
     assert Vocabulary.from_json(tmp_path / "o/vocabulary.json").names == [
         "background",
         "foreground",
@@ -400,3 +405,54 @@ def test_a_folder_that_cannot_be_written(tool: ModuleType, masks: Path, tmp_path
     with pytest.raises(ConfigError, match="--output .*o: cannot be written"):
         run(tool, masks, "--classes", tmp_path / "classes.csv", "--output", tmp_path / "o")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_commands_of_the_docs(
+    tool: ModuleType,
+    masks: Path,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """On the smallest files that they need."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cvat/SegmentationClass", "colors", "ids", "cracks", "annotated", "yolo"):
+        Path(name).mkdir(parents=True)
+    for folder in ("cvat/SegmentationClass", "colors"):
+        Image.fromarray(COLORS[ids(0)]).save(f"{folder}/x.png")
+    names = {"background": (0, 0, 0), "sand": (194, 178, 128), "red": (220, 20, 60)}
+    lines = (f"{name}:{','.join(map(str, color))}::" for name, color in names.items())
+    Path("cvat/labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *lines]))
+    rows = enumerate(names.items())
+    calls = [f"Label('{n}', {i}, {i}, 'x', 0, False, False, {c})," for i, (n, c) in rows]
+    Path("labels.py").write_text("\n".join(["labels = [", *calls, "]"]))
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save("ids/x.png")
+    Path("names.csv").write_text("name,id\nrest,0\ncrack,1\n")
+    Path("values.csv").write_text("value,id\n0,0\n255,1\n")
+    Image.new("L", (8, 8)).save("cracks/x.jpg")
+    coco(tmp_path).rename("instances.json")
+    square = {"label": "a", "shape_type": "rectangle", "points": [[1, 1], [3, 3]]}
+    size = {"imageHeight": 8, "imageWidth": 8}
+    Path("annotated/x.json").write_text(
+        json.dumps({"imagePath": "x.jpg", "shapes": [square], **size})
+    )
+    for folder in ("images", "labels"):
+        Path("yolo", folder).mkdir()
+    Image.new("RGB", (8, 8)).save("yolo/images/x.jpg")
+    Path("yolo/labels/x.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9")
+    Path("yolo/data.yaml").write_text("names: [cat]")
+    page = (repository / "docs" / "own_data.md").read_text()
+    sections = [
+        page.split(f"\n### {title}\n")[1].split("\n##")[0]
+        for title in ("Colour masks, other values, compressed masks", "COCO, labelme, YOLO")
+    ]
+    blocks = re.findall(r"```sh\n(.*?)```", "".join(sections), re.DOTALL)
+    commands = [line.split(">")[0] for block in blocks for line in block.splitlines()]
+    assert len(commands) == 9
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        assert words[:3] == ["tagclip", "labels", "convert"]
+        run(tool, *words[3:])
+    assert len(list(tmp_path.glob("labels*/index.json"))) == 8
+    assert (read_label("labels_yolo/x.png") == 1).any()

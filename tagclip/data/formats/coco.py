@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tagclip.data.formats.annotation import AnnotatedImage, Segment, polygons_mask, rle_mask
-from tagclip.data.formats.tree import located, need, read_json
+from tagclip.data.formats.export_file import located, need, read_json
 from tagclip.data.raster import read_raster
 from tagclip.errors import DatasetError
 
@@ -26,7 +26,7 @@ def class_names(path: Path) -> tuple[str, ...]:
     Raises:
         DatasetError: the file is damaged.
     """
-    return tuple(name for name, _ in _categories(read_json(path), path).values())
+    return tuple(name for name, _ in _categories(read_json(path, "COCO"), path).values())
 
 
 def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
@@ -43,7 +43,7 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
     Raises:
         DatasetError: the file is damaged.
     """
-    tree = read_json(path)
+    tree = read_json(path, "COCO")
     categories = _categories(tree, path)
     annotations: dict[int, list[tuple[str, Any]]] = {}
     for index, annotation in enumerate(need(tree, "annotations", list, str(path))):

@@ -14,7 +14,7 @@ import numpy as np
 
 from tagclip.data.formats.json_items import json_items
 from tagclip.errors import DatasetError
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, shortened
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
@@ -22,11 +22,13 @@ __all__ = [
     "find_image",
     "located",
     "located_mask",
+    "need",
     "read_items",
     "read_json",
     "report_left_out",
 ]
 
+_KINDS = {dict: "an object { }", list: "a list", str: "a text", int: "an integer"}
 _LOGGER = logging.getLogger(__name__)
 # What a damaged file can raise while its parts are looked up and converted.
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
@@ -42,13 +44,8 @@ def read_json(path: str | Path, tool: str) -> Any:
     Raises:
         DatasetError: it is missing, or no json.
     """
-    try:
+    with _json_of(path, tool):
         return load_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(
-            f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
-            "path, or export it again"
-        ) from error
 
 
 def read_items(path: str | Path, tool: str) -> Iterator[Any]:
@@ -62,14 +59,37 @@ def read_items(path: str | Path, tool: str) -> Iterator[Any]:
     Raises:
         DatasetError: it is missing, or no json.
     """
+    with _json_of(path, tool), open(path, encoding="utf-8-sig") as file:
+        yield from json_items(file)
+
+
+@contextmanager
+def _json_of(path: str | Path, tool: str) -> Iterator[None]:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            yield from json_items(file)
+        yield
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
             "path, or export it again"
         ) from error
+
+
+def need(tree: object, key: str, kind: type, where: str) -> Any:
+    """Value of a key.
+
+    Args:
+        tree: should be an object that has it.
+        kind: dict, list, str or int.
+        where: begins the message.
+
+    Raises:
+        DatasetError: there is no such value.
+    """
+    value = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = shortened(repr(value), 60)
+        raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
+    return value
 
 
 def find_image(names: Sequence[str], images: str | Path | None) -> str:

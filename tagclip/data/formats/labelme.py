@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from tagclip.data.datasets.walk import files_below
 from tagclip.data.formats.annotation import AnnotatedImage, Segment
-from tagclip.data.formats.tree import need, read_json
+from tagclip.data.formats.export_file import located, need, read_json
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
 
@@ -29,7 +29,7 @@ _LINE_WIDTH, _POINT_RADIUS = 10, 5
 # Least number of points by shape.
 _POINTS = {
     "polygon": 3,
-    "oriented_rectangle": 3,
+    "oriented_rectangle": 4,
     "rectangle": 2,
     "circle": 2,
     "line": 2,
@@ -50,7 +50,8 @@ def class_names(path: Path) -> tuple[str, ...]:
     folder = path if path.is_dir() else path.parent
     for place in (folder, folder.resolve().parent):
         if (place / "labels.txt").is_file():
-            lines = (place / "labels.txt").read_text(encoding="utf-8").splitlines()
+            with located(place / "labels.txt"):
+                lines = (place / "labels.txt").read_text(encoding="utf-8").splitlines()
             names = [line.strip() for line in lines if line.strip()]
             break
     else:
@@ -70,7 +71,7 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
     """
     root = path if path.is_dir() else path.parent
     for json in _files(path):
-        tree = read_json(json)
+        tree = read_json(json, "labelme")
         # Written on another system, the path has backslashes.
         written = need(tree, "imagePath", str, str(json)).replace("\\", "/")
         file = (json.parent.relative_to(root) / PureWindowsPath(written).name).as_posix()
@@ -95,7 +96,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _shapes(json: Path) -> list[tuple[str, dict[str, Any]]]:
-    shapes = need(read_json(json), "shapes", list, str(json))
+    shapes = need(read_json(json, "labelme"), "shapes", list, str(json))
     return [
         (need(shape, "label", str, f"{json}, shapes[{n}]"), shape) for n, shape in enumerate(shapes)
     ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from tagclip.data.datasets.walk import files_below
 from tagclip.data.formats.annotation import AnnotatedImage, Segment, polygons_mask
-from tagclip.data.formats.tree import located
+from tagclip.data.formats.export_file import located
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
 from tagclip.utils.text import one_line
@@ -46,7 +46,8 @@ def class_names(path: Path) -> tuple[str, ...]:
             return _names(tree["names"], file)
     for file in (root / name for name in _NAME_LISTS):
         if file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
+            with located(file):
+                lines = file.read_text(encoding="utf-8").splitlines()
             return tuple(line.strip() for line in lines if line.strip())
     raise DatasetError(
         f"{path}: found no class names, expected a yaml file with names, or {_NAME_LISTS[0]}; "

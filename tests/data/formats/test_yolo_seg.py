@@ -72,6 +72,9 @@ def test_damaged_names(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "x.yaml").unlink()
     with pytest.raises(DatasetError, match="found no class names"):
         class_names(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"\xff")
+    with pytest.raises(DatasetError, match=r"classes\.txt: found damaged"):
+        class_names(tmp_path)
 
 
 @pytest.mark.parametrize(
