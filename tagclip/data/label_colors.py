@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from tagclip.errors import DatasetError, VocabularyError
+from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["ColorTable", "color_table"]
@@ -55,7 +54,7 @@ class ColorTable:
             if given.setdefault(tuple(color), value) != value:
                 other = self.names[self.values.tolist().index(given[tuple(color)])]
                 raise VocabularyError(
-                    f"color {color} is of {other!r} and of {name!r}; give one of them another"
+                    f"color {color} is of {other} and of {name}; give one of them another"
                 )
         if not given:
             raise VocabularyError("found no color, expected one per class; add them")
@@ -90,37 +89,26 @@ class ColorTable:
         distance = ((self.colors.astype(np.int32) - np.array(color, np.int32)) ** 2).sum(axis=1)
         return int(distance.argmin())
 
-    def describe_unknown(self, rgb: np.ndarray) -> str:
-        """The unknown colours as text: number, the first five with pixels, the nearest known."""
+    def unknown_text(self, rgb: np.ndarray) -> str:
+        """What is wrong with an image of unknown colours, and what to do: five, with pixels and the
+        nearest known one."""
         unknown = self.unknown_colors(rgb)
         texts = []
         for color, pixels in list(unknown.items())[:_SHOWN]:
             place = self.nearest(color)
             texts.append(
                 f"{list(color)} ({pixels} pixels, nearest is {self.colors[place].tolist()} of "
-                f"{self.names[place]!r})"
+                f"{self.names[place]})"
             )
         more = f", and {len(unknown) - _SHOWN} more" * (len(unknown) > _SHOWN)
-        return f"{len(unknown)} unknown colours: {', '.join(texts)}{more}"
-
-    def __call__(self, rgb: np.ndarray, path: str | Path) -> np.ndarray:
-        """`look_up` that refuses unknown colours.
-
-        Raises:
-            DatasetError: there are some.
-        """
-        values = self.look_up(rgb)
-        if (values == self.unknown).any():
-            unknown = self.unknown_colors(rgb)
-            blends = len(unknown) > len(self.colors)
+        remedy = 'add them in the vocabulary json, as "color" of a class or "ignore_color"'
+        if len(unknown) > len(self.colors):
             remedy = (
-                "the file was resized, smoothed or compressed with loss: write it again from its "
-                "source without that"
-                if blends
-                else 'add them in the vocabulary json, as "color" of a class or "ignore_color"'
+                "the file was resized, smoothed or compressed with loss: write it again without "
+                "that, from its source"
             )
-            raise DatasetError(f"{path}: {self.describe_unknown(rgb)}; {remedy}")
-        return values
+        number = f"{len(unknown)} unknown colour{'s' * (len(unknown) != 1)}"
+        return f"{number}: {', '.join(texts)}{more}; {remedy}"
 
 
 def _packed(rgb: np.ndarray) -> np.ndarray:
@@ -136,7 +124,7 @@ def color_table(vocabulary: Vocabulary) -> ColorTable | None:
     Raises:
         VocabularyError: two classes have one colour.
     """
-    rows = [(e.color, e.id, e.name) for e in vocabulary.classes if e.color is not None]
+    rows = [(e.color, e.id, repr(e.name)) for e in vocabulary.classes if e.color is not None]
     if not rows:
         return None
     rows += [(color, vocabulary.ignore_label, "unlabelled") for color in vocabulary.ignore_colors]

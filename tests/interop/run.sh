@@ -55,6 +55,7 @@ for tool in "$@"; do
 		table+=("$tool|failed|$versions: $(tail -n 1 "$log" | tr -d =)")
 	fi
 	printf '%s\n' "${table[-1]}"
+	grep '^SKIPPED' "$log"
 done
 printf '\n%-16s %-24s %s\n' tool result "packages, tests"
 for row in "${table[@]}"; do

@@ -103,12 +103,15 @@ def test_palette_labels_are_read_as_indices(bench: Bench) -> None:
 
 
 def test_rgb_label(bench: Bench) -> None:
-    bench.save_labels(lambda label: np.stack([label] * 3, axis=2))
-    bench.refused_label("label must be single-channel with", "; found RGB; run the dataset's prep")
+    """Colours, although the class list has none."""
+    bench.save_labels(lambda label: np.stack([label, label // 2, label], axis=2))
+    bench.refused_label("label file has colours, vocabulary", 'give every class its "color"')
     name = bench.cfg.DATASETS.TRAIN[0]
     code, reports, _ = bench.validate(name)
     found = problems(reports[name])["label_channels"]
-    assert (code, found["count"]) == (1, 1) and "RGB" in found["examples"][0] and found["advice"]
+    assert (
+        (code, found["count"]) == (1, 1) and "colours" in found["examples"][0] and found["advice"]
+    )
 
 
 def test_labels_of_sixteen_bits(bench: Bench) -> None:
@@ -154,7 +157,7 @@ def test_other_ignore_value_is_found(bench: Bench) -> None:
     images = sum(bool((label == VOID).any()) for label in labels.values())
     assert code == 1 and "254 instead of 255 for unlabelled pixels" in said
     assert reports[name]["unknown"] == [{"value": 254, "pixels": ignored, "images": images}]
-    assert '"ignore_label": 254 in the vocabulary json' in said
+    assert '"ignore_label": [255, 254] in the vocabulary json' in said
     for entry in reports[name]["classes"]:
         pixels = sum(int((label == entry["id"]).sum()) for label in labels.values())
         assert entry["pixels"] == pixels
@@ -232,7 +235,7 @@ def test_class_without_a_true_pixel(bench: Bench) -> None:
     said = bench.said()
     assert "IoU undefined (no labelled pixel) for: sofa" in said
     (row,) = [line for line in said.splitlines() if line.startswith("mIoU ")]
-    assert row.split() == ["mIoU", f"{result['mIoU']:.2f}", "4"]
+    assert row.split() == ["mIoU", f"{result['mIoU']:.2f}", "4", "of", "5"]
 
 
 def test_mean_over_an_undefined_class(bench: Bench) -> None:
@@ -245,4 +248,4 @@ def test_mean_over_an_undefined_class(bench: Bench) -> None:
     assert len(seen) == len(TOY_NAMES) - len(TOY_UNSEEN) - 1
     assert result["mIoU-seen"] == pytest.approx(np.mean(seen))
     (row,) = [line for line in bench.said().splitlines() if line.startswith("mIoU-seen ")]
-    assert row.split() == ["mIoU-seen", f"{result['mIoU-seen']:.2f}", "2"]
+    assert row.split() == ["mIoU-seen", f"{result['mIoU-seen']:.2f}", "2", "of", "3"]

@@ -16,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from helpers.labelled_images import NAMES, labelled_images, odd_vocabulary
+from helpers.shell_blocks import run_blocks, shell_blocks
 from helpers.tiny_run import changed, exit_of, load_tool, write_tiny_dataset
 from helpers.toy_dataset import forget, write_json
 from helpers.toy_evaluation import IDS, Toy
@@ -25,7 +26,6 @@ from pycocotools.coco import COCO
 
 from tagclip import ZeroShotTrainer
 from tagclip.errors import ConfigError, DatasetError
-from tagclip.visualization.prediction_page import label_image
 
 
 @pytest.fixture
@@ -157,10 +157,12 @@ def test_a_run_knows_its_own_datasets(tool: ModuleType, tiny_cfg: CfgNode, tmp_p
 def test_label_files(tool: ModuleType, tmp_path: Path, suffix: str) -> None:
     """As those of the demo, whose pictures lie beside them, or alone; 16 bits, folders, umlauts."""
     vocabulary, images = odd_vocabulary(), labelled_images(tmp_path / "images")
+    ids = [entry.id for entry in vocabulary.classes]
+    values = np.array([*ids, vocabulary.ignore_label], np.uint16)
     for image in images:
         path = tmp_path / "masks" / f"{image.stem}{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        label_image(image.labels, vocabulary).save(path)
+        Image.fromarray(values[image.labels]).save(path)
         if suffix == "_labels.png":
             Image.open(image.path).save(tmp_path / "masks" / f"{image.stem}.png")
     classes = [{"id": entry.id, "name": entry.name} for entry in vocabulary.classes]
@@ -256,8 +258,22 @@ def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -
         assert exit_of(tool.parse_args, [str(folder), "--output=x", *more]) == 2
 
 
-def test_the_commands_of_the_docs(tool: ModuleType, repository: Path) -> None:
-    text = (repository / "docs" / "own_data.md").read_text().replace("\\\n", " ")
-    commands = [line for line in text.splitlines() if line.startswith("tagclip labels export ")]
-    asked = [tool.parse_args(shlex.split(line)[3:]) for line in commands]
-    assert {args.to for args in asked} == set(tool.FILES)
+def test_the_commands_of_the_docs(tool: ModuleType, repository: Path, tmp_path: Path) -> None:
+    """Those without a model are run, on label files as the demo writes them."""
+    page = (repository / "docs" / "own_data.md").read_text()
+    section = page.split("\n## Predictions for other tools\n")[1].split("\n## ")[0]
+    blocks = shell_blocks(section)
+    lines = "".join(block.text for block in blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line) for line in lines if line.startswith("tagclip labels export ")]
+    assert {tool.parse_args(each[3:]).to for each in words} == set(tool.FILES)
+    for folder in ("datasets/minibench/images/val", "out/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (5, 4)).save(tmp_path / "datasets/minibench/images/val/0.png")
+    label = np.array([[0, 1, 2, 3, 255]] * 4, np.uint8)
+    Image.fromarray(label).save(tmp_path / "out" / "val" / "0_labels.png")
+    run_blocks(blocks, tmp_path, "docs/own_data.md")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*.*")}
+    assert found == {
+        "val/0_labels.png", "labelme/0.json", "labelme/labels.txt", "coco/annotations.json",
+        "label_studio/tasks.json", "label_studio/label_config.xml",
+    }  # fmt: skip

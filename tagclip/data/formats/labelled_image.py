@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 __all__ = ["LabelledImage", "Shapes", "class_masks", "labels_and_scores"]
 
-# How a region is written: "polygons", which people can edit, or "masks".
-Shapes = str
+# How regions are written: polygons can be edited everywhere.
+Shapes = Literal["polygons", "masks"]
 
 
 @dataclass(frozen=True)
