@@ -70,7 +70,7 @@ def _json_of(path: str | Path, tool: str) -> Iterator[None]:
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
-            "path, or export it again"
+            "path, unpack a zip, or export it again"
         ) from error
 
 

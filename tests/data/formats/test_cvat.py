@@ -134,7 +134,7 @@ def test_no_entity_is_expanded(tmp_path: Path, doctype: str) -> None:
             function(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"<html></html>", b"\xff\xfe\0\0"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"<html></html>", b"\xff\xfe\0\0", b"PK\3\4"])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.xml"
     path.write_bytes(content)
