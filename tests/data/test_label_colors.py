@@ -197,10 +197,10 @@ def test_labels_need_no_more_than_two_steps(
 
 
 def test_class_lists_of_the_docs(repository: Path) -> None:
-    text = (repository / "docs" / "own_data.md").read_text(encoding="utf-8")
+    text = (repository / "docs" / "label_files.md").read_text(encoding="utf-8")
     section = text.partition("## Images and masks\n")[2].partition("\n## ")[0]
     blocks = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
-    lists = [Vocabulary.from_text(block, "", "docs/own_data.md") for block in blocks]
+    lists = [Vocabulary.from_text(block, "", "docs/label_files.md") for block in blocks]
     assert [v.name for v in lists] == ["scenes", "cracks"]
     assert {v.seen for v in lists} == {(True, False)}
     assert color_table(lists[0]).values.tolist() == [0, 1, 255]

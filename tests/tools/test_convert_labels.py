@@ -456,7 +456,7 @@ def test_the_commands_of_the_docs(
     Image.new("RGB", (8, 8)).save("yolo/images/x.jpg")
     Path("yolo/labels/x.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9")
     Path("yolo/data.yaml").write_text("names: [cat]")
-    page = (repository / "docs" / "own_data.md").read_text()
+    page = (repository / "docs" / "other_tools.md").read_text()
     sections = [
         page.split(f"\n### {title}\n")[1].split("\n##")[0]
         for title in ("Colour masks, other values, compressed masks", "COCO, labelme, YOLO")
