@@ -74,6 +74,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         f"or labels.py (default: {', '.join(_CLASS_FILES)} in the folder of masks or above)",
     )
     parser.add_argument("--dataset", metavar="NAME", help="the classes of a registered dataset")
+    parser.add_argument(
+        "--labels",
+        choices=("ids", "colors"),
+        help="what the pixels are (default: as the vocabulary json says, else judged by the file)",
+    )
     parser.add_argument("--ids", type=Path, help="csv value,id: what the values in masks become")
     parser.add_argument(
         "--threshold", type=int, help="masks of two values: this and brighter is the second class"
@@ -102,11 +107,15 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--workers: expected 0 or more")
     if parsed.classes and parsed.dataset:
         parser.error("expected --classes or --dataset, not both")
-    for option in ("scan", "ids", "threshold") if parsed.form else ("images", "unlabelled"):
+    for option in (
+        ("scan", "labels", "ids", "threshold") if parsed.form else ("images", "unlabelled")
+    ):
         if getattr(parsed, option) not in (None, False):
             parser.error(f"--{option}: not {'with' if parsed.form else 'without'} --from")
-    if parsed.ids and parsed.threshold is not None:
-        parser.error("expected --ids or --threshold, not both")
+    if (parsed.ids or parsed.labels) and parsed.threshold is not None:
+        parser.error("expected --threshold without --ids and --labels")
+    if parsed.ids and parsed.labels == "colors":
+        parser.error("expected --ids or --labels colors, not both")
     return parsed
 
 
@@ -237,13 +246,18 @@ def convert_masks(args: argparse.Namespace) -> None:
     conversion = Conversion(
         tuple(table.colors.items()),
         tuple(values.items()),
-        "ids" if args.ids else vocabulary.labels,
+        args.labels or ("ids" if args.ids else vocabulary.labels),
         args.threshold,
         vocabulary.ignore_label,
         args.unknown == "ignore",
         _palette(vocabulary),
         args.overwrite,
     )
+    if args.output.resolve().is_relative_to(args.source.resolve()):
+        raise ConfigError(
+            f"--output {args.output}: lies in the folder of the masks, expected another; the masks "
+            "stay as they are"
+        )
     tasks = [
         MaskFile(path, _output(args.output, path.relative_to(args.source)))
         for path in find_masks(args.source)

@@ -146,8 +146,10 @@ def find_target(name: str, vocabulary: Vocabulary) -> Target:
     try:
         DatasetCatalog.get(name)
     except DatasetError as error:
-        # What lacks a partner is listed file by file.
-        refusal = str(error) if images.keys() == labels.keys() else ""
+        # What lacks a partner is listed file by file, unless all do or one line mends all.
+        is_whole = images.keys() == labels.keys() or registered.advice_on_names()
+        is_misnamed = not (registered.prepare_command or images.keys() & labels.keys())
+        refusal = str(error) if is_whole or is_misnamed else ""
     samples = [
         Sample(key, images.get(key), labels.get(key)) for key in sorted(images.keys() | labels)
     ]
@@ -184,7 +186,8 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
     if target.refusal:
         found.note("refused", target.refusal)
     images = {sample.key for sample in target.samples if sample.image}
-    for sample in target.samples:
+    # Own labels of that name need no conversion, but a label_suffix.
+    for sample in target.samples if target.prepare_command else ():
         key = sample.key.removesuffix(_MMSEG_SUFFIX)
         if sample.image is None and key != sample.key and key in images:
             found.note("naming", sample.label)

@@ -43,8 +43,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow raises on damaged files of the common formats.
+# What Pillow raises on damaged files. The second line: TIFF tags of wrong types or sizes.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_DAMAGE += (TypeError, KeyError, OverflowError, MemoryError)
 # Values of 14 bits end here when 16 bits are read as 8.
 _DARK = 64
 DARK_REMEDY = (
@@ -260,7 +261,7 @@ def _exif_orientation(image: Image.Image, path: str | Path) -> int:
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         return orientation if isinstance(orientation, int) else 1
-    except (*_DAMAGE, KeyError, TypeError):
+    except _DAMAGE:
         log_first_n(
             logging.WARNING,
             f"{path}: damaged EXIF data; this image and others like it are read unrotated",

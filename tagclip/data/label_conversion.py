@@ -58,8 +58,9 @@ class Conversion:
         colors: pairs of a colour and its label value.
         values: pairs of a value in mask files and its label value.
         kind: "colors", "ids", or "" to tell by each file: gray values are ids, unless only the
-            colours explain them; colours are colours, unless all channels are one id; a palette
-            is one of colours if all that occur are known.
+            colours explain them; colours are colours, unless all channels are one id; of a
+            palette the reading counts that explains all pixels, and where both do and differ,
+            the file is refused.
         threshold: if not None, gray values below it become ``values`` of 0, others that of 1.
         ignore_label: what unknown pixels become if `ignore_unknown`.
         palette: colour by label value, for the files.
@@ -104,35 +105,56 @@ class Conversion:
                 brightness = raster.palette.max(1)[raster.values]
             return self._by_value((brightness >= self.threshold).astype(np.uint8))
         if raster.values.ndim == 3:
-            return self._of_colors(_color_bytes(raster.values, path))
+            pixels = _color_bytes(raster.values, path)
+            found = None if self.kind else self._by_color(pixels)
+            if found and not found[1]:
+                return found
+            # Ids in all channels, as cv2.merge writes them.
+            is_gray = (pixels[..., :3] == pixels[..., :1]).all() and _is_opaque(pixels)
+            return self._settled(pixels[..., 0] if is_gray else None, pixels, path)
         if self.kind == "ids" or not self.colors:
             return self._by_value(raster.values)
         if raster.palette is None:
             return self._of_grays(raster.values)
         table = np.zeros((max(256, len(raster.palette)), 3), np.uint8)
         table[: len(raster.palette)] = raster.palette
-        label, unknown = self._by_color(table[raster.values])
-        return self._by_value(raster.values) if unknown and not self.kind else (label, unknown)
+        return self._settled(raster.values, table[raster.values], path)
 
-    def _of_colors(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
-        """Of (H, W, 3 or 4) uint8."""
-        found = self._by_color(pixels)
-        if self.kind == "colors" or (self.kind == "" and not found[1]):
-            return found
-        # Ids in all channels, as cv2.merge writes them.
-        if (pixels[..., :3] == pixels[..., :1]).all() and _is_opaque(pixels):
-            ids = self._by_value(pixels[..., 0])
-            if self.kind == "ids" or not ids[1]:
-                return ids
-        return found
+    def _settled(
+        self, ids: np.ndarray | None, pixels: np.ndarray, path: Path
+    ) -> tuple[np.ndarray, dict[Pixel, int]]:
+        """Of pixels (H, W, 3 or 4) that may have ids (H, W) as well."""
+        if self.kind == "ids" and ids is None:
+            raise DatasetError(
+                f"{path}: mask has colours, expected ids, as asked for; pass --labels colors"
+            )
+        if self.kind == "colors" or ids is None:
+            return self._by_color(pixels)
+        by_id = self._by_value(ids)
+        if self.kind == "ids" or not self.colors:
+            return by_id
+        by_color = self._by_color(pixels)
+        if by_id[1]:
+            return min(by_color, by_id, key=lambda found: sum(found[1].values()))
+        differ = by_id[0] != by_color[0]
+        if not by_color[1] and differ.any():
+            y, x = np.unravel_index(np.argmax(differ), differ.shape)
+            classes = f"{by_id[0][y, x]} and {by_color[0][y, x]}"
+            raise DatasetError(
+                f"{path}: value {ids[y, x]} at ({x},{y}) and its colour "
+                f"{pixels[y, x, :3].tolist()} are of two classes, with the ids {classes}; pass "
+                "--labels ids or --labels colors, whichever is right"
+            )
+        return by_id
 
     def _of_grays(self, values: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
         """Of (H, W) gray values: ids, unless only the colours explain all of them."""
         known = {v for v, _ in self.values} - {v for v, i in self.values if i == self.ignore_label}
         found = set(np.unique(values).tolist())
         grays = {color[0] for color, _ in self.colors if len(set(color)) == 1}
-        if found <= grays and not found <= known:
-            return self._by_color(np.repeat(values[..., None], 3, axis=2).astype(np.uint8))
+        is_color = found <= grays and not found <= known
+        if values.dtype == np.uint8 and (is_color or self.kind == "colors"):
+            return self._by_color(np.repeat(values[..., None], 3, axis=2))
         return self._by_value(values)
 
     def _by_value(self, values: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:

@@ -19,11 +19,12 @@ from tagclip.data.label_remedies import (
     value_ranges,
 )
 from tagclip.data.raster import read_raster
-from tagclip.errors import DatasetError
+from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["LabelColorError", "check_label", "look_up", "read_indices", "read_label"]
 
+_ALL_COLORS = ', or, if all label files are colours, say "labels": "colors" in the vocabulary json'
 _JPEG = b"\xff\xd8\xff"
 
 
@@ -113,7 +114,7 @@ def _only_ids(
         where = "expected label values" if vocabulary is None else "labels is 'ids'"
         raise LabelColorError(
             f"{path}: label file has colours, {where}; save the ids as gray PNG"
-            + ("" if vocabulary is None else ', or say "labels": "colors" in the vocabulary json')
+            + ("" if vocabulary is None else _ALL_COLORS)
         )
     return ids
 
@@ -126,10 +127,10 @@ def _by_colors(
     vocabulary: Vocabulary,
 ) -> np.ndarray:
     """Label values by ids (H, W), or by the colours rgb (H, W, 3), or those of the palette."""
-    table = color_table(vocabulary)
+    table = _table(vocabulary, is_needed=ids is None)
+    if table is None and ids is not None:
+        return ids
     if table is None:
-        if ids is not None:
-            return ids
         raise LabelColorError(
             f"{path}: label file has colours, vocabulary {vocabulary.name} has none; give every "
             'class its "color": [red, green, blue] in the json (tagclip labels convert --scan '
@@ -144,7 +145,8 @@ def _by_colors(
     if ids.dtype != np.uint8:
         raise LabelColorError(
             f"{path}: label file has one number of more than 8 bits per pixel, labels is 'colors'; "
-            'say "labels": "ids" in the vocabulary json'
+            'save it as colours, or, if all label files hold ids, say "labels": "ids" in the '
+            "vocabulary json"
         )
     # Of each index once. The refusal counts pixels.
     colors = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
@@ -158,6 +160,15 @@ def _by_colors(
     lut = np.zeros(256, values.dtype)
     lut[used] = values[0]
     return look_up(lut, ids)
+
+
+def _table(vocabulary: Vocabulary, is_needed: bool) -> ColorTable | None:
+    try:
+        return color_table(vocabulary)
+    except VocabularyError:
+        if is_needed:
+            raise
+        return None
 
 
 def _settled(

@@ -69,6 +69,8 @@ def _read(image: Image.Image, path: str | Path) -> Raster:
         return _read_exactly(image, path)
     if image.mode == "F" or image.mode.startswith("I"):
         return Raster(_integers(_numbers(image, path), path), None)
+    if image.format == "BMP" and image.mode == "1":
+        _check_bits_of_bmp(path)
     values = np.asarray(image)
     if image.mode in ("1", "L"):
         return Raster(_gray(values.astype(np.uint8, copy=False), image, layout), None)
@@ -106,6 +108,17 @@ def _check_page_count(pages: int, path: str | Path) -> None:
         )
 
 
+def _check_bits_of_bmp(path: str | Path) -> None:
+    with open(path, "rb") as file:
+        bits = file.read(30)[28]
+    if bits != 1:
+        # Pillow 12.3 takes its bytes for eight pixels each, without an error.
+        raise DatasetError(
+            f"{path}: label file is a BMP of {bits} bits with the colours black and white alone, "
+            "expected one of 1 bit or 256 colours; save it as PNG"
+        )
+
+
 def _gray(values: np.ndarray, image: Image.Image, layout: str) -> np.ndarray:
     """(H, W) uint8 or int32 as stored, of the uint8 that Pillow makes of it."""
     match = _GRAY.fullmatch(layout)
@@ -140,7 +153,9 @@ def _numbers(image: Image.Image, path: str | Path) -> np.ndarray:
 
 
 def _palette(image: Image.Image) -> np.ndarray:
-    return np.array(image.getpalette(), np.uint8).reshape(-1, 3)
+    # `getpalette` makes a list of numbers, which takes as long as reading a small file.
+    palette = image.palette
+    return np.frombuffer(palette.tobytes(), np.uint8).reshape(-1, len(palette.mode))[:, :3]
 
 
 def _colours(indices: np.ndarray, palette: np.ndarray) -> Raster:
@@ -189,8 +204,12 @@ def _read_unknown(path: str | Path, header: TiffHeader) -> np.ndarray:
 
 def _read_by_opencv(path: str | Path) -> np.ndarray | None:
     """(H, W), or RGB or RGBA as (H, W, 3 or 4); None if it cannot."""
-    with quiet_opencv():
-        values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        with quiet_opencv():
+            values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        # Sizes beyond its limits; other damage is a None.
+        return None
     if values is None or values.ndim == 2:
         return values
     return np.ascontiguousarray(values[..., [2, 1, 0, 3][: values.shape[2]]])

@@ -13,7 +13,7 @@ __all__ = ["RIO", "SCALE_REMEDY", "TiffHeader", "has_gaps", "read_tiff_header"]
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SUBFILE, _BITS, _COMPRESSION, _OFFSETS, _BANDS, _COUNTS = 254, 258, 259, 273, 277, 279
-_PLANAR, _TILE_OFFSETS, _TILE_COUNTS, _FORMAT = 284, 324, 325, 339
+_ORIENTATION, _PLANAR, _TILE_OFFSETS, _TILE_COUNTS, _FORMAT = 274, 284, 324, 325, 339
 # Bits of `_SUBFILE`: a smaller copy of the page before, a mask of it.
 _NO_PAGE = 1 | 4
 _NUMBERS = {1: "integer", 2: "signed integer", 3: "float"}
@@ -23,9 +23,11 @@ _COMPRESSIONS = {34887: "LERC", 34712: "JPEG 2000", 50001: "WebP", 52546: "JPEG 
 RIO = "pip install rasterio; rio"
 SCALE_REMEDY = (
     "write copies with values from 0 to 255, value * A + B of the old ones: "
-    f"{RIO} convert IN OUT --dtype uint8 --scale-ratio A --scale-offset B"
+    f"{RIO} convert IN OUT --dtype uint8 --scale-ratio A --scale-offset B "
+    "--co compress=deflate"
 )
 _ANEW = f"write it anew: {RIO} convert IN OUT --co compress=deflate"
+_CALC = RIO + ' calc "(asarray {})" IN OUT --not-masked --co compress=deflate'
 _READ = ("", "lzw", "deflate", "packbits")
 
 
@@ -39,6 +41,7 @@ class TiffHeader(NamedTuple):
         compression: its name, "" for none.
         is_planar: whether the bands lie one after the other.
         has_gaps: whether strips or tiles were never written.
+        is_turned: whether its Orientation tag swaps height and width.
         pages: of the file, without smaller copies and masks.
     """
 
@@ -48,29 +51,37 @@ class TiffHeader(NamedTuple):
     compression: str
     is_planar: bool
     has_gaps: bool
+    is_turned: bool
     pages: int
 
     def __str__(self) -> str:
         bands = f"{self.bands} band{'s' * (self.bands != 1)}"
         how = f", {self.compression}" if self.compression else ""
         how += ", band after band" if self.is_planar else ""
+        how += ", turned by its Orientation tag" if self.is_turned else ""
         how += ", parts of which were never written (sparse)" if self.has_gaps else ""
         return f"TIFF of {bands} of {self.bits}-bit {self.numbers} values{how}"
 
     @property
     def image_remedy(self) -> str:
         """How to make an image of it that is read."""
+        colours = " --co photometric=rgb" * (self.bands > 1)
+        if self.bands == 2:
+            return f"choose one: {_CALC.format('(read 1 1)')}"
         if self.bands not in (1, 3, 4):
-            return f"choose red, green and blue: {RIO} stack IN --bidx 3,2,1 --rgb -o OUT"
+            bands = "(read 1 3) (read 1 2) (read 1 1)"
+            return f"choose red, green and blue: {_CALC.format(bands)}{colours}"
         if self.bits > 16 or self.numbers != "integer":
-            return SCALE_REMEDY
-        return self._same_values
+            return SCALE_REMEDY + colours
+        return self._same_values + colours
 
     @property
     def label_remedy(self) -> str:
         """How to make a label of it that is read."""
         if self.bands > 1:
-            return f"a label has one band, so choose it: {RIO} stack IN --bidx 1 -o OUT"
+            return f"a label has one band, so choose it: {_CALC.format('(read 1 1)')}"
+        if self.is_turned:
+            return "save it upright, without that tag"
         if self.is_plain and self.compression in _READ and not self.has_gaps:
             return "its pixels are damaged: replace it, or leave it out"
         return self._same_values
@@ -120,15 +131,17 @@ def _header(pages: Sequence[Mapping[int, Any]]) -> TiffHeader | None:
     if not pages:
         return None
     tags = pages[0]
-    code, bands = tags.get(_COMPRESSION, 1), tags.get(_BANDS, 1)
+    # Damaged tags may have any type.
+    code, bands = int(tags.get(_COMPRESSION, 1)), int(tags.get(_BANDS, 1))
     name = COMPRESSION_INFO.get(code) or _COMPRESSIONS.get(code, f"compression {code}")
     return TiffHeader(
-        bits=max(tags.get(_BITS, (1,))),
+        bits=int(max(tags.get(_BITS, (1,)))),
         numbers=_NUMBERS.get(max(tags.get(_FORMAT, (1,))), "other"),
         bands=bands,
         compression="" if code == 1 else name.removeprefix("tiff_").removeprefix("adobe_"),
         is_planar=tags.get(_PLANAR) == 2 and bands > 1,
         has_gaps=has_gaps(tags),
+        is_turned=tags.get(_ORIENTATION, 1) > 4,
         pages=sum(not page.get(_SUBFILE, 0) & _NO_PAGE for page in pages),
     )
 

@@ -2,7 +2,7 @@
 
 They agree on the IoU of a class, hits / (true + predicted - hits) over pixels that are not ignored,
 and differ in what is averaged: over all images or image by image, and with or without classes that
-have no pixel. `docs/own_data.md` has the table with sources; `tests/interop/conventions` runs the
+have no pixel. `docs/scores.md` has the table with sources; `tests/interop/conventions` runs the
 packages.
 """
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import combinations_with_replacement
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -37,6 +38,7 @@ def _write(path: Path, pixels: np.ndarray, palette: np.ndarray | None = None) ->
     return path
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_look_up_is_a_loop_over_colours(data: st.DataObject) -> None:
     color = st.tuples(*[st.sampled_from([0, 1, 127, 128, 255])] * 3)
@@ -133,16 +135,76 @@ def test_refusals_say_what_ends_them(tmp_path: Path) -> None:
     cases = [
         (None, "label file has colours, expected label values; save the ids as gray PNG"),
         (plain, 'vocabulary custom has none; give every class its "color"'),
-        (replace(VOCABULARY, labels="ids"), "labels is 'ids'; save the ids as gray PNG, or say"),
+        (
+            replace(VOCABULARY, labels="ids"),
+            "labels is 'ids'; save the ids as gray PNG, or, if all label",
+        ),
     ]
     for vocabulary, text in cases:
         with pytest.raises(LabelColorError, match=re.escape(text)):
             read_label(path, vocabulary)
+    # Only where colours are needed.
+    twins = replace(VOCABULARY, classes=(*VOCABULARY.classes, ClassEntry(9, "d", color=COLORS[0])))
+    with pytest.raises(VocabularyError, match="is of 'a' and of 'd'"):
+        read_label(path, twins)
+    palette = _write(tmp_path / "p.png", IDS, TABLE)
+    np.testing.assert_array_equal(read_label(palette, twins), IDS)
     clear = np.dstack([RGB, np.full(IDS.shape, 255, np.uint8)])
     clear[0, :2, 3] = 0
     _write(path, clear)
     with pytest.raises(DatasetError, match=r"2 pixels of the label are transparent.*ignore_color"):
         read_label(path, VOCABULARY)
+
+
+_PERMUTED = TABLE.copy()
+_PERMUTED[[0, 7]] = TABLE[[7, 0]]
+KINDS = {
+    "gray": (IDS, None),
+    "16 bits": (IDS.astype(np.uint16), None),
+    "palette": (IDS, TABLE),
+    "permuted palette": (IDS, _PERMUTED),
+    "colours": (RGB, None),
+    "equal channels": (np.repeat(IDS[..., None], 3, axis=2), None),
+}
+
+
+@pytest.mark.parametrize("colored", [True, False])
+@pytest.mark.parametrize("kinds", list(combinations_with_replacement(KINDS, 2)), ids=" and ".join)
+def test_labels_need_no_more_than_two_steps(
+    kinds: tuple[str, str], colored: bool, tmp_path: Path
+) -> None:
+    """Whichever of the two a reader chooses, no message leads back to the other."""
+    paths = [_write(tmp_path / f"{n}.png", *KINDS[kind]) for n, kind in enumerate(kinds)]
+    plain = tuple(ClassEntry(entry.id, entry.name) for entry in VOCABULARY.classes)
+    start = VOCABULARY if colored else replace(VOCABULARY, classes=plain, ignore_colors=())
+    states = [start]
+    while states:
+        vocabulary = states.pop()
+        message = ""
+        for path in paths:
+            try:
+                check_label(read_label(path, vocabulary), path, vocabulary, IDS.shape)
+            except DatasetError as error:
+                message = message or str(error)
+        choices = set(re.findall(r'"labels": "(\w+)"', message))
+        if "if all label files" in message and len(set(kinds)) > 1:
+            choices = set()
+        assert not message or choices or re.search('save|"color"|add them', message)
+        # A choice is made once.
+        assert not (choices and vocabulary.labels and len(set(kinds)) > 1), message
+        states += [replace(vocabulary, labels=choice) for choice in choices - {vocabulary.labels}]
+        assert len(states) < 9
+
+
+def test_class_lists_of_the_docs(repository: Path) -> None:
+    text = (repository / "docs" / "label_files.md").read_text(encoding="utf-8")
+    section = text.partition("## Images and masks\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    lists = [Vocabulary.from_text(block, "", "docs/label_files.md") for block in blocks]
+    assert [v.name for v in lists] == ["scenes", "cracks"]
+    assert {v.seen for v in lists} == {(True, False)}
+    assert color_table(lists[0]).values.tolist() == [0, 1, 255]
+    assert lists[1].classes[1].ids == (1, 255) and lists[1].ignored == (254,)
 
 
 def test_jpeg_is_no_label_file(tmp_path: Path) -> None:

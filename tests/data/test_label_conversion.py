@@ -14,7 +14,7 @@ from PIL import Image
 
 from tagclip.data.index_png import index_png
 from tagclip.data.label_conversion import Conversion, MaskFile, count_mask, write_label
-from tagclip.data.raster import read_raster
+from tagclip.data.raster import Raster, read_raster
 from tagclip.errors import DatasetError
 
 COLORS = np.array([[0, 0, 0], [194, 178, 128], [220, 20, 60], [255, 255, 255]], np.uint8)
@@ -101,6 +101,11 @@ def test_black_and_white_are_colours_where_the_classes_say_so(tmp_path: Path) ->
     values = ((0, 0), (1, 1), (255, 255))
     changed = conversion(colors=pairs, values=values)
     assert np.array_equal(changed.labels(read_raster(path), path)[0], IDS % 2)
+    # Ids go first where both explain the file.
+    swapped = (((0, 0, 0), 1), ((1, 1, 1), 0))
+    gray = Raster((IDS % 2).astype(np.uint8), None)
+    label, _ = conversion(colors=swapped, values=values).labels(gray, path)
+    assert np.array_equal(label, IDS % 2)
     # Without colours 255 is what is unlabelled.
     label, _ = conversion(colors=(), values=values).labels(read_raster(path), path)
     assert np.array_equal(label, IDS % 2 * 255)
@@ -113,6 +118,23 @@ def test_the_kind_can_be_settled(tmp_path: Path) -> None:
     assert np.array_equal(label, EXPECTED)
     label, unknown = conversion(kind="colors").labels(read_raster(path), path)
     assert np.array_equal(label, EXPECTED) and not unknown
+
+
+def test_values_and_colours_that_disagree_are_refused(tmp_path: Path) -> None:
+    path, task = tmp_path / "m.png", MaskFile(tmp_path / "m.png", tmp_path / "o.png")
+    picture = Image.fromarray((2 - IDS % 3).astype(np.uint8))
+    picture.putpalette(COLORS[[2, 1, 0]].tobytes())
+    save(path, picture)
+    message = r"m\.png: value \d at .* of two classes, with the ids .* --labels ids or --labels"
+    with pytest.raises(DatasetError, match=message):
+        conversion()(task)
+    assert not task.output.exists()
+    for kind, expected in (("ids", 2 - IDS % 3), ("colors", IDS % 3)):
+        label, unknown = conversion(kind=kind).labels(read_raster(path), path)
+        assert np.array_equal(label, expected) and not unknown
+    save(path, MASKS["RGB"])
+    with pytest.raises(DatasetError, match="mask has colours, expected ids"):
+        conversion(kind="ids")(task)
 
 
 def test_unknown_colours_are_counted_and_nothing_is_written(tmp_path: Path) -> None:

@@ -99,6 +99,22 @@ def test_pngs_hold_ids_and_show_the_colours_of_the_classes(toy: Toy, tmp_path: P
     ]
 
 
+def test_pillow_counts_what_the_evaluator_counts(toy: Toy, tmp_path: Path) -> None:
+    """Saved values compared with those of the label files, as anybody would."""
+    evaluate(toy, tmp_path / "out", "png", 0, 1)
+    equal = labelled = 0
+    for file in ("0.png", "1.png"):
+        with (
+            Image.open(tmp_path / "out" / "predictions" / "labels" / file) as found,
+            Image.open(tmp_path / "labels" / file) as label,
+        ):
+            true = np.array(label)
+            equal += int((np.array(found) == true)[true != IGNORE].sum())
+        labelled += int((true != IGNORE).sum())
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert content["metrics"]["pAcc"] == pytest.approx(100 * equal / labelled, abs=1e-12)
+
+
 # The classes' ids, or all their label values, and the ignore label.
 ID_LISTS = {
     "from one": (range(1, 59), 0),

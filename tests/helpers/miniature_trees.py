@@ -208,7 +208,7 @@ def benchmarks_at(root: Path) -> Iterator[None]:
     names = [b.name for b in builtin.read_benchmarks().values()]
     names += [b.readable_name for b in builtin.read_benchmarks().values() if b.readable]
     before = {name: DatasetCatalog[name] for name in names}
-    old_root = before["voc2012_val"].image_root.removesuffix("/VOCdevkit/VOC2012/JPEGImages")
+    old_root = before["voc2012_val"].images.root.removesuffix("/VOCdevkit/VOC2012/JPEGImages")
     forget(*names)
     builtin.register_benchmarks(root)
     try:

@@ -114,6 +114,48 @@ def test_rgb_label(bench: Bench) -> None:
     )
 
 
+def test_labels_in_the_colours_of_the_class_list(bench: Bench) -> None:
+    """Read as they are, in training and evaluation; an unknown colour is named."""
+    labels, colors = all_labels(bench), np.zeros((256, 3), np.uint8)
+    colors[:5] = [(10 * index, 200, 7) for index in range(5)]
+    for path, label in labels.items():
+        Image.fromarray(colors[label]).save(path)
+    tree = tiny_tree(ignore_color=[0, 0, 0])
+    for entry, color in zip(tree["classes"], colors.tolist(), strict=False):
+        entry["color"] = color
+    name = bench.register(tree)
+    assert_read_as(bench.root, name, list(labels.values()))
+    code, reports, _ = bench.validate(name)
+    assert code == 0 and reports[name]["label_modes"] == {"RGB": len(labels)}
+    path = next(iter(labels))
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] = (1, 200, 7)
+    Image.fromarray(pixels).save(path)
+    parts = "1 unknown colour: [1, 200, 7] (1 pixels, nearest is [0, 200, 7] of ", '"ignore_color"'
+    refused(bench.training_on(name), str(path), *parts)
+    code, reports, _ = bench.validate(name)
+    assert code == 1 and problems(reports[name])["label_channels"]["count"] == 1
+
+
+def test_masks_of_0_and_255(bench: Bench) -> None:
+    """Training refuses them and names the lines of the json; with these it goes on."""
+    labels = all_labels(bench)
+    for path, label in labels.items():
+        Image.fromarray(np.where(label == 0, 0, 255).astype(np.uint8)).save(path)
+    tree = tiny_tree(classes=tiny_tree()["classes"][:2])
+    del tree["default_split"], tree["splits"]
+    supervised = ("DATASETS.ZERO_SHOT.SETTING", "supervised", "MODEL.TAGCLIP.TRUSTY.ENABLED", False)
+    second = tree["classes"][1]["name"]
+    line = f'"ids": [1, 255] for {second!r} and "ignore_label": 254'
+    before = bench.checkpoints()
+    refused(bench.training_on(bench.register(tree), *supervised), str(next(iter(labels))), line)
+    assert bench.checkpoints() == before
+    tree["classes"][1] = {"ids": [1, 255], "name": second}
+    name = bench.register(tree | {"ignore_label": 254})
+    bench.training_on(name, *supervised)()
+    assert bench.checkpoints() > before
+
+
 def test_labels_of_sixteen_bits(bench: Bench) -> None:
     """Values above 255 are what they are, in training and evaluation."""
     ids, labels = [0, 300, 40000, 2, 256], all_labels(bench)

@@ -89,7 +89,7 @@ def test_the_commands_of_the_docs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path
 ) -> None:
     """Each on the export that it names, in a folder that holds them all."""
-    text = (repository / "docs" / "own_data.md").read_text()
+    text = (repository / "docs" / "other_tools.md").read_text()
     section = text.split("### Label Studio, CVAT, datumaro, Supervisely")[1].split("```")[1]
     commands = [shlex.split(line) for line in section.splitlines() if line.startswith("tagclip")]
     assert len(commands) == 4

@@ -264,6 +264,17 @@ def test_other_labels_in_the_place_stay(tool: ModuleType, masks: Path, tmp_path:
     assert np.array_equal(read_label(other), VALUES[ids(0)])
 
 
+@pytest.mark.parametrize("name", ["", "labels"])
+def test_masks_are_never_written_over(
+    tool: ModuleType, masks: Path, tmp_path: Path, name: str
+) -> None:
+    before = content(masks)
+    words = [masks, "--classes", tmp_path / "classes.csv", "--output", masks / name, "--overwrite"]
+    with pytest.raises(ConfigError, match="lies in the folder of the masks"):
+        run(tool, *words)
+    assert content(masks) == before
+
+
 def test_two_masks_of_one_name(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
     Image.fromarray(COLORS[ids(0)]).save(masks / "a" / "0.bmp")
     with pytest.raises(
@@ -294,6 +305,9 @@ def test_no_classes_and_no_masks(tool: ModuleType, masks: Path, tmp_path: Path) 
         ["m", "--from", "coco", "--output", "o", "--ids", "i"],
         ["m", "--from", "coco", "--output", "o", "--threshold", "1"],
         ["m", "--output", "o", "--ids", "i", "--threshold", "0"],
+        ["m", "--output", "o", "--labels", "ids", "--threshold", "0"],
+        ["m", "--output", "o", "--ids", "i", "--labels", "colors"],
+        ["m", "--from", "coco", "--output", "o", "--labels", "ids"],
         ["m", "--output", "o", "--classes", "c", "--dataset", "d"],
         ["m", "--output", "o", "--workers", "-1"],
         ["m", "--output", "o", "--from", "paint"],
@@ -442,7 +456,7 @@ def test_the_commands_of_the_docs(
     Image.new("RGB", (8, 8)).save("yolo/images/x.jpg")
     Path("yolo/labels/x.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9")
     Path("yolo/data.yaml").write_text("names: [cat]")
-    page = (repository / "docs" / "own_data.md").read_text()
+    page = (repository / "docs" / "other_tools.md").read_text()
     sections = [
         page.split(f"\n### {title}\n")[1].split("\n##")[0]
         for title in ("Colour masks, other values, compressed masks", "COCO, labelme, YOLO")

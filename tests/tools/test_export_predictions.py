@@ -260,7 +260,7 @@ def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -
 
 def test_the_commands_of_the_docs(tool: ModuleType, repository: Path, tmp_path: Path) -> None:
     """Those without a model are run, on label files as the demo writes them."""
-    page = (repository / "docs" / "own_data.md").read_text()
+    page = (repository / "docs" / "other_tools.md").read_text()
     section = page.split("\n## Predictions for other tools\n")[1].split("\n## ")[0]
     blocks = shell_blocks(section)
     lines = "".join(block.text for block in blocks).replace("\\\n", " ").splitlines()
@@ -271,7 +271,7 @@ def test_the_commands_of_the_docs(tool: ModuleType, repository: Path, tmp_path: 
     Image.new("RGB", (5, 4)).save(tmp_path / "datasets/minibench/images/val/0.png")
     label = np.array([[0, 1, 2, 3, 255]] * 4, np.uint8)
     Image.fromarray(label).save(tmp_path / "out" / "val" / "0_labels.png")
-    run_blocks(blocks, tmp_path, "docs/own_data.md")
+    run_blocks(blocks, tmp_path, "docs/other_tools.md")
     found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*.*")}
     assert found == {
         "val/0_labels.png", "labelme/0.json", "labelme/labels.txt", "coco/annotations.json",

@@ -272,9 +272,8 @@ def test_the_commands_of_the_docs(repository: Path, tiny_cfg: CfgNode, tmp_path:
             for k in np.unique(labels).tolist()
         ]
     write_json(tmp_path / "results.json", rows)
-    page = (repository / "docs" / "own_data.md").read_text()
-    section = page.split("\n## Score anyone's predictions\n")[1].split("\n## ")[0]
-    run_blocks(shell_blocks(section), tmp_path, "docs/own_data.md")
+    page = (repository / "docs" / "scores.md").read_text()
+    run_blocks(shell_blocks(page)[:1], tmp_path, "docs/scores.md")
     for name in ("theirs", "coco"):
         (path,) = (tmp_path / "out" / name).glob("inference/*/metrics.json")
         assert json.loads(path.read_text())["metrics"]["mIoU"] == 100

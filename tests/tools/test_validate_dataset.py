@@ -225,7 +225,18 @@ def test_labels_named_by_mmsegmentation(tool: ModuleType, tmp_path: Path) -> Non
         path.rename(path.with_name(f"{path.stem}_labelTrainIds.png"))
     code, reports = _validate(tool, tmp_path / "out", "toy")
     assert code == 1
-    assert _kinds(reports["toy"]) == {"naming": 3, "lonely_image": 3, "lonely_label": 3}
+    lonely = {"lonely_image": 3, "lonely_label": 3}
+    assert _kinds(reports["toy"]) == {"refused": 1} | lonely
+    (example,) = reports["toy"]["problems"][0]["examples"]
+    assert example.endswith("their names differ by a suffix: write label_suffix: _labelTrainIds")
+    folders = (folder / "images", folder / "labels", folder / "toy.json")
+    register_folder_dataset("own", *folders, label_suffix="_labelTrainIds")
+    register_zero_shot_sem_seg(
+        "prepared", *folders, image_ext="png", prepare_command="python datasets/prepare_toy.py"
+    )
+    assert _validate(tool, tmp_path / "own", "own")[0] == 0
+    code, reports = _validate(tool, tmp_path / "prepared", "prepared")
+    assert code == 1 and _kinds(reports["prepared"]) == {"naming": 3} | lonely
 
 
 def test_what_is_missing_ends_in_one_line(tool: ModuleType, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from detectron2.data.catalog import Metadata
 
 from tagclip.config.checks import check_value
 from tagclip.config.loading import advice_if_relative
-from tagclip.data.datasets.image_list import ImageList
+from tagclip.data.datasets.image_list import ImageList, PairList
 from tagclip.data.datasets.manifest import LabelManifest
+from tagclip.data.datasets.pairing import NamedFiles, Pairing
 from tagclip.data.datasets.selection import (
     UsableSamples,
     find_usable,
@@ -34,11 +36,15 @@ __all__ = ["register_datasets", "register_folder_dataset", "register_zero_shot_s
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
-# Of `register_folder_dataset`.
+# Of `register_folder_dataset`. Labels are jpg where nothing else is there.
 _IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+_LABEL_EXTS = ("png", "gif", "bmp", "tif", "tiff")
+_SPARE_LABEL_EXTS = ("jpg", "jpeg")
 # Arguments of `register_folder_dataset`.
 _ENTRY_REQUIRED = ("name", "images", "labels", "vocabulary")
-_ENTRY_KEYS = (*_ENTRY_REQUIRED, "image_list")
+_ENTRY_PATHS = ("images", "labels", "vocabulary", "image_list", "pairs")
+_ENTRY_SUFFIXES = ("image_suffix", "label_suffix")
+_ENTRY_KEYS = ("name", *_ENTRY_PATHS, *_ENTRY_SUFFIXES)
 
 
 def register_zero_shot_sem_seg(
@@ -51,11 +57,14 @@ def register_zero_shot_sem_seg(
     prepare_command: str = "",
     image_list: str | Path = "",
     manifest: str | Path = "",
+    image_suffix: str = "",
+    label_suffix: str = "",
+    pairs: str | Path = "",
 ) -> None:
     """Register a dataset for zero-shot semantic segmentation.
 
     Registering the same again does nothing. Images and labels are paired by their path below the
-    two folders, without extension; files with other extensions are left out.
+    two folders, without suffix and extension; files with others are left out.
 
     Metadata of the dataset: `stuff_classes`, `stuff_colors`, `ignore_label` (read from the json
     when first used), `evaluator_type` "zero_shot_sem_seg", `vocabulary` (path of the json),
@@ -73,22 +82,40 @@ def register_zero_shot_sem_seg(
             every file of the folders.
         manifest: json of a prepare script (`LabelManifest`) without which the labels of the list
             are refused; "": unknown labels are taken.
+        image_suffix, label_suffix: what stands behind the name that an image and its label have
+            in common: ``_image`` and ``_annotation`` for 001_image.png and 001_annotation.png.
+            Other files are left out. It may end with an extension: ``_image.tif``.
+        pairs: text file with an image and its label per line (`PairList`), in place of image_list;
+            their names may be any.
 
     Raises:
+        ConfigError: there are pairs and an image_list.
         DatasetError: the name belongs to another dataset.
     """
     image_exts = (image_ext,) if isinstance(image_ext, str) else image_ext
-    vocabulary_json = expand_path(vocabulary_json)
     files = _PairedFiles(
         name,
-        expand_path(image_root),
-        expand_path(sem_seg_root),
-        tuple(extension.lower().lstrip(".") for extension in image_exts),
-        label_ext.lower().lstrip("."),
+        NamedFiles("image", expand_path(image_root), tuple(map(_plain, image_exts)), image_suffix),
+        NamedFiles("label", expand_path(sem_seg_root), (_plain(label_ext),), label_suffix),
         prepare_command,
         expand_path(image_list),
         expand_path(manifest),
+        expand_path(pairs),
     )
+    _register(files, expand_path(vocabulary_json))
+
+
+def _plain(extension: str) -> str:
+    return extension.lower().lstrip(".")
+
+
+def _register(files: _PairedFiles, vocabulary_json: str) -> None:
+    name = files.name
+    if files.pairs and files.image_list:
+        raise ConfigError(
+            f"dataset {name}: found image_list {files.image_list} and pairs {files.pairs}, "
+            "expected one of them; leave out the image_list and keep the lines of pairs that count"
+        )
     if name in DatasetCatalog.list():
         old, old_json = DatasetCatalog[name], MetadataCatalog.get(name).get("vocabulary")
         if old != files or old_json != vocabulary_json:
@@ -102,8 +129,8 @@ def register_zero_shot_sem_seg(
         name=name,
         evaluator_type="zero_shot_sem_seg",
         vocabulary=vocabulary_json,
-        image_root=files.image_root,
-        sem_seg_root=files.label_root,
+        image_root=files.images.root,
+        sem_seg_root=files.labels.root,
     )
 
 
@@ -113,20 +140,36 @@ def register_folder_dataset(
     labels: str | Path,
     vocabulary: str | Path,
     image_list: str | Path = "",
+    image_suffix: str = "",
+    label_suffix: str = "",
+    pairs: str | Path = "",
 ) -> None:
-    """Register a folder of images and one of png labels with the same stems.
+    """Register a folder of images and one of label files with the same names.
+
+    Images are jpg, jpeg, png, webp, bmp, tif or tiff; labels png, gif, bmp, tif or tiff, or jpg
+    where no other file has the name; in any case. Names are paths below the two folders, without
+    suffix and extension.
 
     Args:
         name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
-        images, labels: the folders, which may be one; images are jpg, jpeg, png, webp, bmp, tif or
-            tiff, but not png where the labels are.
+        images, labels: the folders, which may be one. There the suffixes tell which file is what;
+            without them labels are png, or the first of the types above that is there, and
+            images are of other types.
         vocabulary: vocabulary json.
-        image_list: see `register_zero_shot_sem_seg`.
+        image_list, image_suffix, label_suffix, pairs: see `register_zero_shot_sem_seg`.
 
     Raises:
+        ConfigError: there are pairs and an image_list.
         DatasetError: the name belongs to another dataset.
     """
-    register_zero_shot_sem_seg(name, images, labels, vocabulary, _IMAGE_EXTS, image_list=image_list)
+    files = _PairedFiles(
+        name,
+        NamedFiles("image", expand_path(images), _IMAGE_EXTS, image_suffix),
+        NamedFiles("label", expand_path(labels), _LABEL_EXTS, label_suffix, _SPARE_LABEL_EXTS),
+        image_list=expand_path(image_list),
+        pairs=expand_path(pairs),
+    )
+    _register(files, expand_path(vocabulary))
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -150,10 +193,10 @@ def register_datasets(cfg: CfgNode) -> None:
             if key not in _ENTRY_KEYS:
                 hint = did_you_mean(key, _ENTRY_KEYS) or f"; known are {', '.join(_ENTRY_KEYS)}"
                 raise ConfigError(f"{where}: unknown key {key!r}{hint}")
-            if not isinstance(value, str) or not value:
+            if not isinstance(value, str) or not (value or key in _ENTRY_SUFFIXES):
                 raise ConfigError(f"{where}: {key} is {value!r}, expected a text; put it in quotes")
             if (
-                key != "name"
+                key in _ENTRY_PATHS
                 and (advice := advice_if_relative(value))
                 and not os.path.exists(value)
             ):
@@ -192,13 +235,12 @@ class _PairedFiles:
     """
 
     name: str
-    image_root: str
-    label_root: str
-    image_exts: tuple[str, ...]
-    label_ext: str
-    prepare_command: str
-    image_list: str
-    manifest: str
+    images: NamedFiles
+    labels: NamedFiles
+    prepare_command: str = ""
+    image_list: str = ""
+    manifest: str = ""
+    pairs: str = ""
     max_pixels: int | None = field(default=None, compare=False, repr=False)
     cache: list[UsableSamples] = field(default_factory=list, init=False, compare=False, repr=False)
 
@@ -207,16 +249,18 @@ class _PairedFiles:
         images, labels, unlisted = self._find()
         if self.image_list and self.manifest:
             self._check_manifest(len(images) + len(unlisted))
-        if self.max_pixels is not None:
+        may_skip = self.max_pixels is not None
+        if may_skip and (images.keys() & labels.keys() or not self.advice_on_names()):
             return self._usable(images, labels, unlisted)
         if unlisted:
             line, remedy = next(iter(unlisted.items()))
+            what = f"{self._unlisted} {'in' if self.image_list else 'of'}"
             raise DatasetError(
-                f"dataset {self.name}: {self.image_list}: {len(unlisted)} listed names without "
-                f"image in {self.image_root}, such as {line!r}; {remedy}{self._advice}"
+                f"dataset {self.name}: {self.pairs or self.image_list}: {len(unlisted)} {what} "
+                f"{self.images.root}, such as {line!r}; {remedy}{self._advice}"
             )
-        self._refuse_lonely(images, labels, "images", "label", self.label_root)
-        self._refuse_lonely(labels, images, "labels", "image", self.image_root)
+        self._refuse_lonely(images, labels, "images", self.labels)
+        self._refuse_lonely(labels, images, "labels", self.images)
         return paired_samples(images, labels)
 
     def _usable(
@@ -226,58 +270,71 @@ class _PairedFiles:
             vocabulary = Vocabulary.from_metadata(self.name)
             found = find_usable(self.name, images, labels, vocabulary, self.max_pixels)
             if unlisted:
-                found.left_out["listed names without image"] = list(unlisted)
+                found.left_out[self._unlisted] = list(unlisted)
             self.cache.append(found)
         self.cache[0].report(self.name)
         return [dict(sample) for sample in self.cache[0].samples]
+
+    @property
+    def _unlisted(self) -> str:
+        return "listed names without image" if self.image_list else "lines without files"
 
     def files_by_name(self) -> tuple[dict[str, str], dict[str, str]]:
         """Paths of images and of labels, also of those without a partner; checks nothing else."""
         return self._find()[:2]
 
+    def advice_on_names(self) -> str:
+        """What to write if a regular suffix keeps images and labels from pairing; "" otherwise."""
+        if self.prepare_command or self.pairs:
+            return ""
+        return Pairing(self.images, self.labels).advice()
+
     def _find(self) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         """Paths of images and of labels by name, and what is wrong with lines of the list."""
-        exts, label_exts = self.image_exts, (self.label_ext,)
-        if os.path.realpath(self.image_root) == os.path.realpath(self.label_root):
-            exts = tuple(extension for extension in exts if extension != self.label_ext)
-        images = self._list(self.image_root, exts, "image", self.label_root)
-        labels = self._list(self.label_root, label_exts, "label", self.image_root)
+        pairing = Pairing(self.images, self.labels)
+        if self.pairs:
+            pairs = PairList(self.pairs, self.images, self.labels)
+            with self._naming():
+                return pairs.resolve(pairing.certain)
+        images, labels = self._listed(pairing)
         if not self.image_list:
             return images, labels, {}
-        try:
-            names, unlisted = ImageList(self.image_list, self.image_root).resolve(images, labels)
-        except DatasetError as error:
-            raise DatasetError(f"dataset {self.name}: {error}{self._advice}") from error
+        listed = ImageList(self.image_list, self.images.root, self.images.stem_suffix)
+        with self._naming(self._advice):
+            names, unlisted = listed.resolve(images, labels)
         images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
         return images, labels, unlisted
 
-    def _list(self, root: str, extensions: Sequence[str], what: str, other: str) -> dict[str, str]:
-        """Path of every file, by its path below the root without extension.
-
-        Files of the other root, if that is a folder below this one, are left out.
-        """
-        if not os.path.isdir(root):
-            raise DatasetError(f"dataset {self.name}: no {what} folder {root}{self._advice}")
-        files: dict[str, str] = {}
-        below = os.path.relpath(other, root)
-        inner = None if below.startswith(".") else os.path.join(root, below, "")
-        for path in map(str, files_below(root)):
-            stem, extension = os.path.splitext(path)
-            if extension[1:].lower() not in extensions or (inner and path.startswith(inner)):
-                continue
-            key = os.path.relpath(stem, root).replace(os.sep, "/")
-            if key in files:
+    def _listed(self, pairing: Pairing) -> tuple[dict[str, str], dict[str, str]]:
+        """Path of every file, by its name."""
+        kinds = (self.images, self.labels)
+        for kind in kinds:
+            if not os.path.isdir(kind.root):
                 raise DatasetError(
-                    f"dataset {self.name}: {files[key]} and {path} share the name {key!r}; move "
-                    "one of them to another folder"
+                    f"dataset {self.name}: no {kind.what} folder {kind.root}{self._advice}"
                 )
-            files[key] = path
-        if not files:
-            raise DatasetError(
-                f"dataset {self.name}: no *.{' or *.'.join(extensions)} {what} in "
-                f"{root}{self._advice}"
-            )
-        return files
+        for kind, files in zip(kinds, pairing.found, strict=True):
+            if not files:
+                advice = self.advice_on_names() or (
+                    "name the folder of images and that of labels, or the two of each pair in a "
+                    "list, pairs: FILE"
+                    if pairing.is_one_folder
+                    else ""
+                )
+                raise DatasetError(
+                    f"dataset {self.name}: no {kind.patterns} {kind.what} in {kind.root}"
+                    + (f"; {advice}" if advice else self._advice)
+                )
+        with self._naming():
+            return pairing.unique()
+
+    @contextmanager
+    def _naming(self, advice: str = "") -> Iterator[None]:
+        """Say in errors which dataset they are about."""
+        try:
+            yield
+        except DatasetError as error:
+            raise DatasetError(f"dataset {self.name}: {error}{advice}") from error
 
     def _check_manifest(self, num_images: int) -> None:
         manifest = LabelManifest.read(self.manifest)
@@ -302,12 +359,7 @@ class _PairedFiles:
             )
 
     def _refuse_lonely(
-        self,
-        files: Mapping[str, str],
-        partners: Mapping[str, str],
-        these: str,
-        other: str,
-        root: str,
+        self, files: Mapping[str, str], partners: Mapping[str, str], these: str, other: NamedFiles
     ) -> None:
         keys = files.keys() - partners.keys()
         if broken := [files[key] for key in sorted(keys) if not os.path.isfile(files[key])]:
@@ -316,19 +368,22 @@ class _PairedFiles:
                 f"dataset {self.name}: {broken[0]} is a broken link or no file{more}; mend or "
                 "remove it"
             )
-        if keys:
-            examples = ", ".join(sorted(keys)[:_EXAMPLES])
-            exts = self.image_exts if other == "image" else (self.label_ext,)
-            stems = {os.path.join(root, key) for key in keys}
-            found = (p for p in map(str, files_below(root)) if os.path.splitext(p)[0] in stems)
-            unread = next(found, "")
-            raise DatasetError(
-                f"dataset {self.name}: {len(keys)} {these} without {other} in {root}, such as "
-                f"{examples}; "
-                + (f"{unread} is none of *.{', *.'.join(exts)}: save it as one; " if unread else "")
-                + "add what is missing, or go on without them: DATASETS.ON_BAD_SAMPLE skip"
-                + self._advice
-            )
+        if not keys:
+            return
+        examples = ", ".join(sorted(keys)[:_EXAMPLES])
+        found = f"{len(keys)} {these} without {other.what} in {other.root}, such as {examples}; "
+        if advice := self.advice_on_names():
+            raise DatasetError(f"dataset {self.name}: {found}{advice}")
+        stems = {os.path.join(other.root, key + other.stem_suffix) for key in keys}
+        paths = (p for p in map(str, files_below(other.root)) if os.path.splitext(p)[0] in stems)
+        if unread := next(paths, ""):
+            found += f"{unread} is none of {other.patterns.replace(' or ', ', ')}: save it as one; "
+        if not (self.prepare_command or files.keys() & partners.keys()):
+            found += "name the image and the label of each pair in a list, pairs: FILE; or "
+        raise DatasetError(
+            f"dataset {self.name}: {found}add what is missing, or go on without them: "
+            f"DATASETS.ON_BAD_SAMPLE skip{self._advice}"
+        )
 
     @property
     def _advice(self) -> str:
@@ -337,6 +392,6 @@ class _PairedFiles:
         if self.prepare_command:
             return f"{variable}; run: {self.prepare_command}"
         # A user's absolute path elsewhere has nothing to do with it.
-        is_below = value and Path(self.image_root).is_relative_to(expand_path(value))
-        hint = variable if is_below or not os.path.isabs(self.image_root) else ""
+        is_below = value and Path(self.images.root).is_relative_to(expand_path(value))
+        hint = variable if is_below or not os.path.isabs(self.images.root) else ""
         return f"{hint}; check the path"

@@ -133,7 +133,8 @@ def _parse(path: Path) -> Iterator[tuple[str, Any]]:
                 elements.parser.Parse(b"", True)
         except (expat.ExpatError, OSError) as error:
             raise DatasetError(
-                f"found {error}, expected CVAT's annotations.xml; export the task again"
+                f"found {error}, expected CVAT's annotations.xml; unpack the zip, or export the "
+                "task again"
             ) from error
     yield from elements.take()
 

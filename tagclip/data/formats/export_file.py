@@ -44,12 +44,33 @@ def read_json(path: str | Path, tool: str) -> Any:
     Raises:
         DatasetError: it is missing, or no json.
     """
-    try:
+    with _json_of(path, tool):
         return load_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+
+
+def read_items(path: str | Path, tool: str) -> Iterator[Any]:
+    """The items of a json list one after the other, so that memory holds one; or the json itself
+    if it is no list.
+
+    Args:
+        path: the file.
+        tool: who writes it, for the message.
+
+    Raises:
+        DatasetError: it is missing, or no json.
+    """
+    with _json_of(path, tool), open(path, encoding="utf-8-sig") as file:
+        yield from json_items(file)
+
+
+@contextmanager
+def _json_of(path: str | Path, tool: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
-            "path, or export it again"
+            "path, unpack a zip, or export it again"
         ) from error
 
 
@@ -69,27 +90,6 @@ def need(tree: object, key: str, kind: type, where: str) -> Any:
         found = shortened(repr(value), 60)
         raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
     return value
-
-
-def read_items(path: str | Path, tool: str) -> Iterator[Any]:
-    """The items of a json list one after the other, so that memory holds one; or the json itself
-    if it is no list.
-
-    Args:
-        path: the file.
-        tool: who writes it, for the message.
-
-    Raises:
-        DatasetError: it is missing, or no json.
-    """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            yield from json_items(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
-            "path, or export it again"
-        ) from error
 
 
 def find_image(names: Sequence[str], images: str | Path | None) -> str:

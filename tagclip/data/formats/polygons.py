@@ -14,13 +14,16 @@ Tools rasterise in one of two ways, and need the vertices accordingly:
 
 from __future__ import annotations
 
+from collections import defaultdict
+from typing import Literal
+
 import cv2
 import numpy as np
 
 __all__ = ["trace_polygons"]
 
 
-def trace_polygons(mask: np.ndarray, vertices: str) -> list[np.ndarray]:
+def trace_polygons(mask: np.ndarray, vertices: Literal["corners", "centers"]) -> list[np.ndarray]:
     """Return the regions of a mask, from top to bottom.
 
     Args:
@@ -40,19 +43,17 @@ def trace_polygons(mask: np.ndarray, vertices: str) -> list[np.ndarray]:
     rings = [contour[:, 0] for contour in contours]
     if is_corners:
         rings = [(ring + 1) // 2 for ring in rings]
-    holes: dict[int, list[np.ndarray]] = {k: [] for k in range(len(rings))}
-    outer = []
-    for number, (ring, (_, _, _, parent)) in enumerate(zip(rings, _rows(hierarchy), strict=True)):
-        if parent < 0:
-            outer.append(number)
-        else:
-            holes[parent].append(ring)
-    found = [_straightened(_joined(rings[number], holes[number])) + (x, y) for number in outer]
+    # Of each ring, the outline around it if it is a hole, or -1.
+    parents = [] if hierarchy is None else hierarchy[0, :, 3].tolist()
+    holes = defaultdict(list)
+    for ring, parent in zip(rings, parents, strict=True):
+        holes[parent].append(ring)
+    found = [
+        _straightened(_joined(rings[k], holes[k])) + (x, y)
+        for k, parent in enumerate(parents)
+        if parent < 0
+    ]
     return sorted(found, key=lambda polygon: tuple(polygon[polygon[:, 1].argmin(), ::-1]))
-
-
-def _rows(hierarchy: np.ndarray | None) -> list[list[int]]:
-    return [] if hierarchy is None else hierarchy[0].tolist()
 
 
 def _joined(outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:

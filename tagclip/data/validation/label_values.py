@@ -34,6 +34,7 @@ _FEW_FILES = 0.005
 # Values in a smaller share of label files than others, and beyond this share of pixels, are rare.
 _RARE, _MOST_PIXELS = 0.2, 0.99
 _MANY_VALUES = 30
+_COLOR_MODES = ("RGB", "RGBA")
 
 
 def diagnose_labels(scan: DatasetScan) -> list[tuple[str, str]]:
@@ -199,12 +200,24 @@ def suspect_labels(scan: DatasetScan, verified: bool) -> list[tuple[str, str]]:
     Returns:
         As `diagnose_labels`.
     """
-    found = []
+    found = list(_suspect_modes(scan))
     if scan.labels >= _FEW_LABELS and not scan.unknown:
         found += _suspect_ends(scan)
     if not scan.unknown and not verified:
         found += _suspect_order(scan)
     return found
+
+
+def _suspect_modes(scan: DatasetScan) -> Iterator[tuple[str, str]]:
+    """Programs write colour images without colours, such as empty masks, as gray ones."""
+    modes = scan.modes["label"]
+    colored = sum(modes[mode] for mode in _COLOR_MODES)
+    gray = sum(modes[mode] for mode in ("1", "L"))
+    if not scan.vocabulary.labels and colored and gray:
+        yield (
+            f"{colored} label files are colours, {gray} are gray values, which are read as ids",
+            'if their gray is a colour, too, say "labels": "colors" in the vocabulary json',
+        )
 
 
 def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:

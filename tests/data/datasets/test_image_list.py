@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 from helpers.toy_dataset import forget, vocabulary_tree, write_json
 from PIL import Image
 
-from tagclip.data import register_zero_shot_sem_seg
+from tagclip.data import register_folder_dataset, register_zero_shot_sem_seg
 from tagclip.data.datasets.selection import left_out, skip_bad_samples
 from tagclip.errors import DatasetError
 
@@ -88,10 +88,31 @@ def test_forms_of_a_line(data: Path, line: str, key: str) -> None:
         b"a\r\nsub/b\r\n",
         b"\xef\xbb\xbf./a.jpg\r\n\r\n  sub\\b.jpg",
         b"sub/b\na\na.jpg\n",
+        b"# the first two\r\na\r\n#\r\nsub/b\r\n#gone.jpg",
     ],
 )
 def test_forms_of_a_file(data: Path, content: bytes) -> None:
     assert _listed(data, content) == ["a", "sub/b"]
+
+
+def test_names_with_a_suffix(data: Path) -> None:
+    """A list may name the files or what they have in common."""
+    for kind, extension in (("images", "JPG"), ("labels", "png")):
+        for key in ("a", "sub/b"):
+            path = data / kind / f"{key}.{extension}"
+            path.rename(path.with_name(f"{path.stem}_{kind}.{extension}"))
+    forget("listed")
+    register_folder_dataset(
+        "listed",
+        data / "images",
+        data / "labels",
+        data.parent / "v.json",
+        data / "list.txt",
+        "_images",
+        "_labels",
+    )
+    assert _listed(data, "a_images.JPG\nsub\\b\n") == ["a", "sub/b"]
+    assert _listed(data, "a_images\nsub/b_images.JPG sub/b_labels.png\n") == ["a", "sub/b"]
 
 
 def test_folders_that_are_links(data: Path) -> None:
@@ -105,6 +126,7 @@ def test_folders_that_are_links(data: Path) -> None:
     [
         ("a sub/b", "write one name a line", "a\nsub/b"),
         ("a.jpg sub/b.png", "write one name a line", "a.jpg"),
+        ("/images/a.jpg /other/x.png", "write one name a line, or call the list pairs", "a"),
         ("a 1", "write one name a line", "a"),
         ("a b c", "write one name a line", "a"),
         ("../labels/a", "it leads out of the folder: list images below it", "a"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tagclip.data.datasets.pairing import NamedFiles
 from tagclip.data.datasets.register import _PairedFiles
 from tagclip.data.datasets.walk import files_below, map_files
 from tagclip.demo.media import find_images
@@ -105,13 +106,8 @@ def test_a_dataset_and_the_demo_list_each_file_once(tmp_path: Path) -> None:
             (tmp_path / kind / "deep" / name).symlink_to(tmp_path / kind)
     files = _PairedFiles(
         f"links_{tmp_path.name}",
-        str(tmp_path / "images"),
-        str(tmp_path / "labels"),
-        ("png",),
-        "png",
-        "",
-        "",
-        "",
+        NamedFiles("image", str(tmp_path / "images"), ("png",)),
+        NamedFiles("label", str(tmp_path / "labels"), ("png",)),
     )
     images, labels = files.files_by_name()
     assert list(images) == list(labels) == ["deep/1", "deep/2"]

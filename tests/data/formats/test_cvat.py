@@ -98,6 +98,7 @@ def write(tmp_path: Path, *changes: tuple[str, str]) -> Path:
         ('rle="0, 24"', 'rle="0, 25, -1"', "found run lengths of 24 pixels, expected 6x4"),
         ('rle="0, 24"', 'rle="0, x"', "found damaged annotations"),
         ('left="2"', 'left="7"', r"found a mask of 6x4 pixels at \(7, 1\), expected it within"),
+        ('left="2"', 'left="-1"', r"found a mask of 6x4 pixels at \(-1, 1\), expected it within"),
         ("0.00,0.00;6.00,0.00;", "", "found a polygon of 4 numbers, expected three or more"),
         ("0.00,0.00;6.00", "nan,0.00;6.00", "found a polygon of 8 numbers"),
         ('cx="3.00"', 'cx="inf"', "found an ellipse of"),
@@ -133,7 +134,7 @@ def test_no_entity_is_expanded(tmp_path: Path, doctype: str) -> None:
             function(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"<html></html>", b"\xff\xfe\0\0"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"<html></html>", b"\xff\xfe\0\0", b"PK\3\4"])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.xml"
     path.write_bytes(content)

@@ -97,11 +97,14 @@ def kinds() -> dict[str, str]:
     gray = Image.fromarray(mask * 255)
     palette = Image.fromarray(mask).convert("P")
     palette.putpalette([0, 0, 0, 255, 255, 255])
+    dark = palette.copy()
+    dark.putpalette([255, 255, 255, 0, 0, 0])
     rgba = Image.merge("RGBA", [Image.new("L", (3, 2), 9)] * 3 + [gray])
     return {
         "gray": encoded(gray),
         "bits": encoded(gray.convert("1")),
         "palette": encoded(palette, transparency=0),
+        "palette of dark on light": encoded(dark, transparency=0),
         "rgba": encoded(rgba),
         "not packed": encoded(rgba, is_packed=False),
     }
