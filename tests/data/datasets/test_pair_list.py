@@ -174,6 +174,12 @@ def test_files_anywhere(data: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_images_of_one_name_and_two_extensions(data: Path) -> None:
+    Image.new("L", (4, 4)).save(data / "images" / "a.png")
+    assert _listed(data, "a.jpg x1.png\na.png x5.png") == {"a.jpg": "x1.png", "a.png": "x5.png"}
+    assert [sample["image_id"] for sample in DatasetCatalog.get("listed")] == ["a.jpg", "a.png"]
+
+
 def test_pairs_and_image_list_exclude_each_other(data: Path) -> None:
     with pytest.raises(ConfigError, match="expected one of them; leave out the image_list"):
         register_folder_dataset("both", data, data, data / "v.json", "a.txt", pairs="b.txt")
