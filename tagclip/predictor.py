@@ -296,7 +296,7 @@ def _joined(shown: Vocabulary, context: Vocabulary) -> Vocabulary:
     extra = [(entry, bool(seen)) for entry, seen in pairs if not entry.keys & taken]
     classes = (*shown.classes, *(entry for entry, _ in extra))
     # Ids mean label values, of which a result has none.
-    classes = tuple(replace(entry, id=index) for index, entry in enumerate(classes))
+    classes = tuple(replace(entry, id=index, ids=()) for index, entry in enumerate(classes))
     return Vocabulary(
         f"{shown.name}+{context.name}",
         classes,

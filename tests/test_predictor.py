@@ -27,6 +27,7 @@ from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotDatasetMapper
 from tagclip.checkpoint import checkpoint_config, read_checkpoint
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from tagclip.structures.class_color import name_color
+from tagclip.structures.vocabulary import ClassEntry
 
 WORDS = ["cat", "zebra", "sky"]
 MERGED_CLIP = tiny_config(text_tokenizer_kwargs={"bpe_path": "merges.txt.gz"})
@@ -230,6 +231,12 @@ def test_a_single_class_is_warned_about(
     assert "gets every pixel" not in caplog.text
     predictor.set_vocabulary(["cat"], context=["Cat"])
     assert "The only class, 'cat', gets every pixel" in caplog.text
+
+
+def test_context_may_have_ids_and_ignored_values_of_its_own(predictor: TagCLIPPredictor) -> None:
+    entries = (ClassEntry(9, "cat"), ClassEntry(7, "grass", ids=(7, 3)), ClassEntry(0, "sky"))
+    predictor.set_vocabulary(["dog"], context=Vocabulary("other", entries, more_ignored=(1, 2)))
+    assert [entry.ids for entry in predictor.asked.all.classes] == [(0,), (1,), (2,), (3,)]
 
 
 def test_a_vocabulary_is_encoded_once(predictor: TagCLIPPredictor) -> None:

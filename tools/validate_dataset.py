@@ -168,7 +168,7 @@ def _remedy(prepare_command: str, vocabulary_json: str) -> str:
         names = (benchmark.vocabulary, benchmark.readable)
         if any(name and Path(vocabulary_json) == json_of(name) for name in names):
             return f"convert the labels, as python datasets/{benchmark.prepare} does"
-    return f"convert the labels to the ids of {vocabulary_json}"
+    return f"convert the labels to the ids of {vocabulary_json} (tagclip labels convert)"
 
 
 def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, list[Sample]]:
@@ -188,7 +188,7 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
         key = sample.key.removesuffix(_MMSEG_SUFFIX)
         if sample.image is None and key != sample.key and key in images:
             found.note("naming", sample.label)
-    read = partial(scan_sample, max_pixels=max_pixels)
+    read = partial(scan_sample, vocabulary=target.vocabulary, max_pixels=max_pixels)
     for each in map_files(read, target.samples, target.name, workers):
         found.add(each)
         if each.image_size and each.image_size == each.label_size:

@@ -6,7 +6,8 @@
 
 Writes one page per image below --output. 000007.png shows sample 7 of the training stream, exactly
 as a training with this config and seed gets it, and the same image in the epochs after. Above it
-stand the files on disk, with the labels that training never sees.
+stand the files on disk, with the labels that training never sees. A class list without splits is
+shown as supervised training would see it.
 """
 
 from __future__ import annotations
@@ -105,13 +106,17 @@ def read_setup(config_file: str, opts: Sequence[str]) -> Setup:
 
     cfg = load_config(config_file, opts)
     import_projects(cfg.PROJECTS)
-    protocol = Protocol(cfg)
+    protocol, note = Protocol(cfg), ""
+    if cfg.DATASETS.ZERO_SHOT.SETTING != "supervised" and not protocol.has_partition:
+        # Training needs to know what is unseen; a look at the data does not.
+        cfg.DATASETS.ZERO_SHOT.SETTING = "supervised"
+        protocol, note = Protocol(cfg), " (so shown: no split says which classes are unseen)"
     loader = ZeroShotTrainer.build_train_loader(cfg)
     trained = protocol.training
     labelled = {n for n, seen in zip(trained.names, trained.seen_mask, strict=True) if seen}
     full = protocol.full
     full = full.with_seen([name in labelled for name in full.names])
-    return Setup(cfg, loader, full, trained, f"Protocol: {protocol.summary}")
+    return Setup(cfg, loader, full, trained, f"Protocol: {protocol.summary}{note}")
 
 
 def draw_page(setup: Setup, positions: Sequence[int]) -> np.ndarray:
@@ -175,7 +180,7 @@ def read_files(setup: Setup, position: int) -> tuple[np.ndarray, np.ndarray]:
     from tagclip.data import read_image, read_label
 
     source = setup.loader.source(position)
-    truth = setup.full.label_lut()[read_label(source["sem_seg_file_name"])]
+    truth = setup.full.label_lut()[read_label(source["sem_seg_file_name"], setup.full)]
     image = read_image(source["file_name"], max_pixels=setup.cfg.INPUT.MAX_PIXELS)
     return image, np.where(truth < len(setup.full), truth, -1)
 

@@ -38,10 +38,18 @@ COMMANDS = {
             "make PASCAL Context's labels",
         ),
         "prepare voc": ("tools.prepare.prepare_voc:main", "make PASCAL VOC's labels"),
+        "labels convert": (
+            "tools.convert_labels:invoke_main",
+            "make label files of masks or annotations",
+        ),
         "validate": ("tools.validate_dataset:invoke_main", "check every file of a dataset"),
         "visualize-data": ("tools.visualize_data:invoke_main", "show what training sees"),
     },
     "Convert and export": {
+        "labels export": (
+            "tools.export_predictions:invoke_main",
+            "write predictions for annotation tools",
+        ),
         "convert": ("tools.convert_checkpoint:invoke_main", "convert checkpoints and weights"),
         "export": ("tools.export_model:invoke_main", "write a model as ONNX and TorchScript"),
         "run-onnx": ("tools.run_onnx:invoke_main", "run an exported model without torch"),

@@ -157,7 +157,7 @@ class ZeroShotDatasetMapper:
                 f"{dataset_dict['file_name']}: no label file is registered for this image; train "
                 "on a dataset with labels"
             )
-        label = read_label(path)
+        label = read_label(path, self.source_vocabulary)
         check_label(label, path, self.source_vocabulary, image_size or label.shape)
         return label
 
@@ -173,5 +173,5 @@ def _training_luts(source: Vocabulary, target: Vocabulary) -> tuple[np.ndarray, 
     has_label = (indices >= 0) & seen[indices]
     lut = np.where(has_label, indices, target.ignore_index).astype(target.target_dtype)
     is_class = np.zeros(len(lut), dtype=bool)
-    is_class[[entry.id for entry in source.classes]] = True
+    is_class[[value for entry in source.classes for value in entry.ids]] = True
     return lut, (is_class & ~has_label).astype(np.uint8)

@@ -2,47 +2,208 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from tagclip.data.image_io import opened
-from tagclip.errors import DatasetError
+from tagclip.data.label_colors import ColorTable, color_table
+from tagclip.data.label_remedies import (
+    background_remedy,
+    is_one_too_many,
+    is_smeared,
+    mask_remedy,
+    smeared_remedy,
+    unlabelled_remedy,
+    value_ranges,
+)
+from tagclip.data.raster import read_raster
+from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["check_label", "look_up", "read_indices", "read_label", "unlabelled_remedy"]
+__all__ = ["LabelColorError", "check_label", "look_up", "read_indices", "read_label"]
 
-# Pillow stretches 2-bit and 4-bit gray values to 0..255 by these factors.
-_GRAY_FACTORS = {"L;2": 85, "L;4": 17}
-# Values that often mean background or unlabelled.
-_UNLABELLED = {0, 254, 255}
+_ALL_COLORS = ', or, if all label files are colours, say "labels": "colors" in the vocabulary json'
+_JPEG = b"\xff\xd8\xff"
 
 
-def read_label(path: str | Path) -> np.ndarray:
-    """Read a label file losslessly: gray values or palette indices, never colours.
+class LabelColorError(DatasetError):
+    """The colours of a label file say no classes, or others than its values."""
+
+
+def read_label(path: str | Path, vocabulary: Vocabulary | None = None) -> np.ndarray:
+    """Read a label file losslessly, as label values of its dataset.
+
+    Gray values and palette indices are label values, whatever the depth (`read_raster`); so is a
+    colour image whose channels are equal. With the colours of a vocabulary, colour images and
+    palettes are read by these. Where values and colours both could be meant and disagree, the file
+    is refused, unless `Vocabulary.labels` says which it is: "ids" never looks at colours, "colors"
+    always, also of gray files. Full alpha is dropped.
+
+    Args:
+        path: label file.
+        vocabulary: of the dataset; None: files that need colours are refused.
 
     Returns:
-        (H, W) uint8, or int32 where the file has 16 or 32 bits. Class ids and ignore value of
-        the dataset, unchecked (see `check_label`).
+        (H, W) uint8, int32 or, where they need it, int64. Label values of the dataset, unchecked
+        (see `check_label`).
 
     Raises:
-        DatasetError: the file is missing, damaged, has several channels or float values.
+        DatasetError: the file is missing, damaged, holds fractions or unknown colours, is partly
+            transparent, or, with a vocabulary, a JPEG, which changes values.
+        VocabularyError: two classes have one colour, and a file needs it.
     """
-    with opened(path, "label file") as image:
-        tile = image.tile[0] if getattr(image, "tile", None) else None
-        factor = _GRAY_FACTORS.get(tile[3] if tile and isinstance(tile[3], str) else "", 1)
-        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+    values, palette = read_raster(path)
+    if vocabulary is not None:
+        _refuse_jpeg(values, path)
+    if values.ndim == 2 and (vocabulary is None or not _may_be_colors(palette, vocabulary)):
+        return values
+    rgb = _opaque(values, path) if values.ndim == 3 else None
+    ids = values if rgb is None else _equal_channels(rgb)
+    if vocabulary is None or vocabulary.labels == "ids":
+        return _only_ids(ids, path, vocabulary)
+    return _by_colors(ids, rgb, palette, path, vocabulary)
+
+
+def _may_be_colors(palette: np.ndarray | None, vocabulary: Vocabulary) -> bool:
+    """Whether the colours of a file with one value per pixel may count."""
+    if vocabulary.labels:
+        return vocabulary.labels == "colors"
+    if palette is None or not any(entry.color for entry in vocabulary.classes):
+        return False
+    # That of gray files.
+    return bool((palette != np.arange(len(palette))[:, None]).any())
+
+
+def _refuse_jpeg(values: np.ndarray, path: str | Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(len(_JPEG)) != _JPEG:
+            return
+    remedy = "save it as PNG, from its source"
+    if is_smeared(set(np.unique(values).tolist())):
+        remedy = smeared_remedy()
+    raise DatasetError(f"{path}: label file is a JPEG, which changes values; {remedy}")
+
+
+def _opaque(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """(H, W, 3) of a colour image."""
+    if values.shape[2] == 4:
+        clear = np.count_nonzero(values[..., 3] != np.iinfo(values.dtype).max)
+        if clear:
             raise DatasetError(
-                f"{path}: label must be single-channel with integer class ids; found "
-                f"{image.mode}; run the dataset's prepare_* command or save the ids as gray PNG"
+                f"{path}: {clear} pixels of the label are transparent, expected full colours; "
+                "paint them in the color of a class or in the ignore_color of the vocabulary json "
+                "and save it without an alpha channel"
             )
-        values = np.asarray(image)
-    if values.dtype == np.uint8:
-        return values // factor if factor > 1 else values
-    return values.astype(np.uint8 if values.dtype == bool else np.int32)
+    return values[..., :3]
+
+
+def _equal_channels(rgb: np.ndarray) -> np.ndarray | None:
+    """The one channel of a gray image that is stored as colours; None if the channels differ."""
+    red, green, blue = (rgb[..., channel] for channel in range(3))
+    if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+        return None
+    return np.ascontiguousarray(red) if red.dtype == np.uint8 else red.astype(np.int32)
+
+
+def _only_ids(
+    ids: np.ndarray | None, path: str | Path, vocabulary: Vocabulary | None
+) -> np.ndarray:
+    if ids is None:
+        where = "expected label values" if vocabulary is None else "labels is 'ids'"
+        raise LabelColorError(
+            f"{path}: label file has colours, {where}; save the ids as gray PNG"
+            + ("" if vocabulary is None else _ALL_COLORS)
+        )
+    return ids
+
+
+def _by_colors(
+    ids: np.ndarray | None,
+    rgb: np.ndarray | None,
+    palette: np.ndarray | None,
+    path: str | Path,
+    vocabulary: Vocabulary,
+) -> np.ndarray:
+    """Label values by ids (H, W), or by the colours rgb (H, W, 3), or those of the palette."""
+    table = _table(vocabulary, is_needed=ids is None)
+    if table is None and ids is not None:
+        return ids
+    if table is None:
+        raise LabelColorError(
+            f"{path}: label file has colours, vocabulary {vocabulary.name} has none; give every "
+            'class its "color": [red, green, blue] in the json (tagclip labels convert --scan '
+            "lists those of the files)"
+        )
+    if rgb is not None and rgb.dtype != np.uint8:
+        if ids is not None and not vocabulary.labels:
+            return ids
+        raise LabelColorError(f"{path}: label file has colours of 16 bits; save it with 8 bits")
+    if rgb is not None:
+        return _settled(ids, rgb, path, vocabulary, table)
+    if ids.dtype != np.uint8:
+        raise LabelColorError(
+            f"{path}: label file has one number of more than 8 bits per pixel, labels is 'colors'; "
+            'save it as colours, or, if all label files hold ids, say "labels": "ids" in the '
+            "vocabulary json"
+        )
+    # Of each index once. The refusal counts pixels.
+    colors = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    if palette is not None:
+        colors[: len(palette)] = palette[:256]
+    used = np.bincount(ids.reshape(-1), minlength=256).nonzero()[0].astype(np.uint8)
+    try:
+        values = _settled(used[None], colors[used][None], path, vocabulary, table)
+    except LabelColorError:
+        return _settled(ids, colors[ids], path, vocabulary, table)
+    lut = np.zeros(256, values.dtype)
+    lut[used] = values[0]
+    return look_up(lut, ids)
+
+
+def _table(vocabulary: Vocabulary, is_needed: bool) -> ColorTable | None:
+    try:
+        return color_table(vocabulary)
+    except VocabularyError:
+        if is_needed:
+            raise
+        return None
+
+
+def _settled(
+    ids: np.ndarray | None,
+    rgb: np.ndarray,
+    path: str | Path,
+    vocabulary: Vocabulary,
+    table: ColorTable,
+) -> np.ndarray:
+    """What both readings of the pixels say, or the one that fits."""
+    values = table.look_up(rgb)
+    known = values != table.unknown
+    if values.dtype != np.uint8:
+        values = values.astype(np.int32)
+    if ids is None or vocabulary.labels == "colors":
+        if not known.all():
+            raise LabelColorError(f"{path}: {table.unknown_text(rgb)}")
+        return values
+    if _unknown(ids, vocabulary).any():
+        return values if known.all() else ids
+    classes = vocabulary.label_lut()
+    differ = known & (classes[ids] != classes[np.where(known, values, vocabulary.ignore_label)])
+    if differ.any():
+        y, x = np.unravel_index(np.argmax(differ), differ.shape)
+        raise LabelColorError(
+            f"{path}: values and colours disagree: value {ids[y, x]} at ({x},{y}) is "
+            f"{_meaning(ids[y, x], vocabulary)}, its colour {rgb[y, x].tolist()} is "
+            f'{_meaning(values[y, x], vocabulary)}; say "labels": "ids" or "labels": "colors" in '
+            "the vocabulary json"
+        )
+    return ids
+
+
+def _meaning(value: int, vocabulary: Vocabulary) -> str:
+    return next((repr(e.name) for e in vocabulary.classes if value in e.ids), "ignored")
 
 
 def read_indices(
@@ -65,7 +226,7 @@ def read_indices(
     Raises:
         DatasetError: the file is missing or damaged, or its size or values do not fit.
     """
-    raw = read_label(path)
+    raw = read_label(path, vocabulary)
     check_label(raw, path, vocabulary, size)
     return vocabulary.label_lut(target)[raw]
 
@@ -93,19 +254,25 @@ def check_label(
             + ("; rotate the label as the image's EXIF tag says" * is_swapped)
             + ("; pair each image with its own label" * (not is_swapped))
         )
+    bad = _unknown(label, vocabulary)
+    if bad.any():
+        y, x = np.unravel_index(np.argmax(bad), bad.shape)
+        ids = value_ranges(value for entry in vocabulary.classes for value in entry.ids)
+        raise DatasetError(
+            f"{path}: label {label[y, x]} at ({x},{y}), vocabulary {vocabulary.name} has {ids} "
+            f"and ignore {value_ranges(vocabulary.ignored)}; {_hint(label, bad, vocabulary)}"
+        )
+
+
+def _unknown(label: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """(H, W) bool: where a value means nothing."""
     unknown = _unknown_values(vocabulary)
     # Bytes have few values: all of them are judged, then looked up.
     values = np.arange(256) if label.dtype == np.uint8 else label.astype(np.intp)
     bad = unknown[np.clip(values, -1, len(unknown) - 2) + 1]
     if label.dtype == np.uint8:
         bad = look_up(bad.view(np.uint8), label).view(bool)
-    if bad.any():
-        y, x = np.unravel_index(np.argmax(bad), bad.shape)
-        ids = _format_ranges(entry.id for entry in vocabulary.classes)
-        raise DatasetError(
-            f"{path}: label {label[y, x]} at ({x},{y}), vocabulary {vocabulary.name} has {ids} "
-            f"and ignore {vocabulary.ignore_label}; {_hint(label, bad, vocabulary)}"
-        )
+    return bad
 
 
 def look_up(table: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -133,35 +300,17 @@ def _unknown_values(vocabulary: Vocabulary) -> np.ndarray:
 
 def _hint(label: np.ndarray, bad: np.ndarray, vocabulary: Vocabulary) -> str:
     values, counts = np.unique(label, return_counts=True)
-    highest = max(entry.id for entry in vocabulary.classes)
-    if remedy := unlabelled_remedy(set(np.unique(label[bad]).tolist())):
-        return remedy
-    if values[counts.argmax()] == 0 and (label[bad] == highest + 1).all():
+    found, unknown = set(values.tolist()), set(np.unique(label[bad]).tolist())
+    if is_smeared(found):
+        return smeared_remedy()
+    lowest = min(min(entry.ids) for entry in vocabulary.classes)
+    if values[counts.argmax()] == lowest == 0 and is_one_too_many(unknown, vocabulary):
         return (
-            f"{len(values)} distinct values, 0 dominates: if 0 is background, run the dataset's "
-            "prepare_* command (reduce_zero_label: 0 becomes ignore, the others move down by one)"
+            f"{len(values)} distinct values, 0 dominates: if 0 is background, "
+            f"{background_remedy(0, vocabulary)}, or run the dataset's prepare_* command "
+            "(reduce_zero_label: 0 becomes ignore, the others move down by one)"
         )
+    mask, unlabelled = mask_remedy(found, vocabulary), unlabelled_remedy(unknown, vocabulary)
+    if mask or unlabelled:
+        return "; ".join(filter(None, (mask, unlabelled)))
     return "run the dataset's prepare_* command or name the right vocabulary"
-
-
-def unlabelled_remedy(values: Set[int]) -> str:
-    """What to do about the values outside a vocabulary if they may mean unlabelled; else ""."""
-    if len(values) != 1 or not values <= _UNLABELLED:
-        return ""
-    (value,) = values
-    return (
-        f'if {value} means unlabelled, say "ignore_label": {value} in the vocabulary json, or give '
-        "it a class there, such as background"
-    )
-
-
-def _format_ranges(ids: Iterable[int]) -> str:
-    """1, 2, 3, 7 as "1..3, 7"; at most six ranges."""
-    ranges: list[list[int]] = []
-    for value in sorted(ids):
-        if ranges and value == ranges[-1][1] + 1:
-            ranges[-1][1] = value
-        else:
-            ranges.append([value, value])
-    texts = [f"{low}..{high}" if high > low else f"{low}" for low, high in ranges]
-    return ", ".join(texts[:6]) + (f", ... {texts[-1]}" if len(texts) > 6 else "")

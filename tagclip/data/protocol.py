@@ -18,6 +18,7 @@ from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.provenance import Stage
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_json import read_vocabulary_text, split_names
+from tagclip.utils.text import json_text
 
 __all__ = ["Protocol", "requested_vocabulary", "resolve_seen"]
 
@@ -49,7 +50,8 @@ class Protocol:
         """Full class list of the training datasets, with the partition of the split.
 
         Raises:
-            ConfigError: DATASETS.TRAIN is empty, or its datasets disagree.
+            ConfigError: DATASETS.TRAIN is empty, its datasets disagree, or nothing says which
+                classes are seen.
             ConfigError, DatasetError, VocabularyError: see `dataset`.
         """
         names = list(self._cfg.DATASETS.TRAIN)
@@ -66,7 +68,35 @@ class Protocol:
                     f"({len(other)} classes, {files[1]}) differ in classes or split; "
                     "train on datasets with the same vocabulary"
                 )
+        if first.seen is None and self.setting != "supervised":
+            raise ConfigError(self._describe_open(names[0], first))
         return first
+
+    @property
+    def has_partition(self) -> bool:
+        """Whether the class lists of DATASETS.TRAIN say which classes are seen.
+
+        Raises:
+            ConfigError, DatasetError, VocabularyError: see `dataset`.
+        """
+        return all(self.dataset(name).seen is not None for name in self._cfg.DATASETS.TRAIN)
+
+    def _describe_open(self, name: str, vocabulary: Vocabulary) -> str:
+        """What is wrong with a training dataset without partition, and the line to add."""
+        where = f"{self._json_of(name)} (dataset {name})"
+        if splits := split_names(self._text_of(name)):
+            lines = (f"DATASETS.ZERO_SHOT.SPLIT {split}" for split in splits)
+            return (
+                f"DATASETS.ZERO_SHOT.SPLIT is empty and {where} has no default_split; "
+                f"set {' or '.join(lines)}"
+            )
+        mine = {"splits": {"mine": {"unseen": vocabulary.names[-1:]}}, "default_split": "mine"}
+        return (
+            f"{where} has no splits, and DATASETS.ZERO_SHOT.SETTING is {self.setting!r}, which "
+            "needs unseen classes; if every class has labels, set DATASETS.ZERO_SHOT.SETTING "
+            f"supervised; otherwise name the unseen classes in the json, such as "
+            f"{json_text(mine, ensure_ascii=False)[1:-1]}"
+        )
 
     @cached_property
     def training(self) -> Vocabulary:
@@ -95,8 +125,8 @@ class Protocol:
     def dataset(self, name: str) -> Vocabulary:
         """Full class list of a dataset with the partition for reporting.
 
-        The partition is the split `DATASETS.ZERO_SHOT.SPLIT`; a dataset that is not trained on and
-        lacks it uses its default split, or leaves the partition open if it has none.
+        The partition is the split `DATASETS.ZERO_SHOT.SPLIT`. A dataset that is not trained on and
+        lacks it uses its default split; one without splits leaves the partition open.
 
         Raises:
             ConfigError: a training dataset lacks the split.
@@ -107,12 +137,7 @@ class Protocol:
         split = self._cfg.DATASETS.ZERO_SHOT.SPLIT
         default = self._class_list(name)
         is_trained = name in self._cfg.DATASETS.TRAIN
-        if not split:
-            if is_trained and default.seen is None and self.setting != "supervised":
-                raise ConfigError(
-                    f"DATASETS.ZERO_SHOT.SPLIT is empty and {self._json_of(name)} (dataset {name}) "
-                    "has no default_split; name one of its splits"
-                )
+        if not split or not split_names(self._text_of(name)):
             return default
         try:
             return self._class_list(name, split)

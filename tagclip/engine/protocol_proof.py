@@ -219,6 +219,10 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
                 "iterations or another split"
             )
         changes: dict[str, dict[str, Any]] = {_LABELS: {"labels": copies}}
+        if vocabulary.labels == "colors":
+            # The copies hold ids.
+            either = write_vocabulary(replace(vocabulary, labels=""), Path(folder) / "either.json")
+            changes[_LABELS]["vocabulary"] = either
         if cfg.DATASETS.ZERO_SHOT.SETTING == "inductive":
             renamed = write_vocabulary(rename_unseen(vocabulary), Path(folder) / "renamed.json")
             changes[_NAMES] = {"vocabulary": renamed}

@@ -24,7 +24,7 @@ from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_tr
 from tagclip.config.checks import check_config, check_device, check_registered
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.claim import Claim
-from tagclip.data.datasets.selection import without_unseen_images
+from tagclip.data.datasets.selection import refuse_masks, without_unseen_images
 from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
@@ -227,6 +227,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: found 0 images, expected some; "
                 "check what the datasets list"
             )
+        refuse_masks(samples, mapper.source_vocabulary)
         if cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES:
             samples = without_unseen_images(samples, mapper.shows_unseen)
         return StreamLoader(

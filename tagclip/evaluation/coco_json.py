@@ -19,16 +19,18 @@ results for ``COCO.loadRes``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from tagclip.data.formats.labelled_image import LabelledImage
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
 
-__all__ = ["annotations_of", "categories_of", "format_coco", "number_images"]
+__all__ = ["annotations_of", "categories_of", "format_coco", "number_images", "write_coco"]
 
 
 def categories_of(vocabulary: Vocabulary) -> list[dict[str, Any]]:
@@ -102,3 +104,37 @@ def format_coco(
     for name, rows in parts.items():
         texts.append(f'"{name}": [\n' + ",\n".join(map(json_text, rows)) + "\n]")
     return "{" + ",\n".join(texts) + "}\n"
+
+
+def write_coco(output: Path, images: Iterable[LabelledImage], vocabulary: Vocabulary) -> list[Path]:
+    """Write annotations.json.
+
+    Args:
+        output: folder.
+        images: with their labels.
+        vocabulary: their classes. Where one has id 0, ``category_id`` is the id plus 1, for all
+            classes: datumaro takes category 0 for no class.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    first = int(any(entry.id == 0 for entry in vocabulary.classes))
+    found = {}
+    for image in images:
+        height, width = image.labels.shape
+        row = {"file_name": image.file, "height": height, "width": width}
+        annotations = annotations_of(image.labels, {}, vocabulary)
+        for annotation in annotations:
+            annotation["category_id"] += first
+        found[image.file] = row, annotations
+    ids = number_images(list(found))
+    text = format_coco(
+        f"predictions of {vocabulary.name}",
+        ({"id": ids[file], **row} for file, (row, _) in found.items()),
+        ({"image_id": ids[file], **row} for file, (_, rows) in found.items() for row in rows),
+        ({**row, "id": row["id"] + first} for row in categories_of(vocabulary)),
+    )
+    return [write_atomic(output / "annotations.json", text)]

@@ -164,7 +164,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
                 "this dataset"
             )
         path = self.input_file_to_gt_file[image]
-        raw = read_label(path)
+        raw = read_label(path, self._vocabulary)
         check_label(raw, path, self._vocabulary, size)
         return look_up(self._lut, raw)
 
@@ -282,16 +282,26 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             )
         if undefined := content["classes_without_pixels"]:
             logger.info("IoU undefined (no labelled pixel) for: %s", ", ".join(undefined))
-        table = format_table(content["metrics"], content["classes_averaged"])
+        flags = [row["seen"] for row in content["classes"]]
+        seen = None if None in flags else np.array(flags)
+        table = _table(content["metrics"], content["classes_averaged"], seen, len(flags))
         grouped = ", seen: masks trained the model" * (content["metrics_by_split"] is not None)
         logger.info("%s, %d images%s\n%s", self._name, found, grouped, table)
         if content["metrics_by_split"] is not None:
-            table = format_table(content["metrics_by_split"], content["classes_averaged_by_split"])
+            averaged = content["classes_averaged_by_split"]
+            table = _table(content["metrics_by_split"], averaged, self._seen, len(flags))
             logger.info("%s, seen as in split %s\n%s", self._name, content["split"], table)
         if self._protocol is not None:
             run = content["run"]
             if run["trained_unseen"] or run["zero_shot"] is None:
                 logger.warning("%s: %s", self._name, run["protocol"])
+
+
+def _table(
+    metrics: dict[str, float], averaged: dict[str, int], seen: np.ndarray | None, classes: int
+) -> str:
+    # Of a class list of which each class has a pixel.
+    return format_table(metrics, averaged, defined_classes(np.eye(classes), seen))
 
 
 def _predicted_labels(output: dict[str, Any], classes: int, name: str) -> np.ndarray:

@@ -56,20 +56,30 @@ _SIDES = re.compile("seen|hIoU")
 _REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
 
 
-def format_table(metrics: Mapping[str, float], averaged: Mapping[str, int]) -> str:
+def format_table(
+    metrics: Mapping[str, float], averaged: Mapping[str, int], listed: Mapping[str, int]
+) -> str:
     """Return a table of those headline metrics that there are, and `absent_note` below.
 
     Args:
         metrics: name -> percent; nan is shown as n/a.
         averaged: name of a mean -> number of classes that it averages.
+        listed: name of a mean -> number of classes of the list that it is of.
     """
     rows = [
-        (name, _number(metrics[name]), averaged.get(name, ""))
+        (name, _number(metrics[name]), _classes(name, averaged, listed))
         for name in _HEADLINES
         if name in metrics
     ]
     table = tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
     return "\n".join(filter(None, (table, absent_note(metrics))))
+
+
+def _classes(name: str, averaged: Mapping[str, int], listed: Mapping[str, int]) -> str:
+    if name not in averaged:
+        return ""
+    count, total = averaged[name], listed[name.removesuffix(ABSENT_AS_0)]
+    return f"{count} of {total}" if count < total else f"{count}"
 
 
 def absent_note(metrics: Mapping[str, Any]) -> str:

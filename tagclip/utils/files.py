@@ -7,12 +7,16 @@ import os
 import random
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tagclip.errors import ConfigError
 
 __all__ = [
     "expand_path",
+    "open_atomic",
     "probe_folder",
     "probe_path",
     "remove_leftovers",
@@ -46,12 +50,36 @@ def expand_path(path: str | Path) -> str:
     return expanded
 
 
-def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:
-    """Write to a temporary file beside ``path``, flush it to the disk, then rename it.
+@contextmanager
+def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path``; in the end flush it to the disk, then rename it.
 
     Whatever happens, also a kill or a power cut, ``path`` holds either its old content or all of
     the new one. A failure removes the temporary file; a kill may leave it behind, as
     ``.NAME.RANDOM.tmp``. The file gets the permissions of the umask, like any other.
+
+    Args:
+        path: the file; its folder is created.
+
+    Raises:
+        OSError: the folder or file cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:
+    """Write a file whole or not at all, see `open_atomic`.
 
     Args:
         path: the file; its folder is created.
@@ -63,19 +91,9 @@ def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:
     Raises:
         OSError: the folder or file cannot be written, or the disk is full.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    with open_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return Path(path)
 
 
 def sync_folder(folder: str | Path) -> None:

@@ -92,6 +92,25 @@ def test_a_full_target_keeps_unseen_pixels_ignored(tmp_path: Path) -> None:
     assert sample["novel_mask"].tolist() == [[False, True, False, True, False]]
 
 
+def test_all_values_of_a_class_and_colours_are_targets(tmp_path: Path) -> None:
+    """Values beside the first, further ignored ones, and colours are as the class list says."""
+    classes = (
+        ClassEntry(0, "cat", color=(9, 9, 9)),
+        ClassEntry(1, "dog", color=(200, 0, 0), ids=(1, 255)),
+        ClassEntry(2, "sky", color=(0, 0, 200), ids=(2, 7)),
+    )
+    source = Vocabulary("v", classes, (True, True, False), "s", 254, (3,), ((0, 0, 0),))
+    label = np.array([[0, 1, 255, 2, 7, 254, 3]], np.uint8)
+    mapper = _mapper(source, source, novel_masks=True)
+    sample = mapper(write_sample(tmp_path, "a", _image(1, 7), label))
+    assert sample["sem_seg"].tolist() == [[0, 1, 1, 255, 255, 255, 255]]
+    assert sample["novel_mask"].tolist() == [[False, False, False, True, True, False, False]]
+    rgb = np.array([[(9, 9, 9), (200, 0, 0), (0, 0, 200), (0, 0, 0)]], np.uint8)
+    sample = mapper(write_sample(tmp_path, "b", _image(1, 4), rgb))
+    assert sample["sem_seg"].tolist() == [[0, 1, 255, 255]]
+    assert sample["novel_mask"].tolist() == [[False, False, True, False]]
+
+
 def test_supervised_keeps_every_class(tmp_path: Path) -> None:
     label = np.array([[7, 0, 3, 9, 200]], dtype=np.uint8)
     target = VOCABULARY.with_seen([True] * 4)

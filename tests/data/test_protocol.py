@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,10 +143,46 @@ def test_several_training_datasets_must_agree() -> None:
 def test_missing_split_of_a_training_dataset() -> None:
     with pytest.raises(ConfigError, match=r"SPLIT is 'none'.*toy_train.* it has 'half', 'zs'"):
         Protocol(_config("DATASETS.ZERO_SHOT.SPLIT", "none")).check()
-    with pytest.raises(ConfigError, match=r"SPLIT is empty and .*open\.json .*no default_split"):
-        Protocol(_config(train=("open",))).check()
-    # Supervised training needs no partition.
-    assert len(Protocol(_config(*SUPERVISED, train=("open",))).training) == 3
+
+
+@pytest.mark.parametrize("setting", ["inductive", "transductive"])
+@pytest.mark.parametrize("split", ["", "zs"])
+def test_a_list_without_splits_names_the_line_to_add(
+    setting: str, split: str, tmp_path: Path
+) -> None:
+    opts = ("DATASETS.ZERO_SHOT.SETTING", setting, "DATASETS.ZERO_SHOT.SPLIT", split)
+    protocol = Protocol(_config(*opts, train=("open",)))
+    # Looking at the data needs no partition.
+    assert not protocol.has_partition and protocol.dataset("open").names == ["bird", "cat", "sky"]
+    with pytest.raises(ConfigError) as caught:
+        protocol.check()
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'open.json'} (dataset open) has no splits")
+    assert "\n" not in message
+    # Either remedy ends the trouble.
+    line = re.search(r"set (DATASETS\.ZERO_SHOT\.SETTING) (\w+);", message)
+    assert line is not None
+    supervised = Protocol(_config(*opts, *line.groups(), train=("open",)))
+    supervised.check()
+    assert supervised.training.seen == supervised.asked("open").seen == (True,) * 3
+    text = message.split("such as ")[1]
+    tree = json.loads((tmp_path / "open.json").read_text()) | json.loads(f"{{{text}}}")
+    write_json(tmp_path / "open.json", tree)
+    mended = Protocol(_config(*opts[:2], train=("open",)))
+    mended.check()
+    assert mended.has_partition and mended.full.unseen_names == ["sky"]
+
+
+def test_splits_without_a_default_are_named(tmp_path: Path) -> None:
+    tree = json.loads((tmp_path / "toy.json").read_text())
+    del tree["default_split"]
+    write_json(tmp_path / "toy.json", tree)
+    with pytest.raises(ConfigError, match="no default_split; set") as caught:
+        Protocol(_config()).check()
+    lines = re.findall(r"(DATASETS\.ZERO_SHOT\.SPLIT) (\w+)(?: or |$)", str(caught.value))
+    assert [split for _, split in lines] == ["zs", "half"]
+    for line in lines:
+        Protocol(_config(*line)).check()
 
 
 def test_no_training_dataset() -> None:

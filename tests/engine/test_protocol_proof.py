@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,9 +30,11 @@ from tagclip.data import Protocol, dataset_mapper
 from tagclip.data.datasets.changed_copies import (
     changed_datasets,
     rename_unseen,
+    scramble_files,
     scramble_unseen,
     write_vocabulary,
 )
+from tagclip.data.label_io import read_label
 from tagclip.engine import training_loop
 from tagclip.engine.protocol_proof import prove_protocol
 from tagclip.errors import ConfigError, DatasetError, ProtocolError
@@ -238,20 +241,60 @@ def test_every_unseen_pixel_gets_another_hidden_value(count: int, data: st.DataO
     assert changed_pixels == expected
 
 
+def test_all_values_of_a_class_are_scrambled() -> None:
+    """To another class's first value: no other value of the same class comes out."""
+    classes = (
+        ClassEntry(0, "sand"),
+        ClassEntry(1, "crack", ids=(1, 255)),
+        ClassEntry(7, "pit", ids=(7, 2)),
+    )
+    vocabulary = Vocabulary("v", classes, (True, False, False), "s", 254, more_ignored=(3,))
+    label = np.array([[0, 1, 255, 7, 2, 254, 3]] * 50)
+    scrambled, count = scramble_unseen(label, vocabulary, np.random.default_rng(0))
+    assert count == 200
+    possible = [{0}, {7, 254}, {7, 254}, {1, 254}, {1, 254}, {254}, {3}]
+    assert [set(column.tolist()) for column in scrambled.T] == possible
+
+
+def test_copies_of_coloured_labels_hold_ids(tmp_path: Path) -> None:
+    """They are read with the class list that belongs to them, the originals too."""
+    colors = [(9, 9, 9), (20, 30, 40)]
+    classes = tuple(ClassEntry(i, f"c{i}", color=c) for i, c in zip((0, 1), colors, strict=True))
+    vocabulary = Vocabulary(
+        "v", classes, (True, False), "s", ignore_colors=((255,) * 3,), labels="colors"
+    )
+    original = str(tmp_path / "original.png")
+    Image.fromarray(np.array([[colors[0], colors[1], (255,) * 3]], np.uint8)).save(original)
+    copies, count = scramble_files([original], vocabulary, 0, tmp_path)
+    written = write_vocabulary(replace(vocabulary, labels=""), tmp_path / "v.json")
+    either = Vocabulary.from_json(written)
+    assert count == 1 and either == replace(vocabulary, labels="")
+    assert read_label(copies[original], either).tolist() == [[0, 255, 255]]
+    assert read_label(original, either).tolist() == [[0, 1, 255]]
+
+
 def test_renamed_vocabularies_keep_everything_else(tmp_path: Path) -> None:
     classes = (
         ClassEntry(4, "cat", ("cat", "kitten")),
-        ClassEntry(9, "dog", ("dog", "puppy")),
+        ClassEntry(9, "dog", ("dog", "puppy"), (1, 2, 3), (9, 10)),
         ClassEntry(0, "replaced 9"),
         ClassEntry(2, "sky"),
     )
-    vocabulary = Vocabulary("pets", classes, (True, False, True, False), "zs", ignore_label=77)
+    vocabulary = Vocabulary(
+        "pets", classes, (True, False, True, False), "zs", 77, (78,), ((5, 5, 5),), "ids"
+    )
     renamed = Vocabulary.from_json(
         write_vocabulary(rename_unseen(vocabulary), tmp_path / "renamed.json"), "zs"
     )
     assert renamed == Vocabulary.from_json(tmp_path / "renamed.json")
     assert (renamed.name, renamed.seen, renamed.ignore_label) == ("pets", vocabulary.seen, 77)
-    assert [entry.id for entry in renamed.classes] == [4, 9, 0, 2]
+    assert [entry.ids for entry in renamed.classes] == [(4,), (9, 10), (0,), (2,)]
+    assert (renamed.ignored, renamed.ignore_colors, renamed.labels) == (
+        (77, 78),
+        ((5,) * 3,),
+        "ids",
+    )
+    assert renamed.classes[1].color == (1, 2, 3)
     assert renamed.restrict("seen") == vocabulary.restrict("seen")
     words = {word for entry in classes for word in (entry.name, *entry.prompts)}
     for entry in renamed.restrict("unseen").classes:

@@ -166,7 +166,7 @@ def test_the_table_shows_the_number_of_classes(toy: Toy, caplog: pytest.LogCaptu
     with caplog.at_level(logging.INFO):
         metrics = toy.run(toy.evaluator(), 0, 1, 2).evaluate()["sem_seg"]
     rows = [line.split() for line in caplog.text.splitlines()]
-    assert ["mIoU", f"{metrics['mIoU']:.2f}", "4"] in rows
+    assert ["mIoU", f"{metrics['mIoU']:.2f}", *("4", "of", "5")] in rows
     assert ["mIoU-unseen", f"{metrics['mIoU-unseen']:.2f}", "2"] in rows
     assert ["hIoU", f"{metrics['hIoU']:.2f}"] in rows
     assert "IoU undefined (no labelled pixel) for: sofa" in caplog.text
@@ -215,6 +215,38 @@ def test_both_means_where_a_predicted_class_has_no_label(
     assert "mIoU-unseen-absent-as-0" not in content["metrics"]
     assert content["note"].startswith("The means of this project leave out")
     assert content["note"] in caplog.text
+
+
+def test_coloured_labels_and_classes_of_several_values_count(tmp_path: Path) -> None:
+    name = f"colours_{uuid.uuid4().hex}"
+    tree = vocabulary_tree(["cat", "dog"], ["dog"], ignore_label=[254, 0], ignore_color=[7, 7, 7])
+    tree["classes"] = [
+        {"ids": [1, 2], "name": "cat", "color": [250, 0, 0]},
+        {"ids": [5, 255], "name": "dog", "color": [0, 250, 0]},
+    ]
+    colors = np.zeros((3, 4, 3), np.uint8)
+    colors[:] = [(250, 0, 0), (250, 0, 0), (0, 250, 0), (7, 7, 7)]
+    values = np.array([[1, 2, 255, 254], [2, 1, 5, 0], [1, 1, 255, 0]], np.uint8)
+    pixels = np.zeros((3, 4, 3), np.uint8)
+    labels = (colors, values)
+    samples = [write_sample(tmp_path, str(i), pixels, label) for i, label in enumerate(labels)]
+    classes = write_json(tmp_path / "c.json", tree)
+    register_zero_shot_sem_seg(
+        name, tmp_path / "images", tmp_path / "labels", classes, image_ext="png"
+    )
+    vocabulary = Vocabulary.from_metadata(name)
+    evaluator = ZeroShotSemSegEvaluator(
+        name, vocabulary=vocabulary, distributed=False, output_dir=str(tmp_path / "out")
+    )
+    predicted = torch.tensor([[0, 1, 1, 0]] * 3)
+    try:
+        for sample in samples:
+            evaluator.process([{"file_name": sample["file_name"]}], [{"sem_seg_labels": predicted}])
+        evaluator.evaluate()
+    finally:
+        forget(name)
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert content["confusion"] == [[6, 6], [0, 6]]
 
 
 @pytest.mark.parametrize("seen", [True, False])

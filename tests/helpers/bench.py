@@ -192,7 +192,7 @@ class Bench:
         """Training and evaluation name the first label and leave no checkpoint and no result."""
         before = self.checkpoints() | {self.weights}
         for subset, call in (("train", self.training()), ("val", self.evaluation(self.weights))):
-            refused(call, f"DatasetError: {self.file('labels', subset)}: ", *parts)
+            refused(call, f"Error: {self.file('labels', subset)}: ", *parts)
         assert self.checkpoints() == before
         assert not self.results()
 

@@ -43,7 +43,7 @@ def spoil(folder: Path) -> dict[str, tuple[str, str]]:
     image[1].unlink()
     image[2].write_bytes(image[2].read_bytes()[:200])
     label[3].write_bytes(b"")
-    Image.open(label[4]).convert("RGB").save(label[4])
+    Image.new("RGB", Image.open(label[4]).size, (1, 2, 3)).save(label[4])
     Image.fromarray(random_label(5)[:-1]).save(label[5])
     Image.fromarray(random_label(6).T).save(label[6])
     set_orientation(image[7], 6)
@@ -60,7 +60,7 @@ def spoil(folder: Path) -> dict[str, tuple[str, str]]:
         "lonely_label": (label[1], ""),
         "image_unreadable": (image[2], "truncated"),
         "label_unreadable": (label[3], "0 bytes"),
-        "label_channels": (label[4], "RGB"),
+        "label_channels": (label[4], "label file has colours"),
         "size": (label[5], "label 16x11, image 16x12"),
         "size_swapped": (label[6], "label 12x16, image 16x12"),
         "exif_fits": (image[7], "EXIF orientation 6"),

@@ -6,3 +6,4 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / "tools"
+STORED = REPOSITORY / "tests" / "data" / "formats" / "files"

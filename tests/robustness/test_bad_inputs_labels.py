@@ -103,12 +103,57 @@ def test_palette_labels_are_read_as_indices(bench: Bench) -> None:
 
 
 def test_rgb_label(bench: Bench) -> None:
-    bench.save_labels(lambda label: np.stack([label] * 3, axis=2))
-    bench.refused_label("label must be single-channel with", "; found RGB; run the dataset's prep")
+    """Colours, although the class list has none."""
+    bench.save_labels(lambda label: np.stack([label, label // 2, label], axis=2))
+    bench.refused_label("label file has colours, vocabulary", 'give every class its "color"')
     name = bench.cfg.DATASETS.TRAIN[0]
     code, reports, _ = bench.validate(name)
     found = problems(reports[name])["label_channels"]
-    assert (code, found["count"]) == (1, 1) and "RGB" in found["examples"][0] and found["advice"]
+    assert (
+        (code, found["count"]) == (1, 1) and "colours" in found["examples"][0] and found["advice"]
+    )
+
+
+def test_labels_in_the_colours_of_the_class_list(bench: Bench) -> None:
+    """Read as they are, in training and evaluation; an unknown colour is named."""
+    labels, colors = all_labels(bench), np.zeros((256, 3), np.uint8)
+    colors[:5] = [(10 * index, 200, 7) for index in range(5)]
+    for path, label in labels.items():
+        Image.fromarray(colors[label]).save(path)
+    tree = tiny_tree(ignore_color=[0, 0, 0])
+    for entry, color in zip(tree["classes"], colors.tolist(), strict=False):
+        entry["color"] = color
+    name = bench.register(tree)
+    assert_read_as(bench.root, name, list(labels.values()))
+    code, reports, _ = bench.validate(name)
+    assert code == 0 and reports[name]["label_modes"] == {"RGB": len(labels)}
+    path = next(iter(labels))
+    pixels = np.array(Image.open(path))
+    pixels[0, 0] = (1, 200, 7)
+    Image.fromarray(pixels).save(path)
+    parts = "1 unknown colour: [1, 200, 7] (1 pixels, nearest is [0, 200, 7] of ", '"ignore_color"'
+    refused(bench.training_on(name), str(path), *parts)
+    code, reports, _ = bench.validate(name)
+    assert code == 1 and problems(reports[name])["label_channels"]["count"] == 1
+
+
+def test_masks_of_0_and_255(bench: Bench) -> None:
+    """Training refuses them and names the lines of the json; with these it goes on."""
+    labels = all_labels(bench)
+    for path, label in labels.items():
+        Image.fromarray(np.where(label == 0, 0, 255).astype(np.uint8)).save(path)
+    tree = tiny_tree(classes=tiny_tree()["classes"][:2])
+    del tree["default_split"], tree["splits"]
+    supervised = ("DATASETS.ZERO_SHOT.SETTING", "supervised", "MODEL.TAGCLIP.TRUSTY.ENABLED", False)
+    second = tree["classes"][1]["name"]
+    line = f'"ids": [1, 255] for {second!r} and "ignore_label": 254'
+    before = bench.checkpoints()
+    refused(bench.training_on(bench.register(tree), *supervised), str(next(iter(labels))), line)
+    assert bench.checkpoints() == before
+    tree["classes"][1] = {"ids": [1, 255], "name": second}
+    name = bench.register(tree | {"ignore_label": 254})
+    bench.training_on(name, *supervised)()
+    assert bench.checkpoints() > before
 
 
 def test_labels_of_sixteen_bits(bench: Bench) -> None:
@@ -154,7 +199,7 @@ def test_other_ignore_value_is_found(bench: Bench) -> None:
     images = sum(bool((label == VOID).any()) for label in labels.values())
     assert code == 1 and "254 instead of 255 for unlabelled pixels" in said
     assert reports[name]["unknown"] == [{"value": 254, "pixels": ignored, "images": images}]
-    assert '"ignore_label": 254 in the vocabulary json' in said
+    assert '"ignore_label": [255, 254] in the vocabulary json' in said
     for entry in reports[name]["classes"]:
         pixels = sum(int((label == entry["id"]).sum()) for label in labels.values())
         assert entry["pixels"] == pixels
@@ -232,7 +277,7 @@ def test_class_without_a_true_pixel(bench: Bench) -> None:
     said = bench.said()
     assert "IoU undefined (no labelled pixel) for: sofa" in said
     (row,) = [line for line in said.splitlines() if line.startswith("mIoU ")]
-    assert row.split() == ["mIoU", f"{result['mIoU']:.2f}", "4"]
+    assert row.split() == ["mIoU", f"{result['mIoU']:.2f}", "4", "of", "5"]
 
 
 def test_mean_over_an_undefined_class(bench: Bench) -> None:
@@ -245,4 +290,4 @@ def test_mean_over_an_undefined_class(bench: Bench) -> None:
     assert len(seen) == len(TOY_NAMES) - len(TOY_UNSEEN) - 1
     assert result["mIoU-seen"] == pytest.approx(np.mean(seen))
     (row,) = [line for line in bench.said().splitlines() if line.startswith("mIoU-seen ")]
-    assert row.split() == ["mIoU-seen", f"{result['mIoU-seen']:.2f}", "2"]
+    assert row.split() == ["mIoU-seen", f"{result['mIoU-seen']:.2f}", "2", "of", "3"]

@@ -132,6 +132,21 @@ def test_label_lut_by_brute_force(source: Vocabulary, data: st.DataObject) -> No
             assert index == -1
 
 
+def test_several_values_of_a_class_and_of_unlabelled_pixels() -> None:
+    classes = (ClassEntry(0, "sand"), ClassEntry(1, "crack", ids=(1, 255)))
+    vocabulary = Vocabulary("mask", classes, ignore_label=254, more_ignored=(3,))
+    expected = np.full(256, -1)
+    expected[[0, 1, 255, 254, 3]] = [0, 1, 1, 255, 255]
+    np.testing.assert_array_equal(vocabulary.label_lut(), expected)
+    crack = Vocabulary.from_names(["crack"])
+    expected[[0, 1, 255]] = [255, 0, 0]
+    np.testing.assert_array_equal(vocabulary.label_lut(crack), expected)
+    plain = Vocabulary("mask", (classes[0], ClassEntry(1, "crack")), ignore_label=254)
+    prints = {plain.fingerprint, vocabulary.fingerprint}
+    prints |= {Vocabulary("mask", classes, ignore_label=254).fingerprint}
+    assert len(prints) == 3
+
+
 @given(vocabularies())
 def test_label_lut_round_trip(vocabulary: Vocabulary) -> None:
     ids = np.array([entry.id for entry in vocabulary.classes])

@@ -59,6 +59,25 @@ BAD_FILES = {
     "id is ignore": (_with_class(1, id=255), "ignore_label 255 is also the id of 'dog'"),
     "ignore label negative": (_tree(ignore_label=-1), "ignore_label is -1"),
     "ignore label a text": (_tree(ignore_label="255"), "ignore_label is '255'"),
+    "ids a number": (_with_class(1, ids="1"), "ids is ('1',), expected a list of integers"),
+    "ids empty": (_with_class(1, ids=[]), "ids is an empty list"),
+    "ids without id": (_with_class(1, ids=[7, 8]), "ids is [7, 8], expected 1, its id, among"),
+    "ids repeated": (_with_class(1, ids=[1, 1]), "expected 1, its id, among them and each value"),
+    "ids over 16 bits": (_with_class(1, ids=[1, 65536]), "integers in 0..65535"),
+    "ids of two classes": (_with_class(1, ids=[1, 0]), "ids 0 belong to more than one class"),
+    "ids and ignore": (_with_class(1, ids=[1, 255]), "ignore_label 255 is also the id of 'dog'"),
+    "ignore labels empty": (_tree(ignore_label=[]), "ignore_label is an empty list"),
+    "ignore labels repeated": (_tree(ignore_label=[9, 9]), "ignore_label is [9, 9], expected each"),
+    "second ignore label an id": (_tree(ignore_label=[255, 1]), "ignore_label 1 is also the id"),
+    "second ignore label a text": (_tree(ignore_label=[255, "0"]), "ignore_label is '0'"),
+    "ignore color a text": (_tree(ignore_color="red"), "ignore_color is 'red', expected"),
+    "ignore color too short": (_tree(ignore_color=[1, 2]), "ignore_color is [1, 2], expected"),
+    "ignore color of a class": (
+        _with_class(1, color=[1, 2, 3]) | {"ignore_color": [[0, 0, 0], [1, 2, 3]]},
+        "ignore_color [1, 2, 3] is also the color of 'dog'",
+    ),
+    "labels unknown": (_tree(labels="rgb"), "labels is 'rgb', expected 'ids' or 'colors'"),
+    "labels colors without": (_tree(labels="colors"), "found 4 classes without color"),
     "prompts a text": (_with_class(1, prompts="dog"), "expected a list of texts"),
     "empty prompt": (_with_class(1, prompts=["dog", ""]), "is empty"),
     "duplicate prompt": (_with_class(1, prompts=["TV", "tv "]), "'TV' = 'tv'"),
@@ -108,6 +127,23 @@ def test_unreadable_json_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_missing_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VocabularyError, match=r"none\.json: no such vocabulary json"):
         Vocabulary.from_json(tmp_path / "none.json")
+
+
+def test_values_and_colours_are_read_as_documented(tmp_path: Path) -> None:
+    tree = _tree(ignore_label=[255, 9], ignore_color=[7, 7, 7], labels="colors")
+    tree["classes"] = [
+        entry | {"color": [index, 0, 0]} for index, entry in enumerate(tree["classes"])
+    ]
+    tree["classes"][1] = {"ids": [5, 1], "name": "dog", "color": [9, 9, 9]}
+    vocabulary = Vocabulary.from_json(write_json(tmp_path / "toy.json", tree))
+    dog = vocabulary.classes[1]
+    assert (dog.id, dog.ids, dog.color) == (5, (5, 1), (9, 9, 9))
+    assert vocabulary.classes[0].ids == (0,)
+    assert (vocabulary.ignored, vocabulary.ignore_label) == ((255, 9), 255)
+    assert (vocabulary.ignore_colors, vocabulary.labels) == (((7, 7, 7),), "colors")
+    tree["ignore_color"] = [[7, 7, 7], [8, 8, 8]]
+    path = write_json(tmp_path / "two.json", tree)
+    assert Vocabulary.from_json(path).ignore_colors == ((7, 7, 7), (8, 8, 8))
 
 
 def test_json_is_read_as_documented(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ _HEADINGS = {
     "text": "Class vectors",
     "evaluator": "Evaluator, per image",
     "large": "Large image, many classes",
+    "labels": "Colour masks to label files",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.

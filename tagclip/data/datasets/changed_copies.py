@@ -18,7 +18,7 @@ from PIL import Image
 from tagclip.data.datasets.walk import map_files
 from tagclip.data.label_io import check_label, read_label
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import ClassEntry, name_key
+from tagclip.structures.vocabulary_class import name_key
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
 
@@ -34,10 +34,10 @@ __all__ = [
 def scramble_unseen(
     label: np.ndarray, vocabulary: Vocabulary, generator: np.random.Generator
 ) -> tuple[np.ndarray, int]:
-    """Give every pixel of an unseen class another unseen id or the ignore label.
+    """Give every pixel of an unseen class the id of another unseen class or the ignore label.
 
     Args:
-        label: (H, W) integers, ids of the vocabulary and its ignore label.
+        label: (H, W) integers, values of the vocabulary: all ids of its classes, ignored ones.
         vocabulary: full class list with its partition.
         generator: draws the new values.
 
@@ -45,9 +45,12 @@ def scramble_unseen(
         (H, W) uint8, or uint16 if a value needs it, and the number of changed pixels.
     """
     pairs = zip(vocabulary.classes, vocabulary.seen_mask, strict=True)
-    values = np.array([*(entry.id for entry, seen in pairs if not seen), vocabulary.ignore_label])
-    place = np.full(max(int(label.max()), int(values.max())) + 1, -1)
-    place[values[:-1]] = np.arange(len(values) - 1)
+    unseen = [entry for entry, seen in pairs if not seen]
+    values = np.array([*(entry.id for entry in unseen), vocabulary.ignore_label])
+    highest = max(int(label.max()), int(values.max()), *(max(entry.ids) for entry in unseen))
+    place = np.full(highest + 1, -1)
+    for index, entry in enumerate(unseen):
+        place[list(entry.ids)] = index
     places = place[label]
     hidden = places >= 0
     count = int(hidden.sum())
@@ -77,7 +80,7 @@ def scramble_files(
     copies = {path: str(Path(folder) / f"{number:07d}.png") for number, path in enumerate(paths)}
 
     def scramble(path: str) -> int:
-        label = read_label(path)
+        label = read_label(path, vocabulary)
         check_label(label, path, vocabulary, label.shape)
         generator = np.random.default_rng([seed, crc32(path.encode())])
         scrambled, count = scramble_unseen(label, vocabulary, generator)
@@ -96,7 +99,7 @@ def rename_unseen(vocabulary: Vocabulary) -> Vocabulary:
             name = f"replaced {entry.id}"
             while name_key(name) in taken:
                 name += " again"
-            entry = ClassEntry(entry.id, name)
+            entry = replace(entry, name=name, prompts=())
         classes.append(entry)
     return replace(vocabulary, classes=tuple(classes))
 
@@ -115,14 +118,18 @@ def write_vocabulary(vocabulary: Vocabulary, path: str | Path) -> str:
     tree = {
         "format": 1,
         "name": vocabulary.name,
-        "ignore_label": vocabulary.ignore_label,
+        "ignore_label": vocabulary.ignored,
+        "ignore_color": vocabulary.ignore_colors,
         "classes": [
-            {"id": entry.id, "name": entry.name, "prompts": entry.prompts}
+            {"ids": entry.ids, "name": entry.name, "prompts": entry.prompts}
+            | ({} if entry.color is None else {"color": entry.color})
             for entry in vocabulary.classes
         ],
         "default_split": vocabulary.split,
         "splits": {vocabulary.split: {"seen": [name for name, seen in pairs if seen]}},
     }
+    if vocabulary.labels:
+        tree["labels"] = vocabulary.labels
     return str(write_atomic(path, json_text(tree) + "\n"))
 
 

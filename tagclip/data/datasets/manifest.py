@@ -22,6 +22,8 @@ _FORMAT = 1
 class LabelManifest:
     """What is known about a folder of label files.
 
+    The files hold one value per class and one for unlabelled pixels.
+
     Attributes:
         vocabulary: name of the class list.
         ids: label value of each class name.

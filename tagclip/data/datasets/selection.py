@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from tagclip.data.datasets.walk import map_files
 from tagclip.data.image_io import read_image
 from tagclip.data.label_io import check_label, read_label
+from tagclip.data.label_remedies import mask_remedy
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -21,6 +23,7 @@ __all__ = [
     "find_usable",
     "left_out",
     "paired_samples",
+    "refuse_masks",
     "skip_bad_samples",
     "without_unseen_images",
 ]
@@ -28,6 +31,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
+# So many label files show whether a dataset has masks of 0 and 255 only.
+_FIRST_FILES = 32
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def find_usable(
         path = sample["sem_seg_file_name"]
         try:
             size = read_image(sample["file_name"], max_pixels=max_pixels).shape[:2]
-            check_label(read_label(path), path, vocabulary, size)
+            check_label(read_label(path, vocabulary), path, vocabulary, size)
         except DatasetError as error:
             return str(error)
         return ""
@@ -129,6 +134,35 @@ def left_out(name: str) -> dict[str, int]:
     """What is wrong -> how many samples of a dataset its last listing left out for it."""
     cache = getattr(DatasetCatalog[name], "cache", ()) if name in DatasetCatalog.list() else ()
     return cache[0].totals if cache else {}
+
+
+def refuse_masks(samples: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -> None:
+    """Refuse masks of 0 and 255 whose 255 is no class of a list of one or two.
+
+    Nothing could be learnt from them. The first label files are read until one holds other values,
+    in most cases one; longer lists are left to tools/validate_dataset.py.
+
+    Args:
+        samples: detectron2's dicts with ``sem_seg_file_name``.
+        vocabulary: full class list of the label files.
+
+    Raises:
+        DatasetError: the first 32 label files are such, or one is damaged.
+    """
+    values: set[int] = set()
+    if len(vocabulary) > 2:
+        return
+    first = [s["sem_seg_file_name"] for s in samples if "sem_seg_file_name" in s][:_FIRST_FILES]
+    for path in first:
+        values |= set(np.unique(read_label(path, vocabulary)).tolist())
+        remedy = mask_remedy(values, vocabulary)
+        if len(values) > 1 and not remedy:
+            return
+    if len(values) > 1:
+        raise DatasetError(
+            f"{first[0]}: this and {len(first) - 1} other label files hold {min(values)} and "
+            f"{max(values)} alone; {remedy}"
+        )
 
 
 def without_unseen_images(

@@ -57,7 +57,11 @@ _ROWS = {
     "lonely_label": (True, "label files without image", f"add them, or {_SKIP}"),
     "image_unreadable": (True, "images that cannot be read", f"replace them, or {_SKIP}"),
     "label_unreadable": (True, "label files that cannot be read", "replace them{prepare}"),
-    "label_channels": (True, "label files with colours instead of class ids", "{convert}"),
+    "label_channels": (
+        True,
+        "label files whose colours do not say which class is meant",
+        "do as said of each file, or {convert}",
+    ),
     "size": (True, "labels of another size than their image", "pair each image with its own label"),
     "size_swapped": (
         True,
@@ -102,7 +106,7 @@ def list_findings(
     ]
     explained = {"diagnosis": diagnose_labels(scan), "suspicion": suspect_labels(scan, verified)}
     findings += [
-        replace(KINDS[kind], title=title, advice=advice.format(**remedies))
+        replace(KINDS[kind], title=title, advice=_filled(advice, remedies))
         for kind, pairs in explained.items()
         for title, advice in pairs
     ]
@@ -114,11 +118,18 @@ def list_findings(
     return sorted(findings, key=lambda finding: order.index(finding.kind))
 
 
+def _filled(advice: str, remedies: Mapping[str, str]) -> str:
+    # An advice may hold braces of json.
+    for name, text in remedies.items():
+        advice = advice.replace(f"{{{name}}}", text)
+    return advice
+
+
 def _summary(
     kind: str, count: int, examples: Iterable[tuple[str, str]], remedies: Mapping[str, str]
 ) -> Finding:
     texts = tuple(f"{path}: {text}" if text else path for path, text in examples)
-    advice = KINDS[kind].advice.format(**remedies)
+    advice = _filled(KINDS[kind].advice, remedies)
     return replace(KINDS[kind], advice=advice, count=count, examples=texts[:EXAMPLES])
 
 

@@ -6,7 +6,15 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from tagclip.data.datasets.label_map import LabelMap
-from tagclip.data.label_io import unlabelled_remedy
+from tagclip.data.label_remedies import (
+    background_remedy,
+    is_one_too_many,
+    is_smeared,
+    mask_remedy,
+    smeared_remedy,
+    unlabelled_remedy,
+    value_ranges,
+)
 from tagclip.data.validation.scan import DatasetScan
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names, name_key
@@ -26,6 +34,7 @@ _FEW_FILES = 0.005
 # Values in a smaller share of label files than others, and beyond this share of pixels, are rare.
 _RARE, _MOST_PIXELS = 0.2, 0.99
 _MANY_VALUES = 30
+_COLOR_MODES = ("RGB", "RGBA")
 
 
 def diagnose_labels(scan: DatasetScan) -> list[tuple[str, str]]:
@@ -36,13 +45,33 @@ def diagnose_labels(scan: DatasetScan) -> list[tuple[str, str]]:
     Returns:
         (what is wrong, what to do); "{convert}" stands for the dataset's own remedy.
     """
-    ids = {entry.id for entry in scan.vocabulary.classes}
+    vocabulary, values = scan.vocabulary, scan.pixels.keys()
+    ids = _ids(vocabulary)
+    if scan.unknown and is_smeared(values):
+        return [("masks of 0 and 255 with blurred values", smeared_remedy())]
+    if (remedy := mask_remedy(values, vocabulary)) and (
+        scan.unknown or not ids & values or len(vocabulary) <= 2 or scan.labels >= _FEW_LABELS
+    ):
+        return [(_mask_title(scan), remedy)]
     found = []
     if scan.found["unknown"] > _FEW_FILES * scan.labels:
         found.append(_explain(scan, ids))
     if scan.labels and not ids & scan.pixels.keys():
         found.append((f"none of {scan.labels} label files has a pixel of any class", "{convert}"))
     return found
+
+
+def _ids(vocabulary: Vocabulary) -> set[int]:
+    return {value for entry in vocabulary.classes for value in entry.ids}
+
+
+def _mask_title(scan: DatasetScan) -> str:
+    vocabulary = scan.vocabulary
+    missing = [entry.name for entry in vocabulary.classes if not scan.total(entry.ids)]
+    without = f", {format_names(missing)} has no pixel" if len(missing) == 1 else ""
+    ignored = scan.total(vocabulary.ignored) / scan.total(scan.pixels)
+    share = f", {ignored:.0%} of them are ignored" * bool(ignored)
+    return f"all pixels are {min(scan.pixels)} or {max(scan.pixels)}{share}{without}"
 
 
 def _explain(scan: DatasetScan, ids: set[int]) -> tuple[str, str]:
@@ -58,20 +87,18 @@ def _explain(scan: DatasetScan, ids: set[int]) -> tuple[str, str]:
                 f"{vocabulary.name} ({_range(ids)}): the labels are not converted",
                 "{convert}",
             )
-    if unknown | known <= _palette_grays(vocabulary) | {vocabulary.ignore_label}:
+    if unknown | known <= _palette_grays(vocabulary) | set(vocabulary.ignored):
         return "palette colours were saved as gray: the values are brightnesses", "{convert}"
     highest, lowest = max(ids), min(ids)
-    if unknown == {highest + 1}:
+    if is_one_too_many(unknown, vocabulary):
         return _explain_one_too_many(lowest, highest, known, scan)
-    if unknown == {254} and vocabulary.ignore_label == 255:
+    if remedy := unlabelled_remedy(unknown, vocabulary):
+        if unknown == {254} and vocabulary.ignored == (255,):
+            title = "254 instead of 255 for unlabelled pixels: 255 was moved down with the classes"
+            return title, remedy
         return (
-            "254 instead of 255 for unlabelled pixels: 255 was moved down with the classes",
-            'turn 254 into 255, or say "ignore_label": 254 in the vocabulary json',
-        )
-    if remedy := unlabelled_remedy(unknown):
-        return (
-            f"{min(unknown)} may mean unlabelled, but the ignore label is "
-            f"{vocabulary.ignore_label}",
+            f"{value_ranges(unknown)} may mean unlabelled, but the ignore label is "
+            f"{value_ranges(vocabulary.ignored)}",
             f"{remedy}; else {{convert}}",
         )
     if len(unknown) >= _MANY_VALUES:
@@ -104,23 +131,26 @@ def _frequent(scan: DatasetScan, values: Collection[int]) -> set[int]:
 def _explain_one_too_many(
     lowest: int, highest: int, known: set[int], scan: DatasetScan
 ) -> tuple[str, str]:
+    vocabulary = scan.vocabulary
     shift = f"value {lowest} becomes ignore, the others move down by one"
     if lowest not in known:
         return (
             f"shifted by one: the ids are {lowest + 1}..{highest + 1} instead of "
             f"{lowest}..{highest}",
-            "subtract one from all ids; {convert}",
+            "raise all ids in the vocabulary json by one, or subtract one from all label values; "
+            "{convert}",
         )
     others = max((scan.pixels[value] for value in known - {lowest}), default=0)
     if scan.pixels[lowest] >= 2 * others:
         return (
             f"background left in: {lowest} dominates and {highest + 1} is one id too many",
-            f"{{convert}} ({shift})",
+            f"{{convert}} ({shift}), or {background_remedy(lowest, vocabulary)}",
         )
     return (
-        f"one id too many: {lowest}..{highest + 1} instead of {lowest}..{highest}; background left "
-        "in, or another class list",
-        "{convert}",
+        f"one id too many: {lowest}..{highest + 1} instead of {lowest}..{highest}; the last is "
+        "unlabelled, background was left in, or it is another class list",
+        f"{unlabelled_remedy({highest + 1}, vocabulary)}; if {lowest} is background, "
+        f"{background_remedy(lowest, vocabulary)}; else {{convert}}",
     )
 
 
@@ -170,7 +200,7 @@ def suspect_labels(scan: DatasetScan, verified: bool) -> list[tuple[str, str]]:
     Returns:
         As `diagnose_labels`.
     """
-    found = []
+    found = list(_suspect_modes(scan))
     if scan.labels >= _FEW_LABELS and not scan.unknown:
         found += _suspect_ends(scan)
     if not scan.unknown and not verified:
@@ -178,13 +208,25 @@ def suspect_labels(scan: DatasetScan, verified: bool) -> list[tuple[str, str]]:
     return found
 
 
+def _suspect_modes(scan: DatasetScan) -> Iterator[tuple[str, str]]:
+    """Programs write colour images without colours, such as empty masks, as gray ones."""
+    modes = scan.modes["label"]
+    colored = sum(modes[mode] for mode in _COLOR_MODES)
+    gray = sum(modes[mode] for mode in ("1", "L"))
+    if not scan.vocabulary.labels and colored and gray:
+        yield (
+            f"{colored} label files are colours, {gray} are gray values, which are read as ids",
+            'if their gray is a colour, too, say "labels": "colors" in the vocabulary json',
+        )
+
+
 def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:
     vocabulary = scan.vocabulary
     names = {entry.id: entry.name for entry in vocabulary.classes}
     lowest, highest = min(names), max(names)
     total = sum(scan.pixels.values())
-    ignored = scan.pixels[vocabulary.ignore_label] / total
-    absent = sorted(names.keys() - scan.pixels.keys())
+    ignored = scan.total(vocabulary.ignored) / total
+    absent = sorted(entry.id for entry in vocabulary.classes if not scan.total(entry.ids))
     if (
         scan.images[lowest] >= _MANY_IMAGES * scan.labels
         and scan.pixels[lowest] >= _MANY_PIXELS * total
@@ -194,7 +236,8 @@ def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:
         yield (
             f"{lowest} ({names[lowest]!r}) is in {scan.images[lowest]} of {scan.labels} label "
             f"files and has {scan.pixels[lowest] / total:.0%} of all pixels, the ignore label "
-            f"{vocabulary.ignore_label} has none: {lowest} may mean background or unlabelled",
+            f"{value_ranges(vocabulary.ignored)} has none: {lowest} may mean background or "
+            "unlabelled",
             "look at the contact sheet; {convert}",
         )
     for end, cause in ((lowest, "taken as unlabelled"), (highest, "moved down by one")):
@@ -207,7 +250,7 @@ def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:
 
 
 def _suspect_order(scan: DatasetScan) -> Iterator[tuple[str, str]]:
-    ids = {entry.id for entry in scan.vocabulary.classes}
+    ids = _ids(scan.vocabulary)
     values = scan.pixels.keys() & ids
     for label_map in _maps_of(scan.vocabulary):
         if label_map.class_names.keys() == ids:
@@ -228,7 +271,7 @@ def _suspect_order(scan: DatasetScan) -> Iterator[tuple[str, str]]:
 def absent_classes(scan: DatasetScan) -> list[str]:
     """Say which classes have no pixel; nothing if none has one."""
     vocabulary = scan.vocabulary
-    absent = [entry.name for entry in vocabulary.classes if entry.id not in scan.pixels]
+    absent = [entry.name for entry in vocabulary.classes if not scan.total(entry.ids)]
     if not absent or len(absent) == len(vocabulary):
         return []
     found = [f"{len(absent)} of {len(vocabulary)} classes have no pixel: {format_names(absent)}"]

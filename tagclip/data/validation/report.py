@@ -52,11 +52,11 @@ def report_content(scan: DatasetScan, findings: Sequence[Finding]) -> dict[str, 
         "exif_orientations": {str(k): n for k, n in sorted(scan.orientations.items())},
         "shares": pixel_shares(scan),
         "classes": [
-            {"id": entry.id, "name": entry.name, "seen": flag, **_counts(scan, entry.id)}
+            {"id": entry.id, "name": entry.name, "seen": flag, **_counts(scan, entry.ids)}
             for entry, flag in zip(vocabulary.classes, seen, strict=True)
         ],
-        "ignored": {"value": vocabulary.ignore_label, **_counts(scan, vocabulary.ignore_label)},
-        "unknown": [{"value": value, **_counts(scan, value)} for value in scan.unknown],
+        "ignored": {"value": vocabulary.ignore_label, **_counts(scan, vocabulary.ignored)},
+        "unknown": [{"value": value, **_counts(scan, (value,))} for value in scan.unknown],
         "problems": [asdict(finding) for finding in findings],
     }
 
@@ -72,14 +72,14 @@ def pixel_shares(scan: DatasetScan) -> dict[str, float]:
     flags = vocabulary.seen or (None,) * len(vocabulary)
     for entry, flag in zip(vocabulary.classes, flags, strict=True):
         part = {None: "labelled", True: "seen", False: "unseen"}[flag]
-        counts[part] += scan.pixels[entry.id]
-    counts["ignored"] = scan.pixels[vocabulary.ignore_label]
-    counts["unknown"] = sum(scan.pixels[value] for value in scan.unknown)
+        counts[part] += scan.total(entry.ids)
+    counts["ignored"] = scan.total(vocabulary.ignored)
+    counts["unknown"] = scan.total(scan.unknown)
     return {part: count / total for part, count in counts.items()}
 
 
-def _counts(scan: DatasetScan, value: int) -> dict[str, int]:
-    return {"pixels": scan.pixels[value], "images": scan.images[value]}
+def _counts(scan: DatasetScan, values: tuple[int, ...]) -> dict[str, int]:
+    return {"pixels": scan.total(values), "images": scan.files(values)}
 
 
 def _size_range(scan: DatasetScan, what: str) -> dict[str, Any]:
@@ -145,14 +145,14 @@ def draw_histogram(scan: DatasetScan, path: str | Path) -> Path:
     vocabulary = scan.vocabulary
     seen = vocabulary.seen or (True,) * len(vocabulary)
     rows = [
-        (f"{name}  {entry.id}", entry.id, SEEN_COLOR if flag else UNSEEN_COLOR)
+        (f"{name}  {_listed(entry.ids)}", entry.ids, SEEN_COLOR if flag else UNSEEN_COLOR)
         for name, entry, flag in zip(
             marked_names(vocabulary), vocabulary.classes, seen, strict=True
         )
     ]
-    rows.append((f"ignored  {vocabulary.ignore_label}", vocabulary.ignore_label, _IGNORED_COLOR))
+    rows.append((f"ignored  {_listed(vocabulary.ignored)}", vocabulary.ignored, _IGNORED_COLOR))
     unknown = sorted(scan.unknown, key=lambda value: (-scan.pixels[value], value))[:_UNKNOWN_ROWS]
-    rows += [(f"no class  {value}", value, _UNKNOWN_COLOR) for value in sorted(unknown)]
+    rows += [(f"no class  {value}", (value,), _UNKNOWN_COLOR) for value in sorted(unknown)]
     names, values, colors = zip(*rows, strict=True)
     title = f"{scan.name}: {scan.labels} label files"
     if not all(seen):
@@ -161,13 +161,13 @@ def draw_histogram(scan: DatasetScan, path: str | Path) -> Path:
     title += f"; {hidden} rarer values without class" * (hidden > 0)
     unseen = [color == UNSEEN_COLOR for color in colors]
     figure, columns = class_chart(names, unseen, ("pixels", "label files"), title)
-    for panel, counts in enumerate((scan.pixels, scan.images)):
-        known = [counts[value] for value in values if counts[value]] or [1]
+    for panel, count in enumerate((scan.total, scan.files)):
+        known = list(filter(None, map(count, values))) or [1]
         # Room for small bars and for the numbers.
         low, high = max(0.7, min(known) / 10), max(*known, 10) ** 1.3
         for column in columns:
             axis = column.axes[panel]
-            lengths = [counts[values[k]] for k in column.classes]
+            lengths = [count(values[k]) for k in column.classes]
             axis.set_xscale("log")
             axis.set_xlim(low, high)
             axis.minorticks_off()
@@ -176,6 +176,10 @@ def draw_histogram(scan: DatasetScan, path: str | Path) -> Path:
                 text = _short(length) if length else "none"
                 axis.text(max(length, low) * 1.15, y, text, fontsize=7, va="center", color="0.25")
     return save_chart(figure, path)
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def _short(count: int) -> str:
@@ -205,7 +209,7 @@ def draw_contact_sheet(
     lut = scan.vocabulary.label_lut()
     tiles, shown = [], set()
     for sample in (samples[place] for place in places):
-        raw = read_label(sample.label)
+        raw = read_label(sample.label, scan.vocabulary)
         known = (raw >= 0) & (raw < len(lut))
         labels = np.where(known, lut[np.where(known, raw, 0)], -1)
         shown |= set(np.unique(labels).tolist())

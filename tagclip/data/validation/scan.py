@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tagclip.data.image_io import is_dark, read_header, read_image
-from tagclip.data.label_io import read_label
+from tagclip.data.label_io import LabelColorError, read_label
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -65,11 +66,12 @@ class SampleScan:
         self.findings.append((kind, path, text))
 
 
-def scan_sample(sample: Sample, max_pixels: int = 0) -> SampleScan:
+def scan_sample(sample: Sample, vocabulary: Vocabulary, max_pixels: int = 0) -> SampleScan:
     """Read both files of a sample; damage becomes a finding.
 
     Args:
         sample: the files.
+        vocabulary: of the label files, whose colours it may need.
         max_pixels: images with more pixels are findings; 0 sets no limit.
     """
     scan = SampleScan(sample)
@@ -80,7 +82,7 @@ def scan_sample(sample: Sample, max_pixels: int = 0) -> SampleScan:
     if sample.label is None:
         scan.note("lonely_image", sample.image)
     else:
-        _scan_label(scan, sample.label)
+        _scan_label(scan, sample.label, vocabulary)
     if scan.image_size and scan.label_size:
         _compare_sizes(scan)
     return scan
@@ -108,11 +110,11 @@ def _scan_image(scan: SampleScan, path: str, max_pixels: int) -> None:
     scan.digest = hashlib.blake2b(shape + pixels.tobytes(), digest_size=16).digest()
 
 
-def _scan_label(scan: SampleScan, path: str) -> None:
+def _scan_label(scan: SampleScan, path: str, vocabulary: Vocabulary) -> None:
     try:
-        label = read_label(path)
+        label = read_label(path, vocabulary)
     except DatasetError as error:
-        kind = "label_channels" if "single-channel" in str(error) else "label_unreadable"
+        kind = "label_channels" if isinstance(error, LabelColorError) else "label_unreadable"
         scan.note(kind, path, _reason(error, path))
         return
     scan.label_mode = read_header(path).mode
@@ -167,17 +169,27 @@ class DatasetScan:
         self.examples: dict[str, list[tuple[str, str]]] = defaultdict(list)
         self.pixels: Counter[int] = Counter()
         self.images: Counter[int] = Counter()
+        self._groups: Counter[tuple[int, ...]] = Counter()
         self.modes = {"image": Counter(), "label": Counter()}
         self.sizes = {"image": Counter(), "label": Counter()}
         self.orientations: Counter[int] = Counter()
         self.digests: dict[bytes, list[str]] = defaultdict(list)
         self.keys: dict[str, bytes] = {}
-        self._known = {entry.id for entry in vocabulary.classes} | {vocabulary.ignore_label}
+        self._known = {value for entry in vocabulary.classes for value in entry.ids}
+        self._known |= set(vocabulary.ignored)
 
     @property
     def unknown(self) -> list[int]:
         """Label values that occur and mean nothing in the vocabulary, ascending."""
         return sorted(self.pixels.keys() - self._known)
+
+    def total(self, values: Iterable[int]) -> int:
+        """Number of pixels that have one of some values, such as those of a class."""
+        return sum(self.pixels[value] for value in values)
+
+    def files(self, values: tuple[int, ...]) -> int:
+        """Number of label files with a pixel of `ClassEntry.ids` or `Vocabulary.ignored`."""
+        return self._groups[values] if len(values) > 1 else self.images[values[0]]
 
     def add(self, scan: SampleScan) -> None:
         """Count one sample."""
@@ -208,10 +220,12 @@ class DatasetScan:
         self.labels += 1
         self.pixels.update(counts)
         self.images.update(counts.keys())
+        groups = (*(entry.ids for entry in self.vocabulary.classes), self.vocabulary.ignored)
+        self._groups.update(g for g in groups if len(g) > 1 and not counts.keys().isdisjoint(g))
         unknown = sorted(counts.keys() - self._known)
         if unknown:
             shown = ", ".join(f"{value} ({counts[value]} pixels)" for value in unknown[:4])
             more = f" and {len(unknown) - 4} more values" if len(unknown) > 4 else ""
             self.note("unknown", path, shown + more)
-        elif counts.keys() == {self.vocabulary.ignore_label}:
+        elif counts.keys() <= set(self.vocabulary.ignored):
             self.note("all_ignored", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,64 @@ def test_suspicions_are_notes(labels: list[np.ndarray], message: str) -> None:
     (suspicion,) = [problem for problem in problems if problem.kind == "suspicion"]
     assert message in suspicion.title and not suspicion.is_problem
     assert suspicion.advice
+
+
+def test_gray_files_among_coloured_ones_are_a_suspicion() -> None:
+    scan = _scan_of(_five(0, 4), FIVE)
+    scan.modes["label"]["RGB"] = 3
+    (finding,) = [f for f in list_findings(scan, "mend it") if f.kind == "suspicion"]
+    assert finding.title.startswith("3 label files are colours, 20 are gray values")
+    assert '"labels": "colors"' in finding.advice and not finding.is_problem
+    scan.vocabulary = replace(FIVE, labels="ids")
+    assert list_findings(scan, "mend it") == []
+
+
+MASKS = [np.array([[0, 255, 0, 0]])] * 3
+
+
+@pytest.mark.parametrize(
+    ("names", "ignore_label", "remedy"),
+    [
+        (["sand", "ball"], 255, """"ids": [1, 255] for 'ball' and "ignore_label": 254"""),
+        (["sand", "ball"], 254, """"ids": [1, 255] for 'ball'"""),
+        (
+            ["ball"],
+            255,
+            """add the class {"id": 0, "name": "background"} and "ignore_label": 254""",
+        ),
+    ],
+)
+def test_masks_of_0_and_255(names: list[str], ignore_label: int, remedy: str) -> None:
+    """A problem that says which json line gives the foreground its class."""
+    vocabulary = replace(Vocabulary.from_names(names), ignore_label=ignore_label)
+    found = list_findings(_scan_of(MASKS, vocabulary), "mend it")
+    (problem,) = [finding for finding in found if finding.kind == "diagnosis"]
+    assert problem.is_problem and problem.title.startswith("all pixels are 0 or 255")
+    assert problem.advice.endswith(remedy)
+
+
+def test_masks_of_0_and_255_with_a_class_of_both_are_none() -> None:
+    entries = (ClassEntry(0, "sand"), ClassEntry(1, "ball", ids=(1, 255)))
+    scan = _scan_of(MASKS, Vocabulary("v", entries, ignore_label=254))
+    assert list_findings(scan, "mend it") == []
+    assert (scan.total((1, 255)), scan.files((1, 255))) == (3, 3)
+
+
+def test_masks_blurred_by_jpeg_are_named() -> None:
+    label = np.array([[*range(13), *range(243, 256)]])
+    (title,) = _problems([label] * 3, Vocabulary.from_names(["sand", "ball"]))
+    assert title == "masks of 0 and 255 with blurred values"
+    many = Vocabulary.from_names([f"c{i}" for i in range(256)])
+    assert _problems([label] * 3, many) == []
+
+
+def test_an_unlabelled_last_value_is_recognized() -> None:
+    """CamVid: 11 classes, and 11 for what has none."""
+    camvid = Vocabulary.from_names([f"c{i}" for i in range(11)])
+    scan = _scan_of(_five(0, 11), camvid)
+    (problem,) = [f for f in list_findings(scan, "mend it") if f.kind == "diagnosis"]
+    assert problem.title.startswith("one id too many: 0..11 instead of 0..10; the last is unlab")
+    assert problem.advice.startswith('if 11 means unlabelled, say "ignore_label": [255, 11] in')
 
 
 def test_a_frequent_class_beside_ignored_pixels_is_no_suspicion() -> None:

@@ -1,0 +1,168 @@
+"""What exports of annotation tools have in common: sizes, names, damage, what is left out."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tagclip.data.formats.json_items import json_items
+from tagclip.errors import DatasetError
+from tagclip.utils.text import error_text, shortened
+from tagclip.utils.untrusted import load_json
+
+__all__ = [
+    "checked_size",
+    "find_image",
+    "located",
+    "located_mask",
+    "need",
+    "read_items",
+    "read_json",
+    "report_left_out",
+]
+
+_KINDS = {dict: "an object { }", list: "a list", str: "a text", int: "an integer"}
+_LOGGER = logging.getLogger(__name__)
+# What a damaged file can raise while its parts are looked up and converted.
+_DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
+
+
+def read_json(path: str | Path, tool: str) -> Any:
+    """The content of a json.
+
+    Args:
+        path: the file.
+        tool: who writes it, for the message.
+
+    Raises:
+        DatasetError: it is missing, or no json.
+    """
+    try:
+        return load_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
+            "path, or export it again"
+        ) from error
+
+
+def need(tree: object, key: str, kind: type, where: str) -> Any:
+    """Value of a key.
+
+    Args:
+        tree: should be an object that has it.
+        kind: dict, list, str or int.
+        where: begins the message.
+
+    Raises:
+        DatasetError: there is no such value.
+    """
+    value = tree.get(key) if isinstance(tree, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = shortened(repr(value), 60)
+        raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
+    return value
+
+
+def read_items(path: str | Path, tool: str) -> Iterator[Any]:
+    """The items of a json list one after the other, so that memory holds one; or the json itself
+    if it is no list.
+
+    Args:
+        path: the file.
+        tool: who writes it, for the message.
+
+    Raises:
+        DatasetError: it is missing, or no json.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from json_items(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DatasetError(
+            f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
+            "path, or export it again"
+        ) from error
+
+
+def find_image(names: Sequence[str], images: str | Path | None) -> str:
+    """The path of an image relative to the folder of the images.
+
+    Args:
+        names: what it may be called there, the likeliest first.
+        images: that folder; None: the first name is taken.
+
+    Raises:
+        DatasetError: a name leads out of the folder. The message lacks the file.
+    """
+    names = [name.replace("\\", "/").lstrip("/") for name in names]
+    if not names[0] or any(".." in name.split("/") for name in names):
+        raise DatasetError(f"found the image name {names[0]!r}, expected one below a folder")
+    if images is None:
+        return names[0]
+    return next((name for name in names if Path(images, name).is_file()), names[0])
+
+
+def checked_size(height: object, width: object) -> tuple[int, int]:
+    """The size of an image as a file says it.
+
+    Raises:
+        DatasetError: it says none. The message lacks the file.
+    """
+    try:
+        size = int(height), int(width)  # type: ignore[call-overload]
+    except (TypeError, ValueError, OverflowError):
+        size = (0, 0)
+    if min(size) < 1:
+        raise DatasetError(
+            f"found the image size {width!r} x {height!r}, expected width and height in pixels; "
+            "export the annotations again"
+        )
+    return size
+
+
+@contextmanager
+def located(path: str | Path, part: object = "") -> Iterator[None]:
+    """Put a file, and a part of it, before the messages of what is wrong in it.
+
+    Args:
+        path: the file.
+        part: such as the image whose annotations are read.
+
+    Raises:
+        DatasetError: for every error of the block that damaged content raises.
+    """
+    where = f"{path}: {part}" if part else str(path)
+    try:
+        yield
+    except DatasetError as error:
+        raise DatasetError(f"{where}: {error.args[0]}") from error
+    except _DAMAGE as error:
+        raise DatasetError(
+            f"{where}: found damaged annotations ({error_text(error)}), expected an export as the "
+            "tool writes it; export it again"
+        ) from error
+
+
+def located_mask(path: str | Path, mask: Callable[[], np.ndarray]) -> Callable[[], np.ndarray]:
+    """A mask whose errors, which come when it is made, are those of a file (see `located`)."""
+    return partial(_make, path, mask)
+
+
+def _make(path: str | Path, mask: Callable[[], np.ndarray]) -> np.ndarray:
+    with located(path):
+        return mask()
+
+
+def report_left_out(path: str | Path, counts: Counter[str]) -> None:
+    """Log how many annotations of which kinds have been left out, if any."""
+    if counts:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        _LOGGER.warning("%s: left out, for it covers no pixels or has no class: %s", path, kinds)

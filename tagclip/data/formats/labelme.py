@@ -1,0 +1,182 @@
+"""labelme json files, one per image (https://github.com/wkentaro/labelme)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from tagclip.data.datasets.walk import files_below
+from tagclip.data.formats.annotation import AnnotatedImage, Segment
+from tagclip.data.formats.export_file import located, need, read_json
+from tagclip.data.image_io import image_size
+from tagclip.errors import DatasetError
+
+__all__ = ["class_names", "read"]
+
+# What labelme's converters call what has no class, and what nothing covers.
+_IGNORED, _BACKGROUND = "__ignore__", "_background_"
+# Pixels: what labelme's converters make of lines and points.
+_LINE_WIDTH, _POINT_RADIUS = 10, 5
+# Least number of points by shape.
+_POINTS = {
+    "polygon": 3,
+    "oriented_rectangle": 4,
+    "rectangle": 2,
+    "circle": 2,
+    "line": 2,
+    "linestrip": 2,
+    "point": 1,
+    "mask": 2,
+}
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """Names in labels.txt, beside the json files or above; without one all labels, sorted.
+
+    ``_background_`` is called background; ``__ignore__`` is no class.
+
+    Raises:
+        DatasetError: a file is missing or damaged.
+    """
+    folder = path if path.is_dir() else path.parent
+    for place in (folder, folder.resolve().parent):
+        if (place / "labels.txt").is_file():
+            with located(place / "labels.txt"):
+                lines = (place / "labels.txt").read_text(encoding="utf-8").splitlines()
+            names = [line.strip() for line in lines if line.strip()]
+            break
+    else:
+        names = sorted({label for file in _files(path) for label, _ in _shapes(file)})
+    return tuple(dict.fromkeys(map(_name, filter(_IGNORED.__ne__, names))))
+
+
+def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
+    """Read json files; a later shape lies over an earlier one, as labelme's converters paint them.
+
+    Args:
+        path: a folder, with all below it, or one file.
+        images: their folder, for files without a size; by default each lies where its json says.
+
+    Raises:
+        DatasetError: a file is missing or damaged, or holds another shape.
+    """
+    root = path if path.is_dir() else path.parent
+    for json in _files(path):
+        tree = read_json(json, "labelme")
+        # Written on another system, the path has backslashes.
+        written = need(tree, "imagePath", str, str(json)).replace("\\", "/")
+        file = (json.parent.relative_to(root) / PureWindowsPath(written).name).as_posix()
+        size = (tree.get("imageHeight"), tree.get("imageWidth"))
+        if not all(isinstance(side, int) and side > 0 for side in size):
+            size = image_size(images / file if images else json.parent / written)
+        segments = []
+        for order, (label, shape) in enumerate(_shapes(json)):
+            where = f"{json}, shapes[{order}]"
+            mask = partial(_mask, size, *_checked(shape, size, where))
+            segments.append(Segment(_name(label), mask, order, label == _IGNORED))
+        yield AnnotatedImage(file, size, tuple(segments))
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in files_below(path) if file.suffix.lower() == ".json")
+    if not files:
+        raise DatasetError(f"{path}: found no json files, expected those of labelme")
+    return files
+
+
+def _shapes(json: Path) -> list[tuple[str, dict[str, Any]]]:
+    shapes = need(read_json(json, "labelme"), "shapes", list, str(json))
+    return [
+        (need(shape, "label", str, f"{json}, shapes[{n}]"), shape) for n, shape in enumerate(shapes)
+    ]
+
+
+def _name(label: str) -> str:
+    return "background" if label == _BACKGROUND else label
+
+
+def _checked(
+    shape: dict[str, Any], size: tuple[int, int], where: str
+) -> tuple[str, list[tuple[float, float]], str]:
+    """Kind, points x, y, and png of a mask as base64."""
+    kind = shape.get("shape_type") or "polygon"
+    if kind not in _POINTS:
+        raise DatasetError(
+            f"{where}: shape_type is {kind!r}, expected one of {', '.join(_POINTS)}; change it in "
+            "labelme"
+        )
+    points = np.array(
+        [p for p in need(shape, "points", list, where) if isinstance(p, list)], object
+    )
+    try:
+        points = points.astype(float)
+    except (TypeError, ValueError):
+        points = np.empty((0, 2))
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < _POINTS[kind]:
+        raise DatasetError(
+            f"{where}: found no {_POINTS[kind]} points x, y of a {kind}; remove or mend it"
+        )
+    low, high = points.min(0), points.max(0)
+    if kind == "circle":
+        radius = math.dist(*points[:2])
+        low, high = points[0] - radius, points[0] + radius
+    is_finite = bool(np.isfinite(points).all()) and np.abs(points).max() < 1e6
+    if not is_finite or (high < 0).any() or (low > size[::-1]).any():
+        raise DatasetError(
+            f"{where}: found a {kind} at x {low[0]:g}..{high[0]:g}, y {low[1]:g}..{high[1]:g}, "
+            f"outside the {size[1]}x{size[0]} image; is this the image that was annotated?"
+        )
+    png = need(shape, "mask", str, where) if kind == "mask" else ""
+    if kind == "mask":
+        _decode(png, where)
+    return kind, [tuple(point) for point in points.tolist()], png
+
+
+def _mask(
+    size: tuple[int, int], kind: str, points: Sequence[tuple[float, float]], png: str
+) -> np.ndarray:
+    if kind == "mask":
+        return _placed(size, points[0], _decode(png, "mask"))
+    picture = Image.new("1", size[::-1])
+    draw = ImageDraw.Draw(picture)
+    if kind == "rectangle":
+        (x0, x1), (y0, y1) = map(sorted, zip(*points[:2], strict=True))
+        draw.rectangle((x0, y0, x1, y1), fill=1, outline=1)
+    elif kind in ("circle", "point"):
+        (x, y), radius = points[0], _POINT_RADIUS
+        if kind == "circle":
+            radius = math.dist(*points[:2])
+        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
+    elif kind in ("line", "linestrip"):
+        draw.line(points, fill=1, width=_LINE_WIDTH)
+    else:
+        draw.polygon(points, fill=1, outline=1)
+    return np.asarray(picture)
+
+
+def _placed(size: tuple[int, int], corner: Sequence[float], mask: np.ndarray) -> np.ndarray:
+    """A mask of a part of the image, with its upper left corner x, y; what is outside is cut."""
+    result, (x, y) = np.zeros(size, bool), map(int, corner)
+    top, left = max(y, 0), max(x, 0)
+    part = mask[top - y : size[0] - y, left - x : size[1] - x]
+    result[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return result
+
+
+def _decode(png: str, where: str) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(png, validate=True)), formats=["PNG"]) as mask:
+            return np.asarray(mask.convert("L")) > 0
+    except (OSError, ValueError, SyntaxError, binascii.Error, UnidentifiedImageError) as error:
+        raise DatasetError(f"{where}: mask is no readable png; draw it again") from error

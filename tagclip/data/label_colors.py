@@ -1,0 +1,134 @@
+"""Label files whose classes are colours: from colours to label values, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from tagclip.errors import VocabularyError
+from tagclip.structures.vocabulary import Vocabulary
+
+__all__ = ["ColorTable", "color_table"]
+
+_SHOWN = 5
+
+
+class ColorTable:
+    """Label value of every colour of a list; two colours may have one value.
+
+    One table of all 2^24 colours is asked once per pixel: 16 MB, or 32 MB with values above 255.
+
+    Attributes:
+        colors: (N, 3) uint8 RGB.
+        values: (N,) int32.
+        names: what messages call the N colours.
+        unknown: value in `look_up`'s result of pixels of other colours, none of `values`.
+        dtype: of `look_up`'s result, uint8 or uint16.
+    """
+
+    def __init__(
+        self,
+        colors: Sequence[Sequence[int]],
+        values: Sequence[int],
+        names: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            colors: N >= 1 times (red, green, blue), 0..255.
+            values: N label values, 0..65535.
+            names: N names for messages; default: the values.
+
+        Raises:
+            VocabularyError: there are no colours, or a colour has two values.
+        """
+        self.colors = np.array(colors, dtype=np.uint8).reshape(-1, 3)
+        self.values = np.array(values, dtype=np.int32)
+        self.names = list(names) or list(map(str, self.values.tolist()))
+        given: dict[tuple[int, ...], int] = {}
+        for color, value, name in zip(
+            self.colors.tolist(), self.values.tolist(), self.names, strict=True
+        ):
+            if given.setdefault(tuple(color), value) != value:
+                other = self.names[self.values.tolist().index(given[tuple(color)])]
+                raise VocabularyError(
+                    f"color {color} is of {other} and of {name}; give one of them another"
+                )
+        if not given:
+            raise VocabularyError("found no color, expected one per class; add them")
+        free = set(range(max(given.values()) + 2)) - set(given.values())
+        # 255 in most cases, so that bytes are enough.
+        self.unknown = min(free, key=lambda value: (value > 255, -value))
+        self.dtype = np.uint8 if max(self.unknown, *given.values()) <= 255 else np.uint16
+        self._table = np.full(1 << 24, self.unknown, self.dtype)
+        self._table[_packed(self.colors[None])[0]] = self.values
+
+    def look_up(self, rgb: np.ndarray) -> np.ndarray:
+        """Values of the pixels.
+
+        Args:
+            rgb: (H, W, 3) uint8.
+
+        Returns:
+            (H, W) `dtype`; `unknown` where the colour is not in the list.
+        """
+        return self._table[_packed(rgb)]
+
+    def unknown_colors(self, rgb: np.ndarray) -> dict[tuple[int, int, int], int]:
+        """Number of pixels of every colour that is not in the list, most first."""
+        packed = _packed(rgb)
+        found, counts = np.unique(packed[self._table[packed] == self.unknown], return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        colors = ((value & 255, value >> 8 & 255, value >> 16) for value in found[order].tolist())
+        return dict(zip(colors, counts[order].tolist(), strict=True))
+
+    def nearest(self, color: Sequence[int]) -> int:
+        """Place in the list of the colour with the smallest Euclidean distance in RGB."""
+        distance = ((self.colors.astype(np.int32) - np.array(color, np.int32)) ** 2).sum(axis=1)
+        return int(distance.argmin())
+
+    def unknown_text(self, rgb: np.ndarray) -> str:
+        """What is wrong with an image of unknown colours, and what to do: five, with pixels and the
+        nearest known one."""
+        unknown = self.unknown_colors(rgb)
+        texts = []
+        for color, pixels in list(unknown.items())[:_SHOWN]:
+            place = self.nearest(color)
+            texts.append(
+                f"{list(color)} ({pixels} pixels, nearest is {self.colors[place].tolist()} of "
+                f"{self.names[place]})"
+            )
+        more = f", and {len(unknown) - _SHOWN} more" * (len(unknown) > _SHOWN)
+        remedy = 'add them in the vocabulary json, as "color" of a class or "ignore_color"'
+        if len(unknown) > len(self.colors):
+            remedy = (
+                "the file was resized, smoothed or compressed with loss: write it again without "
+                "that, from its source"
+            )
+        number = f"{len(unknown)} unknown colour{'s' * (len(unknown) != 1)}"
+        return f"{number}: {', '.join(texts)}{more}; {remedy}"
+
+
+def _packed(rgb: np.ndarray) -> np.ndarray:
+    """(H, W) uint32: red + 256 green + 65536 blue."""
+    rgba = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2RGBA)
+    return rgba.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
+
+
+@lru_cache(maxsize=8)
+def color_table(vocabulary: Vocabulary) -> ColorTable | None:
+    """The colours that a vocabulary gives to classes and to unlabelled pixels; None without any.
+
+    Raises:
+        VocabularyError: two classes have one colour.
+    """
+    rows = [(e.color, e.id, repr(e.name)) for e in vocabulary.classes if e.color is not None]
+    if not rows:
+        return None
+    rows += [(color, vocabulary.ignore_label, "unlabelled") for color in vocabulary.ignore_colors]
+    try:
+        return ColorTable(*zip(*rows, strict=True))
+    except VocabularyError as error:
+        raise VocabularyError(f"vocabulary {vocabulary.name!r}: {error}") from error

@@ -1,0 +1,458 @@
+"""`tagclip labels convert`: tables found, filled in and read; runs that stop and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog
+from helpers.tiny_run import load_tool
+from helpers.toy_dataset import forget
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from tagclip.data import read_label, register_folder_dataset
+from tagclip.data.formats import READERS
+from tagclip.errors import ConfigError, DatasetError
+from tagclip.structures.vocabulary import Vocabulary
+
+COLORS = np.array([[0, 0, 0], [194, 178, 128], [220, 20, 60]], np.uint8)
+TABLE = "name,r,g,b\nsand,194,178,128\nred thing,220,20,60\nignore,0,0,0\n"
+# Label values of the three colours by that table.
+VALUES = np.array([255, 0, 1])
+
+
+@pytest.fixture(scope="module")
+def tool(repository: Path) -> ModuleType:
+    return load_tool(repository / "tools" / "convert_labels.py")
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    """Three masks, in two folders."""
+    for number in range(3):
+        path = tmp_path / "masks" / ("a", "b")[number % 2] / f"{number}.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(COLORS[ids(number)]).save(path)
+    (tmp_path / "masks" / "notes.txt").write_text("no mask")
+    (tmp_path / "classes.csv").write_text(TABLE)
+    return tmp_path / "masks"
+
+
+def ids(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 3, (20, 30))
+
+
+def run(tool: ModuleType, *words: object) -> None:
+    tool.main(tool.parse_args([*map(str, words), "--workers", "0"]))
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of every file."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_masks_become_labels_that_train(
+    tool: ModuleType, masks: Path, tmp_path: Path, workers: str, capsys: pytest.CaptureFixture
+) -> None:
+    output, table = tmp_path / "labels", tmp_path / "classes.csv"
+    words = [str(masks), "--classes", str(table), "--output", str(output), "--workers", workers]
+    tool.main(tool.parse_args(words))
+    assert "3 label files" in capsys.readouterr().out
+    for number, name in enumerate(("a/0", "b/1", "a/2")):
+        assert np.array_equal(read_label(output / f"{name}.png"), VALUES[ids(number)])
+    index = json.loads((output / "index.json").read_text())
+    assert index["classes"] == {"0": "sand", "1": "red thing"} and index["unknown"] == {}
+    assert index["files"]["b/1.png"] == str(masks / "b" / "1.PNG") and len(index["files"]) == 3
+    vocabulary = Vocabulary.from_json(output / "vocabulary.json")
+    assert vocabulary.names == ["sand", "red thing"] and vocabulary.ignore_label == 255
+    # Read as any dataset's labels.
+    register_folder_dataset("converted", str(masks), str(output), output / "vocabulary.json")
+    try:
+        pairs = [
+            (item["file_name"], item["sem_seg_file_name"])
+            for item in DatasetCatalog.get("converted")
+        ]
+    finally:
+        forget("converted")
+    assert len(pairs) == 3 and all(label.startswith(str(output)) for _, label in pairs)
+
+
+def test_the_printed_table_is_read_when_filled_in(
+    tool: ModuleType, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run(tool, masks, "--scan")
+    found = capsys.readouterr()
+    head, *rows = found.out.splitlines()
+    assert head == "name,r,g,b,pixels,share" and len(rows) == 3
+    counts = sum(np.bincount(ids(n).ravel()) for n in range(3))
+    expected = {
+        f"{','.join(map(str, c))},{n}" for c, n in zip(COLORS.tolist(), counts, strict=True)
+    }
+    assert {row[1:].rsplit(",", 1)[0] for row in rows} == expected
+    (tmp_path / "found.csv").write_text(found.out)
+    with pytest.raises(DatasetError, match=r"found\.csv, line 2: found no name"):
+        run(tool, masks, "--classes", tmp_path / "found.csv", "--output", tmp_path / "o")
+    names = {"0,0,0": "ignore", "194,178,128": "sand", "220,20,60": "red thing"}
+    filled = [next(n for c, n in names.items() if row.startswith(f",{c},")) + row for row in rows]
+    filled.sort(key=lambda row: row.startswith("red"))
+    (tmp_path / "found.csv").write_text("\n".join([head, *filled]))
+    run(tool, masks, "--classes", tmp_path / "found.csv", "--output", tmp_path / "o")
+    assert np.array_equal(read_label(tmp_path / "o/b/1.png"), VALUES[ids(1)])
+    capsys.readouterr()
+    run(tool, masks, "--classes", tmp_path / "found.csv", "--scan")
+    assert sorted(row.split(",")[0] for row in capsys.readouterr().out.splitlines()) == [
+        "ignore",
+        "name",
+        "red thing",
+        "sand",
+    ]
+
+
+def test_gray_values_are_scanned_too(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "m").mkdir()
+    Image.fromarray(np.array([[0, 255, 7, 7]], np.uint8)).save(tmp_path / "m" / "x.png")
+    run(tool, tmp_path / "m", "--scan")
+    out = capsys.readouterr().out
+    assert out == "name,id,pixels,share\n,0,1,25.0000%\n,7,2,50.0000%\n,255,1,25.0000%\n"
+    lines = zip(("name", "crack", "rest", "ignore"), out.splitlines(), strict=True)
+    table = "\n".join(name + line.removeprefix("name") for name, line in lines)
+    (tmp_path / "m" / "class_dict.csv").write_text(table)
+    # A class list beside the masks is found.
+    run(tool, tmp_path / "m", "--output", tmp_path / "o")
+    assert "class_dict.csv" in capsys.readouterr().err
+    assert read_label(tmp_path / "o" / "x.png").tolist() == [[0, 255, 7, 7]]
+    vocabulary = Vocabulary.from_json(tmp_path / "o" / "vocabulary.json")
+    assert [(e.id, e.name) for e in vocabulary.classes] == [(0, "crack"), (7, "rest")]
+
+
+def test_values_are_mapped(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    Image.fromarray(np.array([[0, 1, 255, 9]], np.uint8)).save(tmp_path / "m" / "x.png")
+    (tmp_path / "c.csv").write_text("name,id\nrest,0\ncrack,1\n")
+    (tmp_path / "i.csv").write_text("value,id\n0,0\n1,1\n255,1\n")
+    words = [tmp_path / "m", "--classes", tmp_path / "c.csv", "--ids", tmp_path / "i.csv"]
+    with pytest.raises(DatasetError, match=r"1 of 1 masks have .* that c lacks: 9 \(1 pixels\)"):
+        run(tool, *words, "--output", tmp_path / "o")
+    run(tool, *words, "--output", tmp_path / "o", "--unknown", "ignore")
+    assert read_label(tmp_path / "o" / "x.png").tolist() == [[0, 1, 1, 255]]
+    assert json.loads((tmp_path / "o/index.json").read_text())["unknown"] == {"9": 1}
+    (tmp_path / "i.csv").write_text("value,id\n0,3\n")
+    with pytest.raises(
+        DatasetError, match=r"found the id 3 for the value 0, expected one of c: 0, 1"
+    ):
+        run(tool, *words, "--output", tmp_path / "o")
+
+
+def test_compressed_masks_of_two_values(tool: ModuleType, tmp_path: Path) -> None:
+    square = np.zeros((32, 32), np.uint8)
+    square[5:25, 5:25] = 255
+    (tmp_path / "m").mkdir()
+    Image.fromarray(square).save(tmp_path / "m" / "x.jpg", quality=50)
+    run(tool, tmp_path / "m", "--threshold", 128, "--output", tmp_path / "o")
+    assert np.array_equal(read_label(tmp_path / "o" / "x.png"), square // 255)
+    (tmp_path / "two.csv").write_text("name,id\nrest,0\ncrack,255\n")
+    with pytest.raises(DatasetError, match="with loss .* pass --threshold 128 if"):
+        run(tool, tmp_path / "m", "--classes", tmp_path / "two.csv", "--output", tmp_path / "o2")
+    assert Vocabulary.from_json(tmp_path / "o/vocabulary.json").names == [
+        "background",
+        "foreground",
+    ]
+    (tmp_path / "c.csv").write_text("name,id\ncrack,1\n")
+    with pytest.raises(ConfigError, match="--threshold: found 1 classes in c, expected two"):
+        run(
+            tool,
+            tmp_path / "m",
+            "--threshold",
+            9,
+            "--classes",
+            tmp_path / "c.csv",
+            "--output",
+            tmp_path,
+        )
+
+
+def test_classes_of_a_registered_dataset(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
+    tree = {
+        "format": 1,
+        "name": "v",
+        "labels": "colors",
+        "ignore_color": [0, 0, 0],
+        "classes": [
+            {"id": 4, "name": "sand", "color": [194, 178, 128], "prompts": ["sand", "beach"]},
+            {"id": 300, "name": "red thing", "color": [220, 20, 60]},
+        ],
+        "default_split": "s",
+        "splits": {"s": {"unseen": ["sand"]}},
+    }
+    (tmp_path / "v.json").write_text(json.dumps(tree))
+    register_folder_dataset("own", str(masks), str(masks), tmp_path / "v.json")
+    try:
+        run(tool, masks, "--dataset", "own", "--output", tmp_path / "o")
+    finally:
+        forget("own")
+    assert np.array_equal(read_label(tmp_path / "o/b/1.png"), np.array([255, 4, 300])[ids(1)])
+    assert json.loads((tmp_path / "o/vocabulary.json").read_text()) == {**tree, "labels": "ids"}
+
+
+def test_unknown_colours_name_the_nearest_and_leave_nothing_of_the_file(
+    tool: ModuleType, masks: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "classes.csv").write_text(TABLE.replace("220,20,60", "221,20,60"))
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(masks / "black.png")
+    output, count = tmp_path / "o", sum((ids(n) == 2).sum() for n in range(3))
+    words = [masks, "--classes", tmp_path / "classes.csv", "--output", output]
+    with pytest.raises(DatasetError, match=r"3 of 4 masks") as found:
+        run(tool, *words)
+    nearest = f"[220, 20, 60] ({count} pixels, nearest [221, 20, 60] red thing)"
+    assert nearest in str(found.value) and "\n" not in str(found.value)
+    assert list(content(output)) == ["black.png"]
+    # The remedy ends it, and keeps what was right.
+    before = content(output)
+    (tmp_path / "classes.csv").write_text(TABLE)
+    run(tool, *words)
+    after = content(output)
+    assert after["black.png"] == before["black.png"] and len(after) == 6
+
+
+def test_a_run_goes_on_where_it_stopped(
+    tool: ModuleType, masks: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "o"
+    words = [masks, "--classes", tmp_path / "classes.csv", "--output", output]
+    (masks / "b" / "3.png").write_bytes(b"damaged")
+    with pytest.raises(DatasetError, match=r"3\.png: cannot decode this label file"):
+        run(tool, *words)
+    stopped = content(output)
+    assert set(stopped) == {"a/0.png", "a/2.png", "b/1.png"}
+    # What a killed process leaves behind.
+    (output / "b" / ".1.png.0123abcd.tmp").write_bytes(b"half")
+    (output / "a" / "2.png").unlink()
+    (masks / "b" / "3.png").unlink()
+    run(tool, *words)
+    assert "1 written, 2 kept" in capsys.readouterr().out
+    after = content(output)
+    assert set(after) == {*stopped, "index.json", "vocabulary.json"}
+    assert after["b/1.png"] == stopped["b/1.png"] and after["a/2.png"][0] == stopped["a/2.png"][0]
+
+
+def test_other_labels_in_the_place_stay(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
+    other = tmp_path / "o" / "a" / "0.png"
+    other.parent.mkdir(parents=True)
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(other)
+    before = content(tmp_path / "o")
+    words = [masks, "--classes", tmp_path / "classes.csv", "--output", tmp_path / "o"]
+    with pytest.raises(DatasetError, match=r"a/0\.png: found a file with other labels"):
+        run(tool, *words)
+    assert content(tmp_path / "o") == before
+    run(tool, *words, "--overwrite")
+    assert np.array_equal(read_label(other), VALUES[ids(0)])
+
+
+def test_two_masks_of_one_name(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
+    Image.fromarray(COLORS[ids(0)]).save(masks / "a" / "0.bmp")
+    with pytest.raises(
+        DatasetError, match=r"a/0\.bmp: found the same name|a/0\.PNG: found the same"
+    ):
+        run(tool, masks, "--classes", tmp_path / "classes.csv", "--output", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_classes_and_no_masks(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--classes: found no class list .* --scan$"):
+        run(tool, masks, "--output", tmp_path / "o")
+    (tmp_path / "empty").mkdir()
+    words = ["--classes", tmp_path / "classes.csv", "--output", tmp_path / "o"]
+    for folder, message in (("empty", "found no mask files"), ("none", "no such folder")):
+        with pytest.raises(DatasetError, match=message):
+            run(tool, tmp_path / folder, *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["m"],
+        ["m", "--scan", "--output", "o"],
+        ["m", "--output", "o", "--images", "i"],
+        ["m", "--output", "o", "--unlabelled", "x"],
+        ["m", "--from", "coco", "--scan"],
+        ["m", "--from", "coco", "--output", "o", "--ids", "i"],
+        ["m", "--from", "coco", "--output", "o", "--threshold", "1"],
+        ["m", "--output", "o", "--ids", "i", "--threshold", "0"],
+        ["m", "--output", "o", "--classes", "c", "--dataset", "d"],
+        ["m", "--output", "o", "--workers", "-1"],
+        ["m", "--output", "o", "--from", "paint"],
+    ],
+)
+def test_options_that_contradict(tool: ModuleType, words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tool.parse_args(words)
+
+
+def test_the_formats_are_those_that_have_readers(tool: ModuleType) -> None:
+    assert tuple(READERS) == tool.FORMATS
+
+
+def coco(tmp_path: Path, **changes: Any) -> Path:
+    """An image with a crowd, a cat and a dog on it, and one without annotations."""
+    cat, crowd = np.zeros((2, 10, 12), np.uint8)
+    cat[2:8, 2:8] = crowd[:, 9:] = 1
+    rle = coco_mask.encode(np.asfortranarray(crowd))
+    rows = [(70, 0, [[3, 3, 6, 3, 6, 6, 3, 6]]), (7, 0, [[2, 2, 8, 2, 8, 8, 2, 8]])]
+    rows.append((7, 1, {"size": [10, 12], "counts": rle["counts"].decode()}))
+    tree = {
+        "images": [
+            {"id": 1, "file_name": "s/a.jpg", "height": 10, "width": 12},
+            {"id": 2, "file_name": "b.jpg", "height": 10, "width": 12},
+        ],
+        "categories": [{"id": 70, "name": "dog"}, {"id": 7, "name": "Cat"}],
+        "annotations": [
+            {"id": n, "image_id": 1, "category_id": c, "iscrowd": i, "segmentation": s}
+            for n, (c, i, s) in enumerate(rows)
+        ],
+    }
+    for row in tree["images"]:
+        path = tmp_path / "images" / row["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10)).save(path)
+    (tmp_path / "coco.json").write_text(json.dumps({**tree, **changes}))
+    return tmp_path / "coco.json"
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "dog", "cat", "rest"),
+    [
+        ([], ["dog", "Cat"], 0, 1, 255),
+        (["--unlabelled", "ignore"], ["dog", "Cat"], 0, 1, 255),
+        (["--unlabelled", "background"], ["background", "dog", "Cat"], 1, 2, 0),
+        (["--unlabelled", "cat"], ["dog", "Cat"], 0, 1, 1),
+        (["--classes", "own.csv"], ["Background", "cat", "dog"], 9, 5, 0),
+    ],
+)
+def test_coco(
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    names: list[str],
+    dog: int,
+    cat: int,
+    rest: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.csv").write_text("name,id\nBackground,0\ncat,5\ndog,9\n")
+    run(tool, coco(tmp_path), "--from", "coco", "--output", "o", "--images", "images", *words)
+    expected = np.full((10, 12), rest)
+    expected[:, 9:] = 255
+    expected[2:8, 2:8] = cat
+    expected[3:6, 3:6] = dog
+    assert np.array_equal(read_label("o/s/a.png"), expected)
+    assert (read_label("o/b.png") == rest).all()
+    assert Vocabulary.from_json("o/vocabulary.json").names == names
+    assert json.loads(Path("o/index.json").read_text())["files"] == {
+        "s/a.png": "s/a.jpg",
+        "b.png": "b.jpg",
+    }
+
+
+def test_annotations_that_do_not_fit_write_nothing(tool: ModuleType, tmp_path: Path) -> None:
+    path = coco(tmp_path)
+    words = [path, "--from", "coco", "--output", tmp_path / "o", "--images", tmp_path / "images"]
+    (tmp_path / "c.csv").write_text("name,id\nCats,0\n")
+    message = r"lacks: 'dog' \(1 segments\), 'Cat' \(1 segments\); did you mean Cats\?; mend"
+    with pytest.raises(DatasetError, match=message):
+        run(tool, *words, "--classes", tmp_path / "c.csv")
+    with pytest.raises(ConfigError, match=r"--unlabelled: found 'cat'; did you mean Cats\?"):
+        run(tool, *words, "--classes", tmp_path / "c.csv", "--unlabelled", "cat")
+    (tmp_path / "images" / "b.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"images: lacks 1 of 2 annotated images: b\.jpg"):
+        run(tool, *words)
+    coco(tmp_path, images=[{"id": 1, "file_name": "../a.jpg", "height": 10, "width": 12}])
+    with pytest.raises(DatasetError, match="found an image outside its folder"):
+        run(tool, *words[:-2])
+    coco(tmp_path, images=[], annotations=[])
+    with pytest.raises(DatasetError, match=r"coco\.json: found no image"):
+        run(tool, *words[:-2])
+    coco(tmp_path)
+    Image.new("RGB", (10, 12)).save(tmp_path / "images/s/a.jpg")
+    with pytest.raises(DatasetError, match="image has 10x12 pixels, its annotations are for 12x10"):
+        run(tool, *words)
+    assert not (tmp_path / "o").exists()
+    run(tool, *words[:-2], "--classes", tmp_path / "c.csv", "--unknown", "ignore")
+    assert (read_label(tmp_path / "o/s/a.png") == 255).all()
+    index = json.loads((tmp_path / "o/index.json").read_text())
+    assert index["unknown"] == {"Cat": 1, "dog": 1}
+
+
+def test_a_folder_that_cannot_be_written(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
+    (tmp_path / "o").write_text("a file")
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ConfigError, match="--output .*o: cannot be written"):
+        run(tool, masks, "--classes", tmp_path / "classes.csv", "--output", tmp_path / "o")
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_commands_of_the_docs(
+    tool: ModuleType,
+    masks: Path,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """On the smallest files that they need."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cvat/SegmentationClass", "colors", "ids", "cracks", "annotated", "yolo"):
+        Path(name).mkdir(parents=True)
+    for folder in ("cvat/SegmentationClass", "colors"):
+        Image.fromarray(COLORS[ids(0)]).save(f"{folder}/x.png")
+    names = {"background": (0, 0, 0), "sand": (194, 178, 128), "red": (220, 20, 60)}
+    lines = (f"{name}:{','.join(map(str, color))}::" for name, color in names.items())
+    Path("cvat/labelmap.txt").write_text("\n".join(["# label:color_rgb:parts:actions", *lines]))
+    rows = enumerate(names.items())
+    calls = [f"Label('{n}', {i}, {i}, 'x', 0, False, False, {c})," for i, (n, c) in rows]
+    Path("labels.py").write_text("\n".join(["labels = [", *calls, "]"]))
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save("ids/x.png")
+    Path("names.csv").write_text("name,id\nrest,0\ncrack,1\n")
+    Path("values.csv").write_text("value,id\n0,0\n255,1\n")
+    Image.new("L", (8, 8)).save("cracks/x.jpg")
+    coco(tmp_path).rename("instances.json")
+    square = {"label": "a", "shape_type": "rectangle", "points": [[1, 1], [3, 3]]}
+    size = {"imageHeight": 8, "imageWidth": 8}
+    Path("annotated/x.json").write_text(
+        json.dumps({"imagePath": "x.jpg", "shapes": [square], **size})
+    )
+    for folder in ("images", "labels"):
+        Path("yolo", folder).mkdir()
+    Image.new("RGB", (8, 8)).save("yolo/images/x.jpg")
+    Path("yolo/labels/x.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9")
+    Path("yolo/data.yaml").write_text("names: [cat]")
+    page = (repository / "docs" / "own_data.md").read_text()
+    sections = [
+        page.split(f"\n### {title}\n")[1].split("\n##")[0]
+        for title in ("Colour masks, other values, compressed masks", "COCO, labelme, YOLO")
+    ]
+    blocks = re.findall(r"```sh\n(.*?)```", "".join(sections), re.DOTALL)
+    commands = [line.split(">")[0] for block in blocks for line in block.splitlines()]
+    assert len(commands) == 9
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        assert words[:3] == ["tagclip", "labels", "convert"]
+        run(tool, *words[3:])
+    assert len(list(tmp_path.glob("labels*/index.json"))) == 8
+    assert (read_label("labels_yolo/x.png") == 1).any()

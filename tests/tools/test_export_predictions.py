@@ -1,0 +1,279 @@
+"""Predictions for annotation tools: from an evaluation and from label files, pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from helpers.labelled_images import NAMES, labelled_images, odd_vocabulary
+from helpers.shell_blocks import run_blocks, shell_blocks
+from helpers.tiny_run import changed, exit_of, load_tool, write_tiny_dataset
+from helpers.toy_dataset import forget, write_json
+from helpers.toy_evaluation import IDS, Toy
+from helpers.toy_evaluation import NAMES as TOY_NAMES
+from PIL import Image
+from pycocotools.coco import COCO
+
+from tagclip import ZeroShotTrainer
+from tagclip.errors import ConfigError, DatasetError
+
+
+@pytest.fixture
+def tool(repository: Path) -> ModuleType:
+    return load_tool(repository / "tools" / "export_predictions.py")
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Iterator[Toy]:
+    name = f"export_{uuid.uuid4().hex}"
+    yield Toy(tmp_path, name)
+    forget(name)
+
+
+def export(tool: ModuleType, *words: object) -> None:
+    tool.main(tool.parse_args(list(map(str, words))))
+
+
+def evaluate(toy: Toy, kind: str, count: int = 3) -> tuple[Path, list[np.ndarray]]:
+    """The folder of the predictions, and these; the first image has pixels without a class."""
+    folder = toy.folder / "out"
+    evaluator = toy.evaluator(output_dir=str(folder), save_predictions=kind)
+    outputs = [toy.output(index) for index in range(count)]
+    outputs[0]["sem_seg_labels"][:3] = -1
+    for index, output in enumerate(outputs):
+        evaluator.process([toy.input(index)], [output])
+    evaluator.evaluate()
+    return folder / "predictions", [output["sem_seg_labels"].numpy() for output in outputs]
+
+
+def coco_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """File -> (H, W) indices of names."""
+    coco, found = COCO(str(path)), {}
+    for image in coco.imgs.values():
+        labels = np.full((image["height"], image["width"]), -1)
+        for row in coco.imgToAnns[image["id"]]:
+            mask = coco.annToMask(row) > 0
+            assert (labels[mask] == -1).all()
+            labels[mask] = names.index(coco.cats[row["category_id"]]["name"])
+        found[image["file_name"]] = labels
+    return found
+
+
+@pytest.mark.parametrize("kind", ["png", "json"])
+def test_an_evaluation(tool: ModuleType, toy: Toy, tmp_path: Path, kind: str) -> None:
+    folder, predictions = evaluate(toy, kind)
+    export(tool, folder, "--to", "coco", "--output", tmp_path / "coco")
+    found = coco_maps(tmp_path / "coco" / "annotations.json", TOY_NAMES)
+    assert list(found) == ["0.png", "1.png", "2.png"]
+    for labels, expected in zip(found.values(), predictions, strict=True):
+        assert (labels == expected).all()
+    for to, name in (
+        ("labelme", "1.json"),
+        ("cvat", "annotations.xml"),
+        ("label-studio", "tasks.json"),
+    ):
+        export(tool, folder, "--to", to, "--output", tmp_path / to)
+        assert (tmp_path / to / name).is_file()
+    with pytest.raises(ConfigError, match="expected none of these files; choose another folder, "):
+        export(tool, folder, "--to", "cvat", "--output", tmp_path / "cvat")
+    text = (tmp_path / "cvat" / "annotations.xml").read_text()
+    assert text.count("<polygon") and not text.count("<mask")
+    export(
+        tool, folder, "--to=cvat", "--output", tmp_path / "cvat", "--shapes=masks", "--overwrite"
+    )
+    text = (tmp_path / "cvat" / "annotations.xml").read_text()
+    assert text.count("<mask") and not text.count("<polygon")
+
+
+def test_no_category_of_coco_is_zero(
+    tool: ModuleType, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """To datumaro that is no class."""
+    assert 0 in IDS
+    export(tool, evaluate(toy, "png")[0], "--to", "coco", "--output", tmp_path / "coco")
+    content = json.loads((tmp_path / "coco" / "annotations.json").read_text())
+    assert [row["id"] for row in content["categories"]] == [value + 1 for value in IDS]
+    assert "category_id is the class's id plus 1" in capsys.readouterr().out
+    tree = json.loads(toy.json.read_text())
+    tree["classes"][1]["id"] = 1
+    labels = tmp_path / "masks"
+    labels.mkdir()
+    Image.fromarray(np.full((9, 7), 7, np.uint8)).save(labels / "0.png")
+    words = (
+        "--images",
+        toy.folder / "images",
+        "--vocab-file",
+        write_json(tmp_path / "v.json", tree),
+    )
+    export(tool, labels, *words, "--to", "coco", "--output", tmp_path / "coco1")
+    content = json.loads((tmp_path / "coco1" / "annotations.json").read_text())
+    assert [row["id"] for row in content["categories"]] == [7, 1, *IDS[2:]]
+    assert [row["category_id"] for row in content["annotations"]] == [7]
+    assert "plus 1" not in capsys.readouterr().out
+
+
+def test_only_evaluated_images(tool: ModuleType, toy: Toy, tmp_path: Path) -> None:
+    folder, _ = evaluate(toy, "png", count=2)
+    export(tool, folder, "--to", "cvat", "--output", tmp_path / "cvat")
+    images = ElementTree.parse(tmp_path / "cvat" / "annotations.xml").findall("image")
+    assert [image.get("name") for image in images] == ["0.png", "1.png"]
+
+
+def test_a_run_knows_its_own_datasets(tool: ModuleType, tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    """Here by its config; it may have registered them itself."""
+    write_tiny_dataset(tmp_path, val=2)
+    run, dataset = Path(tiny_cfg.OUTPUT_DIR), tiny_cfg.DATASETS.TEST[0]
+    run.mkdir()
+    (run / "config.yaml").write_text(tiny_cfg.dump())
+    cfg = changed(tiny_cfg, "TEST.SAVE_PREDICTIONS", "png")
+    evaluator = ZeroShotTrainer.build_evaluator(cfg, dataset)
+    expected = {}
+    for sample in DatasetCatalog.get(dataset):
+        labels = np.array(Image.open(sample["sem_seg_file_name"])).astype(np.int16) % 5
+        expected[Path(sample["file_name"]).name] = labels
+
+        evaluator.process([sample], [{"sem_seg_labels": torch.from_numpy(labels)}])
+    evaluator.evaluate()
+    folder = run / "inference" / dataset / "predictions"
+    export(tool, folder, "--to", "coco", "--output", tmp_path / "coco")
+    found = coco_maps(
+        tmp_path / "coco" / "annotations.json", ["cat", "dog", "grass", "sky", "sofa"]
+    )
+    assert found.keys() == expected.keys()
+    assert all((found[file] == expected[file]).all() for file in found)
+
+
+@pytest.mark.parametrize("suffix", ["_labels.png", ".png"])
+def test_label_files(tool: ModuleType, tmp_path: Path, suffix: str) -> None:
+    """As those of the demo, whose pictures lie beside them, or alone; 16 bits, folders, umlauts."""
+    vocabulary, images = odd_vocabulary(), labelled_images(tmp_path / "images")
+    ids = [entry.id for entry in vocabulary.classes]
+    values = np.array([*ids, vocabulary.ignore_label], np.uint16)
+    for image in images:
+        path = tmp_path / "masks" / f"{image.stem}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values[image.labels]).save(path)
+        if suffix == "_labels.png":
+            Image.open(image.path).save(tmp_path / "masks" / f"{image.stem}.png")
+    classes = [{"id": entry.id, "name": entry.name} for entry in vocabulary.classes]
+    tree = {"format": 1, "name": "odd", "classes": classes}
+    words = (
+        tmp_path / "masks", "--images", tmp_path / "images",
+        "--vocab-file", write_json(tmp_path / "odd.json", tree),
+    )  # fmt: skip
+    export(tool, *words, "--to", "coco", "--output", tmp_path / "coco")
+    found = coco_maps(tmp_path / "coco" / "annotations.json", NAMES)
+    assert found.keys() == {image.file for image in images}
+    for image in images:
+        assert (found[image.file] == image.labels).all()
+    export(tool, *words, "--to", "labelme", "--output", tmp_path / "labelme")
+    content = json.loads((tmp_path / "labelme" / "street" / "b c.json").read_text())
+    assert content["imagePath"] == "../../images/street/b c.png"
+    words += ("--to", "label-studio", "--image-url", "x/", "--output", tmp_path / "ls")
+    export(tool, *words)
+    assert '"image":"x/street/b%20c.png"' in (tmp_path / "ls" / "tasks.json").read_text().replace(
+        '": "', '":"'
+    )
+
+
+def test_two_images_that_differ_in_the_suffix(tool: ModuleType, tmp_path: Path) -> None:
+    """As the demo names their pictures."""
+    (tmp_path / "images").mkdir()
+    for name, value in (("a.png", 0), ("a.jpg", 1)):
+        Image.new("RGB", (4, 3)).save(tmp_path / "images" / name)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        label = np.full((3, 4), value, np.uint8)
+        Image.fromarray(label).save(tmp_path / "masks" / f"{name}_labels.png")
+    words = ("--images", tmp_path / "images", "--vocab", "cat, dog", "--output", tmp_path / "out")
+    export(tool, tmp_path / "masks", *words, "--to", "labelme")
+    for name, label in (("a.png", "cat"), ("a.jpg", "dog")):
+        content = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert content["imagePath"] == f"../images/{name}"
+        assert [shape["label"] for shape in content["shapes"]] == [label]
+
+
+def write_labels(folder: Path, **sizes: tuple[int, int]) -> tuple[object, ...]:
+    """Images of 3x4 pixels a and b, label files of other sizes; words of a command line."""
+    for name in "ab":
+        (folder / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (4, 3)).save(folder / "images" / f"{name}.png")
+    for name, size in sizes.items():
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(np.full(size, 1, np.uint8)).save(folder / "masks" / f"{name}.png")
+    words = ("--images", folder / "images", "--to", "cvat", "--output", folder / "out")
+    return (folder / "masks", *words)
+
+
+def test_label_files_that_do_not_fit(tool: ModuleType, tmp_path: Path) -> None:
+    words = write_labels(tmp_path, a=(3, 4))
+    with pytest.raises(ConfigError, match=r"found no index.json of an evaluation, .* --vocab-file"):
+        export(tool, *words)
+    with pytest.raises(DatasetError, match=r"a.png: label 1 at \(0,0\)"):
+        export(tool, *words, "--vocab", "cat")
+    assert not (tmp_path / "out" / "annotations.xml").exists()
+    export(tool, *words, "--vocab", "cat, dog")
+    write_labels(tmp_path, b=(4, 3))
+    with pytest.raises(DatasetError, match=r"b.png: label is 3x4 \(width x height\), its image"):
+        export(tool, *words, "--vocab", "cat, dog", "--overwrite")
+    assert (tmp_path / "out" / "annotations.xml").read_text().count("<image") == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["annotations.xml"]
+    write_labels(tmp_path, b=(3, 4), c=(3, 4))
+    with pytest.raises(ConfigError, match=r"found .*c.png without an image below .*images, exp"):
+        export(tool, *words, "--vocab", "cat, dog", "--overwrite")
+
+
+def test_folders_that_are_not_there(tool: ModuleType, tmp_path: Path) -> None:
+    words = write_labels(tmp_path)
+    with pytest.raises(ConfigError, match="masks: found no such folder; mend the path"):
+        export(tool, *words, "--vocab", "cat")
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ConfigError, match="masks: found no label file of an image below"):
+        export(tool, *words, "--vocab", "cat")
+    words = write_labels(tmp_path, a=(3, 4))
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match="--output .*out: cannot be written"):
+        export(tool, *words, "--vocab", "cat, dog")
+
+
+def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -> None:
+    folder, _ = evaluate(toy, "png")
+    words = (folder, "--to", "cvat", "--output", tmp_path / "cvat")
+    for option in (("--images", toy.folder), ("--vocab", "cat")):
+        with pytest.raises(ConfigError, match="knows its images and classes; leave out --images"):
+            export(tool, *words, *option)
+    (folder / "index.json").write_text("{")
+    with pytest.raises(ConfigError, match="index.json: found damaged predictions"):
+        export(tool, *words)
+    for more in (["--to=coco", "--shapes=polygons"], ["--to=cvat", "--image-url=x"]):
+        assert exit_of(tool.parse_args, [str(folder), "--output=x", *more]) == 2
+
+
+def test_the_commands_of_the_docs(tool: ModuleType, repository: Path, tmp_path: Path) -> None:
+    """Those without a model are run, on label files as the demo writes them."""
+    page = (repository / "docs" / "own_data.md").read_text()
+    section = page.split("\n## Predictions for other tools\n")[1].split("\n## ")[0]
+    blocks = shell_blocks(section)
+    lines = "".join(block.text for block in blocks).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line) for line in lines if line.startswith("tagclip labels export ")]
+    assert {tool.parse_args(each[3:]).to for each in words} == set(tool.FILES)
+    for folder in ("datasets/minibench/images/val", "out/val"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (5, 4)).save(tmp_path / "datasets/minibench/images/val/0.png")
+    label = np.array([[0, 1, 2, 3, 255]] * 4, np.uint8)
+    Image.fromarray(label).save(tmp_path / "out" / "val" / "0_labels.png")
+    run_blocks(blocks, tmp_path, "docs/own_data.md")
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/*/*.*")}
+    assert found == {
+        "val/0_labels.png", "labelme/0.json", "labelme/labels.txt", "coco/annotations.json",
+        "label_studio/tasks.json", "label_studio/label_config.xml",
+    }  # fmt: skip

@@ -1,0 +1,487 @@
+#!/usr/bin/env python
+"""Make label files of class ids from colour masks, other ids, or annotations of other tools.
+
+    tagclip labels convert masks --scan > classes.csv     # fill in the names, then
+    tagclip labels convert masks --classes classes.csv --output labels
+    tagclip labels convert masks --classes labelmap.txt --output labels
+    tagclip labels convert cracks --threshold 128 --output labels
+    tagclip labels convert instances.json --from coco --images images --output labels
+
+Writes PNGs of 8 bits with the colours of the classes (of 16 bits where ids need them), index.json
+with what was converted, and vocabulary.json. Files that are there already, with the same labels,
+are kept: an interrupted run goes on where it stopped. docs/own_data.md tells more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from tagclip.errors import ConfigError, DatasetError
+from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.files import remove_leftovers, write_atomic
+from tagclip.utils.text import did_you_mean, format_csv, json_text, listed
+
+if TYPE_CHECKING:
+    from tagclip.data.class_tables import ClassTable
+    from tagclip.data.formats.annotation import AnnotatedImage
+    from tagclip.data.label_conversion import MaskFile, Pixel
+    from tagclip.structures.vocabulary import Vocabulary
+
+# Of tagclip.data.formats.READERS, whose import takes long.
+FORMATS = (
+    "coco",
+    "cvat",
+    "datumaro",
+    "label-studio",
+    "label-studio-png",
+    "labelme",
+    "supervisely",
+    "yolo-seg",
+)
+_EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"}
+_LOSSY = (".jpg", ".jpeg")
+# Class lists as other tools call them, beside the masks or above.
+_CLASS_FILES = ("vocabulary.json", "labelmap.txt", "class_dict.csv", "label_colors.txt")
+_INDEX = "index.json"
+# Rows that --scan prints; photos have more.
+_ROWS = 256
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="folder of masks; with --from, the export")
+    parser.add_argument("--output", type=Path, help="folder of the label files")
+    parser.add_argument(
+        "--from", dest="form", metavar="TOOL", choices=FORMATS, help=", ".join(FORMATS)
+    )
+    parser.add_argument(
+        "--images", type=Path, help="with --from: their folder, where the export is elsewhere"
+    )
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        help="names, ids, colours: vocabulary json, csv, mmsegmentation's json or py, labelmap.txt "
+        f"or labels.py (default: {', '.join(_CLASS_FILES)} in the folder of masks or above)",
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="the classes of a registered dataset")
+    parser.add_argument("--ids", type=Path, help="csv value,id: what the values in masks become")
+    parser.add_argument(
+        "--threshold", type=int, help="masks of two values: this and brighter is the second class"
+    )
+    parser.add_argument(
+        "--unknown",
+        choices=("error", "ignore"),
+        default="error",
+        help="colours, values and names that no class has (%(default)s)",
+    )
+    parser.add_argument(
+        "--unlabelled",
+        metavar="NAME",
+        help="with --from: class of pixels without annotation, or ignore (default: background if "
+        "there is such a class, else ignore)",
+    )
+    parser.add_argument("--scan", action="store_true", help="print what occurs in the masks as csv")
+    parser.add_argument("--overwrite", action="store_true", help="write over other label files")
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
+    )
+    parsed = parser.parse_args(args)
+    if bool(parsed.output) == parsed.scan:
+        parser.error("expected either --output or --scan")
+    if parsed.workers < 0:
+        parser.error("--workers: expected 0 or more")
+    if parsed.classes and parsed.dataset:
+        parser.error("expected --classes or --dataset, not both")
+    for option in ("scan", "ids", "threshold") if parsed.form else ("images", "unlabelled"):
+        if getattr(parsed, option) not in (None, False):
+            parser.error(f"--{option}: not {'with' if parsed.form else 'without'} --from")
+    if parsed.ids and parsed.threshold is not None:
+        parser.error("expected --ids or --threshold, not both")
+    return parsed
+
+
+def main(args: argparse.Namespace) -> None:
+    """Scan or convert.
+
+    Raises:
+        ConfigError: an option does not make sense.
+        DatasetError: a file is missing or damaged, or holds what no class has.
+        VocabularyError: a class list contradicts itself.
+    """
+    if args.scan:
+        scan(args)
+        return
+    check_output("--output", args.output, is_folder=True)
+    if args.form:
+        convert_annotations(args)
+    else:
+        convert_masks(args)
+
+
+def scan(args: argparse.Namespace) -> None:
+    """Print the colours or values of all masks, those of known classes with their names."""
+    from tagclip.data.datasets.walk import map_files
+    from tagclip.data.label_conversion import count_mask
+
+    files = find_masks(args.source)
+    counts: dict[str, Counter[Pixel]] = {"colors": Counter(), "ids": Counter()}
+    for kind, found in map_files(count_mask, files, "scan", args.workers):
+        counts[kind].update(found)
+    kind = max(counts, key=lambda kind: counts[kind].total())
+    table = find_classes(args)
+    total = counts[kind].total()
+    head = ["name", *("rgb" if kind == "colors" else ["id"]), "pixels", "share"]
+    rows = counts[kind].most_common(_ROWS) if kind == "colors" else sorted(counts[kind].items())
+    names = _names(table) if table else {}
+    print(
+        format_csv(
+            head,
+            (
+                [names.get(pixel, ""), *_cells(pixel), number, f"{number / total:.4%}"]
+                for pixel, number in rows
+                if pixel != "transparent"
+            ),
+        ),
+        end="",
+    )
+    _note(f"{len(files)} masks, {len(counts[kind])} {'colours' if kind == 'colors' else 'values'}")
+    if len(counts[kind]) > _ROWS:
+        _note(
+            f"the {_ROWS} most frequent are shown; so many mean that the masks were compressed as "
+            "JPEG or interpolated: --threshold serves two classes, else export them again as PNG"
+        )
+    other = counts["ids" if kind == "colors" else "colors"]
+    if other:
+        _note(f"{other.total()} pixels lie in masks of the other kind, colours or gray values")
+    _note("write the name of each class, or ignore, into the table and pass it with --classes")
+
+
+def _cells(pixel: Pixel) -> Iterable[int | str]:
+    return pixel if isinstance(pixel, tuple) else [pixel]
+
+
+def _names(table: ClassTable) -> dict[Pixel, str]:
+    """Class name by colour and by value."""
+    vocabulary = table.vocabulary
+    by_id = {value: entry.name for entry in vocabulary.classes for value in entry.ids}
+    by_id |= dict.fromkeys(vocabulary.ignored, "ignore")
+    return by_id | {color: by_id[value] for color, value in table.colors.items()}
+
+
+def find_masks(folder: Path) -> list[Path]:
+    """The mask files of a folder and below it, sorted.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    from tagclip.data.datasets.walk import files_below
+
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder; name the folder of the masks")
+    files = sorted(path for path in files_below(folder) if path.suffix.lower() in _EXTENSIONS)
+    if not files:
+        raise DatasetError(
+            f"{folder}: found no mask files, expected {' '.join(sorted(_EXTENSIONS))}; annotations "
+            f"are read with --from {', '.join(FORMATS)}"
+        )
+    return files
+
+
+def find_classes(args: argparse.Namespace) -> ClassTable | None:
+    """The class list that the options name, or that lies beside the masks; None without one."""
+    from detectron2.data import MetadataCatalog
+
+    from tagclip.data.class_tables import read_class_table
+    from tagclip.structures.vocabulary import Vocabulary
+
+    path = args.classes
+    if args.dataset:
+        Vocabulary.from_metadata(args.dataset)
+        path = MetadataCatalog.get(args.dataset).vocabulary
+    elif path is None and not args.form:
+        places = [args.source / name for name in _CLASS_FILES]
+        places += [args.source.resolve().parent / name for name in _CLASS_FILES]
+        path = next((place for place in places if place.is_file()), None)
+        if path:
+            _note(f"classes: {path}")
+    return read_class_table(path) if path else None
+
+
+def convert_masks(args: argparse.Namespace) -> None:
+    """Make label files of mask files."""
+    from tagclip.data.label_conversion import Conversion, MaskFile
+
+    table = find_classes(args) or _default_classes(args)
+    vocabulary = table.vocabulary
+    values = {value: entry.id for entry in vocabulary.classes for value in entry.ids}
+    values |= dict.fromkeys(vocabulary.ignored, vocabulary.ignore_label)
+    if args.ids:
+        values = _mapped_values(args.ids, vocabulary)
+    if args.threshold is not None:
+        if len(vocabulary) != 2:
+            raise ConfigError(
+                f"--threshold: found {len(vocabulary)} classes in {vocabulary.name}, expected two, "
+                "that below it first; leave --classes out for background and foreground"
+            )
+        values = {index: entry.id for index, entry in enumerate(vocabulary.classes)}
+    conversion = Conversion(
+        tuple(table.colors.items()),
+        tuple(values.items()),
+        "ids" if args.ids else vocabulary.labels,
+        args.threshold,
+        vocabulary.ignore_label,
+        args.unknown == "ignore",
+        _palette(vocabulary),
+        args.overwrite,
+    )
+    tasks = [
+        MaskFile(path, _output(args.output, path.relative_to(args.source)))
+        for path in find_masks(args.source)
+    ]
+    _convert(args, conversion, tasks, [task.output for task in tasks], table)
+
+
+def _default_classes(args: argparse.Namespace) -> ClassTable:
+    from tagclip.data.class_tables import ClassTable
+    from tagclip.structures.vocabulary import Vocabulary
+
+    if args.threshold is None:
+        raise ConfigError(
+            f"--classes: found no class list in {args.source} or above it, expected one; print "
+            f"the table to fill in: tagclip labels convert {args.source} --scan"
+        )
+    return ClassTable.of(Vocabulary.from_names(["background", "foreground"]))
+
+
+def _mapped_values(path: Path, vocabulary: Vocabulary) -> dict[int, int]:
+    """What the csv of --ids says, with the ids checked."""
+    from tagclip.data.class_tables import read_value_table
+
+    ids = {entry.id for entry in vocabulary.classes}
+    values = {}
+    for old, new in read_value_table(path).items():
+        if new is not None and new not in ids:
+            raise DatasetError(
+                f"{path}: found the id {new} for the value {old}, expected one of "
+                f"{vocabulary.name}: {listed([str(i) for i in sorted(ids)], 10)}, or ignore"
+            )
+        values[old] = vocabulary.ignore_label if new is None else new
+    return values
+
+
+def convert_annotations(args: argparse.Namespace) -> None:
+    """Make label files of the annotations of another tool."""
+    from tagclip.data.class_tables import ClassTable
+    from tagclip.data.formats import reader
+    from tagclip.data.label_conversion import Painting
+    from tagclip.structures.vocabulary import Vocabulary
+    from tagclip.structures.vocabulary_class import name_key
+
+    module, table = reader(args.form), find_classes(args)
+    names = module.class_names(args.source)
+    unlabelled = args.unlabelled
+    if table is None:
+        is_listed = unlabelled is None or name_key(unlabelled) in map(name_key, ("ignore", *names))
+        names = names if is_listed else (unlabelled, *names)
+        vocabulary = Vocabulary.from_names(names, name=args.source.stem)
+        table = ClassTable.of(vocabulary)
+    vocabulary = table.vocabulary
+    ids = {name_key(entry.name): entry.id for entry in vocabulary.classes}
+    if unlabelled is None and "background" in ids:
+        unlabelled = "background"
+    rest = vocabulary.ignore_label
+    if unlabelled is not None and name_key(unlabelled) != "ignore":
+        if name_key(unlabelled) not in ids:
+            raise ConfigError(
+                f"--unlabelled: found {unlabelled!r}{did_you_mean(unlabelled, vocabulary.names)}, "
+                f"expected ignore or a class of {vocabulary.name}"
+            )
+        rest = ids[name_key(unlabelled)]
+    images: list[AnnotatedImage] = list(module.read(args.source, args.images))
+    if not images:
+        raise DatasetError(f"{args.source}: found no image, expected some; export it again")
+    if args.images:
+        _refuse_missing(args.images, images)
+    found = Counter(each.name for image in images for each in image.segments if not each.is_ignored)
+    values = {name: ids.get(name_key(name), vocabulary.ignore_label) for name in found}
+    unknown = Counter({name: n for name, n in found.items() if name_key(name) not in ids})
+    if unknown and args.unknown == "error":
+        texts = [
+            f"{name!r} ({number} segments){did_you_mean(name, vocabulary.names)}"
+            for name, number in unknown.most_common()
+        ]
+        raise DatasetError(
+            f"{args.source}: found classes that {vocabulary.name} lacks: {listed(texts, 5)}; mend "
+            "the class list, or pass --unknown ignore"
+        )
+    painting = Painting(
+        tuple(values.items()),
+        vocabulary.ignore_label,
+        rest,
+        args.images,
+        _palette(vocabulary),
+        args.overwrite,
+    )
+    tasks = [(image, _output(args.output, Path(image.file))) for image in images]
+    _convert(args, painting, tasks, [output for _, output in tasks], table, unknown)
+
+
+def _refuse_missing(folder: Path, images: Sequence[AnnotatedImage]) -> None:
+    missing = [image.file for image in images if not (folder / image.file).is_file()]
+    if missing:
+        raise DatasetError(
+            f"{folder}: lacks {len(missing)} of {len(images)} annotated images: "
+            f"{listed(missing, 3)}; name their folder with --images, or leave it out"
+        )
+
+
+def _output(folder: Path, relative: Path) -> Path:
+    if relative.is_absolute() or ".." in relative.parts:
+        raise DatasetError(
+            f"{relative}: found an image outside its folder, expected a path below it; mend the "
+            "file names in the annotations"
+        )
+    return folder / relative.with_suffix(".png")
+
+
+def _palette(vocabulary: Vocabulary) -> tuple[tuple[int, tuple[int, int, int]], ...]:
+    ids = [entry.id for entry in vocabulary.classes]
+    colors = zip(ids, vocabulary.colors.tolist(), strict=True)
+    ignored = ((vocabulary.ignore_label, color) for color in vocabulary.ignore_colors[:1])
+    return (*((value, tuple(color)) for value, color in colors), *ignored)
+
+
+def _convert(
+    args: argparse.Namespace,
+    function: Any,
+    tasks: Sequence[Any],
+    outputs: Sequence[Path],
+    table: ClassTable,
+    unknown_names: Mapping[str, int] = MappingProxyType({}),
+) -> None:
+    """Run all tasks; write the index and the class list when all have succeeded."""
+    from tagclip.data.datasets.walk import map_files
+
+    _refuse_equal(tasks, outputs)
+    for folder in {output.parent for output in outputs}:
+        remove_leftovers(folder, "*.png")
+    unknown: Counter[Pixel] = Counter()
+    bad, num_new = 0, 0
+    for done in map_files(function, tasks, "convert", args.workers):
+        unknown.update(done.unknown)
+        bad += bool(done.unknown)
+        num_new += done.is_new
+    if unknown and args.unknown == "error":
+        is_lossy = any(_source(task).lower().endswith(_LOSSY) for task in tasks)
+        message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
+        raise DatasetError(message)
+    _write_index(args, tasks, outputs, table, {**unknown, **unknown_names})
+    line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
+    line += f"{len(tasks) - num_new} kept"
+    if unknown:
+        line += f"; {unknown.total()} pixels of {len(unknown)} unknown colours or values ignored"
+    if unknown_names:
+        line += f"; {sum(unknown_names.values())} segments of {len(unknown_names)} classes ignored"
+    print(line)
+
+
+def _refuse_equal(tasks: Sequence[Any], outputs: Sequence[Path]) -> None:
+    first: dict[Path, Any] = {}
+    for task, output in zip(tasks, outputs, strict=True):
+        other = first.setdefault(output, task)
+        if other is not task:
+            raise DatasetError(
+                f"{_source(task)}: found the same name as that of {_source(other)}, expected names "
+                f"of their own, for both would become {output}; rename one"
+            )
+
+
+def _source(task: MaskFile | tuple[AnnotatedImage, Path]) -> str:
+    return str(getattr(task[0], "file", task[0]))
+
+
+def _unknown_message(
+    source: Path,
+    unknown: Counter[Pixel],
+    bad: int,
+    files: int,
+    table: ClassTable,
+    is_lossy: bool,
+) -> str:
+    name = table.vocabulary.name
+    texts = [
+        f"{_text(pixel)} ({number} pixels{_nearest(pixel, table)})"
+        for pixel, number in unknown.most_common()
+    ]
+    remedy = "add them to the class list (--scan prints a table to fill in)"
+    if is_lossy or len(unknown) > _ROWS:
+        remedy = (
+            "compression with loss or resizing has changed them: pass --threshold 128 if there are "
+            "two classes, else export the masks again as PNG"
+        )
+    return (
+        f"{source}: {bad} of {files} masks have colours or values that {name} lacks: "
+        f"{listed(texts, 5, ', ')}; {remedy}, or pass --unknown ignore; the other masks are "
+        "converted"
+    )
+
+
+def _text(pixel: Pixel) -> str:
+    return f"[{', '.join(map(str, pixel))}]" if isinstance(pixel, tuple) else str(pixel)
+
+
+def _nearest(pixel: Pixel, table: ClassTable) -> str:
+    if not isinstance(pixel, tuple) or not table.colors:
+        return ""
+    near = min(table.colors, key=lambda c: sum((a - b) ** 2 for a, b in zip(c, pixel, strict=True)))
+    return f", nearest {_text(near)} {_names(table)[near]}"
+
+
+def _write_index(
+    args: argparse.Namespace,
+    tasks: Sequence[Any],
+    outputs: Sequence[Path],
+    table: ClassTable,
+    unknown: Mapping[Pixel, int],
+) -> None:
+    from tagclip.data.class_tables import vocabulary_text
+
+    vocabulary = table.vocabulary
+    files = {
+        output.relative_to(args.output).as_posix(): _source(task)
+        for task, output in zip(tasks, outputs, strict=True)
+    }
+    content = {
+        "format": 1,
+        "from": args.form or "masks",
+        "source": str(args.source),
+        "classes": {entry.id: entry.name for entry in vocabulary.classes},
+        "ignore_label": vocabulary.ignore_label,
+        "unknown": {_text(pixel): number for pixel, number in list(unknown.items())[:_ROWS]},
+        "files": files,
+    }
+    write_atomic(args.output / "vocabulary.json", vocabulary_text(table))
+    write_atomic(args.output / _INDEX, json_text(content, indent=1) + "\n")
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()

@@ -1,0 +1,251 @@
+#!/usr/bin/env python
+"""Write predictions as files of annotation tools: COCO json, labelme, CVAT, Label Studio.
+
+    python tools/export_predictions.py output/run/inference/my_val/predictions \\
+        --to cvat --output out/cvat
+    python tools/export_predictions.py out/demo --images photos --vocab-file words.txt \\
+        --to labelme --output out/labelme
+
+The predictions are those of an evaluation (TEST.SAVE_PREDICTIONS png or json), or label files with
+the ids of a class list, such as those of tools/demo.py --save-labels: NAME_labels.png or NAME.png
+for each image of --images. Pixels without a class are in no region.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tagclip.errors import ConfigError
+from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool
+from tagclip.utils.text import listed
+
+# detectron2 is imported inside the functions: --help answers at once.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tagclip.data.formats.labelled_image import LabelledImage
+    from tagclip.structures.vocabulary import Vocabulary
+
+# What is written below --output; for labelme, besides, a json per image.
+FILES = {
+    "coco": ("annotations.json",),
+    "labelme": ("labels.txt",),
+    "cvat": ("annotations.xml",),
+    "label-studio": ("tasks.json", "label_config.xml"),
+}
+
+
+class Predictions:
+    """Predictions of several images, read one by one."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        images: Sequence[str],
+        read: Callable[[str], np.ndarray],
+        name: str,
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            vocabulary: the classes.
+            images: files.
+            read: image -> (H, W) indices of classes, negative for none.
+            name: of the progress bar.
+        """
+        from tagclip.evaluation.saved_folder import image_names
+
+        self.vocabulary, self._read, self._title = vocabulary, read, name
+        self.names = image_names(images)
+
+    def __iter__(self) -> Iterator[LabelledImage]:
+        from tqdm import tqdm
+
+        from tagclip.data.formats.labelled_image import LabelledImage
+
+        for image in tqdm(self.names, desc=self._title, unit="image", disable=None):
+            name = self.names[image]
+            yield LabelledImage(name.file, name.stem, Path(image), self._read(image))
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("predictions", type=Path, metavar="FOLDER", help="of an evaluation, or of label files")
+    add("--to", choices=FILES, required=True, help="what reads them")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="for the files")
+    add("--images", type=Path, metavar="FOLDER", help="with label files: their images")
+    add_vocabulary_options(parser)
+    add(
+        "--shapes", choices=("polygons", "masks"),
+        help="what a region is (default: polygons; with coco masks, as RLE)",
+    )  # fmt: skip
+    add("--image-url", metavar="PREFIX", help="label-studio: stands before the file of an image")
+    add("--overwrite", action="store_true", help="replace files of these names")
+    parsed = parser.parse_args(args)
+    if parsed.to == "coco" and parsed.shapes == "polygons":
+        parser.error("--shapes: coco takes masks")
+    if parsed.image_url is not None and parsed.to != "label-studio":
+        parser.error("--image-url: only label-studio takes it")
+    return parsed
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the files.
+
+    Raises:
+        TagCLIPError: the predictions are not complete or do not fit their images or classes, or
+            the files cannot be written.
+    """
+    is_evaluation = (args.predictions / "index.json").is_file()
+    found = read_evaluation(args) if is_evaluation else read_label_files(args)
+    names = [f"{name.stem}.json" for name in found.names.values()] * (args.to == "labelme")
+    check_output("--output", args.output, is_folder=True)
+    there = [name for name in (*FILES[args.to], *names) if (args.output / name).exists()]
+    if there and not args.overwrite:
+        raise ConfigError(
+            f"--output {args.output}: found {listed(there, 3)}, expected none of these files; "
+            "choose another folder, or replace them with --overwrite"
+        )
+    try:
+        written = writer(args)(args.output, found, found.vocabulary)
+    except OSError as error:
+        raise ConfigError(
+            f"--output {args.output}: cannot be written ({error.strerror}); free space or choose "
+            "another folder"
+        ) from error
+    print(f"{len(found.names)} images written: {', '.join(map(str, written))}")
+    if args.to == "coco" and any(entry.id == 0 for entry in found.vocabulary.classes):
+        print("category_id is the class's id plus 1: to some tools category 0 is no class")
+
+
+def writer(args: argparse.Namespace) -> Callable[..., list[Path]]:
+    """The function that writes the format of --to."""
+    shapes = args.shapes or "polygons"
+    if args.to == "coco":
+        from tagclip.evaluation.coco_json import write_coco
+
+        return write_coco
+    if args.to == "labelme":
+        from tagclip.data.formats.labelme_out import write_labelme
+
+        return partial(write_labelme, shapes=shapes)
+    if args.to == "cvat":
+        from tagclip.data.formats.cvat_out import write_cvat
+
+        return partial(write_cvat, shapes=shapes)
+    from tagclip.data.formats.label_studio_out import IMAGE_URL, write_label_studio
+
+    url = IMAGE_URL if args.image_url is None else args.image_url
+    return partial(write_label_studio, shapes=shapes, image_url=url)
+
+
+def read_evaluation(args: argparse.Namespace) -> Predictions:
+    """Open ``predictions/`` of an evaluation.
+
+    Raises:
+        TagCLIPError: the folder is damaged, or its dataset is not here.
+    """
+    from detectron2.data import DatasetCatalog
+
+    from tagclip.data import Protocol
+    from tagclip.evaluation.run_folder import run_config
+    from tagclip.evaluation.saved_predictions import SavedPredictions
+    from tagclip.projects import PROJECT_NAMES, import_projects
+    from tagclip.structures.vocabulary import Vocabulary
+    from tagclip.utils.untrusted import load_json
+
+    if args.images or args.vocab or args.vocab_file or args.vocab_from_dataset:
+        raise ConfigError(
+            f"{args.predictions}: found the predictions of an evaluation, which knows its images "
+            "and classes; leave out --images and --vocab..."
+        )
+    index = args.predictions / "index.json"
+    with SavedPredictions.kind.reading(index):
+        dataset = str(load_json(index.read_text(encoding="utf-8"))["dataset"])
+    # OUTPUT_DIR/inference/DATASET/predictions
+    run = Path(os.path.abspath(args.predictions)).parents[2]
+    if (run / "config.yaml").is_file():
+        vocabulary = Protocol(run_config(run)).asked(dataset)
+    else:
+        import_projects(PROJECT_NAMES)
+        vocabulary = Vocabulary.from_metadata(dataset)
+    images = [sample["file_name"] for sample in DatasetCatalog.get(dataset)]
+    saved = SavedPredictions.open(args.predictions, vocabulary, images)
+    evaluated = list(filter(saved.has, images))
+    return Predictions(vocabulary, evaluated, lambda image: saved.read(image)[0], dataset)
+
+
+def read_label_files(args: argparse.Namespace) -> Predictions:
+    """Pair the label files of a folder with their images.
+
+    Raises:
+        TagCLIPError: an option is missing, or a label file has no image.
+    """
+    from tagclip.data import read_indices
+    from tagclip.data.datasets.walk import files_below
+    from tagclip.data.image_io import image_size
+    from tagclip.demo.media import find_images
+
+    if not args.predictions.is_dir():
+        raise ConfigError(f"{args.predictions}: found no such folder; mend the path")
+    vocabulary = asked_vocabulary(args)
+    if args.images is None or vocabulary is None:
+        raise ConfigError(
+            f"{args.predictions}: found no index.json of an evaluation, expected one, or --images "
+            "and --vocab, --vocab-file or --vocab-from-dataset, which say what the label files are"
+        )
+    pictures = [file for file in files_below(args.predictions) if file.suffix.lower() == ".png"]
+    suffix = "_labels.png" if any(f.name.endswith("_labels.png") for f in pictures) else ".png"
+    lonely = {file for file in pictures if file.name.endswith(suffix)}
+    labels = {}
+    for image, picture in find_images([str(args.images)], args.predictions, "--images"):
+        label = picture.with_name(picture.stem + suffix)
+        if label in lonely:
+            labels[str(image)] = label
+    lonely -= set(labels.values())
+    if lonely or not labels:
+        names = listed(sorted(map(str, lonely)), 3)
+        found = f"{names} without an image" if lonely else "no label file of an image"
+        raise ConfigError(
+            f"{args.predictions}: found {found} below {args.images}, expected NAME{suffix} for an "
+            "image NAME; name the folder that was segmented"
+        )
+
+    def read(image: str) -> np.ndarray:
+        indices = read_indices(labels[image], vocabulary, image_size(image)).astype("int32")
+        indices[indices == vocabulary.ignore_index] = -1
+        return indices
+
+    return Predictions(vocabulary, list(labels), read, args.predictions.name)
+
+
+def asked_vocabulary(args: argparse.Namespace) -> Vocabulary | None:
+    """The classes that the options name; ids of bare names are 0 to K-1, as in the demo."""
+    from tagclip.projects import PROJECT_NAMES, import_projects
+    from tagclip.structures.vocabulary import Vocabulary
+    from tagclip.structures.vocabulary_words import read_asked
+
+    import_projects(PROJECT_NAMES)
+    asked = read_asked(args)
+    if asked is None or not isinstance(asked, str):
+        return None if asked is None else Vocabulary.from_names(asked)
+    is_json = Path(asked).suffix == ".json"
+    return Vocabulary.from_json(asked) if is_json else Vocabulary.from_metadata(asked)
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()
