@@ -84,10 +84,15 @@ def main(args: argparse.Namespace) -> int:
     """Validate; return the exit code."""
     from tagclip.data.validation.findings import list_findings, shared_findings
 
-    # What single files are like is counted, not logged.
-    logging.getLogger("tagclip.data.image_io").setLevel(logging.ERROR)
     targets, pairs, max_pixels = find_targets(args)
-    scans = {target.name: scan(target, args.workers, max_pixels) for target in targets}
+    # What single files are like is counted, not logged.
+    reader = logging.getLogger("tagclip.data.image_io")
+    level = reader.level
+    reader.setLevel(logging.ERROR)
+    try:
+        scans = {target.name: scan(target, args.workers, max_pixels) for target in targets}
+    finally:
+        reader.setLevel(level)
     clean = True
     for target in targets:
         found = scans[target.name][0]

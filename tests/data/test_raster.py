@@ -49,7 +49,9 @@ def test_every_kind_of_every_library(tmp_path: Path) -> None:
     assert len(refused) < len(WRITERS) / 3
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     st.sampled_from(sorted(WRITERS)),
     st.integers(1, 40),
@@ -215,7 +217,9 @@ def test_errors_pass_between_processes() -> None:
     st.sampled_from(sorted(FILES)),
     st.lists(st.tuples(st.integers(0, 255), st.integers(0, 255)), min_size=1, max_size=4),
 )
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_damaged_tiffs_end_in_one_line(
     tmp_path: Path, name: str, changes: list[tuple[int, int]]
 ) -> None:

@@ -92,7 +92,7 @@ def test_brushes_decode_to_what_its_own_decoder_gives(written: Path) -> None:
 
 
 def test_its_coco_loses_pixels(written: Path) -> None:
-    """docs/other_tools.md recommends the json for it: brushes come back smaller, lines not at all."""
+    """docs/other_tools.md recommends the json: brushes come back smaller, lines not at all."""
     content = json.loads((written / "BRUSH_TO_COCO" / "result_coco.json").read_text())
     names = {row["id"]: row["name"] for row in content["categories"]}
     # In the order in which they are met; what is not painted is missing.
