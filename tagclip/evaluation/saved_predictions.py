@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from tagclip.config.checks import choices
+from tagclip.data.formats.annotation import rle_mask
 from tagclip.data.label_image import label_image
 from tagclip.data.label_io import read_label
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.coco_json import (
     annotations_of,
     categories_of,
@@ -249,12 +249,8 @@ class SavedPredictions(SavedFolder):
         try:
             labels = np.full(size, -1, dtype=np.int32)
             for index, segment in segments:
-                mask = coco_mask.decode(segment)
-                # Where the counts end too early, decoding leaves what was in the memory.
-                if coco_mask.encode(mask)["counts"].decode("ascii") != segment["counts"]:
-                    raise ValueError("runs of another size")
-                labels[mask != 0] = index
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+                labels[rle_mask(segment["size"], segment["counts"])()] = index
+        except (DatasetError, KeyError, TypeError, ValueError, IndexError) as error:
             raise ConfigError(
                 f"{self.folder / _SEGMENTS}: found a damaged segment of {name} "
                 f"({error_text(error)}), expected RLEs of one size; evaluate again with "

@@ -17,6 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tagclip.data.datasets.walk import files_below
+from tagclip.data.formats.annotation import rle_mask
 from tagclip.data.label_io import read_label
 from tagclip.errors import DatasetError
 from tagclip.evaluation.coco_json import number_images
@@ -321,19 +322,12 @@ class CocoResults:
 def _decode(row: Mapping[str, Any], where: str) -> np.ndarray:
     """(H, W) bool of a row."""
     try:
-        segment = row["segmentation"]
-        if isinstance(segment["counts"], list):
-            segment = coco_mask.frPyObjects(segment, *segment["size"])
-        mask = coco_mask.decode(segment)
-        # Where the counts end too early, decoding leaves what was in the memory.
-        if int(coco_mask.area(segment)) != int(mask.sum()) or mask.max(initial=0) > 1:
-            raise ValueError("runs of another size")
-    except _DAMAGE as error:
+        return rle_mask(row["segmentation"]["size"], row["segmentation"]["counts"])()
+    except (DatasetError, *_DAMAGE) as error:
         raise DatasetError(
             f"{where}: found a damaged mask ({error_text(error)}), expected an RLE with size and "
             "counts; write the json again"
         ) from error
-    return mask.astype(bool)
 
 
 def read_coco(path: Path) -> Any:
