@@ -229,6 +229,7 @@ def find_classes(args: argparse.Namespace) -> ClassTable | None:
 def convert_masks(args: argparse.Namespace) -> None:
     """Make label files of mask files."""
     from tagclip.data.label_conversion import Conversion, MaskFile
+    from tagclip.data.label_image import value_colors
 
     table = find_classes(args) or _default_classes(args)
     vocabulary = table.vocabulary
@@ -245,12 +246,12 @@ def convert_masks(args: argparse.Namespace) -> None:
         values = {index: entry.id for index, entry in enumerate(vocabulary.classes)}
     conversion = Conversion(
         tuple(table.colors.items()),
-        tuple(values.items()),
+        values,
         args.labels or ("ids" if args.ids else vocabulary.labels),
         args.threshold,
         vocabulary.ignore_label,
         args.unknown == "ignore",
-        _palette(vocabulary),
+        value_colors(vocabulary),
         args.overwrite,
     )
     if args.output.resolve().is_relative_to(args.source.resolve()):
@@ -298,6 +299,7 @@ def convert_annotations(args: argparse.Namespace) -> None:
     from tagclip.data.class_tables import ClassTable
     from tagclip.data.formats import reader
     from tagclip.data.label_conversion import Painting
+    from tagclip.data.label_image import value_colors
     from tagclip.structures.vocabulary import Vocabulary
     from tagclip.structures.vocabulary_class import name_key
 
@@ -339,11 +341,11 @@ def convert_annotations(args: argparse.Namespace) -> None:
             "the class list, or pass --unknown ignore"
         )
     painting = Painting(
-        tuple(values.items()),
+        values,
         vocabulary.ignore_label,
         rest,
         args.images,
-        _palette(vocabulary),
+        value_colors(vocabulary),
         args.overwrite,
     )
     tasks = [(image, _output(args.output, Path(image.file))) for image in images]
@@ -366,13 +368,6 @@ def _output(folder: Path, relative: Path) -> Path:
             "file names in the annotations"
         )
     return folder / relative.with_suffix(".png")
-
-
-def _palette(vocabulary: Vocabulary) -> tuple[tuple[int, tuple[int, int, int]], ...]:
-    ids = [entry.id for entry in vocabulary.classes]
-    colors = zip(ids, vocabulary.colors.tolist(), strict=True)
-    ignored = ((vocabulary.ignore_label, color) for color in vocabulary.ignore_colors[:1])
-    return (*((value, tuple(color)) for value, color in colors), *ignored)
 
 
 def _convert(

@@ -15,8 +15,8 @@ from PIL import Image
 
 from tagclip.data.formats.annotation import AnnotatedImage, paint
 from tagclip.data.image_io import image_size
-from tagclip.data.index_png import index_png
 from tagclip.data.label_colors import ColorTable
+from tagclip.data.label_image import index_png
 from tagclip.data.raster import Raster, read_raster
 from tagclip.errors import DatasetError
 from tagclip.utils.files import write_atomic
@@ -56,7 +56,7 @@ class Conversion:
 
     Attributes:
         colors: pairs of a colour and its label value.
-        values: pairs of a value in mask files and its label value.
+        values: label value by value in mask files.
         kind: "colors", "ids", or "" to tell by each file: gray values are ids, unless only the
             colours explain them; colours are colours, unless all channels are one id; of a
             palette the reading counts that explains all pixels, and where both do and differ,
@@ -68,12 +68,12 @@ class Conversion:
     """
 
     colors: tuple[tuple[RGB, int], ...]
-    values: tuple[tuple[int, int], ...]
+    values: Mapping[int, int]
     kind: str
     threshold: int | None
     ignore_label: int
     ignore_unknown: bool
-    palette: tuple[tuple[int, RGB], ...]
+    palette: Mapping[int, RGB]
     overwrite: bool
 
     def __call__(self, task: MaskFile) -> Converted:
@@ -86,7 +86,7 @@ class Conversion:
         label, unknown = self.labels(raster, task.source)
         if unknown and not self.ignore_unknown:
             return Converted(task.output, False, unknown)
-        content = index_png(label, dict(self.palette))
+        content = index_png(label, self.palette)
         return Converted(task.output, write_label(task.output, content, self.overwrite), unknown)
 
     def labels(self, raster: Raster, path: Path) -> tuple[np.ndarray, dict[Pixel, int]]:
@@ -149,7 +149,7 @@ class Conversion:
 
     def _of_grays(self, values: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
         """Of (H, W) gray values: ids, unless only the colours explain all of them."""
-        known = {v for v, _ in self.values} - {v for v, i in self.values if i == self.ignore_label}
+        known = {v for v, label in self.values.items() if label != self.ignore_label}
         found = set(np.unique(values).tolist())
         grays = {color[0] for color, _ in self.colors if len(set(color)) == 1}
         is_color = found <= grays and not found <= known
@@ -158,7 +158,7 @@ class Conversion:
         return self._by_value(values)
 
     def _by_value(self, values: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
-        known = dict(self.values)
+        known = self.values
         low, high = min(0, *known), max(255, *known)
         table = np.full(high - low + 2, -1, np.int32)
         table[[value - low for value in known]] = list(known.values())
@@ -200,11 +200,11 @@ class Painting:
         palette, overwrite: as in `Conversion`.
     """
 
-    values: tuple[tuple[str, int], ...]
+    values: Mapping[str, int]
     ignore_label: int
     unlabelled: int
     images: Path | None
-    palette: tuple[tuple[int, RGB], ...]
+    palette: Mapping[int, RGB]
     overwrite: bool
 
     def __call__(self, task: tuple[AnnotatedImage, Path]) -> Converted:
@@ -221,8 +221,8 @@ class Painting:
                 f"annotations are for {image.size[1]}x{image.size[0]}; take the images that were "
                 "annotated"
             )
-        label = paint(image, dict(self.values), self.ignore_label, self.unlabelled)
-        content = index_png(label, dict(self.palette))
+        label = paint(image, self.values, self.ignore_label, self.unlabelled)
+        content = index_png(label, self.palette)
         return Converted(output, write_label(output, content, self.overwrite), {})
 
 

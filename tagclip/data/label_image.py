@@ -1,13 +1,49 @@
-"""Label files of predictions, as those of a dataset are."""
+"""Label files as they should be: one number per pixel, with the colours of the classes."""
 
 from __future__ import annotations
+
+import io
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
 
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["label_image"]
+__all__ = ["index_image", "index_png", "label_image", "value_colors"]
+
+RGB = tuple[int, int, int]
+
+# Within a tenth as small as by 6, which is usual, in half the time.
+_LEVEL = 4
+
+
+def index_image(values: np.ndarray, colors: Mapping[int, RGB]) -> Image.Image:
+    """Image whose pixels are label values.
+
+    Args:
+        values: (H, W) integers, 0..65535.
+        colors: what values are shown in; others are white.
+
+    Returns:
+        8-bit palette image; 16-bit gray if a value of either is above 255.
+    """
+    if max(values.max(), *colors, 0) > 255:
+        return Image.fromarray(values.astype(np.uint16))
+    # All 256: Pillow would write fewer bits per pixel for a short palette.
+    palette = np.full((256, 3), 255, np.uint8)
+    for value, color in colors.items():
+        palette[value] = color
+    image = Image.fromarray(values.astype(np.uint8))
+    image.putpalette(palette.tobytes())
+    return image
+
+
+def index_png(values: np.ndarray, colors: Mapping[int, RGB]) -> bytes:
+    """Content of a file with that image (see `index_image`)."""
+    file = io.BytesIO()
+    index_image(values, colors).save(file, "PNG", compress_level=_LEVEL)
+    return file.getvalue()
 
 
 def label_image(labels: np.ndarray, vocabulary: Vocabulary) -> Image.Image:
@@ -16,24 +52,18 @@ def label_image(labels: np.ndarray, vocabulary: Vocabulary) -> Image.Image:
     Args:
         labels: (H, W) integers, indices into the vocabulary, -1 for no class.
         vocabulary: K classes; with names alone, ids are 0 to K-1 in their order.
-
-    Returns:
-        8-bit palette image with the classes' colours, and for no class the first of the ignored
-        colours or else one that no class has, white if it can be; 16-bit gray if an id or the
-        ignore label is above 255.
     """
-    values = np.array([*(entry.id for entry in vocabulary.classes), vocabulary.ignore_label])
-    if values.max() > 255:
-        return Image.fromarray(values.astype(np.uint16)[labels])
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[values] = [*vocabulary.colors, _no_class_color(vocabulary)]
-    image = Image.fromarray(values.astype(np.uint8)[labels])
-    image.putpalette(palette.tobytes())
-    return image
+    colors = value_colors(vocabulary)
+    return index_image(np.array(list(colors))[labels], colors)
 
 
-def _no_class_color(vocabulary: Vocabulary) -> tuple[int, int, int]:
-    """A colour by which the pixels are not taken for those of a class."""
-    taken = set(map(tuple, vocabulary.colors.tolist()))
+def value_colors(vocabulary: Vocabulary) -> dict[int, RGB]:
+    """Colour of the id of each class, in their order, and last of the ignore label.
+
+    That is the first of the ignored colours, or else one that no class has, white if it can be.
+    """
+    colors = list(map(tuple, vocabulary.colors.tolist()))
     grays = ((level,) * 3 for level in (255, 0, 128, *range(256)))
-    return next(color for color in (*vocabulary.ignore_colors, *grays) if color not in taken)
+    none = next(color for color in (*vocabulary.ignore_colors, *grays) if color not in colors)
+    ids = [entry.id for entry in vocabulary.classes]
+    return dict(zip([*ids, vocabulary.ignore_label], [*colors, none], strict=True))

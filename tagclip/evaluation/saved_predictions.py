@@ -15,7 +15,6 @@ of the classes, and 255 or 65535.
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from tagclip.config.checks import choices
 from tagclip.data.formats.annotation import rle_mask
@@ -43,6 +41,7 @@ from tagclip.structures.vocabulary_class import MAX_LABEL
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
+from tagclip.visualization.panels import save_png
 
 __all__ = ["FORMATS", "PredictionWriter", "SavedPredictions"]
 
@@ -106,12 +105,11 @@ class PredictionWriter(FolderWriter):
             if self._form == "json":
                 write_atomic(self._file(image), json_text(self._rows(image, labels, output)))
                 return
-            write_atomic(self._file(image), _png(label_image(labels, self._vocabulary)))
+            save_png(self._file(image), label_image(labels, self._vocabulary))
             trusty: torch.Tensor | None = output.get("trusty")
             if trusty is not None:
                 levels = (trusty.float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-                path = _trusty_file(self._folder, self._names[image])
-                write_atomic(path, _png(Image.fromarray(levels)))
+                save_png(_trusty_file(self._folder, self._names[image]), levels)
 
     def _rows(
         self, image: str, labels: np.ndarray, output: Mapping[str, Any]
@@ -153,12 +151,6 @@ class PredictionWriter(FolderWriter):
 
 def _trusty_file(folder: Path, name: ImageName) -> Path:
     return folder / "trusty" / f"{name.stem}.png"
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 class SavedPredictions(SavedFolder):

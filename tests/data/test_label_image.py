@@ -55,3 +55,8 @@ def test_as_many_classes_as_bytes_can_tell(count: int) -> None:
     picture = label_image(labels, asked)
     assert picture.mode == "P"
     assert (np.array(picture) == labels.astype(np.uint8)).all()
+
+
+def test_ids_above_255_make_all_files_16_bit() -> None:
+    asked = Vocabulary("toy", (ClassEntry(0, "a"), ClassEntry(300, "b")))
+    assert label_image(np.array([[0, 0]]), asked).mode == "I;16"

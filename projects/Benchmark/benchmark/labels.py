@@ -30,8 +30,7 @@ def labels(workload: Workload, runs: int) -> Findings:
     source = Path(workload.image).with_name("mask.png")
     Image.fromarray(palette[ids]).save(source)
     pairs = tuple((tuple(color), value) for value, color in enumerate(palette.tolist()))
-    shown = tuple((value, color) for color, value in pairs)
-    conversion = Conversion(pairs, (), "colors", None, 255, False, shown, True)
+    conversion = Conversion(pairs, {}, "colors", None, 255, False, {v: c for c, v in pairs}, True)
     functions = {
         "convert": partial(_convert, conversion, source),
         "loop": partial(_loop, palette, source),
