@@ -32,18 +32,30 @@ def test_the_package_alone_loads_nothing_heavy() -> None:
     assert int(modules) < 200
 
 
-def test_public_names_are_where_type_checkers_see_them(repository: Path) -> None:
+@pytest.mark.parametrize("tool", ["convert_labels", "export_predictions", "score_predictions"])
+def test_a_tool_alone_loads_nothing_heavy(tool: str) -> None:
+    code = f"import sys, tagclip.tools.{tool}; print({{'torch', 'cv2'}} & {{*sys.modules}})"
+    assert run(code) == "set()\n"
+
+
+@pytest.mark.parametrize("package", ["tagclip", "tagclip.data"])
+def test_public_names_are_where_type_checkers_see_them(repository: Path, package: str) -> None:
     """The three lists of names agree, and each name is what its module defines."""
-    tree = ast.parse((repository / "tagclip" / "__init__.py").read_text())
+    lazy = importlib.import_module(package)
+    tree = ast.parse((repository / package.replace(".", "/") / "__init__.py").read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in block.body for alias in node.names}
-    assert seen == {name: f"tagclip.{module}" for name, module in tagclip._MODULES.items()}
-    assert sorted(tagclip.__all__) == tagclip.__all__
-    assert set(tagclip.__all__) == {*seen, "register"} <= set(dir(tagclip))
+    assert seen == {name: f"{package}.{module}" for name, module in lazy._MODULES.items()}
+    assert sorted(lazy.__all__) == lazy.__all__
+    assert set(lazy.__all__) - {"register"} == set(seen)
     for name, module in seen.items():
-        assert getattr(tagclip, name) is getattr(importlib.import_module(module), name)
-    with pytest.raises(AttributeError, match="module 'tagclip' has no attribute 'TagClip'"):
-        tagclip.TagClip  # noqa: B018
+        assert getattr(lazy, name) is getattr(importlib.import_module(module), name)
+    with pytest.raises(AttributeError, match=f"module {package!r} has no attribute 'TagClip'"):
+        lazy.TagClip  # noqa: B018
+
+
+def test_public_names_are_listed() -> None:
+    assert set(tagclip.__all__) <= set(dir(tagclip))
 
 
 REGISTERED = """

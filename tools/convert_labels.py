@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from tagclip.data.formats import READERS, reader
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import remove_leftovers, write_atomic
@@ -34,17 +35,6 @@ if TYPE_CHECKING:
     from tagclip.data.label_conversion import MaskFile, Pixel
     from tagclip.structures.vocabulary import Vocabulary
 
-# Of tagclip.data.formats.READERS, whose import takes long.
-FORMATS = (
-    "coco",
-    "cvat",
-    "datumaro",
-    "label-studio",
-    "label-studio-png",
-    "labelme",
-    "supervisely",
-    "yolo-seg",
-)
 _EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"}
 _LOSSY = (".jpg", ".jpeg")
 # Class lists as other tools call them, beside the masks or above.
@@ -62,7 +52,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("source", type=Path, help="folder of masks; with --from, the export")
     parser.add_argument("--output", type=Path, help="folder of the label files")
     parser.add_argument(
-        "--from", dest="form", metavar="TOOL", choices=FORMATS, help=", ".join(FORMATS)
+        "--from", dest="form", metavar="TOOL", choices=READERS, help=", ".join(READERS)
     )
     parser.add_argument(
         "--images", type=Path, help="with --from: their folder, where the export is elsewhere"
@@ -201,7 +191,7 @@ def find_masks(folder: Path) -> list[Path]:
     if not files:
         raise DatasetError(
             f"{folder}: found no mask files, expected {' '.join(sorted(_EXTENSIONS))}; annotations "
-            f"are read with --from {', '.join(FORMATS)}"
+            f"are read with --from {', '.join(READERS)}"
         )
     return files
 
@@ -297,7 +287,6 @@ def _mapped_values(path: Path, vocabulary: Vocabulary) -> dict[int, int]:
 def convert_annotations(args: argparse.Namespace) -> None:
     """Make label files of the annotations of another tool."""
     from tagclip.data.class_tables import ClassTable
-    from tagclip.data.formats import reader
     from tagclip.data.label_conversion import Painting
     from tagclip.data.label_image import value_colors
     from tagclip.structures.vocabulary import Vocabulary

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
 from tagclip.projects import PROJECT_NAMES, import_projects
+from tagclip.scoring import MERGES
+from tagclip.scoring.conventions import CONVENTIONS
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import listed
@@ -35,11 +37,6 @@ if TYPE_CHECKING:
     from tagclip.structures.vocabulary import Vocabulary
 
 logger = logging.getLogger("tagclip.score")
-
-# Of tagclip.scoring, whose import takes long; a test compares them.
-MERGES = ("highest-score", "largest-first", "last")
-CONVENTIONS = ("tagclip", "detectron2", "mmseg", "evaluate", "torchmetrics", "torchmetrics-jaccard",
-               "monai", "smp", "smp-imagewise", "sklearn")  # fmt: skip
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:

@@ -23,6 +23,7 @@ from tagclip.errors import DatasetError
 from tagclip.evaluation.coco_json import number_images
 from tagclip.evaluation.saved_folder import image_names
 from tagclip.evaluation.saved_predictions import SavedPredictions
+from tagclip.scoring import MERGES
 from tagclip.scoring.matching import ClassMatch
 from tagclip.utils.text import error_text, listed
 from tagclip.utils.untrusted import load_json
@@ -30,7 +31,6 @@ from tagclip.utils.untrusted import load_json
 __all__ = [
     "ARRAY_TYPES",
     "LABEL_TYPES",
-    "MERGES",
     "CocoResults",
     "OwnPredictions",
     "PredictedLabels",
@@ -44,9 +44,6 @@ __all__ = [
 
 LABEL_TYPES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 ARRAY_TYPES = (".npy", ".npz")
-# What a pixel gets that several masks of a COCO json claim: the class of the mask with the highest
-# score, of the smallest (the largest is painted first), or of the last.
-MERGES = ("highest-score", "largest-first", "last")
 _EXAMPLES = 5
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError)
 

@@ -13,7 +13,6 @@ from helpers.paths import STORED, TOOLS
 from helpers.tiny_run import exit_of, load_tool
 from PIL import Image
 
-from tagclip.data.formats import READERS
 from tagclip.data.label_io import read_label
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.cli import run_tool
@@ -56,10 +55,6 @@ def convert(source: Path, tool: str, output: Path, *options: str) -> int | str |
     module = load_tool(TOOLS / "convert_labels.py")
     args = [str(source), "--from", tool, "--output", str(output), "--workers", "0", *options]
     return exit_of(lambda: run_tool(module.main, module.parse_args(args)))
-
-
-def test_the_command_knows_every_reader() -> None:
-    assert tuple(READERS) == load_tool(TOOLS / "convert_labels.py").FORMATS
 
 
 @pytest.mark.parametrize("tool", EXPORTS)

@@ -19,7 +19,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tagclip.data import read_label, register_folder_dataset
-from tagclip.data.formats import READERS
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -316,10 +315,6 @@ def test_no_classes_and_no_masks(tool: ModuleType, masks: Path, tmp_path: Path) 
 def test_options_that_contradict(tool: ModuleType, words: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         tool.parse_args(words)
-
-
-def test_the_formats_are_those_that_have_readers(tool: ModuleType) -> None:
-    assert tuple(READERS) == tool.FORMATS
 
 
 def coco(tmp_path: Path, **changes: Any) -> Path:
