@@ -182,8 +182,9 @@ def open_predictions(
     Returns:
         The predictions, what their values mean, and what is recorded about how they were read.
     """
+    from tagclip.data.class_tables import read_class_table
     from tagclip.evaluation.saved_predictions import SavedPredictions
-    from tagclip.scoring.matching import ClassMatch, match_classes, read_names
+    from tagclip.scoring.matching import ClassMatch, match_classes
     from tagclip.scoring.predictions import (
         CocoResults,
         OwnPredictions,
@@ -205,10 +206,8 @@ def open_predictions(
     if not args.classes and (path / "vocabulary.json").is_file():
         args.classes = path / "vocabulary.json"
     allow_extra, where = args.extra_classes == "other", str(args.classes or path)
-    names = {value: e.name for e in vocabulary.classes for value in e.ids}
-    ignored = vocabulary.ignored
-    if args.classes:
-        names, ignored = read_names(args.classes)
+    theirs = read_class_table(args.classes).vocabulary if args.classes else vocabulary
+    names = {value: e.name for e in theirs.classes for value in e.ids}
     if path.is_file():
         content = read_coco(path)
         if not args.classes:
@@ -226,15 +225,13 @@ def open_predictions(
             "images_without_masks": len(images) - len(rows),
         }
         return CocoResults(path, rows, match, args.merge, background), match, how
-    if not args.classes and args.values == "indices":
-        names = dict(enumerate(vocabulary.names))
-    elif args.values == "indices":
-        names = dict(enumerate(dict.fromkeys(names.values())))
+    channels = tuple(entry.ids[0] for entry in theirs.classes)
+    if args.values == "indices":
+        names = dict(enumerate(theirs.names))
+        channels = tuple(names)
     match = match_classes(names, vocabulary, where, allow_extra)
-    channels = tuple({name: value for value, name in reversed(names.items())}[name]
-                     for name in dict.fromkeys(names.values()))  # fmt: skip
     if args.values == "ids":
-        none = dict.fromkeys(ignored, -1)
+        none = dict.fromkeys(theirs.ignored, -1)
         match = ClassMatch({**none, **match.indices}, match.missing, match.extra)
     files = find_files(path, images, args.suffix)
     how = {"form": "files", "values": args.values}

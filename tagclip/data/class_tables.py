@@ -2,8 +2,8 @@
 
 Read are vocabulary json files; csv tables such as CamVid's class_dict.csv; mmsegmentation's
 METAINFO (``classes`` and ``palette``) in a json or py file; CVAT's and datumaro's labelmap.txt; the
-labels.py of cityscapesScripts; and lines "red green blue name", as CamVid's label_colors.txt has
-them. Python files are parsed, never executed.
+labels.py of cityscapesScripts; and text files of names, or of lines "red green blue name", as
+CamVid's label_colors.txt has them. Python files are parsed, never executed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
-from tagclip.structures.vocabulary_class import MAX_LABEL, name_key
+from tagclip.structures.vocabulary_class import MAX_LABEL, name_key, refuse_duplicates
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import json_text, one_line
 from tagclip.utils.untrusted import load_json
@@ -29,7 +29,9 @@ RGB = tuple[int, int, int]
 
 # Rows so called say what is unlabelled.
 _IGNORED = {"ignore", "ignored", "__ignore__"}
-_FORMS = "a vocabulary json, csv, mmsegmentation's json or py, labelmap.txt or labels.py"
+_FORMS = (
+    "a vocabulary json, csv, a txt of names, mmsegmentation's json or py, labelmap.txt or labels.py"
+)
 # Heads of csv columns, without case, blanks and underscores.
 _HEADS = {
     "name": ("name", "class", "classname", "classes", "label", "labelname", "category"),
@@ -265,12 +267,17 @@ def _csv_rows(text: str, path: Path) -> list[_Row]:
 
 
 def _text_rows(text: str, path: Path) -> list[_Row]:
-    """Lines "name:red,green,blue:parts:actions" of CVAT, or "red green blue name"."""
+    """Lines "name:red,green,blue:parts:actions" of CVAT, or "red green blue name", or names."""
+    lines = [(f"{path}, line {n}", line.strip()) for n, line in enumerate(text.splitlines(), 1)]
+    lines = [(where, line) for where, line in lines if line and not line.startswith("#")]
+    if not any(":" in line or line[0].isdigit() for _, line in lines):
+        refuse_duplicates((line for _, line in lines), f"{path}: class names")
+        return [
+            _Row(where, line, None, place, line.casefold() in _IGNORED)
+            for place, (where, line) in enumerate(lines)
+        ]
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        line, where = line.strip(), f"{path}, line {number}"
-        if not line or line.startswith("#"):
-            continue
+    for where, line in lines:
         triple = re.fullmatch(r"(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(\S.*)", line)
         if triple:
             *numbers, name = triple.groups()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from tagclip.data.class_tables import read_class_table
-from tagclip.errors import DatasetError, VocabularyError
+from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import name_key
 from tagclip.utils.text import did_you_mean, listed
 
-__all__ = ["ClassMatch", "match_classes", "read_names"]
+__all__ = ["ClassMatch", "match_classes"]
 
 _LISTED = 10
 
@@ -30,31 +28,6 @@ class ClassMatch:
     indices: Mapping[int, int]
     missing: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
-
-
-def read_names(path: str | Path) -> tuple[dict[int, str], tuple[int, ...]]:
-    """Read a class list: name by value of the predictions, and values that mean no class.
-
-    A .txt with a name on each line counts them from 0; of all other files (`read_class_table`) the
-    ids are taken.
-
-    Raises:
-        DatasetError, VocabularyError: the file is missing or damaged, or names repeat.
-    """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines() if path.suffix == ".txt" else []
-    except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such class list; check the path") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path}: no readable text ({error}); save it as UTF-8") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names or any(":" in name or name[:1].isdigit() for name in names):
-        vocabulary = read_class_table(path).vocabulary
-        names = {value: entry.name for entry in vocabulary.classes for value in entry.ids}
-        return names, vocabulary.ignored
-    Vocabulary.from_names(names, name=path.name)
-    return dict(enumerate(names)), ()
 
 
 def match_classes(
@@ -88,6 +61,6 @@ def match_classes(
             f"{vocabulary.name}{hint}; write the dataset's names, or let pixels of these classes "
             "count as no class: --extra-classes other"
         )
-    missing = tuple(n for n, k in zip(vocabulary.names, range(len(vocabulary)), strict=True)
-                    if k not in indices.values())  # fmt: skip
+    found = set(indices.values())
+    missing = tuple(name for k, name in enumerate(vocabulary.names) if k not in found)
     return ClassMatch(indices, missing, extra)

@@ -71,6 +71,14 @@ def test_the_same_list_in_every_form(tmp_path: Path, name: str, text: str) -> No
     assert again.labels == "ids" and again.classes == table.vocabulary.classes
 
 
+def test_a_name_on_each_line(tmp_path: Path) -> None:
+    vocabulary = read(tmp_path, "# theirs\nroad\n\nignore\nold car\n", "names.txt").vocabulary
+    assert [(e.id, e.name) for e in vocabulary.classes] == [(0, "road"), (2, "old car")]
+    assert vocabulary.ignored == (1,)
+    with pytest.raises(VocabularyError, match="names.txt: class names"):
+        read(tmp_path, "road\nRoad\n", "names.txt")
+
+
 def test_cityscapes_train_ids(tmp_path: Path) -> None:
     table = read(tmp_path, CITYSCAPES, "labels.py")
     assert [(e.id, e.name) for e in table.vocabulary.classes] == [(0, "road"), (1, "car")]
@@ -118,7 +126,7 @@ def test_splits_and_prompts_of_a_vocabulary_json_stay(tmp_path: Path) -> None:
         ("c.csv", "name,id\na,1\nb,1\n", "ids 1 belong to more than one class"),
         ("c.csv", "name,r,g,b\na,1,2,3\nignore,1,2,3\n", "is also the color of 'a'"),
         ("labelmap.txt", "# x\na:::\n", "'a' has no color .datumaro's VOC export"),
-        ("labelmap.txt", "nothing\n", "line 1: found 'nothing', expected name:red"),
+        ("labelmap.txt", "a:1,2,3::\nnothing\n", "line 2: found 'nothing', expected name:red"),
         ("m.json", "{}", "found no class names under 'classes'"),
         ("m.json", "[1]", "found no class names"),
         ("m.json", "{", "not a readable json file"),
