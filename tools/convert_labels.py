@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tagclip.data.formats import READERS, reader
 from tagclip.errors import ConfigError, DatasetError
@@ -32,7 +32,8 @@ from tagclip.utils.text import did_you_mean, format_csv, json_text, listed
 if TYPE_CHECKING:
     from tagclip.data.class_tables import ClassTable
     from tagclip.data.formats.annotation import AnnotatedImage
-    from tagclip.data.label_conversion import MaskFile, Pixel
+    from tagclip.data.label_colors import Pixel
+    from tagclip.data.label_conversion import Conversion, ImageToPaint, MaskFile, Painting
     from tagclip.structures.vocabulary import Vocabulary
 
 _EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"}
@@ -253,7 +254,7 @@ def convert_masks(args: argparse.Namespace) -> None:
         MaskFile(path, _output(args.output, path.relative_to(args.source)))
         for path in find_masks(args.source)
     ]
-    _convert(args, conversion, tasks, [task.output for task in tasks], table)
+    _convert(args, conversion, tasks, table)
 
 
 def _default_classes(args: argparse.Namespace) -> ClassTable:
@@ -287,7 +288,7 @@ def _mapped_values(path: Path, vocabulary: Vocabulary) -> dict[int, int]:
 def convert_annotations(args: argparse.Namespace) -> None:
     """Make label files of the annotations of another tool."""
     from tagclip.data.class_tables import ClassTable
-    from tagclip.data.label_conversion import Painting
+    from tagclip.data.label_conversion import ImageToPaint, Painting
     from tagclip.data.label_image import value_colors
     from tagclip.structures.vocabulary import Vocabulary
     from tagclip.structures.vocabulary_class import name_key
@@ -337,8 +338,8 @@ def convert_annotations(args: argparse.Namespace) -> None:
         value_colors(vocabulary),
         args.overwrite,
     )
-    tasks = [(image, _output(args.output, Path(image.file))) for image in images]
-    _convert(args, painting, tasks, [output for _, output in tasks], table, unknown)
+    tasks = [ImageToPaint(image, _output(args.output, Path(image.file))) for image in images]
+    _convert(args, painting, tasks, table, unknown)
 
 
 def _refuse_missing(folder: Path, images: Sequence[AnnotatedImage]) -> None:
@@ -361,17 +362,16 @@ def _output(folder: Path, relative: Path) -> Path:
 
 def _convert(
     args: argparse.Namespace,
-    function: Any,
-    tasks: Sequence[Any],
-    outputs: Sequence[Path],
+    function: Conversion | Painting,
+    tasks: Sequence[MaskFile | ImageToPaint],
     table: ClassTable,
     unknown_names: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
     """Run all tasks; write the index and the class list when all have succeeded."""
     from tagclip.data.datasets.walk import map_files
 
-    _refuse_equal(tasks, outputs)
-    for folder in {output.parent for output in outputs}:
+    _refuse_equal(tasks)
+    for folder in {task.output.parent for task in tasks}:
         remove_leftovers(folder, "*.png")
     unknown: Counter[Pixel] = Counter()
     bad, num_new = 0, 0
@@ -380,10 +380,10 @@ def _convert(
         bad += bool(done.unknown)
         num_new += done.is_new
     if unknown and args.unknown == "error":
-        is_lossy = any(_source(task).lower().endswith(_LOSSY) for task in tasks)
+        is_lossy = any(task.name.lower().endswith(_LOSSY) for task in tasks)
         message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
         raise DatasetError(message)
-    _write_index(args, tasks, outputs, table, {**unknown, **unknown_names})
+    _write_index(args, tasks, table, {**unknown, **unknown_names})
     line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
     line += f"{len(tasks) - num_new} kept"
     if unknown:
@@ -393,19 +393,15 @@ def _convert(
     print(line)
 
 
-def _refuse_equal(tasks: Sequence[Any], outputs: Sequence[Path]) -> None:
-    first: dict[Path, Any] = {}
-    for task, output in zip(tasks, outputs, strict=True):
-        other = first.setdefault(output, task)
+def _refuse_equal(tasks: Sequence[MaskFile | ImageToPaint]) -> None:
+    first: dict[Path, MaskFile | ImageToPaint] = {}
+    for task in tasks:
+        other = first.setdefault(task.output, task)
         if other is not task:
             raise DatasetError(
-                f"{_source(task)}: found the same name as that of {_source(other)}, expected names "
-                f"of their own, for both would become {output}; rename one"
+                f"{task.name}: found the same name as that of {other.name}, expected names of "
+                f"their own, for both would become {task.output}; rename one"
             )
-
-
-def _source(task: MaskFile | tuple[AnnotatedImage, Path]) -> str:
-    return str(getattr(task[0], "file", task[0]))
 
 
 def _unknown_message(
@@ -447,18 +443,14 @@ def _nearest(pixel: Pixel, table: ClassTable) -> str:
 
 def _write_index(
     args: argparse.Namespace,
-    tasks: Sequence[Any],
-    outputs: Sequence[Path],
+    tasks: Sequence[MaskFile | ImageToPaint],
     table: ClassTable,
     unknown: Mapping[Pixel, int],
 ) -> None:
     from tagclip.data.class_tables import vocabulary_text
 
     vocabulary = table.vocabulary
-    files = {
-        output.relative_to(args.output).as_posix(): _source(task)
-        for task, output in zip(tasks, outputs, strict=True)
-    }
+    files = {task.output.relative_to(args.output).as_posix(): task.name for task in tasks}
     content = {
         "format": 1,
         "from": args.form or "masks",

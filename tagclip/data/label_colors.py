@@ -11,7 +11,11 @@ import numpy as np
 from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["ColorTable", "color_table"]
+__all__ = ["RGB", "ColorTable", "Pixel", "color_table", "count_pixels"]
+
+RGB = tuple[int, int, int]
+# Colour or value; "transparent" for what is not opaque.
+Pixel = RGB | int | str
 
 _SHOWN = 5
 
@@ -76,13 +80,9 @@ class ColorTable:
         """
         return self._table[_packed(rgb)]
 
-    def unknown_colors(self, rgb: np.ndarray) -> dict[tuple[int, int, int], int]:
+    def unknown_colors(self, rgb: np.ndarray) -> dict[Pixel, int]:
         """Number of pixels of every colour that is not in the list, most first."""
-        packed = _packed(rgb)
-        found, counts = np.unique(packed[self._table[packed] == self.unknown], return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        colors = ((value & 255, value >> 8 & 255, value >> 16) for value in found[order].tolist())
-        return dict(zip(colors, counts[order].tolist(), strict=True))
+        return count_pixels(rgb[self.look_up(rgb) == self.unknown])
 
     def nearest(self, color: Sequence[int]) -> int:
         """Place in the list of the colour with the smallest Euclidean distance in RGB."""
@@ -115,6 +115,31 @@ def _packed(rgb: np.ndarray) -> np.ndarray:
     """(H, W) uint32: red + 256 green + 65536 blue."""
     rgba = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2RGBA)
     return rgba.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
+
+
+def count_pixels(pixels: np.ndarray) -> dict[Pixel, int]:
+    """Count pixels by value or colour, the most frequent first.
+
+    Args:
+        pixels: (N,) integers, or (N, 3 or 4) uint8; those that are not opaque count as one.
+    """
+    is_value = pixels.ndim == 1
+    counts: dict[Pixel, int] = {}
+    if not is_value and pixels.shape[1] == 4:
+        opaque = pixels[:, 3] == 255
+        if not opaque.all():
+            counts["transparent"] = int((~opaque).sum())
+            pixels = pixels[opaque]
+    codes = pixels if is_value else pixels[:, :3].astype(np.int32) @ np.array([65536, 256, 1])
+    # Labels come in runs: these are few, pixels are many.
+    starts = np.flatnonzero(np.diff(codes, prepend=codes[:1] ^ 1) != 0)
+    lengths = np.diff(starts, append=len(codes))
+    values, index = np.unique(codes[starts], return_inverse=True)
+    sums = np.bincount(index, lengths, len(values)).astype(np.int64)
+    for code, number in zip(values.tolist(), sums.tolist(), strict=True):
+        key = code if is_value else (code >> 16, code >> 8 & 255, code & 255)
+        counts[key] = number
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 @lru_cache(maxsize=8)

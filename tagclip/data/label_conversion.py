@@ -15,17 +15,21 @@ from PIL import Image
 
 from tagclip.data.formats.annotation import AnnotatedImage, paint
 from tagclip.data.image_io import image_size
-from tagclip.data.label_colors import ColorTable
+from tagclip.data.label_colors import RGB, ColorTable, Pixel, count_pixels
 from tagclip.data.label_image import index_png
 from tagclip.data.raster import Raster, read_raster
 from tagclip.errors import DatasetError
 from tagclip.utils.files import write_atomic
 
-__all__ = ["Conversion", "Converted", "MaskFile", "Painting", "count_mask", "write_label"]
-
-RGB = tuple[int, int, int]
-# Colour or value; "transparent" for what is not opaque.
-Pixel = RGB | int | str
+__all__ = [
+    "Conversion",
+    "Converted",
+    "ImageToPaint",
+    "MaskFile",
+    "Painting",
+    "count_mask",
+    "write_label",
+]
 
 
 class Converted(NamedTuple):
@@ -48,6 +52,23 @@ class MaskFile(NamedTuple):
 
     source: Path
     output: Path
+
+    @property
+    def name(self) -> str:
+        """What it is made of."""
+        return str(self.source)
+
+
+class ImageToPaint(NamedTuple):
+    """An annotated image and the label file to make of it."""
+
+    image: AnnotatedImage
+    output: Path
+
+    @property
+    def name(self) -> str:
+        """What it is made of."""
+        return self.image.file
 
 
 @dataclass(frozen=True)
@@ -185,7 +206,7 @@ class Conversion:
     ) -> tuple[np.ndarray, dict[Pixel, int]]:
         if not bad.any():
             return label, {}
-        return np.where(bad, np.int32(self.ignore_label), label), _count(pixels[bad])
+        return np.where(bad, np.int32(self.ignore_label), label), count_pixels(pixels[bad])
 
 
 @dataclass(frozen=True)
@@ -207,7 +228,7 @@ class Painting:
     palette: Mapping[int, RGB]
     overwrite: bool
 
-    def __call__(self, task: tuple[AnnotatedImage, Path]) -> Converted:
+    def __call__(self, task: ImageToPaint) -> Converted:
         """Paint one image (`tagclip.data.formats.annotation.paint`).
 
         Raises:
@@ -273,10 +294,9 @@ def count_mask(path: Path) -> tuple[str, dict[Pixel, int]]:
     """
     raster = read_raster(path)
     if raster.values.ndim == 3:
-        return "colors", _count(
-            _color_bytes(raster.values, path).reshape(-1, raster.values.shape[2])
-        )
-    counts = _count(raster.values.ravel())
+        pixels = _color_bytes(raster.values, path).reshape(-1, raster.values.shape[2])
+        return "colors", count_pixels(pixels)
+    counts = count_pixels(raster.values.ravel())
     if raster.palette is None:
         return "ids", counts
     colors: Counter[Pixel] = Counter()
@@ -284,27 +304,6 @@ def count_mask(path: Path) -> tuple[str, dict[Pixel, int]]:
         color = raster.palette[value] if value < len(raster.palette) else (0, 0, 0)
         colors[tuple(map(int, color))] += number
     return "colors", dict(colors)
-
-
-def _count(pixels: np.ndarray) -> dict[Pixel, int]:
-    """Pixels by value of (N,), by colour of (N, 3 or 4); the most frequent first."""
-    is_value = pixels.ndim == 1
-    counts: dict[Pixel, int] = {}
-    if not is_value and pixels.shape[1] == 4:
-        opaque = pixels[:, 3] == 255
-        if not opaque.all():
-            counts["transparent"] = int((~opaque).sum())
-            pixels = pixels[opaque]
-    codes = pixels if is_value else pixels[:, :3].astype(np.int32) @ np.array([65536, 256, 1])
-    # Labels come in runs: these are few, pixels are many.
-    starts = np.flatnonzero(np.diff(codes, prepend=codes[:1] ^ 1) != 0)
-    lengths = np.diff(starts, append=len(codes))
-    values, index = np.unique(codes[starts], return_inverse=True)
-    sums = np.bincount(index, lengths, len(values)).astype(np.int64)
-    for code, number in zip(values.tolist(), sums.tolist(), strict=True):
-        key = code if is_value else (code >> 16, code >> 8 & 255, code & 255)
-        counts[key] = number
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _color_bytes(values: np.ndarray, path: Path) -> np.ndarray:

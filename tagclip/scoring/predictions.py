@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -386,7 +386,7 @@ def coco_rows(
     listing = content if isinstance(content, dict) else {}
     if numbers is not None:
         listing = _listing(numbers)
-    find = _ImageFinder(images)
+    find = _image_finder(images)
     if listing.get("images"):
         ids = {row["id"]: find(str(row["file_name"])) for row in listing["images"]}
         twice = [file for file, n in Counter(filter(None, ids.values())).items() if n > 1]
@@ -429,24 +429,20 @@ def coco_rows(
     return found
 
 
-class _ImageFinder:
-    """Finds an image by the end of its path, or by its bare name if no other has it."""
+def _image_finder(images: Iterable[str]) -> Callable[[str], str | None]:
+    """What finds an image by the end of its path, or by its bare name if no other has it."""
+    ends: dict[str, str | None] = {}
+    for image in images:
+        parts = Path(image).as_posix().split("/")
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            ends[end] = None if end in ends else image
 
-    def __init__(self, images: Iterable[str]) -> None:
-        self._images = [(file, Path(file).as_posix()) for file in images]
-        names = Counter(os.path.basename(file) for _, file in self._images)
-        self._bare = {
-            os.path.basename(file): image
-            for image, file in self._images
-            if names[os.path.basename(file)] == 1
-        }
-
-    def __call__(self, name: str) -> str | None:
+    def find(name: str) -> str | None:
         end = name.replace("\\", "/").removeprefix("./")
-        if (image := self._bare.get(os.path.basename(end))) is not None:
-            return image
-        found = [image for image, file in self._images if f"/{file}".endswith(f"/{end}")]
-        return found[0] if len(found) == 1 else None
+        return ends.get(end) or ends.get(os.path.basename(end))
+
+    return find
 
 
 def _listing(path: Path) -> dict[str, Any]:
