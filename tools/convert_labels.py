@@ -236,7 +236,8 @@ def convert_masks(args: argparse.Namespace) -> None:
             )
         values = {index: entry.id for index, entry in enumerate(vocabulary.classes)}
     conversion = Conversion(
-        tuple(table.colors.items()),
+        # Again those of the classes: two may have one.
+        (*table.colors.items(), *((e.color, e.id) for e in vocabulary.classes if e.color)),
         values,
         args.labels or ("ids" if args.ids else vocabulary.labels),
         args.threshold,

@@ -1,4 +1,5 @@
-"""Label files whose classes are colours: from colours to label values, exactly."""
+"""Label files whose classes are colours: from colours to label values, exactly, and whether the
+colours of a file count or its values."""
 
 from __future__ import annotations
 
@@ -11,7 +12,18 @@ import numpy as np
 from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["RGB", "ColorTable", "Pixel", "color_table", "count_pixels"]
+__all__ = [
+    "RGB",
+    "ColorTable",
+    "Pixel",
+    "color_bytes",
+    "color_table",
+    "count_pixels",
+    "equal_channels",
+    "is_gray",
+    "judge_colors",
+    "palette_table",
+]
 
 RGB = tuple[int, int, int]
 # Colour or value; "transparent" for what is not opaque.
@@ -157,3 +169,75 @@ def color_table(vocabulary: Vocabulary) -> ColorTable | None:
         return ColorTable(*zip(*rows, strict=True))
     except VocabularyError as error:
         raise VocabularyError(f"vocabulary {vocabulary.name!r}: {error}") from error
+
+
+def judge_colors(
+    by_value: np.ndarray,
+    has_value: np.ndarray,
+    by_color: np.ndarray,
+    has_color: np.ndarray,
+    ignored: int,
+    is_gray: bool,
+) -> tuple[bool, np.ndarray]:
+    """Judge what the pixels of a file are that has values and colours, if nobody says which.
+
+    They are values, unless some mean nothing and all colours something. Where both could be meant
+    and disagree, neither counts. A gray file is one of values as long as all have a class or lack
+    it as colours, too.
+
+    Args:
+        by_value: (H, W) integers, the meanings of the values.
+        has_value: (H, W) bool, False where a value means nothing.
+        by_color, has_color: the same of the colours.
+        ignored: meaning of ignored pixels.
+        is_gray: whether colours are nothing but the values in three channels, of a file of one.
+
+    Returns:
+        Whether the colours count; and (H, W) bool, where values and colours disagree: with any,
+        the file has to be refused.
+    """
+    differ = has_color & (~has_value | (by_value != by_color))
+    all_colors = bool(has_color.all())
+    if is_gray and not (all_colors and (differ & (~has_value | (by_value == ignored))).any()):
+        return False, np.zeros_like(differ)
+    if not has_value.all():
+        return all_colors, np.zeros_like(differ)
+    return False, differ
+
+
+def equal_channels(values: np.ndarray) -> np.ndarray | None:
+    """The one channel of a gray image that is stored as colours; None if the channels differ.
+
+    Args:
+        values: (H, W, 3 or 4) uint8 or uint16, alpha does not count.
+
+    Returns:
+        (H, W) uint8 or int32.
+    """
+    red, green, blue = (values[..., channel] for channel in range(3))
+    if not (np.array_equal(red, green) and np.array_equal(red, blue)):
+        return None
+    return np.ascontiguousarray(red) if red.dtype == np.uint8 else red.astype(np.int32)
+
+
+def color_bytes(values: np.ndarray) -> np.ndarray | None:
+    """Colours (H, W, C) as uint8; None for those of 16 bits that 8 cannot say."""
+    if values.dtype == np.uint8:
+        return values
+    return None if (values % 257).any() else (values // 257).astype(np.uint8)
+
+
+def palette_table(palette: np.ndarray | None) -> np.ndarray:
+    """(256, 3) uint8, the colours of all indices, or gray values without a palette.
+
+    Indices behind the end of a palette are shown as gray, as Pillow does.
+    """
+    table = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
+    if palette is not None:
+        table[: len(palette)] = palette[:256]
+    return table
+
+
+def is_gray(palette: np.ndarray | None) -> bool:
+    """Whether a palette shows the indices themselves, as a gray file does, which has none."""
+    return palette is None or bool((palette == np.arange(len(palette))[:, None]).all())

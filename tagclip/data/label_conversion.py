@@ -15,10 +15,20 @@ from PIL import Image
 
 from tagclip.data.formats.annotation import AnnotatedImage, paint
 from tagclip.data.image_io import image_size
-from tagclip.data.label_colors import RGB, ColorTable, Pixel, count_pixels
+from tagclip.data.label_colors import (
+    RGB,
+    ColorTable,
+    Pixel,
+    color_bytes,
+    count_pixels,
+    equal_channels,
+    is_gray,
+    judge_colors,
+    palette_table,
+)
 from tagclip.data.label_image import index_png
 from tagclip.data.raster import Raster, read_raster
-from tagclip.errors import DatasetError
+from tagclip.errors import DatasetError, VocabularyError
 from tagclip.utils.files import write_atomic
 
 __all__ = [
@@ -30,6 +40,11 @@ __all__ = [
     "count_mask",
     "write_label",
 ]
+
+_SIXTEEN = (
+    "{}: found colors of 16 bits that are none of 8 bits; save the mask with 8 bits per channel, "
+    "without interpolation"
+)
 
 
 class Converted(NamedTuple):
@@ -76,12 +91,10 @@ class Conversion:
     """Makes a label file of a mask file; can be pickled.
 
     Attributes:
-        colors: pairs of a colour and its label value.
+        colors: pairs of a colour and its label value. A colour of two values is refused where
+            colours are needed.
         values: label value by value in mask files.
-        kind: "colors", "ids", or "" to tell by each file: gray values are ids, unless only the
-            colours explain them; colours are colours, unless all channels are one id; of a
-            palette the reading counts that explains all pixels, and where both do and differ,
-            the file is refused.
+        kind: "colors", "ids", or "" to tell by each file, as `read_label` does (`judge_colors`).
         threshold: if not None, gray values below it become ``values`` of 0, others that of 1.
         ignore_label: what unknown pixels become if `ignore_unknown`.
         palette: colour by label value, for the files.
@@ -123,62 +136,62 @@ class Conversion:
         if self.threshold is not None:
             brightness = raster.values if raster.values.ndim == 2 else raster.values[..., :3].max(2)
             if raster.palette is not None:
-                brightness = raster.palette.max(1)[raster.values]
-            return self._by_value((brightness >= self.threshold).astype(np.uint8))
-        if raster.values.ndim == 3:
-            pixels = _color_bytes(raster.values, path)
-            found = None if self.kind else self._by_color(pixels)
-            if found and not found[1]:
-                return found
-            # Ids in all channels, as cv2.merge writes them.
-            is_gray = (pixels[..., :3] == pixels[..., :1]).all() and _is_opaque(pixels)
-            return self._settled(pixels[..., 0] if is_gray else None, pixels, path)
-        if self.kind == "ids" or not self.colors:
-            return self._by_value(raster.values)
-        if raster.palette is None:
-            return self._of_grays(raster.values)
-        table = np.zeros((max(256, len(raster.palette)), 3), np.uint8)
-        table[: len(raster.palette)] = raster.palette
-        return self._settled(raster.values, table[raster.values], path)
+                brightness = palette_table(raster.palette).max(1)[raster.values]
+            is_bright = (brightness >= self.threshold).astype(np.uint8)
+            return self._counted(*self._by_value(is_bright), is_bright)
+        ids, pixels = self._readings(raster, path)
+        if ids is None or (self.kind == "colors" and pixels is not None):
+            return self._counted(*self._by_color(pixels), pixels)
+        by_value, no_value = self._by_value(ids)
+        if self.kind == "ids" or not self.colors or pixels is None:
+            return self._counted(by_value, no_value, ids)
+        try:
+            by_color, no_color = self._by_color(pixels)
+        except VocabularyError:
+            return self._counted(by_value, no_value, ids)
+        gray = raster.values.ndim == 2 and is_gray(raster.palette)
+        counts, differ = judge_colors(
+            by_value, ~no_value, by_color, ~no_color, self.ignore_label, gray
+        )
+        if differ.any():
+            y, x = np.unravel_index(np.argmax(differ), differ.shape)
+            raise DatasetError(
+                f"{path}: value {ids[y, x]} at ({x},{y}) and its colour "
+                f"{pixels[y, x, :3].tolist()} are of two classes, with the label values "
+                f"{by_value[y, x]} and {by_color[y, x]}; pass --labels ids or --labels colors, "
+                "whichever is right"
+            )
+        if not counts and not gray:
+            # Of two readings that both leave something unknown, the better one.
+            counts = np.count_nonzero(no_color) < np.count_nonzero(no_value)
+        if counts:
+            return self._counted(by_color, no_color, pixels)
+        return self._counted(by_value, no_value, ids)
 
-    def _settled(
-        self, ids: np.ndarray | None, pixels: np.ndarray, path: Path
-    ) -> tuple[np.ndarray, dict[Pixel, int]]:
-        """Of pixels (H, W, 3 or 4) that may have ids (H, W) as well."""
-        if self.kind == "ids" and ids is None:
+    def _readings(self, raster: Raster, path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The pixels as values (H, W) and as colours (H, W, 3 or 4); None for what they are not."""
+        values = raster.values
+        if values.ndim == 2:
+            has_colors = values.dtype == np.uint8 and self.colors and self.kind != "ids"
+            if self.kind == "colors" and not has_colors:
+                raise DatasetError(
+                    f"{path}: mask has one number of more than 8 bits per pixel, expected colours, "
+                    "as asked for; pass --labels ids"
+                )
+            return values, palette_table(raster.palette)[values] if has_colors else None
+        pixels = color_bytes(values)
+        # Ids in all channels, as cv2.merge writes them.
+        ids = equal_channels(values) if _is_opaque(values) else None
+        if ids is None and self.kind == "ids":
             raise DatasetError(
                 f"{path}: mask has colours, expected ids, as asked for; pass --labels colors"
             )
-        if self.kind == "colors" or ids is None:
-            return self._by_color(pixels)
-        by_id = self._by_value(ids)
-        if self.kind == "ids" or not self.colors:
-            return by_id
-        by_color = self._by_color(pixels)
-        if by_id[1]:
-            return min(by_color, by_id, key=lambda found: sum(found[1].values()))
-        differ = by_id[0] != by_color[0]
-        if not by_color[1] and differ.any():
-            y, x = np.unravel_index(np.argmax(differ), differ.shape)
-            classes = f"{by_id[0][y, x]} and {by_color[0][y, x]}"
-            raise DatasetError(
-                f"{path}: value {ids[y, x]} at ({x},{y}) and its colour "
-                f"{pixels[y, x, :3].tolist()} are of two classes, with the ids {classes}; pass "
-                "--labels ids or --labels colors, whichever is right"
-            )
-        return by_id
+        if pixels is None and (ids is None or self.kind == "colors"):
+            raise DatasetError(_SIXTEEN.format(path))
+        return ids, pixels
 
-    def _of_grays(self, values: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
-        """Of (H, W) gray values: ids, unless only the colours explain all of them."""
-        known = {v for v, label in self.values.items() if label != self.ignore_label}
-        found = set(np.unique(values).tolist())
-        grays = {color[0] for color, _ in self.colors if len(set(color)) == 1}
-        is_color = found <= grays and not found <= known
-        if values.dtype == np.uint8 and (is_color or self.kind == "colors"):
-            return self._by_color(np.repeat(values[..., None], 3, axis=2))
-        return self._by_value(values)
-
-    def _by_value(self, values: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
+    def _by_value(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W) labels of values, and bool: where a value has none."""
         known = self.values
         low, high = min(0, *known), max(255, *known)
         table = np.full(high - low + 2, -1, np.int32)
@@ -188,18 +201,18 @@ class Conversion:
             # Both ends of the range lead to the last entry, which stands for all outside.
             index = np.clip(values.astype(np.int64), low - 1, high + 1) - low
         label = table[index]
-        return self._counted(label, label < 0, values)
+        return label, label < 0
 
-    def _by_color(self, pixels: np.ndarray) -> tuple[np.ndarray, dict[Pixel, int]]:
+    def _by_color(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same of colours (H, W, 3 or 4); transparent ones have none."""
         if not self.colors:
-            label = np.zeros(pixels.shape[:2], np.uint8)
-            return self._counted(label, np.ones_like(label, bool), pixels)
+            return np.zeros(pixels.shape[:2], np.uint8), np.ones(pixels.shape[:2], bool)
         table = _color_table(self.colors)
         label = table.look_up(pixels[..., :3])
         bad = label == table.unknown
         if not _is_opaque(pixels):
             bad |= pixels[..., 3] < 255
-        return self._counted(label, bad, pixels)
+        return label, bad
 
     def _counted(
         self, label: np.ndarray, bad: np.ndarray, pixels: np.ndarray
@@ -294,34 +307,26 @@ def count_mask(path: Path) -> tuple[str, dict[Pixel, int]]:
     """
     raster = read_raster(path)
     if raster.values.ndim == 3:
-        pixels = _color_bytes(raster.values, path).reshape(-1, raster.values.shape[2])
-        return "colors", count_pixels(pixels)
+        pixels = color_bytes(raster.values)
+        if pixels is None:
+            raise DatasetError(_SIXTEEN.format(path))
+        return "colors", count_pixels(pixels.reshape(-1, pixels.shape[2]))
     counts = count_pixels(raster.values.ravel())
     if raster.palette is None:
         return "ids", counts
-    colors: Counter[Pixel] = Counter()
+    table, colors = palette_table(raster.palette).tolist(), Counter[Pixel]()
     for value, number in counts.items():
-        color = raster.palette[value] if value < len(raster.palette) else (0, 0, 0)
-        colors[tuple(map(int, color))] += number
+        colors[tuple(table[value])] += number
     return "colors", dict(colors)
 
 
-def _color_bytes(values: np.ndarray, path: Path) -> np.ndarray:
-    """(H, W, C) uint8 of colours as stored."""
-    if values.dtype == np.uint8:
-        return values
-    if (values % 257).any():
-        raise DatasetError(
-            f"{path}: found colors of 16 bits that are none of 8 bits; save the mask with 8 bits "
-            "per channel, without interpolation"
-        )
-    return (values // 257).astype(np.uint8)
-
-
 def _is_opaque(pixels: np.ndarray) -> bool:
-    return pixels.shape[2] == 3 or bool((pixels[..., 3] == 255).all())
+    return pixels.shape[2] == 3 or bool((pixels[..., 3] == np.iinfo(pixels.dtype).max).all())
 
 
 @lru_cache(maxsize=4)
 def _color_table(colors: tuple[tuple[RGB, int], ...]) -> ColorTable:
-    return ColorTable(*zip(*colors, strict=True))
+    try:
+        return ColorTable(*zip(*colors, strict=True))
+    except VocabularyError as error:
+        raise VocabularyError(f"class list: {error}") from error

@@ -8,7 +8,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tagclip.data.label_colors import ColorTable, color_table
+from tagclip.data.label_colors import (
+    ColorTable,
+    color_bytes,
+    color_table,
+    equal_channels,
+    is_gray,
+    judge_colors,
+    palette_table,
+)
 from tagclip.data.label_remedies import (
     background_remedy,
     is_one_too_many,
@@ -36,10 +44,10 @@ def read_label(path: str | Path, vocabulary: Vocabulary | None = None) -> np.nda
     """Read a label file losslessly, as label values of its dataset.
 
     Gray values and palette indices are label values, whatever the depth (`read_raster`); so is a
-    colour image whose channels are equal. With the colours of a vocabulary, colour images and
-    palettes are read by these. Where values and colours both could be meant and disagree, the file
-    is refused, unless `Vocabulary.labels` says which it is: "ids" never looks at colours, "colors"
-    always, also of gray files. Full alpha is dropped.
+    colour image whose channels are equal. With the colours of a vocabulary, colour images, palettes
+    and gray files that only they explain are read by these. Where values and colours both could be
+    meant and disagree, the file is refused (`judge_colors`), unless `Vocabulary.labels` says which
+    it is: "ids" never looks at colours, "colors" always, also of gray files. Full alpha is dropped.
 
     Args:
         path: label file.
@@ -57,23 +65,31 @@ def read_label(path: str | Path, vocabulary: Vocabulary | None = None) -> np.nda
     values, palette = read_raster(path)
     if vocabulary is not None:
         _refuse_jpeg(values, path)
-    if values.ndim == 2 and (vocabulary is None or not _may_be_colors(palette, vocabulary)):
+    if values.ndim == 2 and (vocabulary is None or not _may_be_colors(values, palette, vocabulary)):
         return values
     rgb = _opaque(values, path) if values.ndim == 3 else None
-    ids = values if rgb is None else _equal_channels(rgb)
+    ids = values if rgb is None else equal_channels(rgb)
     if vocabulary is None or vocabulary.labels == "ids":
         return _only_ids(ids, path, vocabulary)
     return _by_colors(ids, rgb, palette, path, vocabulary)
 
 
-def _may_be_colors(palette: np.ndarray | None, vocabulary: Vocabulary) -> bool:
+def _may_be_colors(values: np.ndarray, palette: np.ndarray | None, vocabulary: Vocabulary) -> bool:
     """Whether the colours of a file with one value per pixel may count."""
     if vocabulary.labels:
         return vocabulary.labels == "colors"
-    if palette is None or not any(entry.color for entry in vocabulary.classes):
-        return False
-    # That of gray files.
-    return bool((palette != np.arange(len(palette))[:, None]).any())
+    if not is_gray(palette):
+        return any(entry.color for entry in vocabulary.classes)
+    grays = _gray_colors(vocabulary) if values.dtype == np.uint8 else ()
+    return any((values == gray).any() for gray in grays)
+
+
+@lru_cache(maxsize=8)
+def _gray_colors(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Gray values that as colours are classes, and as values none (see `judge_colors`)."""
+    colors = [entry.color for entry in vocabulary.classes if entry.color]
+    ids = {value for entry in vocabulary.classes for value in entry.ids}
+    return tuple({color[0] for color in colors if len(set(color)) == 1} - ids)
 
 
 def _refuse_jpeg(values: np.ndarray, path: str | Path) -> None:
@@ -97,14 +113,6 @@ def _opaque(values: np.ndarray, path: str | Path) -> np.ndarray:
                 "and save it without an alpha channel"
             )
     return values[..., :3]
-
-
-def _equal_channels(rgb: np.ndarray) -> np.ndarray | None:
-    """The one channel of a gray image that is stored as colours; None if the channels differ."""
-    red, green, blue = (rgb[..., channel] for channel in range(3))
-    if not (np.array_equal(red, green) and np.array_equal(red, blue)):
-        return None
-    return np.ascontiguousarray(red) if red.dtype == np.uint8 else red.astype(np.int32)
 
 
 def _only_ids(
@@ -136,12 +144,13 @@ def _by_colors(
             'class its "color": [red, green, blue] in the json (tagclip labels convert --scan '
             "lists those of the files)"
         )
-    if rgb is not None and rgb.dtype != np.uint8:
+    if rgb is not None:
+        colors = color_bytes(rgb)
+        if colors is not None:
+            return _settled(ids, colors, path, vocabulary, table, False)
         if ids is not None and not vocabulary.labels:
             return ids
         raise LabelColorError(f"{path}: label file has colours of 16 bits; save it with 8 bits")
-    if rgb is not None:
-        return _settled(ids, rgb, path, vocabulary, table)
     if ids.dtype != np.uint8:
         raise LabelColorError(
             f"{path}: label file has one number of more than 8 bits per pixel, labels is 'colors'; "
@@ -149,14 +158,12 @@ def _by_colors(
             "vocabulary json"
         )
     # Of each index once. The refusal counts pixels.
-    colors = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
-    if palette is not None:
-        colors[: len(palette)] = palette[:256]
+    colors, gray = palette_table(palette), is_gray(palette)
     used = np.bincount(ids.reshape(-1), minlength=256).nonzero()[0].astype(np.uint8)
     try:
-        values = _settled(used[None], colors[used][None], path, vocabulary, table)
+        values = _settled(used[None], colors[used][None], path, vocabulary, table, gray)
     except LabelColorError:
-        return _settled(ids, colors[ids], path, vocabulary, table)
+        return _settled(ids, colors[ids], path, vocabulary, table, gray)
     lut = np.zeros(256, values.dtype)
     lut[used] = values[0]
     return look_up(lut, ids)
@@ -177,6 +184,7 @@ def _settled(
     path: str | Path,
     vocabulary: Vocabulary,
     table: ColorTable,
+    gray: bool,
 ) -> np.ndarray:
     """What both readings of the pixels say, or the one that fits."""
     values = table.look_up(rgb)
@@ -187,10 +195,13 @@ def _settled(
         if not known.all():
             raise LabelColorError(f"{path}: {table.unknown_text(rgb)}")
         return values
-    if _unknown(ids, vocabulary).any():
-        return values if known.all() else ids
-    classes = vocabulary.label_lut()
-    differ = known & (classes[ids] != classes[np.where(known, values, vocabulary.ignore_label)])
+    classes, ignored = vocabulary.label_lut(), vocabulary.ignore_label
+    has_value = ~_unknown(ids, vocabulary)
+    by_value = classes[np.where(has_value, ids, ignored)]
+    by_color = classes[np.where(known, values, ignored)]
+    counts, differ = judge_colors(
+        by_value, has_value, by_color, known, vocabulary.ignore_index, gray
+    )
     if differ.any():
         y, x = np.unravel_index(np.argmax(differ), differ.shape)
         raise LabelColorError(
@@ -199,7 +210,7 @@ def _settled(
             f'{_meaning(values[y, x], vocabulary)}; say "labels": "ids" or "labels": "colors" in '
             "the vocabulary json"
         )
-    return ids
+    return values if counts else ids
 
 
 def _meaning(value: int, vocabulary: Vocabulary) -> str:

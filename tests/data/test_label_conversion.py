@@ -99,8 +99,12 @@ def test_black_and_white_are_colours_where_the_classes_say_so(tmp_path: Path) ->
     path = save(tmp_path / "m.png", Image.fromarray((IDS % 2 * 255).astype(np.uint8)))
     pairs = (((0, 0, 0), 0), ((255, 255, 255), 1))
     values = {0: 0, 1: 1, 255: 255}
-    changed = conversion(colors=pairs, values=values)
-    assert np.array_equal(changed.labels(read_raster(path), path)[0], IDS % 2)
+    # As ids they would be ignored: which of the two is meant has to be said.
+    with pytest.raises(DatasetError, match=r"value 255 at .*, with the label values 255 and 1; "):
+        conversion(colors=pairs, values=values).labels(read_raster(path), path)
+    for options in ({"kind": "colors", "values": values}, {"values": {0: 0, 1: 1}}):
+        changed = conversion(colors=pairs, **options)
+        assert np.array_equal(changed.labels(read_raster(path), path)[0], IDS % 2)
     # Ids go first where both explain the file.
     swapped = (((0, 0, 0), 1), ((1, 1, 1), 0))
     gray = Raster((IDS % 2).astype(np.uint8), None)
@@ -125,7 +129,9 @@ def test_values_and_colours_that_disagree_are_refused(tmp_path: Path) -> None:
     picture = Image.fromarray((2 - IDS % 3).astype(np.uint8))
     picture.putpalette(COLORS[[2, 1, 0]].tobytes())
     save(path, picture)
-    message = r"m\.png: value \d at .* of two classes, with the ids .* --labels ids or --labels"
+    message = (
+        r"m\.png: value \d at .* of two classes, with the label values .* --labels ids or --labels"
+    )
     with pytest.raises(DatasetError, match=message):
         conversion()(task)
     assert not task.output.exists()

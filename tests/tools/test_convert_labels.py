@@ -212,21 +212,20 @@ def test_unknown_colours_name_the_nearest_and_leave_nothing_of_the_file(
     tool: ModuleType, masks: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "classes.csv").write_text(TABLE.replace("220,20,60", "221,20,60"))
-    pixels = np.zeros((20, 30, 3), np.uint8)
-    Image.fromarray(pixels).save(masks / "black.png")
+    Image.fromarray(COLORS[np.ones((20, 30), int)]).save(masks / "sand.png")
     output, count = tmp_path / "o", sum((ids(n) == 2).sum() for n in range(3))
     words = [masks, "--classes", tmp_path / "classes.csv", "--output", output]
     with pytest.raises(DatasetError, match=r"3 of 4 masks") as found:
         run(tool, *words)
     nearest = f"[220, 20, 60] ({count} pixels, nearest [221, 20, 60] red thing)"
     assert nearest in str(found.value) and "\n" not in str(found.value)
-    assert list(content(output)) == ["black.png"]
+    assert list(content(output)) == ["sand.png"]
     # The remedy ends it, and keeps what was right.
     before = content(output)
     (tmp_path / "classes.csv").write_text(TABLE)
     run(tool, *words)
     after = content(output)
-    assert after["black.png"] == before["black.png"] and len(after) == 6
+    assert after["sand.png"] == before["sand.png"] and len(after) == 6
 
 
 def test_a_run_goes_on_where_it_stopped(

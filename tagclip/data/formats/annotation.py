@@ -12,7 +12,10 @@ from pycocotools import mask as coco_mask
 from tagclip.errors import DatasetError
 from tagclip.utils.text import did_you_mean
 
-__all__ = ["AnnotatedImage", "Segment", "paint", "polygons_mask", "rle_mask"]
+__all__ = ["MAX_COORDINATE", "AnnotatedImage", "Segment", "paint", "polygons_mask", "rle_mask"]
+
+# Pixels, beyond every image. pycocotools walks along edges outside the image, too, in 32 bits.
+MAX_COORDINATE = 1e6
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ def polygons_mask(
         polygons: each x0, y0, x1, y1, ... in pixels, at least three points; their union counts.
 
     Raises:
-        DatasetError: a polygon is none, or lies outside the image as a whole. The message lacks
-            the file.
+        DatasetError: a polygon is none, or lies outside the image as a whole or far beyond it. The
+            message lacks the file.
     """
     height, width = size
     for polygon in polygons:
@@ -116,7 +119,8 @@ def polygons_mask(
                 f"found a polygon of {len(points)} numbers, expected three or more points x, y"
             )
         x, y = points[::2], points[1::2]
-        if x.max() < 0 or y.max() < 0 or x.min() > width or y.min() > height:
+        is_outside = x.max() < 0 or y.max() < 0 or x.min() > width or y.min() > height
+        if is_outside or np.abs(points).max() > MAX_COORDINATE:
             raise DatasetError(
                 f"found a polygon at x {x.min():g}..{x.max():g}, y {y.min():g}..{y.max():g}, "
                 f"outside the {_size(size)} image; are these the images that were annotated?"

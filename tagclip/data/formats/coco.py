@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tagclip.data.formats.annotation import AnnotatedImage, Segment, polygons_mask, rle_mask
-from tagclip.data.formats.export_file import located, need, read_json
+from tagclip.data.formats.export_file import checked_size, located, need, read_json
 from tagclip.data.raster import read_raster
 from tagclip.errors import DatasetError
 
@@ -61,9 +61,8 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
         )
     for index, (number, row) in enumerate(zip(numbers, rows, strict=True)):
         where = f"{path}, images[{index}]"
-        size = (need(row, "height", int, where), need(row, "width", int, where))
-        if min(size) < 1:
-            raise DatasetError(f"{where}: found {size[1]}x{size[0]} pixels, expected 1x1 or more")
+        with located(where):
+            size = checked_size(row.get("height"), row.get("width"))
         segments = [
             segment
             for place, annotation in annotations.get(number, ())

@@ -30,6 +30,8 @@ __all__ = [
 
 _KINDS = {dict: "an object { }", list: "a list", str: "a text", int: "an integer"}
 _LOGGER = logging.getLogger(__name__)
+# Of an image; Pillow opens none that is so large.
+_MOST_PIXELS = 1 << 28
 # What a damaged file can raise while its parts are looked up and converted.
 _DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError)
 
@@ -114,16 +116,17 @@ def checked_size(height: object, width: object) -> tuple[int, int]:
     """The size of an image as a file says it.
 
     Raises:
-        DatasetError: it says none. The message lacks the file.
+        DatasetError: it says none, or more pixels than an image may have. The message lacks the
+            file.
     """
     try:
         size = int(height), int(width)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         size = (0, 0)
-    if min(size) < 1:
+    if min(size) < 1 or size[0] * size[1] > _MOST_PIXELS:
         raise DatasetError(
-            f"found the image size {width!r} x {height!r}, expected width and height in pixels; "
-            "export the annotations again"
+            f"found the image size {width!r} x {height!r}, expected width and height in pixels, "
+            f"at most {_MOST_PIXELS} in all; export the annotations again"
         )
     return size
 

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from tagclip.data.datasets.walk import files_below
-from tagclip.data.formats.annotation import AnnotatedImage, Segment
-from tagclip.data.formats.export_file import located, need, read_json
+from tagclip.data.formats.annotation import MAX_COORDINATE, AnnotatedImage, Segment
+from tagclip.data.formats.export_file import checked_size, located, need, read_json
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
 
@@ -78,6 +78,8 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
         size = (tree.get("imageHeight"), tree.get("imageWidth"))
         if not all(isinstance(side, int) and side > 0 for side in size):
             size = image_size(images / file if images else json.parent / written)
+        with located(json):
+            size = checked_size(*size)
         segments = []
         for order, (label, shape) in enumerate(_shapes(json)):
             where = f"{json}, shapes[{order}]"
@@ -131,7 +133,7 @@ def _checked(
     if kind == "circle":
         radius = math.dist(*points[:2])
         low, high = points[0] - radius, points[0] + radius
-    is_finite = bool(np.isfinite(points).all()) and np.abs(points).max() < 1e6
+    is_finite = bool(np.isfinite(points).all()) and np.abs(points).max() <= MAX_COORDINATE
     if not is_finite or (high < 0).any() or (low > size[::-1]).any():
         raise DatasetError(
             f"{where}: found a {kind} at x {low[0]:g}..{high[0]:g}, y {low[1]:g}..{high[1]:g}, "
