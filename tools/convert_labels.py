@@ -173,7 +173,7 @@ def _cells(pixel: Pixel) -> Iterable[int | str]:
 def _names(table: ClassTable) -> dict[Pixel, str]:
     """Class name by colour and by value."""
     vocabulary = table.vocabulary
-    by_id = {value: entry.name for entry in vocabulary.classes for value in entry.ids}
+    by_id = {value: entry.name for value, entry in vocabulary.by_value.items()}
     by_id |= dict.fromkeys(vocabulary.ignored, "ignore")
     return by_id | {color: by_id[value] for color, value in table.colors.items()}
 
@@ -224,7 +224,7 @@ def convert_masks(args: argparse.Namespace) -> None:
 
     table = find_classes(args) or _default_classes(args)
     vocabulary = table.vocabulary
-    values = {value: entry.id for entry in vocabulary.classes for value in entry.ids}
+    values = {value: entry.id for value, entry in vocabulary.by_value.items()}
     values |= dict.fromkeys(vocabulary.ignored, vocabulary.ignore_label)
     if args.ids:
         values = _mapped_values(args.ids, vocabulary)

@@ -207,7 +207,7 @@ def open_predictions(
         args.classes = path / "vocabulary.json"
     allow_extra, where = args.extra_classes == "other", str(args.classes or path)
     theirs = read_class_table(args.classes).vocabulary if args.classes else vocabulary
-    names = {value: e.name for e in theirs.classes for value in e.ids}
+    names = {value: entry.name for value, entry in theirs.by_value.items()}
     if path.is_file():
         content = read_coco(path)
         if not args.classes:

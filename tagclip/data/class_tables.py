@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tagclip.errors import DatasetError, VocabularyError
+from tagclip.structures.class_color import RGB
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
 from tagclip.structures.vocabulary_class import MAX_LABEL, name_key, refuse_duplicates
 from tagclip.utils.files import expand_path
@@ -24,8 +25,6 @@ from tagclip.utils.text import json_text, one_line
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["ClassTable", "read_class_table", "read_value_table", "vocabulary_text"]
-
-RGB = tuple[int, int, int]
 
 # Rows so called say what is unlabelled.
 _IGNORED = {"ignore", "ignored", "__ignore__"}

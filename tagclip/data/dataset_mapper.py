@@ -173,5 +173,5 @@ def _training_luts(source: Vocabulary, target: Vocabulary) -> tuple[np.ndarray, 
     has_label = (indices >= 0) & seen[indices]
     lut = np.where(has_label, indices, target.ignore_index).astype(target.target_dtype)
     is_class = np.zeros(len(lut), dtype=bool)
-    is_class[[value for entry in source.classes for value in entry.ids]] = True
+    is_class[list(source.by_value)] = True
     return lut, (is_class & ~has_label).astype(np.uint8)

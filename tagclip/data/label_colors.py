@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 
 from tagclip.errors import VocabularyError
+from tagclip.structures.class_color import RGB
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = [
-    "RGB",
     "ColorTable",
     "Pixel",
     "color_bytes",
@@ -25,7 +25,6 @@ __all__ = [
     "palette_table",
 ]
 
-RGB = tuple[int, int, int]
 # Colour or value; "transparent" for what is not opaque.
 Pixel = RGB | int | str
 

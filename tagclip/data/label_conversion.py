@@ -16,7 +16,6 @@ from PIL import Image
 from tagclip.data.formats.annotation import AnnotatedImage, paint
 from tagclip.data.image_io import image_size
 from tagclip.data.label_colors import (
-    RGB,
     ColorTable,
     Pixel,
     color_bytes,
@@ -29,6 +28,7 @@ from tagclip.data.label_colors import (
 from tagclip.data.label_image import index_png
 from tagclip.data.raster import Raster, read_raster
 from tagclip.errors import DatasetError, VocabularyError
+from tagclip.structures.class_color import RGB
 from tagclip.utils.files import write_atomic
 
 __all__ = [

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from tagclip.structures.class_color import RGB
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["index_image", "index_png", "label_image", "value_colors"]
-
-RGB = tuple[int, int, int]
 
 # Within a tenth as small as by 6, which is usual, in half the time.
 _LEVEL = 4

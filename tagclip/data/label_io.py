@@ -88,8 +88,8 @@ def _may_be_colors(values: np.ndarray, palette: np.ndarray | None, vocabulary: V
 def _gray_colors(vocabulary: Vocabulary) -> tuple[int, ...]:
     """Gray values that as colours are classes, and as values none (see `judge_colors`)."""
     colors = [entry.color for entry in vocabulary.classes if entry.color]
-    ids = {value for entry in vocabulary.classes for value in entry.ids}
-    return tuple({color[0] for color in colors if len(set(color)) == 1} - ids)
+    grays = {color[0] for color in colors if len(set(color)) == 1}
+    return tuple(grays - vocabulary.by_value.keys())
 
 
 def _refuse_jpeg(values: np.ndarray, path: str | Path) -> None:
@@ -214,7 +214,8 @@ def _settled(
 
 
 def _meaning(value: int, vocabulary: Vocabulary) -> str:
-    return next((repr(e.name) for e in vocabulary.classes if value in e.ids), "ignored")
+    entry = vocabulary.by_value.get(int(value))
+    return repr(entry.name) if entry else "ignored"
 
 
 def read_indices(
@@ -268,7 +269,7 @@ def check_label(
     bad = _unknown(label, vocabulary)
     if bad.any():
         y, x = np.unravel_index(np.argmax(bad), bad.shape)
-        ids = value_ranges(value for entry in vocabulary.classes for value in entry.ids)
+        ids = value_ranges(vocabulary.by_value)
         raise DatasetError(
             f"{path}: label {label[y, x]} at ({x},{y}), vocabulary {vocabulary.name} has {ids} "
             f"and ignore {value_ranges(vocabulary.ignored)}; {_hint(label, bad, vocabulary)}"
@@ -314,7 +315,7 @@ def _hint(label: np.ndarray, bad: np.ndarray, vocabulary: Vocabulary) -> str:
     found, unknown = set(values.tolist()), set(np.unique(label[bad]).tolist())
     if is_smeared(found):
         return smeared_remedy()
-    lowest = min(min(entry.ids) for entry in vocabulary.classes)
+    lowest = min(vocabulary.by_value)
     if values[counts.argmax()] == lowest == 0 and is_one_too_many(unknown, vocabulary):
         return (
             f"{len(values)} distinct values, 0 dominates: if 0 is background, "

@@ -46,7 +46,7 @@ def smeared_remedy() -> str:
 def unlabelled_remedy(unknown: Set[int], vocabulary: Vocabulary) -> str:
     """What to do about the values outside a vocabulary if they may mean unlabelled; else ""."""
     # One behind the last class, as CamVid's 11.
-    if not unknown or not (unknown <= _UNLABELLED or unknown == {max(_ids(vocabulary)) + 1}):
+    if not unknown or not (unknown <= _UNLABELLED or unknown == {max(vocabulary.by_value) + 1}):
         return ""
     values, several = sorted(unknown), len(unknown) > 1
     return (
@@ -56,13 +56,9 @@ def unlabelled_remedy(unknown: Set[int], vocabulary: Vocabulary) -> str:
     )
 
 
-def _ids(vocabulary: Vocabulary) -> set[int]:
-    return {value for entry in vocabulary.classes for value in entry.ids}
-
-
 def is_one_too_many(unknown: Set[int], vocabulary: Vocabulary) -> bool:
     """Whether only the value behind the last id is unknown, of ids without gaps."""
-    ids = _ids(vocabulary)
+    ids = vocabulary.by_value
     return unknown == {max(ids) + 1} and max(ids) - min(ids) + 1 == len(ids)
 
 

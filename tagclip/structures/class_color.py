@@ -16,7 +16,7 @@ from matplotlib.colors import CSS4_COLORS, XKCD_COLORS, to_rgb
 
 from tagclip.structures.vocabulary_class import name_key
 
-__all__ = ["alike_colors", "name_color"]
+__all__ = ["RGB", "alike_colors", "name_color"]
 
 RGB = tuple[int, int, int]
 

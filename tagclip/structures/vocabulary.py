@@ -202,6 +202,11 @@ class Vocabulary:
         return [entry.prompts for entry in self.classes]
 
     @property
+    def by_value(self) -> dict[int, ClassEntry]:
+        """Class of each value that label files may have for one."""
+        return {value: entry for entry in self.classes for value in entry.ids}
+
+    @property
     def ignored(self) -> tuple[int, ...]:
         """All values of unlabelled pixels, `ignore_label` first."""
         return (self.ignore_label, *self.more_ignored)
@@ -331,7 +336,7 @@ class Vocabulary:
         """
         target = self if target is None else target
         indices = {name_key(name): index for index, name in enumerate(target.names)}
-        highest = max(*self.ignored, *(value for entry in self.classes for value in entry.ids))
+        highest = max(*self.ignored, *self.by_value)
         lut = np.full(highest + 1, -1, dtype=np.int32)
         lut[list(self.ignored)] = target.ignore_index
         for entry in self.classes:

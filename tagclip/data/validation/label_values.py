@@ -46,7 +46,7 @@ def diagnose_labels(scan: DatasetScan) -> list[tuple[str, str]]:
         (what is wrong, what to do); "{convert}" stands for the dataset's own remedy.
     """
     vocabulary, values = scan.vocabulary, scan.pixels.keys()
-    ids = _ids(vocabulary)
+    ids = vocabulary.by_value.keys()
     if scan.unknown and is_smeared(values):
         return [("masks of 0 and 255 with blurred values", smeared_remedy())]
     if (remedy := mask_remedy(values, vocabulary)) and (
@@ -59,10 +59,6 @@ def diagnose_labels(scan: DatasetScan) -> list[tuple[str, str]]:
     if scan.labels and not ids & scan.pixels.keys():
         found.append((f"none of {scan.labels} label files has a pixel of any class", "{convert}"))
     return found
-
-
-def _ids(vocabulary: Vocabulary) -> set[int]:
-    return {value for entry in vocabulary.classes for value in entry.ids}
 
 
 def _mask_title(scan: DatasetScan) -> str:
@@ -250,7 +246,7 @@ def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:
 
 
 def _suspect_order(scan: DatasetScan) -> Iterator[tuple[str, str]]:
-    ids = _ids(scan.vocabulary)
+    ids = scan.vocabulary.by_value.keys()
     values = scan.pixels.keys() & ids
     for label_map in _maps_of(scan.vocabulary):
         if label_map.class_names.keys() == ids:

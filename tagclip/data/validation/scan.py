@@ -175,8 +175,7 @@ class DatasetScan:
         self.orientations: Counter[int] = Counter()
         self.digests: dict[bytes, list[str]] = defaultdict(list)
         self.keys: dict[str, bytes] = {}
-        self._known = {value for entry in vocabulary.classes for value in entry.ids}
-        self._known |= set(vocabulary.ignored)
+        self._known = {*vocabulary.by_value, *vocabulary.ignored}
 
     @property
     def unknown(self) -> list[int]:
