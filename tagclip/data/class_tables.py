@@ -58,9 +58,10 @@ class ClassTable:
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, text: str = "") -> ClassTable:
-        """The colours that a vocabulary has itself."""
-        colors = dict.fromkeys(vocabulary.ignore_colors, vocabulary.ignore_label)
-        colors |= {entry.color: entry.id for entry in vocabulary.classes if entry.color}
+        """The colours that a vocabulary has itself; without one of a class, none."""
+        colors = {entry.color: entry.id for entry in vocabulary.classes if entry.color}
+        if colors:
+            colors |= dict.fromkeys(vocabulary.ignore_colors, vocabulary.ignore_label)
         return cls(vocabulary, colors, text)
 
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shlex
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from helpers.tiny_run import load_tool
 from helpers.toy_dataset import forget
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tagclip.data import read_label, register_folder_dataset
-from tagclip.errors import ConfigError, DatasetError
+from tagclip.data import read_indices, read_label, register_folder_dataset
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
 COLORS = np.array([[0, 0, 0], [194, 178, 128], [220, 20, 60]], np.uint8)
@@ -464,3 +469,94 @@ def test_the_commands_of_the_docs(
         run(tool, *words[3:])
     assert len(list(tmp_path.glob("labels*/index.json"))) == 8
     assert (read_label("labels_yolo/x.png") == 1).any()
+
+
+_POOL = [(0, 0, 0), (255, 255, 255), (1, 1, 1), (7, 7, 7), (200, 10, 30), (9, 99, 199)]
+
+
+@st.composite
+def _class_lists(draw: st.DrawFn) -> dict[str, Any]:
+    ids = draw(
+        st.lists(st.sampled_from([0, 1, 2, 7, 255, 300]), min_size=2, max_size=4, unique=True)
+    )
+    colors = draw(
+        st.one_of(
+            st.just([None] * 8),
+            st.permutations(_POOL),
+            st.lists(st.sampled_from([*_POOL, None]), min_size=8, max_size=8),
+        )
+    )
+    classes = [
+        {"id": i, "name": f"c{i}"} | ({"color": c} if c else {})
+        for i, c in zip(ids[:-1], colors, strict=False)
+    ]
+    tree = {"format": 1, "name": "v", "ignore_label": ids[-1], "classes": classes}
+    if draw(st.booleans()):
+        rest = [c for c in _POOL if c not in colors[: len(classes)]]
+        tree["ignore_color"] = draw(st.sampled_from(rest))
+    return tree | draw(st.sampled_from([{}, {}, {"labels": "ids"}, {"labels": "colors"}]))
+
+
+@st.composite
+def _masks(draw: st.DrawFn, tree: dict[str, Any]) -> bytes:
+    """A png of any kind whose pixels are ids or colours of the list, or nearly."""
+    values = [c["id"] for c in tree["classes"]] + [tree["ignore_label"]]
+    values += [0, 255, 7] * draw(st.booleans())
+    colors = [c["color"] for c in tree["classes"] if "color" in c]
+    colors = [*colors, tree["ignore_color"]] if "ignore_color" in tree else colors or _POOL[:2]
+    colors = colors + _POOL[:4] * draw(st.booleans())
+    some = st.lists(st.integers(0, 10**6), min_size=1, max_size=4)
+    picks = np.resize(draw(some), (3, 4))
+    kind = draw(st.sampled_from(["gray", "palette", "rgb", "rgba", "equal", "rgb 16", "equal 16"]))
+    pixels = np.array(colors, np.uint8)[picks % len(colors)]
+    grays = np.array(values, np.uint16)[picks % len(values)]
+    file = io.BytesIO()
+    if kind == "gray":
+        dtype = np.uint16 if grays.max() > 255 or draw(st.booleans()) else np.uint8
+        Image.fromarray(grays.astype(dtype)).save(file, "PNG")
+    elif kind == "palette":
+        picture = Image.fromarray(grays.astype(np.uint8))
+        order = draw(st.integers(0, 10**6))
+        table = np.resize(np.array(colors, np.uint8), (256 + order % 7, 3))[order % 7 :]
+        picture.putpalette(table[: draw(st.sampled_from([3, 256]))].tobytes())
+        picture.save(file, "PNG")
+    elif kind in ("rgb", "rgba"):
+        alpha = np.full((3, 4, 1), draw(st.sampled_from([255, 255, 254])), np.uint8)
+        pixels = np.concatenate([pixels, alpha], axis=2) if kind == "rgba" else pixels
+        Image.fromarray(pixels).save(file, "PNG")
+    else:
+        pixels = grays[..., None].repeat(3, axis=2) if kind.startswith("equal") else pixels
+        if "16" not in kind:
+            pixels = pixels.astype(np.uint8)
+        elif kind == "rgb 16" or draw(st.booleans()):
+            pixels = pixels.astype(np.uint16) * draw(st.sampled_from([1, 257]))
+        file.write(cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))[1].tobytes())
+    return file.getvalue()
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_a_mask_means_the_same_read_and_converted(data: st.DataObject) -> None:
+    tree = data.draw(_class_lists())
+    try:
+        vocabulary = Vocabulary.from_text(json.dumps(tree), "", "v")
+    except VocabularyError:
+        assume(False)
+    with tempfile.TemporaryDirectory() as folder:
+        mask, list_ = Path(folder, "m", "a.png"), Path(folder, "v.json")
+        mask.parent.mkdir()
+        mask.write_bytes(data.draw(_masks(tree)))
+        list_.write_text(json.dumps(tree))
+        try:
+            expected = read_indices(mask, vocabulary, (3, 4))
+        except (DatasetError, VocabularyError):
+            expected = None
+        tool = load_tool(Path(__file__).parents[2] / "tools" / "convert_labels.py")
+        try:
+            run(tool, mask.parent, "--classes", list_, "--output", Path(folder, "o"))
+        except (DatasetError, VocabularyError):
+            assert expected is None
+            return
+        converted = Vocabulary.from_json(Path(folder, "o", "vocabulary.json"))
+        found = read_indices(Path(folder, "o", "a.png"), converted, (3, 4))
+        assert expected is not None and np.array_equal(found, expected)

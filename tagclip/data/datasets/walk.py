@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import connection, parent_process
 from pathlib import Path
-from threading import RLock
+from threading import RLock, Thread
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -54,6 +55,18 @@ class _Bar(tqdm):
 _Bar.set_lock(RLock())
 
 
+def _begin_worker() -> None:
+    # Ctrl-C is the business of the process that started this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose process is killed would wait for its next file for ever."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
 def map_files(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -82,9 +95,7 @@ def map_files(
         yield from bar(map(function, items))
         return
     else:
-        # Ctrl-C is the business of this process alone.
-        ignoring = (signal.SIGINT, signal.SIG_IGN)
-        pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=ignoring)
+        pool = ProcessPoolExecutor(processes, initializer=_begin_worker)
         chunk = max(1, min(32, len(items) // (4 * processes)))
     try:
         with pool:
