@@ -30,6 +30,7 @@ from tagclip.utils.text import listed
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
+    import numpy as np
     from detectron2.config import CfgNode
 
     from tagclip.scoring.matching import ClassMatch
@@ -254,24 +255,15 @@ def record(args: argparse.Namespace, how: dict[str, Any], match: ClassMatch) -> 
     }
 
 
-def add_boundary(content: dict[str, Any], values: Any, vocabulary: Vocabulary) -> None:
-    """Put boundary IoUs into the content: of the classes, and their means."""
-    import numpy as np
+def add_boundary(content: dict[str, Any], iou: np.ndarray, vocabulary: Vocabulary) -> None:
+    """Put boundary IoUs, (K,) percent, into the content: of the classes, and their means."""
+    from tagclip.evaluation.metrics import mean_ious
 
-    from tagclip.evaluation.metrics import harmonic_mean
-
-    for row, value in zip(content["classes"], values, strict=True):
-        row["boundary-IoU"] = float(value)
-    groups = {"boundary-mIoU": np.ones(len(values), dtype=bool)}
-    if vocabulary.seen is not None:
-        seen = vocabulary.seen_mask
-        groups |= {"boundary-mIoU-seen": seen, "boundary-mIoU-unseen": ~seen}
-    for name, group in groups.items():
-        known = values[group & ~np.isnan(values)]
-        content["metrics"][name] = float(known.mean()) if len(known) else float("nan")
-    if vocabulary.seen is not None:
-        sides = (content["metrics"][f"boundary-mIoU-{side}"] for side in ("seen", "unseen"))
-        content["metrics"]["boundary-hIoU"] = harmonic_mean(*sides)
+    for row, value in zip(content["classes"], iou.tolist(), strict=True):
+        row["boundary-IoU"] = value
+    seen = None if vocabulary.seen is None else vocabulary.seen_mask
+    for name, value in mean_ious(iou, seen).items():
+        content["metrics"][f"boundary-{name}"] = value
 
 
 def notes(match: ClassMatch, content: dict[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ __all__ = [
     "confusion_matrix",
     "defined_classes",
     "harmonic_mean",
+    "mean_ious",
     "per_class",
     "summarize",
 ]
@@ -83,6 +84,23 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
     return {"IoU": iou, "ACC": accuracy}
 
 
+def mean_ious(iou: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, float]:
+    """Average over all, seen and unseen classes.
+
+    Args:
+        iou: (K,), nan for classes that do not count.
+        seen_mask: (K,) bool; None leaves the partition out.
+
+    Returns:
+        ``mIoU``, and with a partition ``mIoU-seen``, ``mIoU-unseen`` and ``hIoU``.
+    """
+    means = {"mIoU": _mean(iou)}
+    means |= {f"mIoU{side}": _mean(iou[mask]) for side, mask in _sides(seen_mask).items()}
+    if seen_mask is not None:
+        means["hIoU"] = harmonic_mean(means["mIoU-seen"], means["mIoU-unseen"])
+    return means
+
+
 def summarize(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, float]:
     """Average over all, seen and unseen classes and pixels.
 
@@ -98,7 +116,7 @@ def summarize(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, 
         them that were predicted as 0, as detectron2 0.6 and mmseg.
     """
     classes = per_class(confusion)
-    means = _mean_ious(classes["IoU"], seen_mask)
+    means = mean_ious(classes["IoU"], seen_mask)
     result = {
         "mIoU": means["mIoU"],
         "mACC": _mean(classes["ACC"]),
@@ -109,7 +127,7 @@ def summarize(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, 
         result[f"pAcc{side}"] = _pixel_accuracy(confusion, mask)
     result |= means
     iou = np.where(_predicted_but_absent(confusion), 0, classes["IoU"])
-    for name, value in _mean_ious(iou, seen_mask).items():
+    for name, value in mean_ious(iou, seen_mask).items():
         if not np.array_equal(value, means[name], equal_nan=True):
             result[f"{name}{ABSENT_AS_0}"] = value
     return result
@@ -152,14 +170,6 @@ def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
         return float("nan")
     below = np.cumsum(negative) - negative
     return 100 * float((positive * (below + negative / 2)).sum()) / pairs
-
-
-def _mean_ious(iou: np.ndarray, seen_mask: np.ndarray | None) -> dict[str, float]:
-    means = {"mIoU": _mean(iou)}
-    means |= {f"mIoU{side}": _mean(iou[mask]) for side, mask in _sides(seen_mask).items()}
-    if seen_mask is not None:
-        means["hIoU"] = harmonic_mean(means["mIoU-seen"], means["mIoU-unseen"])
-    return means
 
 
 def _predicted_but_absent(confusion: np.ndarray) -> np.ndarray:
