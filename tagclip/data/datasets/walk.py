@@ -11,7 +11,7 @@ from functools import partial
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from threading import RLock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -55,7 +55,10 @@ class _Bar(tqdm):
 _Bar.set_lock(RLock())
 
 
-def _begin_worker() -> None:
+def _begin_worker(function: Callable[[Any], Any]) -> None:
+    # Once: with every item it would be sent again, with all that it holds.
+    global _function
+    _function = function
     # Ctrl-C is the business of the process that started this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
@@ -65,6 +68,10 @@ def _end_with_parent() -> None:
     """A pool whose process is killed would wait for its next file for ever."""
     connection.wait([parent_process().sentinel])
     os._exit(1)
+
+
+def _call(item: Any) -> Any:
+    return _function(item)
 
 
 def map_files(
@@ -95,11 +102,12 @@ def map_files(
         yield from bar(map(function, items))
         return
     else:
-        pool = ProcessPoolExecutor(processes, initializer=_begin_worker)
+        pool = ProcessPoolExecutor(processes, initializer=_begin_worker, initargs=(function,))
         chunk = max(1, min(32, len(items) // (4 * processes)))
     try:
         with pool:
-            yield from bar(pool.map(function, items, chunksize=chunk))
+            called = function if processes is None else _call
+            yield from bar(pool.map(called, items, chunksize=chunk))
     except BrokenProcessPool as error:
         raise DatasetError(
             f"{title}: a worker process died, maybe for lack of memory; use fewer --workers, or 1 "

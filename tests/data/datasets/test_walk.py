@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,27 @@ def _die(number: int) -> int:
 @pytest.mark.parametrize("processes", [None, 0, 1, 2])
 def test_results_keep_the_order_of_the_items(processes: int | None) -> None:
     assert list(map_files(_late, range(5), "toy", processes)) == [0, 1, 4, 9, 16]
+
+
+@dataclass
+class _Heavy:
+    """Says so in a file whenever it is sent to a process."""
+
+    log: Path
+
+    def __getstate__(self) -> dict[str, Path]:
+        with open(self.log, "a") as file:
+            file.write("sent\n")
+        return self.__dict__
+
+    def __call__(self, number: int) -> int:
+        return number
+
+
+def test_a_function_is_sent_to_each_process_once_at_most(tmp_path: Path) -> None:
+    heavy = _Heavy(tmp_path / "log")
+    assert list(map_files(heavy, range(40), "toy", 2)) == list(range(40))
+    assert not heavy.log.exists() or heavy.log.read_text().count("sent") <= 2
 
 
 @pytest.mark.parametrize("processes", [None, 0, 2])
