@@ -295,9 +295,9 @@ def convert_annotations(args: argparse.Namespace) -> None:
     from tagclip.structures.vocabulary_class import name_key
 
     module, table = reader(args.form), find_classes(args)
-    names = module.class_names(args.source)
     unlabelled = args.unlabelled
     if table is None:
+        names = module.class_names(args.source)
         is_listed = unlabelled is None or name_key(unlabelled) in map(name_key, ("ignore", *names))
         names = names if is_listed else (unlabelled, *names)
         vocabulary = Vocabulary.from_names(names, name=args.source.stem)

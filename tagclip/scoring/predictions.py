@@ -87,19 +87,19 @@ def find_files(folder: Path, images: Mapping[str, str], suffix: str = "") -> dic
     if not files:
         raise DatasetError(f"{folder}: found no predictions, expected {', '.join(types)} files")
     keys = {path: path.relative_to(folder).with_suffix("").as_posix() for path in files}
-    names = image_names(images)
+    below = {file: name.stem for file, name in image_names(images).items()}
     # As in the dataset, below the images' common folder, by the bare name.
-    ways = [dict(images), {f: n.stem for f, n in names.items()}, {f: Path(f).stem for f in images}]
-    if len(set(ways[-1].values())) < len(images):
-        ways.pop()
-    bare = {path: key.rsplit("/", 1)[-1] for path, key in keys.items()}
+    ways = [(images, keys), (below, keys)]
+    bare = {file: Path(file).stem for file in images}
+    if len(set(bare.values())) == len(images):
+        ways.append((bare, {path: path.stem for path in files}))
     best: dict[str, list[Path]] = {}
-    for way in ways:
+    for names, keys in ways:
         by_key: dict[str, list[Path]] = {}
-        for path, key in (bare if way is ways[-1] and len(ways) == 3 else keys).items():
+        for path, key in keys.items():
             if key.endswith(suffix):
-                by_key.setdefault(key.removesuffix(suffix) if suffix else key, []).append(path)
-        found = {file: by_key[key] for file, key in way.items() if key in by_key}
+                by_key.setdefault(key.removesuffix(suffix), []).append(path)
+        found = {file: by_key[key] for file, key in names.items() if key in by_key}
         if len(found) > len(best):
             best = found
     _refuse_unpaired(folder, images, files, best, suffix)
