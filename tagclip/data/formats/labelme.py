@@ -55,7 +55,13 @@ def class_names(path: Path) -> tuple[str, ...]:
             names = [line.strip() for line in lines if line.strip()]
             break
     else:
-        names = sorted({label for file in _files(path) for label, _ in _shapes(file)})
+        names = sorted(
+            {
+                label
+                for file in _files(path)
+                for label, _ in _shapes(read_json(file, "labelme"), file)
+            }
+        )
     return tuple(dict.fromkeys(map(_name, filter(_IGNORED.__ne__, names))))
 
 
@@ -81,7 +87,7 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
         with located(json):
             size = checked_size(*size)
         segments = []
-        for order, (label, shape) in enumerate(_shapes(json)):
+        for order, (label, shape) in enumerate(_shapes(tree, json)):
             where = f"{json}, shapes[{order}]"
             mask = partial(_mask, size, *_checked(shape, size, where))
             segments.append(Segment(_name(label), mask, order, label == _IGNORED))
@@ -97,8 +103,8 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _shapes(json: Path) -> list[tuple[str, dict[str, Any]]]:
-    shapes = need(read_json(json, "labelme"), "shapes", list, str(json))
+def _shapes(tree: object, json: Path) -> list[tuple[str, dict[str, Any]]]:
+    shapes = need(tree, "shapes", list, str(json))
     return [
         (need(shape, "label", str, f"{json}, shapes[{n}]"), shape) for n, shape in enumerate(shapes)
     ]
