@@ -103,6 +103,7 @@ class Conversion:
             brightness = raster.values if raster.values.ndim == 2 else raster.values[..., :3].max(2)
             if raster.palette is not None:
                 brightness = raster.palette.max(1)[raster.values]
+            _refuse_photo(brightness, self.threshold, path)
             return self._by_value((brightness >= self.threshold).astype(np.uint8))
         if raster.values.ndim == 3:
             pixels = _color_bytes(raster.values, path)
@@ -317,6 +318,22 @@ def _color_bytes(values: np.ndarray, path: Path) -> np.ndarray:
             "per channel, without interpolation"
         )
     return (values // 257).astype(np.uint8)
+
+
+def _refuse_photo(brightness: np.ndarray, threshold: int, path: Path) -> None:
+    """Compression spreads the two values of a mask near its edges only."""
+    near = int(brightness.max()) // 128
+    bright = brightness >= threshold
+    pixels = 0
+    for side in (brightness[~bright], brightness[bright]):
+        if side.size:
+            value = np.bincount(side).argmax()
+            pixels += np.count_nonzero(np.abs(side.astype(np.int64) - value) <= near)
+    if 3 * pixels < brightness.size:
+        raise DatasetError(
+            f"{path}: {1 - pixels / brightness.size:.0%} of the pixels are far from two values, as "
+            "in a photo, expected a mask of two; move what is no mask to another folder"
+        )
 
 
 def _is_opaque(pixels: np.ndarray) -> bool:

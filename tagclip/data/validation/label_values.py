@@ -232,6 +232,8 @@ def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:
         and scan.pixels[lowest] >= _MANY_PIXELS * total
         and not ignored
         and name_key(names[lowest]) not in _BACKGROUND_NAMES
+        # A colour is no number that somebody has left out.
+        and not scan.modes["label"].keys() <= set(_COLOR_MODES)
     ):
         yield (
             f"{lowest} ({names[lowest]!r}) is in {scan.images[lowest]} of {scan.labels} label "

@@ -285,7 +285,7 @@ def test_suffixes_are_texts(tmp_path: Path) -> None:
 def test_the_entries_of_the_documentation(repository: Path, tmp_path: Path) -> None:
     """docs/label_files.md: its yaml registers folders, and its error is the one that is raised."""
     text = (repository / "docs" / "label_files.md").read_text()
-    section = text[text.index("### Files and their names") : text.index("### Looking at it")]
+    section = text[text.index("## Files and their names") : text.index("## Class lists without")]
     blocks = re.findall(r"^```yaml\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 2
     (tmp_path / "mine.yaml").write_text(blocks[0] + blocks[1])
