@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Make label files of class ids from colour masks, other ids, or annotations of other tools.
+"""Make label files of class ids from masks or annotations of other tools.
 
-    tagclip labels convert masks --scan > classes.csv     # fill in the names, then
+    tagclip labels convert masks --scan > classes.csv   # fill in names, then
     tagclip labels convert masks --classes classes.csv --output labels
     tagclip labels convert masks --classes labelmap.txt --output labels
     tagclip labels convert cracks --threshold 128 --output labels
-    tagclip labels convert instances.json --from coco --images images --output labels
+    tagclip labels convert coco.json --from coco --images images --output labels
 
-Writes PNGs of 8 bits with the colours of the classes (of 16 bits where ids need them), index.json
-with what was converted, and vocabulary.json. Files that are there already, with the same labels,
-are kept: an interrupted run goes on where it stopped. docs/own_data.md tells more.
+Writes PNGs of 8 bits with the colours of the classes (of 16 bits where ids need
+them), index.json with what was converted, and vocabulary.json. Files that are
+there already, with the same labels, are kept: an interrupted run goes on where
+it stopped. docs/own_data.md tells more.
 """
 
 from __future__ import annotations

@@ -200,6 +200,10 @@ def test_suspicions_are_notes(labels: list[np.ndarray], message: str) -> None:
 def test_a_colour_does_not_mean_unlabelled() -> None:
     scan = _scan_of(_dominate(_five(0, 4), 0), FIVE)
     scan.modes["label"] = Counter(RGB=scan.labels)
+    # Three equal channels are ids.
+    assert [f.kind for f in list_findings(scan, "mend it")] == ["suspicion"]
+    entries = tuple(replace(e, color=(e.id, 9, 9)) for e in FIVE.classes)
+    scan.vocabulary = replace(FIVE, classes=entries)
     assert list_findings(scan, "mend it") == []
 
 
