@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Make label files of class ids from colour masks, other ids, or annotations of other tools.
+"""Make label files of class ids from masks or annotations of other tools.
 
-    tagclip labels convert masks --scan > classes.csv     # fill in the names, then
+    tagclip labels convert masks --scan > classes.csv   # fill in names, then
     tagclip labels convert masks --classes classes.csv --output labels
     tagclip labels convert masks --classes labelmap.txt --output labels
     tagclip labels convert cracks --threshold 128 --output labels
-    tagclip labels convert instances.json --from coco --images images --output labels
+    tagclip labels convert coco.json --from coco --images images --output labels
 
-Writes PNGs of 8 bits with the colours of the classes (of 16 bits where ids need them), index.json
-with what was converted, and vocabulary.json. Files that are there already, with the same labels,
-are kept: an interrupted run goes on where it stopped. docs/own_data.md tells more.
+Writes PNGs of 8 bits with the colours of the classes (of 16 bits where ids need
+them), index.json with what was converted, and vocabulary.json. Files that are
+there already, with the same labels, are kept: an interrupted run goes on where
+it stopped. docs/own_data.md tells more.
 """
 
 from __future__ import annotations
@@ -157,8 +158,9 @@ def scan(args: argparse.Namespace) -> None:
     _note(f"{len(files)} masks, {len(counts[kind])} {'colours' if kind == 'colors' else 'values'}")
     if len(counts[kind]) > _ROWS:
         _note(
-            f"the {_ROWS} most frequent are shown; so many mean that the masks were compressed as "
-            "JPEG or interpolated: --threshold serves two classes, else export them again as PNG"
+            f"the {_ROWS} most frequent are shown; so many mean that photos lie among the masks "
+            "(move them to another folder), or that the masks were compressed as JPEG or "
+            "interpolated: --threshold serves two classes, else export them again as PNG"
         )
     other = counts["ids" if kind == "colors" else "colors"]
     if other:
@@ -264,8 +266,9 @@ def _default_classes(args: argparse.Namespace) -> ClassTable:
 
     if args.threshold is None:
         raise ConfigError(
-            f"--classes: found no class list in {args.source} or above it, expected one; print "
-            f"the table to fill in: tagclip labels convert {args.source} --scan"
+            f"--classes: found no class list in {args.source} or above it, expected one; write the "
+            f"names into the table of tagclip labels convert {args.source} --scan > classes.csv, "
+            "then pass --classes classes.csv"
         )
     return ClassTable.of(Vocabulary.from_names(["background", "foreground"]))
 
@@ -299,7 +302,12 @@ def convert_annotations(args: argparse.Namespace) -> None:
     if table is None:
         names = module.class_names(args.source)
         is_listed = unlabelled is None or name_key(unlabelled) in map(name_key, ("ignore", *names))
-        names = names if is_listed else (unlabelled, *names)
+        if not is_listed:
+            _note(
+                f"--unlabelled: {args.source} has no class {unlabelled!r}"
+                f"{did_you_mean(unlabelled, names)}; it becomes a new one, with id 0"
+            )
+            names = (unlabelled, *names)
         vocabulary = Vocabulary.from_names(names, name=args.source.stem)
         table = ClassTable.of(vocabulary)
     vocabulary = table.vocabulary
@@ -421,11 +429,13 @@ def _unknown_message(
     remedy = "add them to the class list (--scan prints a table to fill in)"
     if is_lossy or len(unknown) > _ROWS:
         remedy = (
-            "compression with loss or resizing has changed them: pass --threshold 128 if there are "
-            "two classes, else export the masks again as PNG"
+            "they are photos (move those to another folder), or masks that compression with loss "
+            "or resizing has changed: pass --threshold 128 if there are two classes, else export "
+            "the masks again as PNG"
         )
     return (
-        f"{source}: {bad} of {files} masks have colours or values that {name} lacks: "
+        f"{source}: {bad} of {files} masks have colours or values that the class list {name!r} "
+        "lacks: "
         f"{listed(texts, 5, ', ')}; {remedy}, or pass --unknown ignore; the other masks are "
         "converted"
     )

@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""Write predictions as files of annotation tools: COCO json, labelme, CVAT, Label Studio.
+"""Write predictions as files of COCO, labelme, CVAT or Label Studio.
 
-    python tools/export_predictions.py output/run/inference/my_val/predictions \\
+    tagclip labels export output/run/inference/my_val/predictions \\
         --to cvat --output out/cvat
-    python tools/export_predictions.py out/demo --images photos --vocab-file words.txt \\
+    tagclip labels export out/demo --images photos --vocab-file words.txt \\
         --to labelme --output out/labelme
 
-The predictions are those of an evaluation (TEST.SAVE_PREDICTIONS png or json), or label files with
-the ids of a class list, such as those of tools/demo.py --save-labels: NAME_labels.png or NAME.png
-for each image of --images. Pixels without a class are in no region.
+The predictions are those of an evaluation (TEST.SAVE_PREDICTIONS png or json),
+or label files with the ids of a class list, such as those of tagclip demo
+--save-labels: NAME_labels.png or NAME.png for each image of --images. Pixels
+without a class are in no region. docs/other_tools.md tells more.
 """
 
 from __future__ import annotations

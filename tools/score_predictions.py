@@ -1,14 +1,16 @@
 #!/usr/bin/env python
-"""Score anybody's predictions as an evaluation scores ours: seen, unseen and harmonic mIoU.
+"""Score anybody's predictions as an evaluation scores ours.
 
-    python tools/score_predictions.py PREDICTIONS --dataset voc2012_val --classes theirs.txt
-    python tools/score_predictions.py results.json --config-file mine.yaml --merge highest-score
+    tagclip score PREDICTIONS --dataset voc2012_val --classes theirs.txt
+    tagclip score results.json --config-file mine.yaml --merge highest-score
 
-PREDICTIONS is a folder of label files (PNG, TIFF, BMP, GIF) or arrays (npy, npz: labels or scores),
-one per image and called as the images, or a COCO json of RLE masks, or the predictions folder of
-an evaluation. Classes are matched by name. Writes below --output what a run has, so that compare
-and visualize-results take it: metrics.json and per_class.csv in inference/DATASET/, a row of
-results.csv, and report.html with its pictures.
+PREDICTIONS is a folder of label files (PNG, TIFF, BMP, GIF) or arrays (npy,
+npz: labels or scores), one per image and called as the images; or a COCO json
+of RLE masks; or the predictions folder of an evaluation. Classes are matched by
+name. Writes below --output what a run has, so that compare and
+visualize-results take it: metrics.json and per_class.csv in inference/DATASET/,
+a row of results.csv, and report.html with its pictures. docs/scores.md tells
+more.
 """
 
 from __future__ import annotations
@@ -78,9 +80,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--convention",
         choices=CONVENTIONS,
+        metavar="NAME",
         action="append",
         default=[],
-        help="mean IoU by this definition, too; may be given several times",
+        help=f"mean IoU by this definition, too: {', '.join(CONVENTIONS)}; may be given several "
+        "times",
     )
     parser.add_argument("--boundary", action="store_true", help="count boundary IoU as well")
     parser.add_argument("--num", type=int, default=6, help="worst and best images (%(default)s)")

@@ -44,6 +44,7 @@ class Target(NamedTuple):
         vocabulary: its full class list.
         samples: its files.
         refusal: why training and evaluation refuse it; "" if they do not.
+        suffixes: whether that is a suffix which the config does not name.
         convert: what mends wrong label values.
         prepare_command: what makes the label files; "" if there is none.
         verified: whether a prepare script has made sure which value is which class.
@@ -53,6 +54,7 @@ class Target(NamedTuple):
     vocabulary: Vocabulary
     samples: list[Sample]
     refusal: str
+    suffixes: bool
     convert: str
     prepare_command: str
     verified: bool
@@ -146,13 +148,14 @@ def find_target(name: str, vocabulary: Vocabulary) -> Target:
 
     from tagclip.data.validation.scan import Sample
 
-    registered, refusal = DatasetCatalog[name], ""
+    registered, refusal, suffixes = DatasetCatalog[name], "", False
     images, labels = registered.files_by_name()
     try:
         DatasetCatalog.get(name)
     except DatasetError as error:
         # What lacks a partner is listed file by file, unless all do or one line mends all.
-        is_whole = images.keys() == labels.keys() or registered.advice_on_names()
+        suffixes = bool(registered.advice_on_names())
+        is_whole = images.keys() == labels.keys() or suffixes
         is_misnamed = not (registered.prepare_command or images.keys() & labels.keys())
         refusal = str(error) if is_whole or is_misnamed else ""
     samples = [
@@ -161,7 +164,7 @@ def find_target(name: str, vocabulary: Vocabulary) -> Target:
     command = registered.prepare_command
     convert = _remedy(command, MetadataCatalog.get(name).vocabulary)
     verified = bool(registered.manifest) and not refusal
-    return Target(name, vocabulary, samples, refusal, convert, command, verified)
+    return Target(name, vocabulary, samples, refusal, suffixes, convert, command, verified)
 
 
 def _remedy(prepare_command: str, vocabulary_json: str) -> str:
@@ -201,6 +204,10 @@ def scan(target: Target, workers: int, max_pixels: int) -> tuple[DatasetScan, li
         found.add(each)
         if each.image_size and each.image_size == each.label_size:
             usable.append(each.sample)
+    if target.suffixes:
+        # One line pairs them: none of them is to be added or left out.
+        for kind in ("lonely_image", "lonely_label"):
+            found.found.pop(kind, None)
     return found, usable
 
 

@@ -108,6 +108,7 @@ def draw_confusions(counts: np.ndarray, vocabulary: Vocabulary, dataset: str, ou
         group_confusions,
         kind_share,
         list_confusions,
+        share_text,
     )
     from tagclip.visualization.class_charts import save_chart
 
@@ -133,7 +134,7 @@ def draw_confusions(counts: np.ndarray, vocabulary: Vocabulary, dataset: str, ou
     heat_map = draw_confusion_map(confusion, pixels, classes, vocabulary, title)
     files.append(save_chart(heat_map, output / "confusion_map.png"))
     for kind, found in drawn.items():
-        print(f"{dataset}, {kind}: {shares[kind]:.1f} % of all {kind.split()[0]} pixels")
+        print(f"{dataset}, {kind}: {share_text(kind, f'{shares[kind]:.1f}')}")
         for pair in found[:3]:
             print(f"  {pair.text(vocabulary.names)}")
     print(f"Written: {', '.join(map(str, files))}")

@@ -10,7 +10,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from tagclip.analysis.confusions import KINDS, Confusion
+from tagclip.analysis.confusions import ALL, KINDS, Confusion, share_text
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.visualization.class_charts import UNSEEN_COLOR, bar_style, class_chart, new_chart
 from tagclip.visualization.segments import UNSEEN_MARK, marked_names
@@ -42,6 +42,7 @@ def draw_confusion_bars(
     names = marked_names(vocabulary)
     rows = [(kind, pair) for kind, pairs in groups.items() for pair in pairs]
     styles = {kind: bar_style(true_seen) for (true_seen, _), kind in KINDS.items()}
+    styles[ALL] = bar_style(True)
     labels = [f"{names[pair.true]} taken for {names[pair.predicted]}" for _, pair in rows]
     unseen = [not vocabulary.seen_mask[pair.true] for _, pair in rows]
     panel = "percent of the pixels of the true class"
@@ -57,7 +58,7 @@ def draw_confusion_bars(
             text = f"{pair.share:.1f}  ({pair.pixels:,} pixels)"
             axes.text(pair.share, y, f" {text}", va="center", size=8)
     handles = [
-        Patch(**styles[kind], label=f"{kind}: {shares[kind]:.1f} % of all {kind.split()[0]} pixels")
+        Patch(**styles[kind], label=f"{kind}: {share_text(kind, f'{shares[kind]:.1f}')}")
         for kind, pairs in groups.items()
         if pairs
     ]

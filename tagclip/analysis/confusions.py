@@ -11,6 +11,7 @@ import numpy as np
 from tagclip.utils.text import markdown_table
 
 __all__ = [
+    "ALL",
     "KINDS",
     "Confusion",
     "confused_classes",
@@ -18,6 +19,7 @@ __all__ = [
     "group_confusions",
     "kind_share",
     "list_confusions",
+    "share_text",
 ]
 
 # (true class is seen, predicted class is seen) -> what that is called; the worst for zero-shot
@@ -28,6 +30,8 @@ KINDS = {
     (False, False): "unseen taken for unseen",
     (True, True): "seen taken for seen",
 }
+# The one kind where no class is unseen.
+ALL = "one class taken for another"
 
 
 @dataclass(frozen=True)
@@ -70,13 +74,15 @@ def list_confusions(confusion: np.ndarray, pixels: np.ndarray) -> list[Confusion
 def group_confusions(
     pairs: Sequence[Confusion], seen: np.ndarray, count: int
 ) -> dict[str, list[Confusion]]:
-    """The first ``count`` of each of `KINDS`; only kinds that the partition has.
+    """The first ``count`` of each of `KINDS` that the partition has, or of `ALL`.
 
     Args:
         pairs: of `list_confusions`.
         seen: (K,) bool.
         count: of a kind.
     """
+    if seen.all():
+        return {ALL: list(pairs[:count])}
     groups = {}
     for (true, predicted), kind in KINDS.items():
         if {true, predicted} <= set(seen.tolist()):
@@ -111,13 +117,19 @@ def kind_share(counts: np.ndarray, seen: np.ndarray, kind: str) -> float:
     Args:
         counts: (K, K + 1), rows are true classes; the last column is pixels without a class.
         seen: (K,) bool.
-        kind: of `KINDS`.
+        kind: of `KINDS`, or `ALL`.
     """
-    true, predicted = next(flags for flags, name in KINDS.items() if name == kind)
+    kinds = {ALL: (True, True)} | {name: flags for flags, name in KINDS.items()}
+    true, predicted = kinds[kind]
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
     taken = wrong[seen == true, :-1][:, seen == predicted].sum()
     return float(100 * taken / max(counts[seen == true].sum(), 1))
+
+
+def share_text(kind: str, share: str) -> str:
+    """Say what share of which pixels a kind takes: "12.0 % of all unseen pixels"."""
+    return f"{share} % of all {'labelled' if kind == ALL else kind.split()[0]} pixels"
 
 
 def format_confusions(
@@ -142,6 +154,6 @@ def format_confusions(
             for pair in pairs
         ]
         lines += [f"## {kind[0].upper()}{kind[1:]}", ""]
-        lines += [f"{shares[kind]:.2f} % of all {kind.split()[0]} pixels.", ""]
+        lines += [f"{share_text(kind, f'{shares[kind]:.2f}')}.", ""]
         lines += [markdown_table(head, rows), ""]
     return "\n".join(lines)

@@ -154,6 +154,11 @@ def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Pat
 def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
     """Yield (file, its own keys), the deepest ``_BASE_`` first."""
     path = find_config(path)
+    if visited and not path.is_file():
+        raise ConfigError(
+            f"{visited[-1]}: _BASE_ leads to {path}: no such config file; write its full path, or "
+            f"one that begins at {visited[-1].parent}"
+        )
     if path in visited:
         raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
     tree = _read_yaml(path)
@@ -183,7 +188,7 @@ def _resolved(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such config file; check --config-file and _BASE_")
+        raise ConfigError(f"{path}: no such config file; check --config-file")
     try:
         tree = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

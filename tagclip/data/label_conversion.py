@@ -137,6 +137,7 @@ class Conversion:
             brightness = raster.values if raster.values.ndim == 2 else raster.values[..., :3].max(2)
             if raster.palette is not None:
                 brightness = palette_table(raster.palette).max(1)[raster.values]
+            _refuse_photo(brightness, self.threshold, path)
             is_bright = (brightness >= self.threshold).astype(np.uint8)
             return self._counted(*self._by_value(is_bright), is_bright)
         ids, pixels = self._readings(raster, path)
@@ -318,6 +319,22 @@ def count_mask(path: Path) -> tuple[str, dict[Pixel, int]]:
     for value, number in counts.items():
         colors[tuple(table[value])] += number
     return "colors", dict(colors)
+
+
+def _refuse_photo(brightness: np.ndarray, threshold: int, path: Path) -> None:
+    """Compression spreads the two values of a mask near its edges only."""
+    near = int(brightness.max()) // 128
+    bright = brightness >= threshold
+    pixels = 0
+    for side in (brightness[~bright], brightness[bright]):
+        if side.size:
+            value = np.bincount(side).argmax()
+            pixels += np.count_nonzero(np.abs(side.astype(np.int64) - value) <= near)
+    if 3 * pixels < brightness.size:
+        raise DatasetError(
+            f"{path}: {1 - pixels / brightness.size:.0%} of the pixels are far from two values, as "
+            "in a photo, expected a mask of two; move what is no mask to another folder"
+        )
 
 
 def _is_opaque(pixels: np.ndarray) -> bool:

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from tagclip import Vocabulary
 from tagclip.analysis.confusion_charts import draw_confusion_bars, draw_confusion_map
 from tagclip.analysis.confusions import (
+    ALL,
     confused_classes,
     group_confusions,
     kind_share,
     list_confusions,
+    share_text,
 )
 from tagclip.analysis.result_images import count_pixels
 
@@ -36,11 +38,20 @@ def test_confusions_are_sorted_and_grouped(rows: list[list[int]], flags: list[bo
     groups = group_confusions(pairs, seen, 99)
     assert sum(map(len, groups.values())) == len(pairs)
     for kind, found in groups.items():
-        true, predicted = (word == "seen" for word in kind.split(" taken for "))
+        # Without unseen classes nothing is called seen.
+        assert (kind == ALL) == seen.all()
+        true, predicted = (
+            (word == "seen" for word in kind.split(" taken for ")) if kind != ALL else (True, True)
+        )
         assert all((seen[p.true], seen[p.predicted]) == (true, predicted) for p in found)
         pixels = sum(sum(row) for row, flag in zip(rows, flags, strict=True) if flag == true)
         share = 100 * sum(p.pixels for p in found) / max(pixels, 1)
         assert kind_share(counts, seen, kind) == pytest.approx(share)
+
+
+def test_shares_name_their_pixels() -> None:
+    assert share_text("unseen taken for seen", "1.0") == "1.0 % of all unseen pixels"
+    assert share_text(ALL, "1.0") == "1.0 % of all labelled pixels"
 
 
 def large() -> tuple[np.ndarray, Vocabulary]:

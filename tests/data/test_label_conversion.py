@@ -236,3 +236,26 @@ def test_another_file_in_the_place_stays(tmp_path: Path) -> None:
         write_label(path, index_png(label, {}), False)
     assert write_label(path, index_png(label, {}), True)
     assert os.listdir(tmp_path) == ["o.png"]
+
+
+@pytest.mark.parametrize("quality", [5, 75])
+@pytest.mark.parametrize("size", [(64, 48), (107, 80)])
+def test_a_threshold_takes_masks_however_compressed(
+    tmp_path: Path, quality: int, size: tuple[int, int]
+) -> None:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[8:30, 5:50] = 255
+    mask[::8, 20:24] = 255
+    path = tmp_path / "mask.jpg"
+    image = Image.fromarray(mask).resize(size, Image.Resampling.BICUBIC)
+    image.convert("RGB").save(path, quality=quality)
+    label, unknown = conversion(threshold=128).labels(read_raster(path), path)
+    assert not unknown and 0.2 < label.mean() < 0.6
+
+
+def test_a_threshold_refuses_photos(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(rng.normal(130, 25, (48, 64, 3)).clip(0, 255).astype(np.uint8)).save(path)
+    with pytest.raises(DatasetError, match=r"photo.jpg: 9\d% of the pixels are far from two val"):
+        conversion(threshold=128).labels(read_raster(path), path)

@@ -70,11 +70,13 @@ def test_label_files(tmp_path: Path, tool: str) -> None:
     assert (found == np.where(covered, expected, vocabulary.ignore_label)).all()
 
 
-def test_a_project_of_supervisely(tmp_path: Path) -> None:
-    """The rest becomes a class of its own."""
+def test_a_project_of_supervisely(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rest becomes a class of its own, and it is said that it is new."""
     options = ("--unlabelled", "background")
     assert convert(STORED / "supervisely", "supervisely", tmp_path, *options) is None
     assert Vocabulary.from_json(tmp_path / "vocabulary.json").names[:2] == ["background", "tree"]
+    said = "--unlabelled: {} has no class 'background'; it becomes a new one, with id 0\n"
+    assert capsys.readouterr().err == said.format(STORED / "supervisely")
     found = read_label(tmp_path / "ds0" / "img" / "a.png")
     assert set(np.unique(found)) == {0, 1, 2, 3, 4} and (found[TREE & ~CAR] == 1).all()
     assert not read_label(tmp_path / "ds0" / "datasets" / "inner" / "img" / "b.png").any()

@@ -150,7 +150,7 @@ def test_values_are_mapped(tool: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("name,id\nrest,0\ncrack,1\n")
     (tmp_path / "i.csv").write_text("value,id\n0,0\n1,1\n255,1\n")
     words = [tmp_path / "m", "--classes", tmp_path / "c.csv", "--ids", tmp_path / "i.csv"]
-    with pytest.raises(DatasetError, match=r"1 of 1 masks have .* that c lacks: 9 \(1 pixels\)"):
+    with pytest.raises(DatasetError, match=r"1 of 1 masks have .* list 'c' lacks: 9 \(1 pixels\)"):
         run(tool, *words, "--output", tmp_path / "o")
     run(tool, *words, "--output", tmp_path / "o", "--unknown", "ignore")
     assert read_label(tmp_path / "o" / "x.png").tolist() == [[0, 1, 1, 255]]
@@ -288,7 +288,9 @@ def test_two_masks_of_one_name(tool: ModuleType, masks: Path, tmp_path: Path) ->
 
 
 def test_no_classes_and_no_masks(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--classes: found no class list .* --scan$"):
+    with pytest.raises(
+        ConfigError, match=r"--classes: found no class list .* --scan > classes.csv, then"
+    ):
         run(tool, masks, "--output", tmp_path / "o")
     (tmp_path / "empty").mkdir()
     words = ["--classes", tmp_path / "classes.csv", "--output", tmp_path / "o"]

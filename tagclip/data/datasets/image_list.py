@@ -55,12 +55,13 @@ class ImageList:
     Attributes:
         path: the text file.
         root: the folder; no line leads out of it.
-        suffix: of the images (`NamedFiles.stem_suffix`).
+        suffix, label_suffix: of images and labels (`NamedFiles.stem_suffix`).
     """
 
     path: str
     root: str
     suffix: str = ""
+    label_suffix: str = ""
 
     def resolve(
         self, images: Mapping[str, str], labels: Mapping[str, str]
@@ -128,6 +129,9 @@ class ImageList:
             )
         if line.replace("\\", "/").startswith(("/", "../")):
             return "it leads out of the folder: list images below it"
+        ends = plain_name(line).removesuffix(self.label_suffix)
+        if self.label_suffix and self.name(ends, images):
+            return f"it is a label: list images, here {ends + self.suffix}"
         return "write its path below the folder, or add the image"
 
 

@@ -257,7 +257,8 @@ class _PairedFiles:
             what = f"{self._unlisted} {'in' if self.image_list else 'of'}"
             raise DatasetError(
                 f"dataset {self.name}: {self.pairs or self.image_list}: {len(unlisted)} {what} "
-                f"{self.images.root}, such as {line!r}; {remedy}{self._advice}"
+                f"{self.images.root}, such as {line!r}; {self.advice_on_names() or remedy}"
+                f"{self._circumstances}"
             )
         self._refuse_lonely(images, labels, "images", self.labels)
         self._refuse_lonely(labels, images, "labels", self.images)
@@ -299,7 +300,8 @@ class _PairedFiles:
         images, labels = self._listed(pairing)
         if not self.image_list:
             return images, labels, {}
-        listed = ImageList(self.image_list, self.images.root, self.images.stem_suffix)
+        suffixes = self.images.stem_suffix, self.labels.stem_suffix
+        listed = ImageList(self.image_list, self.images.root, *suffixes)
         with self._naming(self._advice):
             names, unlisted = listed.resolve(images, labels)
         images, labels = ({k: d[k] for k in names & d.keys()} for d in (images, labels))
@@ -387,11 +389,14 @@ class _PairedFiles:
 
     @property
     def _advice(self) -> str:
+        return self._circumstances + ("" if self.prepare_command else "; check the path")
+
+    @property
+    def _circumstances(self) -> str:
         value = os.environ.get("DETECTRON2_DATASETS", "")
         variable = f" (DETECTRON2_DATASETS is {repr(value) if value else 'not set'})"
         if self.prepare_command:
             return f"{variable}; run: {self.prepare_command}"
         # A user's absolute path elsewhere has nothing to do with it.
         is_below = value and Path(self.images.root).is_relative_to(expand_path(value))
-        hint = variable if is_below or not os.path.isabs(self.images.root) else ""
-        return f"{hint}; check the path"
+        return variable if is_below or not os.path.isabs(self.images.root) else ""

@@ -220,6 +220,7 @@ def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:
     vocabulary = scan.vocabulary
     names = {entry.id: entry.name for entry in vocabulary.classes}
     lowest, highest = min(names), max(names)
+    names_color = all(entry.color for entry in vocabulary.classes)
     total = sum(scan.pixels.values())
     ignored = scan.total(vocabulary.ignored) / total
     absent = sorted(entry.id for entry in vocabulary.classes if not scan.total(entry.ids))
@@ -228,6 +229,8 @@ def _suspect_ends(scan: DatasetScan) -> Iterator[tuple[str, str]]:
         and scan.pixels[lowest] >= _MANY_PIXELS * total
         and not ignored
         and name_key(names[lowest]) not in _BACKGROUND_NAMES
+        # A colour is no number that somebody has left out.
+        and not (names_color and scan.modes["label"].keys() <= set(_COLOR_MODES))
     ):
         yield (
             f"{lowest} ({names[lowest]!r}) is in {scan.images[lowest]} of {scan.labels} label "

@@ -224,7 +224,7 @@ def draw_contact_sheet(
     title = f"{scan.name}: labels over images, evenly spread over the dataset"
     sheet = draw_panels(rows, [title] + [""] * (len(rows[0]) - 1))
     classes = sorted(shown & set(range(len(scan.vocabulary))))
-    legend = draw_legend(scan.vocabulary, sheet.shape[1], classes)
+    legend = draw_legend(scan.vocabulary, sheet.shape[1], classes, -1 in shown)
     return save_png(path, stack_pictures([sheet, legend]))
 
 

@@ -113,6 +113,8 @@ def test_names_with_a_suffix(data: Path) -> None:
     )
     assert _listed(data, "a_images.JPG\nsub\\b\n") == ["a", "sub/b"]
     assert _listed(data, "a_images\nsub/b_images.JPG sub/b_labels.png\n") == ["a", "sub/b"]
+    with pytest.raises(DatasetError, match=r"'sub/b_labels'; it is a label: .* here sub/b_images$"):
+        _listed(data, "sub/b_labels\n")
 
 
 def test_folders_that_are_links(data: Path) -> None:

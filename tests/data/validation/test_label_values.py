@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,16 @@ def test_suspicions_are_notes(labels: list[np.ndarray], message: str) -> None:
     (suspicion,) = [problem for problem in problems if problem.kind == "suspicion"]
     assert message in suspicion.title and not suspicion.is_problem
     assert suspicion.advice
+
+
+def test_a_colour_does_not_mean_unlabelled() -> None:
+    scan = _scan_of(_dominate(_five(0, 4), 0), FIVE)
+    scan.modes["label"] = Counter(RGB=scan.labels)
+    # Three equal channels are ids.
+    assert [f.kind for f in list_findings(scan, "mend it")] == ["suspicion"]
+    entries = tuple(replace(e, color=(e.id, 9, 9)) for e in FIVE.classes)
+    scan.vocabulary = replace(FIVE, classes=entries)
+    assert list_findings(scan, "mend it") == []
 
 
 def test_gray_files_among_coloured_ones_are_a_suspicion() -> None:
