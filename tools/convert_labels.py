@@ -20,15 +20,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tagclip.data.formats import READERS, reader
-from tagclip.errors import ConfigError, DatasetError
-from tagclip.utils.cli import check_output, run_tool
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
+from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import remove_leftovers, write_atomic
-from tagclip.utils.text import did_you_mean, format_csv, json_text, listed
+from tagclip.utils.text import did_you_mean, format_csv, json_text, listed, one_line
 
 if TYPE_CHECKING:
     from tagclip.data.class_tables import ClassTable
@@ -248,11 +249,7 @@ def convert_masks(args: argparse.Namespace) -> None:
         value_colors(vocabulary),
         args.overwrite,
     )
-    if args.output.resolve().is_relative_to(args.source.resolve()):
-        raise ConfigError(
-            f"--output {args.output}: lies in the folder of the masks, expected another; the masks "
-            "stay as they are"
-        )
+    _refuse_inside(args)
     tasks = [
         MaskFile(path, _output(args.output, path.relative_to(args.source)))
         for path in find_masks(args.source)
@@ -308,7 +305,12 @@ def convert_annotations(args: argparse.Namespace) -> None:
                 f"{did_you_mean(unlabelled, names)}; it becomes a new one, with id 0"
             )
             names = (unlabelled, *names)
-        vocabulary = Vocabulary.from_names(names, name=args.source.stem)
+        try:
+            vocabulary = Vocabulary.from_names(names, name=args.source.stem)
+        except VocabularyError as error:
+            raise VocabularyError(
+                f"{args.source}: {error}; or pass a class list with --classes"
+            ) from error
         table = ClassTable.of(vocabulary)
     vocabulary = table.vocabulary
     ids = {name_key(entry.name): entry.id for entry in vocabulary.classes}
@@ -322,9 +324,11 @@ def convert_annotations(args: argparse.Namespace) -> None:
                 f"expected ignore or a class of {vocabulary.name}"
             )
         rest = ids[name_key(unlabelled)]
+    _refuse_inside(args)
     images: list[AnnotatedImage] = list(module.read(args.source, args.images))
     if not images:
         raise DatasetError(f"{args.source}: found no image, expected some; export it again")
+    tasks = [ImageToPaint(image, _output(args.output, Path(image.file))) for image in images]
     if args.images:
         _refuse_missing(args.images, images)
     found = Counter(each.name for image in images for each in image.segments if not each.is_ignored)
@@ -347,12 +351,26 @@ def convert_annotations(args: argparse.Namespace) -> None:
         value_colors(vocabulary),
         args.overwrite,
     )
-    tasks = [ImageToPaint(image, _output(args.output, Path(image.file))) for image in images]
     _convert(args, painting, tasks, table, unknown)
 
 
+def _refuse_inside(args: argparse.Namespace) -> None:
+    """Refuse to write where the next run would look for masks, images or json files."""
+    folders = [args.source]
+    if args.form == "yolo-seg" and args.source.is_file():
+        folders.append(args.source.parent)
+    if args.form == "yolo-seg" and args.images:
+        folders.append(args.images)
+    for folder in folders:
+        if args.output.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"--output {args.output}: lies in {folder}, which is read, expected a folder "
+                "beside it; choose another"
+            )
+
+
 def _refuse_missing(folder: Path, images: Sequence[AnnotatedImage]) -> None:
-    missing = [image.file for image in images if not (folder / image.file).is_file()]
+    missing = [each.file for each in images if not os.path.isfile(folder / each.file)]
     if missing:
         raise DatasetError(
             f"{folder}: lacks {len(missing)} of {len(images)} annotated images: "
@@ -366,7 +384,16 @@ def _output(folder: Path, relative: Path) -> Path:
             f"{relative}: found an image outside its folder, expected a path below it; mend the "
             "file names in the annotations"
         )
-    return folder / relative.with_suffix(".png")
+    try:
+        output = folder / relative.with_suffix(".png")
+        with suppress(FileNotFoundError, NotADirectoryError):
+            output.stat()
+    except (OSError, ValueError) as error:
+        raise DatasetError(
+            f"{str(relative)!r}: found this name of an image, which no file can have "
+            f"({one_line(error)}), expected a path; mend it in the annotations"
+        ) from error
+    return output
 
 
 def _convert(
@@ -379,7 +406,7 @@ def _convert(
     """Run all tasks; write the index and the class list when all have succeeded."""
     from tagclip.data.datasets.walk import map_files
 
-    _refuse_equal(tasks)
+    _refuse_equal(args, tasks)
     for folder in {task.output.parent for task in tasks}:
         remove_leftovers(folder, "*.png")
     unknown: Counter[Pixel] = Counter()
@@ -402,10 +429,15 @@ def _convert(
     print(line)
 
 
-def _refuse_equal(tasks: Sequence[MaskFile | ImageToPaint]) -> None:
+def _refuse_equal(args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPaint]) -> None:
     first: dict[Path, MaskFile | ImageToPaint] = {}
     for task in tasks:
         other = first.setdefault(task.output, task)
+        if other is not task and other.name == task.name:
+            raise DatasetError(
+                f"{args.source}: found the image {task.name} twice, expected it once; export "
+                "the annotations again"
+            )
         if other is not task:
             raise DatasetError(
                 f"{task.name}: found the same name as that of {other.name}, expected names of "
@@ -471,8 +503,9 @@ def _write_index(
         "unknown": {_text(pixel): number for pixel, number in list(unknown.items())[:_ROWS]},
         "files": files,
     }
-    write_atomic(args.output / "vocabulary.json", vocabulary_text(table))
-    write_atomic(args.output / _INDEX, json_text(content, indent=1) + "\n")
+    with writing("--output", args.output):
+        write_atomic(args.output / "vocabulary.json", vocabulary_text(table))
+        write_atomic(args.output / _INDEX, json_text(content, indent=1) + "\n")
 
 
 def _note(line: str) -> None:

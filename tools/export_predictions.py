@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.errors import ConfigError
-from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool
+from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool, writing
 from tagclip.utils.text import listed
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -116,13 +116,8 @@ def main(args: argparse.Namespace) -> None:
             f"--output {args.output}: found {listed(there, 3)}, expected none of these files; "
             "choose another folder, or replace them with --overwrite"
         )
-    try:
+    with writing("--output", args.output):
         written = writer(args)(args.output, found, found.vocabulary)
-    except OSError as error:
-        raise ConfigError(
-            f"--output {args.output}: cannot be written ({error.strerror}); free space or choose "
-            "another folder"
-        ) from error
     print(f"{len(found.names)} images written: {', '.join(map(str, written))}")
     if args.to == "coco" and any(entry.id == 0 for entry in found.vocabulary.classes):
         print("category_id is the class's id plus 1: to some tools category 0 is no class")

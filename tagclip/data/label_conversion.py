@@ -273,18 +273,23 @@ def write_label(path: Path, content: bytes, overwrite: bool) -> bool:
         Whether it was written: False if a file with the same pixels is there.
 
     Raises:
-        DatasetError: a file with other pixels is there.
+        DatasetError: a file with other pixels is there, or it cannot be written.
     """
-    if path.exists():
-        old = path.read_bytes()
-        if old == content or _has_pixels(path, content):
-            return False
-        if not overwrite:
-            raise DatasetError(
-                f"{path}: found a file with other labels, expected none or the same; choose "
-                "another --output, or pass --overwrite"
-            )
-    write_atomic(path, content)
+    try:
+        if path.exists():
+            old = path.read_bytes()
+            if old == content or _has_pixels(path, content):
+                return False
+            if not overwrite:
+                raise DatasetError(
+                    f"{path}: found a file with other labels, expected none or the same; choose "
+                    "another --output, or pass --overwrite"
+                )
+        write_atomic(path, content)
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another --output"
+        ) from error
     return True
 
 

@@ -8,7 +8,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "hide_tracebacks",
     "is_lost_connection",
     "run_tool",
+    "writing",
 ]
 
 _LONGEST = 2000
@@ -171,6 +173,22 @@ def check_output(option: str, path: Path, is_folder: bool = False) -> None:
     except OSError as error:
         raise ConfigError(
             f"{option} {path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Say in one line that what an option names cannot be written.
+
+    Raises:
+        ConfigError: for an OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{option} {path}: cannot be written ({error.strerror}); free space or choose another "
+            "folder"
         ) from error
 
 

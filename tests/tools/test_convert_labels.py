@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
+from helpers.full_disk import largest_file
 from helpers.tiny_run import load_tool
 from helpers.toy_dataset import forget
 from hypothesis import assume, given, settings
@@ -273,7 +274,9 @@ def test_masks_are_never_written_over(
 ) -> None:
     before = content(masks)
     words = [masks, "--classes", tmp_path / "classes.csv", "--output", masks / name, "--overwrite"]
-    with pytest.raises(ConfigError, match="lies in the folder of the masks"):
+    with pytest.raises(
+        ConfigError, match="lies in .*masks, which is read, expected a folder beside"
+    ):
         run(tool, *words)
     assert content(masks) == before
 
@@ -471,6 +474,110 @@ def test_the_commands_of_the_docs(
         run(tool, *words[3:])
     assert len(list(tmp_path.glob("labels*/index.json"))) == 8
     assert (read_label("labels_yolo/x.png") == 1).any()
+
+
+def _coco(folder: Path, **image: object) -> Path:
+    tree = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 12, "height": 9, **image}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [],
+    }
+    path = folder / "c.json"
+    path.write_text(json.dumps(tree))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("", "no file can have"),
+        (".", "no file can have"),
+        ("a\0.jpg", "no file can have .*null byte"),
+        ("\ud800.jpg", "no file can have"),
+        ("/etc/a.jpg", "found an image outside its folder"),
+        ("x/../../a.jpg", "found an image outside its folder"),
+    ],
+)
+@pytest.mark.parametrize("with_images", [True, False])
+def test_names_that_no_image_has(
+    tool: ModuleType, tmp_path: Path, file: str, message: str, with_images: bool
+) -> None:
+    words = [_coco(tmp_path, file_name=file), "--from", "coco", "--output", tmp_path / "o"]
+    with pytest.raises(DatasetError, match=message):
+        run(tool, *words, *["--images", tmp_path] * with_images)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": 1, "file_name": "b.jpg"}, {"id": 2}, {"id": 2, "file_name": "./a.jpg"}],
+)
+def test_images_that_occur_twice(
+    tool: ModuleType, tmp_path: Path, change: dict[str, object]
+) -> None:
+    path = _coco(tmp_path)
+    tree = json.loads(path.read_text())
+    tree["images"].append({**tree["images"][0], **change})
+    path.write_text(json.dumps(tree))
+    with pytest.raises(
+        DatasetError, match=r"c\.json.*: (found the image a\.jpg|id 1 occurs) twice"
+    ):
+        run(tool, path, "--from", "coco", "--output", tmp_path / "o")
+
+
+def test_lists_of_tools_that_are_no_class_lists(tool: ModuleType, tmp_path: Path) -> None:
+    path = _coco(tmp_path)
+    for categories, message in (
+        ([], "the class list is empty; .* --classes"),
+        ([{"id": 1, "name": "cat"}, {"id": 2, "name": "Cat"}], "'cat' = 'Cat'; .* --classes"),
+        ([{"id": 1, "name": " "}], "name of the class with id 0 is empty"),
+    ):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "categories": categories}))
+        with pytest.raises(VocabularyError, match=rf"^{re.escape(str(path))}: .*{message}"):
+            run(tool, path, "--from", "coco", "--output", tmp_path / "o")
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_full_disk_is_one_line_and_leaves_whole_files(
+    tool: ModuleType, masks: Path, tmp_path: Path, workers: str
+) -> None:
+    output = tmp_path / "o"
+    words = [str(masks), "--classes", str(tmp_path / "classes.csv"), "--output", str(output)]
+    words += ["--workers", workers]
+    message = r"^{}.*cannot be written \({}\); free space or choose another [^\n]*$"
+    with (
+        largest_file(500),
+        pytest.raises(DatasetError, match=message.format(output, "File too large")),
+    ):
+        tool.main(tool.parse_args(words))
+    assert not any(path.is_file() for path in output.rglob("*"))
+    (output / "index.json").mkdir()
+    with pytest.raises(ConfigError, match=message.format("--output ", "Is a directory")):
+        tool.main(tool.parse_args(words))
+    (output / "index.json").rmdir()
+    tool.main(tool.parse_args(words))
+    assert len(content(output)) == 5
+
+
+def test_annotations_are_not_converted_into_what_is_read(tool: ModuleType, tmp_path: Path) -> None:
+    data = tmp_path / "yolo" / "data.yaml"
+    data.parent.mkdir()
+    data.write_text("names: [cat]")
+    Image.new("RGB", (4, 3)).save(data.parent / "a.png")
+    for source, output in (
+        (data, data.parent / "png"),
+        (data.parent, data.parent),
+        (data.parent, data.parent / "x" / "y"),
+    ):
+        with pytest.raises(ConfigError, match="which is read, expected a folder beside it"):
+            run(tool, source, "--from", "yolo-seg", "--output", output)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "classes.txt").write_text("cat")
+    words = [tmp_path / "texts", "--from", "yolo-seg", "--images", data.parent, "--output"]
+    with pytest.raises(ConfigError, match="which is read, expected a folder beside it"):
+        run(tool, *words, data.parent / "png")
+    run(tool, *words, tmp_path / "o")
+    assert list(content(tmp_path / "o")) == ["a.png", "index.json", "vocabulary.json"]
 
 
 _POOL = [(0, 0, 0), (255, 255, 255), (1, 1, 1), (7, 7, 7), (200, 10, 30), (9, 99, 199)]

@@ -52,8 +52,13 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
             (where, annotation)
         )
     rows = need(tree, "images", list, str(path))
-    numbers = [need(row, "id", int, f"{path}, images[{n}]") for n, row in enumerate(rows)]
-    lost = next((number for number in annotations if number not in set(numbers)), None)
+    numbers: dict[int, int] = {}
+    for index, row in enumerate(rows):
+        where = f"{path}, images[{index}]"
+        number = need(row, "id", int, where)
+        if numbers.setdefault(number, index) != index:
+            raise DatasetError(f"{where}: id {number} occurs twice; give each one of its own")
+    lost = next((number for number in annotations if number not in numbers), None)
     if lost is not None:
         raise DatasetError(
             f"{annotations[lost][0][0]}: image_id is {lost}, expected the id of one of the "

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from os.path import isfile, join
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def find_image(names: Sequence[str], images: str | Path | None) -> str:
         raise DatasetError(f"found the image name {names[0]!r}, expected one below a folder")
     if images is None:
         return names[0]
-    return next((name for name in names if Path(images, name).is_file()), names[0])
+    return next((name for name in names if isfile(join(images, name))), names[0])
 
 
 def checked_size(height: object, width: object) -> tuple[int, int]:

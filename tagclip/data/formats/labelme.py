@@ -55,13 +55,8 @@ def class_names(path: Path) -> tuple[str, ...]:
             names = [line.strip() for line in lines if line.strip()]
             break
     else:
-        names = sorted(
-            {
-                label
-                for file in _files(path)
-                for label, _ in _shapes(read_json(file, "labelme"), file)
-            }
-        )
+        trees = ((read_json(file, "labelme"), file) for file in _files(path))
+        names = sorted({label for tree, file in trees for label, _ in _shapes(tree, file)})
     return tuple(dict.fromkeys(map(_name, filter(_IGNORED.__ne__, names))))
 
 
