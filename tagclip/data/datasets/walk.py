@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -20,6 +20,8 @@ __all__ = ["files_below", "map_files"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# What a process of `map_files` calls.
+_function: Callable[[Any], Any]
 
 
 def files_below(root: str | Path) -> Iterator[Path]:
@@ -82,9 +84,9 @@ def map_files(
         yield from bar(map(function, items))
         return
     else:
-        # Ctrl-C is the business of this process alone.
-        ignoring = (signal.SIGINT, signal.SIG_IGN)
-        pool = ProcessPoolExecutor(processes, initializer=signal.signal, initargs=ignoring)
+        # The function goes to each process once, not with each item: it may hold all predictions.
+        pool = ProcessPoolExecutor(processes, initializer=_begin, initargs=(function,))
+        function = _call
         chunk = max(1, min(32, len(items) // (4 * processes)))
     try:
         with pool:
@@ -94,3 +96,15 @@ def map_files(
             f"{title}: a worker process died, maybe for lack of memory; use fewer --workers, or 1 "
             "to see at which file"
         ) from error
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    """Start a process of `map_files`."""
+    global _function
+    _function = function
+    # Ctrl-C is the business of the main process alone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call(item: Any) -> Any:
+    return _function(item)

@@ -32,6 +32,28 @@ def _die(number: int) -> int:
     os._exit(7)
 
 
+class _Noted:
+    """A function that notes how often it is handed to a process."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, number: int) -> int:
+        return number
+
+    def __getstate__(self) -> dict[str, Path]:
+        with self.file.open("a") as file:
+            file.write("handed on\n")
+        return self.__dict__
+
+
+def test_the_function_is_not_handed_on_with_each_item(tmp_path: Path) -> None:
+    file = tmp_path / "noted"
+    file.touch()
+    assert list(map_files(_Noted(file), range(500), "toy", 2)) == list(range(500))
+    assert len(file.read_text().splitlines()) <= 2
+
+
 @pytest.mark.parametrize("processes", [None, 0, 1, 2])
 def test_results_keep_the_order_of_the_items(processes: int | None) -> None:
     assert list(map_files(_late, range(5), "toy", processes)) == [0, 1, 4, 9, 16]
