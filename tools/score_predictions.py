@@ -122,10 +122,7 @@ def main(args: argparse.Namespace) -> None:
     samples = DatasetCatalog.get(dataset)
     predictions, match, how = open_predictions(args, vocabulary, samples)
     folder = args.output / "inference" / dataset
-    if folder.resolve() in (args.predictions.resolve(), *args.predictions.resolve().parents):
-        raise ConfigError(
-            f"--output {args.output}: would write over {args.predictions}; choose another folder"
-        )
+    check_free(args, folder)
     writer = PredictionWriter(
         folder / PredictionWriter.kind.name,
         [sample["file_name"] for sample in samples],
@@ -143,10 +140,41 @@ def main(args: argparse.Namespace) -> None:
     log_content(content, vocabulary, len(samples))
     for line in notes(match, content):
         logger.warning("%s: %s", dataset, line)
-    write_atomic(args.output / "config.yaml", cfg.dump())
     write_result(content, folder, args.output / "results.csv")
     writer.finish(content)
-    logger.info("written: %s", draw_report(args, content, match))
+    try:
+        # Last: without it, nothing here is a run.
+        write_atomic(args.output / "config.yaml", cfg.dump())
+        logger.info("written: %s", draw_report(args, content, match))
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or args.output}: cannot be written ({error.strerror}); free space, "
+            "or choose another folder as --output"
+        ) from error
+
+
+def check_free(args: argparse.Namespace, folder: Path) -> None:
+    """Refuse an output that would replace the predictions, or a run.
+
+    Raises:
+        ConfigError: ``folder``, which the results go into, holds the predictions, they hold the
+            output, or the output is not that of an earlier score.
+    """
+    from tagclip.evaluation.results import read_metrics
+
+    read, output = args.predictions.resolve(), args.output.resolve()
+    if folder.resolve() in (read, *read.parents) or read in (output, *output.parents):
+        raise ConfigError(
+            f"--output {args.output}: would write into or over the predictions "
+            f"{args.predictions}; choose another folder"
+        )
+    results = sorted(output.glob("inference/*/metrics.json"))
+    is_score = all("predictions" in read_metrics(path)["run"] for path in results)
+    if (output / "config.yaml").is_file() and not (results and is_score):
+        raise ConfigError(
+            f"--output {args.output}: found a run that is no score, whose config and results "
+            "would be replaced; choose another folder"
+        )
 
 
 def find_dataset(args: argparse.Namespace) -> tuple[CfgNode, str]:
@@ -157,7 +185,7 @@ def find_dataset(args: argparse.Namespace) -> tuple[CfgNode, str]:
     """
     from tagclip import load_config
     from tagclip.data import Protocol
-    from tagclip.data.datasets.register import register_datasets
+    from tagclip.structures.vocabulary import Vocabulary
 
     cfg = load_config(args.config_file)
     import_projects(cfg.PROJECTS if args.config_file else PROJECT_NAMES)
@@ -169,13 +197,16 @@ def find_dataset(args: argparse.Namespace) -> tuple[CfgNode, str]:
             f"({', '.join(tested) or 'none'}), expected one; name it with --dataset"
         )
     cfg.DATASETS.TEST, cfg.OUTPUT_DIR = (dataset,), str(args.output)
-    if args.split:
-        cfg.DATASETS.ZERO_SHOT.SPLIT = args.split
+    cfg.DATASETS.ZERO_SHOT.SPLIT = args.split or cfg.DATASETS.ZERO_SHOT.SPLIT
     if not args.config_file:
-        cfg.DATASETS.TRAIN, cfg.PROJECTS = (dataset,), list(PROJECT_NAMES)
-    register_datasets(cfg)
-    if not args.config_file and Protocol(cfg).dataset(dataset).seen is None:
-        cfg.DATASETS.ZERO_SHOT.SETTING = "supervised"
+        cfg.PROJECTS = list(PROJECT_NAMES)
+    vocabulary = Protocol(cfg).dataset(dataset)
+    if args.split:
+        vocabulary = Vocabulary.from_metadata(dataset, args.split)
+    # Whatever trained what made the predictions: the output shows the dataset by its split.
+    has_split = vocabulary.seen is not None
+    cfg.DATASETS.TRAIN, cfg.DATASETS.ZERO_SHOT.SPLIT = (dataset,), vocabulary.split
+    cfg.DATASETS.ZERO_SHOT.SETTING = "inductive" if has_split else "supervised"
     return cfg, dataset
 
 
@@ -213,10 +244,12 @@ def open_predictions(
     allow_extra, where = args.extra_classes == "other", str(args.classes or path)
     theirs = read_class_table(args.classes).vocabulary if args.classes else vocabulary
     names = {value: entry.name for value, entry in theirs.by_value.items()}
-    if path.is_file():
-        content = read_coco(path)
-        if not args.classes:
-            names = coco_names(content) or names
+    content = read_coco(path) if path.is_file() else None
+    if not args.classes:
+        names = coco_names(content) or names
+    if args.values == "indices":
+        names = dict(enumerate(dict.fromkeys(names.values())))
+    if content is not None:
         match = match_classes(names, vocabulary, where, allow_extra)
         background = -1
         if args.background:
@@ -225,17 +258,16 @@ def open_predictions(
         rows = coco_rows(content, path, images, args.coco_images)
         how = {
             "form": "coco",
+            "values": args.values,
             "merge": args.merge,
             "background": args.background or None,
             "images_without_masks": len(images) - len(rows),
         }
         return CocoResults(path, rows, match, args.merge, background), match, how
-    channels = tuple(entry.ids[0] for entry in theirs.classes)
-    if args.values == "indices":
-        names = dict(enumerate(theirs.names))
-        channels = tuple(names)
     match = match_classes(names, vocabulary, where, allow_extra)
+    channels = tuple(names)
     if args.values == "ids":
+        channels = tuple(entry.ids[0] for entry in theirs.classes)
         none = dict.fromkeys(theirs.ignored, -1)
         match = ClassMatch({**none, **match.indices}, match.missing, match.extra)
     files = find_files(path, images, args.suffix)
@@ -265,9 +297,11 @@ def add_boundary(content: dict[str, Any], iou: np.ndarray, vocabulary: Vocabular
 
     for row, value in zip(content["classes"], iou.tolist(), strict=True):
         row["boundary-IoU"] = value
-    seen = None if vocabulary.seen is None else vocabulary.seen_mask
-    for name, value in mean_ious(iou, seen).items():
+    averaged, seen = content["classes_averaged"], vocabulary.seen
+    for name, value in mean_ious(iou, None if seen is None else vocabulary.seen_mask).items():
         content["metrics"][f"boundary-{name}"] = value
+        # Each class with pixels has some at its boundary.
+        averaged |= {f"boundary-{name}": averaged[name]} if name in averaged else {}
 
 
 def notes(match: ClassMatch, content: dict[str, Any]) -> list[str]:
@@ -285,13 +319,11 @@ def notes(match: ClassMatch, content: dict[str, Any]) -> list[str]:
     if other:
         share = f"{100 * other / labelled:.2f} %"
         found.append(f"{share} of the labelled pixels got no class, which counts as wrong")
-    found.append(content["run"]["protocol"])
-    return found
+    return [*found, content["run"]["protocol"]]
 
 
 def draw_report(args: argparse.Namespace, content: dict[str, Any], match: ClassMatch) -> Path:
     """Draw confusions and images as for a run, and write the page that shows all."""
-    from tagclip.evaluation.results import metric_rows
     from tagclip.scoring.report import report_page
     from tagclip.tools import visualize_results
 
@@ -300,9 +332,7 @@ def draw_report(args: argparse.Namespace, content: dict[str, Any], match: ClassM
     visualize_results.main(
         argparse.Namespace(run=args.output, dataset=dataset, num=args.num, output=folder)
     )
-    page = report_page(
-        content, metric_rows(content["metrics"]), notes(match, content), folder / dataset
-    )
+    page = report_page(content, notes(match, content), folder / dataset)
     return write_atomic(args.output / "report.html", page)
 
 

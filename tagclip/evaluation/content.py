@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from tagclip.evaluation.metrics import defined_classes, per_class, summarize
-from tagclip.evaluation.results import absent_note, format_table
+from tagclip.evaluation.results import absent_note, format_table, metric_rows
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["evaluation_content", "log_content"]
+__all__ = ["evaluation_content", "headline_rows", "log_content"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +86,13 @@ def log_content(content: Mapping[str, Any], vocabulary: Vocabulary, expected: in
         logger.warning("%s: evaluated %d images, the dataset has %d", dataset, found, expected)
     if undefined := content["classes_without_pixels"]:
         logger.info("IoU undefined (no labelled pixel) for: %s", ", ".join(undefined))
-    flags = [row["seen"] for row in content["classes"]]
-    seen = None if None in flags else np.array(flags)
-    table = _table(content["metrics"], content["classes_averaged"], seen, len(flags))
+    table = format_table(*_numbers(content))
     grouped = ", seen: masks trained the model" * (content["metrics_by_split"] is not None)
     logger.info("%s, %d images%s\n%s", dataset, found, grouped, table)
     if content["metrics_by_split"] is not None:
         averaged = content["classes_averaged_by_split"]
-        table = _table(content["metrics_by_split"], averaged, _split(vocabulary), len(flags))
+        listed = _listed(len(vocabulary), _split(vocabulary))
+        table = format_table(content["metrics_by_split"], averaged, listed)
         logger.info("%s, seen as in split %s\n%s", dataset, content["split"], table)
 
 
@@ -101,8 +100,20 @@ def _split(vocabulary: Vocabulary) -> np.ndarray | None:
     return None if vocabulary.seen is None else vocabulary.seen_mask
 
 
-def _table(
-    metrics: dict[str, float], averaged: dict[str, int], seen: np.ndarray | None, classes: int
-) -> str:
+def headline_rows(content: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """`metric_rows` of the content of ``metrics.json``."""
+    return metric_rows(*_numbers(content))
+
+
+def _numbers(
+    content: Mapping[str, Any],
+) -> tuple[dict[str, float], dict[str, int], dict[str, int]]:
+    """Metrics, classes that each mean averages, and classes of the list that it is of."""
+    flags = [row["seen"] for row in content["classes"]]
+    seen = None if None in flags else np.array(flags)
+    return content["metrics"], content["classes_averaged"], _listed(len(flags), seen)
+
+
+def _listed(classes: int, seen: np.ndarray | None) -> dict[str, int]:
     # Of a class list of which each class has a pixel.
-    return format_table(metrics, averaged, defined_classes(np.eye(classes), seen))
+    return defined_classes(np.eye(classes), seen)

@@ -64,27 +64,34 @@ _REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
 def format_table(
     metrics: Mapping[str, float], averaged: Mapping[str, int], listed: Mapping[str, int]
 ) -> str:
-    """Return a table of those headline metrics that there are, and `absent_note` below.
+    """Return a table of `metric_rows`, and `absent_note` below."""
+    rows = metric_rows(metrics, averaged, listed)
+    table = tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
+    return "\n".join(filter(None, (table, absent_note(metrics))))
+
+
+def metric_rows(
+    metrics: Mapping[str, float], averaged: Mapping[str, int], listed: Mapping[str, int]
+) -> list[tuple[str, str, str]]:
+    """Name, percent and number of classes, as texts, of those headline metrics that there are.
 
     Args:
         metrics: name -> percent; nan is shown as n/a.
         averaged: name of a mean -> number of classes that it averages.
         listed: name of a mean -> number of classes of the list that it is of.
     """
-    rows = [(name, text, _classes(name, averaged, listed)) for name, text in metric_rows(metrics)]
-    table = tabulate(rows, ("metric", "percent", "classes"), disable_numparse=True)
-    return "\n".join(filter(None, (table, absent_note(metrics))))
-
-
-def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Name and percent, as a text, of those headline metrics that there are."""
-    return [(name, _number(metrics[name])) for name in _HEADLINES if name in metrics]
+    return [
+        (name, _number(metrics[name]), _classes(name, averaged, listed))
+        for name in _HEADLINES
+        if name in metrics
+    ]
 
 
 def _classes(name: str, averaged: Mapping[str, int], listed: Mapping[str, int]) -> str:
     if name not in averaged:
         return ""
-    count, total = averaged[name], listed[name.removesuffix(ABSENT_AS_0)]
+    total = listed[name.removeprefix("boundary-").removesuffix(ABSENT_AS_0)]
+    count = averaged[name]
     return f"{count} of {total}" if count < total else f"{count}"
 
 

@@ -290,7 +290,7 @@ class CocoResults:
                 raise DatasetError(
                     f"{where}: found category {row['category_id']}, expected "
                     f"{listed(list(map(str, sorted(self.match.indices))), 8)}; say what the "
-                    "categories mean: --classes LIST"
+                    "categories mean: --values ids or indices, --classes LIST"
                 )
             mask = _decode(row, where)
             _check_size(where, mask.shape, size)
@@ -307,13 +307,20 @@ class CocoResults:
                     raise ValueError("found nan as score")
                 return [rows[place] for place in np.argsort(scores, kind="stable")]
             if self.merge == "largest-first":
-                return sorted(rows, key=lambda row: -int(coco_mask.area(row["segmentation"])))
+                return sorted(rows, key=lambda row: -int(coco_mask.area(_rle(row))))
         except _DAMAGE as error:
             raise DatasetError(
                 f"{where}: {error_text(error)}; --merge {self.merge} needs it of every mask: "
-                f"choose another rule ({', '.join(MERGES)})"
+                f"add it, or choose {' or '.join(each for each in MERGES if each != self.merge)}"
             ) from error
         return rows
+
+
+def _rle(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The run lengths of a row, which may be written as a list, as pycocotools takes them."""
+    segment = row["segmentation"]
+    is_list = isinstance(segment["counts"], list)
+    return coco_mask.frPyObjects(segment, *segment["size"]) if is_list else segment
 
 
 def _decode(row: Mapping[str, Any], where: str) -> np.ndarray:
@@ -421,7 +428,8 @@ def coco_rows(
                 "dataset has not; name the dataset that it is of, or --coco-images FILE"
             )
         found.setdefault(file, []).append(row)
-    if not found:
+    # An object that lists its images says itself that nothing is on them.
+    if not found and (isinstance(content, list) or not content.get("images")):
         raise DatasetError(
             f"{path}: found no result of an image of the dataset, expected {len(images)} images "
             "with some; name the json of their predictions"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tagclip.evaluation.content import headline_rows
 from tagclip.scoring.conventions import CONVENTIONS
 from tagclip.visualization.html_page import render
 
@@ -22,7 +23,6 @@ _PICTURES = {
 
 def report_page(
     content: Mapping[str, Any],
-    metrics: Sequence[Sequence[str]],
     notes: Sequence[str],
     pictures: Path,
 ) -> str:
@@ -30,7 +30,6 @@ def report_page(
 
     Args:
         content: of ``metrics.json``.
-        metrics: rows of name and percent.
         notes: sentences for the top.
         pictures: folder of `tools/visualize_results.py`; what is not there is left out.
     """
@@ -42,8 +41,8 @@ def report_page(
         __package__,
         title=f"{content['run']['predictions']} on {content['dataset']}, "
         f"{content['images']} images, split {content['split'] or 'none'}",
-        notes=notes,
-        metrics=metrics,
+        notes=[*notes, *filter(None, [content.get("note", "").rstrip(".")])],
+        metrics=headline_rows(content),
         conventions=[
             (name, CONVENTIONS[name].source, *(_number(found.get(side)) for side in sides))
             for name, found in content["conventions"].items()

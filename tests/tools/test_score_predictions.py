@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from helpers.full_disk import largest_file
 from helpers.tiny_run import changed, load_tool, write_tiny_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -181,9 +182,19 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": found["size"], "counts": found["counts"].decode()}
 
 
+def runs(mask: np.ndarray) -> dict[str, Any]:
+    """RLE as COCO's json of crowds writes it: lengths column by column, zeros first."""
+    flat = np.concatenate([[0], mask.T.ravel().astype(int), [0]])
+    ends = [0, *np.flatnonzero(np.diff(flat)), mask.size]
+    return {"size": list(mask.shape), "counts": np.diff(ends).tolist()}
+
+
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("background", ["", "grass"])
-def test_overlapping_masks_of_a_coco_json(data: Data, merge: str, background: str) -> None:
+@pytest.mark.parametrize("as_list", [False, True])
+def test_overlapping_masks_of_a_coco_json(
+    data: Data, merge: str, background: str, as_list: bool
+) -> None:
     rng, rows, expected = np.random.default_rng(1), [], {}
     for number, stem in enumerate(data.predicted, start=1):
         masks = []
@@ -193,7 +204,12 @@ def test_overlapping_masks_of_a_coco_json(data: Data, merge: str, background: st
             mask[top : top + height, left : left + width] = True
             masks.append((mask, int(rng.integers(3)), float(rng.random())))
         rows += [
-            {"image_id": number, "category_id": IDS[k], "segmentation": rle(m), "score": score}
+            {
+                "image_id": number,
+                "category_id": IDS[k],
+                "segmentation": runs(m) if as_list else rle(m),
+                "score": score,
+            }
             for m, k, score in masks
         ]
         labels = np.full(SIZE, 0 if background else -1)
@@ -239,6 +255,111 @@ def test_our_own_predictions_score_as_they_were_evaluated(
     assert (folder / "per_class.csv").read_text() == (scored / "per_class.csv").read_text()
     assert theirs["run"]["zero_shot"] is None
     assert "ancestry unknown" in theirs["run"]["protocol"]
+
+
+@pytest.mark.parametrize("split", ["cats", ""])
+def test_a_config_need_not_say_what_is_trained_on(data: Data, split: str) -> None:
+    if not split:
+        tree = json.loads((data.root / "three.json").read_text())
+        (data.root / "none.json").write_text(
+            json.dumps({key: tree[key] for key in ("format", "name", "classes")})
+        )
+    folder, name = data.save(ids_png), f"{data.name}_{split}"
+    entry = {"name": name, "images": "images", "labels": "labels"}
+    entry = {
+        key: value if key == "name" else str(data.root / value) for key, value in entry.items()
+    }
+    entry["vocabulary"] = str(data.root / ("three.json" if split else "none.json"))
+    content = {"DATASETS": {"FOLDER_DATASETS": [entry], "TEST": [name]}}
+    (data.root / "c.yaml").write_text(json.dumps(content))
+    words = [str(folder), "--config-file", str(data.root / "c.yaml"), "--workers", "0"]
+    words += ["--output", str(data.root / "output")]
+    data.tool.main(data.tool.parse_args(words))
+    found = json.loads((data.root / "output/inference" / name / "metrics.json").read_text())
+    assert found["confusion"] == data.counts()[:, :3].tolist()
+    assert ("hIoU" in found["metrics"]) == bool(split)
+    assert (data.root / "output/report.html").is_file()
+
+
+def test_a_split_that_there_is_not_is_refused(data: Data) -> None:
+    assert "no split 'dogs'" in data.refused(data.save(ids_png), "--split", "dogs")
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("place", ["run", "predictions", "below"])
+def test_an_output_that_would_replace_something_is_refused(data: Data, place: str) -> None:
+    folder = data.save(ids_png)
+    output = {"run": data.root / "run", "predictions": folder, "below": folder / "scored"}[place]
+    if place == "run":
+        # A training, evaluated or not, and a score into a folder of its own.
+        output.mkdir()
+        (output / "config.yaml").write_text("SEED: 1")
+    before = _files(data.root)
+    words = [str(folder), "--dataset", data.name, "--workers", "0", "--output", str(output)]
+    with pytest.raises(TagCLIPError, match="choose another folder"):
+        data.tool.main(data.tool.parse_args(words))
+    if place == "run":
+        results = output / "inference" / "other" / "metrics.json"
+        results.parent.mkdir(parents=True)
+        results.write_text(json.dumps({"dataset": "x", "metrics": {}, "classes": [], "run": {}}))
+        before = _files(data.root)
+        with pytest.raises(TagCLIPError, match="choose another folder"):
+            data.tool.main(data.tool.parse_args(words))
+    assert _files(data.root) == before
+
+
+def test_a_score_may_be_repeated(data: Data) -> None:
+    folder = data.save(ids_png)
+    assert data.score(folder)["confusion"] == data.score(folder)["confusion"]
+    assert len((data.root / "output/results.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("size", [1 << 11, 1 << 13, 1 << 15])
+def test_a_full_disk_is_one_line(data: Data, size: int) -> None:
+    folder = data.save(ids_png)
+    words = [str(folder), "--dataset", data.name, "--workers", "0"]
+    words += ["--output", str(data.root / "output")]
+    with largest_file(size), pytest.raises(TagCLIPError, match="cannot be written.*; free space"):
+        data.tool.main(data.tool.parse_args(words))
+    assert not list((data.root / "output").rglob("*.tmp"))
+
+
+def test_indices_in_a_coco_json(data: Data) -> None:
+    rows = [
+        {"file_name": f"{stem}.jpg", "category_id": k, "segmentation": rle(labels == k), "score": 1}
+        for stem, labels in data.predicted.items()
+        for k in range(3)
+    ]
+    (data.root / "results.json").write_text(json.dumps(rows))
+    found = data.score(data.root / "results.json", "--values", "indices")
+    assert_counts(found, data.counts())
+    assert "--values ids or indices" in data.refused(data.root / "results.json")
+
+
+def test_a_coco_json_that_lists_images_may_have_no_masks(data: Data) -> None:
+    images = [{"id": n, "file_name": f"{stem}.jpg"} for n, stem in enumerate(data.predicted)]
+    categories = [{"id": i, "name": name} for i, name in zip(IDS, NAMES, strict=True)]
+    content = {"images": images, "annotations": [], "categories": categories}
+    (data.root / "results.json").write_text(json.dumps(content))
+    none = {stem: np.full(SIZE, -1) for stem in data.predicted}
+    found = data.score(data.root / "results.json")
+    assert found["confusion"] == data.counts(none)[:, :3].tolist()
+    assert found["run"]["images_without_masks"] == len(images)
+
+
+def test_the_page_says_of_how_many_classes_a_mean_is(data: Data) -> None:
+    for stem in data.truth:
+        path = data.root / "labels" / f"{stem}.png"
+        label = np.array(Image.open(path))
+        Image.fromarray(np.where(label == IDS[1], IDS[0], label)).save(path)
+    data.score(data.save(ids_png), "--boundary")
+    page = (data.root / "output/report.html").read_text()
+    assert page.count("2 of 3") == 2
+    assert page.count("1 of 2") == 2
+    assert "leave out classes without labelled pixels" in page
 
 
 def test_the_number_of_processes_changes_nothing(data: Data, tmp_path: Path) -> None:

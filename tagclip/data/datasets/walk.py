@@ -21,6 +21,8 @@ __all__ = ["files_below", "map_files"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# What a process of `map_files` calls.
+_function: Callable[[Any], Any]
 
 
 def files_below(root: str | Path) -> Iterator[Path]:
@@ -55,25 +57,6 @@ class _Bar(tqdm):
 _Bar.set_lock(RLock())
 
 
-def _begin_worker(function: Callable[[Any], Any]) -> None:
-    # Once: with every item it would be sent again, with all that it holds.
-    global _function
-    _function = function
-    # Ctrl-C is the business of the process that started this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool whose process is killed would wait for its next file for ever."""
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
-
-
-def _call(item: Any) -> Any:
-    return _function(item)
-
-
 def map_files(
     function: Callable[[Item], Result],
     items: Sequence[Item],
@@ -102,14 +85,34 @@ def map_files(
         yield from bar(map(function, items))
         return
     else:
-        pool = ProcessPoolExecutor(processes, initializer=_begin_worker, initargs=(function,))
+        # The function goes to each process once, not with each item: it may hold all predictions.
+        pool = ProcessPoolExecutor(processes, initializer=_begin, initargs=(function,))
+        function = _call
         chunk = max(1, min(32, len(items) // (4 * processes)))
     try:
         with pool:
-            called = function if processes is None else _call
-            yield from bar(pool.map(called, items, chunksize=chunk))
+            yield from bar(pool.map(function, items, chunksize=chunk))
     except BrokenProcessPool as error:
         raise DatasetError(
             f"{title}: a worker process died, maybe for lack of memory; use fewer --workers, or 1 "
             "to see at which file"
         ) from error
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    """Start a process of `map_files`."""
+    global _function
+    _function = function
+    # Ctrl-C is the business of the main process alone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool whose process is killed would wait for its next file for ever."""
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _call(item: Any) -> Any:
+    return _function(item)
