@@ -77,7 +77,10 @@ class Predictions:
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        # argparse would not break the line of the class lists.
+        usage="%(prog)s FOLDER --to TOOL --output FOLDER [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("predictions", type=Path, metavar="FOLDER", help="of an evaluation, or of label files")

@@ -15,7 +15,8 @@ from tagclip.errors import DatasetError
 from tagclip.evaluation.boundary import BoundaryIoU
 from tagclip.evaluation.metrics import confusion_matrix, harmonic_mean
 from tagclip.evaluation.saved_predictions import PredictionWriter
-from tagclip.scoring.conventions import CONVENTIONS, MeanIoU
+from tagclip.scoring.conventions import CONVENTIONS
+from tagclip.scoring.mean_iou import MeanIoU
 from tagclip.scoring.predictions import PredictedLabels
 from tagclip.structures.vocabulary import Vocabulary
 

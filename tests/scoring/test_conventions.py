@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip.evaluation.metrics import confusion_matrix, summarize
-from tagclip.scoring.conventions import CONVENTIONS, MeanIoU
+from tagclip.scoring.conventions import CONVENTIONS
+from tagclip.scoring.mean_iou import MeanIoU
 
 FILES = Path(__file__).parent / "files"
 TREE = json.loads((FILES / "conventions.json").read_text(encoding="utf-8"))
