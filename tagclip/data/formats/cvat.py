@@ -96,7 +96,7 @@ def _ellipse(size: tuple[int, int], shape: Mapping[str, str]) -> Callable[[], np
 def _mask(size: tuple[int, int], shape: Mapping[str, str]) -> Callable[[], np.ndarray]:
     left, top, width, height = (int(shape[key]) for key in ("left", "top", "width", "height"))
     runs = [int(run) for run in shape["rle"].split(",")]
-    if min(left, top) < 0 or left + width > size[1] or top + height > size[0]:
+    if min(left, top, width, height) < 0 or left + width > size[1] or top + height > size[0]:
         raise DatasetError(
             f"found a mask of {width}x{height} pixels at ({left}, {top}), expected it within the "
             f"image of {size[1]}x{size[0]}; export the annotations again"

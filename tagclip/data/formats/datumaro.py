@@ -20,6 +20,7 @@ from tagclip.data.formats.export_file import (
     find_image,
     located,
     located_mask,
+    need,
     read_json,
     report_left_out,
 )
@@ -92,7 +93,8 @@ def _content(path: Path) -> Mapping[str, Any]:
 
 
 def _names(content: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(label["name"] for label in content["categories"]["label"]["labels"])
+    labels = content["categories"]["label"]["labels"]
+    return tuple(need(label, "name", str, "labels") for label in labels)
 
 
 def _image(

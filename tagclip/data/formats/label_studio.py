@@ -29,6 +29,7 @@ from tagclip.data.formats.export_file import (
     find_image,
     located,
     located_mask,
+    need,
     read_items,
     report_left_out,
 )
@@ -103,8 +104,8 @@ def _tasks(path: str | Path) -> Iterator[_Task]:
     several = 0
     # JSON-MIN has an item per annotation, those of a task behind each other.
     for _, group in groupby(enumerate(read_items(path, "Label Studio")), partial(_key, path)):
+        items = [item for _, item in group]
         with located(path):
-            items = [item for _, item in group]
             number, data = items[0].get("id"), items[0].get("data")
             annotations = items
             if data is not None:
@@ -162,6 +163,8 @@ def _labels(result: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
     if not found and result.get("id") is not None:
         # Brush beside Labels: two results of one id, of which one has the label.
         found = [n for r in results if r.get("id") == result["id"] for n in _own_labels(r)]
+    if not all(isinstance(name, str) for name in found):
+        raise DatasetError(f"found the labels {found}, expected texts; export it again")
     names = list(dict.fromkeys(found))
     if len(names) > 1:
         raise DatasetError(
@@ -257,7 +260,7 @@ def _path(address: str) -> str:
 
 
 def _brush(size: tuple[int, int], value: Mapping[str, Any]) -> Callable[[], np.ndarray]:
-    code = bytes(value["rle"])
+    code = bytes(need(value, "rle", list, "brush"))
     check_rle_pack(code, size)
     return partial(decode_rle_pack, code, size)
 

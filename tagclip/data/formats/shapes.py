@@ -64,4 +64,5 @@ def _ellipse(
     y, x = np.ogrid[: size[0], : size[1]]
     x, y = x + 0.5 - cx, y + 0.5 - cy
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return ((x * cos + y * sin) / rx) ** 2 + ((y * cos - x * sin) / ry) ** 2 <= 1
+    with np.errstate(over="ignore"):
+        return ((x * cos + y * sin) / rx) ** 2 + ((y * cos - x * sin) / ry) ** 2 <= 1

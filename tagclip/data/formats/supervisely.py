@@ -26,6 +26,7 @@ from tagclip.data.formats.export_file import (
     find_image,
     located,
     located_mask,
+    need,
     read_json,
     report_left_out,
 )
@@ -42,7 +43,7 @@ def class_names(path: str | Path) -> tuple[str, ...]:
     meta = next((file for file in candidates if file.is_file()), candidates[0])
     content = read_json(meta, "Supervisely")
     with located(meta):
-        return tuple(entry["title"] for entry in content["classes"])
+        return tuple(need(entry, "title", str, "classes") for entry in content["classes"])
 
 
 def read(path: str | Path, images: str | Path | None = None) -> Iterator[AnnotatedImage]:
@@ -89,7 +90,8 @@ def _image(
         if kind in _MASKS:
             mask = _MASKS[kind](size, thing)
             mask = located_mask(file, mask)
-            segments.append(Segment(thing["classTitle"], mask, len(segments)))
+            title = need(thing, "classTitle", str, f"object {len(segments) + 1}")
+            segments.append(Segment(title, mask, len(segments)))
         else:
             left_out[kind] += 1
     names = [name.removeprefix("./") for name in names]

@@ -139,3 +139,10 @@ def test_every_reader_has_both_functions() -> None:
     for name in READERS:
         module = reader(name)
         assert callable(module.read) and callable(module.class_names)
+
+
+@pytest.mark.parametrize("far", [1.1e6, -1e9, 1e300, 10**30])
+def test_coordinates_far_beyond_an_image(far: float) -> None:
+    with pytest.raises(DatasetError, match="outside the 12x9 image"):
+        polygons_mask((9, 12), [[0, 0, far, 0, 6, 4, 0, 4]])
+    assert polygons_mask((9, 12), [[0, 0, 9e5, 0, 9e5, 4, 0, 4]])()[:4].all()
