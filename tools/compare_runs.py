@@ -93,7 +93,7 @@ def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequenc
     lines = [
         f"# {dataset}, {results[0].content['images']} images",
         "",
-        markdown_table(["", "run", *METRICS], metric_rows(results)),
+        markdown_table(["", "run", *columns(results)], metric_rows(results)),
         "",
         "In percent, seen and unseen as in the split; in brackets the difference to the first run.",
         "",
@@ -108,14 +108,22 @@ def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequenc
     return "\n".join(lines) + "\n"
 
 
+def columns(results: Sequence[RunResult]) -> dict[str, str]:
+    """Heading -> metric: the usual ones, and those that only a score has."""
+    more = [name for result in results for name in result.conventions]
+    if any("boundary-mIoU" in result.content["metrics"] for result in results):
+        more.insert(0, "boundary-mIoU")
+    return METRICS | {name: name for name in more}
+
+
 def metric_rows(results: Sequence[RunResult]) -> list[list[str]]:
     """One row per run, then mean and standard deviation of runs that differ in the seed only."""
     from tagclip.analysis.comparison import repetitions
 
-    rows = []
+    rows, names = [], columns(results).values()
     for index, result in enumerate(results, start=1):
         cells = []
-        for name in METRICS.values():
+        for name in names:
             value, base = result.metric(name), results[0].metric(name)
             text = "n/a" if value is None else f"{value:.2f}"
             if index > 1 and value is not None and base is not None:
@@ -125,7 +133,7 @@ def metric_rows(results: Sequence[RunResult]) -> list[list[str]]:
     for group in repetitions(results):
         numbers = ", ".join(str(results.index(result) + 1) for result in group)
         cells = []
-        for name in METRICS.values():
+        for name in names:
             values = [result.metric(name) for result in group]
             known = None not in values
             cells.append(

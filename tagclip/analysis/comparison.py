@@ -45,7 +45,13 @@ class RunResult:
     def metric(self, name: str) -> float | None:
         """A metric in percent, by the split of the class list; None where it is undefined."""
         by_split = self.content.get("metrics_by_split") or {}
-        return by_split.get(name, self.content["metrics"].get(name))
+        return by_split.get(name, self.content["metrics"].get(name, self.conventions.get(name)))
+
+    @property
+    def conventions(self) -> dict[str, float | None]:
+        """The mean IoU by other definitions that a score counted: "mIoU by mmseg"."""
+        found = self.content.get("conventions") or {}
+        return {f"mIoU by {name}": values.get("mIoU") for name, values in found.items()}
 
     @property
     def is_seen_by_masks(self) -> bool:

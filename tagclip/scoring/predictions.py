@@ -208,6 +208,11 @@ class PredictionFiles:
 
     def _best(self, path: Path, scores: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         count = len(self.channels)
+        if count == 1:
+            raise DatasetError(
+                f"{path}: found scores of shape {scores.shape} for one class, by which every pixel "
+                "is of that class; write labels (H, W) instead, with the ignore label elsewhere"
+            )
         first, last = scores.shape == (count, *size), scores.shape == (*size, count)
         if first and last:
             raise DatasetError(

@@ -23,6 +23,7 @@ from pycocotools import mask as coco_mask
 
 from tagclip.errors import TagCLIPError
 from tagclip.scoring.matching import ClassMatch
+from tagclip.scoring.predictions import PredictionFiles
 
 # The predictor's own order, in which "grass" is 0.
 THEIRS = ["grass", "sofa", "cat", "sky", "dog"]
@@ -278,3 +279,14 @@ def test_the_commands_of_the_docs(repository: Path, tiny_cfg: CfgNode, tmp_path:
         (path,) = (tmp_path / "out" / name).glob("inference/*/metrics.json")
         assert json.loads(path.read_text())["metrics"]["mIoU"] == 100
     assert (tmp_path / "out" / "compared" / "mine_val.md").is_file()
+
+
+def test_scores_of_one_class_decide_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((1, 4, 5)))
+    files = PredictionFiles({"a.jpg": tmp_path / "a.npy"}, ClassMatch({7: 0, 255: -1}), (7,))
+    with pytest.raises(TagCLIPError, match="for one class.*write labels") as error:
+        files.read("a.jpg", (4, 5))
+    assert "\n" not in str(error.value)
+    labels = np.array([[7, 255], [255, 7]])
+    np.save(tmp_path / "a.npy", labels)
+    assert files.read("a.jpg", (2, 2)).tolist() == [[0, -1], [-1, 0]]

@@ -381,11 +381,17 @@ def test_the_number_of_processes_changes_nothing(data: Data, tmp_path: Path) -> 
 
 
 def test_compare_and_visualize_take_the_output(data: Data, repository: Path) -> None:
-    data.score(data.save(ids_png))
+    found = data.score(data.save(ids_png), "--boundary", "--convention", "torchmetrics")
     compare = load_tool(repository / "tools" / "compare_runs.py")
     output = data.root / "compared"
     compare.main(compare.parse_args([str(data.root / "output"), "--output", str(output)]))
-    assert "ancestry unknown" in (output / f"{data.name}.md").read_text()
+    text = (output / f"{data.name}.md").read_text()
+    assert "ancestry unknown" in text
+    head, _, row = ([cell.strip() for cell in line.split("|")] for line in text.splitlines()[2:5])
+    values = {"boundary-mIoU": found["metrics"]["boundary-mIoU"]}
+    values["mIoU by torchmetrics"] = found["conventions"]["torchmetrics"]["mIoU"]
+    for name, value in values.items():
+        assert row[head.index(name)] == f"{value:.2f}"
     assert (data.root / "output/visualize_results" / data.name / "worst.png").is_file()
     saved = data.root / "output/inference" / data.name / "predictions/labels"
     assert {int(v) for p in saved.rglob("*.png") for v in np.unique(np.array(Image.open(p)))} <= {
