@@ -644,7 +644,7 @@ def _masks(draw: st.DrawFn, tree: dict[str, Any]) -> bytes:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=80)
 def test_a_mask_means_the_same_read_and_converted(data: st.DataObject) -> None:
     tree = data.draw(_class_lists())
     try:

@@ -222,7 +222,7 @@ def _size(
     if not sizes and images is None:
         raise DatasetError(
             "found no original_width and original_height, expected them; name the folder of the "
-            "images"
+            "images with --images"
         )
     return sizes.pop() if sizes else image_size(Path(images or "", file))
 
