@@ -28,6 +28,7 @@ _PER_REPETITION = (
     "git_commit",
 )
 _SHORT_HASH = 12
+_UNKNOWN = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -170,16 +171,21 @@ def _facts(result: RunResult) -> dict[str, str]:
         "split": repr(content.get("split")),
         "number of images": str(content.get("images")),
         "protocol": _protocol(result),
-        "list of trained classes": str(result.run("training_vocabulary"))[:_SHORT_HASH],
-        "CLIP sha256": str(result.run("clip_sha256"))[:_SHORT_HASH],
+        "list of trained classes": _short(result.run("training_vocabulary")),
+        "CLIP sha256": _short(result.run("clip_sha256")),
     }
+
+
+def _short(fingerprint: str | None) -> str:
+    return _UNKNOWN if fingerprint is None else fingerprint[:_SHORT_HASH]
 
 
 def _protocol(result: RunResult) -> str:
     """Which labels training read; how the model was trained on them is no matter of protocol."""
     # Said by `Protocol.summary` wherever a key makes training do so.
     reads_novel = "reads where" in str(result.run("protocol"))
-    text = f"{result.run('setting')}{', which reads where unseen pixels are' * reads_novel}"
+    text = result.run("setting") or _UNKNOWN
+    text += ", which reads where unseen pixels are" * reads_novel
     if trained := result.run("trained_unseen"):
         text += f", not zero-shot (masks of {len(trained)} unseen classes)"
     for what, names in (result.run("earlier_traces") or {}).items():

@@ -64,7 +64,7 @@ def read_label(path: str | Path, vocabulary: Vocabulary | None = None) -> np.nda
     """
     values, palette = read_raster(path)
     if vocabulary is not None:
-        _refuse_jpeg(values, path)
+        _refuse_jpeg(path)
     if values.ndim == 2 and (vocabulary is None or not _may_be_colors(values, palette, vocabulary)):
         return values
     rgb = _opaque(values, path) if values.ndim == 3 else None
@@ -92,14 +92,14 @@ def _gray_colors(vocabulary: Vocabulary) -> tuple[int, ...]:
     return tuple(grays - vocabulary.by_value.keys())
 
 
-def _refuse_jpeg(values: np.ndarray, path: str | Path) -> None:
+def _refuse_jpeg(path: str | Path) -> None:
     with open(path, "rb") as file:
         if file.read(len(_JPEG)) != _JPEG:
             return
-    remedy = "save it as PNG, from its source"
-    if is_smeared(set(np.unique(values).tolist())):
-        remedy = smeared_remedy()
-    raise DatasetError(f"{path}: label file is a JPEG, which changes values; {remedy}")
+    raise DatasetError(
+        f"{path}: label file is a JPEG, which changes values; write PNG files from the source, or, "
+        "of two classes and not exactly, by tagclip labels convert --threshold 128"
+    )
 
 
 def _opaque(values: np.ndarray, path: str | Path) -> np.ndarray:

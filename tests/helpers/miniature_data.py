@@ -71,6 +71,11 @@ def cracks(root: Path) -> None:
     _masks(root / "masks", ".png", lambda labels: (labels == 1).astype(np.uint8) * 255)
 
 
+def one_folder(root: Path) -> None:
+    _photos(root / "photos")
+    _masks(root / "photos", "_mask.png", lambda labels: (labels == 1).astype(np.uint8) * 255)
+
+
 def colors(root: Path) -> None:
     _photos(root / "images", ".png")
     _masks(root / "masks", ".png", lambda labels: np.array(COLORS, np.uint8)[labels])

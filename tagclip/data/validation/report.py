@@ -145,14 +145,14 @@ def draw_histogram(scan: DatasetScan, path: str | Path) -> Path:
     vocabulary = scan.vocabulary
     seen = vocabulary.seen or (True,) * len(vocabulary)
     rows = [
-        (f"{name}  {_listed(entry.ids)}", entry.ids, SEEN_COLOR if flag else UNSEEN_COLOR)
+        (f"{name} ({_listed(entry.ids)})", entry.ids, SEEN_COLOR if flag else UNSEEN_COLOR)
         for name, entry, flag in zip(
             marked_names(vocabulary), vocabulary.classes, seen, strict=True
         )
     ]
-    rows.append((f"ignored  {_listed(vocabulary.ignored)}", vocabulary.ignored, _IGNORED_COLOR))
+    rows.append((f"ignored ({_listed(vocabulary.ignored)})", vocabulary.ignored, _IGNORED_COLOR))
     unknown = sorted(scan.unknown, key=lambda value: (-scan.pixels[value], value))[:_UNKNOWN_ROWS]
-    rows += [(f"no class  {value}", (value,), _UNKNOWN_COLOR) for value in sorted(unknown)]
+    rows += [(f"no class ({value})", (value,), _UNKNOWN_COLOR) for value in sorted(unknown)]
     names, values, colors = zip(*rows, strict=True)
     title = f"{scan.name}: {scan.labels} label files"
     if not all(seen):
@@ -160,7 +160,9 @@ def draw_histogram(scan: DatasetScan, path: str | Path) -> Path:
     hidden = len(scan.unknown) - len(unknown)
     title += f"; {hidden} rarer values without class" * (hidden > 0)
     unseen = [color == UNSEEN_COLOR for color in colors]
-    figure, columns = class_chart(names, unseen, ("pixels", "label files"), title)
+    figure, columns = class_chart(
+        names, unseen, ("pixels (log scale)", "label files (log scale)"), title
+    )
     for panel, count in enumerate((scan.total, scan.files)):
         known = list(filter(None, map(count, values))) or [1]
         # Room for small bars and for the numbers.
