@@ -198,7 +198,7 @@ def test_labels_need_no_more_than_two_steps(
 
 def test_class_lists_of_the_docs(repository: Path) -> None:
     text = (repository / "docs" / "label_files.md").read_text(encoding="utf-8")
-    section = text.partition("## Images and masks\n")[2].partition("\n## ")[0]
+    section = text.partition("\n## Files and their names\n")[0]
     blocks = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
     lists = [Vocabulary.from_text(block, "", "docs/label_files.md") for block in blocks]
     assert [v.name for v in lists] == ["scenes", "cracks"]
@@ -217,5 +217,5 @@ def test_jpeg_is_no_label_file(tmp_path: Path) -> None:
         read_label(path, two)
     # The values give it away where the file does not.
     values = np.clip(np.where(mask == 0, np.arange(64) % 13, 255 - np.arange(64) % 13), 0, 255)
-    with pytest.raises(DatasetError, match=r"0\.\.12 and 243\.\.255 are a 0/255 mask compressed"):
+    with pytest.raises(DatasetError, match="near 255 are a 0/255 mask compressed"):
         check_label(values.astype(np.uint8), "a.png", two, (64, 64))
