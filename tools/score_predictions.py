@@ -113,6 +113,7 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.evaluation.content import evaluation_content, log_content
     from tagclip.evaluation.results import write_result
     from tagclip.evaluation.saved_predictions import PredictionWriter
+    from tagclip.scoring.conventions import CONVENTIONS
     from tagclip.scoring.scorer import Scorer
 
     setup_logger(name="tagclip")
@@ -138,6 +139,9 @@ def main(args: argparse.Namespace) -> None:
     if counts.boundary is not None:
         add_boundary(content, counts.boundary.per_class(), vocabulary)
     log_content(content, vocabulary, len(samples))
+    for name, means in content["conventions"].items():
+        texts = [f"{key} {value:.2f}" for key, value in means.items()]
+        logger.info("%s, as %s: %s", dataset, CONVENTIONS[name].source, ", ".join(texts))
     for line in notes(match, content):
         logger.warning("%s: %s", dataset, line)
     write_result(content, folder, args.output / "results.csv")

@@ -218,5 +218,5 @@ def test_jpeg_is_no_label_file(tmp_path: Path) -> None:
         read_label(path, two)
     # The values give it away where the file does not.
     values = np.clip(np.where(mask == 0, np.arange(64) % 13, 255 - np.arange(64) % 13), 0, 255)
-    with pytest.raises(DatasetError, match=r"0\.\.12 and 243\.\.255 are a 0/255 mask compressed"):
+    with pytest.raises(DatasetError, match="near 255 are a 0/255 mask compressed"):
         check_label(values.astype(np.uint8), "a.png", two, (64, 64))

@@ -362,7 +362,9 @@ def test_the_page_says_of_how_many_classes_a_mean_is(data: Data) -> None:
     assert "leave out classes without labelled pixels" in page
 
 
-def test_the_number_of_processes_changes_nothing(data: Data, tmp_path: Path) -> None:
+def test_the_number_of_processes_changes_nothing(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     many = Data(tmp_path / "many", data.tool, count=19)
     folder, texts = many.save(ids_png), []
     for workers in ("0", "2", "3"):
@@ -377,6 +379,9 @@ def test_the_number_of_processes_changes_nothing(data: Data, tmp_path: Path) -> 
     assert found["conventions"].keys() == CONVENTIONS.keys()
     assert found["conventions"]["tagclip"]["hIoU"] == pytest.approx(found["metrics"]["hIoU"])
     assert 0 < found["metrics"]["boundary-mIoU"] < 100
+    mean = found["conventions"]["mmseg"]["mIoU"]
+    printed = capsys.readouterr().out
+    assert f"as mmsegmentation 1.2.2, IoUMetric: mIoU {mean:.2f}, mIoU-seen" in printed
     assert "boundary-IoU" in (tmp_path / "0" / "report.html").read_text()
 
 

@@ -214,9 +214,10 @@ def test_remedy_is_the_prepare_command(
     code, reports = _validate(tool, tmp_path / "out", "toy")
     advice = {problem["kind"]: problem["advice"] for problem in reports["toy"]["problems"]}
     assert code == 1
-    assert advice["unknown"] == "run: python datasets/prepare_toy.py"
+    assert advice["diagnosis"].endswith("run: python datasets/prepare_toy.py")
+    assert advice["unknown"] == "do as said above of all files"
     assert advice["lonely_image"].endswith("; or run: python datasets/prepare_toy.py")
-    assert "-> run: python datasets/prepare_toy.py" in capsys.readouterr().out
+    assert "run: python datasets/prepare_toy.py\n" in capsys.readouterr().out
 
 
 def test_labels_named_by_mmsegmentation(tool: ModuleType, tmp_path: Path) -> None:
@@ -229,6 +230,8 @@ def test_labels_named_by_mmsegmentation(tool: ModuleType, tmp_path: Path) -> Non
     assert _kinds(reports["toy"]) == {"refused": 1}
     (example,) = reports["toy"]["problems"][0]["examples"]
     assert example.endswith("their names differ by a suffix: write label_suffix: _labelTrainIds")
+    above = [problem["advice"] for problem in reports["toy"]["problems"] if problem["advice"]]
+    assert above == ["do as said above of all files"] * 2
     folders = (folder / "images", folder / "labels", folder / "toy.json")
     register_folder_dataset("own", *folders, label_suffix="_labelTrainIds")
     register_zero_shot_sem_seg(

@@ -323,8 +323,11 @@ class _PairedFiles:
                     if pairing.is_one_folder
                     else ""
                 )
+                other = min(map(str, files_below(kind.root)), default="")
+                found = f", found {other}: save its kind as one of these" if other else ""
                 raise DatasetError(
                     f"dataset {self.name}: no {kind.patterns} {kind.what} in {kind.root}"
+                    + ("" if advice else found)
                     + (f"; {advice}" if advice else self._advice)
                 )
         with self._naming():

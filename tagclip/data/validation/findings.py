@@ -40,6 +40,8 @@ class Finding:
 # Whether it is a problem, title and advice of each kind, in the order of the report; "{convert}"
 # and "{prepare}" as in `list_findings`.
 _SKIP = "go on without them: DATASETS.ON_BAD_SAMPLE skip"
+# Where one remedy mends all files, another beside it would lead astray.
+_ABOVE = "do as said above of all files"
 _ROWS = {
     "refused": (True, "training and evaluation refuse the dataset"),
     "diagnosis": (True, ""),
@@ -110,6 +112,10 @@ def list_findings(
         for kind, pairs in explained.items()
         for title, advice in pairs
     ]
+    answered = {"unknown"} if explained["diagnosis"] else set()
+    if scan.found["refused"]:
+        answered |= {"lonely_image", "lonely_label"}
+    findings = [replace(f, advice=_ABOVE) if f.kind in answered else f for f in findings]
     findings += [replace(KINDS["absent"], title=title) for title in absent_classes(scan)]
     copies = [(path, f"as {group[0]}") for group in scan.digests.values() for path in group[1:]]
     if copies:

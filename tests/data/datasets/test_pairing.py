@@ -204,6 +204,13 @@ def test_label_files_of_any_kind_that_keeps_values(extension: str, tmp_path: Pat
     assert _pairs(_entry(tmp_path)) == expected
 
 
+def test_label_files_that_are_no_such_kind_are_named(tmp_path: Path) -> None:
+    _write(tmp_path / "images" / "a.jpg", IMAGE)
+    _write(tmp_path / "labels" / "a.webp", LABEL)
+    with pytest.raises(DatasetError, match=r"labels, found .*a\.webp: save its kind as one of"):
+        _pairs(_entry(tmp_path))
+
+
 def test_jpg_labels_count_where_nothing_else_does(tmp_path: Path) -> None:
     for name in ("a", "b"):
         _write(tmp_path / "images" / f"{name}.jpg", IMAGE)

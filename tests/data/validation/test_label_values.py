@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -248,12 +249,24 @@ def test_masks_of_0_and_255_with_a_class_of_both_are_none() -> None:
     assert (scan.total((1, 255)), scan.files((1, 255))) == (3, 3)
 
 
-def test_masks_blurred_by_jpeg_are_named() -> None:
-    label = np.array([[*range(13), *range(243, 256)]])
+@pytest.mark.parametrize("quality", [75, 90, 95, 100])
+def test_masks_blurred_by_jpeg_are_named(quality: int) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    for x in range(64):
+        mask[20 + x // 5 : 50, x] = 255
+    file = io.BytesIO()
+    Image.fromarray(mask).save(file, "JPEG", quality=quality)
+    label = np.array(Image.open(file))
     (title,) = _problems([label] * 3, Vocabulary.from_names(["sand", "ball"]))
     assert title == "masks of 0 and 255 with blurred values"
     many = Vocabulary.from_names([f"c{i}" for i in range(256)])
     assert _problems([label] * 3, many) == []
+
+
+def test_few_classes_with_two_kinds_of_unlabelled_pixels_are_no_jpeg() -> None:
+    label = np.array([[0, 1, 2, 3, 254, 255]])
+    (title,) = _problems([label] * 3, Vocabulary.from_names(["sand", "ball", "board", "sea"]))
+    assert title.startswith("254 instead of 255 for unlabelled pixels")
 
 
 def test_an_unlabelled_last_value_is_recognized() -> None:
