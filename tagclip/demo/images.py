@@ -26,6 +26,7 @@ from tagclip.demo.result_json import JSON_PERIOD, check_own_file, read_entries, 
 from tagclip.demo.results import ResultKeeper, save_output
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
+from tagclip.utils.parent import end_with_parent
 from tagclip.utils.text import json_text, one_line
 from tagclip.visualization.panels import read_note
 from tagclip.visualization.prediction_page import draw_prediction
@@ -200,6 +201,7 @@ def _start_process(
     args: argparse.Namespace, build_predictor: BuildPredictor, devices: Queue, threads: int
 ) -> None:
     global _job
+    end_with_parent()
     torch.set_num_threads(threads)
     device = devices.get()
     # Not now: the pool hands on errors of tasks only.

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import connection, parent_process
 from pathlib import Path
-from threading import RLock, Thread
+from threading import RLock
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from tagclip.errors import DatasetError
+from tagclip.utils.parent import end_with_parent
 
 __all__ = ["files_below", "map_files"]
 
@@ -105,13 +105,7 @@ def _begin(function: Callable[[Any], Any]) -> None:
     _function = function
     # Ctrl-C is the business of the main process alone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool whose process is killed would wait for its next file for ever."""
-    connection.wait([parent_process().sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _call(item: Any) -> Any:
