@@ -90,11 +90,17 @@ class Protocol:
                 f"DATASETS.ZERO_SHOT.SPLIT is empty and {where} has no default_split; "
                 f"set {' or '.join(lines)}"
             )
-        mine = {"splits": {"mine": {"unseen": vocabulary.names[-1:]}}, "default_split": "mine"}
-        return (
+        text = (
             f"{where} has no splits, and DATASETS.ZERO_SHOT.SETTING is {self.setting!r}, which "
             "needs unseen classes; if every class has labels, set DATASETS.ZERO_SHOT.SETTING "
-            f"supervised; otherwise name the unseen classes in the json, such as "
+            "supervised"
+        )
+        if len(vocabulary) == 1:
+            # Seen and unseen classes need two.
+            return text
+        mine = {"splits": {"mine": {"unseen": vocabulary.names[-1:]}}, "default_split": "mine"}
+        return (
+            f"{text}; otherwise name the unseen classes in the json, such as "
             f"{json_text(mine, ensure_ascii=False)[1:-1]}"
         )
 

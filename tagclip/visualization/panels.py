@@ -111,7 +111,7 @@ def draw_legend(
     if unlabelled:
         entries.append((-1, outside[0], True))
         notes += [outside[1]] * bool(outside[1])
-    column = 45 + max(_text_width(name, _weight(flag)) for _, name, flag in entries)
+    column = 45 + max((_text_width(name, _weight(flag)) for _, name, flag in entries), default=0)
     columns = max(1, int((width - _MARGIN) // column))
     rows = -(-len(entries) // columns)
     page = _blank(width, _LINE * (rows + bool(notes)) + _MARGIN)

@@ -173,6 +173,15 @@ def test_a_list_without_splits_names_the_line_to_add(
     assert mended.has_partition and mended.full.unseen_names == ["sky"]
 
 
+def test_a_list_of_one_class_is_not_told_to_call_it_unseen(tmp_path: Path) -> None:
+    tree = vocabulary_tree(["cat"], splits=None, default_split=None)
+    path = write_json(tmp_path / "one.json", tree)
+    register_zero_shot_sem_seg("one", tmp_path / "i", tmp_path / "l", path)
+    with pytest.raises(ConfigError, match="set DATASETS.ZERO_SHOT.SETTING supervised$"):
+        _ = Protocol(_config(train=("one",))).training
+    assert Protocol(_config(*SUPERVISED, train=("one",))).training.names == ["cat"]
+
+
 def test_splits_without_a_default_are_named(tmp_path: Path) -> None:
     tree = json.loads((tmp_path / "toy.json").read_text())
     del tree["default_split"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from detectron2.data import DatasetCatalog
 from helpers.faulty_dataset import (
     HEIGHT,
@@ -274,6 +275,32 @@ def test_exit_code_reaches_the_shell(tool: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         tool.run(args)
     assert ended.value.code == 1
+
+
+def test_label_files_that_only_opencv_reads(tool: ModuleType, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "toy", 2)
+    for index in range(2):
+        (folder / "labels" / f"{index:03d}.png").unlink()
+        values = random_label(index).astype(np.int64)
+        tifffile.imwrite(folder / "labels" / f"{index:03d}.tif", values)
+    forget("toy")
+    register_folder_dataset("toy", folder / "images", folder / "labels", folder / "toy.json")
+    code, reports = _validate(tool, tmp_path / "out", "toy")
+    labels = np.stack([random_label(index) for index in range(2)])
+    assert code == 0 and reports["toy"]["labels"] == 2
+    assert [entry["pixels"] for entry in reports["toy"]["classes"]] == [
+        (labels == entry["id"]).sum() for entry in reports["toy"]["classes"]
+    ]
+    assert reports["toy"]["label_modes"] == {"TIFF of 1 band of 64-bit signed integer values": 2}
+
+
+def test_all_pixels_ignored(tool: ModuleType, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "toy", 2)
+    for path in (folder / "labels").iterdir():
+        Image.fromarray(np.full((HEIGHT, WIDTH), 255, np.uint8)).save(path)
+    code, reports = _validate(tool, tmp_path / "out", "toy")
+    assert code == 1 and reports["toy"]["shares"]["ignored"] == 1
+    assert (tmp_path / "out" / "toy" / "contact_sheet.png").exists()
 
 
 def test_pictures(tool: ModuleType, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tagclip.data.image_io import is_dark, read_header, read_image
+from tagclip.data.image_io import UnknownTiffError, is_dark, read_header, read_image
 from tagclip.data.label_io import LabelColorError, read_label
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
@@ -45,7 +45,8 @@ class SampleScan:
         findings: (kind, path, text) of everything unusual; kinds are keys of
             `tagclip.data.validation.findings.KINDS`.
         image_size, label_size: (width, height), the image's upright; None if unreadable.
-        image_mode, label_mode: Pillow's names, such as "RGB" and "P"; "" if unreadable.
+        image_mode, label_mode: Pillow's names, such as "RGB" and "P"; "" if unreadable;
+            of labels that Pillow does not read, what the file says: "TIFF of 1 band of ...".
         orientation: the image's EXIF orientation, 1 if there is none.
         digest: of the image's pixels.
         counts: label value -> number of its pixels, ascending; only values that occur.
@@ -117,7 +118,7 @@ def _scan_label(scan: SampleScan, path: str, vocabulary: Vocabulary) -> None:
         kind = "label_channels" if isinstance(error, LabelColorError) else "label_unreadable"
         scan.note(kind, path, _reason(error, path))
         return
-    scan.label_mode = read_header(path).mode
+    scan.label_mode = _label_mode(path)
     scan.label_size = label.shape[::-1]
     if label.dtype == np.uint8:
         # In a fraction of the time of `np.unique`.
@@ -127,6 +128,14 @@ def _scan_label(scan: SampleScan, path: str, vocabulary: Vocabulary) -> None:
     else:
         values, pixels = np.unique(label, return_counts=True)
     scan.counts = dict(zip(values.tolist(), pixels.tolist(), strict=True))
+
+
+def _label_mode(path: str) -> str:
+    try:
+        return read_header(path).mode
+    except UnknownTiffError as error:
+        # Read all the same, but not by Pillow.
+        return str(error.header)
 
 
 def _compare_sizes(scan: SampleScan) -> None:
