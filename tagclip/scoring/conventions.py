@@ -39,7 +39,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "tagclip": Convention("this project, and detectron2's main branch", counted="true"),
     "detectron2": Convention("detectron2 0.6, SemSegEvaluator"),
     "mmseg": Convention("mmsegmentation 1.2.2, IoUMetric", decimals=2),
-    "evaluate": Convention("Hugging Face evaluate 0.4, mean_iou, by its source"),
+    "evaluate": Convention("Hugging Face evaluate, mean_iou, by its published definition"),
     "torchmetrics": Convention("torchmetrics 1.9.0, segmentation.MeanIoU", "pair"),
     "torchmetrics-jaccard": Convention("torchmetrics 1.9.0, JaccardIndex(average='macro')"),
     "monai": Convention("MONAI 1.6.1, MeanIoU", "image", "true"),
