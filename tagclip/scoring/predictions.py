@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -171,9 +172,15 @@ class PredictionFiles:
         _check_size(path, values.shape, size)
         return self._indices(path, values)
 
+    @cached_property
+    def _lut(self) -> tuple[np.ndarray, np.ndarray]:
+        """The known values, ascending, and int32 index of each."""
+        known = sorted(self.match.indices)
+        indices = [self.match.indices[value] for value in known]
+        return np.array(known), np.array(indices, dtype=np.int32)
+
     def _indices(self, path: Path, values: np.ndarray) -> np.ndarray:
-        known = np.array(sorted(self.match.indices))
-        lut = np.array([self.match.indices[value] for value in known.tolist()], dtype=np.int32)
+        known, lut = self._lut
         place = np.searchsorted(known, values).clip(max=len(known) - 1)
         wrong = known[place] != values
         if wrong.any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -118,12 +118,16 @@ class Scorer:
             {name: MeanIoU(CONVENTIONS[name], groups) for name in self.conventions},
         )
 
+    @cached_property
+    def _lut(self) -> np.ndarray:
+        return self.vocabulary.label_lut()
+
     def add(self, counts: Counts, sample: Mapping[str, Any]) -> None:
         """Count one image."""
         image, path = sample["file_name"], sample["sem_seg_file_name"]
         raw = read_label(path, self.vocabulary)
         check_label(raw, path, self.vocabulary, raw.shape)
-        truth = look_up(self.vocabulary.label_lut(), raw)
+        truth = look_up(self._lut, raw)
         labels = self.predictions.read(image, truth.shape)
         known, classes = labels >= 0, len(self.vocabulary)
         confusion = np.zeros_like(counts.confusion)
