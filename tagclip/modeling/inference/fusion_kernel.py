@@ -1,13 +1,13 @@
 """The Triton kernel of `tagclip.modeling.inference.triton_fusion`; importing it needs triton.
 
-A program makes PIXELS neighbouring pixels of one row of the result, CLASSES classes at a time: it
-adds up their scores over views, pixels of the view's canvas that the resize reads, and windows,
-and keeps the best class so far. Logits are gathered where they are, from the cache: 4 KiB per class
-and window. What does not depend on the class (places, weights, trusty map) is worked out once for
-CLASSES of them.
+A program, one warp, makes some pixels of a row of the result, CLASSES classes at a time. For each
+view it works out the scores of the canvas pixels around them, one per thread, summed over the
+windows that hold them and the two rows that are blended; blends neighbours; and keeps the best
+class so far. Logits are gathered where they are, from the cache: 4 KiB per class and window. What
+does not depend on the class (places, weights, trusty map) is worked out once for CLASSES of them.
 
-An interpolated score is a sum of weights times sigmoids, so weights of resize, windows and views
-are one factor, into which the gate goes, too: `gated = score * factor + offset`.
+The means over windows and views and the gate are linear in the sigmoids, so they are one factor
+and one offset: `gated = score * factor + offset`.
 """
 
 from __future__ import annotations
@@ -26,26 +26,21 @@ FIELDS = (
 _FIELDS = tl.constexpr(len(FIELDS))
 # As in `Gate`.
 _CLIP = tl.constexpr(4.0)
+_LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
 def _source(position, size_in, size_out):
-    """Where pixels of a resized axis are read: the index before, and how far on to the next.
+    """Where pixels of a resized axis are read: the two pixels, and how far on to the second.
 
     In whole numbers: as float32, (position + 1/2) * size_in / size_out - 1/2 is off by 3e-5 at the
     600th pixel.
     """
     numerator = tl.maximum((2 * position + 1) * size_in - size_out, 0)
     index = numerator // (2 * size_out)
-    rest = numerator - index * (2 * size_out)
-    return index, rest.to(tl.float32) / (2 * size_out).to(tl.float32)
-
-
-@triton.jit
-def _tap(position, tap, size_in, size_out):
-    """Index and weight of the first (tap 0) or the second pixel that a pixel is made of."""
-    index, way = _source(position, size_in, size_out)
-    return tl.minimum(index + tap, size_in - 1), tl.where(tap == 0, 1 - way, way)
+    way = (numerator - index * (2 * size_out)).to(tl.float32) / (2 * size_out).to(tl.float32)
+    # Positions beyond the end read the last pixel, for no use.
+    return tl.minimum(index, size_in - 1), tl.minimum(index + 1, size_in - 1), way
 
 
 @triton.jit
@@ -60,32 +55,36 @@ def _touching(origins, count, length, first, last):
 
 
 @triton.jit
-def _holds(origin, length, pixel):
-    return (origin <= pixel) & (pixel < origin + length)
+def _coverage(origins, start, end, length, pixel):
+    """How many of some windows hold each pixel."""
+    count = tl.zeros_like(pixel)
+    for i in range(start, end):
+        origin = tl.load(origins + i).to(tl.int32)
+        count += ((origin <= pixel) & (pixel < origin + length)).to(tl.int32)
+    return count
 
 
 @triton.jit
-def _bilinear(base, up, down, left, right, row_way, column_way, mask):
-    """Blend of four neighbours; 0 where the mask is off."""
-    a = tl.load(base + (up + left), mask=mask, other=0.0)
-    b = tl.load(base + (up + right), mask=mask, other=0.0)
-    c = tl.load(base + (down + left), mask=mask, other=0.0)
-    d = tl.load(base + (down + right), mask=mask, other=0.0)
-    above = a * (1 - column_way) + b * column_way
-    below = c * (1 - column_way) + d * column_way
-    return above * (1 - row_way) + below * row_way
+def _blend(base, a, b, c, d, weight_a, weight_b, weight_c, weight_d):
+    """Weighted sum of four logits."""
+    above = tl.load(base + a) * weight_a + tl.load(base + b) * weight_b
+    return above + tl.load(base + c) * weight_c + tl.load(base + d) * weight_d
 
 
 @triton.jit
-def _sigmoid(logits):
-    return 1 / (1 + tl.exp(-logits))
+def _neighbours(block, before, after, way):
+    """Blend of two columns of a block."""
+    return tl.gather(block, before, 1) * (1 - way) + tl.gather(block, after, 1) * way
 
 
-# Values that differ from image to image: without this each new one could compile anew.
-_VARYING = ("view_count", "class_count", "height", "width", "gates_seen", "gates_unseen")
+# Values that differ from image to image or gate to gate: triton would compile anew for some.
+_VARYING = (
+    *("view_count", "class_count", "height", "width", "tile_width"),
+    *("gates_seen", "gates_unseen", "weighs_bias", "adds", "sign"),
+)
 
 
-@triton.jit(do_not_specialize=(*_VARYING, "weighs_bias", "adds", "sign"))
+@triton.jit(do_not_specialize=_VARYING)
 def fuse(
     labels,
     scores,
@@ -96,6 +95,7 @@ def fuse(
     class_count,
     height,
     width,
+    tile_width,
     gates_seen,
     gates_unseen,
     weighs_bias,
@@ -105,10 +105,10 @@ def fuse(
     weight_of_map,
     lowest,
     HAS_TRUSTY: tl.constexpr,
-    PIXELS: tl.constexpr,
     CLASSES: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Write labels, their scores and the trusty map of PIXELS pixels of one row.
+    """Write labels, their scores and the trusty map of tile_width pixels of a row.
 
     Args:
         labels: (height, width) int32.
@@ -118,28 +118,29 @@ def fuse(
         table: int64: `FIELDS` of every view, then the origins of the windows, to which its fields
             ``tops`` and ``lefts`` point.
         view_count, class_count, height, width: sizes, below 2^15 but for the classes.
+        tile_width: at most COLUMNS, and so that no view has more canvas pixels around them.
         gates_seen, gates_unseen, weighs_bias, adds: 0 or 1: w multiplies seen scores, 1 - w unseen
             ones, w the bias, the map is added to unseen ones.
         sign: -1 if the trusty token was trained on unseen pixels, 1 otherwise.
         bias, weight_of_map, lowest: ``bias``, half of ``scale`` and the lower clip of `Gate`.
         HAS_TRUSTY: whether there are trusty logits.
     """
-    row, first_column = tl.program_id(0), tl.program_id(1) * PIXELS
-    column = first_column + tl.arange(0, PIXELS)
-    last_column = tl.minimum(first_column + PIXELS, width) - 1
-    is_inside = column < width
-    label = tl.zeros([PIXELS], tl.int32)
-    best = tl.full([PIXELS], float("-inf"), tl.float32)
-    has_nan = tl.zeros([PIXELS], tl.int32)
-    trusty = tl.zeros([PIXELS], tl.float32)
+    place = tl.arange(0, COLUMNS)
+    row, first_column = tl.program_id(0), tl.program_id(1) * tile_width
+    last_column = tl.minimum(first_column + tile_width, width) - 1
+    is_inside = first_column + place <= last_column
+    column = tl.minimum(first_column + place, last_column)
+    label = tl.zeros([COLUMNS], tl.int32)
+    best = tl.full([COLUMNS], float("-inf"), tl.float32)
+    has_nan = tl.zeros([COLUMNS], tl.int32)
+    trusty = tl.zeros([1, COLUMNS], tl.float32)
     for start in range(0, class_count, CLASSES):
-        classes = start + tl.arange(0, CLASSES)[:, None]
-        is_class = classes < class_count
-        is_seen = tl.load(seen_mask + classes, mask=is_class, other=0) != 0
-        total = tl.zeros([CLASSES, PIXELS], tl.float32)
-        seen_offset = tl.zeros([PIXELS], tl.float32)
-        unseen_offset = tl.zeros([PIXELS], tl.float32)
-        trusty = tl.zeros([PIXELS], tl.float32)
+        # Beyond the last class there is the last one again, which is not looked at.
+        lane = tl.minimum(tl.arange(0, CLASSES), class_count - 1 - start)[:, None]
+        # A number: predicates of so many classes would be packed and unpacked all the time.
+        seen = tl.load(seen_mask + start + lane).to(tl.float32)
+        total = tl.zeros([CLASSES, COLUMNS], tl.float32)
+        trusty = tl.zeros([1, COLUMNS], tl.float32)
         for view in range(view_count):
             entry = table + view * _FIELDS
             class_logits = tl.load(entry).to(tl.pointer_type(tl.float32))
@@ -156,75 +157,94 @@ def fuse(
             top_count = tl.load(entry + 13).to(tl.int32)
             left_count = tl.load(entry + 14).to(tl.int32)
             tops, lefts = table + tl.load(entry + 15), table + tl.load(entry + 16)
-            class_logits += classes * class_stride
+            class_logits += start * class_stride
+            class_offsets = lane * class_stride.to(tl.int32)
             # A mirrored view answers for column c at width - 1 - c.
             is_mirrored = tl.load(entry + 17) != 0
-            place = tl.where(is_mirrored, width - 1 - column, column)
-            place = tl.minimum(tl.maximum(place, 0), width - 1)
-            first_place = tl.where(is_mirrored, width - 1 - last_column, first_column)
-            last_place = tl.where(is_mirrored, width - 1 - first_column, last_column)
-            # A canvas of the result's size is read at one pixel, others at up to two by two.
-            taps_down = tl.where(canvas_height == height, 1, 2)
-            taps_across = tl.where(canvas_width == width, 1, 2)
-            for tap in range(taps_down * taps_across):
-                y, y_weight = _tap(row, tap // taps_across, canvas_height, height)
-                tap_across = tap % taps_across
-                x, x_weight = _tap(place, tap_across, canvas_width, width)
-                first_x, _ = _tap(first_place, tap_across, canvas_width, width)
-                last_x, _ = _tap(last_place, tap_across, canvas_width, width)
-                first_top, end_top = _touching(tops, top_count, window_height, y, y)
-                first_left, end_left = _touching(lefts, left_count, window_width, first_x, last_x)
-                count = tl.zeros([PIXELS], tl.int32)
-                for j in range(first_left, end_left):
-                    left = tl.load(lefts + j).to(tl.int32)
-                    count += _holds(left, window_width, x).to(tl.int32)
-                count *= (end_top - first_top) * view_count
-                tap_weight = y_weight * x_weight / count.to(tl.float32)
-                for i in range(first_top, end_top):
+            first_read = tl.where(is_mirrored, width - 1 - last_column, first_column)
+            last_read = tl.where(is_mirrored, width - 1 - first_column, last_column)
+            # The columns of the canvas that are read, and the windows that hold any of them.
+            x_first, _, _ = _source(first_read, canvas_width, width)
+            _, x_last, _ = _source(last_read, canvas_width, width)
+            x = tl.minimum(x_first + place, x_last)
+            left_start, left_end = _touching(lefts, left_count, window_width, x_first, x_last)
+            count_across = _coverage(lefts, left_start, left_end, window_width, x)
+            y_first, y_second, y_way = _source(row, canvas_height, height)
+            block = tl.zeros([CLASSES, COLUMNS], tl.float32)
+            block_trusty = tl.zeros([COLUMNS], tl.float32)
+            seen_offset = tl.zeros([COLUMNS], tl.float32)
+            unseen_offset = tl.zeros([COLUMNS], tl.float32)
+            for tap in range(tl.where(canvas_height == height, 1, 2)):
+                y = tl.where(tap == 0, y_first, y_second)
+                top_start, top_end = _touching(tops, top_count, window_height, y, y)
+                count = (count_across * ((top_end - top_start) * view_count)).to(tl.float32)
+                tap_weight = tl.where(tap == 0, 1 - y_way, y_way) / count
+                for i in range(top_start, top_end):
                     top = tl.load(tops + i).to(tl.int32)
-                    up, row_way = _source(y - top, rows, padded_height)
-                    down = tl.minimum(up + 1, rows - 1) * columns
-                    up *= columns
-                    for j in range(first_left, end_left):
+                    up, down, row_way = _source(y - top, rows, padded_height)
+                    up, down = up * columns, down * columns
+                    # exp(-x) is exp2(x * -1 / ln 2): the weights of the logits bring the factor.
+                    row_way = row_way * (-1 / _LN_2)
+                    for j in range(left_start, left_end):
                         left = tl.load(lefts + j).to(tl.int32)
-                        mask = is_inside & _holds(left, window_width, x)
-                        weight = tl.where(mask, tap_weight, 0.0)
-                        before, column_way = _source(x - left, columns, padded_width)
-                        after = tl.minimum(before + 1, columns - 1)
+                        is_held = (left <= x) & (x < left + window_width)
+                        weight = tl.where(is_held, tap_weight, 0.0)
+                        before, after, column_way = _source(x - left, columns, padded_width)
+                        a, b, c, d = up + before, up + after, down + before, down + after
+                        weight_d = row_way * column_way
+                        weight_c = row_way - weight_d
+                        weight_b = (-1 / _LN_2) * column_way - weight_d
+                        weight_a = (-1 / _LN_2) * (1 - column_way) - weight_c
                         window = i * left_count + j
-                        seen_factor, unseen_factor = weight, weight
-                        bias_factor = weight
+                        seen_factor, unseen_factor, bias_factor = weight, weight, weight
                         if HAS_TRUSTY:
                             base = trusty_logits + window * trusty_stride
-                            logit = sign * _bilinear(
-                                base, up, down, before, after, row_way, column_way, mask
+                            power = sign * _blend(
+                                base, a, b, c, d, weight_a, weight_b, weight_c, weight_d
                             )
-                            w = _sigmoid(logit)
-                            trusty += weight * w
+                            w = tl.where(is_held, 1 / (1 + tl.exp2(power)), 0.0)
+                            block_trusty += weight * w
                             seen_factor *= tl.where(gates_seen != 0, w, 1.0)
                             unseen_factor *= tl.where(gates_unseen != 0, 1 - w, 1.0)
                             bias_factor *= tl.where(weighs_bias != 0, w, 1.0)
-                            # log((1 - w) / w) is -logit. Comparisons leave nan as it is.
-                            added = tl.where(-logit < lowest, lowest, -logit)
+                            # log((1 - w) / w). Comparisons leave nan as it is.
+                            added = tl.where(is_held, power * _LN_2, 0.0)
+                            added = tl.where(added < lowest, lowest, added)
                             added = weight_of_map * tl.where(added > _CLIP, _CLIP, added)
                             unseen_offset += weight * tl.where(adds != 0, added, 0.0)
                         seen_offset -= bias * bias_factor
-                        base = class_logits + window * window_stride
-                        is_read = is_class & mask[None, :]
-                        logit = _bilinear(
+                        base = class_logits + window * window_stride + class_offsets
+                        power = _blend(
                             base,
-                            up,
-                            down,
-                            before[None, :],
-                            after[None, :],
-                            row_way,
-                            column_way[None, :],
-                            is_read,
+                            a[None, :],
+                            b[None, :],
+                            c[None, :],
+                            d[None, :],
+                            weight_a[None, :],
+                            weight_b[None, :],
+                            weight_c[None, :],
+                            weight_d[None, :],
                         )
-                        factor = tl.where(is_seen, seen_factor[None, :], unseen_factor[None, :])
-                        total += _sigmoid(logit) * factor
-        total += tl.where(is_seen, seen_offset[None, :], unseen_offset[None, :])
+                        # Not a factor of 0: it hands on what another window has of nan.
+                        score = tl.where(is_held[None, :], 1 / (1 + tl.exp2(power)), 0.0)
+                        more = seen_factor - unseen_factor
+                        block += score * (unseen_factor[None, :] + seen * more[None, :])
+            more = seen_offset - unseen_offset
+            block += unseen_offset[None, :] + seen * more[None, :]
+            block_trusty = block_trusty[None, :]
+            if (canvas_width != width) | is_mirrored:
+                read = tl.where(is_mirrored, width - 1 - column, column)
+                before, after, way = _source(read, canvas_width, width)
+                before, after = (before - x_first)[None, :], (after - x_first)[None, :]
+                if HAS_TRUSTY:
+                    block_trusty = _neighbours(block_trusty, before, after, way[None, :])
+                before = tl.broadcast_to(before, [CLASSES, COLUMNS])
+                after = tl.broadcast_to(after, [CLASSES, COLUMNS])
+                block = _neighbours(block, before, after, way[None, :])
+            total += block
+            trusty += block_trusty
         # As in `BestClass`: from the first nan on no class is better.
+        classes = start + tl.arange(0, CLASSES)[:, None]
         first_nan = tl.min(tl.where(total == total, class_count, classes), axis=0)
         usable = tl.where(classes < first_nan[None, :], total, float("-inf"))
         value, index = tl.max(usable, axis=0, return_indices=True)
@@ -232,8 +252,8 @@ def fuse(
         label = tl.where(is_better, start + index, label)
         best = tl.where(is_better, value, best)
         has_nan |= (first_nan < class_count).to(tl.int32)
-    place = row.to(tl.int64) * width + column
-    tl.store(labels + place, label, mask=is_inside)
-    tl.store(scores + place, tl.where(has_nan != 0, float("nan"), best), mask=is_inside)
+    pixel = row.to(tl.int64) * width + column
+    tl.store(labels + pixel, label, mask=is_inside)
+    tl.store(scores + pixel, tl.where(has_nan != 0, float("nan"), best), mask=is_inside)
     if HAS_TRUSTY:
-        tl.store(trusty_map + place, trusty, mask=is_inside)
+        tl.store(trusty_map + pixel[None, :], trusty, mask=is_inside[None, :])

@@ -1,16 +1,15 @@
 """Labels, scores and trusty map of an image in one pass of a GPU, without a plane per class.
 
 The same numbers as `ScoreFusion`'s own way, to rounding; above the logits there are the (H, W)
-results and a table of some hundred bytes. Never run on a GPU so far: its arithmetic is tested in
-Triton's interpreter, its machine code only for registers and spills.
+results and a table of some hundred bytes. It has never run on a GPU: its arithmetic is tested in
+Triton's interpreter, its machine code for registers and spills alone.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
-from importlib.util import find_spec
+from functools import cache
 from itertools import chain
 
 import torch
@@ -22,14 +21,13 @@ from tagclip.utils.text import error_text
 
 __all__ = ["TILE", "can_fuse", "fused_labels", "is_available"]
 
-# Pixels of a row and classes that one program holds; no result depends on them. One pixel per
-# thread of four warps.
-TILE = (128, 16)
+# Classes and columns of a canvas that one program holds, a column per thread of one warp.
+TILE = (16, 32)
 # (2 * position + 1) * size stays below 2^31.
 _LONGEST = 2**15 - 1
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_available(device: torch.device) -> bool:
     """Whether `fused_labels` runs on a device: a GPU, with triton and what triton needs.
 
@@ -38,22 +36,20 @@ def is_available(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     logger = logging.getLogger(__name__)
-    if find_spec("triton") is None:
-        logger.warning("labels are made by torch alone, which takes longer: triton is not there")
-        return False
-    logits = torch.zeros(1, 1, 1, 1, device=device)
-    view = ViewLogits(logits, logits, WindowGrid.cover(1, 1, 1, 1), (1, 1))
-    seen_mask = torch.ones(1, dtype=torch.bool, device=device)
     try:
-        fused_labels((view,), seen_mask, Gate(), "seen", (1, 1))
+        logits = torch.zeros(1, 1, 1, 1, device=device)
+        view = ViewLogits(logits, logits, WindowGrid.cover(1, 1, 1, 1), (1, 1))
+        seen_mask = torch.ones(1, dtype=torch.bool, device=device)
+        # Reading a result waits for it: a launch that fails says so here.
+        fused_labels((view,), seen_mask, Gate(), "seen", (1, 1))[1].item()
     except torch.OutOfMemoryError:
         # Says nothing about the next image.
         raise
-    # No C compiler, an old card or driver: triton has an exception for each, and some of others.
+    # No triton, no C compiler, an old card: there is an exception for each, of several packages.
     except Exception as error:
         logger.warning(
-            "labels are made by torch alone, which takes longer: found no way to run Triton's "
-            "kernel on %s (%.300s); it needs a C compiler such as gcc and Python's headers",
+            "labels are made by torch's own kernels, which takes longer: Triton's cannot run on %s "
+            "(%.300s); it needs the package triton, a C compiler and Python's headers",
             device,
             error_text(error),
         )
@@ -63,16 +59,18 @@ def is_available(device: torch.device) -> bool:
 
 
 def can_fuse(views: Sequence[ViewLogits], size: tuple[int, int]) -> bool:
-    """Whether `fused_labels` answers for these views: where they are, and their lengths.
+    """Whether `fused_labels` answers: by the device, the lengths and the trusty logits of views.
 
     Args:
-        views: as of `ScoreFusion`.
+        views: see `ScoreFusion`.
         size: (height, width) of the result in pixels.
     """
     lengths = [size]
     for view in views:
         lengths += [(view.grid.height, view.grid.width), view.padded_size]
-    return max(chain(*lengths)) <= _LONGEST and is_available(views[0].class_logits.device)
+    if max(chain(*lengths)) > _LONGEST or len({view.trusty_logits is None for view in views}) > 1:
+        return False
+    return is_available(views[0].class_logits.device)
 
 
 def fused_labels(
@@ -91,7 +89,8 @@ def fused_labels(
         gate: see `Gate`.
         trusty_target: ``seen`` or ``novel``; see `trusty_probability`.
         size: (height, width) of the result in pixels, see `can_fuse`.
-        tile: pixels and classes that a program holds, powers of 2; no bit depends on it.
+        tile: classes and columns that a program holds, powers of 2, the latter at least 2; no bit
+            depends on it.
 
     Returns:
         (H, W) int32 labels; (H, W) float32 scores, nan where a class has nan; (H, W) float32,
@@ -100,7 +99,8 @@ def fused_labels(
     # Here: CPUs do without triton, which takes a moment to import.
     from tagclip.modeling.inference.fusion_kernel import fuse
 
-    device, (height, width), (pixels, classes) = seen_mask.device, size, tile
+    device, (height, width), (classes, columns) = seen_mask.device, size, tile
+    tile_width = _tile_width(views, width, columns)
     has_trusty = views[0].trusty_logits is not None
     # The kernel reads addresses: these tensors have to live until it is launched.
     logits = [(_dense(view.class_logits), _dense(view.trusty_logits)) for view in views]
@@ -110,16 +110,17 @@ def fused_labels(
     is_product, mode = gate.form == "product", gate.mode
     # Does nothing for tensors on a CPU, where the interpreter runs.
     with torch.cuda.device_of(seen_mask):
-        fuse[height, -(-width // pixels)](
+        fuse[height, -(-width // tile_width)](
             labels,
             scores,
             trusty if has_trusty else scores,
-            seen_mask,
+            seen_mask.contiguous(),
             _table(views, logits).to(device),
             len(views),
             len(seen_mask),
             height,
             width,
+            tile_width,
             int(is_product and mode in ("seen", "both")),
             int(is_product and mode in ("unseen", "both")),
             int(gate.weighs_bias),
@@ -129,9 +130,9 @@ def fused_labels(
             gate.scale / 2,
             0.0 if gate.form == "lift" else -4.0,
             HAS_TRUSTY=has_trusty,
-            PIXELS=pixels,
             CLASSES=classes,
-            num_warps=max(1, min(pixels // 32, 8)),
+            COLUMNS=columns,
+            num_warps=max(1, columns // 32),
             num_stages=1,
         )
     return labels, scores, trusty
@@ -144,9 +145,19 @@ def _dense(logits: Tensor | None) -> Tensor | None:
     return logits.float().contiguous()
 
 
-def _table(
-    views: Sequence[ViewLogits], logits: Sequence[tuple[Tensor, Tensor | None]]
-) -> Tensor:
+def _tile_width(views: Sequence[ViewLogits], width: int, columns: int) -> int:
+    """How many pixels of the result read at most so many columns of any view.
+
+    T of them read at most ceil((T - 1) * length_in / length_out) + 2.
+    """
+    found = columns
+    for view in views:
+        if view.grid.width != width:
+            found = min(found, 1 + (columns - 2) * width // view.grid.width)
+    return found
+
+
+def _table(views: Sequence[ViewLogits], logits: Sequence[tuple[Tensor, Tensor | None]]) -> Tensor:
     """Where the logits are and how they lie in the image, int64, as `fusion_kernel.fuse` reads."""
     from tagclip.modeling.inference.fusion_kernel import FIELDS
 
