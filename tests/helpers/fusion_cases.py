@@ -45,6 +45,8 @@ def fusion_case(
         grid = WindowGrid.cover(height, width, window, stride)
         rows, columns = -(-grid.window_height // 4), -(-grid.window_width // 4)
         logits = torch.randn(len(grid), classes + 1, rows, columns, generator=generator) * 4
+        # Beyond the clip of the gates that add them.
+        logits[:, classes:] *= 2
         trusty = None if target is None else logits[:, classes:]
         # Slices: the strides of windows and classes are not those of a tensor of their own.
         padded = (4 * rows, 4 * columns)

@@ -90,12 +90,13 @@ def test_ties_go_to_the_first_class() -> None:
         assert labels.unique().tolist() == [1]
 
 
-def test_nan_is_handed_on_where_it_is() -> None:
+@pytest.mark.parametrize("classes", [2, 16])
+def test_nan_is_handed_on_where_it_is(classes: int) -> None:
     fusion = fusion_case("windows side by side", classes=7)
     # The second of the three windows.
     fusion.views[0].class_logits[1, 2] = torch.nan
     size = (fusion.views[0].grid.height, fusion.views[0].grid.width)
-    labels, scores, trusty = fused(fusion, size)
+    labels, scores, trusty = fused(fusion, size, (classes, 32))
     own_labels, own_scores = fusion.best(size)
     assert torch.equal(scores.isnan(), own_scores.isnan())
     assert 0 < scores.isnan().sum() < scores.numel() and not trusty.isnan().any()
