@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.fusion_cases import GATES, SCENES, fusion_case, reference_scores
+from helpers.largest_tensor import LargestTensor
 
 from tagclip.modeling.inference import triton_fusion
 from tagclip.modeling.inference.fusion import ScoreFusion
@@ -78,6 +79,16 @@ def test_no_bit_depends_on_the_tile() -> None:
     for tile in ((2, 8), (4, 4), (8, 2), (64, 128)):
         found = fused(fusion, size, tile)
         assert all(map(torch.equal, found, expected)), tile
+
+
+def test_no_tensor_is_larger_than_the_labels() -> None:
+    size = (1, 90)
+    for classes in (7, 40):
+        fusion = fusion_case("windows side by side", classes)
+        with LargestTensor() as mode:
+            fused(fusion, size)
+        # The interpreter takes the results as bytes.
+        assert mode.elements == 4 * 90
 
 
 def test_ties_go_to_the_first_class() -> None:
