@@ -18,6 +18,7 @@ _HEADINGS = {
     "evaluator": "Evaluator, per image",
     "large": "Large image, many classes",
     "labels": "Colour masks to label files",
+    "kernel": "The fused kernel of GPUs, compiled ahead",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.gate import Gate, trusty_probability
+from tagclip.modeling.inference.triton_fusion import can_fuse, fused_labels
 from tagclip.modeling.inference.windows import (
     ViewLogits,
     WindowGrid,
@@ -151,6 +152,8 @@ class ScoreFusion:
 
     def best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the (H, W) labels of `labels` and their scores, these in float32."""
+        if can_fuse(self.views, size):
+            return self._fused(size)[:2]
         best = BestClass(size, self.seen_mask.device)
         for start, scores in self.chunks(size):
             best.add(start, scores)
@@ -218,15 +221,24 @@ class ScoreFusion:
         self, size: tuple[int, int], threshold: float, top_k: int, ranked: int | None
     ) -> dict[str, Tensor]:
         device, dtype = self.seen_mask.device, label_dtype(len(self.seen_mask))
-        best, top = BestClass(size, device), TopClasses(top_k, size, dtype, device)
-        for start, scores in self.chunks(size):
-            best.add(start, scores)
-            top.add(start, scores[: None if ranked is None else max(0, ranked - start)])
-        labels = best.labels(dtype)
+        if not top_k and can_fuse(self.views, size):
+            labels, scores, trusty = self._fused(size)
+            others = {} if trusty is None else {"trusty": trusty.half()}
+        else:
+            best, top = BestClass(size, device), TopClasses(top_k, size, dtype, device)
+            for start, planes in self.chunks(size):
+                best.add(start, planes)
+                top.add(start, planes[: None if ranked is None else max(0, ranked - start)])
+            labels, scores = best.labels(dtype), best.scores
+            others = top.result() | self._half_trusty(size)
         if threshold > 0:
-            labels[best.scores < threshold] = -1
-        result = {"sem_seg_labels": labels, "sem_seg_scores": best.scores.half()}
-        return result | top.result() | self._half_trusty(size)
+            labels[scores < threshold] = -1
+        return {"sem_seg_labels": labels, "sem_seg_scores": scores.half()} | others
+
+    def _fused(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Labels, scores and trusty map by the one kernel of a GPU."""
+        found = fused_labels(self.views, self.seen_mask, self.gate, self.trusty_target, size)
+        return found[0].to(label_dtype(len(self.seen_mask))), *found[1:]
 
     def _scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
         sem_seg = torch.empty(len(self.seen_mask), *size, device=self.seen_mask.device)
