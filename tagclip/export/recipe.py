@@ -42,6 +42,7 @@ def export_recipe(
     predictor: TagCLIPPredictor,
     size: tuple[int, int] | None,
     files: Mapping[str, tuple[bytes, float]],
+    takes_words: bool = False,
 ) -> dict[str, Any]:
     """Describe exported files: numbers and text only, no paths.
 
@@ -49,10 +50,19 @@ def export_recipe(
         predictor: with the vocabulary that was exported.
         size: (height, width) of the windows in pixels; None: any.
         files: name -> content and largest difference of a score from the model's.
+        takes_words: whether class vectors are an input.
     """
     cfg, model, vocabulary = predictor.cfg, predictor.model, predictor.vocabulary
     gate, weights = model.gate, Path(cfg.MODEL.WEIGHTS)
     shape = "height, width" if size is None else f"{size[0]}, {size[1]}"
+    inputs = {"images": f"uint8 (batch, 3, {shape})"}
+    if takes_words:
+        dim = model.text_bank(vocabulary).shape[1]
+        inputs = {
+            "image": inputs["images"],
+            "class_vectors": f"float32 (classes, {dim}): of length 1",
+            "seen": "bool (classes): whether training has seen the class",
+        }
     return {
         "format": FORMAT,
         "files": {
@@ -69,7 +79,7 @@ def export_recipe(
         "ignore_label": vocabulary.ignore_label,
         "seen": vocabulary.seen_mask.tolist(),
         "input": {
-            "images": f"uint8 (batch, 3, {shape})",
+            **inputs,
             "size": None if size is None else list(size),
             "pixels": _PIXELS,
             "patch_size": model.backbone.patch_size,
