@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Write a model with a baked vocabulary as ONNX and TorchScript, and a json on how to run them.
+"""Write a model as ONNX and TorchScript, words baked in or an input, and a json on how to run it.
 
 python tools/export_model.py --weights model_final.pth --vocab "cat, dining table" --output out
 python tools/export_model.py --config-file CONFIG --weights W --output out --format onnx --dynamic
+python tools/export_model.py --weights model_final.pth --words input --output out
 
 The files take windows, uint8 (N, 3, H, W), neither normalised nor padded, and return the final
 class scores, the labels and the trusty map of each. model.json says how an image becomes windows
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tagclip.predictor import TagCLIPPredictor
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.ts"}
-# Of a score, between an exported file and the model.
+# Of a score or a class vector, between an exported file and the model.
 TOLERANCE = 1e-4
 
 
@@ -41,7 +42,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add_vocabulary_options(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of the files")
     parser.add_argument(
-        "--format", nargs="+", choices=list(FILES), default=list(FILES), help="default: both"
+        "--format", nargs="+", choices=list(FILES), help="default: both, of words as an input onnx"
+    )
+    parser.add_argument(
+        "--words",
+        choices=("baked", "input"),
+        default="baked",
+        help="input: an ONNX that takes class vectors, windows of any size; default: %(default)s",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
@@ -69,14 +76,21 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from tagclip.export.onnx import require_onnx
     from tagclip.export.recipe import export_recipe
 
-    if "onnx" in args.format:
+    takes_words = args.words == "input"
+    formats = args.format or (["onnx"] if takes_words else list(FILES))
+    if takes_words and formats != ["onnx"]:
+        raise ConfigError(
+            f"--format {' '.join(formats)}: expected onnx with --words input; leave --format out, "
+            "or bake the words in"
+        )
+    if "onnx" in formats:
         require_onnx()
     folder = Path(args.output)
     check_output("--output", folder, is_folder=True)
     predictor = build_predictor(args)
     size = window_size(args, predictor)
-    files = export(predictor, size, args.format)
-    recipe = export_recipe(predictor, size, files)
+    files = export(predictor, size, formats, takes_words)
+    recipe = export_recipe(predictor, size, files, takes_words)
     try:
         for name, (content, _) in files.items():
             print(f"Wrote {write_atomic(folder / name, content)}")
@@ -121,18 +135,28 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
 def window_size(args: argparse.Namespace, predictor: TagCLIPPredictor) -> tuple[int, int] | None:
     """(height, width) of a window in pixels; None leaves it open."""
     settings = predictor.model.inference_settings
-    if args.dynamic or (args.size is None and settings.mode == "whole"):
+    is_open = args.words == "input" or settings.mode == "whole"
+    if args.dynamic or (args.size is None and is_open):
         return None
     return args.size or (settings.window, settings.window)
 
 
 def export(
-    predictor: TagCLIPPredictor, size: tuple[int, int] | None, formats: Sequence[str]
-) -> dict[str, tuple[bytes, float]]:
-    """Make the files in memory and compare each with the model on one window of noise.
+    predictor: TagCLIPPredictor,
+    size: tuple[int, int] | None,
+    formats: Sequence[str],
+    takes_words: bool = False,
+) -> dict[str, tuple[bytes, float | None]]:
+    """Make the files in memory and compare each with the model, on one window of noise.
+
+    Args:
+        predictor: with the vocabulary that is baked in, or else compared with.
+        size: (height, width) of the windows in pixels; None: any.
+        formats: of `FILES`.
+        takes_words: whether class vectors are an input.
 
     Returns:
-        File name -> content and largest difference of a score.
+        File name -> content and largest difference of a number, None where there is no network.
 
     Raises:
         TagCLIPError: a format cannot be written, or a file computes something else.
@@ -142,7 +166,8 @@ def export(
     from tagclip.export import onnx as exporting
 
     vocabulary = predictor.vocabulary
-    window_model = exporting.WindowModel(predictor.model, vocabulary, size)
+    window_model = exporting.WindowModel(predictor.model, None if takes_words else vocabulary, size)
+    classes = exporting.class_inputs(predictor.model, vocabulary) if takes_words else ()
     convert = {"onnx": exporting.to_onnx, "torchscript": exporting.to_torchscript}
     # An open size is tried at another one than the graph was made with, no whole patches.
     height, width = size or (4 * window_model.patch_size + 1, 2 * window_model.patch_size + 3)
@@ -152,20 +177,65 @@ def export(
         start = time.monotonic()
         content = convert[kind](window_model)
         run = exporting.RUNNERS[kind](content)
-        difference = exporting.largest_difference(run, predictor.model, vocabulary, noise)
-        # Not ">": a difference may be nan.
-        if not difference <= TOLERANCE:
-            raise TagCLIPError(
-                f"{FILES[kind]}: scores differ by {difference:.2g} from the model's, expected at "
-                f"most {TOLERANCE:g}; nothing was written: export another --format"
-            )
-        seconds = time.monotonic() - start
-        print(
-            f"{kind}: {len(content) / 2**20:.1f} MiB in {seconds:.0f} s, scores differ from the "
-            f"model's by {difference:.1g} at most"
+        difference = exporting.largest_difference(
+            lambda images, run=run: run(images, *classes), predictor.model, vocabulary, noise
         )
+        _check(FILES[kind], content, difference, start)
         files[FILES[kind]] = (content, difference)
-    return files
+    return files | (export_words(predictor) if takes_words else {})
+
+
+def export_words(predictor: TagCLIPPredictor) -> dict[str, tuple[bytes, float | None]]:
+    """Make what encodes words, and the class vectors of the predictor's vocabulary.
+
+    Returns:
+        As `export`, the files of `WORD_FILES`.
+
+    Raises:
+        TagCLIPError: the text tower cannot be written, or computes something else.
+    """
+    import numpy as np
+
+    from tagclip import Vocabulary
+    from tagclip.export import onnx as exporting
+    from tagclip.export.recipe import WORD_FILES
+    from tagclip.export.runtime.class_vectors import ClassVectors, encode_names
+    from tagclip.export.runtime.tokenizer import Tokenizer
+
+    start, bank = time.monotonic(), predictor.model.text_bank
+    merges, content = bank.source.merges(), exporting.text_tower_to_onnx(bank.source)
+    run = exporting.RUNNERS["onnx"](content)
+    rules = {"templates": bank.templates, "context_length": bank.source.context_length}
+    names = predictor.model.train_vocabulary.names[:3]
+    found = encode_names(names, rules, Tokenizer(merges), lambda tokens: run(tokens)[0])
+    tried = Vocabulary.from_names(names, seen=names)
+    expected, _ = exporting.class_inputs(predictor.model, tried)
+    difference = float(np.abs(found - expected).max())
+    _check(WORD_FILES["text_model"], content, difference, start)
+    vectors, seen = exporting.class_inputs(predictor.model, predictor.vocabulary)
+    classes = ClassVectors(
+        tuple(predictor.vocabulary.names), vectors, seen, bank.source.fingerprint
+    )
+    contents = {"text_model": content, "merges": merges, "vectors": classes.content()}
+    return {
+        file: (contents[key], difference if key == "text_model" else None)
+        for key, file in WORD_FILES.items()
+    }
+
+
+def _check(name: str, content: bytes, difference: float, start: float) -> None:
+    """Refuse a network that computes something else, or say how large, exact and slow it was."""
+    # Not ">": a difference may be nan.
+    if not difference <= TOLERANCE:
+        raise TagCLIPError(
+            f"{name}: numbers differ by {difference:.2g} from the model's, expected at most "
+            f"{TOLERANCE:g}; nothing was written: export with other packages of the extra export, "
+            "or another --format"
+        )
+    print(
+        f"{name}: {len(content) / 2**20:.1f} MiB in {time.monotonic() - start:.0f} s, differs from "
+        f"the model by {difference:.1g} at most"
+    )
 
 
 def invoke_main() -> None:

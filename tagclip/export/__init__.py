@@ -1,1 +1,1 @@
-"""Export of a model with its vocabulary baked in."""
+"""Export of a model, its vocabulary baked in or an input, and what runs the files."""

@@ -1,4 +1,4 @@
-"""A model with a baked vocabulary as ONNX or TorchScript; all export-only code paths are here.
+"""A model as ONNX or TorchScript, words baked in or an input; all export-only code paths are here.
 
 `tools/export_model.py` writes the files, `tools/run_onnx.py` runs one without torch.
 """
@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from tagclip.errors import ConfigError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.backbone.clip_vit import resize_positions
-from tagclip.modeling.clip.text_bank import class_maximum
+from tagclip.modeling.clip.source import CLIPSource
+from tagclip.modeling.clip.text_bank import class_maximum, run_text_tower
 from tagclip.modeling.inference.gate import trusty_probability
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.structures.vocabulary import Vocabulary
@@ -30,8 +31,10 @@ from tagclip.structures.vocabulary import Vocabulary
 __all__ = [
     "RUNNERS",
     "WindowModel",
+    "class_inputs",
     "largest_difference",
     "require_onnx",
+    "text_tower_to_onnx",
     "to_onnx",
     "to_torchscript",
 ]
@@ -39,36 +42,53 @@ __all__ = [
 # Understood by every runtime since 2023.
 OPSET = 18
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Of inputs and outputs.
+_DIMENSIONS = {
+    **dict.fromkeys(("images", "image"), "batch channels height width"),
+    "class_vectors": "classes dim",
+    "seen": "classes",
+    "scores": "batch classes height width",
+    **dict.fromkeys(("labels", "trusty"), "batch height width"),
+    "tokens": "texts length",
+    "vectors": "texts dim",
+}
 # protobuf's limit of one file is 2 GiB; the graph itself needs far less than the difference.
 _MAX_ONNX_BYTES = 2**31 - 2**24
 
 
 class WindowModel(nn.Module):
-    """Windows -> final class scores, with class vectors, seen mask, bias and gate baked in.
+    """Windows -> final class scores, with bias and gate baked in, and mostly a vocabulary, too.
 
     A window is one of `WindowGrid`; scores of overlapping ones are averaged by
     whoever runs the exported file.
     """
 
     def __init__(
-        self, model: TagCLIP, vocabulary: Vocabulary, size: tuple[int, int] | None = None
+        self, model: TagCLIP, vocabulary: Vocabulary | None, size: tuple[int, int] | None = None
     ) -> None:
         """Take over the networks of a model and encode a vocabulary.
 
         Args:
             model: in evaluation mode, on the CPU; its parameters are shared.
-            vocabulary: K classes with seen and unseen decided.
+            vocabulary: K classes with seen and unseen decided; None makes them inputs of `forward`.
             size: (height, width) of the windows in pixels, which bakes the position table; None
                 leaves it open and resizes the table in the graph.
 
         Raises:
-            ConfigError: the backbone is no `CLIPViT`.
+            ConfigError: the backbone is no `CLIPViT`, or classes that are an input would have
+                several vectors each.
         """
         super().__init__()
         if not isinstance(model.backbone, CLIPViT):
             raise ConfigError(
                 f"MODEL.BACKBONE.NAME: found {type(model.backbone).__name__}, expected CLIPViT; "
                 "other backbones cannot be exported"
+            )
+        bank = model.text_bank
+        if vocabulary is None and bank.synonyms != "mean":
+            raise ConfigError(
+                f"MODEL.CLIP.SYNONYMS: found {bank.synonyms}, expected mean where words are an "
+                "input, one vector per class; set it to mean, or bake the words in"
             )
         self.backbone, self.sem_seg_head = model.backbone, model.sem_seg_head
         self.gate, self.trusty_target = model.gate, model.trusty_target
@@ -77,24 +97,38 @@ class WindowModel(nn.Module):
         self.register_buffer("pixel_mean", model.pixel_mean.clone())
         self.register_buffer("pixel_std", model.pixel_std.clone())
         with torch.no_grad():
-            self.register_buffer("class_embed", model.text_bank(vocabulary).clone())
-            self.register_buffer("prompt_rows", model.text_bank.prompt_rows(vocabulary))
+            baked = (None,) * 3
+            if vocabulary is not None:
+                class_embed, seen_mask = (
+                    torch.from_numpy(x) for x in class_inputs(model, vocabulary)
+                )
+                baked = class_embed, bank.prompt_rows(vocabulary), seen_mask
+            for name, value in zip(("class_embed", "prompt_rows", "seen_mask"), baked, strict=True):
+                self.register_buffer(name, value)
             positions = None if size is None else self._fixed_positions(size)
-        self.register_buffer("seen_mask", torch.from_numpy(vocabulary.seen_mask))
         self.register_buffer("positions", positions)
         self.eval()
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of what `forward` takes, in order."""
+        return ("images",) if self.seen_mask is not None else ("image", "class_vectors", "seen")
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """Names of what `forward` returns, in order."""
         return ("scores", "labels") + (() if self.trusty_target is None else ("trusty",))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, images: Tensor, class_vectors: Tensor | None = None, seen: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Segment windows.
 
         Args:
             images: (N, 3, H, W) uint8, channels as in ``INPUT.FORMAT``, neither normalised nor
                 padded.
+            class_vectors: (K, D) float32 unit vectors of `TextBank`; None where they are baked in.
+            seen: (K,) bool, which classes are seen; None where they are baked in.
 
         Returns:
             ``scores`` (N, K, H, W) float32, after bias and gate, at most 1; ``labels`` (N, H, W)
@@ -102,6 +136,13 @@ class WindowModel(nn.Module):
             MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD; ``trusty`` (N, H, W) float32, P(pixel belongs
             to a seen class), if there is a token.
         """
+        prompt_rows = None
+        if self.seen_mask is not None:
+            class_vectors, prompt_rows, seen = self.class_embed, self.prompt_rows, self.seen_mask
+        else:
+            # Joined, so that a runtime refuses flags of another number, which it would repeat.
+            joined = torch.cat([class_vectors, seen[:, None].float()], dim=1)
+            class_vectors, seen = joined[:, :-1], joined[:, -1] > 0
         height, width = self.size or (images.shape[-2], images.shape[-1])
         rows, columns = (_ceil_div(side, self.patch_size) for side in (height, width))
         images = (images.float() - self.pixel_mean) / self.pixel_std
@@ -109,8 +150,8 @@ class WindowModel(nn.Module):
         images = F.pad(images, (0, self.patch_size - 1, 0, self.patch_size - 1))
         positions = self._resized_positions(rows, columns) if self.size is None else self.positions
         features = self.backbone(images, positions)
-        (class_logits, trusty_logits), _ = self.sem_seg_head(features, self.class_embed)
-        class_logits = class_maximum(class_logits, self.prompt_rows)
+        (class_logits, trusty_logits), _ = self.sem_seg_head(features, class_vectors)
+        class_logits = class_maximum(class_logits, prompt_rows)
 
         def upsample(logits: Tensor) -> Tensor:
             padded = (rows * self.patch_size, columns * self.patch_size)
@@ -120,7 +161,7 @@ class WindowModel(nn.Module):
         trusty = None
         if trusty_logits is not None:
             trusty = trusty_probability(upsample(trusty_logits), self.trusty_target)
-        scores = self.gate(upsample(class_logits).sigmoid(), trusty, self.seen_mask)
+        scores = self.gate(upsample(class_logits).sigmoid(), trusty, seen)
         outputs = (scores, self._labels(scores))
         return outputs if trusty is None else (*outputs, trusty[:, 0])
 
@@ -150,6 +191,17 @@ class WindowModel(nn.Module):
         return torch.cat([table[:1], resized[0].flatten(1).T])
 
 
+def class_inputs(model: TagCLIP, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``class_vectors`` and ``seen`` of `WindowModel.forward`.
+
+    Args:
+        model: on the CPU.
+        vocabulary: K classes with seen and unseen decided.
+    """
+    with torch.no_grad():
+        return model.text_bank(vocabulary).numpy().copy(), vocabulary.seen_mask
+
+
 def _ceil_div(length: int, divisor: int) -> int:
     return (length + divisor - 1) // divisor
 
@@ -166,7 +218,7 @@ def to_torchscript(window_model: WindowModel) -> bytes:
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         # About numbers that are the same for every input: layers, heads, patch size.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
-        traced = torch.jit.trace(window_model, (_example(window_model),), check_trace=False)
+        traced = torch.jit.trace(window_model, _example(window_model), check_trace=False)
         torch.jit.save(torch.jit.freeze(traced), buffer)
     stripped = io.BytesIO()
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(stripped, "w") as target:
@@ -177,36 +229,80 @@ def to_torchscript(window_model: WindowModel) -> bytes:
 
 
 def to_onnx(window_model: WindowModel) -> bytes:
-    """Export with torch's graph exporter; the number of windows stays open.
+    """Export with torch's graph exporter; the numbers of windows and of classes stay open.
 
     Returns:
-        The file, opset 18, input ``images``, outputs `WindowModel.output_names`. Without what
+        The file, opset 18, inputs and outputs as `WindowModel` names them. Without what
         torch notes on nodes, which holds the paths of the source files.
 
     Raises:
         ConfigError: packages are missing, or the weights pass the 2 GiB of an ONNX file.
     """
+    dynamic = {0: torch.export.Dim("batch")}
+    if window_model.size is None:
+        dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    classes = {0: torch.export.Dim("classes")}
+    remedy = "--format torchscript" if window_model.seen_mask is not None else "--words baked"
+    return _to_onnx(
+        window_model,
+        dict(zip(window_model.input_names, _example(window_model), strict=True)),
+        window_model.output_names,
+        (dynamic, classes, classes),
+        remedy,
+    )
+
+
+class _TextTower(nn.Module):
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return run_text_tower(self.tower, tokens)
+
+
+def text_tower_to_onnx(source: CLIPSource) -> bytes:
+    """Export CLIP's text tower; numbers and lengths of the texts stay open.
+
+    Returns:
+        The file: ``tokens`` (T, L) int64 from start to end token, padded with 0, at most the
+        context length -> ``vectors`` (T, D) float32 of any length each.
+
+    Raises:
+        ConfigError: packages are missing, or the weights pass the 2 GiB of an ONNX file.
+        CheckpointError: see `CLIPSource.text_tower`.
+    """
+    tokens = torch.tensor([[1, 3, 0, 0, 0], [1, 2, 2, 3, 0]])
+    dynamic = {0: torch.export.Dim("texts"), 1: torch.export.Dim.DYNAMIC}
+    tower = _TextTower(source.text_tower())
+    return _to_onnx(tower, {"tokens": tokens}, ("vectors",), (dynamic,), "--words baked")
+
+
+def _to_onnx(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    output_names: Sequence[str],
+    dynamic_shapes: Sequence[dict],
+    remedy: str,
+) -> bytes:
     require_onnx()
-    tensors = [*window_model.parameters(), *window_model.buffers()]
+    tensors = [*module.parameters(), *module.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _MAX_ONNX_BYTES:
         raise ConfigError(
             f"--format onnx: found {size / 2**30:.1f} GiB of weights, expected less than 2, the "
-            "limit of one ONNX file; use --format torchscript"
+            f"limit of one ONNX file; use {remedy}"
         )
-    dynamic = {0: torch.export.Dim("batch")}
-    if window_model.size is None:
-        dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            window_model,
-            (_example(window_model),),
+            module,
+            tuple(inputs.values()),
             dynamo=True,
-            input_names=["images"],
-            output_names=window_model.output_names,
-            dynamic_shapes=(dynamic,),
+            input_names=list(inputs),
+            output_names=output_names,
+            dynamic_shapes=tuple(dynamic_shapes[: len(inputs)]),
             opset_version=OPSET,
             verbose=False,
         )
@@ -216,23 +312,23 @@ def to_onnx(window_model: WindowModel) -> bytes:
         del item.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output):
         del value.metadata_props[:]
-        _name_dimensions(value.type.tensor_type.shape.dim)
+        # What is open has a name, instead of the exporter's formula.
+        dims = value.type.tensor_type.shape.dim
+        for dim, name in zip(dims, _DIMENSIONS[value.name].split(), strict=True):
+            if dim.dim_param:
+                dim.dim_param = name
     return model.SerializeToString(deterministic=True)
 
 
-def _name_dimensions(dims: Sequence) -> None:
-    """Call what is open batch, height and width, instead of the exporter's formulas."""
-    names = ["batch", *[""] * (len(dims) - 3), "height", "width"]
-    for dim, name in zip(dims, names, strict=True):
-        if dim.dim_param:
-            dim.dim_param = name
-
-
-def _example(window_model: WindowModel) -> Tensor:
+def _example(window_model: WindowModel) -> tuple[Tensor, ...]:
     """Two windows; one would become a constant of the graph, and so would equal sides."""
     patch = window_model.patch_size
     height, width = window_model.size or (3 * patch, 4 * patch)
-    return torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    images = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    if window_model.seen_mask is not None:
+        return (images,)
+    dim = window_model.backbone.output_shape()["clip_dense"].channels
+    return images, torch.ones(5, dim), torch.arange(5) > 2
 
 
 def require_onnx() -> None:
@@ -249,21 +345,22 @@ def require_onnx() -> None:
         )
 
 
-def _torchscript_runner(content: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
+def _torchscript_runner(content: bytes) -> Callable[..., list[np.ndarray]]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
         module = torch.jit.load(io.BytesIO(content))
-    return lambda images: [output.numpy() for output in module(torch.from_numpy(images))]
+    return lambda *inputs: [output.numpy() for output in module(*map(torch.from_numpy, inputs))]
 
 
-def _onnx_runner(content: bytes) -> Callable[[np.ndarray], list[np.ndarray]]:
+def _onnx_runner(content: bytes) -> Callable[..., list[np.ndarray]]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})
+    names = [value.name for value in session.get_inputs()]
+    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
 
 
-# Format -> a function from the file's content to a function from images to outputs.
+# Format -> a function from the file's content to a function from inputs to outputs.
 RUNNERS = {"torchscript": _torchscript_runner, "onnx": _onnx_runner}
 
 

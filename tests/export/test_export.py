@@ -11,7 +11,18 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from helpers.clip_files import fails
-from helpers.tiny_export import ODD, SQUARE, THIN, WIDE, assert_equal, eager, load, noise, save_run
+from helpers.tiny_export import (
+    ODD,
+    SQUARE,
+    THIN,
+    WIDE,
+    WORDS,
+    assert_equal,
+    eager,
+    load,
+    noise,
+    save_run,
+)
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
 from helpers.tiny_run import changed
@@ -19,7 +30,13 @@ from helpers.tiny_run import changed
 from tagclip import Vocabulary
 from tagclip.errors import ConfigError
 from tagclip.export import onnx as exporting
-from tagclip.export.onnx import WindowModel, largest_difference, to_onnx, to_torchscript
+from tagclip.export.onnx import (
+    WindowModel,
+    class_inputs,
+    largest_difference,
+    to_onnx,
+    to_torchscript,
+)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +127,72 @@ def test_onnx_of_a_fixed_size(checkpoint: Path, repository: Path) -> None:
     assert [value.name for value in values] == ["images", "scores", "labels", "trusty"]
     assert shapes == [["batch", 3, *ODD], ["batch", 3, *ODD], ["batch", *ODD], ["batch", *ODD]]
     assert str(repository).encode() not in content
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        ["MODEL.TAGCLIP.TRUSTY.ENABLED", False],
+        ["MODEL.TAGCLIP.TEST.GATE", "unseen", "MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE", True],
+        ["MODEL.TAGCLIP.TEST.GATE_FORM", "lift"],
+        ["MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", 0.25],
+    ],
+    ids=lambda opts: " ".join(map(str, opts[:2])),
+)
+def test_words_as_an_input_equal_baked_ones(checkpoint: Path, opts: list[object]) -> None:
+    predictor = load(checkpoint, *opts)
+    model, vocabulary = predictor.model, predictor.vocabulary
+    images = torch.from_numpy(noise(2, ODD))
+    words = [torch.from_numpy(array) for array in class_inputs(model, vocabulary)]
+    with torch.no_grad():
+        baked = WindowModel(model, vocabulary)(images)
+        for found, expected in zip(WindowModel(model, None)(images, *words), baked, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_onnx_with_words_as_an_input(checkpoint: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    predictor = load(checkpoint)
+    content = to_onnx(WindowModel(predictor.model, None))
+    run = exporting.RUNNERS["onnx"](content)
+    for number in (1, 7, 300):
+        names = [f"{word} {index}" for index in range(100) for word in WORDS.split(", ")][:number]
+        predictor.set_vocabulary(names, seen=[index % 2 == 1 for index in range(number)])
+        words = class_inputs(predictor.model, predictor.vocabulary)
+        for count, shape in [(1, WIDE), (3, ODD), (1, THIN)]:
+            images = noise(count, shape)
+            outputs, expected = run(images, *words), eager(predictor, images)
+            assert_equal(outputs, expected)
+            np.testing.assert_allclose(outputs[0], expected[0], rtol=0, atol=1e-5)
+            best = np.sort(expected[0], axis=1)[:, -2:]
+            decided = (best[:, -1] - best[:, 0] > 1e-5) | (number == 1)
+            assert (outputs[1] == expected[1])[decided].all() and decided.mean() > 0.9
+    vectors, seen = words
+    # What broadcasting would take, too.
+    errors = runtime.capi.onnxruntime_pybind11_state
+    for wrong in ((vectors, seen[:1]), (vectors[:1], seen), (vectors[:0], seen[:0])):
+        with pytest.raises((errors.Fail, errors.RuntimeException)):
+            run(images, *wrong)
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model, full_check=True)
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert shapes == {
+        "image": ["batch", 3, "height", "width"],
+        "class_vectors": ["classes", 32],
+        "seen": ["classes"],
+        "scores": ["batch", "classes", "height", "width"],
+        "labels": ["batch", "height", "width"],
+        "trusty": ["batch", "height", "width"],
+    }
+
+
+def test_several_vectors_of_a_class_are_no_input(checkpoint: Path) -> None:
+    predictor = load(checkpoint, "MODEL.CLIP.SYNONYMS", "max")
+    fails(ConfigError, lambda: WindowModel(predictor.model, None), "SYNONYMS", "found max", "mean")
 
 
 def test_largest_difference_looks_at_labels(checkpoint: Path) -> None:
