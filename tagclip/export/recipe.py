@@ -11,7 +11,7 @@ from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
 
-__all__ = ["export_recipe", "window_recipe"]
+__all__ = ["export_recipe", "file_recipe", "window_recipe"]
 
 FORMAT = 1
 _OUTPUTS = {
@@ -66,11 +66,7 @@ def export_recipe(
     return {
         "format": FORMAT,
         "files": {
-            name: {
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "bytes": len(content),
-                "largest_difference": difference,
-            }
+            name: file_recipe(content) | {"largest_difference": difference}
             for name, (content, difference) in files.items()
         },
         "class_names": vocabulary.names,
@@ -122,6 +118,11 @@ def export_recipe(
         },
         "provenance": model.provenance.to_json(),
     }
+
+
+def file_recipe(content: bytes) -> dict[str, Any]:
+    """Say by what a file is known."""
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def window_recipe(settings: InferenceSettings, size: tuple[int, int] | None) -> dict[str, Any]:

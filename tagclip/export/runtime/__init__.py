@@ -1,0 +1,1 @@
+"""What running an exported model takes: Python's own library, numpy, Pillow and onnxruntime."""

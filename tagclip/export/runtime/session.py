@@ -1,0 +1,62 @@
+"""An exported ONNX file in onnxruntime or OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+
+import numpy as np
+
+from tagclip.errors import NotInstalledError
+
+__all__ = ["RUNTIMES", "open_model"]
+
+Run = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+def open_model(content: bytes, runtime: str = "onnxruntime", threads: int = 0) -> Run:
+    """Load a file; both runtimes compute the same up to rounding.
+
+    Args:
+        content: of the file.
+        runtime: one of `RUNTIMES`.
+        threads: CPU threads; 0: as the runtime chooses.
+
+    Returns:
+        A function from the inputs by name to ``scores`` (N, K, H, W) float32. Labels and trusty
+        map, which who averages windows has no use for, are not computed.
+
+    Raises:
+        NotInstalledError: the runtime is not there; the message is the command that installs it.
+    """
+    if find_spec(runtime) is None:
+        raise NotInstalledError(
+            f"--runtime {runtime}: found no package {runtime}; run: pip install {runtime}"
+        )
+    return RUNTIMES[runtime](content, threads)
+
+
+def _onnxruntime(content: bytes, threads: int) -> Run:
+    import onnxruntime
+
+    options, path_only = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
+    options.intra_op_num_threads = threads
+    path_only.only_execute_path_to_fetches = True
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(["scores"], dict(inputs), path_only)[0]
+
+
+def _openvino(content: bytes, threads: int) -> Run:
+    import openvino
+
+    model = openvino.Core().read_model(content, b"")
+    model = openvino.Model([model.output("scores")], model.get_parameters())
+    # Without the hint, processors with such instructions compute all that is float in bfloat16.
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    request = openvino.compile_model(model, "CPU", options).create_infer_request()
+    return lambda inputs: request.infer(dict(inputs))[0].copy()
+
+
+RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino}
