@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     )
     if "dataset" not in report:
         return text
-    before, after = (report[file] for file in _FILES)
-    pairs = {name: (before[name], after[name]) for name in _METRICS if name in before}
-    rows = [[name, f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}"] for name, (a, b) in pairs.items()]
+    rows = []
+    for name in _METRICS:
+        before, after = (report[file].get(name, math.nan) for file in _FILES)
+        if not math.isnan(before):
+            rows.append([name, f"{before:.2f}", f"{after:.2f}", f"{after - before:+.2f}"])
     return f"{text}\n\n{markdown_table([report['dataset'], *_FILES, 'difference'], rows)}"

@@ -110,8 +110,9 @@ def export_recipe(
         # null: every pixel gets a class.
         "background_threshold": model.inference_settings.background_threshold or None,
         "fingerprints": {
-            "checkpoint": weights.name,
-            "checkpoint_sha256": file_sha256(weights),
+            # null: a model that needs none, as MaskCLIP.
+            "checkpoint": weights.name or None,
+            "checkpoint_sha256": file_sha256(weights) if weights.name else None,
             "clip_sha256": model.backbone.weights_sha256,
             "vocabulary": vocabulary.partition_fingerprint,
             "class_vectors": model.text_bank.fingerprint(vocabulary),

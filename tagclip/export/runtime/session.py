@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from tagclip.errors import NotInstalledError
+from tagclip.errors import ConfigError, NotInstalledError
 
 __all__ = ["RUNTIMES", "open_model"]
 
@@ -28,6 +28,7 @@ def open_model(content: bytes, runtime: str = "onnxruntime", threads: int = 0) -
 
     Raises:
         NotInstalledError: the runtime is not there; the message is the command that installs it.
+        ConfigError: the runtime computes something else than the file says.
     """
     if find_spec(runtime) is None:
         raise NotInstalledError(
@@ -50,6 +51,13 @@ def _openvino(content: bytes, threads: int) -> Run:
     import openvino
 
     model = openvino.Core().read_model(content, b"")
+    if any(op.get_attributes().get("mode") == "cubic" for op in model.get_ops()):
+        # Of ONNX's Resize it leaves out antialias and exclude_outside.
+        raise ConfigError(
+            "--runtime openvino: found windows of any size with MODEL.CLIP.POS_EMBED_RESIZE "
+            "bicubic, expected another resize, since OpenVINO computes this one otherwise; use "
+            "onnxruntime, or export with --size"
+        )
     model = openvino.Model([model.output("scores")], model.get_parameters())
     # Without the hint, processors with such instructions compute all that is float in bfloat16.
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
