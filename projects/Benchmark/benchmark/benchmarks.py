@@ -22,6 +22,7 @@ from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
 from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
 from tagclip.projects.benchmark.findings import Findings
+from tagclip.projects.benchmark.int8 import int8
 from tagclip.projects.benchmark.labels import labels
 from tagclip.projects.benchmark.measure import (
     Stopwatch,
@@ -300,5 +301,6 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "evaluator": evaluator,
     "large": large,
     "labels": labels,
+    "int8": int8,
     "throughput": throughput,
 }

@@ -18,6 +18,7 @@ _HEADINGS = {
     "evaluator": "Evaluator, per image",
     "large": "Large image, many classes",
     "labels": "Colour masks to label files",
+    "int8": "Exported files, from a resized image to labels",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.
