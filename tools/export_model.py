@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.ts"}
 INT8_FILE = "model_int8.onnx"
-# Of a score, between an exported file and the model.
+# Of a score or a class vector, between an exported file and the model.
 TOLERANCE = 1e-4
 
 
@@ -257,8 +257,8 @@ def export(
     size: tuple[int, int] | None,
     formats: Sequence[str],
     takes_words: bool = False,
-) -> dict[str, tuple[bytes, float]]:
-    """Make the files in memory and compare each with the model on one window of noise.
+) -> dict[str, tuple[bytes, float | None]]:
+    """Make the files in memory and compare each with the model, on one window of noise.
 
     Args:
         predictor: with the vocabulary that is baked in, or else compared with.
@@ -267,7 +267,7 @@ def export(
         takes_words: whether class vectors are an input.
 
     Returns:
-        File name -> content and largest difference of a score.
+        File name -> content and largest difference of a number, None where there is no network.
 
     Raises:
         TagCLIPError: a format cannot be written, or a file computes something else.
@@ -291,19 +291,62 @@ def export(
         difference = exporting.largest_difference(
             lambda images, run=run: run(images, *classes), predictor.model, vocabulary, noise
         )
-        # Not ">": a difference may be nan.
-        if not difference <= TOLERANCE:
-            raise TagCLIPError(
-                f"{FILES[kind]}: scores differ by {difference:.2g} from the model's, expected at "
-                f"most {TOLERANCE:g}; nothing was written: export another --format"
-            )
-        seconds = time.monotonic() - start
-        print(
-            f"{kind}: {len(content) / 2**20:.1f} MiB in {seconds:.0f} s, scores differ from the "
-            f"model's by {difference:.1g} at most"
-        )
+        _check(FILES[kind], content, difference, start)
         files[FILES[kind]] = (content, difference)
-    return files
+    return files | (export_words(predictor) if takes_words else {})
+
+
+def export_words(predictor: TagCLIPPredictor) -> dict[str, tuple[bytes, float | None]]:
+    """Make what encodes words, and the class vectors of the predictor's vocabulary.
+
+    Returns:
+        As `export`, the files of `WORD_FILES`.
+
+    Raises:
+        TagCLIPError: the text tower cannot be written, or computes something else.
+    """
+    import numpy as np
+
+    from tagclip import Vocabulary
+    from tagclip.export import onnx as exporting
+    from tagclip.export.recipe import WORD_FILES
+    from tagclip.export.runtime.class_vectors import ClassVectors, encode_names
+    from tagclip.export.runtime.tokenizer import Tokenizer
+
+    start, bank = time.monotonic(), predictor.model.text_bank
+    merges, content = bank.source.merges(), exporting.text_tower_to_onnx(bank.source)
+    run = exporting.RUNNERS["onnx"](content)
+    rules = {"templates": bank.templates, "context_length": bank.source.context_length}
+    names = predictor.model.train_vocabulary.names[:3]
+    found = encode_names(names, rules, Tokenizer(merges), lambda tokens: run(tokens)[0])
+    tried = Vocabulary.from_names(names, seen=names)
+    expected, _ = exporting.class_inputs(predictor.model, tried)
+    difference = float(np.abs(found - expected).max())
+    _check(WORD_FILES["text_model"], content, difference, start)
+    vectors, seen = exporting.class_inputs(predictor.model, predictor.vocabulary)
+    classes = ClassVectors(
+        tuple(predictor.vocabulary.names), vectors, seen, bank.source.fingerprint
+    )
+    contents = {"text_model": content, "merges": merges, "vectors": classes.content()}
+    return {
+        file: (contents[key], difference if key == "text_model" else None)
+        for key, file in WORD_FILES.items()
+    }
+
+
+def _check(name: str, content: bytes, difference: float, start: float) -> None:
+    """Refuse a network that computes something else, or say how large, exact and slow it was."""
+    # Not ">": a difference may be nan.
+    if not difference <= TOLERANCE:
+        raise TagCLIPError(
+            f"{name}: numbers differ by {difference:.2g} from the model's, expected at most "
+            f"{TOLERANCE:g}; nothing was written: export with other packages of the extra export, "
+            "or another --format"
+        )
+    print(
+        f"{name}: {len(content) / 2**20:.1f} MiB in {time.monotonic() - start:.0f} s, differs from "
+        f"the model by {difference:.1g} at most"
+    )
 
 
 def invoke_main() -> None:

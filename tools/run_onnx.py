@@ -1,119 +1,117 @@
 #!/usr/bin/env python
 """Label an image with an exported model, without torch, as its model.json says.
 
-Of model.json, class_ids are the values of the labels, and ignore_label that of no class.
+python tools/run_onnx.py out/export image.png labels.png
+python tools/run_onnx.py out/export image.png labels.png --words "red bus, cat"
+
+Other words take a model of tools/export_model.py --words input. Of model.json, class_ids are the
+values of the labels, and ignore_label that of no class; other words have 0 to K - 1, and 255, or
+65535 from K = 256 on.
 """
 
+from __future__ import annotations
+
 import argparse
-import hashlib
-import itertools
-import json
-import os
+import io
 import sys
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-try:
-    import cv2
-    import numpy as np
-    import onnxruntime
-    from PIL import Image, ImageOps
-except ImportError as error:
-    sys.exit(f"{error}; run: pip install numpy onnxruntime opencv-python-headless pillow")
+from tagclip.errors import ConfigError, TagCLIPError
+from tagclip.utils.cli import check_output, error_line, writing
+from tagclip.utils.files import write_atomic
 
-
-@contextmanager
-def expecting(where, what):
-    """End with one line and exit code 1 on any error."""
-    try:
-        yield
-    except Exception as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())
-        sys.exit(f"{where}: found {found[:300]}, expected {what}")
+# numpy and onnxruntime may be missing: main says so.
+if TYPE_CHECKING:
+    from tagclip.export.runtime.class_vectors import ClassVectors
+    from tagclip.export.runtime.exported_model import ExportedModel
 
 
-def read_image(path):
-    """(H, W, 3) uint8 RGB as in training: upright, without alpha, 16-bit gray divided by 257."""
-    with Image.open(path) as file:
-        tags = file.tag_v2 if file.format == "TIFF" else {}
-        is_deep = file.mode[0] == "I" or max(tags.get(258, (8,))) > 8 or ";16" in str(file.tile)
-        bands = tags.get(277, 3) if tags.get(262) == 2 and not {1, 2} & {*tags.get(338, ())} else 3
-        file.load()
-        image = ImageOps.exif_transpose(file)
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"{values.dtype} values {values.min()}..{values.max()}")
-        image = Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8))
-    pixels = np.asarray(image.convert("RGB"))
-    if is_deep and (most := pixels.max()) <= 64:
-        print(f"{path}: 16-bit image, dark as read: brightest value {most} of 255", file=sys.stderr)
-    if bands > 3:
-        print(f"{path}: the first 3 of {bands} bands are read as red, green, blue", file=sys.stderr)
-    return pixels
-
-
-def class_scores(image, recipe, session):
-    """(K, H, W) float32: the mean of the scores of all windows over an (H, W, 3) uint8 RGB."""
-    size, names, rule = image.shape[:2], recipe["class_names"], recipe["resize"]
-    scale = min(rule["short_side"] / min(size), (rule["long_side"] or np.inf) / max(size)) or 1
-    sides = [max(1, int(side * scale + 0.5)) for side in size]
-    if rule["library"] == "pil":
-        image = np.asarray(Image.fromarray(image).resize(sides[::-1], Image.Resampling.BILINEAR))
-    else:
-        image = cv2.resize(image, sides[::-1])
-    image = image[:, :, :: 1 if recipe["channel_order"] == "RGB" else -1]
-    window = [min(pair) for pair in zip(sides, recipe["windows"]["size"] or sides, strict=True)]
-    axes = zip(sides, window, recipe["windows"]["stride"] or window, strict=True)
-    origins = [[min(x, s - w) for x in range(0, s - w + step, step)] for s, w, step in axes]
-    scores, count = np.zeros((len(names), *sides), np.float32), np.zeros(sides, np.float32)
-    for top, left in itertools.product(*origins):
-        area = slice(top, top + window[0]), slice(left, left + window[1])
-        pixels = np.ascontiguousarray(image[area].transpose(2, 0, 1)[None])
-        scores[:, *area] += session.run(["scores"], {"images": pixels})[0][0]
-        count[area] += 1
-    return np.stack([cv2.resize(plane, size[::-1]) for plane in scores / count])
-
-
-def main(args):
-    if args.labels.resolve() == args.image.resolve():
-        sys.exit(f"{args.labels}: found the image itself, expected another file for the labels")
-    recipe_path, model_path = args.export / "model.json", args.export / "model.onnx"
-    with expecting(recipe_path, "what tools/export_model.py writes; check it or export again"):
-        recipe = json.loads(recipe_path.read_text(encoding="utf-8"))
-        names = recipe["class_names"]
-        values = [*recipe.get("class_ids", range(len(names))), recipe.get("ignore_label", -1)]
-    with expecting(model_path, "the file that model.json describes; export again"):
-        session = onnxruntime.InferenceSession(model_path)
-        sha256 = hashlib.sha256(model_path.read_bytes()).hexdigest()
-        if sha256 != recipe["files"]["model.onnx"]["sha256"]:
-            raise ValueError(f"sha256 {sha256}")
-    with expecting(args.image, "an image that Pillow reads, 8-bit or 16-bit gray"):
-        image = read_image(args.image)
-    with expecting(f"{args.image} {image.shape[:2]}", "pixels for the input of model.json"):
-        scores = class_scores(image, recipe, session)
-        is_other = scores.max(0) < (recipe["background_threshold"] or -np.inf)
-    labels = np.where(is_other, -1, scores.argmax(0))
-    with expecting(args.labels, "a PNG file in a folder that can be written"):
-        if args.labels.suffix.lower() != ".png":
-            raise ValueError(f"the suffix {args.labels.suffix!r}")
-        temporary = args.labels.with_name(f".{args.labels.name}.{os.getpid()}.tmp")
-        deep = np.min_scalar_type(max(len(names), *values))
-        picture = Image.fromarray(np.array(values).astype(deep)[labels])
-        try:
-            picture.save(temporary, "PNG")
-            os.replace(temporary, args.labels)
-        finally:
-            temporary.unlink(missing_ok=True)
-    print({name: f"{(labels == index).mean():.1%}" for index, name in enumerate(names)})
-
-
-def invoke_main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("export", type=Path, help="folder with model.json and model.onnx")
     parser.add_argument("image", type=Path, help="read as in training: upright, without alpha")
     parser.add_argument("labels", type=Path, help="NAME.png to write")
-    main(parser.parse_args())
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--words", metavar="NAMES", help="""'cat, "blue, striped fence"'""")
+    words.add_argument("--words-file", metavar="FILE", help="one name per line")
+    words.add_argument("--vectors", type=Path, metavar="FILE", help="npz of --save-vectors")
+    parser.add_argument("--save-vectors", type=Path, metavar="FILE", help="npz of these words")
+    return parser.parse_args(args)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Label one image.
+
+    Raises:
+        TagCLIPError: a file, a word or an option is not in order.
+    """
+    try:
+        import numpy as np
+        from PIL import Image
+
+        from tagclip.export.runtime.exported_model import ExportedModel, expecting
+        from tagclip.export.runtime.images import read_image
+    except ImportError as error:
+        raise ConfigError(f"{error}; run: pip install numpy onnxruntime pillow") from error
+
+    if args.labels.resolve() == args.image.resolve():
+        raise ConfigError(
+            f"{args.labels}: found the image itself, expected another file for the labels"
+        )
+    if args.labels.suffix.lower() != ".png":
+        raise ConfigError(
+            f"{args.labels}: found the suffix {args.labels.suffix!r}, expected a PNG file"
+        )
+    check_output("labels", args.labels)
+    model = ExportedModel(args.export)
+    classes, recipe = _classes(args, model), model.recipe
+    with expecting(args.image, "an image that Pillow reads, 8-bit or 16-bit gray"):
+        image = read_image(args.image)
+    with expecting(f"{args.image} {image.shape[:2]}", "pixels for the input of model.json"):
+        labels = model.label(image, classes)
+    names = list(recipe["class_names"] if classes is None else classes.names)
+    values = [*range(len(names)), 255 if len(names) <= 255 else 65535]
+    if not (args.words or args.words_file or args.vectors):
+        # An earlier version had none.
+        values = [*recipe.get("class_ids", values[:-1]), recipe.get("ignore_label", -1)]
+    with expecting(args.export / "model.json", "labels of 16 bits at most; export again"):
+        picture = Image.fromarray(np.array(values).astype(np.min_scalar_type(max(values)))[labels])
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+    with writing("labels", args.labels):
+        write_atomic(args.labels, content.getvalue())
+    print({name: f"{(labels == index).mean():.1%}" for index, name in enumerate(names)})
+
+
+def _classes(args: argparse.Namespace, model: ExportedModel) -> ClassVectors | None:
+    """The classes asked for; None where words are baked in."""
+    from tagclip.utils.class_names import read_lines, split_words
+
+    if args.words is not None:
+        classes = model.encode(split_words(args.words))
+    elif args.words_file:
+        classes = model.encode(read_lines(args.words_file))
+    elif args.vectors or args.save_vectors or model.takes_words:
+        classes = model.read(args.vectors)
+    else:
+        return None
+    if args.save_vectors:
+        with writing("--save-vectors", args.save_vectors):
+            write_atomic(args.save_vectors, classes.content())
+    return classes
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    try:
+        main(parse_args())
+    except TagCLIPError as error:
+        sys.exit(error_line(error))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.modeling.inference.gate import Gate
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_words import split_words
+from tagclip.utils.class_names import split_words
 
 __all__ = [
     "SCALES",

@@ -1,4 +1,4 @@
-"""Export of a model, its vocabulary baked in or an input, and running what was exported."""
+"""Export of a model, its vocabulary baked in or an input, and what runs the files."""
 
 import os
 import sys

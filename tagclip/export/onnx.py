@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from tagclip.errors import ConfigError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.backbone.clip_vit import resize_positions
-from tagclip.modeling.clip.text_bank import class_maximum
+from tagclip.modeling.clip.source import CLIPSource
+from tagclip.modeling.clip.text_bank import class_maximum, run_text_tower
 from tagclip.modeling.inference.gate import trusty_probability
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.structures.vocabulary import Vocabulary
@@ -33,6 +34,7 @@ __all__ = [
     "class_inputs",
     "largest_difference",
     "require_onnx",
+    "text_tower_to_onnx",
     "to_onnx",
     "to_torchscript",
 ]
@@ -40,6 +42,16 @@ __all__ = [
 # Understood by every runtime since 2023.
 OPSET = 18
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+# Of inputs and outputs.
+_DIMENSIONS = {
+    **dict.fromkeys(("images", "image"), "batch channels height width"),
+    "class_vectors": "classes dim",
+    "seen": "classes",
+    "scores": "batch classes height width",
+    **dict.fromkeys(("labels", "trusty"), "batch height width"),
+    "tokens": "texts length",
+    "vectors": "texts dim",
+}
 # protobuf's limit of one file is 2 GiB; the graph itself needs far less than the difference.
 _MAX_ONNX_BYTES = 2**31 - 2**24
 
@@ -226,29 +238,71 @@ def to_onnx(window_model: WindowModel) -> bytes:
     Raises:
         ConfigError: packages are missing, or the weights pass the 2 GiB of an ONNX file.
     """
-    require_onnx()
-    tensors = [*window_model.parameters(), *window_model.buffers()]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > _MAX_ONNX_BYTES:
-        raise ConfigError(
-            f"--format onnx: found {size / 2**30:.1f} GiB of weights, expected less than 2, the "
-            "limit of one ONNX file; use --format torchscript"
-        )
     dynamic = {0: torch.export.Dim("batch")}
     if window_model.size is None:
         dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     classes = {0: torch.export.Dim("classes")}
-    inputs = _example(window_model)
+    remedy = "--format torchscript" if window_model.seen_mask is not None else "--words baked"
+    return _to_onnx(
+        window_model,
+        dict(zip(window_model.input_names, _example(window_model), strict=True)),
+        window_model.output_names,
+        (dynamic, classes, classes),
+        remedy,
+    )
+
+
+class _TextTower(nn.Module):
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return run_text_tower(self.tower, tokens)
+
+
+def text_tower_to_onnx(source: CLIPSource) -> bytes:
+    """Export CLIP's text tower; numbers and lengths of the texts stay open.
+
+    Returns:
+        The file: ``tokens`` (T, L) int64 from start to end token, padded with 0, at most the
+        context length -> ``vectors`` (T, D) float32 of any length each.
+
+    Raises:
+        ConfigError: packages are missing, or the weights pass the 2 GiB of an ONNX file.
+        CheckpointError: see `CLIPSource.text_tower`.
+    """
+    tokens = torch.tensor([[1, 3, 0, 0, 0], [1, 2, 2, 3, 0]])
+    dynamic = {0: torch.export.Dim("texts"), 1: torch.export.Dim.DYNAMIC}
+    tower = _TextTower(source.text_tower())
+    return _to_onnx(tower, {"tokens": tokens}, ("vectors",), (dynamic,), "--words baked")
+
+
+def _to_onnx(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    output_names: Sequence[str],
+    dynamic_shapes: Sequence[dict],
+    remedy: str,
+) -> bytes:
+    require_onnx()
+    tensors = [*module.parameters(), *module.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > _MAX_ONNX_BYTES:
+        raise ConfigError(
+            f"--format onnx: found {size / 2**30:.1f} GiB of weights, expected less than 2, the "
+            f"limit of one ONNX file; use {remedy}"
+        )
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            window_model,
-            inputs,
+            module,
+            tuple(inputs.values()),
             dynamo=True,
-            input_names=window_model.input_names,
-            output_names=window_model.output_names,
-            dynamic_shapes=(dynamic, classes, classes)[: len(inputs)],
+            input_names=list(inputs),
+            output_names=output_names,
+            dynamic_shapes=tuple(dynamic_shapes[: len(inputs)]),
             opset_version=OPSET,
             verbose=False,
         )
@@ -258,17 +312,12 @@ def to_onnx(window_model: WindowModel) -> bytes:
         del item.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output):
         del value.metadata_props[:]
-        _name_dimensions(value.type.tensor_type.shape.dim)
+        # What is open has a name, instead of the exporter's formula.
+        dims = value.type.tensor_type.shape.dim
+        for dim, name in zip(dims, _DIMENSIONS[value.name].split(), strict=True):
+            if dim.dim_param:
+                dim.dim_param = name
     return model.SerializeToString(deterministic=True)
-
-
-def _name_dimensions(dims: Sequence) -> None:
-    """Call what is open by a name, instead of the exporter's formulas."""
-    is_image = len(dims) > 2
-    names = ["batch"] * is_image + ["classes"] * (len(dims) != 3) + ["height", "width"] * is_image
-    for dim, name in zip(dims, names, strict=False):
-        if dim.dim_param:
-            dim.dim_param = name
 
 
 def _example(window_model: WindowModel) -> tuple[Tensor, ...]:

@@ -11,9 +11,11 @@ from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
 
-__all__ = ["export_recipe", "file_recipe", "window_recipe"]
+__all__ = ["WORD_FILES", "export_recipe", "file_recipe", "window_recipe"]
 
 FORMAT = 1
+# What encodes other words, and the vectors of the exported ones.
+WORD_FILES = {"text_model": "text.onnx", "merges": "merges.txt.gz", "vectors": "vectors.npz"}
 _OUTPUTS = {
     "scores": "float32 (batch, classes, height, width): after seen bias and gate, at most 1",
     "labels": "int32 (batch, height, width): index of the first best class; -1 where its score is "
@@ -28,6 +30,11 @@ _RESIZE = (
     "scale = min(short_side / min(height, width), long_side / max(height, width)), new sides "
     "max(1, int(side * scale + 0.5)), bilinear; short_side 0: no resize, long_side 0: no bound"
 )
+_TOKENS = (
+    "tagclip.export.runtime.tokenizer on merges: start token, those of a template with the name in "
+    "place of {}, end token; at most context_length, padded with 0"
+)
+_VECTOR = "unit vectors of all templates, their mean, made unit again"
 _ORIGINS = (
     "multiples of the stride, the last window moved back to end with the image; size null: one "
     "window, the whole image"
@@ -41,7 +48,7 @@ _FUSION = (
 def export_recipe(
     predictor: TagCLIPPredictor,
     size: tuple[int, int] | None,
-    files: Mapping[str, tuple[bytes, float]],
+    files: Mapping[str, tuple[bytes, float | None]],
     takes_words: bool = False,
 ) -> dict[str, Any]:
     """Describe exported files: numbers and text only, no paths.
@@ -49,7 +56,8 @@ def export_recipe(
     Args:
         predictor: with the vocabulary that was exported.
         size: (height, width) of the windows in pixels; None: any.
-        files: name -> content and largest difference of a score from the model's.
+        files: name -> content and largest difference of a number from the model's, if it holds
+            networks.
         takes_words: whether class vectors are an input.
     """
     cfg, model, vocabulary = predictor.cfg, predictor.model, predictor.vocabulary
@@ -81,6 +89,7 @@ def export_recipe(
             "patch_size": model.backbone.patch_size,
             "padding": "in the graph, to whole patches",
         },
+        **({"words": _word_recipe(predictor)} if takes_words else {}),
         "channel_order": cfg.INPUT.FORMAT,
         "normalization": {
             "mean": list(cfg.MODEL.PIXEL_MEAN),
@@ -124,6 +133,24 @@ def export_recipe(
 def file_recipe(content: bytes) -> dict[str, Any]:
     """Say by what a file is known."""
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _word_recipe(predictor: TagCLIPPredictor) -> dict[str, Any]:
+    """Say how words become class vectors, and which of them are seen."""
+    bank, trained = predictor.model.text_bank, predictor.model.train_vocabulary
+    pairs = zip(trained.classes, trained.seen_mask, strict=True)
+    return {
+        **WORD_FILES,
+        "tokens": _TOKENS,
+        "templates": list(bank.templates),
+        "context_length": bank.source.context_length,
+        "vector": _VECTOR,
+        "dim": bank(predictor.vocabulary).shape[1],
+        "clip": bank.source.fingerprint,
+        "unknown_classes": predictor.cfg.MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES,
+        # Lower case, single blanks, NFKC.
+        "seen_names": sorted(set().union(*(entry.keys for entry, seen in pairs if seen))),
+    }
 
 
 def window_recipe(settings: InferenceSettings, size: tuple[int, int] | None) -> dict[str, Any]:

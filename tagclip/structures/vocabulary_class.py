@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,8 @@ import numpy as np
 from detectron2.utils.logger import log_first_n
 
 from tagclip.errors import VocabularyError
-from tagclip.utils.text import did_you_mean, listed, one_line
+from tagclip.utils.class_names import checked_name, name_key, refuse_duplicates
+from tagclip.utils.text import did_you_mean, listed
 
 __all__ = [
     "MAX_LABEL",
@@ -26,11 +26,6 @@ __all__ = [
 
 # The largest value of a 16-bit label file.
 MAX_LABEL = 65535
-
-
-def name_key(name: str) -> str:
-    """What two spellings of one name have in common: case, spacing, Unicode form ignored."""
-    return " ".join(unicodedata.normalize("NFKC", name).split()).casefold()
 
 
 def format_names(names: Iterable[str], limit: int = 10) -> str:
@@ -112,17 +107,7 @@ class ClassEntry:
 
 
 def _clean(text: object, what: str) -> str:
-    if not isinstance(text, str):
-        raise VocabularyError(f"{what} is {text!r}, expected a text; put it in quotes")
-    if not text.strip():
-        raise VocabularyError(f"{what} is empty ({text!r}); write the word that CLIP shall read")
-    clean = one_line(text)
-    # Cc and Cs: control characters act on a terminal, half a surrogate pair cannot be encoded.
-    control = [char for char in clean if unicodedata.category(char) in ("Cc", "Cs")]
-    if control:
-        raise VocabularyError(
-            f"{what} {text!r} holds the control character {control[0]!r}; remove it"
-        )
+    clean = checked_name(text, what)
     if clean != text.strip():
         line = f"{what}: {text!r} is taken as {clean!r}"
         log_first_n(logging.INFO, line, key="message", name=__name__)
@@ -141,22 +126,6 @@ def checked_color(color: object, where: str) -> tuple[int, int, int]:
             f"{where} is {color!r}, expected [red, green, blue] with integers in 0..255"
         )
     return tuple(int(c) for c in color)
-
-
-# Of two names for two things none can be spared.
-_APART = "spell them apart, or list each once"
-
-
-def refuse_duplicates(names: Iterable[str], what: str, remedy: str = _APART) -> None:
-    """Raise VocabularyError if two names differ in case, spacing or Unicode form only."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(name_key(name), []).append(name)
-    twice = [" = ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
-    if twice:
-        raise VocabularyError(
-            f"{what} occur more than once (case and spacing ignored): {'; '.join(twice)}; {remedy}"
-        )
 
 
 def name_flags(listed: Sequence[str], names: Sequence[str], where: str) -> list[bool]:

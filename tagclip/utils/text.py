@@ -11,8 +11,6 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from tabulate import tabulate
-
 __all__ = [
     "did_you_mean",
     "error_text",
@@ -83,6 +81,9 @@ def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
         head: names of the columns.
         rows: cells in their order.
     """
+    # Here, for everything else works without any package.
+    from tabulate import tabulate
+
     safe = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     return tabulate(safe, head, tablefmt="github", disable_numparse=True)
 

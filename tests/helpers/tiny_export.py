@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +78,23 @@ def assert_equal(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
         np.testing.assert_allclose(found[index], expected[index], atol=TOLERANCE)
     # Classes that score alike may change places; here at most a pixel or two do.
     assert (found[1] != expected[1]).mean() < 1e-3
+
+
+# Of what requirements.txt and the extras bring, the example takes numpy, Pillow and onnxruntime.
+ABSENT = (
+    "torch", "torchvision", "detectron2", "cv2", "open_clip", "ftfy", "regex", "timm", "onnx",
+    "onnxscript", "safetensors", "yaml", "tabulate", "matplotlib", "jinja2", "tqdm", "fvcore",
+    "iopath", "yacs", "omegaconf", "hydra", "cloudpickle", "termcolor", "pycocotools", "scipy",
+)  # fmt: skip
+
+
+def run_without_torch(*args: object) -> str:
+    """Run `tagclip run-onnx` in a process of its own in which little is installed."""
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({ABSENT}));"
+        f"sys.argv = {['tagclip', 'run-onnx', *map(str, args)]!r};"
+        "from tagclip.cli import main; main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not ended.returncode and not ended.stderr, ended.stderr
+    return ended.stdout

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tagclip.errors import DatasetError, VocabularyError
-from tagclip.structures.vocabulary_words import read_asked, read_words, split_words
+from tagclip.structures.vocabulary_words import read_asked, read_words
+from tagclip.utils.class_names import split_words
 from tagclip.utils.cli import add_vocabulary_options
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from helpers.tiny_export import (
     eager,
     load,
     noise,
+    run_without_torch,
     save_run,
 )
 from helpers.tiny_export import checkpoint as checkpoint
@@ -42,6 +41,7 @@ from tagclip.data.image_io import read_image
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe
+from tagclip.export.runtime import images as reading
 from tagclip.modeling.inference.fusion import InferenceSettings
 
 
@@ -92,32 +92,11 @@ def test_tool_and_example(
     for size in [(90, 230), (150, 100)]:
         image, labels = tmp_path / "image.png", tmp_path / "labels.png"
         cv2.imwrite(str(image), noise(1, size)[0].transpose(1, 2, 0))
-        run_without_torch(repository / "tools" / "run_onnx.py", folder, image, labels)
+        run_without_torch(folder, image, labels)
         expected = predictor(image)["sem_seg_labels"].numpy()
         found = cv2.imread(str(labels), cv2.IMREAD_UNCHANGED)
         assert found.shape == expected.shape == size
         assert (found != expected).mean() < 1e-3 and len(np.unique(expected)) > 1
-
-
-def run_without_torch(script: Path, *args: Path) -> None:
-    """Run a script in a process of its own, which fails if it imports torch or this package."""
-    code = (
-        "import runpy, sys; runpy.run_path(sys.argv[0], run_name='__main__');"
-        "assert not {'torch', 'tagclip', 'detectron2'} & sys.modules.keys()"
-    )
-    code = f"import sys; sys.argv = {[str(script), *map(str, args)]!r}; {code}"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_example_is_short_and_needs_little(repository: Path) -> None:
-    text = (repository / "tools" / "run_onnx.py").read_text()
-    assert len(text.splitlines()) <= 120
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [getattr(node, "module", None), *(alias.name for alias in node.names)]
-            found.add(names[0] or names[1])
-    assert found - sys.stdlib_module_names == {"PIL", "cv2", "numpy", "onnxruntime"}
 
 
 @pytest.fixture(scope="module")
@@ -147,15 +126,15 @@ def odd_images(folder: Path) -> Iterator[Path]:
     yield from sorted(folder.iterdir())
 
 
-def test_the_example_reads_pixels_as_the_library_does(example: ModuleType, tmp_path: Path) -> None:
+def test_the_example_reads_pixels_as_the_library_does(tmp_path: Path) -> None:
     files = list(odd_images(tmp_path))
     assert len(files) == 16
     for path in files:
-        assert (example.read_image(path) == read_image(path)).all(), path
+        assert (reading.read_image(path) == read_image(path)).all(), path
 
 
 def test_the_example_says_what_it_reads_otherwise(
-    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Where the library does, which logs it."""
     gray = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -175,7 +154,7 @@ def test_the_example_says_what_it_reads_otherwise(
             path.write_bytes(tiff(values, [0] * (values.shape[2] - 3) or None))
         else:
             Image.fromarray(values).save(path)
-        assert (example.read_image(path) == read_image(path)).all(), name
+        assert (reading.read_image(path) == read_image(path)).all(), name
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == len(expected), name
         for line, text in zip(lines, expected, strict=True):
@@ -221,10 +200,11 @@ def test_the_example_ends_with_one_line(
     refused("thin.png (200, 30): found |expected pixels for the input of model.json",
             folder, tmp_path / "thin.png", labels)  # fmt: skip
     refused("model.json: found FileNotFoundError|export again", tmp_path, image, labels)
-    refused(
-        "found ValueError: the suffix '.jpg', expected a PNG", folder, image, tmp_path / "a.jpg"
-    )
-    refused("a.png/x.png: found NotADirectoryError", folder, image, image / "x.png")
+    refused("found the suffix '.jpg', expected a PNG", folder, image, tmp_path / "a.jpg")
+    refused("a.png/x.png: cannot be written (Not a dir", folder, image, image / "x.png")
+    for option in ("--words=cat", f"--vectors={image}", f"--save-vectors={image}"):
+        refused("model.json: found a model with its words baked in|--words input",
+                folder, image, labels, option)  # fmt: skip
     refused("a.png: found the image itself|expected another file", folder, image, image)
     content = (folder / "model.onnx").read_bytes()
     # Another constant of the graph.

@@ -19,7 +19,7 @@ from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_words import split_words
+from tagclip.utils.class_names import split_words
 from tagclip.utils.text import one_line
 
 __all__ = ["EncodedImage", "Limits", "Settings", "Uploads", "encode_image", "find_upload"]

@@ -203,6 +203,12 @@ class CLIPSource:
             return statistics(self._tag["mean"], self._tag["std"])
         return beside_weights(self.path)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of weights and config: class vectors of another one mean nothing here."""
+        content = json_text([self.sha256, self.config], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
     def vision_config(self) -> dict[str, Any]:
         """Return the sizes of the vision tower as keyword arguments of `CLIPViT`.
 
@@ -305,6 +311,16 @@ class CLIPSource:
                 "model was trained with"
             )
         return tokenizer
+
+    def merges(self) -> bytes:
+        """Return the gzipped merges of the tokenizer, the model's own or CLIP's.
+
+        Raises:
+            ConfigError: the file is missing or cannot be read.
+        """
+        from open_clip.tokenizer import default_bpe
+
+        return self._merges_content() or Path(default_bpe()).read_bytes()
 
     def _merges_content(self) -> bytes | None:
         """The gzipped merges that the model json names; None means CLIP's own."""

@@ -30,7 +30,7 @@ from tagclip.utils.files import expand_path, write_atomic
 from tagclip.utils.text import json_text, shortened
 from tagclip.utils.untrusted import check_zip
 
-__all__ = ["TextBank", "class_maximum", "prompt_templates"]
+__all__ = ["TextBank", "class_maximum", "prompt_templates", "run_text_tower"]
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +230,7 @@ class TextBank(nn.Module):
             chunk = ids[start : start + self.batch_size]
             length = max(map(len, chunk))
             padded = [row + [0] * (length - len(row)) for row in chunk]
-            vectors.append(_run_tower(tower, torch.tensor(padded, device=self._where.device)))
+            vectors.append(run_text_tower(tower, torch.tensor(padded, device=self._where.device)))
             self.num_text_forwards += 1
         return torch.cat(vectors)
 
@@ -294,14 +294,22 @@ def class_maximum(logits: Tensor, rows: Tensor | None) -> Tensor:
     return logits if rows is None else logits[:, rows].amax(dim=2)
 
 
-def _run_tower(tower: nn.Module, ids: Tensor) -> Tensor:
-    """(T, L) token ids padded with 0 -> (T, D) text vectors, read at the end token."""
+def run_text_tower(tower: nn.Module, ids: Tensor) -> Tensor:
+    """Return text vectors, read at the end token.
+
+    Args:
+        tower: `CLIPSource.text_tower`.
+        ids: (T, L) token ids, padded with 0.
+
+    Returns:
+        (T, D), of any length each.
+    """
     length = ids.shape[1]
     mask = torch.full((length, length), -torch.inf, device=ids.device).triu_(1)
     x = tower.token_embedding(ids) + tower.positional_embedding[:length]
     x = tower.transformer(x, attn_mask=mask)
     # CLIP's end token has the largest id.
-    x = tower.ln_final(x[torch.arange(len(x), device=x.device), ids.argmax(dim=1)])
+    x = tower.ln_final(x[torch.arange(x.shape[0], device=x.device), ids.argmax(dim=1)])
     projection = tower.text_projection
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
