@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tagclip.export.runtime.images import resize_plane
+
 __all__ = ["label_image", "window_places"]
 
 
@@ -58,21 +60,8 @@ def label_image(
         mean = np.zeros((height, width), np.float32)
         for place, plane in zip(places, planes, strict=True):
             mean[place] += plane
-        mean = _resized(np.divide(mean, count, out=mean), size)
+        mean = resize_plane(np.divide(mean, count, out=mean), size)
         np.copyto(labels, index, where=mean > best)
         np.maximum(best, mean, out=best)
     labels[best < (recipe["background_threshold"] or -np.inf)] = -1
     return labels
-
-
-def _resized(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear, half-pixel centres, no antialiasing: (h, w) float32 -> (H, W)."""
-    for axis, (old, new) in enumerate(zip(plane.shape, size, strict=True)):
-        if old == new:
-            continue
-        place = ((np.arange(new) + 0.5) * (old / new) - 0.5).clip(0, old - 1)
-        low = place.astype(int)
-        weight = np.expand_dims((place - low).astype(np.float32), 1 - axis)
-        first = plane.take(low, axis)
-        plane = first + (plane.take((low + 1).clip(max=old - 1), axis) - first) * weight
-    return plane
