@@ -76,9 +76,12 @@ def main(args: argparse.Namespace) -> None:
             f"{args.labels}: found the suffix {args.labels.suffix!r}, expected a PNG file"
         )
     check_output("labels", args.labels)
+    if args.save_vectors:
+        _check_saved(args.save_vectors, args.export)
     file = "model_int8.onnx" if args.int8 else "model.onnx"
     model = ExportedModel(args.export, args.runtime, file)
-    classes, recipe = _classes(args, model), model.recipe
+    with expecting(args.export / "model.json", "what tools/export_model.py writes; export again"):
+        classes, recipe = _classes(args, model), model.recipe
     with expecting(args.image, "an image that Pillow reads, 8-bit or 16-bit gray"):
         image = read_image(args.image)
     with expecting(f"{args.image} {image.shape[:2]}", "pixels for the input of model.json"):
@@ -95,6 +98,15 @@ def main(args: argparse.Namespace) -> None:
     with writing("labels", args.labels):
         write_atomic(args.labels, content.getvalue())
     print({name: f"{(labels == index).mean():.1%}" for index, name in enumerate(names)})
+
+
+def _check_saved(path: Path, export: Path) -> None:
+    """Refuse to replace a file of this run."""
+    if path.suffix != ".npz" or path.resolve().parent == export.resolve():
+        raise ConfigError(
+            f"--save-vectors {path}: expected NAME.npz outside of the model's folder; name another"
+        )
+    check_output("--save-vectors", path)
 
 
 def _classes(args: argparse.Namespace, model: ExportedModel) -> ClassVectors | None:

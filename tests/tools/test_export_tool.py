@@ -202,7 +202,7 @@ def test_the_example_ends_with_one_line(
     refused("model.json: found FileNotFoundError|export again", tmp_path, image, labels)
     refused("found the suffix '.jpg', expected a PNG", folder, image, tmp_path / "a.jpg")
     refused("a.png/x.png: cannot be written (Not a dir", folder, image, image / "x.png")
-    for option in ("--words=cat", f"--vectors={image}", f"--save-vectors={image}"):
+    for option in ("--words=cat", f"--vectors={image}", f"--save-vectors={tmp_path}/a.npz"):
         refused("model.json: found a model with its words baked in|--words input",
                 folder, image, labels, option)  # fmt: skip
     refused("a.png: found the image itself|expected another file", folder, image, image)

@@ -103,11 +103,14 @@ class ExportedModel:
         """Read class vectors of a file; None: of the classes that were exported.
 
         Raises:
-            ConfigError: words are baked in.
+            ConfigError: words are baked in, or the exported file is missing or another one.
             VocabularyError: see `ClassVectors.read`.
         """
         words = self._checked_words()
-        path = path or self._folder / words["vectors"]
+        if path is None:
+            path = self._folder / words["vectors"]
+            with expecting(path, "the file that model.json describes; export again"):
+                self._content(path.name)
         return ClassVectors.read(path, words["clip"], words["dim"])
 
     def label(self, image: np.ndarray, classes: ClassVectors | None = None) -> np.ndarray:

@@ -116,23 +116,31 @@ def test_words_without_torch(
     refused("class names: found none", "--words-file", listed)
     refused("nowhere.txt: cannot be read", "--words-file", tmp_path / "nowhere.txt")
     refused("nowhere.npz: found FileNotFoundError", "--vectors", tmp_path / "nowhere.npz")
-    refused(f"{image / 'x'}: cannot be written", "--save-vectors", image / "x", "--words", "cat")
+    # A file of this run is not replaced.
+    for path in (image, saved.with_suffix(""), folder / "vectors.npz", folder / "new.npz"):
+        refused(f"--save-vectors {path}: expected", "--save-vectors", path)
+    refused("x.npz: cannot be written", "--save-vectors", image / "x.npz", "--words", "cat")
     other = ClassVectors(("cat",), np.eye(1, 32, dtype=np.float32), np.array([True]), "0" * 64)
     saved.write_bytes(other.content())
     refused(f"{saved}: found vectors of another CLIP", "--vectors", saved)
     recipe = json.loads((folder / "model.json").read_text())
-    for key, value in (("dim", 16), ("clip", None)):
+    for key, value, found in (
+        ("dim", 16, "32 numbers each, expected 16"),
+        ("clip", None, "words without clip"),
+        ("templates", 5, "model.json: found TypeError"),
+    ):
         content = recipe | {"words": recipe["words"] | {key: value}}
         if value is None:
             del content["words"][key]
         (folder / "model.json").write_text(json.dumps(content))
-        refused("32 numbers each, expected 16" if value else "words without clip")
+        refused(found, *(["--words", "cat"] if key == "templates" else []))
     (folder / "model.json").write_text(json.dumps(recipe))
-    for name in ("text.onnx", "merges.txt.gz"):
+    for name in ("text.onnx", "merges.txt.gz", "vectors.npz"):
         content = (folder / name).read_bytes()
         for damage in (b"", content[:-9], content + b"0"):
             (folder / name).write_bytes(damage)
-            refused(f"{folder / name}: found |export again", "--words", "cat")
+            options = [] if name == "vectors.npz" else ["--words", "cat"]
+            refused(f"{folder / name}: found |export again", *options)
         (folder / name).write_bytes(content)
 
 
