@@ -41,7 +41,7 @@ def int8(workload: Workload, runs: int) -> Findings:
     functions = {"torch float32": partial(model, [item])}
     for runtime in filter(find_spec, RUNTIMES):
         for kind, file in files.items():
-            run = open_model(file, runtime, threads)
+            run = open_model(file, runtime, threads=threads)
             functions[f"{runtime} {kind}"] = partial(
                 label_image, pixels, size, recipe, lambda window, run=run: run({"images": window})
             )
