@@ -68,7 +68,7 @@ def _openvino(content: bytes, output: str, threads: int) -> Run:
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     request = openvino.compile_model(model, "CPU", options).create_infer_request()
-    return lambda inputs: request.infer(dict(inputs))[0].copy()
+    return lambda inputs: request.infer(dict(inputs))[0]
 
 
 RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino}
