@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.clip_files import fails, sha256
 from helpers.tiny_export import ABSENT, WORDS, run_without_torch, save_run
 from helpers.tiny_export import checkpoint as checkpoint
@@ -204,6 +205,9 @@ def test_report_on_folders_of_ones_own(
     opts = ["MODEL.CLIP.PRETRAINED", clip_weights, "DATASETS.FOLDER_DATASETS", [entry]]
     datasets = ["DATASETS.TRAIN", (name,), "DATASETS.TEST", (name,)]
     weights = save_run(changed(tiny_cfg, *opts, *datasets))
+    # As in another process.
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        catalog.remove(name)
     options = ["--format", "onnx", "--calibrate", folders["images"], "--report", name]
     recipe = export(tool, weights, tmp_path / "export", *options)
     assert recipe["int8"]["report"]["dataset"] == name
