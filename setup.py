@@ -91,6 +91,8 @@ setup(
         # Videos that browsers play (tagclip/demo/media.py).
         "video": ["av>=18,<19"],
         "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
+        # The other runtime of exported models (tagclip/export/runtime/session.py).
+        "openvino": ["openvino>=2026.4"],
         # Reads the .mat files of SBD and PASCAL Context.
         "prepare": ["scipy>=1.11"],
     },

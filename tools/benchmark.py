@@ -11,7 +11,8 @@ python tools/benchmark.py --merge gpu.json --write PERFORMANCE.md
 ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is downloaded. Parts:
 vit (ours and open_clip's), inference and training by stage, text (encoding and cache), evaluator,
 large (4000x3000, 847 classes), labels (colour masks), kernel (registers of the fused GPU kernel),
-throughput. The machine should have nothing else to do.
+int8 (exported, CPU), throughput. The machine should have nothing
+else to do.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 PART_NAMES = (
     *("vit", "inference", "training", "text", "evaluator", "large", "labels", "kernel"),
-    "throughput",
+    *("int8", "throughput"),
 )
 
 
@@ -124,9 +125,13 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
 def _check(args: argparse.Namespace) -> None:
     import torch
 
+    from tagclip.export.onnx import require_onnx
+
     for name in ("runs", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: found {getattr(args, name)}, expected at least 1")
+    if "int8" in args.part:
+        require_onnx()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device: found no GPU, expected one for cuda; use --device cpu")
 

@@ -4,6 +4,8 @@
 python tools/export_model.py --weights model_final.pth --vocab "cat, dining table" --output out
 python tools/export_model.py --config-file CONFIG --weights W --output out --format onnx --dynamic
 python tools/export_model.py --weights model_final.pth --words input --output out
+python tools/export_model.py --weights model_final.pth --output out --int8 --calibrate photos/ \
+    --report minibench_val
 
 The files take windows, uint8 (N, 3, H, W), neither normalised nor padded, and return the final
 class scores, the labels and the trusty map of each. model.json says how an image becomes windows
@@ -13,6 +15,7 @@ and their scores become its labels; tools/run_onnx.py does so without torch.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from tagclip.predictor import TagCLIPPredictor
 
 FILES = {"onnx": "model.onnx", "torchscript": "model.ts"}
+INT8_FILE = "model_int8.onnx"
 # Of a score or a class vector, between an exported file and the model.
 TOLERANCE = 1e-4
 
@@ -61,7 +65,28 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="KEY VALUE",
         help="config keys to override, at the end of the command line",
     )
+    _add_int8_options(parser)
     return parser.parse_args(args)
+
+
+def _add_int8_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "int8", f"a smaller and faster {INT8_FILE} beside the ONNX, for CPUs"
+    )
+    group.add_argument("--int8", action="store_true", help="write it")
+    group.add_argument(
+        "--calibrate",
+        nargs="+",
+        default=[],
+        metavar="IMAGES",
+        help="images like those of use, without labels: files, folders, globs; some 20 to 100",
+    )
+    group.add_argument(
+        "--report",
+        default="",
+        metavar="DATASET",
+        help="its mIoU in float32 and in int8; default: the labels that change on --calibrate",
+    )
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -87,12 +112,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         require_onnx()
     folder = Path(args.output)
     check_output("--output", folder, is_folder=True)
+    calibration = calibration_images(args, formats)
     predictor = build_predictor(args)
     size = window_size(args, predictor)
     files = export(predictor, size, formats, takes_words)
     recipe = export_recipe(predictor, size, files, takes_words)
+    contents = {name: content for name, (content, _) in files.items()}
+    if calibration:
+        contents[INT8_FILE] = add_int8(args, predictor, recipe, contents["model.onnx"], calibration)
     try:
-        for name, (content, _) in files.items():
+        for name, content in contents.items():
             print(f"Wrote {write_atomic(folder / name, content)}")
         # Last: its checksums say whether the files beside it belong to it.
         print(f"Wrote {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
@@ -104,6 +133,84 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     return recipe
 
 
+def calibration_images(args: argparse.Namespace, formats: Sequence[str]) -> list[Path]:
+    """Files that --calibrate names; none without --int8.
+
+    Raises:
+        ConfigError: options do not fit together, or there are no such files.
+    """
+    from tagclip.demo.media import list_images
+
+    if not args.int8 and (args.calibrate or args.report):
+        option = "--calibrate" if args.calibrate else "--report"
+        raise ConfigError(f"{option}: found no --int8, expected it beside this option; add --int8")
+    if not args.int8:
+        return []
+    if "onnx" not in formats:
+        raise ConfigError(
+            f"--int8: found --format {' '.join(formats)}, expected onnx among them; leave --format "
+            "out, or --int8"
+        )
+    if not args.calibrate:
+        raise ConfigError(
+            "--int8: found no images to calibrate with, expected some like those of use; add "
+            "--calibrate with a folder or files"
+        )
+    return list(list_images(args.calibrate, Path(args.output), "--calibrate"))
+
+
+def add_int8(
+    args: argparse.Namespace,
+    predictor: TagCLIPPredictor,
+    recipe: dict[str, Any],
+    content: bytes,
+    images: Sequence[Path],
+) -> bytes:
+    """Quantize the ONNX file, report what that costs, and describe both in the recipe.
+
+    Args:
+        args: of the command line.
+        predictor: with the vocabulary that was exported.
+        recipe: content of model.json, which gets the new file and an entry ``int8``.
+        content: of the ONNX file.
+        images: to calibrate with.
+
+    Returns:
+        The int8 file.
+
+    Raises:
+        TagCLIPError: an image cannot be read or is too small, or the dataset is not in order.
+    """
+    from tagclip.export import quantization_report as reports
+    from tagclip.export.onnx import class_inputs
+    from tagclip.export.quantization import quantize
+    from tagclip.export.recipe import file_recipe
+    from tagclip.export.runtime.session import open_model
+    from tagclip.modeling.clip.weights import file_sha256
+
+    shown = reports.labelled_images(args.report, predictor) if args.report else images
+    inputs, classes, name = reports.ExportInput(predictor, recipe), {}, "images"
+    if args.words == "input":
+        vectors, seen = class_inputs(predictor.model, predictor.vocabulary)
+        classes, name = {"class_vectors": vectors, "seen": seen}, "image"
+    start = time.monotonic()
+    quantized = quantize(
+        content,
+        ({name: window} | classes for path in images for window in inputs.windows(path)),
+    )
+    seconds = time.monotonic() - start
+    print(f"int8: {len(quantized) / 2**20:.1f} MiB in {seconds:.0f} s, {len(images)} images")
+    models = [open_model(file) for file in (content, quantized)]
+    runs = [lambda window, run=model: run({name: window} | classes) for model in models]
+    report = reports.int8_report(predictor, inputs, runs, shown, args.report)
+    print(reports.format_report(report))
+    recipe["files"][INT8_FILE] = file_recipe(quantized)
+    sums = "".join(sorted(map(file_sha256, images)))
+    sha256 = hashlib.sha256(sums.encode()).hexdigest()
+    recipe["int8"] = {"calibration": {"images": len(images), "sha256": sha256}, "report": report}
+    return quantized
+
+
 def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
     """Build the model and set the vocabulary.
 
@@ -112,6 +219,7 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
     """
     from tagclip import TagCLIPPredictor, load_config
     from tagclip.checkpoint import checkpoint_config
+    from tagclip.data.datasets.register import register_datasets
     from tagclip.structures.vocabulary_words import read_asked
 
     opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", False]
@@ -122,6 +230,9 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
         cfg = load_config(args.config_file, [*opts, *weights])
     else:
         cfg = checkpoint_config(args.weights, opts)
+    if args.report:
+        # Of the config, too: the predictor needs no data and drops them.
+        register_datasets(cfg)
     if cfg.TEST.AUG.ENABLED:
         raise ConfigError(
             "TEST.AUG.ENABLED: found True, expected False; an exported model sees one view"

@@ -3,6 +3,7 @@
 
 python tools/run_onnx.py out/export image.png labels.png
 python tools/run_onnx.py out/export image.png labels.png --words "red bus, cat"
+python tools/run_onnx.py out/export image.png labels.png --int8 --runtime openvino
 
 Other words take a model of tools/export_model.py --words input. Of model.json, class_ids are the
 values of the labels, and ignore_label that of no class; other words have 0 to K - 1, and 255, or
@@ -41,6 +42,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     words.add_argument("--words-file", metavar="FILE", help="one name per line")
     words.add_argument("--vectors", type=Path, metavar="FILE", help="npz of --save-vectors")
     parser.add_argument("--save-vectors", type=Path, metavar="FILE", help="npz of these words")
+    parser.add_argument("--int8", action="store_true", help="run model_int8.onnx of the folder")
+    parser.add_argument(
+        "--runtime",
+        choices=("onnxruntime", "openvino"),
+        default="onnxruntime",
+        help="same results, other speed; default: %(default)s",
+    )
     return parser.parse_args(args)
 
 
@@ -57,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         from tagclip.export.runtime.exported_model import ExportedModel, expecting
         from tagclip.export.runtime.images import read_image
     except ImportError as error:
-        raise ConfigError(f"{error}; run: pip install numpy onnxruntime pillow") from error
+        raise ConfigError(f"{error}; run: pip install numpy {args.runtime} pillow") from error
 
     if args.labels.resolve() == args.image.resolve():
         raise ConfigError(
@@ -70,7 +78,8 @@ def main(args: argparse.Namespace) -> None:
     check_output("labels", args.labels)
     if args.save_vectors:
         _check_saved(args.save_vectors, args.export)
-    model = ExportedModel(args.export)
+    file = "model_int8.onnx" if args.int8 else "model.onnx"
+    model = ExportedModel(args.export, args.runtime, file)
     with expecting(args.export / "model.json", "what tools/export_model.py writes; export again"):
         classes, recipe = _classes(args, model), model.recipe
     with expecting(args.image, "an image that Pillow reads, 8-bit or 16-bit gray"):

@@ -24,7 +24,7 @@ from tagclip.utils.files import expand_path
 from tagclip.utils.opencv import quiet_opencv
 from tagclip.utils.text import error_text
 
-__all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video"]
+__all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video", "list_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,7 @@ def find_images(
     Raises:
         ConfigError: an input does not exist or holds no image, or two images share a picture.
     """
-    unique: dict[Path, tuple[Path, Path]] = {}
-    for text in inputs:
-        for path, relative in _expand(text, output, option):
-            unique.setdefault(path.resolve(), (path, relative))
-    found = dict(unique.values())
+    found = list_images(inputs, output, option)
     if output.suffix.lower() == ".png":
         if len(found) > 1:
             raise ConfigError(
@@ -85,6 +81,15 @@ def find_images(
             "or with the folder that holds them all"
         )
     return pairs
+
+
+def list_images(inputs: Sequence[str], output: Path, option: str) -> dict[Path, Path]:
+    """Images without doubles -> their paths below the inputs; the rest as in `find_images`."""
+    unique: dict[Path, tuple[Path, Path]] = {}
+    for text in inputs:
+        for path, relative in _expand(text, output, option):
+            unique.setdefault(path.resolve(), (path, relative))
+    return dict(unique.values())
 
 
 def _expand(text: str, output: Path, option: str) -> list[tuple[Path, Path]]:

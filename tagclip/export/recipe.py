@@ -11,7 +11,7 @@ from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
 
-__all__ = ["WORD_FILES", "export_recipe", "window_recipe"]
+__all__ = ["WORD_FILES", "export_recipe", "file_recipe", "window_recipe"]
 
 FORMAT = 1
 # What encodes other words, and the vectors of the exported ones.
@@ -74,11 +74,7 @@ def export_recipe(
     return {
         "format": FORMAT,
         "files": {
-            name: {
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "bytes": len(content),
-                "largest_difference": difference,
-            }
+            name: file_recipe(content) | {"largest_difference": difference}
             for name, (content, difference) in files.items()
         },
         "class_names": vocabulary.names,
@@ -123,14 +119,20 @@ def export_recipe(
         # null: every pixel gets a class.
         "background_threshold": model.inference_settings.background_threshold or None,
         "fingerprints": {
-            "checkpoint": weights.name,
-            "checkpoint_sha256": file_sha256(weights),
+            # null: a model that needs none, as MaskCLIP.
+            "checkpoint": weights.name or None,
+            "checkpoint_sha256": file_sha256(weights) if weights.name else None,
             "clip_sha256": model.backbone.weights_sha256,
             "vocabulary": vocabulary.partition_fingerprint,
             "class_vectors": model.text_bank.fingerprint(vocabulary),
         },
         "provenance": model.provenance.to_json(),
     }
+
+
+def file_recipe(content: bytes) -> dict[str, Any]:
+    """Say by what a file is known."""
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def _word_recipe(predictor: TagCLIPPredictor) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,10 +89,10 @@ ABSENT = (
 )  # fmt: skip
 
 
-def run_without_torch(*args: object) -> str:
+def run_without_torch(*args: object, absent: Sequence[str] = ABSENT) -> str:
     """Run `tagclip run-onnx` in a process of its own in which little is installed."""
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({ABSENT}));"
+        f"import sys; sys.modules.update(dict.fromkeys({absent}));"
         f"sys.argv = {['tagclip', 'run-onnx', *map(str, args)]!r};"
         "from tagclip.cli import main; main()"
     )

@@ -318,3 +318,11 @@ def test_size_option(tool: ModuleType) -> None:
         assert exit_of(tool.parse_args, ["--output", "out", "--size", text]) == 2
     with pytest.raises(argparse.ArgumentTypeError, match="512x512"):
         tool._size("512")
+
+
+def test_a_model_without_checkpoint(tool: ModuleType, repository: Path, tmp_path: Path) -> None:
+    """MaskCLIP has CLIP's weights alone."""
+    config = repository / "projects/MaskCLIP/configs/maskclip_minibench_composition.yaml"
+    options = ["--config-file", config, "--format", "torchscript", "--vocab", WORDS]
+    prints = export(tool, *options, "--output", tmp_path / "export")["fingerprints"]
+    assert prints["checkpoint"] is prints["checkpoint_sha256"] is None and prints["clip_sha256"]

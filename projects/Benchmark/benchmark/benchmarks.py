@@ -23,6 +23,7 @@ from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
 from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.fusion_kernel import kernel
+from tagclip.projects.benchmark.int8 import int8
 from tagclip.projects.benchmark.labels import labels
 from tagclip.projects.benchmark.measure import (
     Stopwatch,
@@ -302,5 +303,6 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "large": large,
     "labels": labels,
     "kernel": kernel,
+    "int8": int8,
     "throughput": throughput,
 }

@@ -19,6 +19,7 @@ _HEADINGS = {
     "large": "Large image, many classes",
     "labels": "Colour masks to label files",
     "kernel": "The fused kernel of GPUs, compiled ahead",
+    "int8": "Exported files, from a resized image to labels",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.

@@ -1,1 +1,1 @@
-"""What running an exported model takes: Python's own library, numpy, Pillow and onnxruntime."""
+"""What running an export takes: the standard library, numpy, Pillow, onnxruntime or OpenVINO."""

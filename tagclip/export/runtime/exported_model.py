@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.export.runtime.class_vectors import (
@@ -20,8 +18,10 @@ from tagclip.export.runtime.class_vectors import (
     encode_names,
     seen_flags,
 )
-from tagclip.export.runtime.images import resize_image, resize_plane
+from tagclip.export.runtime.images import resize_image
+from tagclip.export.runtime.session import Run, open_model
 from tagclip.export.runtime.tokenizer import Tokenizer
+from tagclip.export.runtime.windows import label_image
 from tagclip.utils.text import error_text, shortened
 
 __all__ = ["ExportedModel", "expecting"]
@@ -54,16 +54,22 @@ class ExportedModel:
         takes_words: whether class vectors are an input.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, runtime: str = "onnxruntime", file: str = "model.onnx"
+    ) -> None:
         """Load the model; the text tower follows when words are to be encoded.
 
         Args:
             folder: with model.json and the files that it names.
+            runtime: one of `RUNTIMES`.
+            file: ``model.onnx``, or ``model_int8.onnx`` where it has been written.
 
         Raises:
-            ConfigError: a file is missing, damaged or not the one that model.json describes.
+            ConfigError: a file is missing, damaged or not the one that model.json describes, or
+                the runtime computes something else than it says.
+            NotInstalledError: the runtime is not there.
         """
-        self._folder, path = folder, folder / "model.json"
+        self._folder, self._runtime, path = folder, runtime, folder / "model.json"
         with expecting(path, "what tools/export_model.py writes; check it or export again"):
             self.recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self._names = tuple(self.recipe["class_names"])
@@ -71,7 +77,13 @@ class ExportedModel:
             self.takes_words = self._words is not None
             if self.takes_words and (missing := _KEYS - self._words.keys()):
                 raise ValueError(f"words without {', '.join(sorted(missing))}")
-        self._session = self._load("model.onnx")
+            is_there = file in self.recipe["files"]
+        if not is_there:
+            raise ConfigError(
+                f"{path}: found no {file}, expected one of tools/export_model.py --int8; export "
+                "again with it"
+            )
+        self._run = self._load(file, "scores")
 
     def encode(self, names: Sequence[str]) -> ClassVectors:
         """Encode names with the text tower beside the model; by name they are seen or unseen.
@@ -83,10 +95,8 @@ class ExportedModel:
         words, names = self._checked_words(), checked_names(names)
         with expecting(self._folder / words["merges"], "the merges of the tokenizer; export again"):
             tokenize = Tokenizer(self._content(words["merges"]))
-        tower = self._load(words["text_model"])
-        vectors = encode_names(
-            names, words, tokenize, lambda tokens: tower.run(None, {"tokens": tokens})[0]
-        )
+        tower = self._load(words["text_model"], "vectors")
+        vectors = encode_names(names, words, tokenize, lambda tokens: tower({"tokens": tokens}))
         return ClassVectors(names, vectors, seen_flags(names, words), words["clip"])
 
     def read(self, path: Path | None = None) -> ClassVectors:
@@ -111,38 +121,17 @@ class ExportedModel:
             classes: K classes; None where words are baked in.
 
         Returns:
-            (H, W) int64, indices of classes, -1 where the best score is below the threshold.
+            (H, W) int32, indices of classes, -1 where the best score is below the threshold.
         """
-        scores, size = self._scores(image, classes), image.shape[:2]
-        best = np.full(size, self.recipe["background_threshold"] or -np.inf, np.float32)
-        labels = np.full(size, -1)
-        for index, plane in enumerate(scores):
-            plane = resize_plane(plane, size)
-            # Of equal scores the first wins; the threshold itself is enough.
-            better = (plane > best) | ((plane == best) & (labels == -1))
-            best[better], labels[better] = plane[better], index
-        return labels
-
-    def _scores(self, image: np.ndarray, classes: ClassVectors | None) -> np.ndarray:
-        """(K, h, w) float32, the mean of all windows over the resized image."""
-        recipe, rule, size = self.recipe, self.recipe["resize"], image.shape[:2]
+        rule, size = self.recipe["resize"], image.shape[:2]
         scale = min(rule["short_side"] / min(size), (rule["long_side"] or np.inf) / max(size)) or 1
         sides = [max(1, int(side * scale + 0.5)) for side in size]
         image = resize_image(image, sides, rule["library"])
-        image = image[:, :, :: 1 if recipe["channel_order"] == "RGB" else -1]
-        window = [min(pair) for pair in zip(sides, recipe["windows"]["size"] or sides, strict=True)]
-        axes = zip(sides, window, recipe["windows"]["stride"] or window, strict=True)
-        origins = [[min(x, s - w) for x in range(0, s - w + step, step)] for s, w, step in axes]
-        number = len(self._names if classes is None else classes.names)
+        image = image[:, :, :: 1 if self.recipe["channel_order"] == "RGB" else -1]
         words = {} if classes is None else {"class_vectors": classes.vectors, "seen": classes.seen}
-        scores, count = np.zeros((number, *sides), np.float32), np.zeros(sides, np.float32)
-        for top, left in itertools.product(*origins):
-            area = slice(top, top + window[0]), slice(left, left + window[1])
-            pixels = np.ascontiguousarray(image[area].transpose(2, 0, 1)[None])
-            inputs = {"image" if words else "images": pixels, **words}
-            scores[:, *area] += self._session.run(["scores"], inputs)[0][0]
-            count[area] += 1
-        return np.divide(scores, count, out=scores)
+        name = "image" if words else "images"
+        run = lambda window: self._run({name: window, **words})  # noqa: E731
+        return label_image(image.transpose(2, 0, 1), size, self.recipe, run)
 
     def _checked_words(self) -> dict[str, Any]:
         if self._words is None:
@@ -160,14 +149,6 @@ class ExportedModel:
             raise ValueError(f"sha256 {sha256}")
         return content
 
-    def _load(self, name: str) -> onnxruntime.InferenceSession:
-        path = self._folder / name
-        with expecting(path, "the file that model.json describes; export again"):
-            options = onnxruntime.SessionOptions()
-            # Errors are raised; they need no second telling.
-            options.log_severity_level = 4
-            session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-            self._content(name)
-        return session
+    def _load(self, name: str, output: str) -> Run:
+        with expecting(self._folder / name, "the file that model.json describes; export again"):
+            return open_model(self._content(name), self._runtime, output)

@@ -74,6 +74,8 @@ def resize_plane(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (height, width) float32.
     """
+    if plane.shape == tuple(size):
+        return plane
     top, bottom, below = _taps(plane.shape[0], size[0], np.float64)
     left, right, beside = _taps(plane.shape[1], size[1], np.float64)
     wide = plane[:, left] * (1 - beside) + plane[:, right] * beside
