@@ -54,8 +54,8 @@ def draw_prediction(
         (height, width, 3) uint8 RGB; with `classes` given, equal for images of equal size.
     """
     labels = prediction["sem_seg_labels"].numpy()
-    picture = fit(image, size, at_least=True)
-    segments = draw_segments(picture, fit(labels, size, at_least=True), vocabulary)
+    picture = fit(image, size)
+    segments = draw_segments(picture, fit(labels, size), vocabulary)
     panels = {"image": picture, "segments": segments}
     height, width = picture.shape[:2]
     for key, title, ends in (
@@ -63,7 +63,7 @@ def draw_prediction(
         ("trusty", "trusty map: P(seen class)", ("0: unseen", "1: seen")),
     ):
         if key in prediction:
-            colors = colorize_trusty(fit(prediction[key].numpy(), size, at_least=True))
+            colors = colorize_trusty(fit(prediction[key].numpy(), size))
             bar = draw_trusty_bar(max(width, _NARROWEST), *ends)
             panels[title] = stack_pictures([colors, bar])
     page = _arrange(panels, is_wide=width >= 2 * height)
