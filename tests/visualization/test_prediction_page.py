@@ -81,7 +81,7 @@ def test_names_are_white_on_a_shade() -> None:
     (top, left), (bottom, right) = places.min(axis=0), places.max(axis=0)
     assert abs(top + bottom - 384) <= 4 and abs(left + right - 512) <= 4
     box, behind = (part[top : bottom + 1, left : right + 1] for part in (panel, bare))
-    assert (box > 250).all(axis=2).sum() > 30 and (box >= behind // 5).all()
+    assert (box > 250).all(axis=2).sum() > 10 and (box >= behind // 5).all()
     # Room on each side.
     for side in (np.s_[:2], np.s_[-2:], np.s_[:, :2], np.s_[:, -2:]):
         assert (box[side] == behind[side] // 5).all()
