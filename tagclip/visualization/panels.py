@@ -110,9 +110,11 @@ def draw_legend(
     column = 45 + max((line.width for line in lines), default=0)
     columns = max(1, (width - _MARGIN) // column)
     rows = -(-len(entries) // columns)
-    page = _blank(width, _LINE * (rows + bool(notes)) + _MARGIN)
+    below = _wrap("; ".join(notes), width, italic=True)
+    page = _blank(width, _LINE * (rows + len(below)) + _MARGIN)
     swatches = [*vocabulary.colors, colorize_labels(np.full((13, 21), -1), vocabulary)]
-    _write(page, _line("; ".join(notes), italic=True), _MARGIN, rows * _LINE + 8)
+    for i, line in enumerate(below):
+        _write(page, line, _MARGIN, (rows + i) * _LINE + 8)
     for i, ((k, _, _), line) in enumerate(zip(entries, lines, strict=True)):
         x, y = _MARGIN + i // rows * (width // columns), i % rows * _LINE + 4
         page[y : y + 15, x : x + 23] = 0
@@ -150,16 +152,8 @@ def draw_heading(title: str, lines: Sequence[str], width: int) -> np.ndarray:
     Returns:
         (height, width, 3) uint8 RGB.
     """
-    rows = []
-    for text, bold in [(title, True), *((line, False) for line in lines)]:
-        row = ""
-        for word in text.split():
-            longer = f"{row} {word}".strip()
-            if row and _line(longer, bold).width > width - 2 * _MARGIN:
-                rows.append(_line(row, bold))
-                longer = word
-            row = longer
-        rows.append(_line(row, bold))
+    rows = _wrap(title, width, bold=True)
+    rows += [row for text in lines for row in _wrap(text, width)]
     page = _blank(width, _LINE * len(rows) + _MARGIN)
     for i, line in enumerate(rows):
         _write(page, line, _MARGIN, i * _LINE + 6)
@@ -240,6 +234,18 @@ def read_note(path: str | Path) -> str | None:
             return image.info.get(_NOTE_KEY)
     except (OSError, SyntaxError, ValueError):
         return None
+
+
+def _wrap(text: str, width: int, bold: bool = False, italic: bool = False) -> list[Line]:
+    """Break a text between words so that it stays on a page; without words there is no line."""
+    rows: list[str] = []
+    for word in text.split():
+        longer = f"{rows[-1]} {word}" if rows else word
+        if rows and _line(longer, bold, italic).width <= width - 2 * _MARGIN:
+            rows[-1] = longer
+        else:
+            rows.append(word)
+    return [_line(row, bold, italic) for row in rows]
 
 
 def _line(text: str, bold: bool = False, italic: bool = False) -> Line:

@@ -337,3 +337,13 @@ def test_the_scale_is_that_of_matplotlib() -> None:
     values = np.random.default_rng(0).random((50, 60), np.float32)
     values[0, :3] = 0, 1, np.nextafter(np.float32(1), np.float32(0))
     assert (colorize_trusty(values) == colormaps["cividis"](values, bytes=True)[..., :3]).all()
+
+
+@pytest.mark.parametrize(("width", "entries", "lines"), [(200, 4, 3), (250, 2, 2), (700, 1, 1)])
+def test_notes_stay_on_the_page(width: int, entries: int, lines: int) -> None:
+    """ "★ counts as unseen; unlabelled pixels are not evaluated" is some 370 pixels long."""
+    page = draw_legend(VOCABULARY, width)
+    assert page.shape == (20 * (entries + lines) + 10, width, 3)
+    assert (page[:, -4:] == WHITE).all() and (page[-4:] == WHITE).all()
+    for line in range(lines):
+        assert (page[20 * (entries + line) + 8 :][:16] < 128).any()
