@@ -82,7 +82,7 @@ class _ImageJob:
             rgb, size = pixels[:, :, ::-1].copy(), self.args.panel_size
             page = draw_prediction(rgb, prediction, self.predictor.vocabulary, size)
             # Last: a picture is the sign that all is finished.
-            save_output(picture, page, note)
+            save_output(picture, page, note, fast=True)
             kept = {"picture": str(picture), **kept}
         entry = {"file": str(image), **kept, "made_with": note}
         return _Outcome(image, entry, seconds=time.perf_counter() - start)

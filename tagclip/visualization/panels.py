@@ -53,7 +53,7 @@ _FONT = 12.5
 _ASCENT = 12
 # The thinnest strip of pixels that can still be looked at.
 _THINNEST = 24
-# A tenth of the time of the default; run lengths keep drawn pages about as small.
+# A quarter of the time of the default; run lengths keep pages of photos about as small.
 _FAST = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _NOTE_KEY = "TagCLIP"
 
@@ -208,13 +208,16 @@ def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return page
 
 
-def save_png(path: str | Path, picture: Image.Image | np.ndarray, note: str = "") -> Path:
+def save_png(
+    path: str | Path, picture: Image.Image | np.ndarray, note: str = "", fast: bool = False
+) -> Path:
     """Write a PNG; the file is complete or absent.
 
     Args:
         path: of the file.
-        picture: an image, (H, W, 3) or (H, W) uint8. Colours are compressed fast, the rest well.
+        picture: an image, (H, W, 3) or (H, W) uint8.
         note: kept inside, such as what it was made from: a finished file is known as such.
+        fast: compress with less care.
 
     Raises:
         OSError: the file cannot be written.
@@ -223,7 +226,7 @@ def save_png(path: str | Path, picture: Image.Image | np.ndarray, note: str = ""
     info, buffer = PngInfo(), io.BytesIO()
     if note:
         info.add_text(_NOTE_KEY, note)
-    image.save(buffer, "PNG", pnginfo=info, **(_FAST if image.mode == "RGB" else {}))
+    image.save(buffer, "PNG", pnginfo=info, **(_FAST if fast else {}))
     return write_atomic(path, buffer.getvalue())
 
 

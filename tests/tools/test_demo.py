@@ -73,6 +73,10 @@ def test_picture_labels_and_json_hold_the_prediction(
     page = np.array(Image.open(tmp_path / "out" / "a.b.png"))
     panel = fit(picture()[:, :, ::-1], 512)
     assert panel.shape == (366, 512, 3)
+    for name, level in (("a.b.png", 0), ("a.b_labels.png", 2)):
+        content = (tmp_path / "out" / name).read_bytes()
+        # Of zlib: 0 is its fastest, 2 its default.
+        assert content[content.index(b"IDAT") + 5] >> 6 == level
     windows = np.lib.stride_tricks.sliding_window_view(page, panel.shape)[10:50, :20, 0]
     assert (windows == panel).all((2, 3, 4)).sum() == 1
     written = Image.open(tmp_path / "out" / "a.b_labels.png")
