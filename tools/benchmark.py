@@ -10,8 +10,8 @@ python tools/benchmark.py --merge gpu.json --write PERFORMANCE.md
 
 ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is downloaded. Parts:
 vit (ours and open_clip's), inference and training by stage, text (encoding and cache), evaluator,
-large (4000x3000, 847 classes), labels (colour masks), throughput. The machine should have nothing
-else to do.
+large (4000x3000, 847 classes), labels (colour masks), drawing (the demo's page), throughput. The
+machine should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ from tagclip.utils.text import json_text
 if TYPE_CHECKING:
     from tagclip.projects.benchmark.curves import CostCurve
 
-PART_NAMES = ("vit", "inference", "training", "text", "evaluator", "large", "labels", "throughput")
+PART_NAMES = (
+    "vit", "inference", "training", "text", "evaluator", "large", "labels", "drawing", "throughput",
+)  # fmt: skip
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:

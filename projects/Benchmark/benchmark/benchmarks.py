@@ -21,6 +21,7 @@ from tagclip.data.protocol import Protocol
 from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
 from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
+from tagclip.projects.benchmark.drawing import drawing
 from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.labels import labels
 from tagclip.projects.benchmark.measure import (
@@ -300,5 +301,6 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "evaluator": evaluator,
     "large": large,
     "labels": labels,
+    "drawing": drawing,
     "throughput": throughput,
 }

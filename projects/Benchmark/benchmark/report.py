@@ -18,6 +18,7 @@ _HEADINGS = {
     "evaluator": "Evaluator, per image",
     "large": "Large image, many classes",
     "labels": "Colour masks to label files",
+    "drawing": "Drawing: a prediction to a page in a PNG",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.
