@@ -46,8 +46,7 @@ def draw_prediction(
         image: (H, W, 3) uint8 RGB.
         prediction: what `TagCLIPPredictor` returns for it.
         vocabulary: its K classes.
-        size: of a panel's longer side, in pixels. Small images are enlarged by a whole factor;
-            the shorter side of a thin strip is stretched to 24 pixels.
+        size: of a panel's longer side, in pixels, see `fit`.
         classes: what the legend lists, -1 for "other"; None: what is on the image.
 
     Returns:
