@@ -11,7 +11,7 @@ python tools/benchmark.py --merge gpu.json --write PERFORMANCE.md
 ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is downloaded. Parts:
 vit (ours and open_clip's), inference and training by stage, text (encoding and cache), evaluator,
 large (4000x3000, 847 classes), labels (colour masks), kernel (registers of the fused GPU kernel),
-int8 (exported, CPU), throughput. The machine should have nothing
+int8 (exported, CPU), drawing (the demo's pictures), throughput. The machine should have nothing
 else to do.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PART_NAMES = (
     *("vit", "inference", "training", "text", "evaluator", "large", "labels", "kernel"),
-    *("int8", "throughput"),
+    *("int8", "drawing", "throughput"),
 )
 
 

@@ -6,6 +6,8 @@ python tools/demo.py --weights output/minibench/model_final.pth --output out/ \\
     --vocab "yellow ball, green dice, red board, water"
 python tools/demo.py --weights model_final.pth --input photos/ --output out/ \\
     --vocab "cat, dining table" --context coco_stuff_val --save-labels --json out/result.json
+python tools/demo.py --weights model_final.pth --input photos/ --json result.json --no-draw \\
+    --vocab "cat, dining table"
 python tools/demo.py --weights model_final.pth --input street.mp4 --vocab-file words.txt \\
     --output out/
 
@@ -71,6 +73,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="write what is on each, and ids and names of the classes, as a COCO json",
     )
+    add("--no-draw", action="store_true", help="no pictures: labels or the json alone")
     add("--panel-size", type=int, default=512, help="longer side of a panel (%(default)s pixels)")
     add("--overwrite", action="store_true", help="make finished pictures again")
     add("--num-gpus", type=int, default=1, help="processes, one per GPU (%(default)s)")
@@ -113,11 +116,16 @@ def main(args: argparse.Namespace) -> int:
     if videos and len(args.input) > 1:
         raise ConfigError(f"--input: found {videos[0]} among others, expected one video alone")
     is_moving = args.webcam or bool(videos)
-    if args.output is None and not (is_moving and has_display()):
-        why = "this machine or its cv2 has no display" if is_moving else "images are written"
-        raise ConfigError(f"--output: found none, but {why}; name a folder or a file")
+    if args.no_draw and not (args.save_labels or args.json):
+        raise ConfigError(
+            "--no-draw: found neither --save-labels nor --json, expected one, as nothing else is "
+            "written"
+        )
     if args.output is None and args.save_labels:
         raise ConfigError("--save-labels: found no --output, expected one; name a folder or a file")
+    if args.output is None and not args.no_draw and not (is_moving and has_display()):
+        why = "this machine or its cv2 has no display" if is_moving else "images are written"
+        raise ConfigError(f"--output: found none, but {why}; name a folder or a file")
     if args.output is not None:
         is_folder = not args.output.suffix or args.output.is_dir()
         check_output("--output", args.output, is_folder)

@@ -57,7 +57,7 @@ class _ImageJob:
         self._keep = ResultKeeper(predictor.vocabulary, bool(args.json))
         self._made_with = _fingerprint(predictor, args.panel_size)
 
-    def __call__(self, image: Path, picture: Path, known: dict[str, Any] | None) -> _Outcome:
+    def __call__(self, image: Path, picture: Path | None, known: dict[str, Any] | None) -> _Outcome:
         """Draw an image, unless ``known``, its entry of an earlier run, and its files are there.
 
         Raises:
@@ -78,17 +78,23 @@ class _ImageJob:
             return _Outcome(image, error=f"{image}: {error.strerror}")
         labels = _labels_of(picture) if self.args.save_labels else None
         kept = self._keep(prediction, labels, note)
-        rgb = pixels[:, :, ::-1].copy()
-        page = draw_prediction(rgb, prediction, self.predictor.vocabulary, self.args.panel_size)
-        # Last: a picture is the sign that all is finished.
-        save_output(picture, page, note)
-        entry = {"file": str(image), "picture": str(picture), **kept, "made_with": note}
+        if not self.args.no_draw:
+            rgb, size = pixels[:, :, ::-1].copy(), self.args.panel_size
+            page = draw_prediction(rgb, prediction, self.predictor.vocabulary, size)
+            # Last: a picture is the sign that all is finished.
+            save_output(picture, page, note, fast=True)
+            kept = {"picture": str(picture), **kept}
+        entry = {"file": str(image), **kept, "made_with": note}
         return _Outcome(image, entry, seconds=time.perf_counter() - start)
 
-    def _is_finished(self, picture: Path, known: dict[str, Any] | None, note: str) -> bool:
-        files = [picture] + [_labels_of(picture)] * self.args.save_labels
+    def _is_finished(self, picture: Path | None, known: dict[str, Any] | None, note: str) -> bool:
         is_listed = not self.args.json or (known or {}).get("made_with") == note
-        return is_listed and all(read_note(file) == note for file in files)
+        return is_listed and all(read_note(file) == note for file in _written(picture, self.args))
+
+
+def _written(picture: Path | None, args: argparse.Namespace) -> list[Path]:
+    """Files that an image gets."""
+    return [picture] * (not args.no_draw) + [_labels_of(picture) for _ in range(args.save_labels)]
 
 
 def _labels_of(picture: Path) -> Path:
@@ -121,8 +127,10 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
         TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
     """
     pairs = find_images(args.input, args.output)
-    _check_pictures(pairs, args.save_labels)
-    check_own_file(args.json, [f for i, p in pairs for f in (i, p, _labels_of(p))])
+    _check_written(pairs, args)
+    pictures = [picture for _, picture in pairs if picture is not None]
+    own = [image for image, _ in pairs] + pictures + [_labels_of(picture) for picture in pictures]
+    check_own_file(args.json, own)
     known = read_entries(args.json)
     by_file = {entry["file"]: entry for entry in known}
     tasks = [(image, picture, by_file.get(str(image))) for image, picture in pairs]
@@ -139,11 +147,12 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
     drawn = len(outcomes) - len(failed) - skipped
     busy = sum(outcome.seconds for outcome in outcomes) / processes
     logger.info(
-        "%d images in %.1f s with loading (%.2f images/s once loaded), pictures in %s",
-        drawn, time.perf_counter() - start, drawn / busy if drawn else 0.0, args.output,
+        "%d images in %.1f s with loading (%.2f images/s once loaded), results in %s",
+        drawn, time.perf_counter() - start, drawn / busy if drawn else 0.0,
+        args.json if args.no_draw and not args.save_labels else args.output,
     )  # fmt: skip
     if skipped:
-        logger.info("%d finished pictures were left as they are; --overwrite redoes them", skipped)
+        logger.info("%d finished images were left as they are; --overwrite redoes them", skipped)
     if failed:
         print(f"{len(failed)} of {len(outcomes)} images failed:", file=sys.stderr)
         print("\n".join(f"  {outcome.error}" for outcome in failed), file=sys.stderr)
@@ -154,16 +163,16 @@ def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:
     return [outcome.entry for outcome in outcomes if outcome.entry]
 
 
-def _check_pictures(pairs: list[tuple[Path, Path]], save_labels: bool) -> None:
-    images, pictures = {image.resolve() for image, _ in pairs}, {picture for _, picture in pairs}
+def _check_written(pairs: list[tuple[Path, Path | None]], args: argparse.Namespace) -> None:
+    used = {image.resolve() for image, _ in pairs}
     for _, picture in pairs:
-        files = [picture, *[_labels_of(picture)] * save_labels]
-        is_input = any(file.resolve() in images for file in files)
-        if is_input or (save_labels and _labels_of(picture) in pictures):
+        files = {file.resolve() for file in _written(picture, args)}
+        if not used.isdisjoint(files):
             raise ConfigError(
                 f"--output: {picture} or its labels would replace another file of this run; "
                 "choose another folder"
             )
+        used |= files
 
 
 def _outcomes(

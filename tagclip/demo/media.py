@@ -43,23 +43,27 @@ def is_video(path: str | Path) -> bool:
 
 
 def find_images(
-    inputs: Sequence[str], output: Path, option: str = "--input"
-) -> list[tuple[Path, Path]]:
+    inputs: Sequence[str], output: Path | None, option: str = "--input"
+) -> list[tuple[Path, Path | None]]:
     """List images and where their pictures go.
 
     Args:
         inputs: files (of any suffix), folders (with the folders below) and globs.
-        output: a folder, whose own files are no input; or a .png file for a single image.
+        output: a folder, whose own files are no input; or a .png file for a single image; None:
+            there are no pictures.
         option: what messages call the inputs.
 
     Returns:
         (image, picture) pairs without doubles, folders and globs in alphabetical order. Pictures
-        keep their place below an input folder; NAME.png, or NAME.jpg.png if two would share it.
+        keep their place below an input folder; NAME.png, or NAME.jpg.png if two would share it;
+        None without an output.
 
     Raises:
         ConfigError: an input does not exist or holds no image, or two images share a picture.
     """
     found = list_images(inputs, output, option)
+    if output is None:
+        return [(path, None) for path in found]
     if output.suffix.lower() == ".png":
         if len(found) > 1:
             raise ConfigError(
@@ -83,7 +87,7 @@ def find_images(
     return pairs
 
 
-def list_images(inputs: Sequence[str], output: Path, option: str) -> dict[Path, Path]:
+def list_images(inputs: Sequence[str], output: Path | None, option: str) -> dict[Path, Path]:
     """Images without doubles -> their paths below the inputs; the rest as in `find_images`."""
     unique: dict[Path, tuple[Path, Path]] = {}
     for text in inputs:
@@ -92,7 +96,7 @@ def list_images(inputs: Sequence[str], output: Path, option: str) -> dict[Path, 
     return dict(unique.values())
 
 
-def _expand(text: str, output: Path, option: str) -> list[tuple[Path, Path]]:
+def _expand(text: str, output: Path | None, option: str) -> list[tuple[Path, Path]]:
     """(file, its path below the input) pairs of one input."""
     path = Path(expand_path(text))
     if path.is_file():
@@ -116,9 +120,10 @@ def _expand(text: str, output: Path, option: str) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def _is_input(file: Path, output: Path) -> bool:
+def _is_input(file: Path, output: Path | None) -> bool:
     is_image = file.suffix.lower() in _IMAGES and not file.name.startswith(".")
-    return is_image and file.is_file() and output.resolve() not in file.resolve().parents
+    is_own = output is not None and output.resolve() in file.resolve().parents
+    return is_image and file.is_file() and not is_own
 
 
 @contextmanager

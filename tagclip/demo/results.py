@@ -61,19 +61,21 @@ class ResultKeeper:
         }
 
 
-def save_output(path: Path, picture: Image.Image | np.ndarray, note: str = "") -> None:
+def save_output(
+    path: Path, picture: Image.Image | np.ndarray, note: str = "", fast: bool = False
+) -> None:
     """Write a PNG of ``--output``.
 
     Args:
         path: of the file.
-        picture: see `save_png`.
+        picture, fast: see `save_png`.
         note: what another run knows a finished file by; empty: it makes all again.
 
     Raises:
         ConfigError: the file cannot be written.
     """
     try:
-        save_png(path, picture, note)
+        save_png(path, picture, note, fast)
     except OSError as error:
         raise ConfigError(
             f"--output {path}: cannot be written ({error.strerror}); free space or choose another "

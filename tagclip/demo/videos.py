@@ -6,7 +6,7 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import cv2
@@ -30,8 +30,9 @@ def draw_video(
 ) -> None:
     """Draw what a command line of ``tools/demo.py`` asks for.
 
-    Without ``output`` it is a window. Labels of frame N are ``NAME_labels/N.png`` beside the
-    video, with six digits from 000000; the json has an entry with ``frame`` for each.
+    Without ``output`` it is a window, with ``no_draw`` nothing. Labels of frame N are
+    ``NAME_labels/N.png`` beside the video, with six digits from 000000; the json has an entry with
+    ``frame`` for each.
 
     Args:
         args: its arguments.
@@ -51,11 +52,11 @@ def draw_video(
                     write_entries(args.json, job.known, job.entries)
                 if target is not None:
                     target.write(page)
-                elif _is_closed(page):
+                elif page is not None and _is_closed(page):
                     break
     finally:
         write_entries(args.json, job.known, job.entries)
-    if job.path is not None:
+    if job.path is not None and not args.no_draw:
         logger.info("Written: %s", job.path)
     seconds, count = time.perf_counter() - start, len(job.entries)
     logger.info("%d frames in %.1f s (%.2f frames/s)", count, seconds, count / seconds)
@@ -66,20 +67,23 @@ class _VideoJob:
         self, args: argparse.Namespace, source: str | int, build_predictor: BuildPredictor
     ) -> None:
         self.args, self.video, self.path = args, Video(source), None
-        # The video to write, or None for a window.
-        self.target: VideoFile | nullcontext[None] = nullcontext()
+        # The video to write, or None for a window, or for nothing, which Ctrl-C ends.
+        self.target: VideoFile | nullcontext[None] | suppress = (
+            suppress(KeyboardInterrupt) if args.no_draw else nullcontext()
+        )
         used = [Path(source)] if isinstance(source, str) else []
         if args.output is not None:
             stem = Path(source).stem if isinstance(source, str) else "webcam"
             is_file = bool(args.output.suffix)
             self.path = args.output if is_file else args.output / f"{stem}.mp4"
-            if used and self.path.resolve() == used[0].resolve():
-                raise ConfigError(
-                    f"--output: {self.path} would replace the video that is read; choose another "
-                    "name"
-                )
-            self.target = VideoFile(self.path, self.video.fps)
-            used.append(self.path)
+            if not args.no_draw:
+                if used and self.path.resolve() == used[0].resolve():
+                    raise ConfigError(
+                        f"--output: {self.path} would replace the video that is read; choose "
+                        "another name"
+                    )
+                self.target = VideoFile(self.path, self.video.fps)
+                used.append(self.path)
             if args.save_labels and args.json and args.json.suffix.lower() == ".png":
                 used.append(self._labels_folder / args.json.name)
         check_own_file(args.json, used)
@@ -91,8 +95,8 @@ class _VideoJob:
     def _labels_folder(self) -> Path:
         return self.path.with_name(f"{self.path.stem}_labels")
 
-    def pages(self) -> Iterator[np.ndarray]:
-        """Predict each frame, save its labels and draw it."""
+    def pages(self) -> Iterator[np.ndarray | None]:
+        """Predict each frame, save its labels and draw it; None where nothing is drawn."""
         vocabulary = self.predictor.vocabulary
         keep = ResultKeeper(vocabulary, bool(self.args.json))
         # One legend for all frames.
@@ -104,8 +108,9 @@ class _VideoJob:
             name = f"{len(self.entries):06d}.png"
             labels = self._labels_folder / name if self.args.save_labels else None
             self.entries.append(entry | keep(prediction, labels))
-            rgb = frame[:, :, ::-1].copy()
-            yield draw_prediction(rgb, prediction, vocabulary, self.args.panel_size, listed)
+            rgb, size = frame[:, :, ::-1].copy(), self.args.panel_size
+            is_drawn = not self.args.no_draw
+            yield draw_prediction(rgb, prediction, vocabulary, size, listed) if is_drawn else None
 
 
 def _is_closed(page: np.ndarray) -> bool:

@@ -1,26 +1,24 @@
 """Pages of pictures: panels with titles, legend of classes, scale of the trusty map, PNG files.
 
-Pages are (H, W, 3) uint8 RGB arrays on white; text is drawn by matplotlib without global state.
+Pages are (H, W, 3) uint8 RGB arrays on white.
 """
 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from detectron2.utils.visualizer import VisImage
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
 from tagclip.visualization.fonts import families
+from tagclip.visualization.raster_text import Line, line_of_text
 from tagclip.visualization.segments import (
     UNSEEN_MARK,
     colorize_labels,
@@ -51,34 +49,31 @@ _MARGIN = 10
 _LINE = 20
 # Height of text in pixels.
 _FONT = 12.5
-# Letters on whole pixels make a line that much longer, at most.
-_HINTED = 1.15
 # From the upper end of a line to its base, in pixels.
 _ASCENT = 12
 # The thinnest strip of pixels that can still be looked at.
 _THINNEST = 24
+# A quarter of the time of the default; run lengths keep pages of photos about as small.
+_FAST = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _NOTE_KEY = "TagCLIP"
 
 
-def fit(picture: np.ndarray, size: int, at_least: bool = False) -> np.ndarray:
-    """Give the longer side about ``size`` pixels: by a whole factor, or by leaving pixels out.
+def fit(picture: np.ndarray, size: int) -> np.ndarray:
+    """Give the longer side ``size`` pixels.
 
     Args:
-        picture: (H, W) labels or probabilities, or (H, W, 3) uint8 colours, which are averaged.
-            The shorter side of a thin strip is stretched to 24 pixels.
-        size: in pixels; of a smaller picture the nearest multiple is taken.
-        at_least: take the next larger multiple, instead.
+        picture: (H, W) labels or probabilities, which are repeated or left out, or (H, W, 3) uint8
+            colours: a pixel becomes the mean of the area that it covers.
+        size: in pixels. The shorter side of a thin strip is stretched to 24 pixels, at most to
+            ``size``.
     """
     longer = max(picture.shape[:2])
-    factor = size / longer
-    if factor >= 1:
-        factor = -(-size // longer) if at_least else round(factor)
-    height, width = (max(round(n * factor), _THINNEST) for n in picture.shape[:2])
-    if picture.ndim == 3 and height <= picture.shape[0] and width <= picture.shape[1]:
+    height, width = (max(round(n * size / longer), min(size, _THINNEST)) for n in picture.shape[:2])
+    if picture.ndim == 3:
         return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     rows, columns = (
         (np.arange(shown) * n + n // 2) // shown
-        for shown, n in zip((height, width), picture.shape[:2], strict=True)
+        for shown, n in zip((height, width), picture.shape, strict=True)
     )
     return picture[rows][:, columns]
 
@@ -111,18 +106,21 @@ def draw_legend(
     if unlabelled:
         entries.append((-1, outside[0], True))
         notes += [outside[1]] * bool(outside[1])
-    column = 45 + max((_text_width(name, _weight(flag)) for _, name, flag in entries), default=0)
-    columns = max(1, int((width - _MARGIN) // column))
+    lines = [_line(name, bold=not flag) for _, name, flag in entries]
+    column = 45 + max((line.width for line in lines), default=0)
+    columns = max(1, (width - _MARGIN) // column)
     rows = -(-len(entries) // columns)
-    page = _blank(width, _LINE * (rows + bool(notes)) + _MARGIN)
+    below = _wrap("; ".join(notes), width, italic=True)
+    page = _blank(width, _LINE * (rows + len(below)) + _MARGIN)
     swatches = [*vocabulary.colors, colorize_labels(np.full((13, 21), -1), vocabulary)]
-    texts = [("; ".join(notes), _MARGIN, rows * _LINE + 8, {"style": "italic"})]
-    for i, (k, name, flag) in enumerate(entries):
+    for i, line in enumerate(below):
+        _write(page, line, _MARGIN, (rows + i) * _LINE + 8)
+    for i, ((k, _, _), line) in enumerate(zip(entries, lines, strict=True)):
         x, y = _MARGIN + i // rows * (width // columns), i % rows * _LINE + 4
         page[y : y + 15, x : x + 23] = 0
         page[y + 1 : y + 14, x + 1 : x + 22] = swatches[k]
-        texts.append((name, x + 30, y, {"weight": _weight(flag)}))
-    return _write(page, texts)
+        _write(page, line, x + 30, y)
+    return page
 
 
 def legend_notes(vocabulary: Vocabulary, classes: Sequence[int] | None = None) -> list[str]:
@@ -142,8 +140,10 @@ def draw_trusty_bar(width: int, low: str = "0: unseen", high: str = "1: seen") -
     """Scale of `colorize_trusty` with its ends named: (38, width, 3) uint8 RGB."""
     page = _blank(width, 38)
     page[4:16] = colorize_trusty(np.linspace(0, 1, width))
-    ends = ((low, 0, "left"), ("0.5", width / 2, "center"), (high, width, "right"))
-    return _write(page, [(text, x, 19, {"ha": side}) for text, x, side in ends])
+    for text, place in ((low, 0.0), ("0.5", 0.5), (high, 1.0)):
+        line = _line(text)
+        _write(page, line, place * (width - line.width), 19)
+    return page
 
 
 def draw_heading(title: str, lines: Sequence[str], width: int) -> np.ndarray:
@@ -152,21 +152,12 @@ def draw_heading(title: str, lines: Sequence[str], width: int) -> np.ndarray:
     Returns:
         (height, width, 3) uint8 RGB.
     """
-    rows = []
-    for text, weight in [(title, "bold"), *((line, "normal") for line in lines)]:
-        row = ""
-        for word in text.split():
-            longer = f"{row} {word}".strip()
-            if row and _HINTED * _text_width(longer, weight) > width - 2 * _MARGIN:
-                rows.append((row, weight))
-                longer = word
-            row = longer
-        rows.append((row, weight))
+    rows = _wrap(title, width, bold=True)
+    rows += [row for text in lines for row in _wrap(text, width)]
     page = _blank(width, _LINE * len(rows) + _MARGIN)
-    texts = [
-        (row, _MARGIN, i * _LINE + 6, {"weight": weight}) for i, (row, weight) in enumerate(rows)
-    ]
-    return _write(page, texts)
+    for i, line in enumerate(rows):
+        _write(page, line, _MARGIN, i * _LINE + 6)
+    return page
 
 
 def draw_panels(
@@ -192,17 +183,18 @@ def draw_panels(
     lefts = np.cumsum([_MARGIN, *(width + gap for width in widths)])
     height = top + sum(above) + sum(heights) + gap * len(rows)
     page = _blank(int(lefts[-1]) - gap + _MARGIN, height)
-    texts = [(title, x, 6, {}) for title, x in zip(column_titles, lefts[:-1], strict=True)]
+    for title, x in zip(column_titles, lefts[:-1], strict=True):
+        _write(page, _line(title), x, 6)
     y = top
     for i, row in enumerate(rows):
         if above[i]:
-            texts.append((row_titles[i], _MARGIN, y + 3, {"weight": "bold"}))
+            _write(page, _line(row_titles[i], bold=True), _MARGIN, y + 3)
         y += above[i]
         for x, picture in zip(lefts[:-1], row, strict=True):
             if picture is not None:
                 page[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
         y += heights[i] + gap
-    return _write(page, texts)
+    return page
 
 
 def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -216,13 +208,16 @@ def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return page
 
 
-def save_png(path: str | Path, picture: Image.Image | np.ndarray, note: str = "") -> Path:
+def save_png(
+    path: str | Path, picture: Image.Image | np.ndarray, note: str = "", fast: bool = False
+) -> Path:
     """Write a PNG; the file is complete or absent.
 
     Args:
         path: of the file.
         picture: an image, (H, W, 3) or (H, W) uint8.
         note: kept inside, such as what it was made from: a finished file is known as such.
+        fast: compress with less care.
 
     Raises:
         OSError: the file cannot be written.
@@ -231,7 +226,7 @@ def save_png(path: str | Path, picture: Image.Image | np.ndarray, note: str = ""
     info, buffer = PngInfo(), io.BytesIO()
     if note:
         info.add_text(_NOTE_KEY, note)
-    image.save(buffer, "PNG", pnginfo=info)
+    image.save(buffer, "PNG", pnginfo=info, **(_FAST if fast else {}))
     return write_atomic(path, buffer.getvalue())
 
 
@@ -244,27 +239,26 @@ def read_note(path: str | Path) -> str | None:
         return None
 
 
-def _weight(seen: bool) -> str:
-    return "normal" if seen else "bold"
+def _wrap(text: str, width: int, bold: bool = False, italic: bool = False) -> list[Line]:
+    """Break a text between words so that it stays on a page; without words there is no line."""
+    rows: list[str] = []
+    for word in text.split():
+        longer = f"{rows[-1]} {word}" if rows else word
+        if rows and _line(longer, bold, italic).width <= width - 2 * _MARGIN:
+            rows[-1] = longer
+        else:
+            rows.append(word)
+    return [_line(row, bold, italic) for row in rows]
 
 
-def _text_width(text: str, weight: str) -> float:
-    """Width in pixels of what `_write` writes."""
-    font = FontProperties(family=families(text), size=_FONT, weight=weight)
-    return text_to_path.get_text_width_height_descent(text, font, False)[0]
+def _line(text: str, bold: bool = False, italic: bool = False) -> Line:
+    return line_of_text(text, _FONT, bold, italic)
+
+
+def _write(page: np.ndarray, line: Line, x: float, y: float) -> None:
+    """Write a line whose upper end is at y pixels."""
+    line.draw(page, x, y + _ASCENT)
 
 
 def _blank(width: int, height: int) -> np.ndarray:
     return np.full((height, width, 3), 255, dtype=np.uint8)
-
-
-def _write(
-    page: np.ndarray, texts: Iterable[tuple[str, float, float, dict[str, Any]]]
-) -> np.ndarray:
-    """Write (text, x, y of the upper end of its line in pixels, style) onto a page."""
-    output = VisImage(page)
-    for text, x, y, style in texts:
-        size = _FONT * 72 / output.dpi
-        style = {"size": size, "color": "black", "family": families(text)} | style
-        output.ax.text(x, y + _ASCENT, text, va="baseline", parse_math=False, **style)
-    return output.get_image()

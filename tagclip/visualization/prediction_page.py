@@ -46,16 +46,15 @@ def draw_prediction(
         image: (H, W, 3) uint8 RGB.
         prediction: what `TagCLIPPredictor` returns for it.
         vocabulary: its K classes.
-        size: of a panel's longer side, in pixels. Small images are enlarged by a whole factor;
-            the shorter side of a thin strip is stretched to 24 pixels.
+        size: of a panel's longer side, in pixels, see `fit`.
         classes: what the legend lists, -1 for "other"; None: what is on the image.
 
     Returns:
         (height, width, 3) uint8 RGB; with `classes` given, equal for images of equal size.
     """
     labels = prediction["sem_seg_labels"].numpy()
-    picture = fit(image, size, at_least=True)
-    segments = draw_segments(picture, fit(labels, size, at_least=True), vocabulary)
+    picture = fit(image, size)
+    segments = draw_segments(picture, fit(labels, size), vocabulary)
     panels = {"image": picture, "segments": segments}
     height, width = picture.shape[:2]
     for key, title, ends in (
@@ -63,7 +62,7 @@ def draw_prediction(
         ("trusty", "trusty map: P(seen class)", ("0: unseen", "1: seen")),
     ):
         if key in prediction:
-            colors = colorize_trusty(fit(prediction[key].numpy(), size, at_least=True))
+            colors = colorize_trusty(fit(prediction[key].numpy(), size))
             bar = draw_trusty_bar(max(width, _NARROWEST), *ends)
             panels[title] = stack_pictures([colors, bar])
     page = _arrange(panels, is_wide=width >= 2 * height)

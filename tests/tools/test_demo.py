@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +71,12 @@ def test_picture_labels_and_json_hold_the_prediction(
     expected = predictor(picture())
     labels = expected["sem_seg_labels"].numpy()
     page = np.array(Image.open(tmp_path / "out" / "a.b.png"))
-    panel = fit(picture()[:, :, ::-1], 512, at_least=True)
+    panel = fit(picture()[:, :, ::-1], 512)
+    assert panel.shape == (366, 512, 3)
+    for name, level in (("a.b.png", 0), ("a.b_labels.png", 2)):
+        content = (tmp_path / "out" / name).read_bytes()
+        # Of zlib: 0 is its fastest, 2 its default.
+        assert content[content.index(b"IDAT") + 5] >> 6 == level
     windows = np.lib.stride_tricks.sliding_window_view(page, panel.shape)[10:50, :20, 0]
     assert (windows == panel).all((2, 3, 4)).sum() == 1
     written = Image.open(tmp_path / "out" / "a.b_labels.png")
@@ -288,6 +295,8 @@ def test_the_last_checkpoint_of_a_config_is_taken(
         (["--webcam", "--output", "x.wmv"], "camera 0: cannot be opened"),
         (["--input", "a.png", "--processes", "0"], "expected at least 1"),
         (["--input", "a.png", "--num-gpus", "99"], "found . GPUs"),
+        (["--input", "a.png", "--no-draw"], "--no-draw: found neither --save-labels nor --json"),
+        (["--webcam", "--no-draw"], "--no-draw: found neither --save-labels nor --json"),
     ],
 )
 def test_mistakes_are_one_line(run: Callable, arguments: list[str], message: str) -> None:
@@ -374,6 +383,86 @@ def test_without_a_display_output_is_needed(
     monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   NONE")
     with pytest.raises(ConfigError, match="--output: found none"):
         demo.main(demo.parse_args([*source, "--weights", "x.pth"]))
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a picture is drawn."""
+    for module in ("images", "videos"):
+        monkeypatch.setattr(
+            f"tagclip.demo.{module}.draw_prediction", lambda *_: pytest.fail("a picture is drawn")
+        )
+
+
+def test_without_pictures_labels_and_json_are_the_same(
+    run: Callable, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    out, result = tmp_path / "out", tmp_path / "r.json"
+    for seed, name in enumerate(("a.png", "sub/b.png")):
+        save(tmp_path / "in" / name, picture(seed=seed))
+    common = ["--input", tmp_path / "in", "--save-labels", "--json", result]
+    assert run(*common) == 0
+    drawn, labels = json.loads(result.read_text()), (out / "a_labels.png").read_bytes()
+    result.unlink()
+    shutil.rmtree(out)
+    request.getfixturevalue("undrawn")
+    assert run(*common, "--no-draw") == 0
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
+    assert files == ["a_labels.png", "sub/b_labels.png"]
+    assert (out / "a_labels.png").read_bytes() == labels
+    # What is finished is left as it is.
+    os.utime(out / "a_labels.png", ns=(1, 1))
+    assert run(*common, "--no-draw") == 0 and (out / "a_labels.png").stat().st_mtime_ns == 1
+    for row in drawn["images"]:
+        assert row.pop("picture")
+    assert json.loads(result.read_text()) == drawn
+
+
+def test_a_json_alone_needs_no_output(
+    demo: ModuleType, weights: Path, tmp_path: Path, undrawn: None, capsys: Any
+) -> None:
+    result = tmp_path / "r.json"
+    words = f"--weights {weights} --vocab cat,sky --no-draw --json {result} --input"
+    image, film = save(tmp_path / "in" / "a.png"), video(tmp_path / "in" / "v.avi")
+    for source, count, note in (
+        (tmp_path / "in", 1, f"1 images in .*results in {result}"),
+        (image, 1, "1 finished images were left"),
+        (film, 7, "6 frames in"),
+    ):
+        assert demo.main(demo.parse_args([*words.split(), str(source)])) == 0
+        assert re.search(note, capsys.readouterr().out)
+        rows = json.loads(result.read_text())["images"]
+        assert len(rows) == count and not any("picture" in row for row in rows)
+    assert sorted(os.listdir(tmp_path / "in")) == ["a.png", "v.avi"]
+
+
+def test_a_picture_that_is_asked_for_later_is_drawn(run: Callable, tmp_path: Path) -> None:
+    common = ["--input", save(tmp_path / "a.png"), "--json", tmp_path / "r.json"]
+    assert run(*common, "--no-draw") == 0 and not (tmp_path / "out").exists()
+    assert run(*common) == 0 and os.listdir(tmp_path / "out") == ["a.png"]
+    (row,) = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert row["picture"] == str(tmp_path / "out" / "a.png")
+
+
+def test_a_video_without_pictures_ends_with_ctrl_c_and_keeps_all(
+    run: Callable, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = video(tmp_path / "v.avi"), tmp_path / "out"
+    words = ["--input", path, "--save-labels", "--json", tmp_path / "r.json", "--no-draw"]
+    # The video that is read is not replaced.
+    assert run(*words, "--output", path) == 0
+    assert sorted(os.listdir(tmp_path / "v_labels")) == [f"{n:06d}.png" for n in range(6)]
+    predict, count = TagCLIPPredictor.__call__, iter(range(9))
+
+    def stop(self: TagCLIPPredictor, frame: np.ndarray) -> Any:
+        if next(count) == 3:
+            raise KeyboardInterrupt
+        return predict(self, frame)
+
+    monkeypatch.setattr(TagCLIPPredictor, "__call__", stop)
+    assert run(*words) == 0
+    assert os.listdir(out) == ["v_labels"] and len(os.listdir(out / "v_labels")) == 3
+    assert len(json.loads((tmp_path / "r.json").read_text())["images"]) == 3
 
 
 def test_labels_need_a_folder_beside_a_window(

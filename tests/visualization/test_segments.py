@@ -10,6 +10,7 @@ import pytest
 from helpers.pages import find
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import colormaps
 from matplotlib._pylab_helpers import Gcf
 from PIL import Image
 
@@ -19,6 +20,7 @@ from tagclip.visualization.panels import (
     draw_panels,
     draw_trusty_bar,
     fit,
+    read_note,
     save_png,
     stack_pictures,
 )
@@ -71,34 +73,40 @@ def test_the_scale_of_the_trusty_map_is_fixed_and_grows_brighter() -> None:
     assert (colorize_trusty(np.array([[-1.0, 2.0]]))[0] == scale[[0, 100]]).all()
 
 
-def test_enlarging_repeats_pixels() -> None:
-    labels = np.arange(6, dtype=np.int16).reshape(2, 3).repeat(12, axis=0).repeat(12, axis=1)
-    large = fit(labels, 140)
-    assert large.shape == (96, 144) and large.dtype == np.int16
-    assert (large[::4, ::4] == labels).all() and (large[3::4, 3::4] == labels).all()
+def test_a_whole_factor_repeats_pixels() -> None:
+    rng = np.random.default_rng(0)
+    for values in (rng.integers(-1, 300, (20, 30)), rng.integers(0, 256, (20, 30, 3), np.uint8)):
+        large = fit(values, 90)
+        assert large.dtype == values.dtype
+        assert (large == values.repeat(3, axis=0).repeat(3, axis=1)).all()
+
+
+def test_between_whole_factors_labels_stay_and_colours_mix_where_they_meet() -> None:
+    labels = np.random.default_rng(0).integers(-1, 9, (30, 40))
+    shown = fit(labels, 53)
+    rows, columns = ((np.arange(n) + 0.5) / n for n in shown.shape)
+    assert (shown == labels[np.ix_((rows * 30).astype(int), (columns * 40).astype(int))]).all()
+    colors = np.zeros((25, 30, 3), np.uint8)
+    colors[:, 10:] = 200
+    # The border is at 10 2/3 of 32 columns.
+    assert (fit(colors, 32)[:, 9:12] == [[[0] * 3, [67] * 3, [200] * 3]]).all()
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"),
-    [(30, (30, 24, 3)), (31, (60, 40, 3)), (60, (60, 40, 3)), (25, (25, 24, 3))],
-)
-def test_a_small_picture_can_get_at_least_a_size(size: int, expected: tuple[int, ...]) -> None:
-    assert fit(np.zeros((30, 20, 3), np.uint8), size, at_least=True).shape == expected
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((96, 96), (384, 384)), ((3, 5), (231, 385)), ((480, 640), (288, 384)), ((1, 3000), (24, 384)),
-     ((300, 200), (300, 200))],
+    ("size", "asked", "expected"),
+    [((96, 96), 384, (384, 384)), ((3, 5), 384, (230, 384)), ((480, 640), 384, (288, 384)),
+     ((1, 3000), 384, (24, 384)), ((300, 1), 384, (384, 24)), ((300, 200), 384, (384, 256)),
+     ((360, 480), 512, (384, 512)), ((30, 20), 25, (25, 24)), ((30, 20), 9, (9, 9)),
+     ((1, 1), 1, (1, 1)), ((4000, 3000), 512, (512, 384))],
 )  # fmt: skip
-def test_panels_have_about_the_wanted_size(
-    size: tuple[int, int], expected: tuple[int, int]
+def test_panels_have_the_wanted_size(
+    size: tuple[int, int], asked: int, expected: tuple[int, int]
 ) -> None:
     labels = np.random.default_rng(0).integers(-1, 9, size)
-    shown = fit(labels, 384)
+    shown = fit(labels, asked)
     assert shown.shape == expected and set(shown.ravel()) <= set(labels.ravel())
     colors = np.full((*size, 3), 77, dtype=np.uint8)
-    assert fit(colors, 384).shape == (*expected, 3) and (fit(colors, 384) == 77).all()
+    assert fit(colors, asked).shape == (*expected, 3) and (fit(colors, asked) == 77).all()
 
 
 def test_unseen_names_carry_a_star_while_the_partition_is_known() -> None:
@@ -306,3 +314,36 @@ def test_png_holds_the_same_pixels(tmp_path: Path) -> None:
 def test_drawing_leaves_no_figure_behind() -> None:
     draw_legend(VOCABULARY, 300)
     assert Gcf.get_all_fig_managers() == []
+
+
+def test_what_is_compressed_fast_holds_the_same(tmp_path: Path) -> None:
+    """Said by the zlib stream in the file: 0 is its fastest level, 2 its default."""
+    page, labels = draw_legend(VOCABULARY, 300), np.zeros((30, 40), np.uint8)
+    for kind, picture, fast in (
+        ("RGB", page, True),
+        ("RGB", page, False),
+        ("P", Image.fromarray(labels).convert("P"), False),
+        ("I;16", labels.astype(np.uint16), False),
+    ):
+        path = save_png(tmp_path / "a.png", picture, "note", fast)
+        content = path.read_bytes()
+        assert content[content.index(b"IDAT") + 5] >> 6 == (0 if fast else 2)
+        with Image.open(path) as written:
+            assert written.mode == kind and (np.asarray(written) == np.asarray(picture)).all()
+        assert read_note(path) == "note"
+
+
+def test_the_scale_is_that_of_matplotlib() -> None:
+    values = np.random.default_rng(0).random((50, 60), np.float32)
+    values[0, :3] = 0, 1, np.nextafter(np.float32(1), np.float32(0))
+    assert (colorize_trusty(values) == colormaps["cividis"](values, bytes=True)[..., :3]).all()
+
+
+@pytest.mark.parametrize(("width", "entries", "lines"), [(200, 4, 3), (250, 2, 2), (700, 1, 1)])
+def test_notes_stay_on_the_page(width: int, entries: int, lines: int) -> None:
+    """ "★ counts as unseen; unlabelled pixels are not evaluated" is some 370 pixels long."""
+    page = draw_legend(VOCABULARY, width)
+    assert page.shape == (20 * (entries + lines) + 10, width, 3)
+    assert (page[:, -4:] == WHITE).all() and (page[-4:] == WHITE).all()
+    for line in range(lines):
+        assert (page[20 * (entries + line) + 8 :][:16] < 128).any()

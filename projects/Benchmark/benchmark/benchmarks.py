@@ -21,6 +21,7 @@ from tagclip.data.protocol import Protocol
 from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
 from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
+from tagclip.projects.benchmark.drawing import drawing
 from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.fusion_kernel import kernel
 from tagclip.projects.benchmark.int8 import int8
@@ -304,5 +305,6 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "labels": labels,
     "kernel": kernel,
     "int8": int8,
+    "drawing": drawing,
     "throughput": throughput,
 }

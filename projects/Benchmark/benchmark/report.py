@@ -20,6 +20,7 @@ _HEADINGS = {
     "labels": "Colour masks to label files",
     "kernel": "The fused kernel of GPUs, compiled ahead",
     "int8": "Exported files, from a resized image to labels",
+    "drawing": "Drawing: a prediction to a page in a PNG",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.

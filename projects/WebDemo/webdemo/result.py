@@ -53,12 +53,11 @@ def render_result(encoded: EncodedImage, settings: Settings, opacity: float) -> 
     prediction = encoded.predict(settings, encoded.picture.shape[:2], top_k)
     size = max(_DRAWN_SIZE, *encoded.picture.shape)
     picture, labels = (
-        fit(values, size, at_least=True)
-        for values in (encoded.picture, prediction["sem_seg_labels"].numpy())
+        fit(values, size) for values in (encoded.picture, prediction["sem_seg_labels"].numpy())
     )
     trusty = None
     if "trusty" in prediction:
-        trusty = colorize_trusty(fit(prediction["trusty"].numpy(), size, at_least=True))
+        trusty = colorize_trusty(fit(prediction["trusty"].numpy(), size))
     rows, notes = _legend(prediction, vocabulary)
     return render(
         "result.html.j2",
