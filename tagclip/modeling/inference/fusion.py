@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.gate import Gate, trusty_probability
+from tagclip.modeling.inference.tiles import TiledFusion
 from tagclip.modeling.inference.triton_fusion import can_fuse, fused_labels
 from tagclip.modeling.inference.windows import (
     ViewLogits,
@@ -152,8 +153,9 @@ class ScoreFusion:
 
     def best(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Return the (H, W) labels of `labels` and their scores, these in float32."""
-        if can_fuse(self.views, size):
-            return self._fused(size)[:2]
+        found = self._in_one_pass(size)
+        if found is not None:
+            return found[:2]
         best = BestClass(size, self.seen_mask.device)
         for start, scores in self.chunks(size):
             best.add(start, scores)
@@ -221,8 +223,9 @@ class ScoreFusion:
         self, size: tuple[int, int], threshold: float, top_k: int, ranked: int | None
     ) -> dict[str, Tensor]:
         device, dtype = self.seen_mask.device, label_dtype(len(self.seen_mask))
-        if not top_k and can_fuse(self.views, size):
-            labels, scores, trusty = self._fused(size)
+        found = None if top_k else self._in_one_pass(size)
+        if found is not None:
+            labels, scores, trusty = found
             others = {} if trusty is None else {"trusty": trusty.half()}
         else:
             best, top = BestClass(size, device), TopClasses(top_k, size, dtype, device)
@@ -235,10 +238,16 @@ class ScoreFusion:
             labels[scores < threshold] = -1
         return {"sem_seg_labels": labels, "sem_seg_scores": scores.half()} | others
 
-    def _fused(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Labels, scores and trusty map by the one kernel of a GPU."""
-        found = fused_labels(self.views, self.seen_mask, self.gate, self.trusty_target, size)
-        return found[0].to(label_dtype(len(self.seen_mask))), *found[1:]
+    def _in_one_pass(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Labels, scores and trusty map without a plane per class; None where that is no use."""
+        parts = self.views, self.seen_mask, self.gate, self.trusty_target
+        if can_fuse(self.views, size):
+            found = fused_labels(*parts, size)
+        elif TiledFusion.fits(self.views):
+            found = TiledFusion(*parts).best(size)
+        else:
+            return None
+        return found and (found[0].to(label_dtype(len(self.seen_mask))), *found[1:])
 
     def _scores(self, size: tuple[int, int]) -> dict[str, Tensor]:
         sem_seg = torch.empty(len(self.seen_mask), *size, device=self.seen_mask.device)

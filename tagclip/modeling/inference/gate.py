@@ -78,6 +78,26 @@ class Gate:
         gates_seen = self.form == "product" and self.mode in ("seen", "both")
         return gates_seen and not self.bias_after_gate
 
+    def terms(self, trusty: Tensor | None, seen: bool) -> tuple[Tensor | float, Tensor | float]:
+        """Return f and o of one side: the gated score of its classes is s * f + o.
+
+        Args:
+            trusty: of any shape, P(pixel belongs to a seen class); None leaves only the bias.
+            seen: whether of the seen classes.
+
+        Returns:
+            Tensors of that shape, or numbers where they do not depend on the map.
+        """
+        bias = self.bias if seen else 0.0
+        if trusty is None or self.mode == "none":
+            return 1.0, -bias
+        if self.form != "product":
+            return 1.0, -bias if seen else self._added(trusty)
+        if self.mode not in (("seen", "both") if seen else ("unseen", "both")):
+            return 1.0, -bias
+        factor = trusty if seen else 1 - trusty
+        return factor, -bias if self.bias_after_gate or not seen else -bias * factor
+
     def __call__(self, scores: Tensor, trusty: Tensor | None, seen_mask: Tensor) -> Tensor:
         """Gate scores.
 
@@ -101,12 +121,16 @@ class Gate:
         return (scores - offset).mul_(factor)
 
     def _add(self, scores: Tensor, trusty: Tensor, seen_mask: Tensor) -> Tensor:
+        unseen = (~seen_mask).to(scores.device, scores.dtype)[:, None, None]
+        added = unseen * self._added(trusty).to(scores.dtype)
+        return scores - (1 - unseen) * self.bias + added
+
+    def _added(self, trusty: Tensor) -> Tensor:
+        """What the unseen classes get."""
         lowest = 0.0 if self.form == "lift" else -_CLIP
         # The clip hides the rounding of w near 0 and 1.
         logit = torch.logit(1 - trusty.float(), eps=1e-6).clamp(lowest, _CLIP)
-        unseen = (~seen_mask).to(scores.device, scores.dtype)[:, None, None]
-        added = unseen * (self.scale / 2 * logit).to(scores.dtype)
-        return scores - (1 - unseen) * self.bias + added
+        return self.scale / 2 * logit
 
     def _factor_and_offset(
         self, scores: Tensor, trusty: Tensor | None, seen_mask: Tensor, mode: str

@@ -7,6 +7,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.gate import GATE_FORMS, GATE_MODES, Gate, trusty_probability
@@ -106,3 +108,24 @@ def test_what_the_bias_takes_from_a_seen_class(mode: str, after: bool, form: str
     gate = Gate(mode, form, bias_after_gate=after)
     expected = trusty[0] if gate.weighs_bias else torch.ones(4, 5).double()
     torch.testing.assert_close(without - with_bias, expected)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("trusty", [True, False])
+@given(
+    mode=st.sampled_from(GATE_MODES),
+    form=st.sampled_from(GATE_FORMS),
+    bias=st.floats(-0.5, 0.5),
+    scale=st.floats(0, 2),
+    after=st.booleans(),
+)
+@settings(deadline=None)
+def test_terms_are_the_gate(
+    seen: bool, trusty: bool, mode: str, form: str, bias: float, scale: float, after: bool
+) -> None:
+    gate = Gate(mode, form, bias, scale, after)
+    generator = torch.Generator().manual_seed(0)
+    scores, weight = torch.rand(3, 4, 5, generator=generator), torch.rand(4, 5, generator=generator)
+    factor, offset = gate.terms(weight if trusty else None, seen)
+    expected = gate(scores, weight[None] if trusty else None, torch.full((3,), seen))
+    torch.testing.assert_close(scores * factor + offset, expected, atol=1e-6, rtol=0)
