@@ -256,12 +256,11 @@ class TagCLIPPredictor:
             return self.read_image(image)
         if isinstance(image, Image.Image):
             try:
-                rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS)
+                return image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, "BGR")
             except (OSError, SyntaxError, ValueError) as error:
                 raise DatasetError(
                     f"{name}: cannot decode this PIL image ({error_text(error)})"
                 ) from error
-            return rgb[:, :, ::-1]
         return bgr_array(image, name)
 
     def _resolved(self, source: VocabularyLike) -> Vocabulary:
