@@ -15,9 +15,11 @@ from tagclip.data.augmentation import build_train_augmentations
 from tagclip.data.image_io import read_image
 from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_label
+from tagclip.data.memory_order import planes
 from tagclip.data.protocol import Protocol
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.look_up import look_up
 
 __all__ = ["ZeroShotDatasetMapper"]
 
@@ -126,17 +128,17 @@ class ZeroShotDatasetMapper:
 
     def _training_sample(self, image: np.ndarray, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         label = self._read_label(dataset_dict, image.shape[:2])
-        aug_input = AugInput(image, sem_seg=self._lut[label])
+        aug_input = AugInput(image, sem_seg=look_up(self._lut, label))
         transforms = self.augmentations(aug_input)
         sample: dict[str, Any] = {
             "height": image.shape[0],
             "width": image.shape[1],
+            "image": planes(aug_input.image),
             # `ascontiguousarray` keeps the negative stride of a flipped column, torch refuses it.
-            "image": torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy()),
             "sem_seg": torch.from_numpy(aug_input.sem_seg.copy()),
         }
         if self.novel_masks:
-            mask = transforms.apply_segmentation(self._novel_lut[label])
+            mask = transforms.apply_segmentation(look_up(self._novel_lut, label))
             sample["novel_mask"] = torch.from_numpy(mask.copy()) != 0
         return sample
 
@@ -146,7 +148,7 @@ class ZeroShotDatasetMapper:
         Raises:
             DatasetError: the label file is missing or damaged, or holds unknown values.
         """
-        return bool(self._novel_lut[self._read_label(dataset_dict)].any())
+        return bool(look_up(self._novel_lut, self._read_label(dataset_dict)).any())
 
     def _read_label(
         self, dataset_dict: dict[str, Any], image_size: tuple[int, int] | None = None

@@ -19,6 +19,7 @@ from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import HFlipTransform, Transform
 from PIL import Image
 
+from tagclip.data.memory_order import planes
 from tagclip.errors import DatasetError
 
 __all__ = [
@@ -161,8 +162,7 @@ class View:
         pixels = aug_input.image
         if self.mirrored:
             pixels = HFlipTransform(pixels.shape[1]).apply_image(pixels)
-        # ascontiguousarray keeps the negative stride of a mirrored column, which torch refuses.
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return planes(pixels)
 
 
 class InferenceInput:
