@@ -49,11 +49,14 @@ class RandomResize(Augmentation):
         self.short, self.long = tuple(short), long
         self.scale_range, self.library = scale_range, library
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> ResizeTransform:
         """Draw the factor for an (H, W, 3) image."""
+        return self.for_size(*image.shape[:2])
+
+    def for_size(self, height: int, width: int) -> ResizeTransform:
+        """Draw the factor for an image of this size."""
         short = self.short[0] if len(self.short) == 1 else int(np.random.choice(self.short))
         factor = np.random.uniform(*self.scale_range)
-        height, width = image.shape[:2]
         # A bound of 0 would mean no bound.
         long = max(1, int(self.long * factor)) if self.long else 0
         size = fit_size(height, width, max(1, int(short * factor)), long)

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
 import tagclip
-from tagclip.data.augmentation import build_train_augmentations
-from tagclip.data.image_io import read_image
+from tagclip.data.augmentation import RandomResize, build_train_augmentations
+from tagclip.data.image_io import image_size, read_image
 from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_label
 from tagclip.data.memory_order import planes
@@ -44,6 +44,7 @@ class ZeroShotDatasetMapper:
         novel_masks: bool,
         max_pixels: int,
         inference_input: InferenceInput | None = None,
+        reduced_jpeg: bool = False,
     ):
         """
         Args:
@@ -55,6 +56,7 @@ class ZeroShotDatasetMapper:
             novel_masks: add where pixels of unseen classes are, which breaks the protocol.
             max_pixels: images with more pixels are refused; 0 sets no limit.
             inference_input: makes the test input instead of `augmentations`.
+            reduced_jpeg: decode a JPEG no larger than its resize, which has to come first, needs.
         """
         self.is_train = is_train
         self.augmentations = AugmentationList(list(augmentations))
@@ -64,6 +66,7 @@ class ZeroShotDatasetMapper:
         self.target_vocabulary = target_vocabulary
         self.novel_masks = novel_masks
         self.max_pixels = max_pixels
+        self.reduced_jpeg = reduced_jpeg
         if is_train:
             self._lut, self._novel_lut = _training_luts(source_vocabulary, target_vocabulary)
 
@@ -95,6 +98,7 @@ class ZeroShotDatasetMapper:
             and (protocol.reads_novel_masks or protocol.monitors_pseudo_labels),
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "inference_input": inference_input,
+            "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -117,22 +121,32 @@ class ZeroShotDatasetMapper:
             DatasetError: a file is missing or damaged, or the label fits neither the image nor
                 the vocabulary.
         """
-        image = read_image(dataset_dict["file_name"], self.image_format, self.max_pixels)
         sample = {
             key: dataset_dict[key] for key in ("file_name", "image_id") if key in dataset_dict
         }
-        if not self.is_train:
-            sample["vocabulary"] = self.target_vocabulary
-            return sample | self.inference_input(image)
-        return sample | self._training_sample(image, dataset_dict)
+        if self.is_train:
+            return sample | self._training_sample(dataset_dict)
+        sample["vocabulary"] = self.target_vocabulary
+        path, size, least = dataset_dict["file_name"], None, None
+        if self.reduced_jpeg:
+            size = image_size(path)
+            least = self.inference_input.least(*size)
+        return sample | self.inference_input(self._read_image(path, least), size)
 
-    def _training_sample(self, image: np.ndarray, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        label = self._read_label(dataset_dict, image.shape[:2])
+    def _training_sample(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        path, steps, size, least = dataset_dict["file_name"], self.augmentations.augs, None, None
+        if self.reduced_jpeg and steps and isinstance(steps[0], RandomResize):
+            size = image_size(path)
+            resize = steps[0].for_size(*size)
+            steps, least = [resize, *steps[1:]], (resize.new_height, resize.new_width)
+        image = self._read_image(path, least)
+        size = size or image.shape[:2]
+        label = self._read_label(dataset_dict, size)
         aug_input = AugInput(image, sem_seg=look_up(self._lut, label))
-        transforms = self.augmentations(aug_input)
+        transforms = AugmentationList(steps)(aug_input)
         sample: dict[str, Any] = {
-            "height": image.shape[0],
-            "width": image.shape[1],
+            "height": size[0],
+            "width": size[1],
             "image": planes(aug_input.image),
             # `ascontiguousarray` keeps the negative stride of a flipped column, torch refuses it.
             "sem_seg": torch.from_numpy(aug_input.sem_seg.copy()),
@@ -141,6 +155,9 @@ class ZeroShotDatasetMapper:
             mask = transforms.apply_segmentation(look_up(self._novel_lut, label))
             sample["novel_mask"] = torch.from_numpy(mask.copy()) != 0
         return sample
+
+    def _read_image(self, path: str, least: tuple[int, int] | None = None) -> np.ndarray:
+        return read_image(path, self.image_format, self.max_pixels, least)
 
     def shows_unseen(self, dataset_dict: dict[str, Any]) -> bool:
         """Whether a training image has any pixel of a class without labels.

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from tagclip.data.jpeg import decode_jpeg
 from tagclip.data.tiff_header import SCALE_REMEDY, TiffHeader, has_gaps, read_tiff_header
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 _EXIF_ORIENTATION = 0x0112
+# Those that swap height and width.
+_TURNED = (5, 6, 7, 8)
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda pixels: cv2.flip(pixels, 1),
     3: lambda pixels: cv2.flip(pixels, -1),
@@ -135,7 +138,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with opened(path, "image") as image:
         width, height = image.size
-        is_turned = _exif_orientation(image, path) in (5, 6, 7, 8)
+        is_turned = _exif_orientation(image, path) in _TURNED
     return (width, height) if is_turned else (height, width)
 
 
@@ -171,7 +174,12 @@ def read_header(path: str | Path) -> ImageHeader:
         return ImageHeader(image.mode, orientation, is_16_bit, has_alpha, bands)
 
 
-def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np.ndarray:
+def read_image(
+    path: str | Path,
+    format: str = "RGB",
+    max_pixels: int = 0,
+    least: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Read an image as training, evaluation, predictor, demo, web page and all tools do.
 
     * The EXIF orientation is applied.
@@ -188,6 +196,8 @@ def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np
         path: a file that Pillow can decode.
         format: "RGB" or "BGR".
         max_pixels: images with more pixels are refused before decoding; 0 sets no limit.
+        least: (height, width) that are enough, of the upright image: a JPEG is decoded at 1/2, 1/4
+            or 1/8 of its size, rounded up, where both sides stay so long. None: whole.
 
     Returns:
         (H, W, 3) uint8.
@@ -198,11 +208,15 @@ def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
     with opened(path, "image", max_pixels) as image:
-        return image_pixels(image, path, max_pixels, format)
+        return image_pixels(image, path, max_pixels, format, least)
 
 
 def image_pixels(
-    image: Image.Image, name: str | Path, max_pixels: int = 0, format: str = "RGB"
+    image: Image.Image,
+    name: str | Path,
+    max_pixels: int = 0,
+    format: str = "RGB",
+    least: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """(H, W, 3) uint8 of an opened image, as `read_image` says; name is for messages."""
     width, height = image.size
@@ -212,6 +226,9 @@ def image_pixels(
             f"{max_pixels}; make the image smaller or raise the key"
         )
     is_16_bit, bands = _is_16_bit(image), _further_bands(image)
+    if least is not None and isinstance(image, JpegImageFile):
+        is_turned = _exif_orientation(image, name) in _TURNED
+        _reduce(image, least if is_turned else least[::-1])
     pixels = decode_jpeg(image, format)
     if pixels is None:
         # First: reading the EXIF data of a truncated PNG swallows its decoding error.
@@ -233,6 +250,16 @@ def image_pixels(
         text = f"{name}: 16-bit image, dark as read: brightest value {pixels.max()} of 255"
         log_first_n(logging.WARNING, f"{text}; {DARK_REMEDY}", name=__name__)
     return pixels
+
+
+def _reduce(image: JpegImageFile, least: tuple[int, int]) -> None:
+    """Have a JPEG decoded at the smallest size with (width, height) of `least` or more."""
+    width, height = image.size
+    for factor in (8, 4, 2):
+        fits = -(-width // factor) >= least[0] and -(-height // factor) >= least[1]
+        if fits and factor <= min(width, height):
+            image.draft(None, (width // factor, height // factor))
+            return
 
 
 def is_dark(pixels: np.ndarray) -> bool:

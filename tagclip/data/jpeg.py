@@ -17,7 +17,8 @@ except ImportError:
 
 __all__ = ["decode_jpeg"]
 
-_COLORS = ("Gray", "YCbCr", "RGB")
+# Pillow's mode of an image in these colours.
+_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB"}
 # Larger files are left to Pillow, which reads them piece by piece.
 _MOST_BYTES = 1 << 28
 
@@ -29,7 +30,7 @@ def decode_jpeg(image: Image.Image, format: str) -> np.ndarray | None:
     knows more colours, and what is wrong with a file.
 
     Args:
-        image: opened, not decoded.
+        image: opened, not decoded; maybe told to decode it at half its size or less (`draft`).
         format: "RGB" or "BGR".
 
     Returns:
@@ -40,16 +41,17 @@ def decode_jpeg(image: Image.Image, format: str) -> np.ndarray | None:
     if not is_first or not _is_exact():
         return None
     image.fp.seek(0)
-    return _decode(image.fp.read(_MOST_BYTES), format, image.size)
+    return _decode(image.fp.read(_MOST_BYTES), format, image.mode, image.size)
 
 
-def _decode(content: bytes, format: str, size: tuple[int, int]) -> np.ndarray | None:
+def _decode(content: bytes, format: str, mode: str, size: tuple[int, int]) -> np.ndarray | None:
+    least = {"min_width": size[0], "min_height": size[1]}
     try:
-        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-        if (width, height) != size or colors not in _COLORS:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content, **least)
+        if (width, height) != size or _MODES.get(colors) != mode:
             return None
         # By default it is strict: what libjpeg only warns of is an error, too.
-        return simplejpeg.decode_jpeg(content, format)
+        return simplejpeg.decode_jpeg(content, format, **least)
     except (ValueError, KeyError):
         # A KeyError: samplings without a name (simplejpeg 1.9).
         return None
@@ -64,7 +66,7 @@ def _is_exact() -> bool:
     for sampling in range(3):
         file = io.BytesIO()
         Image.fromarray(noise).save(file, "JPEG", subsampling=sampling, quality=90)
-        found = _decode(file.getvalue(), "RGB", noise.shape[1::-1])
+        found = _decode(file.getvalue(), "RGB", "RGB", noise.shape[1::-1])
         if found is None or not np.array_equal(found, np.asarray(Image.open(file))):
             return False
     return True

@@ -170,6 +170,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "gate_form": tagclip.TEST.GATE_FORM,
         "seen_bias": tagclip.TEST.SEEN_BIAS,
         "test_augmentation": dict(cfg.TEST.AUG) if cfg.TEST.AUG.ENABLED else None,
+        "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
         "git_commit": _git_commit(),
     }
 

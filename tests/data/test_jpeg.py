@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tagclip.data import jpeg
 from tagclip.data.image_io import image_pixels, read_image
@@ -190,8 +191,38 @@ def test_another_libjpeg_is_not_asked(format: str, monkeypatch: pytest.MonkeyPat
 def test_a_decoder_with_other_pixels_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jpeg._is_exact()
     decode = jpeg.simplejpeg.decode_jpeg
-    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", lambda *args: decode(*args, True, True))
+    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", partial(decode, fastupsample=True))
     jpeg._is_exact.cache_clear()
     assert not jpeg._is_exact()
     monkeypatch.undo()
     jpeg._is_exact.cache_clear()
+
+
+@settings(max_examples=100)
+@given(sides, sides, sides, sides, st.sampled_from(["RGB", "L", "CMYK"]), st.integers(1, 8))
+def test_smaller_images_are_those_of_pillow(
+    tmp_path_factory, height, width, least_h, least_w, mode, orientation
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path_factory.mktemp("reduced") / "image.jpg"
+    photo = _photo(height, width).convert(mode)
+    path.write_bytes(_jpeg(photo, exif=exif, quality=95))
+    found = read_image(path, least=(least_h, least_w))
+    stored = (least_h, least_w) if orientation < 5 else (least_w, least_h)
+    # The smallest that is large enough.
+    sizes = [(-(-height // n), -(-width // n), n) for n in (1, 2, 4, 8) if n <= min(height, width)]
+    fits = [n for h, w, n in sizes if h >= stored[0] and w >= stored[1]]
+    factor = max(fits, default=1)
+    with Image.open(path) as image:
+        image.draft(image.mode, (width // factor, height // factor))
+        assert image.size == (-(-width // factor), -(-height // factor))
+        expected = ImageOps.exif_transpose(image.convert("RGB"))
+    np.testing.assert_array_equal(found, np.asarray(expected))
+
+
+def test_a_limit_of_pixels_is_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(_jpeg(_photo(40, 40)))
+    with pytest.raises(DatasetError, match=r"40x40 pixels, INPUT\.MAX_PIXELS allows 1000"):
+        read_image(path, max_pixels=1000, least=(5, 5))
