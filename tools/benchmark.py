@@ -35,7 +35,17 @@ from tagclip.utils.text import json_text
 if TYPE_CHECKING:
     from tagclip.projects.benchmark.curves import CostCurve
 
-PART_NAMES = ("vit", "inference", "training", "text", "evaluator", "large", "labels", "throughput")
+PART_NAMES = (
+    "vit",
+    "inference",
+    "training",
+    "text",
+    "evaluator",
+    "large",
+    "labels",
+    "loading",
+    "throughput",
+)
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:

@@ -166,7 +166,7 @@ def test_the_frame_that_was_chosen_is_decoded() -> None:
     assert (first != second).any()
 
 
-def test_an_image_that_was_changed_or_is_read_smaller_keeps_its_pixels() -> None:
+def test_an_image_keeps_what_was_done_to_it() -> None:
     content = _jpeg(_photo(64, 64))
     with Image.open(io.BytesIO(content)) as image:
         image.paste((1, 2, 3), (0, 0, 64, 64))
@@ -174,6 +174,10 @@ def test_an_image_that_was_changed_or_is_read_smaller_keeps_its_pixels() -> None
     with Image.open(io.BytesIO(content)) as image:
         image.draft("RGB", (32, 32))
         assert image_pixels(image, "").shape == (32, 32, 3)
+    with Image.open(io.BytesIO(content)) as image:
+        image.draft("L", (64, 64))
+        pixels = image_pixels(image, "")
+        np.testing.assert_array_equal(pixels, np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("format", ["RGB", "BGR"])

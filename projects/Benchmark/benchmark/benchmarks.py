@@ -23,6 +23,7 @@ from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
 from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.labels import labels
+from tagclip.projects.benchmark.loading import loading
 from tagclip.projects.benchmark.measure import (
     Stopwatch,
     Timing,
@@ -300,5 +301,6 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "evaluator": evaluator,
     "large": large,
     "labels": labels,
+    "loading": loading,
     "throughput": throughput,
 }

@@ -18,6 +18,7 @@ _HEADINGS = {
     "evaluator": "Evaluator, per image",
     "large": "Large image, many classes",
     "labels": "Colour masks to label files",
+    "loading": "Training samples from files, per image",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.
@@ -133,8 +134,10 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     return _number(row["value"]) + (f" ({_spread(row)})" if row["runs"] > 1 else "")
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     """Three significant digits, without an exponent."""
+    if value is None:
+        return NOT_MEASURED
     if value == round(value) or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"
