@@ -61,6 +61,7 @@ setup(
         "torchvision>=0.20",
         "numpy>=1.26",
         "Pillow>=10",
+        "simplejpeg>=1.9,<2",
         "open_clip_torch>=3.3,<4",
         "safetensors>=0.4.3",
         "PyYAML>=6",

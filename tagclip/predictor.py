@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -232,7 +233,7 @@ class TagCLIPPredictor:
         """
         pixels = self._pixels(image, "image")
         if self.cfg.INPUT.FORMAT == "RGB":
-            pixels = pixels[:, :, ::-1]
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         return self.model.encode(self._input(np.ascontiguousarray(pixels)), asked.all)
 
     @torch.no_grad()
@@ -256,12 +257,11 @@ class TagCLIPPredictor:
             return self.read_image(image)
         if isinstance(image, Image.Image):
             try:
-                rgb = image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS)
+                return image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, "BGR")
             except (OSError, SyntaxError, ValueError) as error:
                 raise DatasetError(
                     f"{name}: cannot decode this PIL image ({error_text(error)})"
                 ) from error
-            return rgb[:, :, ::-1]
         return bgr_array(image, name)
 
     def _resolved(self, source: VocabularyLike) -> Vocabulary:

@@ -11,8 +11,9 @@ python tools/benchmark.py --merge gpu.json --write PERFORMANCE.md
 ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is downloaded. Parts:
 vit (ours and open_clip's), inference and training by stage, text (encoding and cache), evaluator,
 large (4000x3000, 847 classes), labels (colour masks), kernel (registers of the fused GPU kernel),
-int8 (exported, CPU), drawing (the demo's pictures), throughput. The machine should have nothing
-else to do.
+fusion (logits to labels), precision (bfloat16 beside float32), int8 (exported files, CPU), loading
+(training samples from files), drawing (the demo's pictures), throughput. The machine should have
+nothing else to do.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 PART_NAMES = (
     *("vit", "inference", "training", "text", "evaluator", "large", "labels", "kernel"),
-    *("int8", "drawing", "throughput"),
+    *("fusion", "precision", "int8", "loading", "drawing", "throughput"),
 )
 
 

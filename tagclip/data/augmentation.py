@@ -16,6 +16,7 @@ from fvcore.transforms.transform import CropTransform, Transform
 
 from tagclip.config.checks import check_config
 from tagclip.data.inference_input import ResizeTransform, fit_size
+from tagclip.data.memory_order import contiguous
 
 __all__ = [
     "CategoryCrop",
@@ -26,6 +27,9 @@ __all__ = [
 ]
 
 _CROP_REDRAWS = 10
+# Up to this number float32, in which OpenCV counts, has every integer.
+_EXACT_FLOATS = 1 << 24
+_LEVELS = np.arange(256)
 
 
 class RandomResize(Augmentation):
@@ -45,11 +49,14 @@ class RandomResize(Augmentation):
         self.short, self.long = tuple(short), long
         self.scale_range, self.library = scale_range, library
 
-    def get_transform(self, image: np.ndarray) -> Transform:
+    def get_transform(self, image: np.ndarray) -> ResizeTransform:
         """Draw the factor for an (H, W, 3) image."""
+        return self.for_size(*image.shape[:2])
+
+    def for_size(self, height: int, width: int) -> ResizeTransform:
+        """Draw the factor for an image of this size."""
         short = self.short[0] if len(self.short) == 1 else int(np.random.choice(self.short))
         factor = np.random.uniform(*self.scale_range)
-        height, width = image.shape[:2]
         # A bound of 0 would mean no bound.
         long = max(1, int(self.long * factor)) if self.long else 0
         size = fit_size(height, width, max(1, int(short * factor)), long)
@@ -89,14 +96,21 @@ class CategoryCrop(Augmentation):
 
     def accepts(self, sem_seg: np.ndarray) -> bool:
         """Whether a cropped (h, w) label has several classes and none covers `max_area`."""
-        counts = np.bincount(sem_seg.ravel(), minlength=self.ignore_index + 1)
-        counts[self.ignore_index] = 0
+        counts = _label_counts(sem_seg)
+        counts[self.ignore_index : self.ignore_index + 1] = 0
         counts = counts[counts > 0]
         return len(counts) > 1 and counts.max() < self.max_area * counts.sum()
 
     @staticmethod
     def _draw(margin_y: int, margin_x: int) -> tuple[int, int]:
         return int(np.random.randint(margin_y + 1)), int(np.random.randint(margin_x + 1))
+
+
+def _label_counts(label: np.ndarray) -> np.ndarray:
+    """int64 number of pixels of the values 0, 1, ... of an (H, W) label."""
+    if label.dtype == np.uint8 and label.size <= _EXACT_FLOATS:
+        return cv2.calcHist([label], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return np.bincount(label.ravel())
 
 
 @dataclass(frozen=True)
@@ -121,30 +135,35 @@ class PhotometricChange:
 
     def __call__(self, img: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to the same."""
-        img = _linear(img, 1.0, self.brightness)
+        img = contiguous(img)
+        first, last = _linear(1.0, self.brightness), _linear(self.contrast, 0.0)
         if self.contrast_first:
-            img = _linear(img, self.contrast, 0.0)
-        img = self._shift_hue_saturation(img)
-        if not self.contrast_first:
-            img = _linear(img, self.contrast, 0.0)
-        return img
+            first, last = last[first], _LEVELS
+        img = self._shift_hue_saturation(_mapped(img, first))
+        return _mapped(img, last)
 
     def _shift_hue_saturation(self, img: np.ndarray) -> np.ndarray:
         if self.saturation == 1 and self.hue == 0:
             return img
         is_rgb = self.image_format == "RGB"
         hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV if is_rgb else cv2.COLOR_BGR2HSV)
-        hsv[:, :, 1] = _linear(hsv[:, :, 1], self.saturation, 0.0)
-        hsv[:, :, 0] = (hsv[:, :, 0].astype(np.int16) + self.hue) % 180
+        for channel, table in enumerate(
+            ((_LEVELS + self.hue) % 180, _linear(self.saturation, 0.0))
+        ):
+            if channel or self.hue:
+                changed = _mapped(cv2.extractChannel(hsv, channel), table)
+                cv2.insertChannel(changed, hsv, channel)
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB if is_rgb else cv2.COLOR_HSV2BGR)
 
 
-def _linear(array: np.ndarray, factor: float, offset: float) -> np.ndarray:
-    """clip(factor * x + offset, 0, 255), rounded down."""
-    if factor == 1 and offset == 0:
-        return array
-    table = np.clip(np.arange(256, dtype=np.float32) * factor + offset, 0, 255).astype(np.uint8)
-    return cv2.LUT(np.ascontiguousarray(array), table)
+def _linear(factor: float, offset: float) -> np.ndarray:
+    """Table of clip(factor * x + offset, 0, 255), rounded down."""
+    return np.clip(_LEVELS.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
+
+
+def _mapped(array: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """table[array] for uint8; the array itself if nothing changes."""
+    return array if (table == _LEVELS).all() else cv2.LUT(array, table.astype(np.uint8))
 
 
 class PhotometricDistortion(Augmentation):

@@ -11,13 +11,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 
 import tagclip
-from tagclip.data.augmentation import build_train_augmentations
-from tagclip.data.image_io import read_image
+from tagclip.data.augmentation import RandomResize, build_train_augmentations
+from tagclip.data.image_io import image_size, read_image
 from tagclip.data.inference_input import InferenceInput, View
 from tagclip.data.label_io import check_label, read_label
+from tagclip.data.memory_order import planes
 from tagclip.data.protocol import Protocol
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.look_up import look_up
 
 __all__ = ["ZeroShotDatasetMapper"]
 
@@ -42,6 +44,7 @@ class ZeroShotDatasetMapper:
         novel_masks: bool,
         max_pixels: int,
         inference_input: InferenceInput | None = None,
+        reduced_jpeg: bool = False,
     ):
         """
         Args:
@@ -53,6 +56,7 @@ class ZeroShotDatasetMapper:
             novel_masks: add where pixels of unseen classes are, which breaks the protocol.
             max_pixels: images with more pixels are refused; 0 sets no limit.
             inference_input: makes the test input instead of `augmentations`.
+            reduced_jpeg: decode a JPEG no larger than its resize, which has to come first, needs.
         """
         self.is_train = is_train
         self.augmentations = AugmentationList(list(augmentations))
@@ -62,6 +66,7 @@ class ZeroShotDatasetMapper:
         self.target_vocabulary = target_vocabulary
         self.novel_masks = novel_masks
         self.max_pixels = max_pixels
+        self.reduced_jpeg = reduced_jpeg
         if is_train:
             self._lut, self._novel_lut = _training_luts(source_vocabulary, target_vocabulary)
 
@@ -93,6 +98,7 @@ class ZeroShotDatasetMapper:
             and (protocol.reads_novel_masks or protocol.monitors_pseudo_labels),
             "max_pixels": cfg.INPUT.MAX_PIXELS,
             "inference_input": inference_input,
+            "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -115,30 +121,43 @@ class ZeroShotDatasetMapper:
             DatasetError: a file is missing or damaged, or the label fits neither the image nor
                 the vocabulary.
         """
-        image = read_image(dataset_dict["file_name"], self.image_format, self.max_pixels)
         sample = {
             key: dataset_dict[key] for key in ("file_name", "image_id") if key in dataset_dict
         }
-        if not self.is_train:
-            sample["vocabulary"] = self.target_vocabulary
-            return sample | self.inference_input(image)
-        return sample | self._training_sample(image, dataset_dict)
+        if self.is_train:
+            return sample | self._training_sample(dataset_dict)
+        sample["vocabulary"] = self.target_vocabulary
+        path, size, least = dataset_dict["file_name"], None, None
+        if self.reduced_jpeg:
+            size = image_size(path)
+            least = self.inference_input.least(*size)
+        return sample | self.inference_input(self._read_image(path, least), size)
 
-    def _training_sample(self, image: np.ndarray, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        label = self._read_label(dataset_dict, image.shape[:2])
-        aug_input = AugInput(image, sem_seg=self._lut[label])
-        transforms = self.augmentations(aug_input)
+    def _training_sample(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        path, steps, size, least = dataset_dict["file_name"], self.augmentations.augs, None, None
+        if self.reduced_jpeg and steps and isinstance(steps[0], RandomResize):
+            size = image_size(path)
+            resize = steps[0].for_size(*size)
+            steps, least = [resize, *steps[1:]], (resize.new_height, resize.new_width)
+        image = self._read_image(path, least)
+        size = size or image.shape[:2]
+        label = self._read_label(dataset_dict, size)
+        aug_input = AugInput(image, sem_seg=look_up(self._lut, label))
+        transforms = AugmentationList(steps)(aug_input)
         sample: dict[str, Any] = {
-            "height": image.shape[0],
-            "width": image.shape[1],
+            "height": size[0],
+            "width": size[1],
+            "image": planes(aug_input.image),
             # `ascontiguousarray` keeps the negative stride of a flipped column, torch refuses it.
-            "image": torch.from_numpy(aug_input.image.transpose(2, 0, 1).copy()),
             "sem_seg": torch.from_numpy(aug_input.sem_seg.copy()),
         }
         if self.novel_masks:
-            mask = transforms.apply_segmentation(self._novel_lut[label])
+            mask = transforms.apply_segmentation(look_up(self._novel_lut, label))
             sample["novel_mask"] = torch.from_numpy(mask.copy()) != 0
         return sample
+
+    def _read_image(self, path: str, least: tuple[int, int] | None = None) -> np.ndarray:
+        return read_image(path, self.image_format, self.max_pixels, least)
 
     def shows_unseen(self, dataset_dict: dict[str, Any]) -> bool:
         """Whether a training image has any pixel of a class without labels.
@@ -146,7 +165,7 @@ class ZeroShotDatasetMapper:
         Raises:
             DatasetError: the label file is missing or damaged, or holds unknown values.
         """
-        return bool(self._novel_lut[self._read_label(dataset_dict)].any())
+        return bool(look_up(self._novel_lut, self._read_label(dataset_dict)).any())
 
     def _read_label(
         self, dataset_dict: dict[str, Any], image_size: tuple[int, int] | None = None

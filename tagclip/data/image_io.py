@@ -8,15 +8,18 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
+from tagclip.data.jpeg import decode_jpeg
 from tagclip.data.tiff_header import SCALE_REMEDY, TiffHeader, has_gaps, read_tiff_header
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text
@@ -34,14 +37,16 @@ __all__ = [
 ]
 
 _EXIF_ORIENTATION = 0x0112
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# Those that swap height and width.
+_TURNED = (5, 6, 7, 8)
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda pixels: cv2.flip(pixels, 1),
+    3: lambda pixels: cv2.flip(pixels, -1),
+    4: lambda pixels: cv2.flip(pixels, 0),
+    5: cv2.transpose,
+    6: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_CLOCKWISE),
+    7: lambda pixels: cv2.flip(cv2.transpose(pixels), -1),
+    8: lambda pixels: cv2.rotate(pixels, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 # What Pillow raises on damaged files. The second line: TIFF tags of wrong types or sizes.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
@@ -133,7 +138,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with opened(path, "image") as image:
         width, height = image.size
-        is_turned = _exif_orientation(image, path) in (5, 6, 7, 8)
+        is_turned = _exif_orientation(image, path) in _TURNED
     return (width, height) if is_turned else (height, width)
 
 
@@ -169,7 +174,12 @@ def read_header(path: str | Path) -> ImageHeader:
         return ImageHeader(image.mode, orientation, is_16_bit, has_alpha, bands)
 
 
-def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np.ndarray:
+def read_image(
+    path: str | Path,
+    format: str = "RGB",
+    max_pixels: int = 0,
+    least: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Read an image as training, evaluation, predictor, demo, web page and all tools do.
 
     * The EXIF orientation is applied.
@@ -186,6 +196,8 @@ def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np
         path: a file that Pillow can decode.
         format: "RGB" or "BGR".
         max_pixels: images with more pixels are refused before decoding; 0 sets no limit.
+        least: (height, width) that are enough, of the upright image: a JPEG is decoded at 1/2, 1/4
+            or 1/8 of its size, rounded up, where both sides stay so long. None: whole.
 
     Returns:
         (H, W, 3) uint8.
@@ -196,12 +208,17 @@ def read_image(path: str | Path, format: str = "RGB", max_pixels: int = 0) -> np
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
     with opened(path, "image", max_pixels) as image:
-        pixels = image_pixels(image, path, max_pixels)
-    return pixels if format == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+        return image_pixels(image, path, max_pixels, format, least)
 
 
-def image_pixels(image: Image.Image, name: str | Path, max_pixels: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an opened image, as `read_image` says; name is for messages."""
+def image_pixels(
+    image: Image.Image,
+    name: str | Path,
+    max_pixels: int = 0,
+    format: str = "RGB",
+    least: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """(H, W, 3) uint8 of an opened image, as `read_image` says; name is for messages."""
     width, height = image.size
     if max_pixels and width * height > max_pixels:
         raise DatasetError(
@@ -209,13 +226,18 @@ def image_pixels(image: Image.Image, name: str | Path, max_pixels: int = 0) -> n
             f"{max_pixels}; make the image smaller or raise the key"
         )
     is_16_bit, bands = _is_16_bit(image), _further_bands(image)
-    # First: reading the EXIF data of a truncated PNG swallows its decoding error.
-    image.load()
+    if least is not None and isinstance(image, JpegImageFile):
+        is_turned = _exif_orientation(image, name) in _TURNED
+        _reduce(image, least if is_turned else least[::-1])
+    pixels = decode_jpeg(image, format)
+    if pixels is None:
+        # First: reading the EXIF data of a truncated PNG swallows its decoding error.
+        image.load()
     orientation = _exif_orientation(image, name)
-    rgb = _to_rgb(image, name)
-    if orientation in _TRANSPOSE:
-        rgb = rgb.transpose(_TRANSPOSE[orientation])
-    pixels = np.asarray(rgb)
+    if pixels is None:
+        pixels = _decoded(image, name, format)
+    if orientation in _UPRIGHT:
+        pixels = _UPRIGHT[orientation](pixels)
     if bands:
         text = f"{name}: the first 3 of {3 + bands} bands are read as red, green and blue"
         log_first_n(logging.WARNING, f"{text}; so are others like it", name=__name__)
@@ -228,6 +250,16 @@ def image_pixels(image: Image.Image, name: str | Path, max_pixels: int = 0) -> n
         text = f"{name}: 16-bit image, dark as read: brightest value {pixels.max()} of 255"
         log_first_n(logging.WARNING, f"{text}; {DARK_REMEDY}", name=__name__)
     return pixels
+
+
+def _reduce(image: JpegImageFile, least: tuple[int, int]) -> None:
+    """Have a JPEG decoded at the smallest size with (width, height) of `least` or more."""
+    width, height = image.size
+    for factor in (8, 4, 2):
+        fits = -(-width // factor) >= least[0] and -(-height // factor) >= least[1]
+        if fits and factor <= min(width, height):
+            image.draft(None, (width // factor, height // factor))
+            return
 
 
 def is_dark(pixels: np.ndarray) -> bool:
@@ -270,7 +302,7 @@ def _exif_orientation(image: Image.Image, path: str | Path) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _decoded(image: Image.Image, path: str | Path, format: str) -> np.ndarray:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -280,4 +312,6 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
             )
         # x / 257 never ends in exactly .5, so that this is the nearest integer.
         image = Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8))
-    return image.convert("RGB")
+    # `convert` copies an image that is RGB already.
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return pixels if format == "RGB" else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)

@@ -19,6 +19,7 @@ from detectron2.utils.logger import log_first_n
 from fvcore.transforms.transform import HFlipTransform, Transform
 from PIL import Image
 
+from tagclip.data.memory_order import planes
 from tagclip.errors import DatasetError
 
 __all__ = [
@@ -100,13 +101,16 @@ class ResizeShortSide(Augmentation):
         self.short, self.long, self.library = short, long, library
         self.max_pixels = max_pixels
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """For an (H, W, 3) image.
+    def get_transform(self, image: np.ndarray) -> ResizeTransform:
+        """For an (H, W, 3) image, see `for_size`."""
+        return self.for_size(*image.shape[:2])
+
+    def for_size(self, height: int, width: int) -> ResizeTransform:
+        """For an image of this size.
 
         Raises:
             DatasetError: it is larger than `max_pixels` even so.
         """
-        height, width = image.shape[:2]
         size = fit_size(height, width, self.short, self.long)
         if 0 < self.max_pixels < size[0] * size[1]:
             size = self._not_enlarged(height, width, size)
@@ -154,15 +158,27 @@ class View:
     augmentations: tuple[Augmentation, ...]
     mirrored: bool = False
 
-    def __call__(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 -> (3, h, w) uint8."""
-        aug_input = AugInput(image)
-        AugmentationList(list(self.augmentations))(aug_input)
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """What an image of this size is resized to before anything else: (height, width)."""
+        if not self._resizes:
+            return height, width
+        resize = self.augmentations[0].for_size(height, width)
+        return resize.new_height, resize.new_width
+
+    @property
+    def _resizes(self) -> bool:
+        return bool(self.augmentations) and isinstance(self.augmentations[0], ResizeShortSide)
+
+    def __call__(self, image: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+        """(H, W, 3) uint8 -> (3, h, w) uint8; size as of `InferenceInput`."""
+        aug_input, steps = AugInput(image), list(self.augmentations)
+        if self._resizes:
+            steps[0] = steps[0].for_size(*size)
+        AugmentationList(steps)(aug_input)
         pixels = aug_input.image
         if self.mirrored:
             pixels = HFlipTransform(pixels.shape[1]).apply_image(pixels)
-        # ascontiguousarray keeps the negative stride of a mirrored column, which torch refuses.
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+        return planes(pixels)
 
 
 class InferenceInput:
@@ -187,11 +203,17 @@ class InferenceInput:
         mirrored = (False, True) if augmentation.FLIP else (False,)
         return cls([View((resize,), flip) for resize in resizes for flip in mirrored])
 
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
+    def least(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that no view of an image of this size exceeds in its resize."""
+        heights, widths = zip(*(view.size(height, width) for view in self.views), strict=True)
+        return max(heights), max(widths)
+
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, Any]:
         """Prepare an image.
 
         Args:
             image: (H, W, 3) uint8, channels as in ``INPUT.FORMAT``.
+            size: (height, width) of the file, if it was decoded smaller (`least`).
 
         Returns:
             ``height`` and ``width`` of the image in pixels, ``image`` (3, h, w) uint8 of the
@@ -201,8 +223,9 @@ class InferenceInput:
         Raises:
             DatasetError: the resized image would have more than INPUT.MAX_PIXELS.
         """
-        sample: dict[str, Any] = {"height": image.shape[0], "width": image.shape[1]}
-        images = [view(image) for view in self.views]
+        size = size or image.shape[:2]
+        sample: dict[str, Any] = {"height": size[0], "width": size[1]}
+        images = [view(image, size) for view in self.views]
         sample["image"] = images[0]
         if len(images) > 1:
             sample["views"] = [

@@ -30,6 +30,7 @@ from tagclip.data.raster import Raster, read_raster
 from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.class_color import RGB
 from tagclip.utils.files import write_atomic
+from tagclip.utils.look_up import look_up
 
 __all__ = [
     "Conversion",
@@ -201,7 +202,7 @@ class Conversion:
         if low or values.dtype != np.uint8:
             # Both ends of the range lead to the last entry, which stands for all outside.
             index = np.clip(values.astype(np.int64), low - 1, high + 1) - low
-        label = table[index]
+        label = look_up(table, index)
         return label, label < 0
 
     def _by_color(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tagclip.structures.class_color import RGB
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.look_up import look_up
 
 __all__ = ["index_image", "index_png", "label_image", "value_colors"]
 
@@ -53,7 +54,7 @@ def label_image(labels: np.ndarray, vocabulary: Vocabulary) -> Image.Image:
         vocabulary: K classes; with names alone, ids are 0 to K-1 in their order.
     """
     colors = value_colors(vocabulary)
-    return index_image(np.array(list(colors))[labels], colors)
+    return index_image(look_up(np.array(list(colors)), labels), colors)
 
 
 def value_colors(vocabulary: Vocabulary) -> dict[int, RGB]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from tagclip.data.label_colors import (
@@ -29,8 +28,9 @@ from tagclip.data.label_remedies import (
 from tagclip.data.raster import read_raster
 from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.look_up import look_up
 
-__all__ = ["LabelColorError", "check_label", "look_up", "read_indices", "read_label"]
+__all__ = ["LabelColorError", "check_label", "read_indices", "read_label"]
 
 _ALL_COLORS = ', or, if all label files are colours, say "labels": "colors" in the vocabulary json'
 _JPEG = b"\xff\xd8\xff"
@@ -197,8 +197,8 @@ def _settled(
         return values
     classes, ignored = vocabulary.label_lut(), vocabulary.ignore_label
     has_value = ~_unknown(ids, vocabulary)
-    by_value = classes[np.where(has_value, ids, ignored)]
-    by_color = classes[np.where(known, values, ignored)]
+    by_value = look_up(classes, np.where(has_value, ids, ignored))
+    by_color = look_up(classes, np.where(known, values, ignored))
     counts, differ = judge_colors(
         by_value, has_value, by_color, known, vocabulary.ignore_index, gray
     )
@@ -240,7 +240,7 @@ def read_indices(
     """
     raw = read_label(path, vocabulary)
     check_label(raw, path, vocabulary, size)
-    return vocabulary.label_lut(target)[raw]
+    return look_up(vocabulary.label_lut(target), raw)
 
 
 def check_label(
@@ -266,6 +266,8 @@ def check_label(
             + ("; rotate the label as the image's EXIF tag says" * is_swapped)
             + ("; pair each image with its own label" * (not is_swapped))
         )
+    if _all_known(label, vocabulary):
+        return
     bad = _unknown(label, vocabulary)
     if bad.any():
         y, x = np.unravel_index(np.argmax(bad), bad.shape)
@@ -276,32 +278,32 @@ def check_label(
         )
 
 
+def _all_known(label: np.ndarray, vocabulary: Vocabulary) -> bool:
+    """Whether all values mean something; where it is quick to tell, else False."""
+    run = _known_run(vocabulary)
+    if label.dtype != np.uint8 or run is None or not label.size:
+        return False
+    first, last = run
+    # Bytes wrap around, as the run does.
+    return bool((label - np.uint8(first)).max() <= last)
+
+
+@lru_cache(maxsize=8)
+def _known_run(vocabulary: Vocabulary) -> tuple[int, int] | None:
+    """First known byte, and steps to the last, if known ones are a run in which 0 follows 255, as
+    of ids 0 to K - 1 with the ignore label 255."""
+    known = ~_unknown(np.arange(256), vocabulary)
+    starts = np.flatnonzero(known & ~np.roll(known, 1))
+    return (int(starts[0]), int(known.sum()) - 1) if len(starts) == 1 else None
+
+
 def _unknown(label: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
     """(H, W) bool: where a value means nothing."""
     unknown = _unknown_values(vocabulary)
     # Bytes have few values: all of them are judged, then looked up.
     values = np.arange(256) if label.dtype == np.uint8 else label.astype(np.intp)
-    bad = unknown[np.clip(values, -1, len(unknown) - 2) + 1]
-    if label.dtype == np.uint8:
-        bad = look_up(bad.view(np.uint8), label).view(bool)
-    return bad
-
-
-def look_up(table: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """``table[label]``, for bytes in a quarter of the time.
-
-    Args:
-        table: (n,) uint8 or int32.
-        label: (H, W) integers from 0 to n - 1.
-
-    Returns:
-        (H, W) of the table's type.
-    """
-    if label.dtype != np.uint8:
-        return table[label]
-    whole = np.zeros(256, table.dtype)
-    whole[: len(table)] = table[:256]
-    return cv2.LUT(label, whole)
+    bad = look_up(unknown, np.clip(values, -1, len(unknown) - 2) + 1)
+    return look_up(bad, label) if label.dtype == np.uint8 else bad
 
 
 @lru_cache(maxsize=8)

@@ -144,6 +144,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
     training started from is the ``start`` of `Claim.record`. ``weights_dropped`` lists what the
     config leaves out of it. ``iterations`` is how long a run has trained that evaluates in between
     or at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
+    ``reduced_jpeg`` is INPUT.REDUCED_JPEG, which changes pixels.
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     tagclip, protocol = cfg.MODEL.TAGCLIP, Protocol(cfg)
@@ -170,6 +171,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "gate_form": tagclip.TEST.GATE_FORM,
         "seen_bias": tagclip.TEST.SEEN_BIAS,
         "test_augmentation": dict(cfg.TEST.AUG) if cfg.TEST.AUG.ENABLED else None,
+        "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
         "git_commit": _git_commit(),
     }
 

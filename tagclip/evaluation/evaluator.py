@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import left_out
-from tagclip.data.label_io import check_label, look_up, read_label
+from tagclip.data.label_io import check_label, read_label
 from tagclip.data.protocol import Protocol, requested_vocabulary
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from tagclip.evaluation.content import evaluation_content, log_content
@@ -25,6 +25,7 @@ from tagclip.evaluation.saved_logits import LogitWriter
 from tagclip.evaluation.saved_predictions import PredictionWriter
 from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.look_up import look_up
 
 __all__ = ["ZeroShotSemSegEvaluator"]
 

@@ -39,6 +39,7 @@ from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, ImageName,
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import MAX_LABEL
 from tagclip.utils.files import write_atomic
+from tagclip.utils.look_up import look_up
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 from tagclip.visualization.panels import save_png
@@ -209,7 +210,7 @@ class SavedPredictions(SavedFolder):
             is_unknown = labels >= len(self.vocabulary)
         else:
             values = read_label(self._file(image)).astype(np.int32)
-            labels = self._lut[np.clip(values, -1, MAX_LABEL + 1)]
+            labels = look_up(self._lut, np.clip(values, -1, MAX_LABEL + 1))
             is_unknown = labels < -1
             if self.index["has_trusty"]:
                 trusty = read_label(_trusty_file(self.folder, name)).astype(np.float32) / 255

@@ -26,6 +26,7 @@ from tagclip.evaluation.saved_folder import image_names
 from tagclip.evaluation.saved_predictions import SavedPredictions
 from tagclip.scoring import MERGES
 from tagclip.scoring.matching import ClassMatch
+from tagclip.utils.look_up import look_up
 from tagclip.utils.text import error_text, listed
 from tagclip.utils.untrusted import load_json
 
@@ -190,7 +191,7 @@ class PredictionFiles:
                 f"{listed(list(map(str, known.tolist())), 8)}; say what the values mean: --values "
                 "ids or indices, --classes LIST"
             )
-        return lut[place]
+        return look_up(lut, place)
 
     def _array(self, path: Path, size: tuple[int, int]) -> np.ndarray:
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tagclip.data.datasets.walk import map_files
-from tagclip.data.label_io import check_label, look_up, read_label
+from tagclip.data.label_io import check_label, read_label
 from tagclip.errors import DatasetError
 from tagclip.evaluation.boundary import BoundaryIoU
 from tagclip.evaluation.metrics import confusion_matrix, harmonic_mean
@@ -19,6 +19,7 @@ from tagclip.scoring.conventions import CONVENTIONS
 from tagclip.scoring.mean_iou import MeanIoU
 from tagclip.scoring.predictions import PredictedLabels
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.look_up import look_up
 
 __all__ = ["Counts", "Scorer"]
 

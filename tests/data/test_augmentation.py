@@ -163,6 +163,36 @@ def test_crop_obeys_its_rule(seed: int, max_area: float) -> None:
     assert (transform.y0, transform.x0, transform.h, transform.w) == (y, x, 7, 5)
 
 
+def _accepted_by_unique(crop: np.ndarray, max_area: float) -> bool:
+    values, counts = np.unique(crop, return_counts=True)
+    counts = counts[values != 255]
+    return len(counts) > 1 and counts.max() < max_area * counts.sum()
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([np.uint8, np.int32]),
+    st.sampled_from([0.4, 0.5, 0.75]),
+    st.integers(1, 4),
+)
+def test_labels_of_a_crop_are_counted(seed: int, dtype, max_area: float, classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    label = rng.choice([*range(classes), 254, 255], (20, 30)).astype(dtype)
+    label[:, : rng.integers(30)] = rng.choice([0, 255])
+    crop = label[3 : rng.integers(4, 20), rng.integers(10) : 29]
+    found = CategoryCrop((5, 5), max_area, 255).accepts(crop)
+    assert found == _accepted_by_unique(crop, max_area)
+
+
+def test_counts_beyond_float32_are_exact() -> None:
+    # 2^24 + 1 pixels are half of all; the nearest float32 is less.
+    label = np.zeros((2, 2**24 + 1), np.uint8)
+    label[1] = 1
+    label[1, 0] = 2
+    assert not CategoryCrop((5, 5), 0.5, 255).accepts(label)
+
+
 def test_crop_of_an_unlabelled_image() -> None:
     image, label = np.zeros((9, 9, 3), dtype=np.uint8), np.full((9, 9), 255, dtype=np.uint8)
     transform = CategoryCrop((4, 4), 0.75, 255).get_transform(image, label)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import colorsys
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tagclip.data.augmentation import PhotometricChange, PhotometricDistortion
 
@@ -43,6 +46,41 @@ def test_contrast_order_matters() -> None:
     expected = PhotometricChange(contrast=1.5)(saturated)
     np.testing.assert_array_equal(after(image), expected)
     assert (before != expected).any()
+
+
+def _linear(array: np.ndarray, factor: float, offset: float) -> np.ndarray:
+    return np.clip(array.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, -31.7, 20.5]),
+    st.sampled_from([1.0, 0.53, 1.49]),
+    st.sampled_from([1.0, 0.61, 1.5]),
+    st.integers(-18, 18),
+    st.booleans(),
+    st.booleans(),
+)
+def test_steps_one_after_the_other(
+    seed, brightness, contrast, saturation, hue, contrast_first: bool, mirrored: bool
+) -> None:
+    image = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    image = image[:, ::-1] if mirrored else image
+    before = image.copy()
+    change = PhotometricChange(brightness, contrast, saturation, hue, contrast_first)
+    expected = _linear(image, 1, brightness)
+    if contrast_first:
+        expected = _linear(expected, contrast, 0)
+    if saturation != 1 or hue:
+        hsv = cv2.cvtColor(expected, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = _linear(hsv[..., 1], saturation, 0)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+        expected = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not contrast_first:
+        expected = _linear(expected, contrast, 0)
+    np.testing.assert_array_equal(change(image), expected)
+    np.testing.assert_array_equal(image, before)
 
 
 def test_identity_changes_nothing() -> None:

@@ -261,6 +261,52 @@ def test_large_images_are_refused(tmp_path: Path) -> None:
         _mapper(max_pixels=24)(sample)
 
 
+def _photo(folder: Path, suffix: str, orientation: int = 1) -> dict[str, str]:
+    """Smooth colours, (90, 120) pixels when upright, with a label of four parts."""
+    label = np.repeat(np.array([[7, 0], [3, 9]], np.uint8), 45, 0).repeat(60, 1)
+    sample = write_sample(folder, "a", _image(90, 120), label)
+    size = (120, 90) if orientation == 1 else (90, 120)
+    smooth = Image.fromarray(_image(3, 3)).resize(size, Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    sample["file_name"] = str(folder / f"photo.{suffix}")
+    smooth.save(sample["file_name"], quality=95, exif=exif)
+    return sample
+
+
+@pytest.mark.parametrize("library", ["cv2", "pil"])
+@pytest.mark.parametrize(
+    ("suffix", "orientation", "short", "same"),
+    [("jpg", 1, 22, False), ("jpg", 6, 45, False), ("jpg", 1, 46, True), ("png", 1, 22, True)],
+)
+def test_reduced_jpegs_keep_geometry_and_labels(
+    suffix: str, orientation: int, short: int, same: bool, library: str, tmp_path: Path
+) -> None:
+    """Where the resize halves a JPEG at least; the same random numbers decide."""
+    sample = _photo(tmp_path, suffix, orientation)
+    cfg = toy_config(
+        "INPUT.MIN_SIZE_TRAIN", (short,), "INPUT.SCALE_RANGE", [1.0, 1.0], "INPUT.RESIZE", library,
+        "INPUT.CROP.SIZE", (20, 20), "INPUT.COLOR_AUG_SSD", False,
+    )  # fmt: skip
+    found = []
+    for reduced in (False, True):
+        mapper = _mapper(
+            augmentations=build_train_augmentations(cfg, 255),
+            novel_masks=True,
+            max_pixels=90 * 120,
+            reduced_jpeg=reduced,
+        )
+        np.random.seed(3)
+        found.append(mapper(sample))
+    whole, small = found
+    assert (small["height"], small["width"]) == (90, 120)
+    for key in ("sem_seg", "novel_mask"):
+        assert torch.equal(small[key], whole[key])
+    difference = (small["image"].int() - whole["image"].int()).abs()
+    assert difference.float().mean() < 4
+    assert torch.equal(small["image"], whole["image"]) == same
+
+
 def test_training_from_config(tmp_path: Path) -> None:
     label = np.random.default_rng(0).integers(0, 4, (40, 60), dtype=np.uint8)
     sample = _registered(tmp_path, label)

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from helpers.tiny_run import changed
 from helpers.toy_dataset import write_sample
+from PIL import Image
 
 from tagclip.data import ZeroShotDatasetMapper
 from tagclip.data.inference_input import InferenceInput
@@ -84,6 +85,28 @@ def test_the_mapper_brings_the_views(tiny_cfg: CfgNode, tmp_path) -> None:
     for view, other in zip(found["views"], expected, strict=True):
         assert torch.equal(view["image"], other["image"])
     assert "sem_seg" not in found and len(found["vocabulary"]) == 5
+
+
+@pytest.mark.parametrize("sizes", [(), (20,), (20, 30), (20, 31)])
+def test_reduced_jpegs_have_the_same_sizes(tiny_cfg: CfgNode, sizes: tuple, tmp_path) -> None:
+    """Of 60x91 pixels at half their size; the largest view has to fit into it."""
+    path = tmp_path / "photo.jpg"
+    smooth = Image.fromarray(IMAGE[:3, :3]).resize((91, 60), Image.Resampling.BICUBIC)
+    smooth.save(path, quality=95)
+    cfg = with_views(tiny_cfg, "TEST.AUG.MIN_SIZES", sizes or (9,), "INPUT.MIN_SIZE_TEST", 30)
+    cfg.TEST.AUG.ENABLED = bool(sizes)
+    results = []
+    for reduced in (False, True):
+        cfg.INPUT.REDUCED_JPEG = reduced
+        mapper = ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=cfg.DATASETS.TEST[0])
+        results.append(mapper({"file_name": str(path)}))
+    whole, small = results
+    assert (small["height"], small["width"]) == (60, 91)
+    pairs = [(whole, small), *zip(whole.get("views", []), small.get("views", []), strict=True)]
+    for one, other in pairs:
+        difference = (one["image"].int() - other["image"].int()).abs()
+        assert difference.float().mean() < 4
+        assert torch.equal(one["image"], other["image"]) == (31 in sizes)
 
 
 @pytest.mark.parametrize(

@@ -356,11 +356,19 @@ def test_size_mismatch_names_both_sizes(size: tuple[int, int]) -> None:
     assert ("EXIF" in str(caught.value)) == (size == (6, 4))
 
 
-@given(st.lists(st.integers(-3, 400), min_size=1, max_size=20), st.integers(1, 300))
-def test_check_label_by_brute_force(values: list[int], count: int) -> None:
-    vocabulary = Vocabulary.from_names([f"c{i}" for i in range(count)])
-    known = {*range(count), vocabulary.ignore_label}
-    label = np.array([values], dtype=np.int32)
+@given(
+    st.lists(st.integers(-3, 400), min_size=1, max_size=20),
+    st.integers(1, 300),
+    st.sampled_from([0, 5, 250]),
+    st.sampled_from([255, 0, 77]),
+    st.sampled_from([np.int32, np.uint8]),
+)
+def test_check_label_by_brute_force(values, count: int, first: int, ignored: int, dtype) -> None:
+    entries = tuple(ClassEntry(first + i + (first + i >= ignored), f"c{i}") for i in range(count))
+    vocabulary = Vocabulary("numbered", entries, ignore_label=ignored)
+    known = {*(entry.id for entry in entries), ignored}
+    label = np.array([values]).astype(dtype)
+    values = label[0].tolist()
     wrong = [value for value in values if value not in known]
     if not wrong:
         check_label(label, "a.png", vocabulary, label.shape)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -120,9 +121,12 @@ def test_a_leak_past_the_protocol_step_is_noticed(
     """Labels are scrambled in the files: whoever reads them meets the scrambled ones."""
     sample = dataset_mapper.ZeroShotDatasetMapper._training_sample
 
-    def leaking(self: Any, image: np.ndarray, item: dict[str, Any]) -> dict[str, Any]:
+    def leaking(self: Any, item: dict[str, Any]) -> dict[str, Any]:
         shown = np.asarray(Image.open(item["sem_seg_file_name"])) == UNSEEN[1]
-        return sample(self, np.where(shown[..., None], 255 - image, image), item)
+        image = self._read_image(item["file_name"])
+        leak = np.where(shown[..., None], 255 - image, image)
+        with patch.object(self, "_read_image", lambda *args: leak):
+            return sample(self, item)
 
     monkeypatch.setattr(dataset_mapper.ZeroShotDatasetMapper, "_training_sample", leaking)
     with pytest.raises(ProtocolError, match=f"with {LABELS}, found"):

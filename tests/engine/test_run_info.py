@@ -82,6 +82,8 @@ def test_the_record_has_the_config_and_no_paths(tiny_cfg: CfgNode, tmp_path: Pat
     assert load_config(tmp_path / "config.yaml").CONFIG_NAME == "mine.yaml"
     views = run_info(changed(cfg, "TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64, 80)))
     assert views["test_augmentation"]["MIN_SIZES"] == (64, 80)
+    assert record["reduced_jpeg"] is False
+    assert run_info(changed(cfg, "INPUT.REDUCED_JPEG", True))["reduced_jpeg"] is True
 
 
 def test_the_record_says_how_long_the_run_has_trained(tiny_cfg: CfgNode) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tagclip.data.label_io import look_up
 from tagclip.modeling.backbone.vit_block import QuickGELU
 from tagclip.modeling.inference.fusion import BestClass, label_dtype, upsample
 from tagclip.modeling.inference.gate import GATE_MODES, Gate
@@ -120,16 +118,6 @@ def test_images_of_a_batch_get_what_they_get_alone(
         torch.testing.assert_close(
             one["sem_seg_scores"], other["sem_seg_scores"], atol=1e-3, rtol=0
         )
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-def test_looking_up_is_indexing(dtype: type) -> None:
-    rng = np.random.default_rng(0)
-    for length, kind in ((7, np.uint8), (256, np.uint8), (300, np.uint8), (300, np.int32)):
-        table = rng.integers(0, 256, length).astype(dtype)
-        label = rng.integers(0, min(length, np.iinfo(kind).max + 1), (5, 6)).astype(kind)
-        found = look_up(table, label)
-        assert found.dtype == dtype and np.array_equal(found, table[label])
 
 
 def test_windows_without_trusty_logits() -> None:

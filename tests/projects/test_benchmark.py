@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,7 +48,9 @@ def test_everything_runs_on_tiny_sizes(
     tool.main(tool.parse_args([*command, "--write", str(page), "--images", str(images)]))
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {row["part"].lower() for row in result["rows"]} == set(tool.PART_NAMES)
-    assert all(np.isfinite(row["value"]) for row in result["rows"])
+    missing = [row["name"] for row in result["rows"] if row["value"] is None]
+    assert all("mmsegmentation" in name for name in missing)
+    assert all(np.isfinite(row["value"]) for row in result["rows"] if row["value"] is not None)
     assert {bar["name"] for bar in result["bars"] if "CHECKPOINT" in bar["name"]}
     axes = {curve["axis"] for curve in result["curves"]}
     assert axes == {"classes", "side", "prompts"}
@@ -62,6 +66,15 @@ def test_one_part_alone(tool: ModuleType, capsys: pytest.CaptureFixture) -> None
     command = ["--quick", "--runs", "1", "--threads", "1", "--part", "evaluator"]
     result, curves = tool.measure(tool.parse_args(command))
     assert {row["part"] for row in result["rows"]} == {"evaluator"} and not curves
+
+
+def test_a_part_without_mmseg(
+    tool: ModuleType, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mmcv", None)
+    command = ["--quick", "--runs", "1", "--threads", "1", "--part", "loading"]
+    tool.main(tool.parse_args(command))
+    assert re.search(r"80x60: mmsegmentation's pipeline +not measured", capsys.readouterr().out)
 
 
 def test_the_reference_gives_the_labels_of_the_model(workload: Workload) -> None:

@@ -26,6 +26,7 @@ from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.fusion_kernel import kernel
 from tagclip.projects.benchmark.int8 import int8
 from tagclip.projects.benchmark.labels import labels
+from tagclip.projects.benchmark.loading import loading
 from tagclip.projects.benchmark.measure import (
     Stopwatch,
     Timing,
@@ -306,5 +307,6 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "kernel": kernel,
     "int8": int8,
     "drawing": drawing,
+    "loading": loading,
     "throughput": throughput,
 }

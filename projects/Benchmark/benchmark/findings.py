@@ -28,17 +28,21 @@ class Findings:
     rows: list[dict[str, Any]] = field(default_factory=list)
     bars: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, name: str, found: Timing | float, unit: str = "ms") -> float:
+    def add(self, name: str, found: Timing | float | None, unit: str = "ms") -> float | None:
         """Add a row.
 
         Args:
             name: what was measured.
-            found: several runs, or one number; in seconds if the unit is ``ms``.
+            found: several runs, or one number, in seconds if the unit is ``ms``; None: none.
             unit: of the row.
 
         Returns:
             The value of the row.
         """
+        if found is None:
+            row = {"part": self.part, "name": name, "value": None, "unit": unit}
+            self.rows.append(row | {"low": None, "high": None, "runs": 0})
+            return None
         scale = 1000 if unit == "ms" else 1
         timing = found if isinstance(found, Timing) else Timing((found,))
         value, low, high = (scale * t for t in (timing.median, min(timing.runs), max(timing.runs)))

@@ -21,6 +21,7 @@ _HEADINGS = {
     "kernel": "The fused kernel of GPUs, compiled ahead",
     "int8": "Exported files, from a resized image to labels",
     "drawing": "Drawing: a prediction to a page in a PNG",
+    "loading": "Training samples from files, per image",
     "throughput": "Throughput",
 }
 # What a GPU run of the tool fills.
@@ -136,8 +137,10 @@ def _cell(row: Mapping[str, Any] | None) -> str:
     return _number(row["value"]) + (f" ({_spread(row)})" if row["runs"] > 1 else "")
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
     """Three significant digits, without an exponent."""
+    if value is None:
+        return NOT_MEASURED
     if value == round(value) or abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.1f}"

@@ -51,6 +51,7 @@ class Scale:
     large_photo: tuple[int, int] = (3000, 4000)
     large_classes: int = 847
     mask: tuple[int, int] = (1024, 2048)
+    samples: tuple[tuple[int, int], ...] = ((375, 500), (1024, 2048))
     templates: str = "zegclip15"
     class_steps: tuple[int, ...] = (20, 60, 171, 500, 1500, 5000)
     released_classes: int = 500
@@ -72,6 +73,7 @@ QUICK = Scale(
     large_photo=(90, 120),
     large_classes=9,
     mask=(64, 96),
+    samples=((60, 80),),
     templates="single",
     class_steps=(4, 8),
     released_classes=4,

@@ -13,6 +13,7 @@ import numpy as np
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.look_up import look_up
 
 __all__ = ["LabelMap", "recognize_order"]
 
@@ -118,7 +119,8 @@ class LabelMap:
 def _looked_up(table: np.ndarray, label: np.ndarray) -> np.ndarray:
     """table[label]; -1 for values outside the table."""
     # Both ends of the range lead to the last entry.
-    return np.append(table, np.int32(-1))[np.clip(label.astype(np.intp), -1, len(table))]
+    places = np.clip(label.astype(np.intp), -1, len(table))
+    return look_up(np.append(table, np.int32(-1)), places)
 
 
 def recognize_order(

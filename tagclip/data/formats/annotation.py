@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from tagclip.errors import DatasetError
+from tagclip.utils.look_up import look_up
 from tagclip.utils.text import did_you_mean
 
 __all__ = ["MAX_COORDINATE", "AnnotatedImage", "Segment", "paint", "polygons_mask", "rle_mask"]
@@ -95,7 +96,7 @@ def paint(
             (orders[index] == orders[other]) & (areas[index] <= areas[other])
         )
         owner[mask] = np.where(wins, index, other)
-    return table[owner]
+    return look_up(table, owner)
 
 
 def polygons_mask(

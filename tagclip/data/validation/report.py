@@ -13,6 +13,7 @@ from tagclip.data.image_io import read_image
 from tagclip.data.label_io import read_label
 from tagclip.data.validation.findings import Finding
 from tagclip.data.validation.scan import DatasetScan, Sample
+from tagclip.utils.look_up import look_up
 from tagclip.visualization.class_charts import SEEN_COLOR, UNSEEN_COLOR, class_chart, save_chart
 from tagclip.visualization.panels import draw_legend, draw_panels, fit, save_png, stack_pictures
 from tagclip.visualization.segments import UNSEEN_MARK, draw_segments, marked_names
@@ -213,7 +214,7 @@ def draw_contact_sheet(
     for sample in (samples[place] for place in places):
         raw = read_label(sample.label, scan.vocabulary)
         known = (raw >= 0) & (raw < len(lut))
-        labels = np.where(known, lut[np.where(known, raw, 0)], -1)
+        labels = np.where(known, look_up(lut, np.where(known, raw, 0)), -1)
         shown |= set(np.unique(labels).tolist())
         title = sample.key[-_TITLE:]
         unknown = sorted(set(np.unique(raw).tolist()) & set(scan.unknown))
