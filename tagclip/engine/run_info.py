@@ -26,6 +26,7 @@ from tagclip.data.datasets.shared_images import shared_images
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.modeling.precision import inference_dtype
 from tagclip.structures.provenance import Provenance
 from tagclip.utils.text import json_text
 
@@ -144,7 +145,8 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
     training started from is the ``start`` of `Claim.record`. ``weights_dropped`` lists what the
     config leaves out of it. ``iterations`` is how long a run has trained that evaluates in between
     or at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
-    ``reduced_jpeg`` is INPUT.REDUCED_JPEG, which changes pixels.
+    ``reduced_jpeg`` is INPUT.REDUCED_JPEG, which changes pixels, ``dtype`` what TEST.DTYPE means on
+    the device.
     """
     weights = Path(cfg.MODEL.WEIGHTS)
     tagclip, protocol = cfg.MODEL.TAGCLIP, Protocol(cfg)
@@ -171,6 +173,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "gate_form": tagclip.TEST.GATE_FORM,
         "seen_bias": tagclip.TEST.SEEN_BIAS,
         "test_augmentation": dict(cfg.TEST.AUG) if cfg.TEST.AUG.ENABLED else None,
+        "dtype": str(inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE)).removeprefix("torch."),
         "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
         "git_commit": _git_commit(),
     }

@@ -40,6 +40,7 @@ from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
+from tagclip.modeling.precision import check_training_precision
 from tagclip.solver.lr_scheduler import build_lr_scheduler
 from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
 from tagclip.structures.provenance import Provenance
@@ -74,6 +75,7 @@ class ZeroShotTrainer(DefaultTrainer):
         model.provenance = Provenance().then(stage)
         optimizer = self.build_optimizer(cfg, model)
         amp = cfg.SOLVER.AMP
+        check_training_precision(amp.ENABLED, amp.DTYPE, cfg.MODEL.DEVICE)
         self._stream = self.build_train_loader(cfg)
         self._trainer = TrainingLoop(
             _distribute(model),
@@ -117,6 +119,8 @@ class ZeroShotTrainer(DefaultTrainer):
             Protocol(cfg).check()
             check_device(cfg)
             check_registered(cfg)
+            amp = cfg.SOLVER.AMP
+            check_training_precision(train and amp.ENABLED, amp.DTYPE, cfg.MODEL.DEVICE)
             if not train and not cfg.DATASETS.TEST:
                 raise ConfigError(
                     "DATASETS.TEST: found no dataset, expected one at least to evaluate"

@@ -90,7 +90,7 @@ class WindowModel(nn.Module):
                 f"MODEL.CLIP.SYNONYMS: found {bank.synonyms}, expected mean where words are an "
                 "input, one vector per class; set it to mean, or bake the words in"
             )
-        self.backbone, self.sem_seg_head = model.backbone, model.sem_seg_head
+        self.backbone, self.sem_seg_head = model.backbone.for_inference(), model.sem_seg_head
         self.gate, self.trusty_target = model.gate, model.trusty_target
         self.background_threshold = model.inference_settings.background_threshold
         self.size, self.patch_size = size, model.backbone.patch_size
@@ -287,6 +287,13 @@ def _to_onnx(
 ) -> bytes:
     require_onnx()
     tensors = [*module.parameters(), *module.buffers()]
+    half = {tensor.dtype for tensor in tensors} & {torch.bfloat16, torch.float16}
+    if half:
+        raise ConfigError(
+            f"TEST.DTYPE: found {str(half.pop()).removeprefix('torch.')} with --format onnx, "
+            "expected float32, as runtimes have no such matrix products on CPUs; set TEST.DTYPE "
+            "float32 (with --int8 for speed), or use --format torchscript"
+        )
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > _MAX_ONNX_BYTES:
         raise ConfigError(

@@ -54,14 +54,15 @@ class CLIPViTValues(CLIPViT):
         """
         tokens, grid = self.embed(images, positions)
         tokens = self.ln_pre(tokens)
-        for block in self.blocks[:-1]:
+        *blocks, last = self.active_blocks()
+        for block in blocks:
             tokens = block(tokens)
-        last = self.blocks[-1]
         qkv, width = last.attn.qkv, self.proj.shape[0]
         # The class token and all queries are left out: nothing here depends on them.
-        patches = last.ln_1(tokens[:, 1:])
+        patches = last.ln_1(tokens[:, 1:]).to(qkv.weight.dtype)
         both = F.linear(patches, qkv.weight[width:], qkv.bias[width:])
         keys, values = both.split(width, dim=2)
-        values = self.project(last.attn.proj(values))
+        values = self.project(last.attn.proj(values).float())
+        keys = keys.float()
         maps = {"clip_dense": values, "clip_keys": keys}
         return {name: map_.transpose(1, 2).unflatten(2, grid) for name, map_ in maps.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from tagclip.modeling.backbone.vit_block import Block
 from tagclip.modeling.clip.layouts import describe_misfit
 from tagclip.modeling.clip.pixels import compare_statistics
 from tagclip.modeling.clip.source import CLIPSource
+from tagclip.modeling.precision import inference_dtype
 
 __all__ = ["CLIPViT", "resize_positions"]
 
@@ -91,6 +93,7 @@ class CLIPViT(Backbone):
         double_cls_embed: bool = True,
         use_checkpoint: bool = False,
         compile_blocks: bool = False,
+        inference_dtype: torch.dtype = torch.float32,
         state: Mapping[str, Tensor] | None = None,
         weights_path: str = "",
         weights_sha256: str = "",
@@ -113,6 +116,7 @@ class CLIPViT(Backbone):
             double_cls_embed: count the class embedding twice, as the released code.
             use_checkpoint: recompute each block in the backward pass.
             compile_blocks: `torch.compile` them, when they are first called.
+            inference_dtype: of the blocks' matrices outside training.
             state: open_clip's ``visual.`` tensors without that prefix; None keeps random ones.
             weights_path: where ``state`` comes from, for messages.
             weights_sha256: recorded in checkpoints and compared when they are loaded.
@@ -137,8 +141,9 @@ class CLIPViT(Backbone):
             self._load_clip(state, weights_path)
         self.requires_grad_(False)
         self.prompts = prompts
-        for block in self.blocks if compile_blocks else ():
-            block.compile()
+        self.inference_dtype, self.compile_blocks = inference_dtype, compile_blocks
+        self._compile(self.blocks)
+        self._converted: dict[tuple, tuple[Block, ...]] = {}
         self._position_cache: dict[tuple, Tensor] = {}
 
     def _add_embeddings(self, width: int) -> None:
@@ -181,6 +186,7 @@ class CLIPViT(Backbone):
             "double_cls_embed": clip.DOUBLE_CLS_EMBED,
             "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
             "compile_blocks": cfg.MODEL.COMPILE,
+            "inference_dtype": inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE),
             "state": state,
             "weights_path": str(source.path or ""),
             "weights_sha256": source.sha256,
@@ -230,7 +236,7 @@ class CLIPViT(Backbone):
         """Run ``ln_pre`` and all blocks: (N, 1 + n, W) -> (N, 1 + n, W), prompts dropped."""
         tokens = self.ln_pre(tokens)
         prompts = self.prompts.project() if self.prompts is not None else ()
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self.active_blocks()):
             if self.prompts is not None and index <= len(prompts):
                 layer = prompts[index] if index < len(prompts) else None
                 tokens = self.prompts.insert(tokens, layer, num_patches)
@@ -239,6 +245,34 @@ class CLIPViT(Backbone):
             else:
                 tokens = block(tokens)
         return torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1)
+
+    def active_blocks(self) -> Sequence[Block]:
+        """Return the blocks of training, or their copies in the type of inference.
+
+        The copies are made once; frozen as they are, the blocks change by loading or moving only.
+        """
+        if self.training or self.inference_dtype is torch.float32:
+            return self.blocks
+        key = tuple((p.data_ptr(), p._version, p.device) for p in self.blocks.parameters())
+        # A name of its own: another thread may replace the cache at any time.
+        cache = self._converted
+        if key not in cache:
+            blocks = tuple(block.converted(self.inference_dtype) for block in self.blocks)
+            self._compile(blocks)
+            self._converted = cache = {key: blocks}
+        return cache[key]
+
+    def for_inference(self) -> CLIPViT:
+        """Return it with blocks in the type of inference as its own, for graphs; never trained."""
+        if self.inference_dtype is torch.float32:
+            return self
+        model = copy.deepcopy(self)
+        model.blocks, model.inference_dtype = nn.ModuleList(self.active_blocks()), torch.float32
+        return model
+
+    def _compile(self, blocks: Iterable[Block]) -> None:
+        for block in blocks if self.compile_blocks else ():
+            block.compile()
 
     def project(self, tokens: Tensor) -> Tensor:
         """Post-norms and projection: (N, L, W) -> (N, L, D) float32 unit vectors."""
