@@ -55,6 +55,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
+    parser.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="trained model, whose labels part precision compares",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: numbers mean nothing")
     parser.add_argument("--json", action="store_true", help="results as the last line of stdout")
     parser.add_argument(
@@ -105,6 +111,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
         place = Path(folder) / "dataset"
         place.mkdir()
         workload = Workload(QUICK if args.quick else FULL, args.device, place)
+        workload.weights = args.weights
         for name in args.part:
             print(f"{name} ...", file=sys.stderr, flush=True)
             found = BENCHMARKS[name](workload, args.runs)

@@ -23,6 +23,7 @@ from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
 from tagclip.projects.benchmark.drawing import drawing
 from tagclip.projects.benchmark.findings import Findings
+from tagclip.projects.benchmark.fusion import fusion
 from tagclip.projects.benchmark.fusion_kernel import kernel
 from tagclip.projects.benchmark.int8 import int8
 from tagclip.projects.benchmark.labels import labels
@@ -34,6 +35,7 @@ from tagclip.projects.benchmark.measure import (
     memory_growth,
     seconds,
 )
+from tagclip.projects.benchmark.precision import precision
 from tagclip.projects.benchmark.released import released_confusion, released_labels
 from tagclip.projects.benchmark.workload import Workload, rectangles
 
@@ -305,6 +307,8 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "large": large,
     "labels": labels,
     "kernel": kernel,
+    "fusion": fusion,
+    "precision": precision,
     "int8": int8,
     "drawing": drawing,
     "loading": loading,

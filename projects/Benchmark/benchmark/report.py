@@ -19,6 +19,8 @@ _HEADINGS = {
     "large": "Large image, many classes",
     "labels": "Colour masks to label files",
     "kernel": "The fused kernel of GPUs, compiled ahead",
+    "fusion": "From logits to labels",
+    "precision": "Half precision",
     "int8": "Exported files, from a resized image to labels",
     "drawing": "Drawing: a prediction to a page in a PNG",
     "loading": "Training samples from files, per image",

@@ -108,7 +108,10 @@ class Workload:
         dataset: registered name of the dataset of one image.
         image: JPEG of the size ``scale.photo``.
         cfg: its config.
+        weights: checkpoint of a trained model, for what only such a one shows; "" is none.
     """
+
+    weights: str = ""
 
     def __init__(self, scale: Scale, device: str, folder: Path, *options: Any) -> None:
         """Write the dataset of one image into a folder and prepare the config.
