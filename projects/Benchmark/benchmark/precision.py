@@ -42,9 +42,21 @@ def precision(workload: Workload, runs: int) -> Findings:
     height, width = item["image"].shape[-2:]
     what = f"{height}x{width} image, {scale.classes} classes: bfloat16 over float32"
     found.add_bar(what, ratio, "x", 0.55, 0.40, "-")
+    _add_training(found, workload, runs)
     if workload.weights:
         _add_changes(found, workload.weights, workload.device)
     return found
+
+
+def _add_training(found: Findings, workload: Workload, runs: int) -> None:
+    """A step as SOLVER.AMP makes it."""
+    step = partial(workload.training_step, workload.training_batch())
+    half = torch.autocast(workload.device, torch.bfloat16)
+    times = alternate({"float32": step, "bfloat16": half(step)}, runs, workload.device)
+    for name, timing in times.items():
+        found.add(f"training step, {name}", timing)
+    ratio = times["bfloat16"].over(times["float32"])
+    found.add("training step, bfloat16 over float32", ratio, "x")
 
 
 def _in_type(model: nn.Module, dtype: torch.dtype, batch: list[dict[str, Any]]) -> None:
