@@ -5,6 +5,9 @@
 #   docker run --rm tagclip tools/train_net.py --help
 #   docker run --rm --gpus all --shm-size 8g -v /data:/data:ro -v "$PWD/output:/opt/tagclip/output" \
 #       -e DETECTRON2_DATASETS=/data tagclip tools/train_net.py --config-file CONFIG
+#
+# On GPUs, inference's Triton kernel and MODEL.COMPILE need compilers (apt-get install g++), which are
+# left out here: without them torch's operations take the kernel's place, which the log says.
 FROM python:3.11.7-slim-bookworm
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \

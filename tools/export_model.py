@@ -4,8 +4,9 @@
 python tools/export_model.py --weights model_final.pth --vocab "cat, dining table" --output out
 python tools/export_model.py --config-file CONFIG --weights W --output out --format onnx --dynamic
 python tools/export_model.py --weights model_final.pth --words input --output out
-python tools/export_model.py --weights model_final.pth --output out --int8 --calibrate photos/ \
-    --report minibench_val
+python tools/export_model.py --weights model_final.pth --output out --int8 \\
+    --calibrate photos/ --report minibench_val
+python tools/export_model.py --weights W --format torchscript --output out TEST.DTYPE bfloat16
 
 The files take windows, uint8 (N, 3, H, W), neither normalised nor padded, and return the final
 class scores, the labels and the trusty map of each. model.json says how an image becomes windows
