@@ -292,7 +292,7 @@ def convert_annotations(args: argparse.Namespace) -> None:
     from tagclip.data.label_conversion import ImageToPaint, Painting
     from tagclip.data.label_image import value_colors
     from tagclip.structures.vocabulary import Vocabulary
-    from tagclip.structures.vocabulary_class import name_key
+    from tagclip.utils.class_names import name_key
 
     module, table = reader(args.form), find_classes(args)
     unlabelled = args.unlabelled

@@ -19,7 +19,8 @@ from typing import Any
 from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.class_color import RGB
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
-from tagclip.structures.vocabulary_class import MAX_LABEL, name_key, refuse_duplicates
+from tagclip.structures.vocabulary_class import MAX_LABEL
+from tagclip.utils.class_names import name_key, refuse_duplicates
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import json_text, one_line
 from tagclip.utils.untrusted import load_json

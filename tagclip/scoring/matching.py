@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tagclip.errors import VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 from tagclip.utils.text import did_you_mean, listed
 
 __all__ = ["ClassMatch", "match_classes"]

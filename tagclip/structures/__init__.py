@@ -2,6 +2,7 @@
 
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import ClassEntry, name_key
+from tagclip.structures.vocabulary_class import ClassEntry
+from tagclip.utils.class_names import name_key
 
 __all__ = ["ClassEntry", "Provenance", "Stage", "Vocabulary", "name_key"]

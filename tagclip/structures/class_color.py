@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from matplotlib.colors import CSS4_COLORS, XKCD_COLORS, to_rgb
 
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 
 __all__ = ["RGB", "alike_colors", "name_color"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["Provenance", "Stage"]

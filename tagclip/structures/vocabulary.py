@@ -18,10 +18,9 @@ from tagclip.structures.vocabulary_class import (
     checked_color,
     is_int,
     name_flags,
-    name_key,
-    refuse_duplicates,
 )
 from tagclip.structures.vocabulary_json import parse_vocabulary_json, read_vocabulary_text
+from tagclip.utils.class_names import name_key, refuse_duplicates
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, json_text
 

@@ -20,8 +20,6 @@ __all__ = [
     "format_names",
     "is_int",
     "name_flags",
-    "name_key",
-    "refuse_duplicates",
 ]
 
 # The largest value of a 16-bit label file.

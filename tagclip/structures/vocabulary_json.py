@@ -32,8 +32,8 @@ from tagclip.structures.vocabulary_class import (
     format_names,
     is_int,
     name_flags,
-    refuse_duplicates,
 )
+from tagclip.utils.class_names import refuse_duplicates
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_json
 

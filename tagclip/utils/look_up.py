@@ -13,7 +13,7 @@ def look_up(table: np.ndarray, label: np.ndarray) -> np.ndarray:
 
     Args:
         table: (n,) of any type of 1, 2, 4 or 8 bytes.
-        label: (H, W) integers from 0 to n - 1.
+        label: (H, W) integers from 0 to n - 1, which callers check: a byte of n or more becomes 0.
 
     Returns:
         (H, W) of the table's type.

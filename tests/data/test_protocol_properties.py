@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tagclip.data import ZeroShotDatasetMapper, dataset_mapper, register_zero_shot_sem_seg
 from tagclip.data.image_io import read_image
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 
 NAME = "random_scene"
 

@@ -132,6 +132,8 @@ def test_for_inference_computes_the_same_with_blocks_of_its_own() -> None:
     assert next(own.blocks[0].attn.parameters()).dtype == HALF
     with torch.no_grad():
         assert torch.equal(own(images)["clip_dense"], model(images)["clip_dense"])
+    assert own.active_blocks() is own.blocks and not own._converted
+    assert next(model.blocks[0].attn.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("spread", [1.0, 6.0])

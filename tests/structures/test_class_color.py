@@ -14,7 +14,7 @@ from tagclip.data.datasets.builtin import vocabulary_json
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.structures.class_color import _oklab, _palette, alike_colors, name_color
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 
 # (degrees around, at most so many to either side).
 HUES = {"red": (0, 15), "yellow": (60, 10), "green": (122, 15), "blue": (222, 15)}

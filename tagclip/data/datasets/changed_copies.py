@@ -18,7 +18,7 @@ from PIL import Image
 from tagclip.data.datasets.walk import map_files
 from tagclip.data.label_io import check_label, read_label
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 from tagclip.utils.look_up import look_up
 
 __all__ = ["LabelMap", "recognize_order"]

@@ -17,7 +17,8 @@ from tagclip.data.label_remedies import (
 )
 from tagclip.data.validation.scan import DatasetScan
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import format_names, name_key
+from tagclip.structures.vocabulary_class import format_names
+from tagclip.utils.class_names import name_key
 
 __all__ = ["absent_classes", "diagnose_labels", "suspect_labels"]
 

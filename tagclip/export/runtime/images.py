@@ -1,14 +1,26 @@
-"""Pixels for an exported model, as the library reads and resizes them; no cv2."""
+"""Pixels for an exported model, as the library reads and resizes them.
+
+`tagclip.data.image_io` and `tagclip.data.inference_input` again, without cv2, torch and detectron2;
+tests compare the pixels.
+"""
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    EXTRASAMPLES,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLESPERPIXEL,
+)
 
 __all__ = ["read_image", "resize_image", "resize_plane"]
+
+logger = logging.getLogger(__name__)
 
 # Fixed-point numbers of cv2's weights of 8-bit images.
 _ONE = np.float32(2048)
@@ -22,8 +34,13 @@ def read_image(path: Path) -> np.ndarray:
     """
     with Image.open(path) as file:
         tags = file.tag_v2 if file.format == "TIFF" else {}
-        is_deep = file.mode[0] == "I" or max(tags.get(258, (8,))) > 8 or ";16" in str(file.tile)
-        bands = tags.get(277, 3) if tags.get(262) == 2 and not {1, 2} & {*tags.get(338, ())} else 3
+        is_deep = (
+            file.mode[0] == "I" or max(tags.get(BITSPERSAMPLE, (8,))) > 8 or ";16" in str(file.tile)
+        )
+        # RGB without an alpha channel among the extra samples.
+        is_rgb = tags.get(PHOTOMETRIC_INTERPRETATION) == 2
+        is_opaque = {1, 2}.isdisjoint(tags.get(EXTRASAMPLES, ()))
+        bands = tags.get(SAMPLESPERPIXEL, 3) if is_rgb and is_opaque else 3
         file.load()
         image = ImageOps.exif_transpose(file)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -33,9 +50,9 @@ def read_image(path: Path) -> np.ndarray:
         image = Image.fromarray(((values.astype(np.int32) + 128) // 257).astype(np.uint8))
     pixels = np.asarray(image.convert("RGB"))
     if is_deep and (most := pixels.max()) <= 64:
-        print(f"{path}: 16-bit image, dark as read: brightest value {most} of 255", file=sys.stderr)
+        logger.warning("%s: 16-bit image, dark as read: brightest value %d of 255", path, most)
     if bands > 3:
-        print(f"{path}: the first 3 of {bands} bands are read as red, green, blue", file=sys.stderr)
+        logger.warning("%s: the first 3 of %d bands are read as red, green, blue", path, bands)
     return pixels
 
 

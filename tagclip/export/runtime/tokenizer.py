@@ -47,7 +47,6 @@ class Tokenizer:
         units = list(_UNITS.values())
         tokens = [*units, *(f"{unit}</w>" for unit in units), *map("".join, pairs), *_SPECIAL]
         self._ids = {token: index for index, token in enumerate(tokens)}
-        self._texts = {index: token for token, index in self._ids.items()}
         self._ranks = {pair: rank for rank, pair in enumerate(pairs)}
         self.start, self.end = (self._ids[token] for token in _SPECIAL)
         self._word_ids = lru_cache(1 << 16)(self._merge)
@@ -60,13 +59,6 @@ class Tokenizer:
         """
         words = _words(clean_text(text))
         return [self.start, *(index for word in words for index in self._word_ids(word)), self.end]
-
-    def decode(self, ids: list[int]) -> str:
-        """Return the text that ids stand for, a blank behind each word."""
-        units = {unit: byte for byte, unit in _UNITS.items()}
-        text = "".join(self._texts[index] for index in ids)
-        parts = text.split("</w>")
-        return " ".join(bytes(units[u] for u in part).decode(errors="replace") for part in parts)
 
     def _merge(self, word: str) -> tuple[int, ...]:
         units = "".join(_UNITS[byte] for byte in word.encode())

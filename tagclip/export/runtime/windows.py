@@ -1,4 +1,8 @@
-"""From windows to labels, as model.json says, with numpy alone."""
+"""From windows to labels, as model.json says.
+
+The places and means of `tagclip.modeling.inference` again, with numpy alone: nothing here may need
+torch. Tests compare the two.
+"""
 
 from __future__ import annotations
 

@@ -266,8 +266,10 @@ class CLIPViT(Backbone):
         """Return it with blocks in the type of inference as its own, for graphs; never trained."""
         if self.inference_dtype is torch.float32:
             return self
-        model = copy.deepcopy(self)
-        model.blocks, model.inference_dtype = nn.ModuleList(self.active_blocks()), torch.float32
+        # Neither the float32 blocks nor the cache are copied on the way.
+        known = {id(self.blocks): nn.ModuleList(self.active_blocks()), id(self._converted): {}}
+        model = copy.deepcopy(self, known)
+        model.inference_dtype = torch.float32
         return model
 
     def _compile(self, blocks: Iterable[Block]) -> None:

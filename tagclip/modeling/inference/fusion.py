@@ -2,6 +2,7 @@
 
 Nothing here grows with the number of classes but the logits themselves (4 KiB per class and
 32 x 32 window): classes pass through upsampling, sigmoid, gate, fusion and resize a few at a time.
+Labels come without these planes where `tiles` or, on a GPU, `triton_fusion` can make them.
 In reading order: what is asked for, the fusion, the best classes of every pixel, resizing.
 """
 

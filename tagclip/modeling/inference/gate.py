@@ -72,11 +72,24 @@ class Gate:
         test = cfg.MODEL.TAGCLIP.TEST
         return cls(test.GATE, test.GATE_FORM, test.SEEN_BIAS, test.GATE_SCALE, test.BIAS_AFTER_GATE)
 
+    def multiplies(self, seen: bool) -> bool:
+        """Whether the trusty map multiplies the scores of the seen or of the unseen classes."""
+        return self.form == "product" and self.mode in ("seen" if seen else "unseen", "both")
+
+    @property
+    def adds(self) -> bool:
+        """Whether the trusty map is added to the scores of the unseen classes."""
+        return self.form != "product" and self.mode != "none"
+
     @property
     def weighs_bias(self) -> bool:
         """Whether the trusty map multiplies the bias, too, instead of leaving it as it is."""
-        gates_seen = self.form == "product" and self.mode in ("seen", "both")
-        return gates_seen and not self.bias_after_gate
+        return self.multiplies(seen=True) and not self.bias_after_gate
+
+    @property
+    def lowest(self) -> float:
+        """Lower clip of the map's logit where it is added."""
+        return 0.0 if self.form == "lift" else -_CLIP
 
     def terms(self, trusty: Tensor | None, seen: bool) -> tuple[Tensor | float, Tensor | float]:
         """Return f and o of one side: the gated score of its classes is s * f + o.
@@ -89,11 +102,9 @@ class Gate:
             Tensors of that shape, or numbers where they do not depend on the map.
         """
         bias = self.bias if seen else 0.0
-        if trusty is None or self.mode == "none":
-            return 1.0, -bias
-        if self.form != "product":
-            return 1.0, -bias if seen else self._added(trusty)
-        if self.mode not in (("seen", "both") if seen else ("unseen", "both")):
+        if trusty is not None and self.adds and not seen:
+            return 1.0, self._added(trusty)
+        if trusty is None or not self.multiplies(seen):
             return 1.0, -bias
         factor = trusty if seen else 1 - trusty
         return factor, -bias if self.bias_after_gate or not seen else -bias * factor
@@ -109,10 +120,9 @@ class Gate:
         Returns:
             (..., K, H, W) new tensor; biased and added scores can leave [0, 1].
         """
-        mode = "none" if trusty is None else self.mode
-        if self.form != "product" and mode != "none":
+        if trusty is not None and self.adds:
             return self._add(scores, trusty, seen_mask)
-        factor, offset = self._factor_and_offset(scores, trusty, seen_mask, mode)
+        factor, offset = self._factor_and_offset(scores, trusty, seen_mask)
         if factor is None:
             return scores - offset
         # The released code subtracts first, so that the map weighs the bias, too.
@@ -127,28 +137,29 @@ class Gate:
 
     def _added(self, trusty: Tensor) -> Tensor:
         """What the unseen classes get."""
-        lowest = 0.0 if self.form == "lift" else -_CLIP
         # The clip hides the rounding of w near 0 and 1.
-        logit = torch.logit(1 - trusty.float(), eps=1e-6).clamp(lowest, _CLIP)
+        logit = torch.logit(1 - trusty.float(), eps=1e-6).clamp(self.lowest, _CLIP)
         return self.scale / 2 * logit
 
     def _factor_and_offset(
-        self, scores: Tensor, trusty: Tensor | None, seen_mask: Tensor, mode: str
+        self, scores: Tensor, trusty: Tensor | None, seen_mask: Tensor
     ) -> tuple[Tensor | None, Tensor | float]:
         """What multiplies the scores (None: nothing does), and what is subtracted."""
-        modes = {True: ("seen", "both"), False: ("unseen", "both")}
+        multiplied = {
+            side: trusty is not None and self.multiplies(seen=side) for side in (True, False)
+        }
         if _is_uniform(seen_mask):
             seen = bool(seen_mask[:1].any())
             offset = self.bias if seen else 0.0
-            if mode not in modes[seen]:
+            if not multiplied[seen]:
                 return None, offset
             return trusty if seen else 1 - trusty, offset
         seen = seen_mask.to(scores.device, scores.dtype)[:, None, None]
-        if mode == "none":
+        if not any(multiplied.values()):
             return None, seen * self.bias
         # w of a class is 0 + 1 * w, 1 - w is 1 - 1 * w, no factor is 1 + 0 * w: exact, and for a
         # CPU several times as fast as a choice between planes.
-        sign = seen * (mode in modes[True]) - (1 - seen) * (mode in modes[False])
+        sign = seen * multiplied[True] - (1 - seen) * multiplied[False]
         return (trusty * sign).add_(1 - sign.clamp(min=0)), seen * self.bias
 
 

@@ -26,15 +26,15 @@ __all__ = ["TiledFusion"]
 _BLOCK = 16
 # Rows and columns of blocks in a tile.
 _TILE = (4, 6)
-# With fewer classes the calls take longer than what they leave out.
+# With fewer classes planes of whole classes are quicker: ruling out takes longer than it saves.
 _FEWEST = 48
-# Where more than this share of all scores is left, planes of whole classes are quicker.
+# Where more than this share of all scores is left, they are quicker, too.
 _MOST_LEFT = 0.5
 # Floats in the planes of a tile, some classes at a time: 1 MiB, the cache of one core.
 _TILE_FLOATS = 2**18
-# Times the least difference of two floats is more than the number of classes.
+# Any difference of two scores that matters, times this, is more than the number of classes.
 _FAR = 1e38
-# A computed score may pass its bound by its rounding; seen were 3e-7.
+# A computed score may pass its bound by rounding, by 3e-7 at most where it was measured.
 _ROUNDING = 1e-5
 # Vectors of 32 floats for 64 threads: torch computes what comes after the last whole vector of a
 # thread with other functions, which round differently.

@@ -107,7 +107,6 @@ def fused_labels(
     labels = torch.empty(size, dtype=torch.int32, device=device)
     scores = torch.empty(size, device=device)
     trusty = torch.empty(size, device=device) if has_trusty else None
-    is_product, mode = gate.form == "product", gate.mode
     # Does nothing for tensors on a CPU, where the interpreter runs.
     with torch.cuda.device_of(seen_mask):
         fuse[height, -(-width // tile_width)](
@@ -121,14 +120,14 @@ def fused_labels(
             height,
             width,
             tile_width,
-            int(is_product and mode in ("seen", "both")),
-            int(is_product and mode in ("unseen", "both")),
+            int(gate.multiplies(seen=True)),
+            int(gate.multiplies(seen=False)),
             int(gate.weighs_bias),
-            int(not is_product and mode != "none"),
+            int(gate.adds),
             -1 if trusty_target == "novel" else 1,
             float(gate.bias),
             gate.scale / 2,
-            0.0 if gate.form == "lift" else -4.0,
+            gate.lowest,
             HAS_TRUSTY=has_trusty,
             CLASSES=classes,
             COLUMNS=columns,

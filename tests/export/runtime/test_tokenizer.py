@@ -76,8 +76,7 @@ def tokenizer() -> Tokenizer:
 
 
 def test_ten_thousand_texts(tokenizer: Tokenizer) -> None:
-    reference, source = SimpleTokenizer(), CLIPSource("ViT-B-16")
-    refused = 0
+    source, refused = CLIPSource("ViT-B-16"), 0
     for text in texts(10_000):
         try:
             ids = tokenizer(text)
@@ -85,7 +84,6 @@ def test_ten_thousand_texts(tokenizer: Tokenizer) -> None:
             refused += 1
             continue
         assert [ids] == source.tokenize([text]), text
-        assert tokenizer.decode(ids) == reference.decode(ids), text
     # Mixtures of signs that no word has.
     assert refused < 100
     for word in WORDS:

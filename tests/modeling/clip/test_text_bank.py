@@ -22,7 +22,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.text_bank import prompt_templates
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.structures.vocabulary_class import name_key
+from tagclip.utils.class_names import name_key
 
 TEMPLATES = ("a photo of a {}.", "{} in the scene", "there is the very large {} somewhere here")
 NAMES = ["cat", "wall-concrete", "dining table", "tv monitor of a very old make"]
