@@ -8,7 +8,9 @@ in checkpoints and CLIP weights: `test_reading.py`, `test_clip_bad_files.py`,
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import json
 import os
 import pickle
 import zipfile
@@ -131,7 +133,10 @@ def test_an_export_reads_no_file_elsewhere(tmp_path: Path) -> None:
     model = onnx.helper.make_model(graph, ir_version=8)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    for recipe, found in (('{"class_names": ["a"], "resize": {}}', "secret.bin"), ("[" * 9999, "")):
+    digest = hashlib.sha256(model.SerializeToString()).hexdigest()
+    files = {"model.onnx": {"sha256": digest}}
+    whole = json.dumps({"class_names": ["a"], "resize": {}, "files": files})
+    for recipe, found in ((whole, "secret.bin"), ("[" * 9999, "")):
         (folder / "model.json").write_text(recipe)
         ended = run_process(tmp_path, "run_onnx.py", folder, tmp_path / "a.png", "out.png")
         assert ended.returncode == 1 and len(ended.stderr.splitlines()) == 1, ended.stderr
