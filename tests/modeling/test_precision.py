@@ -155,3 +155,11 @@ def test_a_model_is_built_in_the_type_of_its_config(tiny_cfg: CfgNode, name: str
     tiny_cfg.defrost()
     tiny_cfg.TEST.DTYPE = name
     assert CLIPViT(tiny_cfg, None).inference_dtype is getattr(torch, name)
+
+
+def test_a_model_built_in_inference_mode_computes_the_same() -> None:
+    images = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        built = build()(images)
+    for name, found in build()(images).items():
+        assert torch.equal(built[name], found)
