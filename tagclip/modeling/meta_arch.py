@@ -252,7 +252,9 @@ class TagCLIP(nn.Module):
         bank = self.text_bank
         networks = partial(self._networks, bank(vocabulary), bank.prompt_rows(vocabulary))
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(self.device)
-        views = iter(window_logits(images, networks, self._windows_per_batch()))
+        # TEST.DTYPE says what is in half precision, whatever surrounds the call.
+        with torch.autocast(self.device.type, enabled=False):
+            views = iter(window_logits(images, networks, self._windows_per_batch()))
         return [
             ScoreFusion(
                 views=tuple(islice(views, len(group))),

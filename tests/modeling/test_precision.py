@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 from torch import nn
 
 from tagclip.errors import ConfigError
@@ -157,3 +158,21 @@ def test_a_model_is_built_in_the_type_of_its_config(tiny_cfg: CfgNode, name: str
     tiny_cfg.defrost()
     tiny_cfg.TEST.DTYPE = name
     assert CLIPViT(tiny_cfg, None).inference_dtype is getattr(torch, name)
+
+
+@torch.no_grad()
+def test_a_model_built_in_inference_mode_computes_the_same() -> None:
+    images = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        built = build()
+    found, expected = built(images), build()(images)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_surrounding_autocast_changes_no_prediction(tiny_cfg: CfgNode) -> None:
+    model = build_model(tiny_cfg).eval()
+    item = {"image": torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)}
+    expected = model([item])[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model([item])[0]
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -193,14 +193,16 @@ def throughput(workload: Workload, runs: int) -> Findings:
         batches, steps, dtypes = (1, 8), (2, 4, 8), (torch.float32, torch.bfloat16)
     found = Findings("throughput")
     for dtype in dtypes:
-        autocast = torch.autocast(workload.device, dtype, dtype != torch.float32)
         name = str(dtype).removeprefix("torch.")
+        workload.model.backbone.inference_dtype = dtype
         for images in batches:
-            run = autocast(partial(workload.model.eval(), [workload.item()] * images))
+            run = partial(workload.model.eval(), [workload.item()] * images)
             _add_rates(found, workload, f"{name}, batch {images}", run, images, runs)
+        autocast = torch.autocast(workload.device, dtype, dtype != torch.float32)
         for images in steps:
             run = autocast(partial(workload.training_step, workload.training_batch(images)))
             _add_rates(found, workload, f"{name}, training step, batch {images}", run, images, runs)
+    workload.model.backbone.inference_dtype = torch.float32
     return found
 
 

@@ -253,7 +253,11 @@ class CLIPViT(Backbone):
         """
         if self.training or self.inference_dtype is torch.float32:
             return self.blocks
-        key = tuple((p.data_ptr(), p._version, p.device) for p in self.blocks.parameters())
+        # Tensors made in inference mode count no versions.
+        key = tuple(
+            (p.data_ptr(), 0 if p.is_inference() else p._version, p.device)
+            for p in self.blocks.parameters()
+        )
         # A name of its own: another thread may replace the cache at any time.
         cache = self._converted
         if key not in cache:

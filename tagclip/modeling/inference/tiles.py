@@ -32,8 +32,9 @@ _FEWEST = 48
 _MOST_LEFT = 0.5
 # Floats in the planes of a tile, some classes at a time: 1 MiB, the cache of one core.
 _TILE_FLOATS = 2**18
-# Any difference of two scores that matters, times this, is more than the number of classes.
+# Times a difference of two scores, the greater at least `_TINY`, more than the number of classes.
 _FAR = 1e38
+_TINY = 1e-20
 # A computed score may pass its bound by rounding, by 3e-7 at most where it was measured.
 _ROUNDING = 1e-5
 # Vectors of 32 floats for 64 threads: torch computes what comes after the last whole vector of a
@@ -132,7 +133,7 @@ class TiledFusion:
         """Labels, scores and trusty map (zeros without a token) of one tile."""
         area = max(view.pixels(rows, columns) for view in views)
         step = max(1, _TILE_FLOATS // area - 4)
-        best, trusty = None, None
+        sides: list[tuple[Tensor, Tensor] | None] = [None, None]
         for part in classes.split(step):
             seen = self.seen_mask[part]
             part, count = torch.cat([part[seen], part[~seen]]), int(seen.sum())
@@ -141,11 +142,17 @@ class TiledFusion:
             turned = not planes.is_contiguous()
             planes = planes.mT.contiguous() if turned else planes
             *offsets, trusty = planes[len(part) :]
-            for side, offset in zip((slice(count), slice(count, None)), offsets, strict=True):
+            for place, side in enumerate((slice(count), slice(count, None))):
                 if len(part[side]):
-                    found = _first_best(planes[: len(part)][side], part[side], offset)
-                    best = found if best is None else _better(best, found)
-        found = (*best, trusty)
+                    found, before = _first_best(planes[: len(part)][side], part[side]), sides[place]
+                    sides[place] = found if before is None else _better(before, found)
+        # Not before all parts are compared: the sum rounds, and what parts there are would tell.
+        ends = [
+            (side[0], side[1] + offset)
+            for side, offset in zip(sides, offsets, strict=True)
+            if side is not None
+        ]
+        found = (*(ends[0] if len(ends) == 1 else _better(*ends)), trusty)
         return tuple(plane.mT for plane in found) if turned else found
 
 
@@ -419,18 +426,21 @@ def _pooled(
     return pooled
 
 
-def _first_best(planes: Tensor, classes: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+def _first_best(planes: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Labels and scores of the best of (n, H, W) planes, which are overwritten.
 
     Ties go to the class that comes first.
     """
     best, count = planes.amax(dim=0), len(planes)
     if count == 1:
-        return classes.expand(best.shape), best + offset
+        return classes.expand(best.shape), best
+    planes.sub_(best)
+    if best.amin() < _TINY:
+        planes.sign_()
     # What is 0 now is best; the first of those has the greatest number, the others fall far below.
     numbers = torch.arange(count, 0, -1.0)[:, None, None]
-    torch.add(numbers, planes.sub_(best), alpha=_FAR, out=planes)
-    return classes[count - planes.amax(dim=0).long()], best + offset
+    torch.add(numbers, planes, alpha=_FAR, out=planes)
+    return classes[count - planes.amax(dim=0).long()], best
 
 
 def _mean(planes: Sequence[Tensor]) -> Tensor:

@@ -131,6 +131,18 @@ def test_no_bit_depends_on_tiles_passes_or_threads(
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("base, spread", [(0, 1e-6), (-90, 4)], ids=["near ties", "tiny scores"])
+def test_no_label_depends_on_tiles_where_scores_are_near(base: float, spread: float) -> None:
+    """As the sum with the gate's term rounds, and as differences are below 1e-38."""
+    fusion = fusion_case("windows three deep", 60, form="additive" if base == 0 else "product")
+    fusion.views[0].class_logits.mul_(spread / 4).add_(base)
+    expected = tiled(fusion, (60, 70), (100, 100))
+    for floats in (2**7, 2**9, 2**11):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, "_TILE_FLOATS", floats)
+            assert all(map(torch.equal, tiled(fusion, (60, 70), (1, 2)), expected))
+
+
 def test_classes_that_cannot_win_are_left_out() -> None:
     fusion = blobs(300)
     with LargestTensor() as mode:
