@@ -121,7 +121,7 @@ def inference(workload: Workload, runs: int) -> Findings:
     peak = _add_memory(found, workload, "the whole model", memory.labels)
     _add_memory(found, workload, _RELEASED, memory.released)
     what = f"{height}x{width} image, {len(grid)} windows, {scale.classes} classes"
-    found.add_bar(f"{what}: time over bare ViT", ratio, "x", 1.15, 1.10, "1.47-1.52")
+    found.add_bar(f"{what}: time over bare ViT", ratio, "x", 1.05, 1.03, "1.47-1.52")
     found.add_bar(f"{what}: memory above the model", peak, "MiB", 300, released="1170")
     return found
 

@@ -25,13 +25,13 @@ __all__ = ["TiledFusion"]
 # Pixels of the result: side of a block, for which classes are ruled out.
 _BLOCK = 16
 # Rows and columns of blocks in a tile.
-_TILE = (4, 6)
+_TILE = (5, 8)
 # With fewer classes planes of whole classes are quicker: ruling out takes longer than it saves.
 _FEWEST = 48
 # Where more than this share of all scores is left, they are quicker, too.
 _MOST_LEFT = 0.5
-# Floats in the planes of a tile, some classes at a time: 1 MiB, the cache of one core.
-_TILE_FLOATS = 2**18
+# Floats in the planes of a tile, some classes at a time: 2 MiB, the caches of two cores.
+_TILE_FLOATS = 2**19
 # Times a difference of two scores, the greater at least `_TINY`, more than the number of classes.
 _FAR = 1e38
 _TINY = 1e-20
