@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tagclip.errors import ConfigError, NotInstalledError
+
+if TYPE_CHECKING:
+    import openvino
 
 __all__ = ["RUNTIMES", "Run", "open_model"]
 
@@ -54,7 +59,7 @@ def _onnxruntime(content: bytes, output: str, threads: int) -> Run:
 def _openvino(content: bytes, output: str, threads: int) -> Run:
     import openvino
 
-    model = openvino.Core().read_model(content, b"")
+    model = _openvino_core().read_model(content, b"")
     if any(op.get_attributes().get("mode") == "cubic" for op in model.get_ops()):
         # Of ONNX's Resize it leaves out antialias and exclude_outside.
         raise ConfigError(
@@ -67,8 +72,20 @@ def _openvino(content: bytes, output: str, threads: int) -> Run:
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.compile_model(model, "CPU", options).create_infer_request()
+    request = _openvino_core().compile_model(model, "CPU", options).create_infer_request()
     return lambda inputs: request.infer(dict(inputs))[0]
+
+
+@cache
+def _openvino_core() -> openvino.Core:
+    """One for the process, never freed.
+
+    With the last one OpenVINO unloads its CPU plugin, and frees the stack for signals that it gave
+    the thread which loaded it: if another thread does so, the next signal ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino}

@@ -73,3 +73,33 @@ def test_a_runtime_that_is_not_there(monkeypatch: pytest.MonkeyPatch, model: Pat
     monkeypatch.setitem(sys.modules, "openvino", None)
     action = lambda: session.open_model(model.read_bytes(), "openvino")  # noqa: E731
     fails(NotInstalledError, action, "--runtime openvino", "pip install openvino")
+
+
+# Prints whether a model that another thread frees leaves this one no stack for signals, or one in
+# memory that is there.
+STACK = """
+import ctypes, gc, sys, threading
+from pathlib import Path
+from tagclip.export.runtime.session import open_model
+
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+models = [open_model(Path(sys.argv[1]).read_bytes(), "openvino", threads=1)]
+thread = threading.Thread(target=lambda: (models.clear(), gc.collect()))
+thread.start()
+thread.join()
+stack = Stack()
+ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack))
+ranges = (line.split()[0].split("-") for line in open("/proc/self/maps"))
+is_there = any(int(a, 16) <= (stack.start or 0) < int(b, 16) for a, b in ranges)
+print(is_there or not stack.start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_openvino_leaves_no_stack_for_signals_that_is_gone(model: Path) -> None:
+    pytest.importorskip("openvino")
+    line = [sys.executable, "-c", STACK, str(model)]
+    ended = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert ended.stdout == "True\n"
