@@ -1,8 +1,9 @@
 """An exported ONNX file in int8: calibrated on images, static, for onnxruntime and OpenVINO alike.
 
-In int8 are the products of CLIP's vision transformer with its weights, nine tenths of all
+In int8 are the products of CLIP's vision transformer with its weights, four fifths of all
 operations. Float stay its attention products, softmax, norms and activations, which both runtimes
-compute faster so, and all behind CLIP's projection, a fiftieth of the work that decides the labels.
+compute faster so, and all behind CLIP's projection, a thirtieth of the work, which decides the
+labels.
 """
 
 from __future__ import annotations

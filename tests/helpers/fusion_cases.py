@@ -64,6 +64,28 @@ def reference_scores(
     return (mean, None) if fusion.trusty_target is None else (mean[:-1], mean[-1])
 
 
+def assert_near_reference(
+    fusion: ScoreFusion,
+    size: tuple[int, int],
+    labels: torch.Tensor,
+    scores: torch.Tensor,
+    trusty: torch.Tensor | None,
+) -> np.ndarray:
+    """Compare a result with float64; return (H, W) bool, where the best class is clear."""
+    planes, expected_trusty = reference_scores(fusion, size)
+    ranked = np.sort(planes, axis=0)
+    np.testing.assert_allclose(scores, ranked[-1], atol=2e-6, rtol=0)
+    is_clear = np.ones(size, dtype=bool)
+    if len(planes) > 1:
+        is_clear = ranked[-1] - ranked[-2] > 4e-6
+    assert is_clear.mean() > 0.9
+    assert np.array_equal(labels.numpy()[is_clear], planes.argmax(0)[is_clear])
+    assert (trusty is None) == (fusion.trusty_target is None)
+    if trusty is not None:
+        np.testing.assert_allclose(trusty, expected_trusty, atol=2e-6, rtol=0)
+    return is_clear
+
+
 def _view_planes(fusion: ScoreFusion, view: ViewLogits, size: tuple[int, int]) -> np.ndarray:
     """Scores of one view, and the trusty map as the last plane, if any."""
     grid, extra = view.grid, fusion.trusty_target is not None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from helpers.clip_files import random_clip
 from helpers.tiny_checkpoint import build, checkpointer
-from helpers.tiny_run import changed
+from helpers.tiny_run import changed, load_tool
 from safetensors.torch import save_file
 
 from tagclip import TagCLIPPredictor
@@ -22,6 +23,17 @@ TOLERANCE = 1e-4
 # The tiny model's patches have 16 pixels and its table 4 x 4 of them.
 SQUARE, WIDE, ODD, THIN = (64, 64), (48, 80), (50, 71), (9, 40)
 WORDS = "dog, cat, traffic light"
+
+
+@pytest.fixture(scope="module")
+def tool(repository: Path) -> ModuleType:
+    return load_tool(repository / "tools" / "export_model.py")
+
+
+@pytest.fixture(scope="module")
+def example(repository: Path) -> ModuleType:
+    pytest.importorskip("onnxruntime")
+    return load_tool(repository / "tools" / "run_onnx.py")
 
 
 @pytest.fixture(scope="module")

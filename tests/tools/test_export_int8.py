@@ -16,7 +16,9 @@ from helpers.clip_files import fails, sha256
 from helpers.tiny_export import ABSENT, WORDS, run_without_torch, save_run
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
-from helpers.tiny_run import CLASSES, UNSEEN, VOID, changed, exit_of, load_tool, write_tiny_dataset
+from helpers.tiny_export import example as example
+from helpers.tiny_export import tool as tool
+from helpers.tiny_run import CLASSES, UNSEEN, VOID, changed, exit_of, write_tiny_dataset
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
@@ -26,16 +28,6 @@ from tagclip.export.runtime.images import read_image
 from tagclip.export.runtime.session import RUNTIMES
 
 pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def tool(repository: Path) -> ModuleType:
-    return load_tool(repository / "tools" / "export_model.py")
-
-
-@pytest.fixture(scope="module")
-def example(repository: Path) -> ModuleType:
-    return load_tool(repository / "tools" / "run_onnx.py")
 
 
 @pytest.fixture

@@ -31,7 +31,9 @@ from helpers.tiny_export import (
 )
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
-from helpers.tiny_run import changed, exit_of, load_tool
+from helpers.tiny_export import example as example
+from helpers.tiny_export import tool as tool
+from helpers.tiny_run import changed, exit_of
 from PIL import Image
 
 from tagclip import TagCLIPError, TagCLIPPredictor
@@ -43,11 +45,6 @@ from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe
 from tagclip.export.runtime import images as reading
 from tagclip.modeling.inference.fusion import InferenceSettings
-
-
-@pytest.fixture(scope="module")
-def tool(repository: Path) -> ModuleType:
-    return load_tool(repository / "tools" / "export_model.py")
 
 
 def export(tool: ModuleType, *args: object) -> dict:
@@ -97,12 +94,6 @@ def test_tool_and_example(
         found = cv2.imread(str(labels), cv2.IMREAD_UNCHANGED)
         assert found.shape == expected.shape == size
         assert (found != expected).mean() < 1e-3 and len(np.unique(expected)) > 1
-
-
-@pytest.fixture(scope="module")
-def example(repository: Path) -> ModuleType:
-    pytest.importorskip("onnxruntime")
-    return load_tool(repository / "tools" / "run_onnx.py")
 
 
 def odd_images(folder: Path) -> Iterator[Path]:

@@ -14,7 +14,9 @@ from helpers.clip_files import fails, random_clip, sha256
 from helpers.tiny_export import WORDS, noise, run_without_torch, save_run
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
-from helpers.tiny_run import changed, exit_of, load_tool
+from helpers.tiny_export import example as example
+from helpers.tiny_export import tool as tool
+from helpers.tiny_run import changed, exit_of
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -24,16 +26,6 @@ from tagclip.export.runtime.class_vectors import ClassVectors
 from tagclip.export.runtime.exported_model import ExportedModel
 
 pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture(scope="module")
-def tool(repository: Path) -> ModuleType:
-    return load_tool(repository / "tools" / "export_model.py")
-
-
-@pytest.fixture(scope="module")
-def example(repository: Path) -> ModuleType:
-    return load_tool(repository / "tools" / "run_onnx.py")
 
 
 def export(tool: ModuleType, checkpoint: Path, folder: Path, *opts: object) -> dict:
