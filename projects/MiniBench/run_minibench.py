@@ -16,7 +16,7 @@ from pathlib import Path
 from tagclip.utils.cli import run_tool
 
 OUTPUT = Path("output/minibench")
-CONFIG = Path(__file__).parent / "configs" / "tagclip_minibench_noun_fence_board_convtrust.yaml"
+CONFIG = "minibench/tagclip_minibench_noun_fence_board_convtrust.yaml"
 
 
 def invoke_main() -> None:
@@ -40,7 +40,7 @@ def run() -> None:
     generate_data.write(None)
     if OUTPUT.exists():
         shutil.rmtree(OUTPUT)
-    words = ["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
+    words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]
     train_net.start(train_net.parse_args(words))
     make_report.report(OUTPUT)
 
