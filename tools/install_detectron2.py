@@ -39,7 +39,7 @@ COMMAND = "tagclip setup-detectron2"
 # What pip needs to build detectron2, and the command that brings it.
 PREREQUISITES = {
     "torch": "python -m pip install torch torchvision",
-    "setuptools": "python -m pip install 'setuptools>=77,<81'",
+    "setuptools": "python -m pip install setuptools",
 }
 PROJECTS = ("PointRend/point_rend", "DeepLab/deeplab", "Panoptic-DeepLab/panoptic_deeplab")
 
