@@ -51,6 +51,7 @@ COMMANDS = {
             "tools.export_predictions:invoke_main",
             "write predictions for annotation tools",
         ),
+        "publish": ("tools.publish_model:invoke_main", "write a folder that others can load"),
         "convert": ("tools.convert_checkpoint:invoke_main", "convert checkpoints and weights"),
         "export": ("tools.export_model:invoke_main", "write a model as ONNX and TorchScript"),
         "run-onnx": ("tools.run_onnx:invoke_main", "run an exported model without torch"),
