@@ -20,6 +20,7 @@ FLOORS = (
     "data",
     "visualization",
     "config structures",
+    "model_zoo",
     "utils projects solver",
     "errors",
 )

@@ -1,24 +1,27 @@
 #!/usr/bin/env python
 """Write a trained model as a folder that others can load, and send it to the hub.
 
-python tools/publish_model.py --weights output/voc/model_final.pth --output voc
-python tools/publish_model.py --weights output/minibench/model_final.pth --output mini --with-clip
-python tools/publish_model.py --weights FILE --output FOLDER --push-to-hub ORGANISATION/NAME
+tagclip publish --weights output/voc/model_final.pth --output voc
+tagclip publish --weights output/minibench/model_final.pth --output mini --with-clip
+tagclip publish --weights FILE --output FOLDER --push-to-hub ORGANISATION/NAME
+
+The folder holds what was trained, its config, class list and a model card, which
+shows results that lie beside the checkpoint. How others load it: docs/sharing.md
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 
-def parse_args(args: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     add = parser.add_argument
     add("--weights", required=True, metavar="FILE", help="a checkpoint, or such a folder")
     add("--output", required=True, type=Path, metavar="FOLDER", help="is created as a whole")
@@ -31,11 +34,13 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     add("--license", default="", metavar="ID", help="of what was trained, such as apache-2.0")
     add("--push-to-hub", default="", metavar="NAME", help="send it there: ORGANISATION/NAME")
     add("--private", action="store_true", help="a repository that is made is private")
-    add(
-        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="config keys to override; last",
-    )  # fmt: skip
-    return parser.parse_args(args)
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:
