@@ -10,7 +10,6 @@ of docs/results.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
@@ -31,17 +31,15 @@ BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 RunKey = tuple[str, str, int]
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/minibench_table"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--docs", action="store_true", help="put the table into the documents")
     parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
-    return parser.parse_args()
+    return parser
 
 
 def result_file(output: Path, key: RunKey) -> Path:
@@ -114,7 +112,7 @@ def replace_table(path: Path, text: str) -> None:
 
 def invoke_main() -> None:
     """Run what is missing, then write the table."""
-    args = parse_args()
+    args = make_parser().parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, name, seed = args.one
