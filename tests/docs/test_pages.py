@@ -26,7 +26,7 @@ PAGES = sorted(
 NAMES = {name for group in COMMANDS.values() for name in group}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^]\n]*\]\(([^)\s]+)\)")
-_COMMAND = re.compile(r"(?:^|[\s`'])tagclip ([a-z][a-z0-9-]*)(?: ([a-z][a-z0-9-]*))?", re.MULTILINE)
+_COMMAND = re.compile(r"\btagclip ([a-z][a-z0-9-]*)(?: ([a-z][a-z0-9-]*))?")
 
 
 def prose(path: Path) -> str:
@@ -81,7 +81,10 @@ def test_commands_exist(path: Path) -> None:
     """But in what has been."""
     if path.name == "CHANGELOG.md":
         return
-    for first, second in _COMMAND.findall(path.read_text(encoding="utf-8")):
+    text = path.read_text(encoding="utf-8")
+    blocks = [block for language, block in _FENCE.findall(text) if language == "sh"]
+    spans = re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))
+    for first, second in _COMMAND.findall("\n".join([*blocks, *spans])):
         assert first in NAMES or f"{first} {second}" in NAMES, f"tagclip {first} {second}"
 
 
