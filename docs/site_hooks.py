@@ -77,7 +77,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 def commands_page() -> str:
     """Return Markdown: what every command of ``tagclip`` says of itself."""
-    from tagclip.cli import COMMANDS
+    from tagclip.cli.commands import COMMANDS
 
     lines = ["# Commands", "", "What `tagclip --help` lists, and `tagclip COMMAND --help` says."]
     for title, group in COMMANDS.items():

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from helpers.paths import REPOSITORY
 
-from tagclip.cli import COMMANDS
+from tagclip.cli.commands import COMMANDS
 
 PAGES = sorted(
     {
