@@ -107,7 +107,7 @@ def test_what_is_not_installed_is_named(missing: str, command: str) -> None:
     code = f"import sys; sys.modules['{missing}'] = None\n"
     library = "import tagclip\ntry: tagclip.load_config\nexcept ImportError as e: print(e)"
     assert run(code + library) == f"{message}\n"
-    tool = "from tagclip import cli; sys.argv = ['', 'demo', '--input', 'a']; cli.main()"
+    tool = "from tagclip import cli; sys.argv = ['', 'segment', '--input', 'a']; cli.main()"
     result = subprocess.run(
         [sys.executable, "-c", code + tool], capture_output=True, text=True, check=False
     )

@@ -19,6 +19,7 @@ FLOORS = (
     "data",
     "visualization",
     "config structures",
+    "model_zoo",
     "utils projects solver",
     "errors",
 )

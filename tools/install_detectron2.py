@@ -266,13 +266,18 @@ def install_official(replace: bool) -> None:
         sys.exit(f"detectron2: built, but cannot be imported ({error})")
 
 
-def main() -> None:
-    """Install unless there is nothing to do."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--official", action="store_true", help="build the official source")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Install unless there is nothing to do."""
+    args = make_parser().parse_args()
     folder = location()
     ours = folder is not None and is_ours(folder)
     if folder is not None and not (ours and args.official):

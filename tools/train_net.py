@@ -22,17 +22,16 @@ from typing import TYPE_CHECKING, Any
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import hide_tracebacks, run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
     parser.add_argument(
         "--resume",
@@ -53,6 +52,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         help="instead of a run, train N iterations repeatedly, with labels of unseen classes "
         "scrambled and with their names replaced, and compare all weights; writes nothing",
     )
+    add_process_options(parser)
+    parser.add_config_keys()
+    return parser
+
+
+def add_process_options(parser: ToolParser) -> None:
+    """Add the options that say how many processes there are, and where they meet."""
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine")
     parser.add_argument("--num-machines", type=int, default=1, help="with as many GPUs each")
     parser.add_argument(
@@ -64,12 +70,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         default=f"tcp://127.0.0.1:{port}",
         help="where several processes meet: address of machine 0 and a free port",
     )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
+    parser = make_parser()
     args = parser.parse_args(args)
     is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
     if args.prove_protocol is not None and (args.resume or not is_one):
