@@ -77,7 +77,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 def commands_page() -> str:
     """Return Markdown: what every command of ``tagclip`` says of itself."""
-    from tagclip.cli import COMMANDS
+    from tagclip.cli.commands import COMMANDS
 
     lines = ["# Commands", "", "What `tagclip --help` lists, and `tagclip COMMAND --help` says."]
     for title, group in COMMANDS.items():
@@ -95,7 +95,7 @@ def help_of(name: str) -> str:
     with (
         mock.patch.object(sys, "argv", ["tagclip", *name.split(), "--help"]),
         mock.patch.object(sys, "path", [*sys.path]),
-        mock.patch.dict(os.environ, COLUMNS="100"),
+        mock.patch.dict(os.environ, COLUMNS="88"),
         contextlib.redirect_stdout(text),
         contextlib.suppress(SystemExit),
     ):
