@@ -59,6 +59,7 @@ setup(
         "tagclip.projects.minibench": ["*.json", "templates/*.html.j2"],
         "tagclip.projects.webdemo": ["*.js", "*.css", "templates/*.html.j2"],
         "tagclip.tools": ["*.json"],
+        "tagclip.tools.prepare": ["README.md"],
         **dict.fromkeys(DATA, ["**/*.yaml", "*.json", "*.safetensors", "*.gz"]),
     },
     entry_points={"console_scripts": ["tagclip = tagclip.cli:main"]},

@@ -43,7 +43,7 @@ def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(repository / name, source / name, ignore=ignore)
     (source / "datasets").mkdir()
-    for path in repository.glob("datasets/*.py"):
+    for path in (repository / "datasets" / "README.md", *repository.glob("datasets/*.py")):
         shutil.copy(path, source / "datasets")
     return source
 
@@ -67,7 +67,8 @@ def files_of_checkout(source: Path) -> Iterator[tuple[str, Path]]:
     for name in (*FOLDERS, "datasets"):
         for path in filter(Path.is_file, (source / name).rglob("*")):
             file = path.relative_to(source)
-            if path.suffix in (".md", ".png"):
+            # A message of `tagclip prepare` names the README.md of datasets.
+            if path.suffix == ".png" or (path.suffix == ".md" and name != "datasets"):
                 continue
             if name == "tagclip":
                 yield file.as_posix(), path

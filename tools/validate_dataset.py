@@ -182,7 +182,7 @@ def _remedy(prepare_command: str, vocabulary_json: str) -> str:
     for benchmark in read_benchmarks().values():
         names = (benchmark.vocabulary, benchmark.readable)
         if any(name and Path(vocabulary_json) == json_of(name) for name in names):
-            return f"convert the labels, as python datasets/{benchmark.prepare} does"
+            return f"convert the labels, as tagclip prepare {benchmark.prepare} does"
     return f"convert the labels to the ids of {vocabulary_json} (tagclip labels convert)"
 
 

@@ -80,7 +80,7 @@ def test_killed_and_run_again_gives_the_same_files(
     assert _in_child(killed) == (-signal.SIGKILL if count < 9 else 0)
     with benchmarks_at(tmp_path):
         if count < 9:
-            with pytest.raises(Exception, match="prepare_voc"):
+            with pytest.raises(Exception, match="tagclip prepare voc"):
                 DatasetCatalog.get("voc2012_train")
     run_script(SCRIPT, tmp_path, "--only", "voc2012_train")
     assert snapshot(tmp_path / ANNOTATIONS) == snapshot(tmp_path / "whole" / ANNOTATIONS)

@@ -21,7 +21,7 @@ from tagclip import ZeroShotTrainer, register_zero_shot_sem_seg
 
 pytestmark = pytest.mark.usefixtures("benchmarks")
 TRAIN_VOC = ("DATASETS.TRAIN", "('voc2012_train',)", *NO_TEST)
-PREPARE_VOC = "run: python datasets/prepare_voc.py"
+PREPARE_VOC = "run: tagclip prepare voc"
 
 
 def test_missing_data(bench: Bench) -> None:

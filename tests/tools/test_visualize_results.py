@@ -176,7 +176,7 @@ def test_without_predictions_a_command_is_named(tool: ModuleType, run: Run) -> N
     run.evaluate("")
     text = message(lambda: show(tool, run))
     command = (
-        f"python tools/train_net.py --config-file {run.folder}/config.yaml --eval-only "
+        f"tagclip train --config-file {run.folder}/config.yaml --eval-only "
         f"MODEL.WEIGHTS CHECKPOINT OUTPUT_DIR {run.folder} TEST.SAVE_PREDICTIONS png"
     )
     assert text.endswith(f"found no predictions; save them with: {command}")
