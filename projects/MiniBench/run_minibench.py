@@ -16,7 +16,7 @@ from tagclip.utils.cli import run_tool
 from tagclip.utils.tool_parser import ToolParser
 
 OUTPUT = Path("output/minibench")
-CONFIG = Path(__file__).parent / "configs" / "tagclip_minibench_noun_fence_board_convtrust.yaml"
+CONFIG = "minibench/tagclip_minibench_noun_fence_board_convtrust.yaml"
 
 
 def make_parser() -> ToolParser:
@@ -42,7 +42,7 @@ def run() -> None:
     generate_data.write(None)
     if OUTPUT.exists():
         shutil.rmtree(OUTPUT)
-    words = ["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
+    words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]
     train_net.start(train_net.parse_args(words))
     make_report.report(OUTPUT)
 
