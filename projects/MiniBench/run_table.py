@@ -113,6 +113,10 @@ def replace_table(path: Path, text: str) -> None:
 def invoke_main() -> None:
     """Run what is missing, then write the table."""
     args = make_parser().parse_args()
+    if args.docs and not RESULTS.is_file():
+        sys.exit(
+            f"--docs: found no {RESULTS}, expected a checkout's; run this there, or leave it out"
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, name, seed = args.one

@@ -57,7 +57,7 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.projects.webdemo.session import Limits
 
     if find_spec("gradio") is None:
-        raise ConfigError("gradio: not installed, the page needs it; run pip install '.[demo]'")
+        raise ConfigError("gradio: not installed, the page needs it; run: pip install gradio")
     if not Path(args.weights).is_file() and args.weights == WEIGHTS:
         raise CheckpointError(
             f"{WEIGHTS}: no such file; run make minibench, or name a checkpoint with --weights"
