@@ -51,7 +51,9 @@ _ROWS = 256
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("source", type=Path, help="folder of masks; with --from, the export")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=Path, help="folder of masks; with --from, the export"
+    )
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="folder of the label files")
     parser.add_argument(
         "--from", dest="form", metavar="TOOL", choices=READERS, help=", ".join(READERS)

@@ -33,9 +33,13 @@ if TYPE_CHECKING:
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("export", type=Path, help="folder with model.json and model.onnx")
-    parser.add_argument("image", type=Path, help="read as in training: upright, without alpha")
-    parser.add_argument("labels", type=Path, help="NAME.png to write")
+    parser.add_argument(
+        "export", metavar="EXPORT", type=Path, help="folder with model.json and model.onnx"
+    )
+    parser.add_argument(
+        "image", metavar="IMAGE", type=Path, help="read as in training: upright, without alpha"
+    )
+    parser.add_argument("labels", metavar="LABELS", type=Path, help="NAME.png to write")
     words = parser.add_mutually_exclusive_group()
     words.add_argument(
         "--vocab", "--words", dest="words", metavar="NAMES", help="""'cat, "blue, striped fence"'"""

@@ -45,7 +45,9 @@ logger = logging.getLogger("tagclip.score")
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("predictions", type=Path, help="folder, or a COCO json")
+    parser.add_argument(
+        "predictions", metavar="PREDICTIONS", type=Path, help="folder, or a COCO json"
+    )
     parser.add_argument(
         "--dataset", metavar="NAME", default="", help="registered dataset (default: of the config)"
     )

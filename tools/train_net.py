@@ -32,7 +32,9 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_config_file()
-    parser.add_argument("--weights", metavar="FILE", help="start from this; MODEL.WEIGHTS")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="start from this (default: MODEL.WEIGHTS)"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -67,6 +69,7 @@ def add_process_options(parser: ToolParser) -> None:
     port = 2**15 + 2**14 + os.getuid() % 2**14 if hasattr(os, "getuid") else 2**15
     parser.add_argument(
         "--dist-url",
+        metavar="URL",
         default=f"tcp://127.0.0.1:{port}",
         help="where several processes meet: address of machine 0 and a free port",
     )

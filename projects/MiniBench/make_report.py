@@ -17,7 +17,12 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument(
-        "run", nargs="?", type=Path, default=Path("output/minibench"), help="OUTPUT_DIR of the run"
+        "run",
+        metavar="RUN",
+        nargs="?",
+        type=Path,
+        default=Path("output/minibench"),
+        help="OUTPUT_DIR of the run",
     )
     parser.add_argument("--run", dest="same", metavar="RUN", type=Path, help="the same")
     return parser

@@ -28,7 +28,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_told = "default" in (action.help or "default") or isinstance(action.default, bool)
-        has_one = action.option_strings and isinstance(action.default, str | int | float | Path)
+        has_one = isinstance(action.default, str | int | float | Path)
         if is_told or not has_one or action.default in ("", argparse.SUPPRESS):
             return action.help
         return f"{action.help} (default: %(default)s)"
