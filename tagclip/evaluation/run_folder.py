@@ -36,7 +36,7 @@ def evaluation_command(run: Path, cfg: CfgNode, dataset: str, *options: str) -> 
     if (run / "last_checkpoint").is_file():
         words.append("--resume")
     elif not cfg.MODEL.WEIGHTS:
-        words.append("MODEL.WEIGHTS CHECKPOINT")
+        words.append("--weights CHECKPOINT")
     if dataset not in cfg.DATASETS.TEST:
         words.append(f"DATASETS.TEST \"('{dataset}',)\"")
     return " ".join([*words, "OUTPUT_DIR", str(run), *options])
