@@ -118,7 +118,7 @@ def test_images_and_labels_without_each_other_are_skipped(bench: Bench) -> None:
     refused(
         bench.training(*skip),
         f"DatasetError: dataset {test}: found 0 usable samples (3 images without label, 1 labels w",
-        "see tools/validate_dataset.py",
+        "see tagclip validate",
     )
 
 

@@ -28,7 +28,7 @@ class Benchmark:
         labels: folder of the prepared label files.
         vocabulary: name of the class list, in the spelling of the released models.
         num_images: images of the whole benchmark.
-        prepare: what `tagclip prepare` makes the labels with, such as ``voc``.
+        prepare: what ``tagclip prepare`` calls it.
         readable: class list with the same classes in everyday spelling; "" if there is none.
         label_ext: extension of the label files; tif has 16 bits.
     """

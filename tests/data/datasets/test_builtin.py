@@ -13,7 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.miniature_trees import benchmarks_at, random_label, write_gray, write_jpg, write_list
 from helpers.toy_dataset import forget, toy_config, vocabulary_tree, write_json
 
-from tagclip.cli.commands import COMMANDS
+from tagclip.cli.commands import MODULES
 from tagclip.config.loading import load_config
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.builtin import read_benchmarks, register_benchmarks, vocabulary_json
@@ -76,7 +76,7 @@ def test_all_benchmarks_are_registered_and_nothing_is_read(root: Path) -> None:
         message = listing_error(benchmark.name)
         assert f"no image folder {root / benchmark.images}" in message
         assert message.endswith(f"run: tagclip prepare {benchmark.prepare}")
-        assert f"prepare {benchmark.prepare}" in COMMANDS["Prepare data"]
+        assert f"prepare {benchmark.prepare}" in MODULES
 
 
 def test_registering_again_does_nothing_and_elsewhere_is_refused(root: Path) -> None:
