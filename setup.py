@@ -54,7 +54,7 @@ setup(
             "data/datasets/*/*.json",
             "modeling/clip/*.json",
             "structures/*.json",
-            "*/templates/*.html.j2",
+            "*/templates/*.j2",
         ],
         "tagclip.projects.minibench": ["*.json", "templates/*.html.j2"],
         "tagclip.projects.webdemo": ["*.js", "*.css", "templates/*.html.j2"],
@@ -69,6 +69,8 @@ setup(
         "Pillow>=10",
         "simplejpeg>=1.9,<2",
         "open_clip_torch>=3.3,<4",
+        # Models that are handed on; open_clip brings it, too.
+        "huggingface_hub>=1,<3",
         "safetensors>=0.4.3",
         "PyYAML>=6",
         "matplotlib>=3.8",
