@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tagclip import model_zoo, projects
+from tagclip import projects
 
 CONFIG = "voc/tagclip_vitb16_voc_inductive_convtrust.yaml"
 # What setup.py needs; everything else of a checkout may be absent.
@@ -111,25 +111,24 @@ def test_a_source_distribution_gives_the_same_wheel(
 
 
 @pytest.fixture
-def python(target: Path, tmp_path: Path) -> Callable[..., str]:
-    """Run this Python in an empty folder, where tagclip is that of the wheel; return its output.
+def run(target: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run this Python in an empty folder, where tagclip is that of the wheel.
 
-    -S leaves out what makes a checkout importable: an editable installation, .pth files.
+    -S leaves out what makes a checkout importable, an editable installation and .pth files, and
+    the packages of this environment, which come back with PYTHONPATH if `installed`.
     """
     here = tmp_path / "empty"
     here.mkdir()
-    packages = [path for path in sys.path if "site-packages" in path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(target), *packages])}
 
-    def run(*words: str) -> str:
+    def call(*words: str, installed: bool = False) -> subprocess.CompletedProcess:
+        packages = [path for path in sys.path if installed and "site-packages" in path]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(target), *packages])}
         command = [sys.executable, "-S", *words]
-        result = subprocess.run(
+        return subprocess.run(
             command, cwd=here, env=environment, capture_output=True, text=True, check=False
         )
-        assert result.returncode == 0, result.stderr[-4000:]
-        return result.stdout
 
-    return run
+    return call
 
 
 # Heavy imports cost more than all the rest: one process.
@@ -145,12 +144,45 @@ print(same_project_file("/of/another/projects/MiniBench/assets/mini_clip.safeten
 """
 
 
-def test_the_command_runs_in_an_empty_folder(python: Callable[..., str], target: Path) -> None:
+def test_the_command_runs_in_an_empty_folder(run: Callable, target: Path) -> None:
     assert (target / "bin" / "tagclip").is_file()
-    assert "usage: tagclip COMMAND" in python("-m", "tagclip", "--help")
-    assert python("-m", "tagclip.model_zoo").splitlines() == model_zoo.list()
-    shown = python("-c", CODE)
-    *_, data, package, name, weights, same = shown.splitlines()
-    assert "Parameters" in shown and data == "datasets/minibench"
+    shown = run("-c", CODE, installed=True)
+    assert shown.returncode == 0, shown.stderr[-4000:]
+    *_, data, package, name, weights, same = shown.stdout.splitlines()
+    assert "Parameters" in shown.stdout and data == "datasets/minibench"
     assert package == str(target / "tagclip" / "__init__.py") and same == weights
     assert all(Path(path).is_file() and path.startswith(str(target)) for path in (name, weights))
+
+
+@pytest.mark.parametrize(
+    ("words", "output", "error"),
+    [
+        ("tagclip --help", "usage: tagclip COMMAND", ""),
+        ("tagclip.model_zoo", CONFIG, ""),
+        ("tagclip setup-detectron2 --help", "pb1-detectron2", ""),
+        (
+            "tagclip setup-detectron2",
+            "",
+            f"{sys.executable}: pip is not installed, but brings detectron2 and cv2; run: python "
+            "-m ensurepip, then tagclip setup-detectron2\n",
+        ),
+        (
+            f"tagclip train --config-file {CONFIG}",
+            "",
+            "NotInstalledError: tagclip needs detectron2, which is not installed; run: tagclip "
+            "setup-detectron2\n",
+        ),
+        (
+            "tagclip run-onnx folder image.png labels.png",
+            "",
+            "ConfigError: No module named 'numpy'; run: pip install numpy onnxruntime pillow\n",
+        ),
+    ],
+)
+def test_where_nothing_else_is_installed(
+    words: str, output: str, error: str, run: Callable
+) -> None:
+    """What can run does, the others end with what to do."""
+    ended = run("-m", *words.split())
+    assert (ended.stderr, ended.returncode) == (error, int(bool(error)))
+    assert output in ended.stdout

@@ -38,6 +38,12 @@ def make_parser() -> ToolParser:
         action="store_true",
         help="continue from the last checkpoint in OUTPUT_DIR, if there is one",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train even if OUTPUT_DIR holds the finished run of another config; removes the "
+        "checkpoints, logs and results of the runs there, no other file",
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     parser.add_argument(
         "--prove-protocol",
@@ -73,11 +79,17 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
     if args.prove_protocol is not None and (args.resume or not is_one):
         parser.error("--prove-protocol is one new training in one process: give no other option")
+    if args.overwrite and (args.resume or args.eval_only or args.prove_protocol is not None):
+        parser.error("--overwrite begins a new training: give it without the other options")
     return args
 
 
-def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
+def read_config(args: argparse.Namespace, *, overwrite: bool) -> tuple[CfgNode, bool]:
     """Build the config and check all that it names.
+
+    Args:
+        args: see `parse_args`.
+        overwrite: whether OUTPUT_DIR may hold another finished run.
 
     Returns:
         The config, and whether it asks for a GPU that is not there.
@@ -90,7 +102,7 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
     import_projects(cfg.PROJECTS)
     wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
     weights = resolve_weights_and_seed(cfg, eval_only=args.eval_only, resume=args.resume)
-    ZeroShotTrainer.check(cfg, weights=weights, train=not args.eval_only)
+    ZeroShotTrainer.check(cfg, weights=weights, train=not args.eval_only, overwrite=overwrite)
     cfg.freeze()
     return cfg, wanted != cfg.MODEL.DEVICE
 
@@ -101,7 +113,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    cfg, no_gpu = read_config(args)
+    from tagclip.engine.finished_run import remove_run
+
+    cfg, no_gpu = read_config(args, overwrite=args.resume or args.overwrite)
+    if args.overwrite:
+        remove_run(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     try:
         default_setup(cfg, args)
     # A zero byte is a ValueError.
@@ -151,7 +167,7 @@ def prove(args: argparse.Namespace) -> None:
     """Show that this training depends on nothing that its protocol hides; print the figures."""
     from tagclip.engine.protocol_proof import prove_protocol
 
-    proof = prove_protocol(read_config(args)[0], args.prove_protocol)
+    proof = prove_protocol(read_config(args, overwrite=True)[0], args.prove_protocol)
     print(proof.report())
     print(proof.conclusion())
 
