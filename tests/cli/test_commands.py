@@ -12,11 +12,9 @@ import pytest
 from helpers.tiny_run import exit_of
 
 from tagclip import cli, projects
-from tagclip.cli import MODULES as ALL_MODULES
+from tagclip.cli import MODULES
 from tagclip.cli.commands import COMMANDS
 
-# The file of tagclip publish is not there yet.
-MODULES = {name: module for name, module in ALL_MODULES.items() if name != "publish"}
 NAMES = sorted(MODULES)
 
 

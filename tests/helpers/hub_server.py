@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from helpers.paths import REPOSITORY
@@ -55,8 +56,8 @@ class Hub:
     def find(self, repository: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """The commit that a revision names."""
         commits = self.commits.get(repository, [])
-        named = [commit for commit in commits if commit[0] == revision]
-        return (named or commits[-1:] if revision == "main" or named else [None])[-1]
+        named = [commit for commit in commits if revision in (commit[0], "main")]
+        return named[-1] if named else None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -137,15 +138,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         parts, body = self._log(), self._read()
         if self.hub.refuse:
-            return self._answer(self.hub.refuse)
+            self._answer(self.hub.refuse)
+        elif parts[4:5] == ["commit"]:
+            self._commit("/".join(parts[2:4]), body)
+        else:
+            self._prepare(parts, json.loads(body))
+
+    def _prepare(self, parts: list[str], tree: dict[str, Any]) -> None:
+        """Everything before a commit."""
         if parts == ["api", "repos", "create"]:
-            tree = json.loads(body)
             name = f"{tree['organization']}/{tree['name']}"
             self.hub.visibility[name] = tree.get("visibility")
             if name not in self.hub.commits:
                 self.hub.commit(name, {".gitattributes": b""})
             return self._json({"url": f"{self.hub.address}/{name}", "name": name})
-        if parts[:2] == ["api", "validate-yaml"] or parts[:1] == ["api"] and "yaml" in parts[-1]:
+        if parts == ["api", "validate-yaml"]:
             return self._json({"errors": [], "warnings": []})
         if parts[4:5] == ["preupload"]:
             files = [
@@ -154,29 +161,28 @@ class _Handler(BaseHTTPRequestHandler):
                     "uploadMode": "lfs" if file["path"].endswith(_LARGE) else "regular",
                     "shouldIgnore": False,
                 }
-                for file in json.loads(body)["files"]
+                for file in tree["files"]
             ]
             return self._json({"files": files})
         if parts[2:] == ["info", "lfs", "objects", "batch"]:
             objects = [
                 {**each, "actions": {"upload": {"href": f"{self.hub.address}/lfs/{each['oid']}"}}}
-                for each in json.loads(body)["objects"]
+                for each in tree["objects"]
             ]
             return self._json({"transfer": "basic", "objects": objects})
-        if parts[4:5] == ["commit"]:
-            lines = [json.loads(line) for line in body.splitlines()]
-            files = {}
-            for line in lines:
-                value = line["value"]
-                if line["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
-                elif line["key"] == "lfsFile":
-                    files[value["path"]] = self.hub.large[value["oid"]]
-            name = "/".join(parts[2:4])
-            sha = self.hub.commit(name, files)
-            address = f"{self.hub.address}/{name}/commit/{sha}"
-            return self._json({"success": True, "commitOid": sha, "commitUrl": address})
         return self._answer(404)
+
+    def _commit(self, name: str, body: bytes) -> None:
+        files = {}
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.large[value["oid"]]
+        sha = self.hub.commit(name, files)
+        address = f"{self.hub.address}/{name}/commit/{sha}"
+        self._json({"success": True, "commitOid": sha, "commitUrl": address})
 
     def do_PUT(self) -> None:
         parts, body = self._log(), self._read()
