@@ -231,7 +231,10 @@ def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
     if isinstance(node, list):
         return [resolve_paths(value, folder, key) for value in node]
     if isinstance(node, str) and node.startswith(_RELATIVE) and key not in _CWD_RELATIVE:
-        return str((folder / node).resolve())
+        path = folder / node
+        # A link to a file keeps its name: the cache of the hub calls the file by its checksum.
+        is_link = path.is_symlink() and path.is_file()
+        return str(path.parent.resolve() / path.name if is_link else path.resolve())
     return node
 
 
