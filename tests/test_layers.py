@@ -14,11 +14,13 @@ FLOORS = (
     "cli",
     "bulk export demo analysis scoring",
     "predictor engine",
+    "pretrained",
     "checkpoint evaluation",
     "modeling",
     "data",
     "visualization",
     "config structures",
+    "model_zoo",
     "utils projects solver",
     "errors",
 )
