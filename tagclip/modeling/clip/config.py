@@ -129,7 +129,10 @@ def _wrong_values(config: Any) -> Iterator[str]:
     for key in ("quick_gelu", "custom_text"):
         if not isinstance(found.get(key, False), bool):
             yield f"{key} {found[key]!r:.40}, expected true or false"
-    for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
+    for part, kind in (
+        ("vision_cfg", open_clip.CLIPVisionCfg),
+        ("text_cfg", open_clip.CLIPTextCfg),
+    ):
         yield from _wrong_options(part, found[part], kind)
     vision, text = _VISION | found["vision_cfg"], _TEXT | found["text_cfg"]
     sizes = ("width", "head_width", "mlp_ratio", "patch_size", "image_size", "layers")
