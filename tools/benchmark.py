@@ -1,19 +1,20 @@
 #!/usr/bin/env python
-"""Measure time and memory beside the bare ViT and the released sequence of operations.
+"""Measure time and memory beside the bare ViT and the released operations.
 
-python tools/benchmark.py                         # all parts but the curves: some ten minutes
-python tools/benchmark.py --part inference training --runs 5
-python tools/benchmark.py --quick                 # everything on tiny sizes: does it run?
-python tools/benchmark.py --curves --write PERFORMANCE.md --images docs/images
-python tools/benchmark.py --device cuda --json | tail -n 1 > gpu.json
-python tools/benchmark.py --merge gpu.json --write PERFORMANCE.md
+tagclip benchmark           # all parts but the curves: some ten minutes
+tagclip benchmark --part inference training --runs 5
+tagclip benchmark --quick   # everything on tiny sizes: does it run?
+tagclip benchmark --curves --write PERFORMANCE.md --images docs/images
+tagclip benchmark --device cuda --json | tail -n 1 > gpu.json
+tagclip benchmark --merge gpu.json --write PERFORMANCE.md
 
-ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is downloaded. Parts:
-vit (ours and open_clip's), inference and training by stage, text (encoding and cache), evaluator,
-large (4000x3000, 847 classes), labels (colour masks), kernel (registers of the fused GPU kernel),
-fusion (logits to labels), precision (bfloat16 beside float32), int8 (exported files, CPU), loading
-(training samples from files), drawing (the demo's pictures), throughput. The machine should have
-nothing else to do.
+ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is
+downloaded. Parts: vit (ours and open_clip's), inference and training by stage,
+text (encoding and cache), evaluator, large (4000x3000, 847 classes), labels
+(colour masks), kernel (registers of the fused GPU kernel), fusion (logits to
+labels), precision (bfloat16 beside float32), int8 (exported files, CPU),
+loading (training samples from files), drawing (the demo's pictures),
+throughput. The machine should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -48,12 +49,17 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument(
-        "--part", nargs="+", choices=PART_NAMES, default=PART_NAMES, help="default: all"
+        "--part",
+        nargs="+",
+        choices=PART_NAMES,
+        default=PART_NAMES,
+        metavar="PART",
+        help="default: all",
     )
     parser.add_argument("--curves", action="store_true", help="scaling curves: five minutes more")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default 5)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
     parser.add_argument(
         "--weights",
         default="",

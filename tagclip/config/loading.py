@@ -165,7 +165,7 @@ def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Pat
         # Of a section, the keys in it are more to the point.
         if key not in known and not (isinstance(value, dict) and value):
             leaves = (name for name, default in known.items() if not isinstance(default, CN))
-            hint = did_you_mean(key, leaves) or "; all keys: docs/config.md"
+            hint = did_you_mean(key, leaves) or "; all keys: python -m tagclip.config.reference"
             shown = key if key.isprintable() else repr(key)
             raise ConfigError(f"{source}: unknown config key {shown}{hint}")
 

@@ -228,7 +228,7 @@ def _declared_quick_gelu(path: Path) -> bool | None:
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        # Written by tools/convert_checkpoint.py.
+        # Written by tagclip convert.
         with safe_open(path, "pt") as file:
             declared = (file.metadata() or {}).get("quick_gelu")
         if declared is not None:
