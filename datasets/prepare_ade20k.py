@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Make the labels of ade20k150_train, ade20k150_val and ade20k847_val.
 
-    python datasets/prepare_ade20k.py --root datasets --only ade20k150_train ade20k150_val
+tagclip prepare ade20k --root datasets --only ade20k150_train ade20k150_val
 
-The 847 classes are those of the full ADE20K (ADE20K_2021_17_01). Its images are very large, so
-that copies with a short side of at most 512 pixels are made, as all who report this benchmark do.
-datasets/README.md tells what to download.
+The 847 classes are those of the full ADE20K (ADE20K_2021_17_01). Its images are
+very large, so that copies with a short side of at most 512 pixels are made, as
+all who report this benchmark do. datasets/README.md tells what to download.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prepare_cli import Options, run_script
+from prepare_cli import Options, prepare_parser, run_script
+
+from tagclip.utils.tool_parser import ToolParser
 
 _SCENES = Path("ADEChallengeData2016")
 _FULL = Path("ADE20K_2021_17_01/images/ADE/validation")
@@ -41,12 +43,15 @@ def prepare_dataset(name: str, options: Options) -> None:
     prepare(name, options, list(images), images, [LabelSource.of(name, files, "ade150")])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    return prepare_parser(__doc__, ("ade20k150_train", "ade20k150_val", "ade20k847_val"))
+
+
+def invoke_main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
-    run_script(
-        __doc__, ("ade20k150_train", "ade20k150_val", "ade20k847_val"), prepare_dataset, argv
-    )
+    run_script(make_parser(), prepare_dataset, argv)
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

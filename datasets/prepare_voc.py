@@ -1,24 +1,24 @@
 #!/usr/bin/env python
 """Make the labels of voc2012_train (with the annotations of SBD) and voc2012_val.
 
-    python datasets/prepare_voc.py --root datasets --workers 8
+tagclip prepare voc --root datasets --workers 8
 
-Training images are the 1464 of VOC 2012, with its own labels, and those of SBD that are not
-in VOC's validation set, 10582 in all; without SBD, --allow-missing takes the 1464 alone.
-datasets/README.md tells what to download.
+Training images are the 1464 of VOC 2012, with its own labels, and those of SBD
+that are not in VOC's validation set, 10582 in all; without SBD, --allow-missing
+takes the 1464 alone. datasets/README.md tells what to download.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepare_cli import Options, run_script
+from prepare_cli import Options, prepare_parser, run_script
 
 from tagclip.errors import DatasetError
+from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
     from prepare_sources import LabelSource
@@ -73,19 +73,23 @@ def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], Lab
     return names, LabelSource.of(name, files, "voc2012", read_sbd_mat)
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = prepare_parser(__doc__, ("voc2012_train", "voc2012_val"))
     parser.add_argument(
         "--sbd",
+        metavar="FOLDER",
         type=Path,
         help=f"folder of SBD with cls, train.txt and val.txt (default: {' or '.join(_SBD)} "
         "below --root, else the pngs in SegmentationClassAug)",
     )
+    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def invoke_main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
-    run_script(__doc__, ("voc2012_train", "voc2012_val"), prepare_dataset, argv, _add_options)
+    run_script(make_parser(), prepare_dataset, argv)
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Say what a config costs: parameters, multiply-accumulates, text prompts, activation memory.
+"""Say what a config costs: parameters, multiply-adds, text prompts, memory.
 
-python tools/analyze_model.py --config-file configs/voc/tagclip_vitb16_voc_inductive.yaml
-python tools/analyze_model.py --config-file CONFIG --json MODEL.CLIP.NAME ViT-L-14-336-quickgelu
+tagclip cost --config-file voc/tagclip_vitb16_voc_inductive.yaml
+tagclip cost --config-file CONFIG MODEL.CLIP.NAME ViT-L-14-336-quickgelu
 
-All of it follows from shapes: no CLIP weights, checkpoint or image is read, any model runs on a
-laptop.
+All of it follows from shapes: no CLIP weights, checkpoint or image is read, any
+model runs on a laptop.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -40,20 +41,18 @@ OPTIMIZER_BYTES = {"ADAMW": 8, "SGD": 4}
 GIGA, MIB = 10**9, 2**20
 
 
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
+    parser.add_config_file()
+    parser.add_argument("--json", action="store_true", help="print json (in single units)")
+    parser.add_config_keys()
+    return parser
+
+
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
-    parser.add_argument("--json", action="store_true", help="print json (in single units)")
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )
-    return parser.parse_args(args)
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Compare evaluated runs side by side: metrics, what the runs depend on, every class.
+"""Compare evaluated runs: metrics, what they depend on, every class.
 
-    python tools/compare_runs.py output/run_a output/run_b
-    python tools/compare_runs.py output/seed_* --dataset minibench_test --output output/seeds
+tagclip compare output/run_a output/run_b
+tagclip compare output/seed_* --dataset minibench_test
 
-Prints the metrics of each dataset, with differences to the first run in brackets, and warns where
-runs are not comparable. Writes <dataset>.md (with every class) and <dataset>.png below --output.
+Prints the metrics of each dataset, with differences to the first run in
+brackets, and warns where runs are not comparable. Writes <dataset>.md (with
+every class) and <dataset>.png below --output.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,17 +53,20 @@ CONDITIONS = {
 STAR = "\N{BLACK STAR}"
 
 
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of an evaluated run")
+    parser.add_argument(
+        "--dataset", metavar="NAME", default="", help="only this one (default: all in common)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("output/compare_runs"), help="folder")
+    return parser
+
+
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of an evaluated run")
-    parser.add_argument("--dataset", default="", help="only this one (default: all in common)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/compare_runs"), help="folder (%(default)s)"
-    )
-    return parser.parse_args(args)
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Convert checkpoints of the released TagCLIP and of ZegCLIP, or CLIP weights of any kind.
+"""Convert checkpoints of the released TagCLIP and of ZegCLIP, or CLIP weights.
 
-python tools/convert_checkpoint.py iter_20000.pth tagclip_voc.pth --config-file CONFIG
-python tools/convert_checkpoint.py iter_20000.pth tagclip_voc.pth --clip-out clip.safetensors
-python tools/convert_checkpoint.py ViT-B-16.pt clip.safetensors
-python tools/convert_checkpoint.py model_final.pth full.pth --full --config-file CONFIG
+tagclip convert iter_20000.pth tagclip_voc.pth --config-file CONFIG
+tagclip convert iter_20000.pth tagclip_voc.pth --clip-out clip.safetensors
+tagclip convert ViT-B-16.pt clip.safetensors
+tagclip convert model_final.pth full.pth --full --config-file CONFIG
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import argparse
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument(
         "source",
         metavar="IN",
@@ -31,11 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "target", metavar="OUT", help=".pth for a checkpoint, .safetensors or .pt for CLIP weights"
     )
-    parser.add_argument(
-        "--config-file",
-        default="",
-        help="config whose model the checkpoint has to fit; its fingerprints are stored",
-    )
+    parser.add_config_file(use="whose model the checkpoint has to fit")
     parser.add_argument(
         "--clip-out",
         default="",
@@ -52,14 +47,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="HEX",
         help="confirms a TorchScript archive that is not one of OpenAI's",
     )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys to override; last",
-    )
-    return parser.parse_args(arguments)
+    parser.add_config_keys()
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser().parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -73,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         import_projects(cfg.PROJECTS)
     elif args.opts:
         raise ConfigError(
-            f"--opts: found {' '.join(args.opts)} without --config-file; name the config"
+            f"config keys: found {' '.join(args.opts)} without --config-file; name the config"
         )
     lines = convert_file(
         args.source,

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Serve a web page: an image, any words, and sliders for what follows the forward pass.
+"""Serve a web page: an image, any words, and sliders for what follows the model.
 
-python projects/WebDemo/serve.py
-python projects/WebDemo/serve.py --weights model_final.pth --examples photos/ --port 8080
+tagclip webdemo
+tagclip webdemo --weights model_final.pth --examples photos/ --port 8080
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 
@@ -24,23 +25,23 @@ WEIGHTS = "output/minibench/model_final.pth"
 OPTS = ["INPUT.MAX_PIXELS", "25000000", "MODEL.CLIP.TEXT_CACHE", ""]
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     add = parser.add_argument
-    add("--weights", default=WEIGHTS, metavar="FILE", help="a checkpoint (%(default)s)")
+    add("--weights", default=WEIGHTS, metavar="FILE", help="a checkpoint")
     add("--examples", metavar="FOLDER", help="images to try; MiniBench's models bring their own")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
-    add("--port", type=int, default=7860, help="(%(default)s)")
-    add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size (%(default)s)")
-    add("--max-words", type=int, default=200, help="per image, at most 250 (%(default)s)")
-    add(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )  # fmt: skip
-    return parser.parse_args(args)
+    add("--port", type=int, default=7860, help="of the server")
+    add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size")
+    add("--max-words", type=int, default=200, help="per image, at most 250")
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -56,10 +57,10 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.projects.webdemo.session import Limits
 
     if find_spec("gradio") is None:
-        raise ConfigError("gradio: not installed, the page needs it; run pip install '.[demo]'")
+        raise ConfigError("gradio: not installed, the page needs it; run: pip install gradio")
     if not Path(args.weights).is_file() and args.weights == WEIGHTS:
         raise CheckpointError(
-            f"{WEIGHTS}: no such file; run make minibench, or name a checkpoint with --weights"
+            f"{WEIGHTS}: no such file; run tagclip minibench, or name a checkpoint with --weights"
         )
     if not 1 <= args.max_words <= 250 or args.max_upload_mb < 1 or not 1 <= args.port <= 65535:
         raise ConfigError(

@@ -62,7 +62,7 @@ def test_dumped_config_loads_again(tmp_path: Path) -> None:
         ("SEED: {}\n", r"SEED: found \{\}, expected a whole number from -1"),
         ("SOLVER: 3\n", r"SOLVER: found 3, expected a key of this section and its value, such as"),
         ("SOLVER: null\n", r"SOLVER: found null, expected a key of this section"),
-        ("SOLVE: 1\n", r"unknown config key SOLVE; all keys: docs/config\.md"),
+        ("SOLVE: 1\n", r"unknown config key SOLVE; all keys: python -m tagclip\.config\.reference"),
         ("SOLVER.LR: 1\n", r"unknown config key SOLVER\.LR; did you mean SOLVER\."),
         ("DATASETS: {TRAIN: a}\n", r"DATASETS\.TRAIN: found 'a', expected a list of texts"),
         ("OUTPUT_DIR: 12\n", r"OUTPUT_DIR: found 12, expected a text"),
@@ -109,6 +109,21 @@ def test_every_shipped_config_loads_and_leaves_are_short(repository: Path) -> No
         load_config(path)
         if not path.name.startswith("Base-"):
             assert len(path.read_text().splitlines()) < 15, path
+
+
+def test_every_config_has_a_folder_of_its_own(repository: Path) -> None:
+    files = [*repository.glob("configs/*/*.yaml"), *repository.glob("projects/*/configs/*.yaml")]
+    cfgs = [load_config(path) for path in files if not path.name.startswith("Base-")]
+    assert len(cfgs) > 80
+    for cfg in cfgs:
+        folder = Path(cfg.OUTPUT_DIR)
+        assert folder.name == Path(cfg.CONFIG_NAME).stem
+        assert folder.parent in (Path("output"), Path("output/official"))
+    folders = [cfg.OUTPUT_DIR for cfg in cfgs]
+    assert len(set(folders)) == len(folders)
+    # What a second stage or another dataset starts from is one of these runs.
+    starts = {str(Path(cfg.MODEL.WEIGHTS).parent) for cfg in cfgs if cfg.MODEL.WEIGHTS}
+    assert starts and starts < set(folders)
 
 
 def test_an_earlier_name_is_the_new_config(
