@@ -26,8 +26,8 @@ PIP_WORKS := import pip; from importlib.metadata import distribution; \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo docs docs-serve notebooks \
-	clean-env
+.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo docs docs-serve \
+	notebooks clean-env
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
