@@ -14,7 +14,8 @@ text (encoding and cache), evaluator, large (4000x3000, 847 classes), labels
 (colour masks), kernel (registers of the fused GPU kernel), fusion (logits to
 labels), precision (bfloat16 beside float32), int8 (exported files, CPU),
 loading (training samples from files), drawing (the demo's pictures), startup (a
-process, from its start to a mask), throughput. The machine should have nothing else to do.
+process, from its start to a mask), throughput. The machine should have nothing
+else to do.
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 from helpers.paths import REPOSITORY
+from huggingface_hub import constants
 
 # As on the hub, what ends so goes to the large file storage.
 _LARGE = (".safetensors", ".gz")
@@ -32,6 +34,7 @@ class Hub:
         commits: repository -> commits, the last one is main: (sha, file -> content).
         visibility: repository -> as it was made.
         requests: method and path of each.
+        ranges: first byte of each download.
         cut: names of files whose next download breaks off after half of its bytes.
         refuse: status of every answer to a writing request, if not 0.
     """
@@ -40,6 +43,7 @@ class Hub:
     commits: dict[str, list[tuple[str, dict[str, bytes]]]] = field(default_factory=dict)
     visibility: dict[str, str | None] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    ranges: list[int] = field(default_factory=list)
     cut: list[str] = field(default_factory=list)
     refuse: int = 0
     large: dict[str, bytes] = field(default_factory=dict)
@@ -130,6 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
         if begin:
             headers["Content_Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
         body = data[begin:]
+        if self.command == "GET":
+            self.hub.ranges.append(begin)
         if self.command == "GET" and name in self.hub.cut:
             self.hub.cut.remove(name)
             body, self.close_connection = body[: len(body) // 2], True
@@ -209,17 +215,31 @@ def hub_server() -> Iterator[Hub]:
         server.server_close()
 
 
-def run_with_hub(
-    code: str, hub: str, cache: Path, *words: str | Path, offline: bool = False
-) -> subprocess.CompletedProcess:
-    """Run Python in a process of its own, as the hub's client reads its settings at its import.
+def use_hub(patch: pytest.MonkeyPatch, address: str, cache: Path, *, offline: bool = False) -> None:
+    """Point the hub's client in this process, which has read its environment, at a server.
+
+    Args:
+        patch: takes it back.
+        address: of the server.
+        cache: folder of the cache.
+        offline: HF_HUB_OFFLINE.
+    """
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    patch.setattr(constants, "ENDPOINT", address)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+def run_with_hub(code: str, hub: str, cache: Path, *words: str | Path) -> str:
+    """Run Python in a process of its own with the settings that a user has; return what it prints.
 
     Args:
         code: a program that finds ``words`` in ``sys.argv``.
-        hub: address of the server.
+        hub: address of the server, HF_ENDPOINT.
         cache: HF_HOME.
         words: arguments.
-        offline: HF_HUB_OFFLINE.
     """
     environment = os.environ | {
         "PYTHONPATH": str(REPOSITORY),
@@ -227,14 +247,12 @@ def run_with_hub(
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": "hf_test",
-        "HF_HUB_OFFLINE": str(int(offline)),
     }
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, words)],
-        env=environment,
-        cwd=cache.parent,
-        capture_output=True,
-        text=True,
-        check=False,
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, words)]
+    result = subprocess.run(
+        command, env=environment, cwd=cache.parent, capture_output=True, text=True, check=False
     )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()

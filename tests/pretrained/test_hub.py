@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
-from helpers.hub_server import Hub, hub_server, run_with_hub
+from helpers.hub_server import Hub, hub_server, run_with_hub, use_hub
 from helpers.tiny_checkpoint import assert_equal, save_tiny
 
 from tagclip import TagCLIPPredictor
-from tagclip.checkpoint import read_checkpoint
+from tagclip.checkpoint import find_weights, read_checkpoint
+from tagclip.errors import CheckpointError
 
 NAME = "somebody/tiny"
 PUSH = f"""
@@ -22,27 +22,12 @@ from tagclip import TagCLIPPredictor
 predictor = TagCLIPPredictor.from_checkpoint(sys.argv[1])
 print(predictor.push_to_hub("{NAME}", private=True))
 """
-# The path is that of the cache.
-LOAD = """
-import sys
-from tagclip.errors import TagCLIPError
-from tagclip.predictor import TagCLIPPredictor
-try:
-    predictor = TagCLIPPredictor.from_pretrained(sys.argv[1])
-except TagCLIPError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-assert predictor.model.text_bank is not None
-print(predictor.cfg.MODEL.WEIGHTS)
+LOAD = f"""
+from tagclip import TagCLIPPredictor
+print(TagCLIPPredictor.from_pretrained("{NAME}").cfg.MODEL.WEIGHTS)
 """
-FIND = """
-import sys
-from tagclip.checkpoint import find_weights
-from tagclip.errors import TagCLIPError
-try:
-    print(find_weights(sys.argv[1]))
-except TagCLIPError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
+# Where nobody listens.
+CLOSED = "http://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -65,18 +50,19 @@ def shared(hub: Hub, folder: Path) -> Hub:
     return hub
 
 
-def one_line(result: subprocess.CompletedProcess) -> str:
-    """The line with which a process failed, behind progress bars and warnings of the client."""
-    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
-    return result.stderr.strip().splitlines()[-1]
+def failure(name: str, load: Callable[[str], object] = find_weights) -> str:
+    """The line of an error."""
+    with pytest.raises(CheckpointError) as error:
+        load(name)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
 
 
 def test_pushed_and_loaded_from_another_cache(folder: Path, hub: Hub, tmp_path: Path) -> None:
     saved = tmp_path / "run" / "model_final.pth"
-    pushed = run_with_hub(PUSH, hub.address, tmp_path / "mine", saved)
-    assert pushed.returncode == 0, pushed.stderr
+    printed = run_with_hub(PUSH, hub.address, tmp_path / "mine", saved)
     ((_, before), (sha, files)) = hub.commits[NAME]
-    assert pushed.stdout.strip() == f"{hub.address}/{NAME}/commit/{sha}"
+    assert printed == f"{hub.address}/{NAME}/commit/{sha}"
     assert hub.visibility[NAME] == "private" and list(before) == [".gitattributes"]
     expected = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
     assert files.keys() - before.keys() == expected.keys()
@@ -84,63 +70,85 @@ def test_pushed_and_loaded_from_another_cache(folder: Path, hub: Hub, tmp_path: 
     assert f'from_pretrained("{NAME}")' in card and f"--weights {NAME} " in card
     assert all(content == expected[n].read_bytes() for n, content in files.items() if n in expected)
 
-    loaded = run_with_hub(LOAD, hub.address, tmp_path / "theirs", NAME)
-    assert loaded.returncode == 0, loaded.stderr
-    path = Path(loaded.stdout.strip())
+    path = Path(run_with_hub(LOAD, hub.address, tmp_path / "theirs"))
     assert path.is_relative_to(tmp_path / "theirs") and path.parent.name == sha
     assert_equal(read_checkpoint(saved)["model"], read_checkpoint(path)["model"])
 
 
-def test_offline_afterwards_and_not_before(shared: Hub, tmp_path: Path) -> None:
+def test_offline_afterwards_and_not_before(
+    shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
-    line = one_line(run_with_hub(LOAD, shared.address, cache, NAME, offline=True))
-    assert line.startswith(f"CheckpointError: {NAME}: found no such path here, and as a model of")
+    use_hub(monkeypatch, shared.address, cache, offline=True)
+    line = failure(NAME)
+    assert line.startswith(f"{NAME}: found no such path here, and as a model of the hub its ")
     assert "is not cached and cannot be downloaded (OfflineModeIsEnabled" in line
     assert shared.requests == []
-    online = run_with_hub(LOAD, shared.address, cache, NAME)
+    use_hub(monkeypatch, shared.address, cache)
+    online = find_weights(NAME)
     shared.requests.clear()
-    offline = run_with_hub(LOAD, shared.address, cache, NAME, offline=True)
-    assert offline.returncode == 0 and offline.stdout == online.stdout and shared.requests == []
-    # Without a network, and nobody who says so: the port is closed.
-    closed = run_with_hub(LOAD, "http://127.0.0.1:1", cache, NAME)
-    assert closed.returncode == 0 and closed.stdout == online.stdout
-    line = one_line(run_with_hub(FIND, "http://127.0.0.1:1", cache, "somebody/else"))
-    assert line.startswith("CheckpointError: somebody/else: found no such path here")
+    use_hub(monkeypatch, shared.address, cache, offline=True)
+    assert find_weights(NAME) == online and shared.requests == []
+    assert str(online) == TagCLIPPredictor.from_pretrained(NAME).cfg.MODEL.WEIGHTS
+    # Without a network, and nobody who says so.
+    use_hub(monkeypatch, CLOSED, cache)
+    assert find_weights(NAME) == online == find_weights(NAME, local_files_only=True)
+    assert failure("somebody/else").startswith("somebody/else: found no such path here, and as a")
 
 
-def test_a_newer_commit_is_taken_and_an_older_one_kept(shared: Hub, tmp_path: Path) -> None:
+def test_a_newer_commit_is_taken_and_an_older_one_kept(
+    shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, shared.address, tmp_path / "cache")
     first = shared.commits[NAME][0][0]
-    assert run_with_hub(FIND, shared.address, tmp_path / "cache", NAME).returncode == 0
+    assert find_weights(NAME).parent.name == first
     second = shared.commit(NAME, {"README.md": b"changed"})
     for name, commit in ((NAME, second), (f"{NAME}@{first}", first), (f"hf-hub:{NAME}", second)):
-        found = run_with_hub(FIND, shared.address, tmp_path / "cache", name)
-        assert Path(found.stdout.strip()).parent.name == commit
-    line = one_line(run_with_hub(FIND, shared.address, tmp_path / "cache", f"{NAME}@v9"))
-    assert line.startswith(f"CheckpointError: {NAME}@v9: ")
+        assert find_weights(name).parent.name == commit
+    assert find_weights(NAME, revision=first).parent.name == first
+    assert "RevisionNotFound" in failure(f"{NAME}@v9")
 
 
-def test_a_connection_that_breaks_goes_on_where_it_was(shared: Hub, tmp_path: Path) -> None:
+def test_a_connection_that_breaks_goes_on_where_it_was(
+    shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, shared.address, tmp_path / "cache")
     shared.cut = ["model.safetensors"]
-    found = run_with_hub(LOAD, shared.address, tmp_path / "cache", NAME)
-    assert found.returncode == 0 and shared.cut == [], found.stderr
+    assert read_checkpoint(NAME)["model"] and shared.cut == []
     assert sum(r.startswith("GET") and "safetensors" in r for r in shared.requests) == 2
+    assert max(shared.ranges) > 0
 
 
-def test_a_download_that_fails_leaves_nothing_half(shared: Hub, tmp_path: Path) -> None:
+def test_a_download_that_fails_leaves_nothing_half(
+    shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hub has lost a file; then it is there again."""
     cache, tree = tmp_path / "cache", shared.commits[NAME][0][1]
+    use_hub(monkeypatch, shared.address, cache)
     lost = tree.pop("model.safetensors")
-    line = one_line(run_with_hub(LOAD, shared.address, cache, NAME))
-    assert line.startswith(f"CheckpointError: {NAME}: found no model.safetensors in this")
-    assert not list(cache.glob("hub/*/snapshots/*/model.safetensors"))
+    assert failure(NAME).startswith(f"{NAME}: found no model.safetensors in this repository")
+    assert not list(cache.glob("*/snapshots/*/model.safetensors"))
     # The files that are there make no model.
-    line = one_line(run_with_hub(LOAD, shared.address, cache, NAME, offline=True))
-    assert "as a model of the hub its model.safetensors is not cached" in line
+    use_hub(monkeypatch, shared.address, cache, offline=True)
+    assert "as a model of the hub its model.safetensors is not cached" in failure(NAME)
+    use_hub(monkeypatch, shared.address, cache)
     tree["model.safetensors"] = lost
-    assert run_with_hub(LOAD, shared.address, cache, NAME).returncode == 0
+    assert read_checkpoint(NAME)["model"]
 
 
-def test_models_of_others(shared: Hub, tmp_path: Path) -> None:
+def test_another_clip_from_the_hub(
+    shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_hub(monkeypatch, shared.address, tmp_path / "cache")
+    tree = json.loads(shared.commits[NAME][0][1]["tagclip.json"])
+    tree["clip"]["sha256"] = "0" * 64
+    shared.commit(NAME, {"tagclip.json": json.dumps(tree).encode()})
+    line = failure(NAME, TagCLIPPredictor.from_pretrained)
+    assert "does not fit the model: clip_sha256: found 000" in line
+
+
+def test_models_of_others(shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_hub(monkeypatch, shared.address, tmp_path / "cache")
     shared.commit("nvidia/segformer", {"config.json": b"{}", "model.safetensors": b"x" * 99})
     wrong = json.loads(shared.commits[NAME][0][1]["tagclip.json"]) | {"files": ["../../x"]}
     shared.commit("evil/model", {"tagclip.json": json.dumps(wrong).encode(), "../../x": b"x"})
@@ -148,23 +156,26 @@ def test_models_of_others(shared: Hub, tmp_path: Path) -> None:
         "nvidia/segformer": "found no tagclip.json in this repository of the hub, expected a model",
         "nobody/nothing": "tagclip.json is not cached and cannot be downloaded (Repository",
         "evil/model": "'../../x' is no file in clip/",
+        "hf-hub:../../x": "is no name of a model on the hub",
     }
     for name, message in messages.items():
-        assert message in one_line(run_with_hub(FIND, shared.address, tmp_path / "cache", name))
+        assert message in failure(name)
     assert not [request for request in shared.requests if "safetensors" in request]
 
 
-def test_a_hub_that_refuses(folder: Path, hub: Hub, tmp_path: Path) -> None:
-    assert folder.is_dir()
+def test_a_hub_that_refuses(
+    folder: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = TagCLIPPredictor.from_pretrained(folder)
+    use_hub(monkeypatch, hub.address, tmp_path / "cache")
     hub.refuse = 401
-    code = f"""
-import sys
-from tagclip.tools.publish_model import invoke_main
-sys.argv = ["tagclip publish", "--weights", sys.argv[1], "--output", "out",
-            "--push-to-hub", "{NAME}"]
-invoke_main()
-"""
-    saved = tmp_path / "run" / "model_final.pth"
-    line = one_line(run_with_hub(code, hub.address, tmp_path / "mine", saved))
-    assert line.startswith(f"CheckpointError: {NAME}: cannot be sent to the hub") and "401" in line
-    assert hub.commits == {} and (tmp_path / "out" / "tagclip.json").is_file()
+    line = failure(NAME, predictor.push_to_hub)
+    assert line.startswith(f"{NAME}: cannot be sent to the hub") and "401" in line
+    assert hub.commits == {}
+    # What cannot be written is not begun: no empty repository is left.
+    hub.refuse, hub.requests = 0, []
+    other = tmp_path / "metrics.json"
+    other.write_text("{}")
+    with pytest.raises(CheckpointError, match="holds no results"):
+        predictor.push_to_hub(NAME, results=[other])
+    assert hub.requests == []
