@@ -14,7 +14,7 @@ FLOORS = (
     "cli",
     "bulk export demo analysis scoring",
     "predictor engine",
-    "pretrained",
+    "prediction pretrained",
     "checkpoint evaluation",
     "modeling",
     "data",
