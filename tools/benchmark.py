@@ -13,8 +13,9 @@ downloaded. Parts: vit (ours and open_clip's), inference and training by stage,
 text (encoding and cache), evaluator, large (4000x3000, 847 classes), labels
 (colour masks), kernel (registers of the fused GPU kernel), fusion (logits to
 labels), precision (bfloat16 beside float32), int8 (exported files, CPU),
-loading (training samples from files), drawing (the demo's pictures),
-throughput. The machine should have nothing else to do.
+loading (training samples from files), drawing (the demo's pictures), startup (a
+process, from its start to a mask), throughput. The machine should have nothing
+else to do.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 PART_NAMES = (
     *("vit", "inference", "training", "text", "evaluator", "large", "labels", "kernel"),
-    *("fusion", "precision", "int8", "loading", "drawing", "throughput"),
+    *("fusion", "precision", "int8", "loading", "drawing", "startup", "throughput"),
 )
 
 
@@ -65,6 +66,12 @@ def make_parser() -> ToolParser:
         default="",
         metavar="FILE",
         help="trained model, whose labels part precision compares",
+    )
+    parser.add_argument(
+        "--base",
+        default="",
+        metavar="FOLDER",
+        help="another checkout, whose tools/demo.py part startup runs in turn",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: numbers mean nothing")
     parser.add_argument("--json", action="store_true", help="results as the last line of stdout")
@@ -121,7 +128,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
         place = Path(folder) / "dataset"
         place.mkdir()
         workload = Workload(QUICK if args.quick else FULL, args.device, place)
-        workload.weights = args.weights
+        workload.weights, workload.base = args.weights, args.base
         for name in args.part:
             print(f"{name} ...", file=sys.stderr, flush=True)
             found = BENCHMARKS[name](workload, args.runs)
@@ -148,6 +155,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("runs", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: found {getattr(args, name)}, expected at least 1")
+    if args.base and not Path(args.base, "tools", "demo.py").is_file():
+        raise ConfigError(f"--base {args.base}: found no tools/demo.py, expected a checkout")
     if "int8" in args.part:
         require_onnx()
     if args.device == "cuda" and not torch.cuda.is_available():

@@ -116,6 +116,10 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
     """
+    import tagclip
+
+    tagclip.register()
+
     from detectron2.utils.logger import setup_logger
 
     from tagclip.demo.images import draw_images

@@ -156,7 +156,7 @@ def _check_confirmed(path: Path, confirmed_sha256: str) -> None:
 
 def _openai_sha256() -> list[str]:
     """Checksums of OpenAI's archives, which are part of their addresses."""
-    import open_clip
+    from tagclip.modeling.clip.library import open_clip
 
     models = open_clip.list_openai_models()
     return [open_clip.get_pretrained_url(name, "openai").split("/")[-2] for name in models]
