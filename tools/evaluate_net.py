@@ -32,7 +32,8 @@ def make_parser() -> ToolParser:
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; what `train_net.parse_args` returns for --eval-only."""
     parsed = make_parser().parse_args(args)
-    parsed.eval_only, parsed.resume, parsed.prove_protocol = True, False, None
+    parsed.eval_only, parsed.prove_protocol = True, None
+    parsed.resume = parsed.overwrite = False
     if parsed.weights is not None:
         parsed.opts = ["MODEL.WEIGHTS", parsed.weights, *parsed.opts]
     del parsed.weights
