@@ -35,7 +35,10 @@ _FROM_ELSEWHERE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside docs/ and the help of all commands."""
-    paths = [*PAGES, *(p.relative_to(REPOSITORY) for name in PATTERNS for p in REPOSITORY.glob(name))]
+    paths = [
+        *PAGES,
+        *(p.relative_to(REPOSITORY) for name in PATTERNS for p in REPOSITORY.glob(name)),
+    ]
     for path in map(str, paths):
         files.append(File.generated(config, path, abs_src_path=str(REPOSITORY / path)))
     files.append(File.generated(config, "reference/commands.md", content=commands_page()))
@@ -74,7 +77,7 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
 
 def commands_page() -> str:
     """Return Markdown: what every command of ``tagclip`` says of itself."""
-    from tagclip.cli import COMMANDS
+    from tagclip.cli.commands import COMMANDS
 
     lines = ["# Commands", "", "What `tagclip --help` lists, and `tagclip COMMAND --help` says."]
     for title, group in COMMANDS.items():
@@ -92,7 +95,7 @@ def help_of(name: str) -> str:
     with (
         mock.patch.object(sys, "argv", ["tagclip", *name.split(), "--help"]),
         mock.patch.object(sys, "path", [*sys.path]),
-        mock.patch.dict(os.environ, COLUMNS="100"),
+        mock.patch.dict(os.environ, COLUMNS="88"),
         contextlib.redirect_stdout(text),
         contextlib.suppress(SystemExit),
     ):

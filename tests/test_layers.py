@@ -14,6 +14,7 @@ FLOORS = (
     "cli",
     "bulk export demo analysis scoring",
     "predictor engine",
+    "pretrained",
     "checkpoint evaluation",
     "modeling",
     "data",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import email
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tagclip import model_zoo, projects
+from tagclip import projects
 
 CONFIG = "voc/tagclip_vitb16_voc_inductive_convtrust.yaml"
 # What setup.py needs; everything else of a checkout may be absent.
@@ -43,7 +47,7 @@ def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(repository / name, source / name, ignore=ignore)
     (source / "datasets").mkdir()
-    for path in repository.glob("datasets/*.py"):
+    for path in (repository / "datasets" / "README.md", *repository.glob("datasets/*.py")):
         shutil.copy(path, source / "datasets")
     return source
 
@@ -67,7 +71,8 @@ def files_of_checkout(source: Path) -> Iterator[tuple[str, Path]]:
     for name in (*FOLDERS, "datasets"):
         for path in filter(Path.is_file, (source / name).rglob("*")):
             file = path.relative_to(source)
-            if path.suffix in (".md", ".png"):
+            # A message of `tagclip prepare` names the README.md of datasets.
+            if path.suffix == ".png" or (path.suffix == ".md" and name != "datasets"):
                 continue
             if name == "tagclip":
                 yield file.as_posix(), path
@@ -93,6 +98,48 @@ def test_nothing_is_forgotten(source: Path, wheel: Path) -> None:
     assert licences == {"LICENSE", "THIRD_PARTY.md"}
 
 
+# `tagclip setup-detectron2` brings the first two, torch the third; what imports the others names
+# them where they are missing.
+OTHERS = {"detectron2", "cv2", "triton", "fiftyone", "supervision", "mmcv", "mmseg"}
+
+
+def canonical(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", name)[0]).lower() for name in names}
+
+
+def imported_modules(source: Path) -> set[str]:
+    """First parts of the names of all modules that are imported, without Python's and ours."""
+    files = {path for _, path in files_of_checkout(source) if path.suffix == ".py"}
+    found = set()
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_bytes()))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+    # The scripts of datasets import the files beside them.
+    ours = {"tagclip", *(path.stem for path in source.glob("datasets/*.py"))}
+    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - ours
+
+
+def test_what_is_imported_is_required(source: Path, wheel: Path, repository: Path) -> None:
+    """By the wheel or one of its extras; and what the wheel requires is pinned."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
+    modules = imported_modules(source)
+    assert modules > {"PIL", "torch", "gradio", "av"}
+    providers = importlib.metadata.packages_distributions()
+    unknown = {
+        module
+        for module in modules - OTHERS
+        if not canonical(lines) & canonical(providers.get(module, [module]))
+    }
+    assert not unknown
+    pinned = (repository / "requirements.txt").read_text().splitlines()
+    plain = canonical(line for line in lines if "extra ==" not in line)
+    assert plain <= canonical(line for line in pinned if line[0] != "#")
+
+
 def test_a_source_distribution_gives_the_same_wheel(
     source: Path, wheel: Path, tmp_path: Path
 ) -> None:
@@ -111,25 +158,24 @@ def test_a_source_distribution_gives_the_same_wheel(
 
 
 @pytest.fixture
-def python(target: Path, tmp_path: Path) -> Callable[..., str]:
-    """Run this Python in an empty folder, where tagclip is that of the wheel; return its output.
+def run(target: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run this Python in an empty folder, where tagclip is that of the wheel.
 
-    -S leaves out what makes a checkout importable: an editable installation, .pth files.
+    -S leaves out what makes a checkout importable, an editable installation and .pth files, and
+    the packages of this environment, which come back with PYTHONPATH if `installed`.
     """
     here = tmp_path / "empty"
     here.mkdir()
-    packages = [path for path in sys.path if "site-packages" in path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(target), *packages])}
 
-    def run(*words: str) -> str:
+    def call(*words: str, installed: bool = False) -> subprocess.CompletedProcess:
+        packages = [path for path in sys.path if installed and "site-packages" in path]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(target), *packages])}
         command = [sys.executable, "-S", *words]
-        result = subprocess.run(
+        return subprocess.run(
             command, cwd=here, env=environment, capture_output=True, text=True, check=False
         )
-        assert result.returncode == 0, result.stderr[-4000:]
-        return result.stdout
 
-    return run
+    return call
 
 
 # Heavy imports cost more than all the rest: one process.
@@ -145,12 +191,45 @@ print(same_project_file("/of/another/projects/MiniBench/assets/mini_clip.safeten
 """
 
 
-def test_the_command_runs_in_an_empty_folder(python: Callable[..., str], target: Path) -> None:
+def test_the_command_runs_in_an_empty_folder(run: Callable, target: Path) -> None:
     assert (target / "bin" / "tagclip").is_file()
-    assert "usage: tagclip COMMAND" in python("-m", "tagclip", "--help")
-    assert python("-m", "tagclip.model_zoo").splitlines() == model_zoo.list()
-    shown = python("-c", CODE)
-    *_, data, package, name, weights, same = shown.splitlines()
-    assert "Parameters" in shown and data == "datasets/minibench"
+    shown = run("-c", CODE, installed=True)
+    assert shown.returncode == 0, shown.stderr[-4000:]
+    *_, data, package, name, weights, same = shown.stdout.splitlines()
+    assert "Parameters" in shown.stdout and data == "datasets/minibench"
     assert package == str(target / "tagclip" / "__init__.py") and same == weights
     assert all(Path(path).is_file() and path.startswith(str(target)) for path in (name, weights))
+
+
+@pytest.mark.parametrize(
+    ("words", "output", "error"),
+    [
+        ("tagclip --help", "usage: tagclip COMMAND", ""),
+        ("tagclip.model_zoo", CONFIG, ""),
+        ("tagclip setup-detectron2 --help", "pb1-detectron2", ""),
+        (
+            "tagclip setup-detectron2",
+            "",
+            f"{sys.executable}: pip is not installed, but brings detectron2 and cv2; run: python "
+            "-m ensurepip, then tagclip setup-detectron2\n",
+        ),
+        (
+            f"tagclip train --config-file {CONFIG}",
+            "",
+            "NotInstalledError: tagclip needs detectron2, which is not installed; run: tagclip "
+            "setup-detectron2\n",
+        ),
+        (
+            "tagclip run-onnx folder image.png labels.png",
+            "",
+            "ConfigError: No module named 'numpy'; run: pip install numpy onnxruntime pillow\n",
+        ),
+    ],
+)
+def test_where_nothing_else_is_installed(
+    words: str, output: str, error: str, run: Callable
+) -> None:
+    """What can run does, the others end with what to do."""
+    ended = run("-m", *words.split())
+    assert (ended.stderr, ended.returncode) == (error, int(bool(error)))
+    assert output in ended.stdout

@@ -14,7 +14,8 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from tagclip.checkpoint.reading import read_checkpoint
+from tagclip.checkpoint.pretrained_folder import is_of_folder
+from tagclip.checkpoint.reading import find_weights, read_checkpoint
 from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
@@ -166,8 +167,9 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     json come with it.
 
     Args:
-        path: a checkpoint of `TagCLIPCheckpointer`. Relative paths in its config mean files below
-            its folder, where it was written. CLIP's files that are not there, but in this
+        path: a checkpoint of `TagCLIPCheckpointer`, a folder or a model of the hub, see
+            `find_weights`. Relative paths in its config mean files below its folder, where it was
+            written. CLIP's files that are not there, but in this
             checkout's ``projects``, are taken from these.
         opts: alternating keys and values that go before those of the checkpoint.
 
@@ -176,17 +178,21 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
             from CLIP's weights.
         ConfigError: a key is unknown (in `opts`, or to this version), or a value is wrong.
     """
+    found = find_weights(path)
+    path = path if Path(path) == found else found
     metadata = read_checkpoint(path).get("tagclip")
     metadata = metadata if isinstance(metadata, dict) else {}
     check_metadata(metadata, path)
     tree = _config_tree(metadata.get("config"))
     if tree is None:
         raise CheckpointError(
-            f"{path}: found no config in it, expected a checkpoint of tools/train_net.py; load "
+            f"{path}: found no config in it, expected a checkpoint of tagclip train; load "
             "the weights with a config of their own (--config-file, MODEL.WEIGHTS)"
         )
     stored = dict(_section(path, tree, "MODEL", "CLIP"))
-    tree = resolve_paths(tree, Path(path).resolve().parent)
+    # The cache of the hub holds links, whose targets have no folder of their own.
+    folder = found.absolute() if is_of_folder(found) else found.resolve()
+    tree = resolve_paths(tree, folder.parent)
     _section(path, tree, "MODEL")["WEIGHTS"] = str(path)
     lists = (metadata.get("vocabularies") or {}).items()
     _section(path, tree, "DATASETS")["VOCABULARIES"] = [{"dataset": n, "json": t} for n, t in lists]
@@ -210,7 +216,7 @@ def _section(path: str | Path, tree: dict[str, Any], *keys: str) -> dict[str, An
         if not isinstance(tree, dict):
             raise CheckpointError(
                 f"{path}: found {key} {tree!r:.60} in its config, expected a section with keys; "
-                "the file is damaged or was not written by tools/train_net.py"
+                "the file is damaged or was not written by tagclip train"
             )
     return tree
 
@@ -259,12 +265,12 @@ def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
             what = _NAMES.get(kind) or kind.__name__
             raise CheckpointError(
                 f"{path}: found tagclip.{key} {value!r:.60}, expected a {what}; the file is "
-                "damaged or was not written by tools/train_net.py"
+                "damaged or was not written by tagclip train"
             )
     if _config_tree(saved.get("config") or "{}") is None:
         raise CheckpointError(
             f"{path}: found no config in it that can be read, expected the yaml text that "
-            "tools/train_net.py stores"
+            "tagclip train stores"
         )
     saved_provenance(saved, path)
 
@@ -286,7 +292,7 @@ def saved_provenance(saved: dict[str, Any], path: str | Path) -> Provenance:
         except ValueError as error:
             raise CheckpointError(
                 f"{path}: found no readable tagclip.provenance ({error}), expected that of "
-                "tools/train_net.py; the file is damaged or was written by a newer version"
+                "tagclip train; the file is damaged or was written by a newer version"
             ) from error
     # A training loop of somebody's own may have written the classes and no stage of its own.
     known = {name for stage in provenance.stages for names in stage.masks for name in names}

@@ -34,7 +34,7 @@ _VP9 = (".mp4", ".webm")
 # Constant quality, of the encoder's faster half; threads would change bits.
 _VP9_OPTIONS = {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "7", "row-mt": "0"}
 _VIDEOS = {*_CODECS, ".m4v", ".mkv", ".mov", ".mpeg", ".mpg", ".webm"}
-_INSTALL = "pip install '.[video]'"
+_INSTALL = "pip install av"
 
 
 def is_video(path: str | Path) -> bool:
@@ -43,7 +43,7 @@ def is_video(path: str | Path) -> bool:
 
 
 def find_images(
-    inputs: Sequence[str], output: Path | None, option: str = "--input"
+    inputs: Sequence[str], output: Path | None, option: str = "IMAGE"
 ) -> list[tuple[Path, Path | None]]:
     """List images and where their pictures go.
 
@@ -147,7 +147,7 @@ class Video:
         """
         self.name = source if isinstance(source, str) else f"camera {source}"
         if isinstance(source, str) and not os.path.isfile(source):
-            raise DatasetError(f"{source}: no such video; check --input")
+            raise DatasetError(f"{source}: no such video; check its name")
         with _quiet_decoder():
             self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():

@@ -1,7 +1,7 @@
 """The code blocks of a Markdown page: run in the order in which they stand there, or only read.
 
-A ```sh or ```python block is run; behind "<!-- not run: why -->" it is for readers. A ```text block is
-what the block above it prints, or a part of it; behind "<!-- not compared: why -->" it is not.
+A ```sh or ```python block is run; behind "<!-- not run: why -->" it is for readers. A ```text block
+is what the block above it prints, or a part of it; behind "<!-- not compared: why -->" it is not.
 """
 
 from __future__ import annotations
