@@ -12,7 +12,7 @@ import yaml
 from helpers.paths import REPOSITORY
 from helpers.shell_blocks import Block, code_blocks, commands_of, masked, metrics_in, run_blocks
 
-from tagclip.cli import MODULES, _load
+from tagclip.cli.commands import find_command, load_command
 from tagclip.config import load_config
 
 # Its sections exclude each other: tests/docs/test_own_data.py runs each.
@@ -57,11 +57,8 @@ RUN = [
 
 
 def not_run() -> dict[str, list[str]]:
-    """Page -> its blocks that are not run: first line and reason."""
-    found = {
-        page: [f"{block}: {block.why_not}" for block in blocks if block.why_not]
-        for page, blocks in BLOCKS.items()
-    }
+    """Page -> why each of its blocks that are not run is not."""
+    found = {page: [b.why_not for b in blocks if b.why_not] for page, blocks in BLOCKS.items()}
     return {page: rows for page, rows in found.items() if rows}
 
 
@@ -118,9 +115,10 @@ def test_commands_parse_and_configs_resolve(
 
 def check_command(words: list[str], place: str, is_run: bool) -> None:
     """Parse a command line as its tool does, and build the config that it names."""
-    name = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in MODULES)
+    name = find_command(words)
+    assert name, f"{place}: tagclip {' '.join(words)}: no such command"
     try:
-        parsed = _load(MODULES[name]).make_parser().parse_args(words[len(name.split()) :])
+        parsed = load_command(name).make_parser().parse_args(words[len(name.split()) :])
     except SystemExit as error:
         raise AssertionError(f"{place}: tagclip {' '.join(words)}") from error
     if not (config := getattr(parsed, "config_file", None)):
