@@ -45,9 +45,6 @@ class Block(NamedTuple):
     kind: str = "sh"
     prints: str = ""
 
-    def __str__(self) -> str:
-        return self.text.strip().splitlines()[0]
-
 
 def code_blocks(page: str) -> list[Block]:
     """Find the ```sh and ```python blocks of a page, each with the ```text that it prints.
