@@ -37,7 +37,9 @@ def save_mmengine(path: Path, state: dict[str, Tensor], monkeypatch: pytest.Monk
             name = ".".join(_MODULE.split(".")[:depth])
             context.setitem(sys.modules, name, ModuleType(name))
         sys.modules[_MODULE].HistoryBuffer = HistoryBuffer
-        context.setattr(HistoryBuffer, "__module__", _MODULE)
+        # Python 3.13 goes by the module of a method, earlier ones by that of its class.
+        for named in (HistoryBuffer, HistoryBuffer.mean):
+            context.setattr(named, "__module__", _MODULE)
         info = {"epoch": 0, "iter": 20000, "eta": np.float64(0.5), "last_ckpt": str(path)}
         content = {
             "meta": {
