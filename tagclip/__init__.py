@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tagclip.errors import TagCLIPError
     from tagclip.evaluation import ZeroShotSemSegEvaluator
     from tagclip.modeling import CLIPViT, TagCLIP, TagCLIPHead, TextBank
+    from tagclip.prediction import Prediction
     from tagclip.predictor import TagCLIPPredictor
     from tagclip.structures import Vocabulary
 
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CLIPViT",
+    "Prediction",
     "TagCLIP",
     "TagCLIPCheckpointer",
     "TagCLIPError",
@@ -53,6 +55,7 @@ __all__ = [
 # Public name -> where it is defined.
 _MODULES = {
     "CLIPViT": "modeling",
+    "Prediction": "prediction",
     "TagCLIP": "modeling",
     "TagCLIPCheckpointer": "checkpoint",
     "TagCLIPError": "errors",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from tagclip.data.inference_input import InferenceInput, bgr_array
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.prediction import Prediction
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import expand_path
@@ -174,8 +176,11 @@ class TagCLIPPredictor:
 
     def __call__(
         self, image: ImageLike | Sequence[ImageLike], top_k: int = 0
-    ) -> dict[str, Any] | list[dict[str, Any]]:
+    ) -> Prediction | list[Prediction]:
         """Segment one image, or each of a list.
+
+        On a GPU windows of several images share batches of MODEL.TAGCLIP.TEST.WINDOW_BATCH. On a
+        CPU, where a batch would change the rounding, results have the bits of single calls.
 
         Args:
             image: BGR (H, W, 3) uint8 as everywhere in detectron2 or BGRA, a PIL image, a path, or
@@ -183,19 +188,11 @@ class TagCLIPPredictor:
             top_k: how many of the K classes to rank at every pixel; 0: none.
 
         Returns:
-            A dict, or a list of them, with CPU tensors of the image's own size:
-
-            * ``sem_seg_labels``: (H, W) int16 (int32 above 32767 classes), indices into
-              ``class_names``; -1 is "other": a context class won, or the score is below
-              MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD.
-            * ``sem_seg_scores``: (H, W) half, the score that won, after gate and bias; at most 1.
-            * ``trusty``: (H, W) half, P(pixel belongs to a seen class), if there is a token.
-            * ``top_labels``, ``top_scores``: (k, H, W), with ``top_k``; best first, among the K
-              classes only, whatever the context or the threshold say.
-            * ``class_names``: list of K names.
+            A `Prediction`, or a list of them: dicts of CPU tensors of the image's own size.
 
         Raises:
-            DatasetError: an image is damaged, too large, or of another form.
+            DatasetError: an image is damaged, too large, or of another form; in a list it is named
+                by its place, from 0.
             ConfigError: ``top_k`` is not between 0 and K.
         """
         asked = self.asked
@@ -203,12 +200,9 @@ class TagCLIPPredictor:
             raise ConfigError(
                 f"top_k: found {top_k}, expected 0 to {len(asked.shown)}, the number of classes"
             )
-        if not isinstance(image, (list, tuple)):
-            return self._segment(self._pixels(image, "image"), asked, top_k)
-        return [
-            self._segment(self._pixels(each, f"image {number}"), asked, top_k)
-            for number, each in enumerate(image)
-        ]
+        if isinstance(image, (list, tuple)):
+            return list(self._segment(image, asked, top_k))
+        return next(self._segment([image], asked, top_k))
 
     def read_image(self, path: str | Path) -> np.ndarray:
         """Read a file as training does, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
@@ -231,25 +225,41 @@ class TagCLIPPredictor:
         Raises:
             DatasetError: the image is damaged, too large, or of another form.
         """
-        pixels = self._pixels(image, "image")
-        if self.cfg.INPUT.FORMAT == "RGB":
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        return self.model.encode(self._input(np.ascontiguousarray(pixels)), asked.all)
+        return self.model.encode(self._prepared(self._pixels(image, "image")), asked.all)
 
     @torch.no_grad()
-    def _segment(self, pixels: np.ndarray, asked: AskedClasses, top_k: int) -> dict[str, Any]:
-        """Segment (H, W, 3) uint8 BGR."""
-        result = self.encode(pixels, asked).labels(
-            pixels.shape[:2],
-            self.model.inference_settings.background_threshold,
-            top_k,
-            len(asked.shown),
-        )
-        labels = result["sem_seg_labels"]
-        labels[labels >= len(asked.shown)] = -1
-        return {key: value.cpu() for key, value in result.items()} | {
-            "class_names": asked.shown.names
-        }
+    def _segment(
+        self, images: Sequence[ImageLike], asked: AskedClasses, top_k: int
+    ) -> Iterator[Prediction]:
+        """Segment images, each of which is read when a batch has room for it."""
+        read: deque[np.ndarray] = deque()
+
+        def inputs() -> Iterator[dict[str, Any]]:
+            for number, image in enumerate(images):
+                name = f"image {number}" if len(images) > 1 else "image"
+                try:
+                    read.append(self._pixels(image, name))
+                    yield self._prepared(read[-1])
+                except DatasetError as error:
+                    if len(images) == 1 or str(error).startswith(f"{name}: "):
+                        raise
+                    raise DatasetError(f"{name}: {error}") from error
+
+        threshold = self.model.inference_settings.background_threshold
+        for image, fusion in zip(images, self.model.encode_each(inputs(), asked.all), strict=True):
+            pixels = read.popleft()
+            result = fusion.labels(pixels.shape[:2], threshold, top_k, len(asked.shown))
+            labels = result["sem_seg_labels"]
+            labels[labels >= len(asked.shown)] = -1
+            outputs = {key: value.cpu() for key, value in result.items()}
+            file = str(image) if isinstance(image, (str, Path)) else ""
+            yield Prediction(outputs, pixels, asked.shown, file)
+
+    def _prepared(self, pixels: np.ndarray) -> dict[str, Any]:
+        """What the model takes for (H, W, 3) uint8 BGR."""
+        if self.cfg.INPUT.FORMAT == "RGB":
+            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return self._input(np.ascontiguousarray(pixels))
 
     def _pixels(self, image: ImageLike, name: str) -> np.ndarray:
         """(H, W, 3) uint8 BGR of any image."""

@@ -14,6 +14,7 @@ FLOORS = (
     "cli",
     "bulk export demo analysis scoring",
     "predictor engine",
+    "prediction",
     "checkpoint evaluation",
     "modeling",
     "data",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -243,6 +243,33 @@ class TagCLIP(nn.Module):
             The low-resolution logits of its views, ready for labels or scores of any size.
         """
         return self._encode([item], vocabulary)[0]
+
+    @torch.no_grad()
+    def encode_each(
+        self, items: Iterable[dict[str, Any]], vocabulary: Vocabulary
+    ) -> Iterator[ScoreFusion]:
+        """Do what `encode` does for many inputs, as many at a time as fill a batch of windows.
+
+        On a CPU one by one, as its windows are: results have the bits of single ones.
+
+        Args:
+            items: inputs of `encode`; no more are taken than one batch needs.
+            vocabulary: K classes with seen and unseen decided.
+
+        Yields:
+            What `encode` returns, in order.
+        """
+        group, windows = [], 0
+        for item in items:
+            views = item.get("views", [item])
+            sizes = [view["image"].shape[-2:] for view in views]
+            count = sum(len(self.inference_settings.grid(*size)) for size in sizes)
+            if group and windows + count > self._windows_per_batch():
+                yield from self._encode(group, vocabulary)
+                group, windows = [], 0
+            group.append(item)
+            windows += count
+        yield from self._encode(group, vocabulary)
 
     @torch.no_grad()
     def _encode(self, items: Sequence[dict[str, Any]], vocabulary: Vocabulary) -> list[ScoreFusion]:

@@ -33,6 +33,7 @@ __all__ = [
     "draw_legend",
     "draw_panels",
     "draw_trusty_bar",
+    "encode_jpeg",
     "fit",
     "legend_notes",
     "read_note",
@@ -206,6 +207,13 @@ def stack_pictures(pictures: Sequence[np.ndarray]) -> np.ndarray:
         page[y : y + picture.shape[0], : picture.shape[1]] = picture
         y += picture.shape[0]
     return page
+
+
+def encode_jpeg(picture: np.ndarray) -> bytes:
+    """JPEG of (H, W, 3) uint8 for a page: small, and outlines and names stay sharp."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=92, subsampling=0)
+    return buffer.getvalue()
 
 
 def save_png(

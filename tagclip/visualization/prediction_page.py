@@ -1,4 +1,4 @@
-"""What a prediction looks like on disk: page of panels, entry of a json."""
+"""What a prediction looks like: page of panels, entry of a json, rows of a legend."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from tagclip.visualization.panels import (
     draw_panels,
     draw_trusty_bar,
     fit,
+    legend_notes,
     stack_pictures,
 )
-from tagclip.visualization.segments import colorize_trusty, draw_segments
+from tagclip.visualization.segments import colorize_trusty, draw_segments, legend_names
 
 __all__ = [
     "OTHER",
     "draw_prediction",
+    "legend_rows",
     "summarize_prediction",
 ]
 
@@ -114,3 +116,34 @@ def summarize_prediction(prediction: Mapping[str, Any], vocabulary: Vocabulary) 
         ],
         OTHER: round(float(counts[0] / labels.size), 6),
     }
+
+
+def legend_rows(
+    prediction: Mapping[str, Any], vocabulary: Vocabulary
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """List classes for a legend with shares, and say what its stars, numbers and "other" are.
+
+    Returns:
+        Rows of all K classes, largest first, those that are not on the image in their order behind
+        them, and of "other" if there is some: ``name`` as in pictures, ``color``, ``seen``,
+        ``is_absent``, ``share`` and ``mean_score``; this is None for absent classes and for
+        "other", whose ``color`` is None, too. And the notes.
+    """
+    summary = summarize_prediction(prediction, vocabulary)
+    present = {row["name"]: row for row in summary["classes"]}
+    columns = legend_names(vocabulary), vocabulary.colors.tolist(), vocabulary.seen_mask.tolist()
+    absent = {"is_absent": True, "share": 0.0, "mean_score": None}
+    rows = {
+        name: {"name": shown, "color": color, "seen": seen, **absent}
+        for name, shown, color, seen in zip(vocabulary.names, *columns, strict=True)
+    }
+    for name, row in present.items():
+        found = {"share": row["share"], "mean_score": row["mean_score"]}
+        rows[name] |= {"is_absent": False, **found}
+    listed = [*(rows[name] for name in present), *(rows[n] for n in rows if n not in present)]
+    notes = legend_notes(vocabulary)
+    if summary[OTHER]:
+        other = {"name": OTHER, "color": None, "seen": True, "is_absent": False}
+        listed.append({**other, "share": summary[OTHER], "mean_score": None})
+        notes.append(_OTHER_NOTE)
+    return listed, notes

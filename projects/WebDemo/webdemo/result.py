@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from tagclip.data.label_image import label_image
 from tagclip.projects.webdemo.session import EncodedImage, Settings
-from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.text import json_text
 from tagclip.visualization.html_page import render
-from tagclip.visualization.panels import fit, legend_notes
-from tagclip.visualization.prediction_page import OTHER, summarize_prediction
-from tagclip.visualization.segments import (
-    colorize_trusty,
-    draw_segments,
-    legend_names,
-    marked_names,
-)
+from tagclip.visualization.panels import encode_jpeg, fit
+from tagclip.visualization.prediction_page import legend_rows, summarize_prediction
+from tagclip.visualization.segments import colorize_trusty, draw_segments, marked_names
 
 __all__ = ["render_result", "write_result"]
 
@@ -34,7 +25,6 @@ _DRAWN_SIZE = 512
 # Longer side of the grid of scores that the browser gets: some 250 KB at most.
 _GRID_SIZE = 192
 _OUTSIDE = 255
-_OTHER_NOTE = f"{OTHER}: a context word won, or the score is below the background threshold"
 
 
 def render_result(encoded: EncodedImage, settings: Settings, opacity: float) -> str:
@@ -58,12 +48,12 @@ def render_result(encoded: EncodedImage, settings: Settings, opacity: float) -> 
     trusty = None
     if "trusty" in prediction:
         trusty = colorize_trusty(fit(prediction["trusty"].numpy(), size))
-    rows, notes = _legend(prediction, vocabulary)
+    rows, notes = legend_rows(prediction, vocabulary)
     return render(
         "result.html.j2",
         __package__,
-        segments=_jpeg(draw_segments(picture, labels, vocabulary, opacity)),
-        trusty=None if trusty is None else _jpeg(trusty),
+        segments=encode_jpeg(draw_segments(picture, labels, vocabulary, opacity)),
+        trusty=None if trusty is None else encode_jpeg(trusty),
         scale=colorize_trusty(np.linspace(0, 1, 9)).tolist(),
         scores=json_text(_hover_data(encoded, prediction)),
         rows=rows,
@@ -130,37 +120,3 @@ def _middles(length: int, longer: int) -> np.ndarray:
 
 def _base64(values: np.ndarray) -> str:
     return base64.b64encode(values.astype(np.uint8).tobytes()).decode()
-
-
-def _jpeg(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=92, subsampling=0)
-    return buffer.getvalue()
-
-
-def _legend(
-    prediction: Mapping[str, torch.Tensor], vocabulary: Vocabulary
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of all K classes, those on the image first, and of "other"; and notes on them."""
-    summary = summarize_prediction(prediction, vocabulary)
-    present = {row["name"]: row for row in summary["classes"]}
-    order = [*present, *(name for name in vocabulary.names if name not in present)]
-    shown = dict(zip(vocabulary.names, legend_names(vocabulary), strict=True))
-    seen = dict(zip(vocabulary.names, vocabulary.seen_mask.tolist(), strict=True))
-    colors = dict(zip(vocabulary.names, vocabulary.colors.tolist(), strict=True))
-    rows = []
-    for name in order:
-        found = present.get(name)
-        rows.append({
-            "name": shown[name],
-            "color": colors[name],
-            "kind": "unseen " * (not seen[name]) + "absent" * (found is None),
-            "share": found["share"] if found else 0.0,
-            "score": f"{found['mean_score']:.2f}" if found else "",
-        })  # fmt: skip
-    notes = legend_notes(vocabulary)
-    if summary[OTHER]:
-        other = {"name": OTHER, "color": None, "kind": "", "share": summary[OTHER], "score": ""}
-        rows.append(other)
-        notes.append(_OTHER_NOTE)
-    return rows, notes
