@@ -9,7 +9,7 @@ REQUIREMENTS ?= $(shell cat $(VENV)/.requirements 2>/dev/null || echo requiremen
 ARGS ?=
 # Processes of pytest.
 WORKERS ?= 2
-# Port of the web page.
+# Port of the web page, and of docs-serve.
 PORT ?= 7860
 
 # Each step of the set-up ends with its stamp, so an interrupted one is done again.
@@ -18,6 +18,7 @@ INSTALLED = $(VENV)/.installed-$(subst /,-,$(REQUIREMENTS))
 DETECTRON2 := $(VENV)/.detectron2
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
+DOCS := $(VENV)/.docs
 
 PYTHON_FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PIP_WORKS := import pip; from importlib.metadata import distribution; \
@@ -25,7 +26,8 @@ PIP_WORKS := import pip; from importlib.metadata import distribution; \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo clean-env
+.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo docs docs-serve \
+	clean-env
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +56,12 @@ gallery: minibench ## Draw the picture of README.md anew: docs/images/gallery.pn
 
 webdemo: $(DEMO) ## Serve the web page on MiniBench's model (PORT=7860)
 	$(RUN) projects/WebDemo/serve.py --port $(PORT)
+
+docs: $(DOCS) ## Build the site of docs/ in site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+docs-serve: $(DOCS) ## Serve the site, built anew at each change (PORT=7860)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs serve --dev-addr 127.0.0.1:$(PORT)
 
 demo-env: $(DEMO) ## Install what the web page needs, too
 
@@ -94,4 +102,8 @@ $(READY): $(DETECTRON2) setup.py pyproject.toml
 
 $(DEMO): $(READY) requirements-demo.txt
 	$(RUN) -m pip install -r $(REQUIREMENTS) -r requirements-demo.txt
+	@touch $@
+
+$(DOCS): $(READY) requirements-docs.txt
+	$(RUN) -m pip install -r $(REQUIREMENTS) -r requirements-docs.txt
 	@touch $@

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from glob import glob
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -20,6 +21,9 @@ FOLDERS = {
     "tagclip.tools.prepare": "datasets",
     "tagclip.tools.webdemo": "projects/WebDemo",
 }
+# Configs and assets, below tagclip/model_zoo as below the repository (tagclip.projects.ROOT).
+_DATA = ("configs", "projects/MiniBench/assets", *glob("projects/*/configs", root_dir=ROOT))
+DATA = {f"tagclip.model_zoo.{folder.replace('/', '.')}": folder for folder in _DATA}
 
 
 def version() -> str:
@@ -28,9 +32,9 @@ def version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
-# Neither detectron2 nor cv2: the first is not on PyPI under its name (see
-# tools/install_detectron2.py), the second comes with one of two distributions.
-# Their first use checks for both (tagclip/utils/installed.py).
+# Neither detectron2 nor cv2: the first is not on PyPI under its name, the second comes with one of
+# two distributions. `tagclip setup-detectron2` (tools/install_detectron2.py) brings both, and
+# their first use checks for them (tagclip/utils/installed.py).
 setup(
     name="tagclip",
     version=version(),
@@ -40,8 +44,9 @@ setup(
     author="The TagCLIP for Detectron2 authors",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
-    packages=[*find_packages(include=["tagclip", "tagclip.*"]), *FOLDERS],
-    package_dir=FOLDERS,
+    license_files=["LICENSE", "THIRD_PARTY.md"],
+    packages=[*find_packages(include=["tagclip", "tagclip.*"]), *FOLDERS, *DATA],
+    package_dir=FOLDERS | DATA,
     package_data={
         "tagclip": [
             "config/*.yaml",
@@ -49,11 +54,12 @@ setup(
             "data/datasets/*/*.json",
             "modeling/clip/*.json",
             "structures/*.json",
-            "*/templates/*.html.j2",
+            "*/templates/*.j2",
         ],
         "tagclip.projects.minibench": ["*.json", "templates/*.html.j2"],
         "tagclip.projects.webdemo": ["*.js", "*.css", "templates/*.html.j2"],
         "tagclip.tools": ["*.json"],
+        **dict.fromkeys(DATA, ["**/*.yaml", "*.json", "*.safetensors", "*.gz"]),
     },
     entry_points={"console_scripts": ["tagclip = tagclip.cli:main"]},
     install_requires=[
@@ -63,6 +69,8 @@ setup(
         "Pillow>=10",
         "simplejpeg>=1.9,<2",
         "open_clip_torch>=3.3,<4",
+        # Models that are handed on; open_clip brings it, too.
+        "huggingface_hub>=1,<3",
         "safetensors>=0.4.3",
         "PyYAML>=6",
         "matplotlib>=3.8",

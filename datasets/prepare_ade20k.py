@@ -13,7 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prepare_cli import Options, run_script
+from prepare_cli import Options, prepare_parser, run_script
+
+from tagclip.utils.tool_parser import ToolParser
 
 _SCENES = Path("ADEChallengeData2016")
 _FULL = Path("ADE20K_2021_17_01/images/ADE/validation")
@@ -41,12 +43,15 @@ def prepare_dataset(name: str, options: Options) -> None:
     prepare(name, options, list(images), images, [LabelSource.of(name, files, "ade150")])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    return prepare_parser(__doc__, ("ade20k150_train", "ade20k150_val", "ade20k847_val"))
+
+
+def invoke_main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
-    run_script(
-        __doc__, ("ade20k150_train", "ade20k150_val", "ade20k847_val"), prepare_dataset, argv
-    )
+    run_script(make_parser(), prepare_dataset, argv)
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

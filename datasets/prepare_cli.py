@@ -12,8 +12,9 @@ from pathlib import Path
 
 from tagclip.errors import DatasetError
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
-__all__ = ["Options", "run_script"]
+__all__ = ["Options", "prepare_parser", "run_script"]
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,14 @@ class Options:
     extra: argparse.Namespace
 
 
-def run_script(
-    description: str,
-    datasets: Sequence[str],
-    prepare_dataset: Callable[[str, Options], None],
-    argv: Sequence[str] | None = None,
-    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> None:
-    """Read the command line and prepare the datasets; exits with 1 and one line on failure.
+def prepare_parser(description: str, datasets: Sequence[str]) -> ToolParser:
+    """Make the parser of a script.
 
     Args:
-        description: docstring of the script, with an example.
-        datasets: what the script can prepare.
-        prepare_dataset: called with the name of each.
-        argv: command line; None takes that of the process.
-        add_options: adds the script's own options.
+        description: its docstring, with an example.
+        datasets: what it can prepare.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ToolParser(description)
     parser.add_argument(
         "--root",
         type=Path,
@@ -64,7 +54,12 @@ def run_script(
         help="folder of all datasets (default: $DETECTRON2_DATASETS, else datasets)",
     )
     parser.add_argument(
-        "--only", nargs="+", choices=datasets, metavar="NAME", help=f"some of {', '.join(datasets)}"
+        "--only",
+        nargs="+",
+        choices=datasets,
+        default=datasets,
+        metavar="NAME",
+        help=f"some of {', '.join(datasets)} (default: all)",
     )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
@@ -77,23 +72,35 @@ def run_script(
     parser.add_argument(
         "--overwrite", action="store_true", help="write all files anew, also those of others"
     )
-    if add_options:
-        add_options(parser)
+    return parser
+
+
+def run_script(
+    parser: ToolParser,
+    prepare_dataset: Callable[[str, Options], None],
+    argv: Sequence[str] | None,
+) -> None:
+    """Read the command line and prepare the datasets; exits with 1 and one line on failure.
+
+    Args:
+        parser: of `prepare_parser`, with the script's own options.
+        prepare_dataset: called with the name of each.
+        argv: command line; None takes that of the process.
+    """
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"--workers is {args.workers}, expected 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run_tool(_prepare_all, prepare_dataset, datasets, args)
+    run_tool(_prepare_all, prepare_dataset, args)
 
 
 def _prepare_all(
     prepare_dataset: Callable[[str, Options], None],
-    datasets: Sequence[str],
     args: argparse.Namespace,
 ) -> None:
     options = Options(
         args.root,
-        tuple(args.only or datasets),
+        tuple(args.only),
         args.workers,
         args.allow_missing,
         args.overwrite,

@@ -14,12 +14,13 @@ has to be named with --order. datasets/README.md tells what to download.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from prepare_cli import Options, run_script
+from prepare_cli import Options, prepare_parser, run_script
+
+from tagclip.utils.tool_parser import ToolParser
 
 # Folders of detectron2, mmsegmentation, CAT-Seg and ZegFormer; {} is the subset.
 _IMAGES = (
@@ -77,19 +78,22 @@ def _link_folder(folder: Path, place: Path) -> None:
         place.symlink_to(os.path.relpath(folder.resolve(), place.parent.resolve()))
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = prepare_parser(__doc__, ("coco_stuff_train", "coco_stuff_val"))
     parser.add_argument(
         "--converted",
         type=Path,
         help="folder of another converter's labels, or the one above train2017 and val2017",
     )
     parser.add_argument("--order", choices=_ORDERS, default="", help="class order of --converted")
+    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def invoke_main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
-    run_script(__doc__, ("coco_stuff_train", "coco_stuff_val"), prepare_dataset, argv, _add_options)
+    run_script(make_parser(), prepare_dataset, argv)
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

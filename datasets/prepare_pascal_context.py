@@ -12,14 +12,14 @@ datasets/README.md tells what to download.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepare_cli import Options, run_script
+from prepare_cli import Options, prepare_parser, run_script
 
 from tagclip.errors import DatasetError
+from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
     from prepare_sources import LabelSource
@@ -122,16 +122,19 @@ def _check_label_list(path: Path, label_map: LabelMap) -> None:
             )
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = prepare_parser(__doc__, _DATASETS)
     parser.add_argument("--mat", type=Path, help=f"folder of the .mat files (default: {_MAT[0]})")
     parser.add_argument("--converted", type=Path, help="folder of png labels of another converter")
     parser.add_argument("--order", choices=_ORDERS, default="", help="class order of --converted")
+    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def invoke_main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
-    run_script(__doc__, _DATASETS, prepare_dataset, argv, _add_options)
+    run_script(make_parser(), prepare_dataset, argv)
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

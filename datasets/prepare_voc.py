@@ -10,15 +10,15 @@ datasets/README.md tells what to download.
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepare_cli import Options, run_script
+from prepare_cli import Options, prepare_parser, run_script
 
 from tagclip.errors import DatasetError
+from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
     from prepare_sources import LabelSource
@@ -73,19 +73,22 @@ def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], Lab
     return names, LabelSource.of(name, files, "voc2012", read_sbd_mat)
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = prepare_parser(__doc__, ("voc2012_train", "voc2012_val"))
     parser.add_argument(
         "--sbd",
         type=Path,
         help=f"folder of SBD with cls, train.txt and val.txt (default: {' or '.join(_SBD)} "
         "below --root, else the pngs in SegmentationClassAug)",
     )
+    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def invoke_main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
-    run_script(__doc__, ("voc2012_train", "voc2012_val"), prepare_dataset, argv, _add_options)
+    run_script(make_parser(), prepare_dataset, argv)
 
 
 if __name__ == "__main__":
-    main()
+    invoke_main()

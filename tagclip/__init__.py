@@ -105,6 +105,8 @@ def register() -> None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "model_zoo":
+        return importlib.import_module("tagclip.model_zoo")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     register()

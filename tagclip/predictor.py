@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import tagclip
-from tagclip.checkpoint import checkpoint_config, load_trained
+from tagclip.checkpoint import checkpoint_config, find_weights, load_trained
 from tagclip.config.checks import available_device, check_config, check_registered
 from tagclip.data.image_io import image_pixels, read_image
 from tagclip.data.inference_input import InferenceInput, bgr_array
@@ -78,10 +78,8 @@ class TagCLIPPredictor:
         check_config(cfg)
         self.cfg = cfg = cfg.clone()
         cfg.defrost()
-        cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
-        wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
-        if wanted != cfg.MODEL.DEVICE:
-            logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", wanted)
+        if cfg.MODEL.WEIGHTS:
+            cfg.MODEL.WEIGHTS = str(find_weights(cfg.MODEL.WEIGHTS))
         # The folders do not matter here, nor may their names be taken by other registrations.
         carried = Protocol(cfg).carried
         folders = cfg.DATASETS.FOLDER_DATASETS
@@ -90,6 +88,11 @@ class TagCLIPPredictor:
             for entry in folders
             if not (isinstance(entry, Mapping) and entry.get("name") in carried)
         ]
+        self._given = cfg.clone()
+        cfg.MODEL.TAGCLIP.TEST.OUTPUT = "labels"
+        cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+        if cfg.MODEL.DEVICE != self._given.MODEL.DEVICE:
+            logger.info("Found no GPU: MODEL.DEVICE %s becomes cpu", self._given.MODEL.DEVICE)
         cfg.freeze()
         import_projects(cfg.PROJECTS)
         check_registered(cfg)
@@ -111,6 +114,80 @@ class TagCLIPPredictor:
             TagCLIPError: see `checkpoint_config` and the constructor.
         """
         return cls(checkpoint_config(expand_path(path), opts))
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, opts: Sequence[str] = (), **hub_options: Any
+    ) -> TagCLIPPredictor:
+        """Build from what `save_pretrained` or `push_to_hub` wrote, or from a checkpoint.
+
+        Args:
+            name: a folder, ``ORGANISATION/NAME`` of the hub, or a checkpoint; what is here goes
+                first, see `find_weights`.
+            opts: alternating config keys and values that go before those of the model.
+            hub_options: ``revision``, ``cache_dir``, ``force_download``, ``local_files_only`` and
+                ``token`` of `tagclip.checkpoint.hub.download`.
+
+        Raises:
+            TagCLIPError: see `find_weights`, `checkpoint_config` and the constructor.
+        """
+        return cls.from_checkpoint(find_weights(expand_path(name), **hub_options), opts)
+
+    def save_pretrained(
+        self, folder: str | Path, *, overwrite: bool = False, **options: Any
+    ) -> Path:
+        """Write a folder with all that others need: tensors, config, class list, model card.
+
+        Args:
+            folder: is created, whole or not at all.
+            overwrite: replace a model that was written there before; other files never are.
+            options: ``with_clip``, ``results`` and ``license`` of `pretrained_content`.
+
+        Returns:
+            Its absolute path.
+
+        Raises:
+            CheckpointError: CLIP's weights are a file of this machine and are not to be copied,
+                results are of another model, or the folder holds something or cannot be written.
+        """
+        # Nobody who only predicts pays for it.
+        from tagclip.pretrained import check_target, pretrained_content, save_folder
+
+        folder = check_target(expand_path(folder), overwrite)
+        content = pretrained_content(self._given, self.model, folder.name, **options)
+        return save_folder(content, folder, overwrite)
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        with_clip: bool = False,
+        results: Iterable[str | Path] = (),
+        license: str = "",
+        **hub_options: Any,
+    ) -> str:
+        """Send what `save_pretrained` writes to a repository of the hub, in one commit.
+
+        Args:
+            name: ``ORGANISATION/NAME``; is made if there is none.
+            with_clip: see `save_pretrained`.
+            results: see `save_pretrained`.
+            license: see `save_pretrained`.
+            hub_options: ``private``, ``token``, ``commit_message`` and ``branch`` of
+                `tagclip.pretrained.push_to_hub`.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            CheckpointError: see `save_pretrained`; or the hub is not within reach, or refuses.
+        """
+        from tagclip.pretrained import pretrained_content, push_to_hub
+
+        content = pretrained_content(
+            self._given, self.model, name, with_clip=with_clip, results=results, license=license
+        )
+        return push_to_hub(content, name, **hub_options)
 
     @property
     def dataset_names(self) -> set[str]:

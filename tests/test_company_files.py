@@ -14,7 +14,12 @@ import yaml
 
 import tagclip
 
-REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-demo.txt")
+REQUIREMENTS = (
+    "requirements.txt",
+    "requirements-dev.txt",
+    "requirements-demo.txt",
+    "requirements-docs.txt",
+)
 
 
 def pinned(repository: Path) -> dict[str, str]:

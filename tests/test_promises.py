@@ -1,4 +1,4 @@
-"""What README.md promises and no other test shows; and that every promise names its test."""
+"""What docs/promises.md promises and no other test shows; and that every promise names its test."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_no_code_names_a_gpu(repository: Path) -> None:
             assert not re.search(r"""\.cuda\(|["']cuda:\d""", path.read_text()), path
 
 
-# README.md and docs/behaviours.md
+# docs/promises.md and docs/behaviours.md
 
 
 def defined_tests(path: Path) -> set[str]:
@@ -190,9 +190,8 @@ def named_tests(row: str) -> list[tuple[str, str]]:
 
 
 def test_every_promise_names_tests_that_exist(repository: Path) -> None:
-    text = (repository / "README.md").read_text()
-    assert text.count("\n## Ten promises\n") == 1
-    section = text.split("\n## Ten promises\n")[1].split("\n## ")[0]
+    section = (repository / "docs" / "promises.md").read_text().split("\n## ")[0]
+    assert section.startswith("# Ten promises\n")
     rows = re.findall(r"^\| (\d+) \|.*$", section, re.MULTILINE)
     assert rows == [str(number) for number in range(1, 11)]
     for row in re.findall(r"^\| \d+ \|.*$", section, re.MULTILINE):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -40,20 +41,18 @@ OPTIMIZER_BYTES = {"ADAMW": 8, "SGD": 4}
 GIGA, MIB = 10**9, 2**20
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
     parser.add_argument("--json", action="store_true", help="print json (in single units)")
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )
-    return parser.parse_args(args)
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

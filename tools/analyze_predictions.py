@@ -20,17 +20,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from tagclip.analysis.run_analysis import AnalyzedRun
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument(
         "--runs", nargs="+", required=True, metavar="DIR", help="OUTPUT_DIR of evaluated runs"
     )
@@ -40,6 +39,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--num", type=int, default=4, help="images to draw (%(default)s)")
     parser.add_argument("--device", default="", help="cuda or cpu (default: cuda if there is one)")
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
     if parsed.num < 1:
         parser.error("--num: expected at least 1")

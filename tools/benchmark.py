@@ -32,6 +32,7 @@ from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -43,11 +44,9 @@ PART_NAMES = (
 )
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument(
         "--part", nargs="+", choices=PART_NAMES, default=PART_NAMES, help="default: all"
     )
@@ -68,7 +67,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--images", metavar="FOLDER", help="write the pictures of --curves")
     parser.add_argument("--merge", metavar="FILE.json", help="result of the other device")
-    return parser.parse_args(args)
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,17 +52,20 @@ CONDITIONS = {
 STAR = "\N{BLACK STAR}"
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of an evaluated run")
     parser.add_argument("--dataset", default="", help="only this one (default: all in common)")
     parser.add_argument(
         "--output", type=Path, default=Path("output/compare_runs"), help="folder (%(default)s)"
     )
-    return parser.parse_args(args)
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

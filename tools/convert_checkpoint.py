@@ -14,13 +14,12 @@ import argparse
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument(
         "source",
         metavar="IN",
@@ -52,14 +51,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="HEX",
         help="confirms a TorchScript archive that is not one of OpenAI's",
     )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="config keys to override; last",
-    )
-    return parser.parse_args(arguments)
+    parser.add_config_keys()
+    return parser
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    return make_parser().parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -73,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
         import_projects(cfg.PROJECTS)
     elif args.opts:
         raise ConfigError(
-            f"--opts: found {' '.join(args.opts)} without --config-file; name the config"
+            f"config keys: found {' '.join(args.opts)} without --config-file; name the config"
         )
     lines = convert_file(
         args.source,

@@ -30,6 +30,7 @@ from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import remove_leftovers, write_atomic
 from tagclip.utils.text import did_you_mean, format_csv, json_text, listed, one_line
+from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
     from tagclip.data.class_tables import ClassTable
@@ -47,11 +48,9 @@ _INDEX = "index.json"
 _ROWS = 256
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("source", type=Path, help="folder of masks; with --from, the export")
     parser.add_argument("--output", type=Path, help="folder of the label files")
     parser.add_argument(
@@ -93,6 +92,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
     )
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
     if bool(parsed.output) == parsed.scan:
         parser.error("expected either --output or --scan")

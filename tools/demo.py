@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.utils.cli import add_vocabulary_options, check_output, check_processes, run_tool
+from tagclip.utils.cli import check_output, check_processes, run_tool
+from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -43,11 +44,9 @@ logger = logging.getLogger("tagclip.demo")
 BACKGROUND = 0.1
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="default: the one in the checkpoint")
     add("--weights", default="", metavar="FILE", help="default: the last of OUTPUT_DIR")
@@ -78,11 +77,14 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="make finished pictures again")
     add("--num-gpus", type=int, default=1, help="processes, one per GPU (%(default)s)")
     add("--processes", type=int, default=1, help="processes on the CPU (%(default)s)")
-    keys = "config keys to override, at the end of the command line"
-    add("--opts", nargs=argparse.REMAINDER, default=[], dest="more_opts", help=argparse.SUPPRESS)
-    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=f"{keys}, also behind --opts")
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
-    parsed.opts += parsed.more_opts
     if parsed.video_input:
         parsed.input = [parsed.video_input]
     # --input takes all words up to the next option, config keys as well.

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError, TagCLIPError
-from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -39,11 +40,9 @@ TOLERANCE = 1e-4
 HALF_TOLERANCE = 5e-3
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--config-file", default="", metavar="FILE", help="default: of --weights")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     add_vocabulary_options(parser)
@@ -62,14 +61,14 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         "--size", type=_size, metavar="HxW", help="pixels of a window, default MODEL.TAGCLIP.TEST's"
     )
     size.add_argument("--dynamic", action="store_true", help="windows of any size")
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )
+    parser.add_config_keys()
     _add_int8_options(parser)
-    return parser.parse_args(args)
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def _add_int8_options(parser: argparse.ArgumentParser) -> None:

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.errors import ConfigError
-from tagclip.utils.cli import add_vocabulary_options, check_output, run_tool, writing
+from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.text import listed
+from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -74,14 +75,10 @@ class Predictions:
             yield LabelledImage(name.file, name.stem, Path(image), self._read(image))
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        # argparse would not break the line of the class lists.
-        usage="%(prog)s FOLDER --to TOOL --output FOLDER [options]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    # argparse would not break the line of the class lists.
+    parser = ToolParser(__doc__, usage="%(prog)s FOLDER --to TOOL --output FOLDER [options]")
     add = parser.add_argument
     add("predictions", type=Path, metavar="FOLDER", help="of an evaluation, or of label files")
     add("--to", choices=FILES, required=True, help="what reads them")
@@ -94,6 +91,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add("--image-url", metavar="PREFIX", help="label-studio: stands before the file of an image")
     add("--overwrite", action="store_true", help="replace files of these names")
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
     if parsed.to == "coco" and parsed.shapes == "polygons":
         parser.error("--shapes: coco takes masks")

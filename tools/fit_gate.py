@@ -21,13 +21,12 @@ from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of the user's run")
     parser.add_argument(
         "--hold-out", required=True, action="append", metavar="WORDS", help="once per model"
@@ -38,11 +37,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, default=Path("output/fit_gate"), help="folder (%(default)s)"
     )
-    parser.add_argument(
-        "opts", nargs="*", metavar="KEY VALUE", help="config keys to override, at the end of the "
-        "command line",
-    )  # fmt: skip
-    return parser.parse_args(args)
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,15 +1,17 @@
 #!/usr/bin/env python
-"""Install detectron2 into this environment, without a compiler.
+"""Install what tagclip needs beside its requirements: detectron2, without a compiler, and cv2.
 
-    python tools/install_detectron2.py             # from the package registry, 10 seconds
-    python tools/install_detectron2.py --official  # build the official source, some minutes:
-                                                   # needs git, GitHub and a C++ compiler
+    tagclip setup-detectron2              # from the package registry, 10 seconds
+    tagclip setup-detectron2 --official   # build the official source, some minutes:
+                                          # needs git, GitHub and a C++ compiler
+
+The same in a checkout: python tools/install_detectron2.py. What is already there is kept.
 
 detectron2 is not on PyPI under its own name. The sdist ``pb1-detectron2`` 0.6 holds the Python
 files of the official v0.6 tag without the C++ sources; TagCLIP needs none of the compiled
 operators. This tool checks its sha256, applies the compatibility edits of
 ``detectron2_edits.json`` (each must match an exact number of times), and installs it as a
-pure-Python package. A detectron2 that is already there is kept.
+pure-Python package. Where there is no cv2, it first installs opencv-python-headless.
 """
 
 from __future__ import annotations
@@ -32,6 +34,13 @@ SDIST = "pb1-detectron2==0.6"
 SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 OFFICIAL = "git+https://github.com/facebookresearch/detectron2.git"
 EDITS = Path(__file__).with_name("detectron2_edits.json")
+OPENCV = "opencv-python-headless"
+COMMAND = "tagclip setup-detectron2"
+# What pip needs to build detectron2, and the command that brings it.
+PREREQUISITES = {
+    "torch": "python -m pip install torch torchvision",
+    "setuptools": "python -m pip install setuptools",
+}
 PROJECTS = ("PointRend/point_rend", "DeepLab/deeplab", "Panoptic-DeepLab/panoptic_deeplab")
 
 PLACEHOLDER = '''"""Stands in for detectron2's compiled operators, which are not installed."""
@@ -54,7 +63,7 @@ def __getattr__(name):
         raise AttributeError(name)
     raise ImportError(
         f"detectron2._C.{name} is a compiled operator, which this pure-Python installation lacks; "
-        "build the official source: python tools/install_detectron2.py --official"
+        "build the official source: tagclip setup-detectron2 --official"
     )
 '''
 
@@ -98,20 +107,21 @@ def run_pip(*arguments: str, show: bool = False) -> None:
         )
 
 
-def import_error() -> str:
-    """Last line of the error that importing detectron2 gives in a fresh process; "" if none."""
-    code = "import detectron2.engine, detectron2.evaluation, detectron2.model_zoo"
-    command = [sys.executable, "-P", "-c", code]
+def import_error(
+    modules: str = "detectron2.engine, detectron2.evaluation, detectron2.model_zoo",
+) -> str:
+    """Last line of the error that importing modules gives in a fresh process; "" if none."""
+    command = [sys.executable, "-P", "-c", f"import {modules}"]
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     if not result.returncode:
         return ""
     return (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
 
 
-def location() -> Path | None:
-    """Folder of the detectron2 that Python finds, whole or half; None if there is none."""
+def location(package: str = "detectron2") -> Path | None:
+    """Folder of a package that Python finds, whole or half; None if there is none."""
     importlib.invalidate_caches()
-    spec = importlib.util.find_spec("detectron2")
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
@@ -140,23 +150,36 @@ def remove() -> None:
             shutil.rmtree(info)
 
 
+def check_pip() -> None:
+    """Check that this environment has pip.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    if importlib.util.find_spec("pip") is None:
+        sys.exit(
+            f"{sys.executable}: pip is not installed, but brings detectron2 and cv2; "
+            f"run: python -m ensurepip, then {COMMAND}"
+        )
+
+
 def check_prerequisites() -> None:
     """Check what pip needs to read the sdist.
 
     Raises:
         SystemExit: torch, setuptools or a suitable pip is missing.
     """
-    for module in ("torch", "setuptools"):
+    for module, command in PREREQUISITES.items():
         if importlib.util.find_spec(module) is None:
             sys.exit(
                 f"{sys.executable}: {module} is not installed, but detectron2 needs it; "
-                "run: python -m pip install -r requirements.txt"
+                f"run: {command}, then {COMMAND}"
             )
     version = importlib.metadata.version("pip")
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) >= (26, 3):
         sys.exit(
             f"pip: found version {version}, expected one below 26.3, which refuses {SDIST}; "
-            "run: python -m pip install 'pip<26.3'"
+            f"run: python -m pip install 'pip<26.3', then {COMMAND}"
         )
 
 
@@ -249,7 +272,7 @@ def install_pure() -> None:
             if error:
                 sys.exit(
                     f"detectron2: cannot be imported after the installation ({error}), so it was "
-                    "removed; run: python -m pip install -r requirements.txt, then this again"
+                    f"removed; install what is missing, then run: {COMMAND}"
                 )
         except BaseException:
             remove()
@@ -266,16 +289,47 @@ def install_official(replace: bool) -> None:
         sys.exit(f"detectron2: built, but cannot be imported ({error})")
 
 
-def main() -> None:
-    """Install unless there is nothing to do."""
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--official", action="store_true", help="build the official source")
-    args = parser.parse_args()
+    return parser
+
+
+def setup_opencv() -> None:
+    """Install OpenCV unless there is a cv2, whichever distribution brought it.
+
+    Raises:
+        SystemExit: pip failed, or cv2 cannot be imported.
+    """
+    folder = location("cv2")
+    if folder is None:
+        check_pip()
+        print(f"Installing {OPENCV}", flush=True)
+        run_pip("install", OPENCV)
+    error = import_error("cv2")
+    if error:
+        sys.exit(
+            f"{folder or OPENCV}: this cv2 cannot be imported ({error}); run: python -m pip "
+            f"install --force-reinstall --no-deps {OPENCV}, then {COMMAND}"
+        )
+    print(f"{folder}: cv2 is installed and can be imported" if folder else "cv2 is ready")
+
+
+def setup_detectron2(official: bool) -> None:
+    """Install detectron2 unless there is nothing to do.
+
+    Args:
+        official: build the official source, also where the pure-Python one is installed.
+
+    Raises:
+        SystemExit: the one that is there cannot be imported, or a step failed.
+    """
     folder = location()
     ours = folder is not None and is_ours(folder)
-    if folder is not None and not (ours and args.official):
+    if folder is not None and not (ours and official):
         error = import_error()
         if not error and (is_recorded() or not ours):
             print(f"{folder}: detectron2 is installed and can be imported, nothing to do")
@@ -283,13 +337,21 @@ def main() -> None:
         if not ours:
             sys.exit(
                 f"{folder}: this detectron2 cannot be imported ({error}); repair it, or run: "
-                "python -m pip uninstall detectron2, then this again"
+                f"python -m pip uninstall detectron2, then {COMMAND}"
             )
-    if args.official:
+    check_pip()
+    if official:
         install_official(replace=ours)
     else:
         install_pure()
     print("detectron2 is ready")
+
+
+def main() -> None:
+    """Set up cv2, which detectron2 imports, and detectron2."""
+    args = make_parser().parse_args()
+    setup_opencv()
+    setup_detectron2(args.official)
 
 
 def invoke_main() -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.cli import check_output, error_line, writing
 from tagclip.utils.files import write_atomic
+from tagclip.utils.tool_parser import ToolParser
 
 # numpy and onnxruntime may be missing: main says so.
 if TYPE_CHECKING:
@@ -29,11 +30,9 @@ if TYPE_CHECKING:
     from tagclip.export.runtime.exported_model import ExportedModel
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("export", type=Path, help="folder with model.json and model.onnx")
     parser.add_argument("image", type=Path, help="read as in training: upright, without alpha")
     parser.add_argument("labels", type=Path, help="NAME.png to write")
@@ -49,7 +48,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         default="onnxruntime",
         help="same results, other speed; default: %(default)s",
     )
-    return parser.parse_args(args)
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

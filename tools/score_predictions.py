@@ -29,6 +29,7 @@ from tagclip.scoring.conventions import CONVENTIONS
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import listed
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -42,11 +43,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tagclip.score")
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("predictions", type=Path, help="folder, or a COCO json")
     parser.add_argument("--dataset", default="", help="registered dataset (default: of the config)")
     parser.add_argument("--config-file", default="", help="config whose dataset and split it is")
@@ -92,6 +91,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
     )
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
     if not (parsed.dataset or parsed.config_file):
         parser.error("expected --dataset or --config-file")

@@ -22,22 +22,27 @@ from typing import TYPE_CHECKING, Any
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import hide_tracebacks, run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
     parser.add_argument(
         "--resume",
         action="store_true",
         help="continue from the last checkpoint in OUTPUT_DIR, if there is one",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train even if OUTPUT_DIR holds the finished run of another config; removes the "
+        "checkpoints, logs and results of the runs there, no other file",
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     parser.add_argument(
@@ -47,6 +52,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         help="instead of a run, train N iterations repeatedly, with labels of unseen classes "
         "scrambled and with their names replaced, and compare all weights; writes nothing",
     )
+    add_process_options(parser)
+    parser.add_config_keys()
+    return parser
+
+
+def add_process_options(parser: ToolParser) -> None:
+    """Add the options that say how many processes there are, and where they meet."""
     parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine")
     parser.add_argument("--num-machines", type=int, default=1, help="with as many GPUs each")
     parser.add_argument(
@@ -58,21 +70,26 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         default=f"tcp://127.0.0.1:{port}",
         help="where several processes meet: address of machine 0 and a free port",
     )
-    parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
+    parser = make_parser()
     args = parser.parse_args(args)
     is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
     if args.prove_protocol is not None and (args.resume or not is_one):
         parser.error("--prove-protocol is one new training in one process: give no other option")
+    if args.overwrite and (args.resume or args.eval_only or args.prove_protocol is not None):
+        parser.error("--overwrite begins a new training: give it without the other options")
     return args
 
 
-def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
+def read_config(args: argparse.Namespace, *, overwrite: bool) -> tuple[CfgNode, bool]:
     """Build the config and check all that it names.
+
+    Args:
+        args: see `parse_args`.
+        overwrite: whether OUTPUT_DIR may hold another finished run.
 
     Returns:
         The config, and whether it asks for a GPU that is not there.
@@ -85,7 +102,7 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, bool]:
     import_projects(cfg.PROJECTS)
     wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
     weights = resolve_weights_and_seed(cfg, eval_only=args.eval_only, resume=args.resume)
-    ZeroShotTrainer.check(cfg, weights=weights, train=not args.eval_only)
+    ZeroShotTrainer.check(cfg, weights=weights, train=not args.eval_only, overwrite=overwrite)
     cfg.freeze()
     return cfg, wanted != cfg.MODEL.DEVICE
 
@@ -96,7 +113,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    cfg, no_gpu = read_config(args)
+    from tagclip.engine.finished_run import remove_run
+
+    cfg, no_gpu = read_config(args, overwrite=args.resume or args.overwrite)
+    if args.overwrite:
+        remove_run(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     try:
         default_setup(cfg, args)
     # A zero byte is a ValueError.
@@ -146,7 +167,7 @@ def prove(args: argparse.Namespace) -> None:
     """Show that this training depends on nothing that its protocol hides; print the figures."""
     from tagclip.engine.protocol_proof import prove_protocol
 
-    proof = prove_protocol(read_config(args)[0], args.prove_protocol)
+    proof = prove_protocol(read_config(args, overwrite=True)[0], args.prove_protocol)
     print(proof.report())
     print(proof.conclusion())
 

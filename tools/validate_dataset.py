@@ -27,6 +27,7 @@ from tagclip.projects import PROJECT_NAMES, import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
     from tagclip.data.validation.findings import Finding
@@ -60,11 +61,9 @@ class Target(NamedTuple):
     verified: bool
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered dataset")
     parser.add_argument("--config-file", help="validate DATASETS.TRAIN and DATASETS.TEST of this")
     parser.add_argument("--split", default="", help="split of the class list (default: its own)")
@@ -74,6 +73,12 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
     )
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
     if bool(parsed.names) == bool(parsed.config_file):
         parser.error("expected either dataset names or --config-file")

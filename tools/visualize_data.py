@@ -21,6 +21,7 @@ import numpy as np
 
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -37,21 +38,22 @@ NOVEL_TARGET = ("trusty target: unseen-class pixels", "0: others", "1: unseen")
 NOVEL_MASK = ("novel mask: gets pseudo-labels", "0: others", "1: unseen")
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="yaml config")
     parser.add_argument("--num", type=int, default=8, help="samples (%(default)s)")
     parser.add_argument("--draws", type=int, default=3, help="of each image (%(default)s)")
     parser.add_argument(
         "--output", type=Path, default=Path("output/visualize_data"), help="folder (%(default)s)"
     )
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )  # fmt: skip
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
     if parsed.num < 1 or parsed.draws < 1:
         parser.error("--num, --draws: expected at least 1")

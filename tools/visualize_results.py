@@ -24,6 +24,7 @@ import numpy as np
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -39,17 +40,21 @@ BARS, ROWS = 12, 50
 MAP_CLASSES = 24
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of the run")
     parser.add_argument("--dataset", default="", help="only this one (default: all evaluated)")
     parser.add_argument("--num", type=int, default=6, help="worst and best images (%(default)s)")
     parser.add_argument(
         "--output", type=Path, help="folder (default: visualize_results in RUN_DIR)"
     )
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
     parsed = parser.parse_args(args)
     if parsed.num < 1:
         parser.error("--num: expected at least 1")

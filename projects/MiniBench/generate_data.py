@@ -6,22 +6,25 @@ python projects/MiniBench/generate_data.py
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
+
+
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
+    parser.add_argument(
+        "--root", type=Path, help="folder of the data (default: $DETECTRON2_DATASETS/minibench)"
+    )
+    return parser
 
 
 def invoke_main() -> None:
     """Write the data to --root."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root", type=Path, help="folder of the data (default: $DETECTRON2_DATASETS/minibench)"
-    )
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_tool(write, args.root)
 

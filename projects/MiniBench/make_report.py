@@ -6,20 +6,23 @@ python projects/MiniBench/make_report.py --run output/minibench
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
+
+
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the run")
+    return parser
 
 
 def invoke_main() -> None:
     """Parse the command line, write the report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the run")
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     run_tool(report, args.run)
 

@@ -9,22 +9,24 @@ commands of their own.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 OUTPUT = Path("output/minibench")
-CONFIG = Path(__file__).parent / "configs" / "tagclip_minibench_noun_fence_board_convtrust.yaml"
+CONFIG = "minibench/tagclip_minibench_noun_fence_board_convtrust.yaml"
+
+
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    return ToolParser(__doc__)
 
 
 def invoke_main() -> None:
     """Parse the command line, do all steps."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args()
+    make_parser().parse_args()
     run_tool(run)
 
 
@@ -40,7 +42,7 @@ def run() -> None:
     generate_data.write(None)
     if OUTPUT.exists():
         shutil.rmtree(OUTPUT)
-    words = ["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
+    words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]
     train_net.start(train_net.parse_args(words))
     make_report.report(OUTPUT)
 

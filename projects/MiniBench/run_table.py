@@ -4,13 +4,12 @@
     python projects/MiniBench/run_table.py --seeds 5 --jobs 2
 
 Below --output: table.md, curves.png, results.json, and a json, a log and the checkpoints of every
-run. With --readme the table also replaces that in projects/MiniBench/README.md, and a summary that
-of the main README.
+run. With --docs the table also replaces that in projects/MiniBench/README.md, and a summary that
+of docs/results.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -23,25 +22,24 @@ from tqdm import tqdm
 
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 README = Path(__file__).with_name("README.md")
-MAIN_README = Path(__file__).resolve().parents[2] / "README.md"
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
 RunKey = tuple[str, str, int]
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("output/minibench_table"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--readme", action="store_true", help="put the table into the READMEs")
+    parser.add_argument("--docs", action="store_true", help="put the table into the documents")
     parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
-    return parser.parse_args()
+    return parser
 
 
 def result_file(output: Path, key: RunKey) -> Path:
@@ -89,7 +87,7 @@ def wanted_runs(seeds: int) -> list[RunKey]:
     return sorted(keys, key=lambda key: bool(RUNS[key[1]].start))
 
 
-def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
+def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
     """Write table, picture and figures of finished runs; return the table."""
     from tagclip.projects.minibench.table import format_summary, format_table
     from tagclip.projects.minibench.table_curves import draw_curves
@@ -99,9 +97,9 @@ def write_table(output: Path, keys: list[RunKey], readme: bool) -> str:
     write_atomic(output / "table.md", text)
     write_atomic(output / "results.json", json_text(list(results.values())) + "\n")
     draw_curves(results).savefig(output / "curves.png", dpi=100)
-    if readme:
+    if docs:
         replace_table(README, text)
-        replace_table(MAIN_README, format_summary(results))
+        replace_table(RESULTS, format_summary(results))
         shutil.copy(output / "curves.png", README.parent / "assets" / "curves.png")
     return text
 
@@ -114,7 +112,7 @@ def replace_table(path: Path, text: str) -> None:
 
 def invoke_main() -> None:
     """Run what is missing, then write the table."""
-    args = parse_args()
+    args = make_parser().parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, name, seed = args.one
@@ -130,7 +128,7 @@ def invoke_main() -> None:
             with ThreadPoolExecutor(args.jobs) as pool:
                 for _ in pool.map(lambda key: run_as_process(args.output, key), part):
                     bar.update()
-    print(write_table(args.output, keys, args.readme))
+    print(write_table(args.output, keys, args.docs))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from tqdm import trange
 from tagclip.projects.minibench.clip_pairs import PREFIXES, crops, pairs, words
 from tagclip.projects.minibench.scenes import CLASSES
 from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
 
 # The segmentation configs normalise like this, too.
 MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
@@ -133,18 +134,21 @@ def train(model: CLIP, tokenizer: SimpleTokenizer, args: argparse.Namespace) -> 
             progress.set_postfix(loss=f"{loss.item():.3f}")
 
 
-def invoke_main() -> None:
-    """Train, measure, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the assets")
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--images", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser
+
+
+def invoke_main() -> None:
+    """Train, measure, write."""
+    args = make_parser().parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 
@@ -24,11 +25,9 @@ WEIGHTS = "output/minibench/model_final.pth"
 OPTS = ["INPUT.MAX_PIXELS", "25000000", "MODEL.CLIP.TEXT_CACHE", ""]
 
 
-def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
     add = parser.add_argument
     add("--weights", default=WEIGHTS, metavar="FILE", help="a checkpoint (%(default)s)")
     add("--examples", metavar="FOLDER", help="images to try; MiniBench's models bring their own")
@@ -36,11 +35,13 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--port", type=int, default=7860, help="(%(default)s)")
     add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size (%(default)s)")
     add("--max-words", type=int, default=200, help="per image, at most 250 (%(default)s)")
-    add(
-        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
-        help="config keys to override, at the end of the command line",
-    )  # fmt: skip
-    return parser.parse_args(args)
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -29,13 +29,13 @@ from tagclip.checkpoint.metadata import (
     metadata_differences,
     saved_provenance,
 )
-from tagclip.checkpoint.reading import LAST, read_checkpoint
+from tagclip.checkpoint.reading import LAST, find_weights, read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import one_line
 
-__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "load_trained"]
+__all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "load_trained", "trained_state"]
 
 # Begins the names of what a config may leave out of a checkpoint, the trusty token or the
 # convolutional trusty head: MODEL.TAGCLIP.TRUSTY.ENABLED False.
@@ -89,7 +89,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": _trained_state(self.model), "tagclip": self._current_metadata()}
+        data = {"model": trained_state(self.model), "tagclip": self._current_metadata()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"
         clean_folder(path.parent)
@@ -118,7 +118,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 AdamW's two moments of each.
         """
         if self.save_dir and self.save_to_disk:
-            tensors = _trained_state(self.model).values()
+            tensors = trained_state(self.model).values()
             size = 3 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             probe_room(Path(self.save_dir), size)
 
@@ -175,11 +175,12 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         restored = list(self.checkpointables) if checkpointables is None else checkpointables
         if not path:
             is_lenient = self.checkpointables or self.allow_partial
-            if not is_lenient and _trained_state(self.model):
+            if not is_lenient and trained_state(self.model):
                 raise CheckpointError("MODEL.WEIGHTS is empty, expected a checkpoint to evaluate")
             self.logger.info("MODEL.WEIGHTS is empty: starting from CLIP")
             self._begin(Provenance())
             return {}
+        path = str(find_weights(path))
         self.logger.info("Loading checkpoint %s", path)
         return self.load_content(path, read_checkpoint(path), restored)
 
@@ -250,7 +251,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         Frozen tensors are in full copies of others only: they have to be those of the model. A
         model without trusty token drops that of the checkpoint.
         """
-        own, frozen = _trained_state(self.model), _frozen_parameters(self.model)
+        own, frozen = trained_state(self.model), _frozen_parameters(self.model)
         dropped = {name for name in state if name.startswith(TRUSTY_PARTS)}
         if dropped and not any(name.startswith(TRUSTY_PARTS) for name in own):
             self.logger.warning(
@@ -333,8 +334,8 @@ def load_trained(
     return model
 
 
-def _trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> tensor of everything but frozen parameters."""
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return name -> tensor of everything but frozen parameters."""
     frozen = _frozen_parameters(model)
     return {name: t for name, t in model.state_dict().items() if name not in frozen}
 

@@ -14,7 +14,8 @@ import yaml
 from detectron2.config import CfgNode
 from torch import nn
 
-from tagclip.checkpoint.reading import read_checkpoint
+from tagclip.checkpoint.pretrained_folder import is_of_folder
+from tagclip.checkpoint.reading import find_weights, read_checkpoint
 from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
@@ -166,8 +167,9 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     json come with it.
 
     Args:
-        path: a checkpoint of `TagCLIPCheckpointer`. Relative paths in its config mean files below
-            its folder, where it was written. CLIP's files that are not there, but in this
+        path: a checkpoint of `TagCLIPCheckpointer`, a folder or a model of the hub, see
+            `find_weights`. Relative paths in its config mean files below its folder, where it was
+            written. CLIP's files that are not there, but in this
             checkout's ``projects``, are taken from these.
         opts: alternating keys and values that go before those of the checkpoint.
 
@@ -176,6 +178,8 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
             from CLIP's weights.
         ConfigError: a key is unknown (in `opts`, or to this version), or a value is wrong.
     """
+    found = find_weights(path)
+    path = path if Path(path) == found else found
     metadata = read_checkpoint(path).get("tagclip")
     metadata = metadata if isinstance(metadata, dict) else {}
     check_metadata(metadata, path)
@@ -186,7 +190,9 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
             "the weights with a config of their own (--config-file, MODEL.WEIGHTS)"
         )
     stored = dict(_section(path, tree, "MODEL", "CLIP"))
-    tree = resolve_paths(tree, Path(path).resolve().parent)
+    # The cache of the hub holds links, whose targets have no folder of their own.
+    folder = found.absolute() if is_of_folder(found) else found.resolve()
+    tree = resolve_paths(tree, folder.parent)
     _section(path, tree, "MODEL")["WEIGHTS"] = str(path)
     lists = (metadata.get("vocabularies") or {}).items()
     _section(path, tree, "DATASETS")["VOCABULARIES"] = [{"dataset": n, "json": t} for n, t in lists]

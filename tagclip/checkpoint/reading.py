@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +11,21 @@ from typing import Any
 
 from torch import Tensor
 
+from tagclip.checkpoint.hub import download, is_hub_name
+from tagclip.checkpoint.pretrained_folder import (
+    WEIGHTS,
+    is_of_folder,
+    read_description,
+    read_metadata,
+)
 from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.state_dict import check_finite, unwrap
-from tagclip.utils.text import error_text, one_line
+from tagclip.utils.text import did_you_mean, error_text, one_line
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
 
-__all__ = ["LAST", "loadable_beside", "read_checkpoint", "read_dict"]
+__all__ = ["LAST", "find_weights", "loadable_beside", "read_checkpoint", "read_dict"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +40,48 @@ _EARLIER = (
 )
 
 
+def find_weights(weights: str | Path, **options: Any) -> Path:
+    """Return the file of tensors that MODEL.WEIGHTS or ``--weights`` means.
+
+    What is here goes first: a file, or a folder that ``tagclip publish`` wrote. Otherwise it may be
+    a model of the hub by the rule of `is_hub_name`, which is brought into the cache.
+
+    Args:
+        weights: path of a file or folder, or ``ORGANISATION/NAME``, with ``@REVISION`` if need be.
+        options: of `download`.
+
+    Returns:
+        A path ending in ``.pth`` is not looked for; `read_checkpoint` says whether it is there.
+
+    Raises:
+        CheckpointError: it is none of these, or the folder or model is damaged, not within reach,
+            or of another library.
+    """
+    path = Path(weights)
+    # os.path says no of names that no file can have, where pathlib raises OSError.
+    if os.path.isdir(path):
+        read_description(path)
+        return path / WEIGHTS
+    if os.path.lexists(path) or path.suffix in _SUFFIXES:
+        return path
+    if is_hub_name(str(weights)):
+        return download(str(weights), **options)
+    beside = os.listdir(path.parent) if os.path.isdir(path.parent) else ()
+    raise CheckpointError(
+        f"MODEL.WEIGHTS: found {str(weights)!r}, which is not here, expected a .pth or "
+        ".safetensors file, a folder that tagclip publish wrote, or a model of the hub as "
+        "ORGANISATION/NAME"
+        f"{did_you_mean(path.name, beside) or '; check the path'}"
+    )
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint without executing anything that it may hold.
 
     Args:
-        path: a ``.pth`` file of tensors, numbers and text, or a ``.safetensors`` file. What others
-            put around a state dict (`unwrap`) is left out, which is logged.
+        path: see `find_weights`: a ``.pth`` file of tensors, numbers and text, a ``.safetensors``
+            file, a folder or a model of the hub. What others put around a state dict (`unwrap`) is
+            left out, which is logged.
 
     Returns:
         ``model``: name -> CPU tensor, and whatever else was saved.
@@ -50,7 +95,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             "MODEL.WEIGHTS is empty, expected a .pth or .safetensors file; name a checkpoint"
         )
-    path = Path(path)
+    path = find_weights(path)
     if path.suffix not in _SUFFIXES:
         raise CheckpointError(
             f"{path}: found a {path.suffix or 'file without suffix'}, expected .pth or "
@@ -62,7 +107,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"{path}: no such checkpoint; check MODEL.WEIGHTS or, with --resume, the file "
                 "last_checkpoint"
             )
+        metadata = read_metadata(path.parent) if is_of_folder(path) else None
         checkpoint, wrappers = _read(path)
+        if metadata is not None:
+            _check_sha256(path)
+            checkpoint["tagclip"] = metadata
     except CheckpointError as error:
         is_of_run = path.name.startswith(_PREFIX) and path.with_name(LAST).is_file()
         other = loadable_beside(path) if is_of_run else None
@@ -71,6 +120,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if wrappers not in ([], ["['model']"]):
         logger.info("%s: unwrapped %s", path, ", ".join(wrappers))
     return checkpoint
+
+
+def _check_sha256(path: Path) -> None:
+    """Whether the tensors of a folder are those that it was written with."""
+    found, expected = file_sha256(path), read_description(path.parent)["weights_sha256"]
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: sha256 is {found}, expected {expected} as tagclip.json says; the file is "
+            "damaged or of another model: copy or download it again"
+        )
 
 
 def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:

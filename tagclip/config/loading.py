@@ -16,6 +16,7 @@ from detectron2.config import get_cfg
 from tagclip.config.checks import check_config, expected_value
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.errors import ConfigError
+from tagclip.model_zoo import get_config_file, suggestion
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_yaml
@@ -43,7 +44,8 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
     set, as in the config.yaml of a run.
 
     Args:
-        config_file: yaml file, possibly with ``_BASE_``; "" takes the defaults.
+        config_file: yaml file, possibly with ``_BASE_``, or a name of `tagclip.model_zoo`; ""
+            takes the defaults.
         opts: alternating keys and values, as after detectron2's command line.
 
     Raises:
@@ -57,21 +59,38 @@ def load_config(config_file: str | Path = "", opts: Sequence[str] = ()) -> CN:
 
 
 def find_config(path: str | Path) -> Path:
-    """Return the absolute path of a config file, which may be given by a name that it once had.
+    """Return the absolute path of a config file.
 
-    ``renamed.json`` in its folder, ``{"old.yaml": "new.yaml"}``, knows earlier names.
+    Args:
+        path: of the file; or a name that it once had, which ``renamed.json`` in its folder,
+            ``{"old.yaml": "new.yaml"}``, knows; or a name of `tagclip.model_zoo`.
 
     Raises:
-        ConfigError: no file can have this name, or the table cannot be read.
+        ConfigError: there is no such file and no such name, or the table cannot be read.
     """
-    path = _resolved(Path(path))
-    table = path.with_name(_RENAMED)
-    if path.is_file() or not table.is_file():
-        return path
-    name = str(_read_yaml(table).get(path.name, path.name))
-    if name != path.name:
-        logging.getLogger(__name__).warning("%s is now called %s; use that name", path, name)
-    return path.with_name(name)
+    found = _found(path)
+    if found is None:
+        raise ConfigError(
+            f"{path}: no such config file and no name of the model zoo{suggestion(str(path))}"
+        )
+    return found
+
+
+def _found(path: str | Path, folder: Path = Path()) -> Path | None:
+    """`find_config` from a folder; None if there is nothing."""
+    file = _resolved(path, folder)
+    table = file.with_name(_RENAMED)
+    if not file.is_file() and table.is_file():
+        name = str(_read_yaml(table).get(file.name, file.name))
+        if name != file.name:
+            logging.getLogger(__name__).warning("%s is now called %s; use that name", file, name)
+            file = file.with_name(name)
+    if file.is_file():
+        return file
+    try:
+        return Path(get_config_file(str(path)))
+    except ConfigError:
+        return None
 
 
 def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] = ()) -> CN:
@@ -153,12 +172,6 @@ def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Pat
 
 def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, dict]]:
     """Yield (file, its own keys), the deepest ``_BASE_`` first."""
-    path = find_config(path)
-    if visited and not path.is_file():
-        raise ConfigError(
-            f"{visited[-1]}: _BASE_ leads to {path}: no such config file; write its full path, or "
-            f"one that begins at {visited[-1].parent}"
-        )
     if path in visited:
         raise ConfigError(f"{path}: _BASE_ leads back to this file; remove the circle")
     tree = _read_yaml(path)
@@ -169,26 +182,30 @@ def _yaml_chain(path: Path, visited: tuple[Path, ...]) -> Iterator[tuple[Path, d
             raise ConfigError(
                 f"{path}: found _BASE_ {base!r:.60}, expected the name of a yaml file"
             )
-        yield from _yaml_chain(path.parent / expand_path(base), (*visited, path))
+        found = _found(base, path.parent)
+        if found is None:
+            raise ConfigError(
+                f"{path}: _BASE_ leads to {path.parent / expand_path(base)}: no such config file "
+                f"and no name of the model zoo{suggestion(base)}"
+            )
+        yield from _yaml_chain(found, (*visited, path))
     yield path, resolve_paths(tree, path.parent)
 
 
-def _resolved(path: Path) -> Path:
+def _resolved(path: str | Path, folder: Path) -> Path:
     try:
-        path = Path(expand_path(path)).resolve()
-        path.is_file()
+        file = (folder / expand_path(path)).resolve()
+        file.is_file()
     # A folder of nobody, a zero byte, a name longer than any file's.
     except (RuntimeError, ValueError, OSError) as error:
         raise ConfigError(
             f"{str(path)!r:.200}: found no config file's name ({error}); check --config-file and "
             "_BASE_"
         ) from error
-    return path
+    return file
 
 
 def _read_yaml(path: Path) -> dict:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file; check --config-file")
     try:
         tree = load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:

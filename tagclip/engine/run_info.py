@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from tagclip.checkpoint import last_checkpoint, read_checkpoint
+from tagclip.checkpoint import find_weights, last_checkpoint, read_checkpoint
 from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.data.claim import Claim, question
@@ -74,7 +74,8 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
 
     Args:
         cfg: not frozen.
-        eval_only: whether only to evaluate; MODEL.WEIGHTS becomes the checkpoint.
+        eval_only: whether only to evaluate; MODEL.WEIGHTS becomes the checkpoint. What names a
+            folder or a model of the hub becomes the file in it in any case.
         resume: whether to continue in OUTPUT_DIR.
 
     Returns:
@@ -84,6 +85,8 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
         CheckpointError: the checkpoint is missing, damaged or unsafe.
     """
     last = last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
+    if not last and cfg.MODEL.WEIGHTS:
+        cfg.MODEL.WEIGHTS = str(find_weights(cfg.MODEL.WEIGHTS))
     path = last or cfg.MODEL.WEIGHTS
     trained = read_checkpoint(path).get("tagclip", {}) if path else {}
     if eval_only:

@@ -27,6 +27,7 @@ from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import refuse_masks, without_unseen_images
 from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
+from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.run_info import (
     announce_protocol,
@@ -103,17 +104,18 @@ class ZeroShotTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
-    def check(cls, cfg: CfgNode, *, weights: str, train: bool) -> None:
+    def check(cls, cfg: CfgNode, *, weights: str, train: bool, overwrite: bool = False) -> None:
         """Build every part once and drop it: mistakes come out before anything is written.
 
         Args:
             cfg: see `tagclip.config`.
             weights: path of the checkpoint that the run starts from; "" is CLIP.
             train: whether the run trains; it only evaluates otherwise.
+            overwrite: whether a training may go on in the folder of another finished run.
 
         Raises:
             TagCLIPError: a key, a dataset, a vocabulary, the CLIP weights or the checkpoint are
-                not in order.
+                not in order, or OUTPUT_DIR holds another finished run.
         """
         with silence():
             Protocol(cfg).check()
@@ -141,6 +143,9 @@ class ZeroShotTrainer(DefaultTrainer):
                 cls.build_lr_scheduler(cfg, parts["optimizer"])
             load_trained(cfg, weights, model=model, **parts)
             Claim(Protocol(cfg), model.provenance).check(weights)
+            if train and not overwrite:
+                own = cls.auto_scale_workers(cfg, comm.get_world_size())
+                refuse_finished_run(cfg.OUTPUT_DIR, checkpoint_metadata(own, model), weights)
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
@@ -150,6 +155,21 @@ class ZeroShotTrainer(DefaultTrainer):
     def build_writers(self) -> list[EventWriter]:
         """detectron2's writers of the training curve, whose json is valid."""
         return [PatientWriter(with_valid_json(writer)) for writer in super().build_writers()]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue in OUTPUT_DIR, or start from MODEL.WEIGHTS, as detectron2 does.
+
+        Args:
+            resume: whether to continue.
+
+        Raises:
+            CheckpointError: see `TagCLIPCheckpointer.resume_or_load`.
+            ConfigError: OUTPUT_DIR holds another finished run, which a new one would replace.
+        """
+        if not resume:
+            cfg = self.cfg
+            refuse_finished_run(cfg.OUTPUT_DIR, self.checkpointer.metadata, cfg.MODEL.WEIGHTS)
+        super().resume_or_load(resume)
 
     def before_train(self) -> None:
         """Start the stream where training starts; say so if there is nothing to train.

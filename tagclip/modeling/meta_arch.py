@@ -217,8 +217,8 @@ class TagCLIP(nn.Module):
             One dict per image, tensors on the model's device at the image's (height, width):
 
             * OUTPUT ``labels``: ``sem_seg_labels`` (H, W) int16 (int32 above 32767 classes),
-              indices into the vocabulary, and ``sem_seg_scores`` (H, W) half, their scores;
-              the label is -1 where the score is below BACKGROUND_THRESHOLD.
+                indices into the vocabulary, and ``sem_seg_scores`` (H, W) half, their scores;
+                the label is -1 where the score is below BACKGROUND_THRESHOLD.
             * OUTPUT ``scores``: ``sem_seg`` (K, H, W) float32.
             * ``trusty`` (H, W) half, P(pixel belongs to a seen class), if there is a token.
             * TEST.SAVE_LOGITS: ``logits``, the `ScoreFusion` that all of these come from.

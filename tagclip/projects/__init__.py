@@ -12,7 +12,7 @@ from types import ModuleType
 
 from tagclip.errors import ConfigError
 
-__all__ = ["PROJECT_NAMES", "import_projects", "same_project_file"]
+__all__ = ["PROJECT_NAMES", "ROOT", "import_projects", "same_project_file"]
 
 # Packages that lie elsewhere in the repository, as in setup.py: projects, and scripts.
 _FOLDERS = {
@@ -28,7 +28,11 @@ _FOLDERS = {
 _PREFIX = f"{__name__}."
 PROJECT_NAMES = tuple(n.removeprefix(_PREFIX) for n in _FOLDERS if n.startswith(_PREFIX))
 # pathlib would take longer than all the rest of `import tagclip`.
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+_INSTALLED = os.path.join(_PACKAGE, "model_zoo")
+ROOT = _INSTALLED if os.path.isdir(f"{_INSTALLED}/configs") else os.path.dirname(_PACKAGE)
+"""Folder with ``configs``, ``projects/*/configs`` and ``projects/MiniBench/assets``: the checkout,
+or where setup.py puts them in an installed package."""
 
 
 class _SourceFinder:
@@ -42,7 +46,7 @@ class _SourceFinder:
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname not in _FOLDERS:
             return None
-        folder = os.path.join(_ROOT, _FOLDERS[fullname])
+        folder = os.path.join(ROOT, _FOLDERS[fullname])
         init = os.path.join(folder, "__init__.py")
         if os.path.isfile(init):
             return importlib.util.spec_from_file_location(fullname, init)
@@ -56,7 +60,7 @@ sys.meta_path.append(_SourceFinder())
 
 
 def same_project_file(path: str) -> str:
-    """Path of the file of this checkout's ``projects`` that a path of another checkout means.
+    """Path of the file of our ``projects`` that a path of another checkout or package means.
 
     Args:
         path: such as ``/elsewhere/projects/MiniBench/assets/mini_clip.safetensors``.
@@ -68,7 +72,7 @@ def same_project_file(path: str) -> str:
     if "projects" not in parts:
         return ""
     last = len(parts) - 1 - parts[::-1].index("projects")
-    here = os.path.join(_ROOT, *parts[last:])
+    here = os.path.join(ROOT, *parts[last:])
     return here if os.path.isfile(here) else ""
 
 

@@ -21,7 +21,6 @@ from tagclip.utils.quiet import quiet_imports
 from tagclip.utils.text import shortened
 
 __all__ = [
-    "add_vocabulary_options",
     "check_output",
     "check_processes",
     "error_line",
@@ -37,15 +36,6 @@ _LONGEST = 2000
 _UNEXPANDED = re.compile(r"(~\w*|\$\w+|\$\{\w+\})/")
 # Last line of the traceback that a loader or training process hands on as text.
 _LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
-
-
-def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that `tagclip.structures.vocabulary_words.read_asked` reads."""
-    words = parser.add_mutually_exclusive_group()
-    words.add_argument("--vocab", metavar="NAMES", help="""'cat, "blue, striped fence"'""")
-    words.add_argument("--vocab-file", metavar="FILE", help="one name per line, or vocabulary json")
-    words.add_argument("--vocab-from-dataset", metavar="NAME", help="classes of this dataset")
-    parser.add_argument("--dedup", action="store_true", help="keep the first of equal names")
 
 
 def run_tool(main: Callable[..., Any], *args: Any) -> None:

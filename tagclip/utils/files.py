@@ -7,6 +7,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from tagclip.errors import ConfigError
 
 __all__ = [
     "expand_path",
+    "folder_atomic",
     "open_atomic",
     "probe_folder",
     "probe_path",
@@ -76,6 +78,38 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def folder_atomic(path: str | Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; in the end it takes that name, with all in it.
+
+    A failure removes the temporary folder; a kill may leave it behind, as ``.NAME.RANDOM.tmp``. A
+    folder that is there already is replaced: of a kill between two renamings its content remains
+    under such a name.
+
+    Args:
+        path: the folder; those above it are created.
+
+    Raises:
+        OSError: it cannot be written, or the disk is full.
+    """
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(path.parent)
 
 
 def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:

@@ -10,10 +10,7 @@ __all__ = ["check_installed"]
 
 # Neither can be a plain requirement: detectron2 is not on PyPI under its name, and two
 # distributions provide cv2.
-_COMMANDS = {
-    "detectron2": "python tools/install_detectron2.py",
-    "cv2": "pip install opencv-python-headless",
-}
+_MODULES = ("detectron2", "cv2")
 
 
 def check_installed() -> None:
@@ -22,8 +19,8 @@ def check_installed() -> None:
     Raises:
         NotInstalledError: one is missing; the message says how to install it.
     """
-    for module, command in _COMMANDS.items():
+    for module in _MODULES:
         if find_spec(module) is None:
             raise NotInstalledError(
-                f"tagclip needs {module}, which is not installed; run: {command}"
+                f"tagclip needs {module}, which is not installed; run: tagclip setup-detectron2"
             )

@@ -111,6 +111,21 @@ def test_every_shipped_config_loads_and_leaves_are_short(repository: Path) -> No
             assert len(path.read_text().splitlines()) < 15, path
 
 
+def test_every_config_has_a_folder_of_its_own(repository: Path) -> None:
+    files = [*repository.glob("configs/*/*.yaml"), *repository.glob("projects/*/configs/*.yaml")]
+    cfgs = [load_config(path) for path in files if not path.name.startswith("Base-")]
+    assert len(cfgs) > 80
+    for cfg in cfgs:
+        folder = Path(cfg.OUTPUT_DIR)
+        assert folder.name == Path(cfg.CONFIG_NAME).stem
+        assert folder.parent in (Path("output"), Path("output/official"))
+    folders = [cfg.OUTPUT_DIR for cfg in cfgs]
+    assert len(set(folders)) == len(folders)
+    # What a second stage or another dataset starts from is one of these runs.
+    starts = {str(Path(cfg.MODEL.WEIGHTS).parent) for cfg in cfgs if cfg.MODEL.WEIGHTS}
+    assert starts and starts < set(folders)
+
+
 def test_an_earlier_name_is_the_new_config(
     repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

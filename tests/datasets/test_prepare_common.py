@@ -128,10 +128,10 @@ def test_a_full_disk_is_one_line(
 
 def test_help_and_mistyped_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        script(SCRIPT).main(["--help"])
+        script(SCRIPT).invoke_main(["--help"])
     assert caught.value.code == 0
     assert "python datasets/prepare_voc.py --root" in capsys.readouterr().out
     for argv in (["--workers", "0"], ["--only", "voc"], ["--rot", "x"]):
         with pytest.raises(SystemExit) as caught:
-            script(SCRIPT).main(argv)
+            script(SCRIPT).invoke_main(argv)
         assert caught.value.code == 2

@@ -123,13 +123,13 @@ def test_incomplete_data_are_refused_unless_allowed(
     tmp_path: Path, raw: dict[str, Labels], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        script(SCRIPT).main(["--root", str(tmp_path), "--workers", "1"])
+        script(SCRIPT).invoke_main(["--root", str(tmp_path), "--workers", "1"])
     message = str(caught.value.code)
     assert "voc2012_train: found 5 images with labels, expected 10582" in message
     assert "--allow-missing" in message and "datasets/README.md" in message
     voc(tmp_path, "JPEGImages", "2008_000003.jpg").unlink()
     with pytest.raises(SystemExit) as caught:
-        script(SCRIPT).main(["--root", str(tmp_path), "--workers", "1"])
+        script(SCRIPT).invoke_main(["--root", str(tmp_path), "--workers", "1"])
     message = "1 of 5 images have no image file, such as 2008_000003"
     assert message in str(caught.value.code)
     run_script(SCRIPT, tmp_path)
@@ -166,7 +166,7 @@ def test_without_sbd_there_is_voc_alone(
 ) -> None:
     shutil.rmtree(tmp_path / "benchmark_RELEASE")
     with pytest.raises(SystemExit) as caught:
-        script(SCRIPT).main(["--root", str(tmp_path), "--workers", "1"])
+        script(SCRIPT).invoke_main(["--root", str(tmp_path), "--workers", "1"])
     message = str(caught.value.code)
     assert "no folder with the annotations of SBD: looked for " in message
     assert "datasets/README.md" in message and "--allow-missing" in message

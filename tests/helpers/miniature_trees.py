@@ -232,7 +232,7 @@ def snapshot(folder: Path) -> Mapping[str, bytes | str]:
 def run_script(name: str, root: Path, *options: object) -> None:
     """Run a prepare script in this process, on a tree that is smaller than the real one."""
     argv = ["--root", root, "--workers", 1, "--allow-missing", *options]
-    script(name).main([str(word) for word in argv])
+    script(name).invoke_main([str(word) for word in argv])
 
 
 def script_error(name: str, root: Path, *options: object) -> str:

@@ -124,6 +124,9 @@ def train(cfg: CfgNode, *opts: Any, hook: HookBase | None = None, resume: bool =
 
     cfg = changed(cfg, *opts)
     Path(cfg.OUTPUT_DIR).mkdir(exist_ok=True)
+    if not resume:
+        # A finished run there may be of another config.
+        Path(cfg.OUTPUT_DIR, "model_final.pth").unlink(missing_ok=True)
     trainer = ZeroShotTrainer(cfg)
     trainer.resume_or_load(resume=resume)
     trainer.register_hooks([hook])
@@ -164,6 +167,7 @@ def run_arguments(config_file: str | Path = "", *opts: Any, **options: Any) -> a
             "config_file": str(config_file),
             "opts": [str(value) for value in opts],
             "resume": False,
+            "overwrite": False,
             "eval_only": False,
             "num_gpus": 1,
             "num_machines": 1,

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip import load_config
-from tagclip.checkpoint.checkpointer import _trained_state
+from tagclip.checkpoint.checkpointer import trained_state
 from tagclip.data import Protocol
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone import CLIPViT
@@ -213,8 +213,7 @@ def test_shipped_configs_hold_nothing_to_train(path: Path, tiny_clip_json: str) 
     import_projects(cfg.PROJECTS)
     Protocol(cfg).check()
     model = build_model(cfg)
-    assert _trained_state(model) == {} and cfg.MODEL.WEIGHTS == ""
-    assert f"output/{path.stem}" == cfg.OUTPUT_DIR
+    assert trained_state(model) == {} and cfg.MODEL.WEIGHTS == ""
     test = cfg.MODEL.TAGCLIP.TEST
     assert (test.GATE, test.SEEN_BIAS) == ("none", 0.0)
     assert len(prompt_templates(cfg.MODEL.CLIP.TEMPLATES)) == (4 if is_minibench else 85)

@@ -8,6 +8,7 @@ import pytest
 from helpers.toy_dataset import forget
 
 from tagclip import load_config
+from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.tools.minibench import run_minibench
 
 
@@ -26,7 +27,6 @@ def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     data = tmp_path / "minibench"
     files = f"images: {data}/images/val, labels: {data}/labels/val, image_list: ./few.txt"
     (tmp_path / "few.txt").write_text("".join(f"{index:06d}\n" for index in range(9)))
-    vocabulary = run_minibench.CONFIG.parents[1] / "minibench" / "minibench.json"
     config = tmp_path / "short.yaml"
     config.write_text(
         f"_BASE_: {run_minibench.CONFIG}\n"
@@ -34,14 +34,14 @@ def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "  TRAIN: [minibench_run]\n"
         "  TEST: [minibench_run]\n"
         "  FOLDER_DATASETS:\n"
-        f"    - {{name: minibench_run, {files}, vocabulary: {vocabulary}}}\n"
+        f"    - {{name: minibench_run, {files}, vocabulary: {VOCABULARY_JSON}}}\n"
         "SOLVER: {MAX_ITER: 2, IMS_PER_BATCH: 2, WARMUP_ITERS: 1}\n"
         "MODEL: {DEVICE: cpu}\n"
     )
     stale = tmp_path / "output" / "minibench" / "results.csv"
     stale.parent.mkdir(parents=True)
     stale.write_text("of an earlier run\n")
-    monkeypatch.setattr(run_minibench, "CONFIG", config)
+    monkeypatch.setattr(run_minibench, "CONFIG", str(config))
     monkeypatch.setattr("sys.argv", ["tagclip minibench"])
     try:
         run_minibench.invoke_main()

@@ -117,7 +117,7 @@ def test_every_row_and_gate_exists() -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_has_a_config(name: str) -> None:
     for split in SPLITS:
-        cfg = load_config(PROJECT / RUNS[name].config.format(split), RUNS[name].opts)
+        cfg = load_config(RUNS[name].config.format(split), RUNS[name].opts)
         assert "minibench" in cfg.PROJECTS
         if name != "supervised":
             assert split == cfg.DATASETS.ZERO_SHOT.SPLIT

@@ -140,7 +140,9 @@ def test_placeholder_explains_missing_operators(tool: ModuleType, tmp_path: Path
     assert placeholder.has_cuda() is False
     # Introspection (copy, inspect, doctest) asks for such names and expects AttributeError.
     assert not hasattr(placeholder, "__wrapped__")
-    with pytest.raises(ImportError, match=r"_C\.nms_rotated is a compiled .*install_detectron2.py"):
+    with pytest.raises(
+        ImportError, match=r"_C\.nms_rotated is a compiled .*setup-detectron2 --official"
+    ):
         placeholder.nms_rotated  # noqa: B018
 
 
@@ -157,16 +159,29 @@ def test_pip_that_refuses_the_sdist_is_named(
         assert message is None
     else:
         assert message.startswith(f"pip: found version {version}, expected one below 26.3, which")
-        assert message.endswith("run: python -m pip install 'pip<26.3'")
+        assert message.endswith(
+            "run: python -m pip install 'pip<26.3', then tagclip setup-detectron2"
+        )
 
 
-def test_missing_torch_is_named(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ("torch", "python -m pip install torch torchvision, then tagclip setup-detectron2"),
+        ("setuptools", "python -m pip install setuptools, then tagclip setup-detectron2"),
+        ("pip", "python -m ensurepip, then tagclip setup-detectron2"),
+    ],
+)
+def test_what_is_missing_is_named(
+    module: str, remedy: str, tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        tool.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name)
+        tool.importlib.util, "find_spec", lambda name: None if name == module else find(name)
     )
-    message = exit_of(tool.check_prerequisites)
-    assert message.startswith(f"{sys.executable}: torch is not installed, but detectron2 needs it")
+    message = exit_of(tool.check_pip if module == "pip" else tool.check_prerequisites)
+    assert message.startswith(f"{sys.executable}: {module} is not installed, but ")
+    assert message.endswith(f"; run: {remedy}")
 
 
 def test_failing_pip_is_one_line(tool: ModuleType, capfd: pytest.CaptureFixture) -> None:
@@ -176,16 +191,27 @@ def test_failing_pip_is_one_line(tool: ModuleType, capfd: pytest.CaptureFixture)
 
 
 @pytest.fixture
-def run(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, list[str]]]:
+def run(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Any, list[str]]]:
     """Call the tool's ``main`` in a made-up environment: what it leaves with, what it did."""
 
     def call(
-        *arguments: str, folder: Path | None, error: str = "", recorded: bool = True
+        *arguments: str, folder: Path | None, error: str = "", recorded: bool = True, cv2: str = ""
     ) -> tuple[Any, list[str]]:
         done: list[str] = []
+        is_there = cv2 != "absent"
+
+        def import_error(modules: str = "") -> str:
+            return error if modules != "cv2" else cv2 * is_there
+
+        def location(package: str = "") -> Path | None:
+            return folder if package != "cv2" else tmp_path if is_there else None
+
         monkeypatch.setattr(sys, "argv", ["install_detectron2.py", *arguments])
-        monkeypatch.setattr(tool, "location", lambda: folder)
-        monkeypatch.setattr(tool, "import_error", lambda: error)
+        monkeypatch.setattr(tool, "location", location)
+        monkeypatch.setattr(tool, "import_error", import_error)
+        monkeypatch.setattr(tool, "run_pip", lambda *words: done.append(" ".join(words)))
         monkeypatch.setattr(tool, "is_recorded", lambda: recorded)
         monkeypatch.setattr(tool, "install_pure", lambda: done.append("pure"))
         monkeypatch.setattr(
@@ -220,12 +246,27 @@ def test_it_installs_where_there_is_none(run: Callable, tmp_path: Path) -> None:
     assert run("--official", folder=tmp_path) == (None, ["official, replace True"])
 
 
+def test_cv2_comes_first(run: Callable, tmp_path: Path) -> None:
+    """detectron2 imports it; and it is looked for where detectron2 is installed."""
+    opencv = "install opencv-python-headless"
+    assert run(folder=None, cv2="absent") == (None, [opencv, "pure"])
+    assert run(folder=tmp_path, cv2="absent") == (None, [opencv])
+    message, done = run(folder=None, cv2="ImportError: libGL.so.1")
+    assert done == []
+    assert message == (
+        f"{tmp_path}: this cv2 cannot be imported (ImportError: libGL.so.1); run: python -m pip "
+        "install --force-reinstall --no-deps opencv-python-headless, then tagclip setup-detectron2"
+    )
+
+
 def test_here_there_is_nothing_to_do(
     tool: ModuleType, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["install_detectron2.py"])
     assert exit_of(tool.main) is None
-    assert "detectron2 is installed and can be imported, nothing to do" in capsys.readouterr().out
+    cv2, detectron2 = capsys.readouterr().out.splitlines()
+    assert cv2.endswith("cv2: cv2 is installed and can be imported")
+    assert detectron2.endswith("detectron2 is installed and can be imported, nothing to do")
 
 
 @pytest.mark.parametrize("failure", ["pip", "import"])

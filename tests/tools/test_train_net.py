@@ -42,7 +42,10 @@ def test_the_command_line_is_detectron2s(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["train_net.py", *line.split()])
     expected = vars(default_argument_parser().parse_args(line.split()))
-    assert vars(train_net.parse_args()) == expected | {"prove_protocol": None}
+    assert vars(train_net.parse_args()) == expected | {
+        "prove_protocol": None,
+        "overwrite": False,
+    }
 
 
 def test_help_imports_nothing_slow(repository: Path) -> None:
@@ -164,7 +167,7 @@ def test_a_drawn_seed_is_kept(train_net: ModuleType, config: Path, tmp_path: Pat
     train_net.main(arguments)
     assert read_result(output)["run"]["weights"] == "model_final.pth"
     # Another run with -1 draws another seed, although checkpoints lie in its folder.
-    train_net.main(run_arguments(config, *options, "SOLVER.MAX_ITER", 1))
+    train_net.main(run_arguments(config, *options, "SOLVER.MAX_ITER", 1, overwrite=True))
     assert torch.load(output / "model_final.pth")["tagclip"]["seed"] != seed
 
 

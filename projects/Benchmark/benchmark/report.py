@@ -45,7 +45,7 @@ def format_text(result: Mapping[str, Any]) -> str:
     """Tables for a terminal.
 
     Args:
-        result: as `tools/benchmark.py --json` prints it.
+        result: as `tagclip benchmark --json` prints it.
     """
     sections = [_machine(result["machine"]), tabulate(_bars(result["bars"]), _BAR_HEAD, **_PLAIN)]
     for part, rows in _parts(result["rows"]).items():
@@ -93,7 +93,7 @@ def format_markdown(
 
 _INTRODUCTION = """# Performance
 
-Written by `python tools/benchmark.py --write PERFORMANCE.md --images docs/images`; see there for
+Written by `tagclip benchmark --write PERFORMANCE.md --images docs/images`; see there for
 what is measured. ViT-B/16 with random weights, 100 prompts, the sizes of COCO-Stuff. Times are
 medians of runs that alternate in one process, with least and greatest in brackets; ratios are
 medians of the ratios of neighbouring runs. Memory is the growth of the peak beyond what the process

@@ -4,13 +4,14 @@ import os
 from pathlib import Path
 
 from tagclip import register_zero_shot_sem_seg
+from tagclip.projects import ROOT
 from tagclip.utils.files import expand_path
 
 __all__ = ["VOCABULARY_JSON", "dataset_root"]
 
 VOCABULARY_JSON = Path(__file__).with_name("minibench.json")
 # Of the checkout, from wherever a command is run; an installed package has none.
-_DATASETS = Path(__file__).resolve().parents[3] / "datasets"
+_DATASETS = Path(ROOT) / "datasets"
 
 
 def dataset_root() -> Path:

@@ -54,7 +54,7 @@ ROWS = (
     Row("transductive, convolutional head", "transductive conv", "product", "given"),
     Row("supervised: all classes have labels", "supervised", "none", "given"),
 )
-# Of the main README.
+# Of docs/results.md.
 SUMMARY_ROWS = (
     Row("ZegCLIP, bias from val", "ZegCLIP", "none", "val"),
     Row("no token, bias from val", "TagCLIP conv", "none", "val"),

@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 SPLITS = ("composition", "noun_fence_board", "noun_dice_board")
-_PROJECT = Path(__file__).resolve().parents[1]
 # Scale and bias of the additive gate by protocol and split, as `tools/fit_gate.py` found them.
 _CONSTANTS = Path(__file__).with_name("gate_constants.json")
 
@@ -40,7 +39,7 @@ class TableRun:
     """What is trained and how it is asked.
 
     Attributes:
-        config: path below projects/MiniBench, {} is the split.
+        config: name in the model zoo, {} is the split.
         bias: the seen bias that is reported beside the chosen one.
         gates: forms of the gate; ``none`` leaves the trusty map out.
         opts: more keys and values.
@@ -58,14 +57,12 @@ class TableRun:
     seeds: int | None = None
 
 
-_MINI = "configs/tagclip_minibench_{}"
+_MINI = "minibench/tagclip_minibench_{}"
 _CONV = f"{_MINI}_convtrust.yaml"
 _DICE = ("MODEL.TAGCLIP.TRUSTY.LOSS", "dice")
 RUNS = {
-    "MaskCLIP": TableRun("../MaskCLIP/configs/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
-    "MaskCLIP conv": TableRun(
-        "../MaskCLIP/configs/maskclip_minibench_{}_convtrust.yaml", 0.0, seeds=3
-    ),
+    "MaskCLIP": TableRun("maskclip/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
+    "MaskCLIP conv": TableRun("maskclip/maskclip_minibench_{}_convtrust.yaml", 0.0, seeds=3),
     # The class path of a model with a convolutional head is that of the model without any.
     "ZegCLIP": TableRun(_CONV, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
     "TagCLIP conv": TableRun(_CONV, 0.0, ("none", "product", "additive", "lift")),
@@ -86,7 +83,7 @@ RUNS = {
     "transductive conv": TableRun(
         f"{_MINI}_transductive_convtrust.yaml", 0.0, start="TagCLIP conv", seeds=3
     ),
-    "supervised": TableRun("configs/tagclip_minibench_supervised.yaml", 0.0, ("none",), seeds=1),
+    "supervised": TableRun("minibench/tagclip_minibench_supervised.yaml", 0.0, ("none",), seeds=1),
 }
 
 
@@ -141,7 +138,7 @@ def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) ->
     if run.start:
         weights = str(run_folder(output, split, run.start, seed) / "model_0000159.pth")
     opts = ["SEED", str(seed), "OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights, *run.opts]
-    cfg = load_config(_PROJECT / run.config.format(split), [*opts, "DATASETS.TEST", "()"])
+    cfg = load_config(run.config.format(split), [*opts, "DATASETS.TEST", "()"])
     cfg.DATASETS.TEST = ("minibench_test",)
     cfg.TEST.EVAL_PERIOD = 0
     if not torch.cuda.is_available():

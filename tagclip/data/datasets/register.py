@@ -82,9 +82,10 @@ def register_zero_shot_sem_seg(
             every file of the folders.
         manifest: json of a prepare script (`LabelManifest`) without which the labels of the list
             are refused; "": unknown labels are taken.
-        image_suffix, label_suffix: what stands behind the name that an image and its label have
-            in common: ``_image`` and ``_annotation`` for 001_image.png and 001_annotation.png.
-            Other files are left out. It may end with an extension: ``_image.tif``.
+        image_suffix: what stands behind the name that an image and its label have in common:
+            ``_image`` for 001_image.png beside 001_annotation.png. Other files are left out. It
+            may end with an extension: ``_image.tif``.
+        label_suffix: the same of the label, ``_annotation``.
         pairs: text file with an image and its label per line (`PairList`), in place of image_list;
             their names may be any.
 
@@ -152,11 +153,15 @@ def register_folder_dataset(
 
     Args:
         name: name in `DATASETS.TRAIN` and `DATASETS.TEST`.
-        images, labels: the folders, which may be one. There the suffixes tell which file is what;
-            without them labels are png, or the first of the types above that is there, and
-            images are of other types.
+        images: the folder of images.
+        labels: the folder of label files, which may be the same. There the suffixes tell which
+            file is what; without them labels are png, or the first of the types above that is
+            there, and images are of other types.
         vocabulary: vocabulary json.
-        image_list, image_suffix, label_suffix, pairs: see `register_zero_shot_sem_seg`.
+        image_list: see `register_zero_shot_sem_seg`, as for what follows.
+        image_suffix: what stands behind the common name.
+        label_suffix: the same of the label.
+        pairs: text file with an image and its label per line.
 
     Raises:
         ConfigError: there are pairs and an image_list.

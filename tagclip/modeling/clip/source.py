@@ -116,6 +116,15 @@ class CLIPSource:
         """Whether the towers use OpenAI's activation."""
         return bool(self.config.get("quick_gelu", False))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the weights are a file or folder of this machine, and no public name."""
+        if self.pretrained.startswith(HUB):
+            return False
+        is_path = is_weight_path(self.pretrained)
+        # os.path says no of names that no file can have, where pathlib raises OSError.
+        return is_path or (os.path.exists(self.pretrained) and not self._tag)
+
     @cached_property
     def path(self) -> Path | None:
         """The weight file, downloaded if need be; None with random weights.
@@ -129,13 +138,11 @@ class CLIPSource:
             return None
         # Nothing is looked for that an unsupported model could not use.
         _ = self.config
-        # os.path says no of names that no file can have, where pathlib raises OSError.
-        path = Path(self.pretrained)
         if self.pretrained.startswith(HUB):
             repository = {"hf_hub": f"{self.pretrained.removeprefix(HUB)}/"}
             return fetch_tag(self.pretrained, repository, self._cache_dir)
-        if is_weight_path(self.pretrained) or (os.path.exists(path) and not self._tag):
-            return find_weight_file(path)
+        if self.is_local:
+            return find_weight_file(Path(self.pretrained))
         if not self._tag:
             import open_clip
 

@@ -1,0 +1,60 @@
+"""The commands of ``tagclip``, and what names of earlier versions are called today."""
+
+from __future__ import annotations
+
+__all__ = ["COMMANDS", "RENAMED"]
+
+# What one wants to do -> command -> module below tagclip with `make_parser` and `invoke_main`, and
+# what the command does.
+COMMANDS = {
+    "Try it": {
+        "minibench": ("tools.minibench.run_minibench", "generate, train, evaluate and draw"),
+        "minibench data": ("tools.minibench.generate_data", "generate its images alone"),
+        "minibench report": ("tools.minibench.make_report", "draw what a run learned"),
+        "minibench table": ("tools.minibench.run_table", "train and measure all its runs"),
+        "minibench clip": ("tools.minibench.train_clip", "train its small CLIP"),
+        "segment": ("tools.demo", "segment images or videos into any classes"),
+        "webdemo": ("tools.webdemo.serve", "serve a web page that does so"),
+    },
+    "Prepare data": {
+        "prepare ade20k": ("tools.prepare.prepare_ade20k", "make ADE20K's labels"),
+        "prepare coco-stuff": ("tools.prepare.prepare_coco_stuff", "make COCO-Stuff's labels"),
+        "prepare pascal-context": (
+            "tools.prepare.prepare_pascal_context",
+            "make PASCAL Context's labels",
+        ),
+        "prepare voc": ("tools.prepare.prepare_voc", "make PASCAL VOC's labels"),
+        "labels convert": ("tools.convert_labels", "make label files of masks or annotations"),
+        "validate": ("tools.validate_dataset", "check every file of a dataset"),
+        "visualize data": ("tools.visualize_data", "show what training sees"),
+    },
+    "Train and evaluate": {
+        "train": ("tools.train_net", "train a model from a config"),
+        "evaluate": ("tools.evaluate_net", "evaluate a model, as train --eval-only"),
+        "fit-gate": ("tools.fit_gate", "fit the gate on held-out seen classes"),
+        "cost": ("tools.analyze_model", "say what a config costs, from shapes alone"),
+        "benchmark": ("tools.benchmark", "measure time and memory"),
+    },
+    "Look at results": {
+        "score": ("tools.score_predictions", "score anybody's predictions"),
+        "compare": ("tools.compare_runs", "compare evaluated runs side by side"),
+        "analyze": ("tools.analyze_predictions", "say what the trusty map adds"),
+        "visualize results": ("tools.visualize_results", "show where a run fails"),
+        "labels export": ("tools.export_predictions", "write predictions for annotation tools"),
+    },
+    "Hand on": {
+        "publish": ("tools.publish_model", "write a model as a folder, or push it to a hub"),
+        "convert": ("tools.convert_checkpoint", "convert checkpoints and weights"),
+        "export": ("tools.export_model", "write a model as ONNX and TorchScript"),
+        "run-onnx": ("tools.run_onnx", "run an exported model without torch"),
+    },
+    "Set up": {
+        "setup-detectron2": ("tools.install_detectron2", "install detectron2"),
+    },
+}
+RENAMED = {
+    "demo": "segment",
+    "visualize-data": "visualize data",
+    "visualize-results": "visualize results",
+    "install-detectron2": "setup-detectron2",
+}

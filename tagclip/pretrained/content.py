@@ -1,0 +1,150 @@
+"""What a folder holds that hands a model on; made as a whole before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+from safetensors.torch import save
+from torch import nn
+
+import tagclip
+from tagclip.checkpoint import checkpoint_metadata, read_checkpoint, trained_state
+from tagclip.checkpoint.pretrained_folder import (
+    ARCHITECTURE,
+    CONFIG,
+    DESCRIPTION,
+    FORMAT,
+    VOCABULARY,
+    WEIGHTS,
+    config_value,
+    is_of_folder,
+    read_description,
+)
+from tagclip.data.protocol import Protocol
+from tagclip.errors import CheckpointError
+from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.weights import file_sha256
+from tagclip.pretrained.card import model_card
+from tagclip.pretrained.clip_files import clip_files, clip_keys
+from tagclip.pretrained.results import results_beside, results_of
+from tagclip.utils.text import json_text
+from tagclip.utils.untrusted import load_json, load_yaml
+
+__all__ = ["pretrained_content"]
+
+CARD = "README.md"
+
+
+def pretrained_content(
+    cfg: CfgNode,
+    model: nn.Module,
+    name: str,
+    *,
+    with_clip: bool = False,
+    results: Iterable[str | Path] = (),
+    license: str = "",
+) -> dict[str, bytes | Path]:
+    """Describe a trained model for others, see `tagclip.checkpoint.pretrained_folder`.
+
+    Paths of datasets on this machine are left out of its config.
+
+    Args:
+        cfg: the config of the model, with MODEL.WEIGHTS.
+        model: `TagCLIP` with what was trained.
+        name: what the card calls it, ``ORGANISATION/NAME`` or the name of the folder.
+        with_clip: see `clip_files`.
+        results: metrics.json files of its evaluations; none: those below the folder of the
+            checkpoint, or in the card of the folder that it comes from.
+        license: identifier of the hub for the trained tensors.
+
+    Returns:
+        Name -> content, or the file to copy.
+
+    Raises:
+        CheckpointError: CLIP cannot be named or copied, results are of another model, or nothing
+            was trained.
+    """
+    state = {key: value.cpu().contiguous() for key, value in trained_state(model).items()}
+    if not state:
+        raise CheckpointError(
+            f"{cfg.CONFIG_NAME or 'config'}: found nothing that was trained, expected a model with "
+            "trained tensors; such a model needs no folder: hand its config on"
+        )
+    tensors = save(state, {"format": "pt"})
+    sha256 = hashlib.sha256(tensors).hexdigest()
+    metadata = checkpoint_metadata(cfg, model)
+    protocol, source = Protocol(cfg), CLIPSource.from_config(cfg)
+    shown = _results(cfg.MODEL.WEIGHTS, results, metadata, sha256)
+    files = clip_files(source, with_clip)
+    keys = clip_keys(source, files)
+    config = load_yaml(metadata.pop("config"))
+    config["MODEL"]["WEIGHTS"] = f"./{WEIGHTS}"
+    config["MODEL"]["CLIP"] |= keys
+    config["DATASETS"]["FOLDER_DATASETS"] = []
+    # They are files of the folder.
+    metadata["clip_json"] = metadata["clip_merges"] = ""
+    pretrained = keys["PRETRAINED"].removeprefix("./")
+    clip = {
+        "name": Path(source.name).stem if keys["NAME"] != source.name else source.name,
+        "pretrained": Path(pretrained).name if pretrained in files else pretrained,
+        "sha256": metadata.pop("clip_sha256"),
+        "file": pretrained if pretrained in files else None,
+    }
+    description = {
+        "format": FORMAT,
+        "version": tagclip.__version__,
+        "architecture": {key: config_value(config, key) for key in ARCHITECTURE},
+        "weights_sha256": sha256,
+        "clip": clip,
+        "files": sorted(files),
+        "results": shown,
+        "metadata": metadata,
+    }
+    vocabulary = protocol.asked(cfg.DATASETS.TRAIN[0])
+    card = model_card(
+        name=name,
+        protocol=protocol.summary,
+        vocabulary=vocabulary,
+        provenance=model.provenance,
+        clip=clip,
+        results=shown,
+        license=license,
+    )
+    texts = {
+        CONFIG: yaml.safe_dump(config),
+        VOCABULARY: _vocabulary(metadata["vocabularies"][cfg.DATASETS.TRAIN[0]], protocol),
+        DESCRIPTION: json_text(description, indent=1) + "\n",
+        CARD: card,
+    }
+    return {key: text.encode() for key, text in texts.items()} | files | {WEIGHTS: tensors}
+
+
+def _vocabulary(text: str, protocol: Protocol) -> str:
+    """The class list of the training, whose default split is that of the training."""
+    tree, full = load_json(text), protocol.full
+    if full.split:
+        lists = {"seen": protocol.full.restrict("seen").names, "unseen": full.unseen_names}
+        tree["splits"] = tree.get("splits", {}) | {full.split: lists}
+        tree["default_split"] = full.split
+    return json_text(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def _results(
+    weights: str, files: Iterable[str | Path], metadata: dict[str, Any], sha256: str
+) -> list[dict[str, Any]]:
+    path, files = Path(weights), list(files)
+    known, steps = {sha256}, 0
+    if path.is_file():
+        known.add(file_sha256(path))
+        iteration = read_checkpoint(path).get("iteration")
+        steps = iteration + 1 if isinstance(iteration, int) else 0
+    if files:
+        return results_of(files, metadata, known, steps)
+    if path.is_file() and is_of_folder(path):
+        return read_description(path.parent)["results"]
+    return results_beside(path, metadata, known, steps)

@@ -1,0 +1,87 @@
+"""Command lines of the tools: options that several have, and config keys anywhere among them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+__all__ = ["CONFIG_ROOTS", "ToolParser", "add_vocabulary_options"]
+
+# First parts of the names of all config keys, detectron2's as well.
+CONFIG_ROOTS = (
+    *("CONFIG_NAME", "CUDNN_BENCHMARK", "DATALOADER", "DATASETS", "FLOAT32_PRECISION", "GLOBAL"),
+    *("INPUT", "MODEL", "OUTPUT_DIR", "PROJECTS", "SEED", "SOLVER", "TEST", "VERSION"),
+    "VIS_PERIOD",
+)
+_KEY = re.compile(rf"({'|'.join(CONFIG_ROOTS)})(\.[A-Z0-9_]+)*")
+
+
+class ToolParser(argparse.ArgumentParser):
+    """Parser of a tool's command line.
+
+    Positional arguments may stand before, between and behind options, as may config keys with
+    their values where `add_config_keys` was called; all that follows ``--opts`` are keys.
+    """
+
+    def __init__(self, description: str, usage: str | None = None) -> None:
+        """Make a parser without arguments.
+
+        Args:
+            description: docstring of the tool, shown as it stands.
+            usage: instead of argparse's.
+        """
+        super().__init__(
+            usage=usage,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._takes_keys = False
+
+    def add_config_keys(self) -> None:
+        """Add ``opts``, the config keys to override and their values."""
+        self._takes_keys = True
+        self.add_argument(
+            "opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override"
+        )
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse a command line; ends the process with 2 and the usage on a mistake."""
+        words, pairs = self._split(list(sys.argv[1:] if args is None else args))
+        parsed = self.parse_intermixed_args(words, namespace)
+        if self._takes_keys:
+            parsed.opts = [*pairs, *parsed.opts]
+        return parsed
+
+    def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
+        """Words for argparse, and config keys with their values."""
+        if not self._takes_keys:
+            return words, []
+        rest: list[str] = []
+        pairs: list[str] = []
+        while words:
+            if words[0] == "--opts":
+                return rest, [*pairs, *words[1:]]
+            is_key = _KEY.fullmatch(words[0]) and not (rest and self._takes_value(rest[-1]))
+            target, count = (pairs, 2) if is_key else (rest, 1)
+            target += words[:count]
+            words = words[count:]
+        return rest, pairs
+
+    def _takes_value(self, word: str) -> bool:
+        """Whether a word is an option, perhaps shortened, whose value is the next word."""
+        options: dict[str, argparse.Action] = self._option_string_actions
+        meant = [action for name, action in options.items() if name.startswith(word)]
+        return word.startswith("-") and any(action.nargs not in (0, "?") for action in meant)
+
+
+def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `tagclip.structures.vocabulary_words.read_asked` reads."""
+    words = parser.add_mutually_exclusive_group()
+    words.add_argument("--vocab", metavar="NAMES", help="""'cat, "blue, striped fence"'""")
+    words.add_argument("--vocab-file", metavar="FILE", help="one name per line, or vocabulary json")
+    words.add_argument("--vocab-from-dataset", metavar="NAME", help="classes of this dataset")
+    parser.add_argument("--dedup", action="store_true", help="keep the first of equal names")

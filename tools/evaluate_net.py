@@ -1,0 +1,48 @@
+#!/usr/bin/env python
+"""Evaluate a trained model on DATASETS.TEST of a config.
+
+tagclip evaluate --config-file CONFIG --weights model_final.pth
+tagclip evaluate --config-file CONFIG TEST.SAVE_PREDICTIONS png
+tagclip evaluate --config-file CONFIG --num-gpus 8 TEST.AUG.ENABLED True
+
+The same as train --eval-only. Writes below OUTPUT_DIR: metrics.json and
+per_class.csv in inference/DATASET/, and a row of results.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from tagclip.tools import train_net
+from tagclip.utils.cli import run_tool
+from tagclip.utils.tool_parser import ToolParser
+
+
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS)")
+    train_net.add_process_options(parser)
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; what `train_net.parse_args` returns for --eval-only."""
+    parsed = make_parser().parse_args(args)
+    parsed.eval_only, parsed.resume, parsed.prove_protocol = True, False, None
+    if parsed.weights is not None:
+        parsed.opts = ["MODEL.WEIGHTS", parsed.weights, *parsed.opts]
+    del parsed.weights
+    return parsed
+
+
+def invoke_main() -> None:
+    """Parse the command line and start the processes."""
+    run_tool(train_net.start, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()
