@@ -1,28 +1,23 @@
 #!/usr/bin/env python
 """Segment images, folders, videos or a webcam into any classes, and draw the result.
 
-python tools/demo.py --weights output/minibench/model_final.pth --output out/ \\
-    --input datasets/minibench/images/test/000029.png \\
-    --vocab "yellow ball, green dice, red board, water"
-python tools/demo.py --weights model_final.pth --input photos/ --output out/ \\
-    --vocab "cat, dining table" --context coco_stuff_val --save-labels --json out/result.json
-python tools/demo.py --weights model_final.pth --input photos/ --json result.json --no-draw \\
-    --vocab "cat, dining table"
-python tools/demo.py --weights model_final.pth --input street.mp4 --vocab-file words.txt \\
-    --output out/
+tagclip segment photo.jpg --vocab "yellow ball, green dice, red board, water"
+tagclip segment photos/ --weights model_final.pth --output out/ \\
+    --vocab "cat, dining table" --context coco_stuff_val --save-labels
+tagclip segment photos/ --vocab "cat, dining table" --json result.json --no-draw
+tagclip segment street.mp4 --vocab-file words.txt --output out/
 
-Pictures show the image, its segments, their confidence and the trusty map; classes with a star
-count as unseen: by the split of the training or, in another list, by their names
-(MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES). Images are read as in training: upright, without
-transparency. A file that cannot be read is listed at the end, with exit code 1; finished pictures
-are not made again.
+Pictures show the image, its segments, their confidence and the trusty map;
+classes with a star count as unseen: by the split of the training or, in another
+list, by their names (MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES). Images are read as in
+training: upright, without transparency. A file that cannot be read is listed at
+the end, with exit code 1; finished pictures are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tagclip.demo")
 
+# Where tagclip minibench leaves its model, and where pictures go that nobody has named a place for.
+MINIBENCH, OUTPUT = Path("output/minibench/model_final.pth"), Path("segmented")
 # On MiniBench's validation set it rejects 80 % of the unlabelled clutter and 10 % of what is right.
 BACKGROUND = 0.1
 
@@ -48,19 +45,27 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="default: the one in the checkpoint")
-    add("--weights", default="", metavar="FILE", help="default: the last of OUTPUT_DIR")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", help="images, folders, globs, or one video")
+    add("images", nargs="*", metavar="IMAGE", help="images, folders, globs, or one video")
+    add("--input", nargs="+", default=[], metavar="IMAGE", help="the same")
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--video-input", metavar="FILE", help="a video, whatever its name")
     source.add_argument("--webcam", action="store_true", help="first camera, until q or Ctrl-C")
+    add("--config-file", default="", metavar="FILE", help="default: the one in the checkpoint")
+    add(
+        "--weights", default="", metavar="FILE",
+        help=f"default: the last of OUTPUT_DIR; without --config-file {MINIBENCH}",
+    )  # fmt: skip
     add_vocabulary_options(parser)
     add("--context", help="more names (file, dataset) that compete and are shown as other")
     add(
         "--background", "--confidence-threshold", nargs="?", type=float, const=BACKGROUND,
         metavar="THRESHOLD", help="call pixels with a lower score other (%(const)s)",
     )  # fmt: skip
-    add("--output", type=Path, help="folder, NAME.png, NAME.mp4 or NAME.webm; without: a window")
+    add(
+        "--output", type=Path, metavar="PATH",
+        help="folder, NAME.png, NAME.mp4 or NAME.webm (default: a window for videos where there is "
+        f"a display, else {OUTPUT})",
+    )  # fmt: skip
     add(
         "--save-labels", action="store_true",
         help="write class ids (of words: 0 to K-1), too: NAME_labels.png; of videos "
@@ -85,14 +90,11 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser()
     parsed = parser.parse_args(args)
+    parsed.input = [*parsed.images, *parsed.input]
+    if bool(parsed.input) == bool(parsed.video_input or parsed.webcam):
+        parser.error("expected either images, --video-input or --webcam")
     if parsed.video_input:
         parsed.input = [parsed.video_input]
-    # --input takes all words up to the next option, config keys as well.
-    for index, word in enumerate(parsed.input or ()):
-        if re.fullmatch(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*", word) and not Path(word).exists():
-            parsed.opts = [*parsed.input[index:], *parsed.opts]
-            parsed.input = parsed.input[:index]
-            break
     return parsed
 
 
@@ -116,18 +118,17 @@ def main(args: argparse.Namespace) -> int:
         [] if args.webcam else [path for path in args.input if args.video_input or is_video(path)]
     )
     if videos and len(args.input) > 1:
-        raise ConfigError(f"--input: found {videos[0]} among others, expected one video alone")
+        raise ConfigError(f"IMAGE: found {videos[0]} among others, expected one video alone")
     is_moving = args.webcam or bool(videos)
     if args.no_draw and not (args.save_labels or args.json):
         raise ConfigError(
             "--no-draw: found neither --save-labels nor --json, expected one, as nothing else is "
             "written"
         )
-    if args.output is None and args.save_labels:
-        raise ConfigError("--save-labels: found no --output, expected one; name a folder or a file")
-    if args.output is None and not args.no_draw and not (is_moving and has_display()):
-        why = "this machine or its cv2 has no display" if is_moving else "images are written"
-        raise ConfigError(f"--output: found none, but {why}; name a folder or a file")
+    is_shown = is_moving and not args.save_labels and has_display()
+    if args.output is None and (args.save_labels or not (args.no_draw or is_shown)):
+        args.output = OUTPUT
+        logger.info("Output: %s, as there is no --output", OUTPUT)
     if args.output is not None:
         is_folder = not args.output.suffix or args.output.is_dir()
         check_output("--output", args.output, is_folder)
@@ -160,8 +161,8 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
         if cfg.MODEL.WEIGHTS:
             raise
         raise CheckpointError(
-            f"{error}; {cfg.OUTPUT_DIR} (OUTPUT_DIR) holds no last_checkpoint either: run make "
-            "minibench or tools/train_net.py, or give --weights"
+            f"{error}; {cfg.OUTPUT_DIR} (OUTPUT_DIR) holds no last_checkpoint either: run tagclip "
+            "minibench or tagclip train, or give --weights"
         ) from error
     names = predictor.dataset_names
     vocabulary = read_asked(args, names)
@@ -191,8 +192,14 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
         weights = args.weights or dict(zip(opts[0::2], opts[1::2], strict=False)).get(
             "MODEL.WEIGHTS"
         )
+        if not weights and not MINIBENCH.is_file():
+            raise ConfigError(
+                f"--weights, --config-file: found neither, and no {MINIBENCH}, expected a model; "
+                "run tagclip minibench, or give --weights"
+            )
         if not weights:
-            raise ConfigError("--config-file, --weights: found neither, expected one of them")
+            weights = str(MINIBENCH)
+            logger.info("Weights: %s, as there is no --weights", weights)
         return checkpoint_config(weights, opts)
     cfg = load_config(args.config_file, opts)
     if not cfg.MODEL.WEIGHTS and (last := last_checkpoint(cfg.OUTPUT_DIR)):

@@ -32,11 +32,10 @@ def make_parser() -> ToolParser:
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; what `train_net.parse_args` returns for --eval-only."""
     parsed = make_parser().parse_args(args)
-    parsed.eval_only, parsed.resume, parsed.prove_protocol = True, False, None
     if parsed.weights is not None:
         parsed.opts = ["MODEL.WEIGHTS", parsed.weights, *parsed.opts]
     del parsed.weights
-    return parsed
+    return argparse.Namespace(**vars(train_net.parse_args(["--eval-only"])) | vars(parsed))
 
 
 def invoke_main() -> None:

@@ -17,14 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
+    import numpy as np
     from detectron2.config import CfgNode
 
     from tagclip.engine import StreamLoader
@@ -127,6 +126,8 @@ def draw_page(setup: Setup, positions: Sequence[int]) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
+    import numpy as np
+
     from tagclip.visualization.panels import (
         draw_heading,
         draw_legend,
@@ -179,6 +180,8 @@ def row_title(cfg: CfgNode, position: int, labels: np.ndarray) -> str:
 
 def read_files(setup: Setup, position: int) -> tuple[np.ndarray, np.ndarray]:
     """(H, W, 3) uint8 RGB image and (H, W) indices of all its labels, -1 where there are none."""
+    import numpy as np
+
     from tagclip.data import read_image, read_label
 
     source = setup.loader.source(position)
@@ -189,6 +192,8 @@ def read_files(setup: Setup, position: int) -> tuple[np.ndarray, np.ndarray]:
 
 def sample_arrays(setup: Setup, sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """(h, w, 3) uint8 RGB crop and (h, w) indices into the full class list, -1 where ignored."""
+    import numpy as np
+
     image = sample["image"].numpy().transpose(1, 2, 0)
     if setup.cfg.INPUT.FORMAT == "BGR":
         image = image[..., ::-1]
@@ -212,11 +217,15 @@ def target_columns(cfg: CfgNode) -> list[tuple[tuple[str, str, str], Any]]:
 
 def seen_pixels(sample: Mapping[str, Any], labels: np.ndarray, full: Vocabulary) -> np.ndarray:
     """1 on pixels whose label is a seen class."""
+    import numpy as np
+
     return ((labels >= 0) & full.seen_mask[labels]).astype(np.float32)
 
 
 def novel_mask(sample: Mapping[str, Any], labels: np.ndarray, full: Vocabulary) -> np.ndarray:
     """1 where the mapper, which the config allows to, says that an unseen class is."""
+    import numpy as np
+
     return sample["novel_mask"].numpy().astype(np.float32)
 
 

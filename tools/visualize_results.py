@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
@@ -28,6 +26,7 @@ from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
+    import numpy as np
     from detectron2.config import CfgNode
 
     from tagclip.analysis.result_images import Predicted, Ranked
@@ -87,6 +86,8 @@ def stored_counts(run: Path, content: Mapping[str, Any], vocabulary: Vocabulary)
     Raises:
         ConfigError: there are none, or they are of other classes.
     """
+    import numpy as np
+
     path = run / "inference" / content["dataset"] / "metrics.json"
     found = str(content.get("vocabulary_fingerprint"))
     if found != vocabulary.fingerprint:
@@ -209,6 +210,8 @@ def titled(
     image: Ranked, ranking: Sequence[Ranked], shown: Predicted, vocabulary: Vocabulary
 ) -> Predicted:
     """Give an image its place, file, mIoU and largest confusion as title."""
+    import numpy as np
+
     from tagclip.analysis.result_images import count_pixels
     from tagclip.visualization.segments import marked_names
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["COMMANDS", "RENAMED"]
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+__all__ = ["COMMANDS", "MODULES", "RENAMED", "family", "find_command", "load_command"]
 
 # What one wants to do -> command -> module below tagclip with `make_parser` and `invoke_main`, and
 # what the command does.
@@ -58,3 +65,27 @@ RENAMED = {
     "visualize-results": "visualize results",
     "install-detectron2": "setup-detectron2",
 }
+MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
+
+
+def find_command(words: Sequence[str]) -> str | None:
+    """Name of the command that the first words of a command line name, which has one or two."""
+    two = " ".join(words[:2])
+    if two in MODULES or not words:
+        return two if words else None
+    # `minibench x` names no command, although minibench is one.
+    is_member = len(words) > 1 and not words[1].startswith("-") and family(words[0])
+    return words[0] if words[0] in MODULES and not is_member else None
+
+
+def family(word: str) -> list[str]:
+    """Names of the commands of two words that begin with one."""
+    return [name for name in MODULES if name.startswith(f"{word} ")]
+
+
+def load_command(name: str) -> ModuleType:
+    """Import the module of a command."""
+    spec = importlib.util.find_spec(f"tagclip.{MODULES[name]}")
+    # As `python FILE` does: a script may import the files beside it.
+    sys.path.insert(0, os.path.dirname(spec.origin))
+    return importlib.import_module(spec.name)

@@ -43,7 +43,7 @@ def is_video(path: str | Path) -> bool:
 
 
 def find_images(
-    inputs: Sequence[str], output: Path | None, option: str = "--input"
+    inputs: Sequence[str], output: Path | None, option: str = "IMAGE"
 ) -> list[tuple[Path, Path | None]]:
     """List images and where their pictures go.
 
@@ -147,7 +147,7 @@ class Video:
         """
         self.name = source if isinstance(source, str) else f"camera {source}"
         if isinstance(source, str) and not os.path.isfile(source):
-            raise DatasetError(f"{source}: no such video; check --input")
+            raise DatasetError(f"{source}: no such video; check its name")
         with _quiet_decoder():
             self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():

@@ -282,7 +282,7 @@ def test_the_last_checkpoint_of_a_config_is_taken(
     assert Image.open(tmp_path / "x.png").width > 1000
     (weights.parent / "last_checkpoint").unlink()
     message = exit_of(run_tool, demo.run, demo.parse_args([*common, str(tmp_path / "y.png")]))
-    assert "holds no last_checkpoint" in message and "make minibench" in message
+    assert "holds no last_checkpoint" in message and "tagclip minibench" in message
     assert "\n" not in message
 
 
@@ -376,13 +376,77 @@ def test_nothing_replaces_another_file_of_the_run(
         assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
 
 
-@pytest.mark.parametrize("source", [["--webcam"], ["--input", "a.mp4"], ["--input", "a.png"]])
-def test_without_a_display_output_is_needed(
-    demo: ModuleType, source: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "shown", "output"),
+    [
+        ("--webcam", False, "segmented"),
+        ("a.mp4", False, "segmented"),
+        ("a.mp4", True, None),
+        ("a.mp4 --save-labels", True, "segmented"),
+        ("a.mp4 --no-draw --json r.json", False, None),
+        ("a.png", True, "segmented"),
+        ("a.png --no-draw --json r.json", True, None),
+        ("a.png --no-draw --save-labels", True, "segmented"),
+        ("a.png --output out", True, "out"),
+    ],
+)
+def test_where_the_result_goes(
+    demo: ModuleType,
+    words: str,
+    shown: bool,
+    output: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   NONE")
-    with pytest.raises(ConfigError, match="--output: found none"):
-        demo.main(demo.parse_args([*source, "--weights", "x.pth"]))
+    """Without --output into a window or a folder, which a line says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tagclip.demo.media.has_display", lambda: shown)
+    asked = []
+    for name in ("images.draw_images", "videos.draw_video"):
+        monkeypatch.setattr(f"tagclip.demo.{name}", lambda args, *_: asked.append(args.output))
+    demo.main(demo.parse_args(words.split()))
+    assert asked == [output and Path(output)]
+    assert ("Output: segmented, as there is no" in capsys.readouterr().out) == (
+        output == "segmented"
+    )
+
+
+def test_images_without_an_option(
+    demo: ModuleType, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anywhere on the command line; as with --input."""
+    args = demo.parse_args(
+        ["a.png", "--vocab", "SEED", "b.png", "MODEL.DEVICE", "cpu", "--no-draw", "SEED.png"]
+    )
+    assert (args.input, args.vocab) == (["a.png", "b.png", "SEED.png"], "SEED")
+    assert args.opts == ["MODEL.DEVICE", "cpu"]
+    monkeypatch.chdir(tmp_path)
+    save(Path("a.png"))
+    words = ["--weights", str(weights), "--vocab", WORDS]
+    assert demo.main(demo.parse_args([*words, "a.png"])) == 0
+    assert demo.main(demo.parse_args([*words, "--input", "a.png", "--output", "out"])) == 0
+    assert Path("segmented/a.png").read_bytes() == Path("out/a.png").read_bytes()
+
+
+def test_the_model_of_minibench_is_taken(
+    demo: ModuleType,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path("a.png"))
+    args = demo.parse_args(["a.png", "--vocab", WORDS])
+    with pytest.raises(ConfigError, match="run tagclip minibench, or give --weights"):
+        demo.main(args)
+    assert not Path("segmented").exists()
+    Path("output/minibench").mkdir(parents=True)
+    weights.rename(demo.MINIBENCH)
+    assert demo.main(args) == 0
+    assert f"Weights: {demo.MINIBENCH}, as there is no --weights" in capsys.readouterr().out
+    assert os.listdir("segmented") == ["a.png"]
 
 
 @pytest.fixture
@@ -463,15 +527,6 @@ def test_a_video_without_pictures_ends_with_ctrl_c_and_keeps_all(
     assert run(*words) == 0
     assert os.listdir(out) == ["v_labels"] and len(os.listdir(out / "v_labels")) == 3
     assert len(json.loads((tmp_path / "r.json").read_text())["images"]) == 3
-
-
-def test_labels_need_a_folder_beside_a_window(
-    demo: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   QT")
-    monkeypatch.setenv("DISPLAY", ":0")
-    with pytest.raises(ConfigError, match="--save-labels: found no --output"):
-        demo.main(demo.parse_args(["--webcam", "--weights", "x.pth", "--save-labels"]))
 
 
 def frames_of(path: Path) -> list[np.ndarray]:
