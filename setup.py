@@ -59,6 +59,7 @@ setup(
         "tagclip.projects.minibench": ["*.json", "templates/*.html.j2"],
         "tagclip.projects.webdemo": ["*.js", "*.css", "templates/*.html.j2"],
         "tagclip.tools": ["*.json"],
+        "tagclip.tools.prepare": ["README.md"],
         **dict.fromkeys(DATA, ["**/*.yaml", "*.json", "*.safetensors", "*.gz"]),
     },
     entry_points={"console_scripts": ["tagclip = tagclip.cli:main"]},
@@ -77,6 +78,7 @@ setup(
         "jinja2>=3.1",
         "tabulate>=0.9",
         "tqdm>=4.66",
+        "argcomplete>=3.5,<4",
         # The rest of what detectron2 needs, which tools/install_detectron2.py does not bring.
         "fvcore>=0.1.5,<0.1.6",
         "iopath>=0.1.9",

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Make the labels of ade20k150_train, ade20k150_val and ade20k847_val.
 
-    python datasets/prepare_ade20k.py --root datasets --only ade20k150_train ade20k150_val
+tagclip prepare ade20k --root datasets --only ade20k150_train ade20k150_val
 
-The 847 classes are those of the full ADE20K (ADE20K_2021_17_01). Its images are very large, so
-that copies with a short side of at most 512 pixels are made, as all who report this benchmark do.
-datasets/README.md tells what to download.
+The 847 classes are those of the full ADE20K (ADE20K_2021_17_01). Its images are
+very large, so that copies with a short side of at most 512 pixels are made, as
+all who report this benchmark do. datasets/README.md tells what to download.
 """
 
 from __future__ import annotations

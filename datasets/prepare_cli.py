@@ -49,6 +49,7 @@ def prepare_parser(description: str, datasets: Sequence[str]) -> ToolParser:
     parser = ToolParser(description)
     parser.add_argument(
         "--root",
+        metavar="FOLDER",
         type=Path,
         default=Path(os.environ.get("DETECTRON2_DATASETS") or "datasets"),
         help="folder of all datasets (default: $DETECTRON2_DATASETS, else datasets)",

@@ -1,15 +1,17 @@
 #!/usr/bin/env python
 """Make the labels of coco_stuff_train and coco_stuff_val.
 
-    python datasets/prepare_coco_stuff.py --root datasets --workers 8
+tagclip prepare coco-stuff --root datasets --workers 8
 
-Labels of other converters are taken with --converted: those with the same ids (mmsegmentation,
-zsseg, SAN, CAT-Seg) are linked, those of ZegFormer, which puts seen classes first, are remapped:
+Labels of other converters are taken with --converted: those with the same ids
+(mmsegmentation, zsseg, SAN, CAT-Seg) are linked, those of ZegFormer, which puts
+seen classes first, are remapped:
 
-    python datasets/prepare_coco_stuff.py --converted datasets/coco_stuff164k/annotations
+tagclip prepare coco-stuff --converted datasets/coco_stuff164k/annotations
 
-The order of the classes is found out from the raw labels of some of the images; without any it
-has to be named with --order. datasets/README.md tells what to download.
+The order of the classes is found out from the raw labels of some of the images;
+without any it has to be named with --order. datasets/README.md tells what to
+download.
 """
 
 from __future__ import annotations
@@ -83,10 +85,14 @@ def make_parser() -> ToolParser:
     parser = prepare_parser(__doc__, ("coco_stuff_train", "coco_stuff_val"))
     parser.add_argument(
         "--converted",
+        metavar="FOLDER",
         type=Path,
         help="folder of another converter's labels, or the one above train2017 and val2017",
     )
-    parser.add_argument("--order", choices=_ORDERS, default="", help="class order of --converted")
+    parser.add_argument(
+        "--order", choices=_ORDERS, default="", metavar="NAME",
+        help=f"class order of --converted: {', '.join(_ORDERS)}",
+    )  # fmt: skip
     return parser
 
 

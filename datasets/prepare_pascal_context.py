@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Make the labels of pascal_context59, pascal_context60 (with background) and pascal_context459.
+"""Make the labels of PASCAL Context: 59 classes, 60 (with background) and 459.
 
-    python datasets/prepare_pascal_context.py --root datasets --workers 8
+tagclip prepare pascal-context --root datasets --workers 8
 
-Reads the annotations as they are distributed (trainval/*.mat). Without them, png labels with 59
-or 60 classes are taken (--converted; default: SegmentationClassContext). Two orders of the
-classes are in use, the alphabetical one and that of 59_labels.txt with the classes of VOC first;
-which one it is is found out from the .mat files or VOC's own labels of some of the images.
-datasets/README.md tells what to download.
+Reads the annotations as they are distributed (trainval/*.mat). Without them,
+png labels with 59 or 60 classes are taken (--converted; default:
+SegmentationClassContext). Two orders of the classes are in use, the
+alphabetical one and that of 59_labels.txt with the classes of VOC first; which
+one it is is found out from the .mat files or VOC's own labels of some of the
+images. datasets/README.md tells what to download.
 """
 
 from __future__ import annotations
@@ -125,9 +126,16 @@ def _check_label_list(path: Path, label_map: LabelMap) -> None:
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = prepare_parser(__doc__, _DATASETS)
-    parser.add_argument("--mat", type=Path, help=f"folder of the .mat files (default: {_MAT[0]})")
-    parser.add_argument("--converted", type=Path, help="folder of png labels of another converter")
-    parser.add_argument("--order", choices=_ORDERS, default="", help="class order of --converted")
+    parser.add_argument(
+        "--mat", metavar="FOLDER", type=Path, help=f"folder of the .mat files (default: {_MAT[0]})"
+    )
+    parser.add_argument(
+        "--converted", metavar="FOLDER", type=Path, help="folder of png labels of another converter"
+    )
+    parser.add_argument(
+        "--order", choices=_ORDERS, default="", metavar="NAME",
+        help=f"class order of --converted: {', '.join(_ORDERS)}",
+    )  # fmt: skip
     return parser
 
 

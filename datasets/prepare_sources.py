@@ -34,7 +34,7 @@ __all__ = [
 
 logger = logging.getLogger("prepare")
 
-README = "see datasets/README.md for the downloads and the expected folders"
+README = f"see {Path(__file__).with_name('README.md')} for the downloads and the expected folders"
 # Images that are looked at to find out the order of the classes.
 _SAMPLES = 64
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Make the labels of voc2012_train (with the annotations of SBD) and voc2012_val.
 
-    python datasets/prepare_voc.py --root datasets --workers 8
+tagclip prepare voc --root datasets --workers 8
 
-Training images are the 1464 of VOC 2012, with its own labels, and those of SBD that are not
-in VOC's validation set, 10582 in all; without SBD, --allow-missing takes the 1464 alone.
-datasets/README.md tells what to download.
+Training images are the 1464 of VOC 2012, with its own labels, and those of SBD
+that are not in VOC's validation set, 10582 in all; without SBD, --allow-missing
+takes the 1464 alone. datasets/README.md tells what to download.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def make_parser() -> ToolParser:
     parser = prepare_parser(__doc__, ("voc2012_train", "voc2012_val"))
     parser.add_argument(
         "--sbd",
+        metavar="FOLDER",
         type=Path,
         help=f"folder of SBD with cls, train.txt and val.txt (default: {' or '.join(_SBD)} "
         "below --root, else the pngs in SegmentationClassAug)",

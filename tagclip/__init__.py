@@ -89,13 +89,16 @@ def register() -> None:
     global _is_registered
     if _is_registered:
         return
+    from tagclip.utils.deferred import deferred
     from tagclip.utils.installed import check_installed
 
     check_installed()
     with _registering:
         if _is_registered:
             return
-        with warnings.catch_warnings():
+        # torchvision loads torch's compiler for this question of its box pooling, a fourth of the
+        # time to a first mask.
+        with warnings.catch_warnings(), deferred("torch._dynamo.utils", "is_compile_supported"):
             # detectron2 0.6 scripts two functions when it is imported, which no user can mend.
             warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
             importlib.import_module("detectron2.modeling")

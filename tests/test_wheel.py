@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import email
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -43,7 +47,7 @@ def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(repository / name, source / name, ignore=ignore)
     (source / "datasets").mkdir()
-    for path in repository.glob("datasets/*.py"):
+    for path in (repository / "datasets" / "README.md", *repository.glob("datasets/*.py")):
         shutil.copy(path, source / "datasets")
     return source
 
@@ -67,7 +71,8 @@ def files_of_checkout(source: Path) -> Iterator[tuple[str, Path]]:
     for name in (*FOLDERS, "datasets"):
         for path in filter(Path.is_file, (source / name).rglob("*")):
             file = path.relative_to(source)
-            if path.suffix in (".md", ".png"):
+            # A message of `tagclip prepare` names the README.md of datasets.
+            if path.suffix == ".png" or (path.suffix == ".md" and name != "datasets"):
                 continue
             if name == "tagclip":
                 yield file.as_posix(), path
@@ -91,6 +96,48 @@ def test_nothing_is_forgotten(source: Path, wheel: Path) -> None:
     assert all(found[name] == content for name, content in expected.items())
     licences = {PurePosixPath(name).name for name in metadata if "/licenses/" in name}
     assert licences == {"LICENSE", "THIRD_PARTY.md"}
+
+
+# `tagclip setup-detectron2` brings the first two, torch the third; what imports the others names
+# them where they are missing.
+OTHERS = {"detectron2", "cv2", "triton", "fiftyone", "supervision", "mmcv", "mmseg"}
+
+
+def canonical(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", name)[0]).lower() for name in names}
+
+
+def imported_modules(source: Path) -> set[str]:
+    """First parts of the names of all modules that are imported, without Python's and ours."""
+    files = {path for _, path in files_of_checkout(source) if path.suffix == ".py"}
+    found = set()
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_bytes()))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+    # The scripts of datasets import the files beside them.
+    ours = {"tagclip", *(path.stem for path in source.glob("datasets/*.py"))}
+    return {name.split(".")[0] for name in found} - sys.stdlib_module_names - ours
+
+
+def test_what_is_imported_is_required(source: Path, wheel: Path, repository: Path) -> None:
+    """By the wheel or one of its extras; and what the wheel requires is pinned."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
+    modules = imported_modules(source)
+    assert modules > {"PIL", "torch", "gradio", "av"}
+    providers = importlib.metadata.packages_distributions()
+    unknown = {
+        module
+        for module in modules - OTHERS
+        if not canonical(lines) & canonical(providers.get(module, [module]))
+    }
+    assert not unknown
+    pinned = (repository / "requirements.txt").read_text().splitlines()
+    plain = canonical(line for line in lines if "extra ==" not in line)
+    assert plain <= canonical(line for line in pinned if line[0] != "#")
 
 
 def test_a_source_distribution_gives_the_same_wheel(

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Say what a config costs: parameters, multiply-accumulates, text prompts, activation memory.
+"""Say what a config costs: parameters, multiply-adds, text prompts, memory.
 
-python tools/analyze_model.py --config-file configs/voc/tagclip_vitb16_voc_inductive.yaml
-python tools/analyze_model.py --config-file CONFIG --json MODEL.CLIP.NAME ViT-L-14-336-quickgelu
+tagclip cost --config-file voc/tagclip_vitb16_voc_inductive.yaml
+tagclip cost --config-file CONFIG MODEL.CLIP.NAME ViT-L-14-336-quickgelu
 
-All of it follows from shapes: no CLIP weights, checkpoint or image is read, any model runs on a
-laptop.
+All of it follows from shapes: no CLIP weights, checkpoint or image is read, any
+model runs on a laptop.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GIGA, MIB = 10**9, 2**20
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
+    parser.add_config_file()
     parser.add_argument("--json", action="store_true", help="print json (in single units)")
     parser.add_config_keys()
     return parser

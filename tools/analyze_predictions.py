@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Analyze evaluated runs from their saved logits: what the trusty map adds, and what it could add.
+"""Say what the trusty map adds, and what it could, from the saved logits of runs.
 
-    python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS FILE \\
-        OUTPUT_DIR output/run_a TEST.SAVE_LOGITS True
-    python tools/analyze_predictions.py --runs output/run_a output/run_b --output output/analysis
+tagclip evaluate --config-file CONFIG --weights FILE \\
+    OUTPUT_DIR output/run_a TEST.SAVE_LOGITS True
+tagclip analyze output/run_a output/run_b
 
-No model runs again. Writes below --output, for each dataset and run: report.html (seen-unseen curve
-over the seen bias, AUSUC, best hIoU, oracle gate, AUROC and calibration of the trusty map, confused
-classes, images), its pictures, analysis.json and csv tables. Several runs also get comparison.html,
+No model runs again. Writes below --output, for each dataset and run:
+report.html (seen-unseen curve over the seen bias, AUSUC, best hIoU, oracle
+gate, AUROC and calibration of the trusty map, confused classes, images), its
+pictures, analysis.json and csv tables. Several runs also get comparison.html,
 .json and .csv, with differences to the first run.
 """
 
@@ -30,15 +31,18 @@ if TYPE_CHECKING:
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="OUTPUT_DIR of an evaluated run")
     parser.add_argument(
-        "--runs", nargs="+", required=True, metavar="DIR", help="OUTPUT_DIR of evaluated runs"
+        "--runs", nargs="+", default=[], dest="more_runs", metavar="RUN", help="the same"
     )
-    parser.add_argument("--dataset", default="", help="only this one (default: all in common)")
     parser.add_argument(
-        "--output", type=Path, default=Path("output/analysis"), help="folder (%(default)s)"
+        "--dataset", metavar="NAME", default="", help="only this one (default: all in common)"
     )
-    parser.add_argument("--num", type=int, default=4, help="images to draw (%(default)s)")
-    parser.add_argument("--device", default="", help="cuda or cpu (default: cuda if there is one)")
+    parser.add_argument("--output", type=Path, default=Path("output/analysis"), help="folder")
+    parser.add_argument("--num", type=int, default=4, help="images to draw")
+    parser.add_argument(
+        "--device", default="", metavar="NAME", help="cuda or cpu (default: cuda if there is one)"
+    )
     return parser
 
 
@@ -46,6 +50,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser()
     parsed = parser.parse_args(args)
+    parsed.runs += parsed.more_runs
+    if not parsed.runs:
+        parser.error("expected a run")
     if parsed.num < 1:
         parser.error("--num: expected at least 1")
     return parsed

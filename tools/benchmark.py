@@ -1,19 +1,21 @@
 #!/usr/bin/env python
-"""Measure time and memory beside the bare ViT and the released sequence of operations.
+"""Measure time and memory beside the bare ViT and the released operations.
 
-python tools/benchmark.py                         # all parts but the curves: some ten minutes
-python tools/benchmark.py --part inference training --runs 5
-python tools/benchmark.py --quick                 # everything on tiny sizes: does it run?
-python tools/benchmark.py --curves --write PERFORMANCE.md --images docs/images
-python tools/benchmark.py --device cuda --json | tail -n 1 > gpu.json
-python tools/benchmark.py --merge gpu.json --write PERFORMANCE.md
+tagclip benchmark           # all parts but the curves: some ten minutes
+tagclip benchmark --part inference training --runs 5
+tagclip benchmark --quick   # everything on tiny sizes: does it run?
+tagclip benchmark --curves --write PERFORMANCE.md --images docs/images
+tagclip benchmark --device cuda --json | tail -n 1 > gpu.json
+tagclip benchmark --merge gpu.json --write PERFORMANCE.md
 
-ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is downloaded. Parts:
-vit (ours and open_clip's), inference and training by stage, text (encoding and cache), evaluator,
-large (4000x3000, 847 classes), labels (colour masks), kernel (registers of the fused GPU kernel),
-fusion (logits to labels), precision (bfloat16 beside float32), int8 (exported files, CPU), loading
-(training samples from files), drawing (the demo's pictures), throughput. The machine should have
-nothing else to do.
+ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is
+downloaded. Parts: vit (ours and open_clip's), inference and training by stage,
+text (encoding and cache), evaluator, large (4000x3000, 847 classes), labels
+(colour masks), kernel (registers of the fused GPU kernel), fusion (logits to
+labels), precision (bfloat16 beside float32), int8 (exported files, CPU),
+loading (training samples from files), drawing (the demo's pictures), startup (a
+process, from its start to a mask), throughput. The machine should have nothing
+else to do.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 PART_NAMES = (
     *("vit", "inference", "training", "text", "evaluator", "large", "labels", "kernel"),
-    *("fusion", "precision", "int8", "loading", "drawing", "throughput"),
+    *("fusion", "precision", "int8", "loading", "drawing", "startup", "throughput"),
 )
 
 
@@ -48,17 +50,28 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument(
-        "--part", nargs="+", choices=PART_NAMES, default=PART_NAMES, help="default: all"
+        "--part",
+        nargs="+",
+        choices=PART_NAMES,
+        default=PART_NAMES,
+        metavar="PART",
+        help="default: all",
     )
     parser.add_argument("--curves", action="store_true", help="scaling curves: five minutes more")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each (default 5)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(default cpu)")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
     parser.add_argument(
         "--weights",
         default="",
         metavar="FILE",
         help="trained model, whose labels part precision compares",
+    )
+    parser.add_argument(
+        "--base",
+        default="",
+        metavar="FOLDER",
+        help="another checkout, whose tools/demo.py part startup runs in turn",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: numbers mean nothing")
     parser.add_argument("--json", action="store_true", help="results as the last line of stdout")
@@ -115,7 +128,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
         place = Path(folder) / "dataset"
         place.mkdir()
         workload = Workload(QUICK if args.quick else FULL, args.device, place)
-        workload.weights = args.weights
+        workload.weights, workload.base = args.weights, args.base
         for name in args.part:
             print(f"{name} ...", file=sys.stderr, flush=True)
             found = BENCHMARKS[name](workload, args.runs)
@@ -142,6 +155,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("runs", "threads"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name}: found {getattr(args, name)}, expected at least 1")
+    if args.base and not Path(args.base, "tools", "demo.py").is_file():
+        raise ConfigError(f"--base {args.base}: found no tools/demo.py, expected a checkout")
     if "int8" in args.part:
         require_onnx()
     if args.device == "cuda" and not torch.cuda.is_available():

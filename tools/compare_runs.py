@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Compare evaluated runs side by side: metrics, what the runs depend on, every class.
+"""Compare evaluated runs: metrics, what they depend on, every class.
 
-    python tools/compare_runs.py output/run_a output/run_b
-    python tools/compare_runs.py output/seed_* --dataset minibench_test --output output/seeds
+tagclip compare output/run_a output/run_b
+tagclip compare output/seed_* --dataset minibench_test
 
-Prints the metrics of each dataset, with differences to the first run in brackets, and warns where
-runs are not comparable. Writes <dataset>.md (with every class) and <dataset>.png below --output.
+Prints the metrics of each dataset, with differences to the first run in
+brackets, and warns where runs are not comparable. Writes <dataset>.md (with
+every class) and <dataset>.png below --output.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="OUTPUT_DIR of an evaluated run")
-    parser.add_argument("--dataset", default="", help="only this one (default: all in common)")
     parser.add_argument(
-        "--output", type=Path, default=Path("output/compare_runs"), help="folder (%(default)s)"
+        "--dataset", metavar="NAME", default="", help="only this one (default: all in common)"
     )
+    parser.add_argument("--output", type=Path, default=Path("output/compare_runs"), help="folder")
     return parser
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Convert checkpoints of the released TagCLIP and of ZegCLIP, or CLIP weights of any kind.
+"""Convert checkpoints of the released TagCLIP and of ZegCLIP, or CLIP weights.
 
-python tools/convert_checkpoint.py iter_20000.pth tagclip_voc.pth --config-file CONFIG
-python tools/convert_checkpoint.py iter_20000.pth tagclip_voc.pth --clip-out clip.safetensors
-python tools/convert_checkpoint.py ViT-B-16.pt clip.safetensors
-python tools/convert_checkpoint.py model_final.pth full.pth --full --config-file CONFIG
+tagclip convert iter_20000.pth tagclip_voc.pth --config-file CONFIG
+tagclip convert iter_20000.pth tagclip_voc.pth --clip-out clip.safetensors
+tagclip convert ViT-B-16.pt clip.safetensors
+tagclip convert model_final.pth full.pth --full --config-file CONFIG
 """
 
 from __future__ import annotations
@@ -30,11 +30,7 @@ def make_parser() -> ToolParser:
     parser.add_argument(
         "target", metavar="OUT", help=".pth for a checkpoint, .safetensors or .pt for CLIP weights"
     )
-    parser.add_argument(
-        "--config-file",
-        default="",
-        help="config whose model the checkpoint has to fit; its fingerprints are stored",
-    )
+    parser.add_config_file(use="whose model the checkpoint has to fit")
     parser.add_argument(
         "--clip-out",
         default="",

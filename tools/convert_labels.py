@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Make label files of class ids from masks or annotations of other tools.
 
-    tagclip labels convert masks --scan > classes.csv   # fill in names, then
-    tagclip labels convert masks --classes classes.csv --output labels
-    tagclip labels convert masks --classes labelmap.txt --output labels
-    tagclip labels convert cracks --threshold 128 --output labels
-    tagclip labels convert coco.json --from coco --images images --output labels
+tagclip labels convert masks --scan > classes.csv   # fill in names, then
+tagclip labels convert masks --classes classes.csv --output labels
+tagclip labels convert masks --classes labelmap.txt --output labels
+tagclip labels convert cracks --threshold 128 --output labels
+tagclip labels convert coco.json --from coco --images images --output labels
 
 Writes PNGs of 8 bits with the colours of the classes (of 16 bits where ids need
 them), index.json with what was converted, and vocabulary.json. Files that are
@@ -51,16 +51,22 @@ _ROWS = 256
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("source", type=Path, help="folder of masks; with --from, the export")
-    parser.add_argument("--output", type=Path, help="folder of the label files")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=Path, help="folder of masks; with --from, the export"
+    )
+    parser.add_argument("--output", metavar="FOLDER", type=Path, help="folder of the label files")
     parser.add_argument(
         "--from", dest="form", metavar="TOOL", choices=READERS, help=", ".join(READERS)
     )
     parser.add_argument(
-        "--images", type=Path, help="with --from: their folder, where the export is elsewhere"
+        "--images",
+        metavar="FOLDER",
+        type=Path,
+        help="with --from: their folder, where the export is elsewhere",
     )
     parser.add_argument(
         "--classes",
+        metavar="FILE",
         type=Path,
         help="names, ids, colours: vocabulary json, csv, mmsegmentation's json or py, labelmap.txt "
         f"or labels.py (default: {', '.join(_CLASS_FILES)} in the folder of masks or above)",
@@ -71,7 +77,9 @@ def make_parser() -> ToolParser:
         choices=("ids", "colors"),
         help="what the pixels are (default: as the vocabulary json says, else judged by the file)",
     )
-    parser.add_argument("--ids", type=Path, help="csv value,id: what the values in masks become")
+    parser.add_argument(
+        "--ids", metavar="FILE", type=Path, help="csv value,id: what the values in masks become"
+    )
     parser.add_argument(
         "--threshold", type=int, help="masks of two values: this and brighter is the second class"
     )
@@ -79,7 +87,7 @@ def make_parser() -> ToolParser:
         "--unknown",
         choices=("error", "ignore"),
         default="error",
-        help="colours, values and names that no class has (%(default)s)",
+        help="colours, values and names that no class has",
     )
     parser.add_argument(
         "--unlabelled",
@@ -90,7 +98,7 @@ def make_parser() -> ToolParser:
     parser.add_argument("--scan", action="store_true", help="print what occurs in the masks as csv")
     parser.add_argument("--overwrite", action="store_true", help="write over other label files")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes"
     )
     return parser
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Segment images, folders, videos or a webcam into any classes, and draw the result.
+"""Segment images, folders, videos or a webcam into any classes, and draw it.
 
 tagclip segment photo.jpg --vocab "yellow ball, green dice, red board, water"
 tagclip segment photos/ --weights model_final.pth --output out/ \\
@@ -43,20 +43,25 @@ BACKGROUND = 0.1
 
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
-    parser = ToolParser(__doc__)
+    # argparse would not break the line of the class lists.
+    parser = ToolParser(__doc__, usage="%(prog)s IMAGE ... [options] [KEY VALUE ...]")
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="images, folders, globs, or one video")
     add("--input", nargs="+", default=[], metavar="IMAGE", help="the same")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--video-input", metavar="FILE", help="a video, whatever its name")
     source.add_argument("--webcam", action="store_true", help="first camera, until q or Ctrl-C")
-    add("--config-file", default="", metavar="FILE", help="default: the one in the checkpoint")
+    parser.add_config_file(use="instead of that of the weights")
     add(
         "--weights", default="", metavar="FILE",
         help=f"default: the last of OUTPUT_DIR; without --config-file {MINIBENCH}",
     )  # fmt: skip
     add_vocabulary_options(parser)
-    add("--context", help="more names (file, dataset) that compete and are shown as other")
+    add(
+        "--context",
+        metavar="NAMES",
+        help="more names (file, dataset) that compete and are shown as other",
+    )
     add(
         "--background", "--confidence-threshold", nargs="?", type=float, const=BACKGROUND,
         metavar="THRESHOLD", help="call pixels with a lower score other (%(const)s)",
@@ -78,10 +83,17 @@ def make_parser() -> ToolParser:
         help="write what is on each, and ids and names of the classes, as a COCO json",
     )
     add("--no-draw", action="store_true", help="no pictures: labels or the json alone")
-    add("--panel-size", type=int, default=512, help="longer side of a panel (%(default)s pixels)")
+    add("--panel-size", type=int, default=512, help="longer side of a panel in pixels")
     add("--overwrite", action="store_true", help="make finished pictures again")
-    add("--num-gpus", type=int, default=1, help="processes, one per GPU (%(default)s)")
-    add("--processes", type=int, default=1, help="processes on the CPU (%(default)s)")
+    add("--num-gpus", type=int, default=1, help="processes, one per GPU")
+    add(
+        "--workers",
+        "--processes",
+        dest="processes",
+        type=int,
+        default=1,
+        help="processes on the CPU",
+    )
     parser.add_config_keys()
     return parser
 
@@ -104,6 +116,10 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
     """
+    import tagclip
+
+    tagclip.register()
+
     from detectron2.utils.logger import setup_logger
 
     from tagclip.demo.images import draw_images

@@ -22,8 +22,13 @@ from tagclip.utils.tool_parser import ToolParser
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS)")
+    parser.add_config_file()
+    parser.add_argument(
+        "--weights", metavar="FILE", help="what is evaluated (default: MODEL.WEIGHTS)"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="evaluate the last checkpoint in OUTPUT_DIR"
+    )
     train_net.add_process_options(parser)
     parser.add_config_keys()
     return parser
@@ -31,10 +36,7 @@ def make_parser() -> ToolParser:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; what `train_net.parse_args` returns for --eval-only."""
-    parsed = make_parser().parse_args(args)
-    if parsed.weights is not None:
-        parsed.opts = ["MODEL.WEIGHTS", parsed.weights, *parsed.opts]
-    del parsed.weights
+    parsed = train_net.fold_weights(make_parser().parse_args(args))
     return argparse.Namespace(**vars(train_net.parse_args(["--eval-only"])) | vars(parsed))
 
 

@@ -1,16 +1,19 @@
 #!/usr/bin/env python
-"""Write a model as ONNX and TorchScript, words baked in or an input, and a json on how to run it.
+"""Write a model as ONNX and TorchScript, and a json that says how to run it.
 
-python tools/export_model.py --weights model_final.pth --vocab "cat, dining table" --output out
-python tools/export_model.py --config-file CONFIG --weights W --output out --format onnx --dynamic
-python tools/export_model.py --weights model_final.pth --words input --output out
-python tools/export_model.py --weights model_final.pth --output out --int8 \\
-    --calibrate photos/ --report minibench_val
-python tools/export_model.py --weights W --format torchscript --output out TEST.DTYPE bfloat16
+tagclip export --weights FILE --output out --vocab "cat, dining table"
+tagclip export --weights FILE --output out --format onnx --dynamic
+tagclip export --weights FILE --output out --words input
+tagclip export --weights FILE --output out --int8 --calibrate photos/
+tagclip export --weights FILE --output out --format torchscript \\
+    TEST.DTYPE bfloat16
 
-The files take windows, uint8 (N, 3, H, W), neither normalised nor padded, and return the final
-class scores, the labels and the trusty map of each. model.json says how an image becomes windows
-and their scores become its labels; tools/run_onnx.py does so without torch.
+Words are baked in, or with --words input an input.
+
+The files take windows, uint8 (N, 3, H, W), neither normalised nor padded, and
+return the final class scores, the labels and the trusty map of each. model.json
+says how an image becomes windows and their scores become its labels; tagclip
+run-onnx does so without torch.
 """
 
 from __future__ import annotations
@@ -42,11 +45,13 @@ HALF_TOLERANCE = 5e-3
 
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
-    parser = ToolParser(__doc__)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="default: of --weights")
+    # argparse would not break the line of the class lists.
+    usage = "%(prog)s --weights FILE --output FOLDER [options] [KEY VALUE ...]"
+    parser = ToolParser(__doc__, usage=usage)
+    parser.add_config_file(use="instead of that of the weights")
     parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
     add_vocabulary_options(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the files")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the files")
     parser.add_argument(
         "--format", nargs="+", choices=list(FILES), help="default: both, of words as an input onnx"
     )
@@ -54,7 +59,7 @@ def make_parser() -> ToolParser:
         "--words",
         choices=("baked", "input"),
         default="baked",
-        help="input: an ONNX that takes class vectors, windows of any size; default: %(default)s",
+        help="input: an ONNX that takes class vectors, windows of any size",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Write predictions as files of COCO, labelme, CVAT or Label Studio.
 
-    tagclip labels export output/run/inference/my_val/predictions \\
-        --to cvat --output out/cvat
-    tagclip labels export out/demo --images photos --vocab-file words.txt \\
-        --to labelme --output out/labelme
+tagclip labels export output/run/inference/my_val/predictions \\
+    --to cvat --output out/cvat
+tagclip labels export out/demo --images photos --vocab-file words.txt \\
+    --to labelme --output out/labelme
 
 The predictions are those of an evaluation (TEST.SAVE_PREDICTIONS png or json),
-or label files with the ids of a class list, such as those of tagclip demo
+or label files with the ids of a class list, such as those of tagclip segment
 --save-labels: NAME_labels.png or NAME.png for each image of --images. Pixels
 without a class are in no region. docs/other_tools.md tells more.
 """

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
 r"""Fit the additive gate on seen classes that are held out, a group at a time.
 
-    python tools/fit_gate.py --dataset minibench_val --hold-out ball --hold-out flag \
-        --config-file projects/MiniBench/configs/tagclip_minibench_noun_dice_board_convtrust.yaml
+tagclip fit-gate --dataset minibench_val --hold-out ball --hold-out flag \
+    --config-file minibench/tagclip_minibench_noun_dice_board_convtrust.yaml
 
-For every --hold-out (names of seen classes or words of their names, separated by commas) a model is
-trained as if these classes were unseen, too, and asked on --dataset; the run's own unseen classes
-take no part. Writes gate.json below --output and prints the keys to evaluate with. Hold out what is
-as new as the unseen classes: a whole noun at a time where whole nouns are unseen.
+For every --hold-out (names of seen classes or words of their names, separated
+by commas) a model is trained as if these classes were unseen, too, and asked on
+--dataset; the run's own unseen classes take no part. Writes gate.json below
+--output and prints the keys to evaluate with. Hold out what is as new as the
+unseen classes: a whole noun at a time where whole nouns are unseen.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from tagclip.utils.tool_parser import ToolParser
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the user's run")
+    parser.add_config_file(required=True)
     parser.add_argument(
         "--hold-out", required=True, action="append", metavar="WORDS", help="once per model"
     )
     parser.add_argument(
-        "--dataset", required=True, help="registered images with labels to fit on; not the test set"
+        "--dataset",
+        metavar="NAME",
+        required=True,
+        help="registered images with labels to fit on; not the test set",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/fit_gate"), help="folder (%(default)s)"
-    )
+    parser.add_argument("--output", type=Path, default=Path("output/fit_gate"), help="folder")
     parser.add_config_keys()
     return parser
 

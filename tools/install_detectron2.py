@@ -1,17 +1,19 @@
 #!/usr/bin/env python
-"""Install what tagclip needs beside its requirements: detectron2, without a compiler, and cv2.
+"""Install what no requirement brings: detectron2, without a compiler, and cv2.
 
-    tagclip setup-detectron2              # from the package registry, 10 seconds
-    tagclip setup-detectron2 --official   # build the official source, some minutes:
-                                          # needs git, GitHub and a C++ compiler
+tagclip setup-detectron2              # from the package registry, 10 seconds
+tagclip setup-detectron2 --official   # build the official source, some minutes:
+                                      # needs git, GitHub and a C++ compiler
 
-The same in a checkout: python tools/install_detectron2.py. What is already there is kept.
+The same in a checkout: python tools/install_detectron2.py. What is already
+there is kept.
 
-detectron2 is not on PyPI under its own name. The sdist ``pb1-detectron2`` 0.6 holds the Python
-files of the official v0.6 tag without the C++ sources; TagCLIP needs none of the compiled
-operators. This tool checks its sha256, applies the compatibility edits of
-``detectron2_edits.json`` (each must match an exact number of times), and installs it as a
-pure-Python package. Where there is no cv2, it first installs opencv-python-headless.
+detectron2 is not on PyPI under its own name. The sdist ``pb1-detectron2`` 0.6
+holds the Python files of the official v0.6 tag without the C++ sources; TagCLIP
+needs none of the compiled operators. This tool checks its sha256, applies the
+compatibility edits of ``detectron2_edits.json`` (each must match an exact
+number of times), and installs it as a pure-Python package. Where there is no
+cv2, it first installs opencv-python-headless.
 """
 
 from __future__ import annotations

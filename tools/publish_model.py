@@ -2,11 +2,12 @@
 """Write a trained model as a folder that others can load, and send it to the hub.
 
 tagclip publish --weights output/voc/model_final.pth --output voc
-tagclip publish --weights output/minibench/model_final.pth --output mini --with-clip
+tagclip publish --weights FILE --output FOLDER --with-clip
 tagclip publish --weights FILE --output FOLDER --push-to-hub ORGANISATION/NAME
 
-The folder holds what was trained, its config, class list and a model card, which
-shows results that lie beside the checkpoint. How others load it: docs/sharing.md
+The folder holds what was trained, its config, class list and a model card,
+which shows results that lie beside the checkpoint. How others load it:
+docs/sharing.md
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """Label an image with an exported model, without torch, as its model.json says.
 
-python tools/run_onnx.py out/export image.png labels.png
-python tools/run_onnx.py out/export image.png labels.png --words "red bus, cat"
-python tools/run_onnx.py out/export image.png labels.png --int8 --runtime openvino
+tagclip run-onnx out/export image.png labels.png
+tagclip run-onnx out/export image.png labels.png --vocab "red bus, cat"
+tagclip run-onnx out/export image.png labels.png --int8 --runtime openvino
 
-Other words take a model of tools/export_model.py --words input. Of model.json, class_ids are the
-values of the labels, and ignore_label that of no class; other words have 0 to K - 1, and 255, or
-65535 from K = 256 on.
+Other words take a model of tagclip export --words input. Of model.json,
+class_ids are the values of the labels, and ignore_label that of no class; other
+words have 0 to K - 1, and 255, or 65535 from K = 256 on.
 """
 
 from __future__ import annotations
@@ -33,12 +33,20 @@ if TYPE_CHECKING:
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("export", type=Path, help="folder with model.json and model.onnx")
-    parser.add_argument("image", type=Path, help="read as in training: upright, without alpha")
-    parser.add_argument("labels", type=Path, help="NAME.png to write")
+    parser.add_argument(
+        "export", metavar="EXPORT", type=Path, help="folder with model.json and model.onnx"
+    )
+    parser.add_argument(
+        "image", metavar="IMAGE", type=Path, help="read as in training: upright, without alpha"
+    )
+    parser.add_argument("labels", metavar="LABELS", type=Path, help="NAME.png to write")
     words = parser.add_mutually_exclusive_group()
-    words.add_argument("--words", metavar="NAMES", help="""'cat, "blue, striped fence"'""")
-    words.add_argument("--words-file", metavar="FILE", help="one name per line")
+    words.add_argument(
+        "--vocab", "--words", dest="words", metavar="NAMES", help="""'cat, "blue, striped fence"'"""
+    )
+    words.add_argument(
+        "--vocab-file", "--words-file", dest="words_file", metavar="FILE", help="one name per line"
+    )
     words.add_argument("--vectors", type=Path, metavar="FILE", help="npz of --save-vectors")
     parser.add_argument("--save-vectors", type=Path, metavar="FILE", help="npz of these words")
     parser.add_argument("--int8", action="store_true", help="run model_int8.onnx of the folder")
@@ -46,7 +54,7 @@ def make_parser() -> ToolParser:
         "--runtime",
         choices=("onnxruntime", "openvino"),
         default="onnxruntime",
-        help="same results, other speed; default: %(default)s",
+        help="same results, other speed",
     )
     return parser
 
@@ -84,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         _check_saved(args.save_vectors, args.export)
     file = "model_int8.onnx" if args.int8 else "model.onnx"
     model = ExportedModel(args.export, args.runtime, file)
-    with expecting(args.export / "model.json", "what tools/export_model.py writes; export again"):
+    with expecting(args.export / "model.json", "what tagclip export writes; export again"):
         classes, recipe = _classes(args, model), model.recipe
     with expecting(args.image, "an image that Pillow reads, 8-bit or 16-bit gray"):
         image = read_image(args.image)

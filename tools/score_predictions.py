@@ -1,16 +1,15 @@
 #!/usr/bin/env python
 """Score anybody's predictions as an evaluation scores ours.
 
-    tagclip score PREDICTIONS --dataset voc2012_val --classes theirs.txt
-    tagclip score results.json --config-file mine.yaml --merge highest-score
+tagclip score PREDICTIONS --dataset voc2012_val --classes theirs.txt
+tagclip score results.json --config-file mine.yaml --merge highest-score
 
 PREDICTIONS is a folder of label files (PNG, TIFF, BMP, GIF) or arrays (npy,
 npz: labels or scores), one per image and called as the images; or a COCO json
 of RLE masks; or the predictions folder of an evaluation. Classes are matched by
-name. Writes below --output what a run has, so that compare and
-visualize-results take it: metrics.json and per_class.csv in inference/DATASET/,
-a row of results.csv, and report.html with its pictures. docs/scores.md tells
-more.
+name. Writes below --output what a run has, so that compare and visualize
+results take it: metrics.json and per_class.csv in inference/DATASET/, a row of
+results.csv, and report.html with its pictures. docs/scores.md tells more.
 """
 
 from __future__ import annotations
@@ -46,12 +45,19 @@ logger = logging.getLogger("tagclip.score")
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("predictions", type=Path, help="folder, or a COCO json")
-    parser.add_argument("--dataset", default="", help="registered dataset (default: of the config)")
-    parser.add_argument("--config-file", default="", help="config whose dataset and split it is")
-    parser.add_argument("--split", default="", help="split of the class list (default: its own)")
+    parser.add_argument(
+        "predictions", metavar="PREDICTIONS", type=Path, help="folder, or a COCO json"
+    )
+    parser.add_argument(
+        "--dataset", metavar="NAME", default="", help="registered dataset (default: of the config)"
+    )
+    parser.add_config_file(use="whose dataset and split it is")
+    parser.add_argument(
+        "--split", metavar="NAME", default="", help="split of the class list (default: its own)"
+    )
     parser.add_argument(
         "--classes",
+        metavar="FILE",
         type=Path,
         help="the predictor's class list: names line by line, json or csv (default: the dataset's)",
     )
@@ -59,23 +65,29 @@ def make_parser() -> ToolParser:
         "--values",
         choices=("ids", "indices"),
         default="ids",
-        help="what values are: ids of the class list, or positions in it (%(default)s)",
+        help="what values are: ids of the class list, or positions in it",
     )
     parser.add_argument(
         "--extra-classes",
         choices=("refuse", "other"),
         default="refuse",
-        help="classes that the dataset lacks; other: their pixels are of no class (%(default)s)",
+        help="classes that the dataset lacks; other: their pixels are of no class",
     )
-    parser.add_argument("--suffix", default="", help="_pred where 001.jpg has 001_pred.png")
+    parser.add_argument(
+        "--suffix", metavar="TEXT", default="", help="_pred where 001.jpg has 001_pred.png"
+    )
     parser.add_argument(
         "--merge",
         choices=MERGES,
         default="highest-score",
-        help="which of several COCO masks a pixel belongs to (%(default)s)",
+        help="which of several COCO masks a pixel belongs to",
     )
-    parser.add_argument("--background", default="", help="class of pixels without a COCO mask")
-    parser.add_argument("--coco-images", type=Path, help="COCO json that says whose image_id it is")
+    parser.add_argument(
+        "--background", metavar="NAME", default="", help="class of pixels without a COCO mask"
+    )
+    parser.add_argument(
+        "--coco-images", metavar="FILE", type=Path, help="COCO json that says whose image_id it is"
+    )
     parser.add_argument(
         "--convention",
         choices=CONVENTIONS,
@@ -86,11 +98,12 @@ def make_parser() -> ToolParser:
         "times",
     )
     parser.add_argument("--boundary", action="store_true", help="count boundary IoU as well")
-    parser.add_argument("--num", type=int, default=6, help="worst and best images (%(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("output/score"), help="%(default)s")
+    parser.add_argument("--num", type=int, default=6, help="worst and best images")
+    parser.add_argument("--output", type=Path, default=Path("output/score"), help="folder")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes"
     )
+    parser.add_config_keys()
     return parser
 
 
@@ -196,7 +209,7 @@ def find_dataset(args: argparse.Namespace) -> tuple[CfgNode, str]:
     from tagclip.data import Protocol
     from tagclip.structures.vocabulary import Vocabulary
 
-    cfg = load_config(args.config_file)
+    cfg = load_config(args.config_file, args.opts)
     import_projects(cfg.PROJECTS if args.config_file else PROJECT_NAMES)
     tested = list(cfg.DATASETS.TEST)
     dataset = args.dataset or (tested[0] if len(tested) == 1 else "")

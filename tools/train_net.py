@@ -1,12 +1,11 @@
 #!/usr/bin/env python
 """Train or evaluate TagCLIP from a config.
 
-python tools/train_net.py \\
-    --config-file projects/MiniBench/configs/tagclip_minibench_noun_fence_board_convtrust.yaml
-python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS model_final.pth
-python tools/train_net.py --config-file CONFIG --num-gpus 8 SOLVER.BASE_LR 0.001 OUTPUT_DIR out
-python tools/train_net.py --config-file CONFIG --num-gpus 2 MODEL.DEVICE cpu
-python tools/train_net.py --config-file CONFIG --prove-protocol 10
+tagclip train --config-file voc/tagclip_vitb16_voc_inductive_convtrust.yaml
+tagclip train --config-file CONFIG --num-gpus 8 SOLVER.BASE_LR 0.001
+tagclip train --config-file CONFIG --num-gpus 2 MODEL.DEVICE cpu
+tagclip train --config-file CONFIG --prove-protocol 10
+tagclip evaluate --config-file CONFIG --weights model_final.pth
 
 docs/many_processes.md tells how to train on several machines.
 """
@@ -32,7 +31,10 @@ if TYPE_CHECKING:
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="yaml config")
+    parser.add_config_file()
+    parser.add_argument(
+        "--weights", metavar="FILE", help="start from this (default: MODEL.WEIGHTS)"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -67,6 +69,7 @@ def add_process_options(parser: ToolParser) -> None:
     port = 2**15 + 2**14 + os.getuid() % 2**14 if hasattr(os, "getuid") else 2**15
     parser.add_argument(
         "--dist-url",
+        metavar="URL",
         default=f"tcp://127.0.0.1:{port}",
         help="where several processes meet: address of machine 0 and a free port",
     )
@@ -75,12 +78,20 @@ def add_process_options(parser: ToolParser) -> None:
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
     parser = make_parser()
-    args = parser.parse_args(args)
+    args = fold_weights(parser.parse_args(args))
     is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
     if args.prove_protocol is not None and (args.resume or not is_one):
         parser.error("--prove-protocol is one new training in one process: give no other option")
     if args.overwrite and (args.resume or args.eval_only or args.prove_protocol is not None):
         parser.error("--overwrite begins a new training: give it without the other options")
+    return args
+
+
+def fold_weights(args: argparse.Namespace) -> argparse.Namespace:
+    """Make ``--weights`` the config key that it stands for."""
+    if args.weights is not None:
+        args.opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
+    del args.weights
     return args
 
 

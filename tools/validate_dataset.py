@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Read every image and label file of a dataset, say what is wrong and which command mends it.
+"""Read every file of a dataset, say what is wrong and which command mends it.
 
-    python tools/validate_dataset.py voc2012_train voc2012_val
-    python tools/validate_dataset.py \\
-        --config-file projects/MiniBench/configs/tagclip_minibench_supervised.yaml
+    tagclip validate voc2012_train voc2012_val
+tagclip validate --config-file minibench/tagclip_minibench_supervised.yaml
 
-Checks pairs, sizes, EXIF, channels, values, duplicates and damaged files, counts the pixels of
-every class, and looks for images that two datasets share. Writes report.json, histogram.png and
-contact_sheet.png below --output, one folder per dataset. Ends with 1 if there are problems.
+Checks pairs, sizes, EXIF, channels, values, duplicates and damaged files,
+counts the pixels of every class, and looks for images that two datasets share.
+Writes report.json, histogram.png and contact_sheet.png below --output, one
+folder per dataset. Ends with 1 if there are problems.
 """
 
 from __future__ import annotations
@@ -65,14 +65,17 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="registered dataset")
-    parser.add_argument("--config-file", help="validate DATASETS.TRAIN and DATASETS.TEST of this")
-    parser.add_argument("--split", default="", help="split of the class list (default: its own)")
+    parser.add_config_file(use="whose datasets are validated")
     parser.add_argument(
-        "--output", type=Path, default=Path("output/validate_dataset"), help="folder (%(default)s)"
+        "--split", metavar="NAME", default="", help="split of the class list (default: its own)"
     )
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)"
+        "--output", type=Path, default=Path("output/validate_dataset"), help="folder"
     )
+    parser.add_argument(
+        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes"
+    )
+    parser.add_config_keys()
     return parser
 
 
@@ -126,7 +129,7 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
     from tagclip.data import Protocol
     from tagclip.structures.vocabulary import Vocabulary
 
-    cfg = load_config(args.config_file or "")
+    cfg = load_config(args.config_file, args.opts)
     if args.names:
         import_projects(PROJECT_NAMES)
         names = list(dict.fromkeys(args.names))
@@ -182,7 +185,7 @@ def _remedy(prepare_command: str, vocabulary_json: str) -> str:
     for benchmark in read_benchmarks().values():
         names = (benchmark.vocabulary, benchmark.readable)
         if any(name and Path(vocabulary_json) == json_of(name) for name in names):
-            return f"convert the labels, as python datasets/{benchmark.prepare} does"
+            return f"convert the labels, as tagclip prepare {benchmark.prepare} does"
     return f"convert the labels to the ids of {vocabulary_json} (tagclip labels convert)"
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Show what the model sees in training: augmented crops, and the labels that are left of them.
+"""Show what training sees: augmented crops, and the labels that are left of them.
 
-    python tools/visualize_data.py --num 4 \\
-        --config-file projects/MiniBench/configs/tagclip_minibench_noun_fence_board_convtrust.yaml
+tagclip visualize data --num 4 \\
+    --config-file minibench/tagclip_minibench_noun_fence_board_convtrust.yaml
 
-Writes one page per image below --output. 000007.png shows sample 7 of the training stream, exactly
-as a training with this config and seed gets it, and the same image in the epochs after. Above it
-stand the files on disk, with the labels that training never sees. A class list without splits is
-shown as supervised training would see it.
+Writes one page per image below --output. 000007.png shows sample 7 of the
+training stream, exactly as a training with this config and seed gets it, and
+the same image in the epochs after. Above it stand the files on disk, with the
+labels that training never sees. A class list without splits is shown as
+supervised training would see it.
 """
 
 from __future__ import annotations
@@ -40,12 +41,10 @@ NOVEL_MASK = ("novel mask: gets pseudo-labels", "0: others", "1: unseen")
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="yaml config")
-    parser.add_argument("--num", type=int, default=8, help="samples (%(default)s)")
-    parser.add_argument("--draws", type=int, default=3, help="of each image (%(default)s)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("output/visualize_data"), help="folder (%(default)s)"
-    )
+    parser.add_config_file(required=True)
+    parser.add_argument("--num", type=int, default=8, help="samples")
+    parser.add_argument("--draws", type=int, default=3, help="of each image")
+    parser.add_argument("--output", type=Path, default=Path("output/visualize_data"), help="folder")
     parser.add_config_keys()
     return parser
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Show where an evaluated run fails: worst and best images, and which classes it confuses.
+"""Show where a run fails: worst and best images, and classes that it confuses.
 
-    python tools/train_net.py --config-file CONFIG --eval-only MODEL.WEIGHTS FILE \\
-        OUTPUT_DIR output/run TEST.SAVE_PREDICTIONS png
-    python tools/visualize_results.py output/run --num 8
+tagclip evaluate --config-file CONFIG --weights FILE \\
+    OUTPUT_DIR output/run TEST.SAVE_PREDICTIONS png
+tagclip visualize results output/run --num 8
 
-Writes below --output, for each dataset: worst.png and best.png (image, ground truth, prediction,
-trusty map), confusions.png (the largest confusions of seen and unseen classes), confusions.md
-(more of them, with numbers) and confusion_map.png (true and predicted classes).
+Writes below --output, for each dataset: worst.png and best.png (image, ground
+truth, prediction, trusty map), confusions.png (the largest confusions of seen
+and unseen classes), confusions.md (more of them, with numbers) and
+confusion_map.png (true and predicted classes).
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ MAP_CLASSES = 24
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="OUTPUT_DIR of the run")
-    parser.add_argument("--dataset", default="", help="only this one (default: all evaluated)")
-    parser.add_argument("--num", type=int, default=6, help="worst and best images (%(default)s)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="OUTPUT_DIR of the run")
     parser.add_argument(
-        "--output", type=Path, help="folder (default: visualize_results in RUN_DIR)"
+        "--dataset", metavar="NAME", default="", help="only this one (default: all evaluated)"
     )
+    parser.add_argument("--num", type=int, default=6, help="worst and best images")
+    parser.add_argument("--output", type=Path, help="folder (default: visualize_results in RUN)")
     return parser
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Generate MiniBench's images and labels (a few seconds).
 
-python projects/MiniBench/generate_data.py
+tagclip minibench data
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument(
-        "--root", type=Path, help="folder of the data (default: $DETECTRON2_DATASETS/minibench)"
+        "--root",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the data (default: $DETECTRON2_DATASETS/minibench)",
     )
     return parser
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Show what a trained and evaluated run learned: pictures and report.html in its folder.
+"""Draw what a run has learned: pictures and report.html in its folder.
 
-python projects/MiniBench/make_report.py --run output/minibench
+tagclip minibench report output/minibench
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from tagclip.utils.tool_parser import ToolParser
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the run")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        type=Path,
+        default=Path("output/minibench"),
+        help="OUTPUT_DIR of the run",
+    )
+    parser.add_argument("--run", dest="same", metavar="RUN", type=Path, help="the same")
     return parser
 
 
@@ -24,7 +32,7 @@ def invoke_main() -> None:
     """Parse the command line, write the report."""
     args = make_parser().parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    run_tool(report, args.run)
+    run_tool(report, args.same or args.run)
 
 
 def report(folder: Path) -> None:

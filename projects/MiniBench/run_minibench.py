@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Generate MiniBench, train the recommended model on it, evaluate and draw: output/minibench.
+"""Generate MiniBench, train the recommended model on it, evaluate and draw.
 
-python projects/MiniBench/run_minibench.py
+tagclip minibench
 
-What lies in output/minibench is removed first. tagclip minibench data, report, table and clip are
-commands of their own.
+What lies in output/minibench is removed first. tagclip minibench data, report,
+table and clip are commands of their own.
 """
 
 from __future__ import annotations

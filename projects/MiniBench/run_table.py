@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Train and measure MiniBench's whole table; an interrupted run continues where it stopped.
+"""Train and measure all runs of MiniBench's table; goes on where it was stopped.
 
-    python projects/MiniBench/run_table.py --seeds 5 --jobs 2
+tagclip minibench table --seeds 5 --workers 2
 
-Below --output: table.md, curves.png, results.json, and a json, a log and the checkpoints of every
-run. With --docs the table also replaces that in projects/MiniBench/README.md, and a summary that
-of docs/results.md.
+Below --output: table.md, curves.png, results.json, and a json, a log and the
+checkpoints of every run. With --docs the table also replaces that in
+projects/MiniBench/README.md, and a summary that of docs/results.md.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ RunKey = tuple[str, str, int]
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("output/minibench_table"))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/minibench_table"), help="folder"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="of each run")
+    parser.add_argument(
+        "--workers", "--jobs", dest="jobs", type=int, default=2, help="processes, a run each"
+    )
     parser.add_argument("--docs", action="store_true", help="put the table into the documents")
     parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
     return parser
@@ -113,6 +117,10 @@ def replace_table(path: Path, text: str) -> None:
 def invoke_main() -> None:
     """Run what is missing, then write the table."""
     args = make_parser().parse_args()
+    if args.docs and not RESULTS.is_file():
+        sys.exit(
+            f"--docs: found no {RESULTS}, expected a checkout's; run this there, or leave it out"
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, name, seed = args.one

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Train the mini CLIP of MiniBench on generated image-caption pairs and write its assets.
+"""Train MiniBench's small CLIP on generated pairs of image and caption.
 
-python projects/MiniBench/train_clip.py --output projects/MiniBench/assets
+tagclip minibench clip --output out/clip
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the assets")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--images", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1600, help="of training")
+    parser.add_argument("--images", type=int, default=12000, help="drawn beforehand")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     return parser
 
 

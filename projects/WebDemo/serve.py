@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Serve a web page: an image, any words, and sliders for what follows the forward pass.
+"""Serve a web page: an image, any words, and sliders for what follows the model.
 
-python projects/WebDemo/serve.py
-python projects/WebDemo/serve.py --weights model_final.pth --examples photos/ --port 8080
+tagclip webdemo
+tagclip webdemo --weights model_final.pth --examples photos/ --port 8080
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     add = parser.add_argument
-    add("--weights", default=WEIGHTS, metavar="FILE", help="a checkpoint (%(default)s)")
+    add("--weights", default=WEIGHTS, metavar="FILE", help="a checkpoint")
     add("--examples", metavar="FOLDER", help="images to try; MiniBench's models bring their own")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
-    add("--port", type=int, default=7860, help="(%(default)s)")
-    add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size (%(default)s)")
-    add("--max-words", type=int, default=200, help="per image, at most 250 (%(default)s)")
+    add("--port", type=int, default=7860, help="of the server")
+    add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size")
+    add("--max-words", type=int, default=200, help="per image, at most 250")
     parser.add_config_keys()
     return parser
 
@@ -57,10 +57,10 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.projects.webdemo.session import Limits
 
     if find_spec("gradio") is None:
-        raise ConfigError("gradio: not installed, the page needs it; run pip install '.[demo]'")
+        raise ConfigError("gradio: not installed, the page needs it; run: pip install gradio")
     if not Path(args.weights).is_file() and args.weights == WEIGHTS:
         raise CheckpointError(
-            f"{WEIGHTS}: no such file; run make minibench, or name a checkpoint with --weights"
+            f"{WEIGHTS}: no such file; run tagclip minibench, or name a checkpoint with --weights"
         )
     if not 1 <= args.max_words <= 250 or args.max_upload_mb < 1 or not 1 <= args.port <= 65535:
         raise ConfigError(

@@ -186,7 +186,7 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     tree = _config_tree(metadata.get("config"))
     if tree is None:
         raise CheckpointError(
-            f"{path}: found no config in it, expected a checkpoint of tools/train_net.py; load "
+            f"{path}: found no config in it, expected a checkpoint of tagclip train; load "
             "the weights with a config of their own (--config-file, MODEL.WEIGHTS)"
         )
     stored = dict(_section(path, tree, "MODEL", "CLIP"))
@@ -216,7 +216,7 @@ def _section(path: str | Path, tree: dict[str, Any], *keys: str) -> dict[str, An
         if not isinstance(tree, dict):
             raise CheckpointError(
                 f"{path}: found {key} {tree!r:.60} in its config, expected a section with keys; "
-                "the file is damaged or was not written by tools/train_net.py"
+                "the file is damaged or was not written by tagclip train"
             )
     return tree
 
@@ -265,12 +265,12 @@ def check_metadata(saved: dict[str, Any], path: str | Path) -> None:
             what = _NAMES.get(kind) or kind.__name__
             raise CheckpointError(
                 f"{path}: found tagclip.{key} {value!r:.60}, expected a {what}; the file is "
-                "damaged or was not written by tools/train_net.py"
+                "damaged or was not written by tagclip train"
             )
     if _config_tree(saved.get("config") or "{}") is None:
         raise CheckpointError(
             f"{path}: found no config in it that can be read, expected the yaml text that "
-            "tools/train_net.py stores"
+            "tagclip train stores"
         )
     saved_provenance(saved, path)
 
@@ -292,7 +292,7 @@ def saved_provenance(saved: dict[str, Any], path: str | Path) -> Provenance:
         except ValueError as error:
             raise CheckpointError(
                 f"{path}: found no readable tagclip.provenance ({error}), expected that of "
-                "tools/train_net.py; the file is damaged or was written by a newer version"
+                "tagclip train; the file is damaged or was written by a newer version"
             ) from error
     # A training loop of somebody's own may have written the classes and no stage of its own.
     known = {name for stage in provenance.stages for names in stage.masks for name in names}

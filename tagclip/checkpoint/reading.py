@@ -102,12 +102,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             ".safetensors; other formats may execute code and are not read"
         )
     try:
+        metadata = read_metadata(path.parent) if is_of_folder(path) else None
         if not path.is_file():
             raise CheckpointError(
                 f"{path}: no such checkpoint; check MODEL.WEIGHTS or, with --resume, the file "
                 "last_checkpoint"
             )
-        metadata = read_metadata(path.parent) if is_of_folder(path) else None
         checkpoint, wrappers = _read(path)
         if metadata is not None:
             _check_sha256(path)

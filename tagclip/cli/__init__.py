@@ -33,11 +33,11 @@ def main() -> None:
     try:
         _run(sys.argv[1:])
     except BrokenPipeError:
-        if not _lost_reader():
+        if not _has_lost_reader("\n"):
             raise
         sys.exit(1)
     finally:
-        _lost_reader()
+        _has_lost_reader()
 
 
 def _run(words: list[str]) -> None:
@@ -56,14 +56,16 @@ def _run(words: list[str]) -> None:
         sys.exit(_unknown(words))
 
 
-def _lost_reader() -> bool:
-    """Whether nobody reads stdout any more, as of ``tagclip --help | head -1``; then it is closed.
+def _has_lost_reader(text: str = "") -> bool:
+    """Whether nobody reads stdout any more, as behind ``| head -1``; stdout then leads nowhere.
 
-    Python would write what is left at the end, and say that it cannot.
+    Args:
+        text: is written to find out; without it that shows only where something is still buffered.
     """
     try:
-        sys.stdout.flush()
+        print(end=text, flush=True)
     except BrokenPipeError:
+        # What is left is written at the end, where Python would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False

@@ -17,7 +17,6 @@ from typing import Any
 import argcomplete
 from argcomplete.completers import FilesCompleter
 
-import tagclip
 from tagclip.cli.commands import MODULES, family, find_command, load_command
 
 __all__ = ["complete"]
@@ -66,6 +65,6 @@ def _configs(prefix: str, **_: Any) -> list[str]:
 def _keys(words: list[str], **_: Any) -> list[str]:
     """Names of config keys; none where the value of one comes next."""
     # Reading yaml would take half a second.
-    table = Path(tagclip.__file__).parent / "config" / "keys.yaml"
+    table = Path(__file__).parents[1] / "config" / "keys.yaml"
     names = re.findall(r"(?m)^  ([A-Z][A-Z0-9_.]*):$", table.read_text(encoding="utf-8"))
     return [] if words[-1] in names else names

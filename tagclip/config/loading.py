@@ -165,7 +165,7 @@ def _check_keys(values: dict[str, Any], known: dict[str, Any], source: str | Pat
         # Of a section, the keys in it are more to the point.
         if key not in known and not (isinstance(value, dict) and value):
             leaves = (name for name, default in known.items() if not isinstance(default, CN))
-            hint = did_you_mean(key, leaves) or "; all keys: docs/config.md"
+            hint = did_you_mean(key, leaves) or "; all keys: python -m tagclip.config.reference"
             shown = key if key.isprintable() else repr(key)
             raise ConfigError(f"{source}: unknown config key {shown}{hint}")
 
@@ -231,7 +231,10 @@ def resolve_paths(node: Any, folder: Path, key: str = "") -> Any:
     if isinstance(node, list):
         return [resolve_paths(value, folder, key) for value in node]
     if isinstance(node, str) and node.startswith(_RELATIVE) and key not in _CWD_RELATIVE:
-        return str((folder / node).resolve())
+        path = folder / node
+        # A link to a file keeps its name: the cache of the hub calls the file by its checksum.
+        is_link = path.is_symlink() and path.is_file()
+        return str(path.parent.resolve() / path.name if is_link else path.resolve())
     return node
 
 

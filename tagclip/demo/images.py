@@ -113,7 +113,7 @@ def _fingerprint(predictor: TagCLIPPredictor, panel_size: int) -> str:
 
 
 def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, processes: int) -> int:
-    """Draw the images of a command line of ``tools/demo.py``.
+    """Draw the images of a command line of ``tagclip segment``.
 
     Args:
         args: its arguments.

@@ -34,7 +34,7 @@ _VP9 = (".mp4", ".webm")
 # Constant quality, of the encoder's faster half; threads would change bits.
 _VP9_OPTIONS = {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "7", "row-mt": "0"}
 _VIDEOS = {*_CODECS, ".m4v", ".mkv", ".mov", ".mpeg", ".mpg", ".webm"}
-_INSTALL = "pip install '.[video]'"
+_INSTALL = "pip install av"
 
 
 def is_video(path: str | Path) -> bool:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 def draw_video(
     args: argparse.Namespace, source: str | int, build_predictor: BuildPredictor
 ) -> None:
-    """Draw what a command line of ``tools/demo.py`` asks for.
+    """Draw what a command line of ``tagclip segment`` asks for.
 
     Without ``output`` it is a window, with ``no_draw`` nothing. Labels of frame N are
     ``NAME_labels/N.png`` beside the video, with six digits from 000000; the json has an entry with

@@ -281,7 +281,7 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, or is no such json.
     """
-    advice = "name a run that has been evaluated (tools/train_net.py --eval-only)"
+    advice = "name a run that has been evaluated (tagclip evaluate)"
     try:
         content = load_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -22,8 +22,8 @@ def run_config(run: Path) -> CfgNode:
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(
-            f"{run}: found no config.yaml, expected the OUTPUT_DIR of a run; train or evaluate "
-            "one with tools/train_net.py"
+            f"{run}: found no config.yaml, expected the OUTPUT_DIR of a run; run tagclip "
+            "train or tagclip evaluate"
         )
     cfg = load_config(path)
     import_projects(cfg.PROJECTS)
@@ -32,11 +32,11 @@ def run_config(run: Path) -> CfgNode:
 
 def evaluation_command(run: Path, cfg: CfgNode, dataset: str, *options: str) -> str:
     """Return what evaluates a run again on a dataset, with config keys and values at its end."""
-    words = ["python tools/train_net.py --config-file", str(run / "config.yaml"), "--eval-only"]
+    words = ["tagclip evaluate --config-file", str(run / "config.yaml")]
     if (run / "last_checkpoint").is_file():
         words.append("--resume")
     elif not cfg.MODEL.WEIGHTS:
-        words.append("MODEL.WEIGHTS CHECKPOINT")
+        words.append("--weights CHECKPOINT")
     if dataset not in cfg.DATASETS.TEST:
         words.append(f"DATASETS.TEST \"('{dataset}',)\"")
     return " ".join([*words, "OUTPUT_DIR", str(run), *options])

@@ -1,6 +1,6 @@
 """A model as ONNX or TorchScript, words baked in or an input; all export-only code paths are here.
 
-`tools/export_model.py` writes the files, `tools/run_onnx.py` runs one without torch.
+`tagclip export` writes the files, `tagclip run-onnx` runs one without torch.
 """
 
 from __future__ import annotations

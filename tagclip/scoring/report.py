@@ -31,7 +31,7 @@ def report_page(
     Args:
         content: of ``metrics.json``.
         notes: sentences for the top.
-        pictures: folder of `tools/visualize_results.py`; what is not there is left out.
+        pictures: folder of `tagclip visualize results`; what is not there is left out.
     """
     columns = ["IoU", "ACC", *["boundary-IoU"] * ("boundary-IoU" in content["classes"][0])]
     parts = {True: "seen", False: "unseen", None: ""}

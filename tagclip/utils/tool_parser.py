@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 __all__ = ["CONFIG_ROOTS", "ToolParser", "add_vocabulary_options"]
 
@@ -15,7 +16,22 @@ CONFIG_ROOTS = (
     *("INPUT", "MODEL", "OUTPUT_DIR", "PROJECTS", "SEED", "SOLVER", "TEST", "VERSION"),
     "VIS_PERIOD",
 )
+_METAVARS = {int: "N", float: "X", Path: "PATH"}
 _KEY = re.compile(rf"({'|'.join(CONFIG_ROOTS)})(\.[A-Z0-9_]+)*")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """The description stands as it is; kinds of values and defaults are said in one way."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return _METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_told = "default" in (action.help or "default") or isinstance(action.default, bool)
+        has_one = isinstance(action.default, str | int | float | Path)
+        if is_told or not has_one or action.default in ("", argparse.SUPPRESS):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
 
 
 class ToolParser(argparse.ArgumentParser):
@@ -35,9 +51,25 @@ class ToolParser(argparse.ArgumentParser):
         super().__init__(
             usage=usage,
             description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
         )
         self._takes_keys = False
+
+    def add_config_file(self, required: bool = False, use: str = "") -> None:
+        """Add ``--config-file``.
+
+        Args:
+            required: whether it has to be given; else it is "".
+            use: what the config is for.
+        """
+        use = f"{use}: " if use else ""
+        self.add_argument(
+            "--config-file",
+            default="",
+            required=required,
+            metavar="FILE",
+            help=f"{use}yaml file, or name in the model zoo",
+        )
 
     def add_config_keys(self) -> None:
         """Add ``opts``, the config keys to override and their values."""

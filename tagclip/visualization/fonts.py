@@ -6,13 +6,16 @@ import logging
 import unicodedata
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
 from matplotlib.font_manager import findSystemFonts, fontManager
 from matplotlib.ft2font import FT2Font
-from matplotlib.text import Text
 
 from tagclip.utils.text import shortened
+
+# Pictures need no figure, which takes matplotlib twice as long to import.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["families", "set_fonts"]
 
@@ -43,6 +46,8 @@ def families(text: str) -> list[str]:
 
 def set_fonts(figure: Figure) -> None:
     """Give every text of a figure fonts that have its letters."""
+    from matplotlib.text import Text
+
     texts = figure.findobj(Text)
     families("".join(text.get_text() for text in texts))
     for text in texts:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import ast
 import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from helpers.tiny_run import exit_of
 
 from tagclip import cli, projects
-from tagclip.cli import MODULES as ALL_MODULES
-from tagclip.cli.commands import COMMANDS
-
-# The file of tagclip publish is not there yet.
-MODULES = {name: module for name, module in ALL_MODULES.items() if name != "publish"}
-NAMES = sorted(MODULES)
+from tagclip.cli.commands import COMMANDS, MODULES, RENAMED
 
 
 def run(*words: str, **options: object) -> subprocess.CompletedProcess:
@@ -65,16 +62,16 @@ def test_help_lists_every_command_and_imports_none() -> None:
     assert not {"numpy", "torch", "detectron2", "tagclip.tools"} & loaded(result)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_command_says_fast_what_it_takes(name: str, tmp_path: Path) -> None:
     """And is found from anywhere."""
     result = run(*name.split(), "--help", cwd=tmp_path)
     assert result.stdout.startswith(f"usage: tagclip {name} ")
     assert "argparse" in loaded(result)
-    if name in ("score", "labels convert", "labels export"):
-        # argparse does not fold a group of options in the usage.
-        text = result.stdout.partition("\n\n")[2]
-        assert max(map(len, text.splitlines())) <= 80
+    # argparse does not fold a group of options in the usage.
+    text = result.stdout.partition("\n\n")[2] if name == "labels convert" else result.stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert "python " not in result.stdout or name == "setup-detectron2"
     lines = result.stdout[result.stdout.index("\noptions:\n") :].splitlines()
     # Help stands beside an option, or in the column below it.
     pairs = itertools.pairwise([*lines, ""])
@@ -83,7 +80,7 @@ def test_a_command_says_fast_what_it_takes(name: str, tmp_path: Path) -> None:
         for line, below in pairs
         if line.startswith("  -") and "  " not in line[2:] and not below.startswith(" " * 9)
     ]
-    assert not bare or name.startswith("minibench")
+    assert not bare
     assert not {"numpy", "torch", "detectron2", "cv2"} & loaded(result)
 
 
@@ -116,16 +113,64 @@ def test_an_unknown_command(words: str, message: str) -> None:
 
 
 def test_the_name_of_a_family_lists_its_commands(capsys: pytest.CaptureFixture) -> None:
-    for words in ("prepare", "prepare --help", "prepare -h"):
-        assert end_of(*words.split()) is None
+    families = {name.split()[0] for name in MODULES if " " in name}
+    assert families == {"prepare", "labels", "visualize", "minibench"}
+    for family, end in itertools.product(families - {"minibench"}, ([], ["--help"], ["-h"])):
+        assert end_of(family, *end) is None
         lines = capsys.readouterr().out.splitlines()
         shown = [line.split("  ")[1] for line in lines if line.startswith("  ")]
-        assert shown == [name for name in MODULES if name.startswith("prepare ")]
+        assert shown == [name for name in MODULES if name.startswith(f"{family} ")]
+    # This one is a command, too.
+    assert end_of("minibench", "--help") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "minibench data, report, table and clip" in text
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_an_old_name_says_the_new_one(name: str, capsys: pytest.CaptureFixture) -> None:
+    new = RENAMED[name]
+    assert new in MODULES and name not in MODULES
+    for words in ([name], [name, "--help"], [name, "--input", "a.png"]):
+        assert end_of(*words) == f"tagclip {name}: is called tagclip {new} now; run that"
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("words", ["--help", "prepare", "train --help", "cost"])
+@pytest.mark.parametrize("is_buffered", [True, False])
+def test_a_reader_that_goes_away_is_no_error(
+    words: str, is_buffered: bool, repository: Path
+) -> None:
+    """As of ``| head -1``, whether the first line or the last is not read."""
+    if words == "cost":
+        words = "cost --config-file voc/tagclip_vitb16_voc_inductive.yaml"
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "tagclip", *words.split()],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "" if is_buffered else "1"},
+        check=False,
+    )
+    os.close(write)
+    assert result.stderr == b"" and result.returncode in (0, 1)
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fail(name: str) -> NoReturn:
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr(cli, "load_command", fail)
+    monkeypatch.setattr(sys, "argv", ["tagclip", "train"])
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        cli.main()
 
 
 def test_a_command_runs(repository: Path, capsys: pytest.CaptureFixture) -> None:
-    config = repository / "projects/MiniBench/configs/tagclip_minibench_composition_convtrust.yaml"
-    assert end_of("cost", "--config-file", str(config)) is None
+    config = "minibench/tagclip_minibench_composition_convtrust.yaml"
+    assert end_of("cost", "--config-file", config) is None
     assert "Parameters" in capsys.readouterr().out
 
 

@@ -62,7 +62,7 @@ def test_dumped_config_loads_again(tmp_path: Path) -> None:
         ("SEED: {}\n", r"SEED: found \{\}, expected a whole number from -1"),
         ("SOLVER: 3\n", r"SOLVER: found 3, expected a key of this section and its value, such as"),
         ("SOLVER: null\n", r"SOLVER: found null, expected a key of this section"),
-        ("SOLVE: 1\n", r"unknown config key SOLVE; all keys: docs/config\.md"),
+        ("SOLVE: 1\n", r"unknown config key SOLVE; all keys: python -m tagclip\.config\.reference"),
         ("SOLVER.LR: 1\n", r"unknown config key SOLVER\.LR; did you mean SOLVER\."),
         ("DATASETS: {TRAIN: a}\n", r"DATASETS\.TRAIN: found 'a', expected a list of texts"),
         ("OUTPUT_DIR: 12\n", r"OUTPUT_DIR: found 12, expected a text"),

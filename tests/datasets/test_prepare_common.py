@@ -80,7 +80,7 @@ def test_killed_and_run_again_gives_the_same_files(
     assert _in_child(killed) == (-signal.SIGKILL if count < 9 else 0)
     with benchmarks_at(tmp_path):
         if count < 9:
-            with pytest.raises(Exception, match="prepare_voc"):
+            with pytest.raises(Exception, match="prepare voc"):
                 DatasetCatalog.get("voc2012_train")
     run_script(SCRIPT, tmp_path, "--only", "voc2012_train")
     assert snapshot(tmp_path / ANNOTATIONS) == snapshot(tmp_path / "whole" / ANNOTATIONS)
@@ -130,7 +130,7 @@ def test_help_and_mistyped_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         script(SCRIPT).invoke_main(["--help"])
     assert caught.value.code == 0
-    assert "python datasets/prepare_voc.py --root" in capsys.readouterr().out
+    assert "tagclip prepare voc --root" in capsys.readouterr().out
     for argv in (["--workers", "0"], ["--only", "voc"], ["--rot", "x"]):
         with pytest.raises(SystemExit) as caught:
             script(SCRIPT).invoke_main(argv)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_run import load_tool
+from helpers.tiny_run import exit_of, load_tool
 from scipy import stats
 
 from tagclip import Vocabulary, load_config
@@ -156,3 +156,15 @@ def test_curves_show_every_seed(results: dict) -> None:
         if len(line.get_xdata()) > 1 and line.get_color().startswith("#")
     ]
     assert [[0.0, 70.0], [50, 50], [60.0, 0.0]] in lines and len(lines) == 3 + 1 + 1 + 3
+
+
+def test_documents_are_written_in_a_checkout_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is said before anything is trained."""
+    tool = load_tool(PROJECT / "run_table.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, "RESULTS", tmp_path / "results.md")
+    monkeypatch.setattr("sys.argv", ["run_table.py", "--docs"])
+    assert exit_of(tool.invoke_main).startswith(f"--docs: found no {tmp_path}/results.md, expected")
+    assert not any(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from tagclip import ZeroShotTrainer, register_zero_shot_sem_seg
 
 pytestmark = pytest.mark.usefixtures("benchmarks")
 TRAIN_VOC = ("DATASETS.TRAIN", "('voc2012_train',)", *NO_TEST)
-PREPARE_VOC = "run: python datasets/prepare_voc.py"
+PREPARE_VOC = "run: tagclip prepare voc"
 
 
 def test_missing_data(bench: Bench) -> None:
@@ -118,7 +118,7 @@ def test_images_and_labels_without_each_other_are_skipped(bench: Bench) -> None:
     refused(
         bench.training(*skip),
         f"DatasetError: dataset {test}: found 0 usable samples (3 images without label, 1 labels w",
-        "see tools/validate_dataset.py",
+        "see tagclip validate",
     )
 
 

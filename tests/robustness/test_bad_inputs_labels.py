@@ -51,7 +51,7 @@ def test_label_out_of_range_in_raw_data(bench: Bench) -> None:
     line = script_error("prepare_voc", root, "--only", "voc2012_val")
     assert line.startswith(f"DatasetError: {path}: ") and "30 at (5,7)" in line
     opts = ("DATASETS.TRAIN", "('voc2012_val',)", *NO_TEST)
-    refused(bench.training(*opts), "run: python datasets/prepare_voc.py")
+    refused(bench.training(*opts), "run: tagclip prepare voc")
 
 
 def test_label_of_another_size(bench: Bench) -> None:

@@ -252,7 +252,7 @@ def test_mistakes_are_one_line(
     (logits / "index.json").write_text("{}")
     assert "found damaged logits (KeyError: 'format'); evaluate again" in text()
     shutil.rmtree(logits)
-    command = f"--eval-only MODEL.WEIGHTS CHECKPOINT OUTPUT_DIR {run} TEST.SAVE_LOGITS True"
+    command = f"--weights CHECKPOINT OUTPUT_DIR {run} TEST.SAVE_LOGITS True"
     assert text().endswith(command)
     (run / "config.yaml").unlink()
     assert "found no config.yaml" in text()

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -621,3 +622,26 @@ def test_pictures_keep_their_places_and_never_collide(tmp_path: Path) -> None:
             find_images([str(tmp_path / text)], out)
     with pytest.raises(ConfigError, match="found 4 images for one file"):
         find_images([str(tmp_path / "in")], tmp_path / "x.png")
+
+
+# Each costs a tenth of the time to a first mask, or more.
+NOT_FOR_A_MASK = [
+    *("torch._dynamo", "torch._inductor", "sympy", "timm", "huggingface_hub.hf_api"),
+    *("open_clip.push_to_hf_hub", "matplotlib.figure", "detectron2.engine", "tensorboard"),
+]
+
+
+def test_a_mask_loads_nothing_that_it_does_not_need(
+    weights: Path, repository: Path, tmp_path: Path
+) -> None:
+    words = ["segment", "--weights", str(weights), "--vocab", WORDS, str(save(tmp_path / "a.png"))]
+    words += ["--output", str(tmp_path / "out")]
+    code = f"import sys; from tagclip.cli import main; sys.argv = ['tagclip', *{words}]\n"
+    code += f"try: main()\nfinally: print([m for m in {NOT_FOR_A_MASK} if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert not ended.returncode, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "out" / "a.png").is_file()

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from detectron2.engine import default_argument_parser
-from helpers.tiny_run import UNSEEN, VOID, exit_of, run_arguments
+from helpers.tiny_run import UNSEEN, VOID, exit_of, load_tool, run_arguments
 from PIL import Image
 
 from tagclip.evaluation.results import read_result_rows
@@ -51,9 +51,55 @@ def test_the_command_line_is_detectron2s(
 def test_help_imports_nothing_slow(repository: Path) -> None:
     command = [sys.executable, "-X", "importtime", "tools/train_net.py", "--help"]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True)
-    assert "--eval-only" in result.stdout and "tools/train_net.py --config-file" in result.stdout
+    assert "--eval-only" in result.stdout and "usage: train_net.py " in result.stdout
     assert "argparse" in result.stderr
     assert not {"torch", "detectron2", "numpy"} & set(result.stderr.replace("|", " ").split())
+
+
+@pytest.fixture
+def evaluate_net(repository: Path) -> ModuleType:
+    """tools/evaluate_net.py as a module."""
+    return load_tool(repository / "tools" / "evaluate_net.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "long"),
+    [
+        ("--config-file a.yaml --weights w.pth SEED 3", "MODEL.WEIGHTS w.pth SEED 3"),
+        ("--config-file a.yaml --resume --num-gpus 2", "--resume --num-gpus 2"),
+        ("--config-file a.yaml MODEL.WEIGHTS w.pth", "--weights w.pth"),
+    ],
+)
+def test_evaluate_is_train_with_eval_only(
+    line: str, long: str, train_net: ModuleType, evaluate_net: ModuleType
+) -> None:
+    expected = train_net.parse_args(f"--eval-only --config-file a.yaml {long}".split())
+    assert evaluate_net.parse_args(line.split()) == expected
+
+
+def test_evaluate_gives_what_train_with_eval_only_gives(
+    train_net: ModuleType,
+    evaluate_net: ModuleType,
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As commands, of the last checkpoint and of a named one."""
+    run = tmp_path / "run"
+    train_net.main(run_arguments(config, "OUTPUT_DIR", run, "SEED", 3))
+    found = []
+    weights = str(run / "model_final.pth")
+    for tool, words in (
+        (train_net, ["--eval-only", "MODEL.WEIGHTS", weights]),
+        (evaluate_net, ["--weights", weights]),
+        (evaluate_net, ["--resume", "OUTPUT_DIR", str(run)]),
+    ):
+        output = [] if "--resume" in words else ["OUTPUT_DIR", str(tmp_path / tool.__name__)]
+        monkeypatch.setattr(sys, "argv", ["tool", "--config-file", str(config), *words, *output])
+        assert exit_of(tool.invoke_main) is None
+        result = read_result(Path((output or words)[-1]))
+        found.append((result["metrics"], result["confusion"]))
+    assert found[0] == found[1] == found[2]
 
 
 def test_evaluation_reproduces_the_training_run(

@@ -53,7 +53,7 @@ def test_before_and_after_preparation(
     tool: ModuleType,
     tmp_path: Path,
 ) -> None:
-    command = f"run: python datasets/{script}.py"
+    command = "run: tagclip " + script.replace("_", " ", 1).replace("_", "-")
     make(tmp_path)
     with benchmarks_at(tmp_path):
         with pytest.raises(DatasetError, match=command):

@@ -176,12 +176,12 @@ def test_without_predictions_a_command_is_named(tool: ModuleType, run: Run) -> N
     run.evaluate("")
     text = message(lambda: show(tool, run))
     command = (
-        f"python tools/train_net.py --config-file {run.folder}/config.yaml --eval-only "
-        f"MODEL.WEIGHTS CHECKPOINT OUTPUT_DIR {run.folder} TEST.SAVE_PREDICTIONS png"
+        f"tagclip evaluate --config-file {run.folder}/config.yaml "
+        f"--weights CHECKPOINT OUTPUT_DIR {run.folder} TEST.SAVE_PREDICTIONS png"
     )
     assert text.endswith(f"found no predictions; save them with: {command}")
     (run.folder / "last_checkpoint").write_text("model.pth")
-    assert "--eval-only --resume OUTPUT_DIR" in message(lambda: show(tool, run))
+    assert "config.yaml --resume OUTPUT_DIR" in message(lambda: show(tool, run))
     # What needs no predictions has been drawn.
     assert (run.folder / "visualize_results" / run.dataset / "confusions.png").is_file()
 

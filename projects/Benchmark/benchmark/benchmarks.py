@@ -37,6 +37,7 @@ from tagclip.projects.benchmark.measure import (
 )
 from tagclip.projects.benchmark.precision import precision
 from tagclip.projects.benchmark.released import released_confusion, released_labels
+from tagclip.projects.benchmark.startup import startup
 from tagclip.projects.benchmark.workload import Workload, rectangles
 
 __all__ = ["BENCHMARKS"]
@@ -313,6 +314,7 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "precision": precision,
     "int8": int8,
     "drawing": drawing,
+    "startup": startup,
     "loading": loading,
     "throughput": throughput,
 }

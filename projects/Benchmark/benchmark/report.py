@@ -23,6 +23,7 @@ _HEADINGS = {
     "precision": "Half precision",
     "int8": "Exported files, from a resized image to labels",
     "drawing": "Drawing: a prediction to a page in a PNG",
+    "startup": "From the start of a process",
     "loading": "Training samples from files, per image",
     "throughput": "Throughput",
 }

@@ -109,9 +109,11 @@ class Workload:
         image: JPEG of the size ``scale.photo``.
         cfg: its config.
         weights: checkpoint of a trained model, for what only such a one shows; "" is none.
+        base: another checkout, beside which the start of a process is timed; "" is none.
     """
 
     weights: str = ""
+    base: str = ""
 
     def __init__(self, scale: Scale, device: str, folder: Path, *options: Any) -> None:
         """Write the dataset of one image into a folder and prepare the config.

@@ -100,6 +100,6 @@ def load_model(run: TrainedRun) -> TagCLIP:
     if not path:
         raise CheckpointError(
             f"--run {run.folder}: found no last_checkpoint, expected that of a training; train "
-            "again or evaluate a checkpoint with tools/train_net.py --eval-only"
+            "again or evaluate a checkpoint with tagclip evaluate"
         )
     return load_trained(run.cfg, path)

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SPLITS = ("composition", "noun_fence_board", "noun_dice_board")
-# Scale and bias of the additive gate by protocol and split, as `tools/fit_gate.py` found them.
+# Scale and bias of the additive gate by protocol and split, as `tagclip fit-gate` found them.
 _CONSTANTS = Path(__file__).with_name("gate_constants.json")
 
 

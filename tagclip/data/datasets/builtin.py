@@ -28,7 +28,7 @@ class Benchmark:
         labels: folder of the prepared label files.
         vocabulary: name of the class list, in the spelling of the released models.
         num_images: images of the whole benchmark.
-        prepare: file name of the script in `datasets/` that makes the labels.
+        prepare: what ``tagclip prepare`` calls it.
         readable: class list with the same classes in everyday spelling; "" if there is none.
         label_ext: extension of the label files; tif has 16 bits.
     """
@@ -91,7 +91,7 @@ def register_benchmarks(root: str | Path = "") -> None:
                 sem_seg_root=root / benchmark.labels,
                 vocabulary_json=vocabulary_json(vocabulary),
                 label_ext=benchmark.label_ext,
-                prepare_command=f"python datasets/{benchmark.prepare}",
+                prepare_command=f"tagclip prepare {benchmark.prepare}",
                 image_list=root / benchmark.image_list,
                 manifest=root / benchmark.manifest,
             )

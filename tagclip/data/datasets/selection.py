@@ -65,7 +65,7 @@ class UsableSamples:
             counts = ", ".join(f"{count} {kind}" for kind, count in self.totals.items())
             raise DatasetError(
                 f"dataset {dataset}: found 0 usable samples ({counts}), expected some; see "
-                "tools/validate_dataset.py"
+                "tagclip validate"
             )
 
 
@@ -140,7 +140,7 @@ def refuse_masks(samples: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -
     """Refuse masks of 0 and 255 whose 255 is no class of a list of one or two.
 
     Nothing could be learnt from them. The first label files are read until one holds other values,
-    in most cases one; longer lists are left to tools/validate_dataset.py.
+    in most cases one; longer lists are left to tagclip validate.
 
     Args:
         samples: detectron2's dicts with ``sem_seg_file_name``.

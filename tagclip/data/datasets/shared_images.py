@@ -21,7 +21,7 @@ def shared_images(
 
     Only files of equal size are opened, and only those with equal ends are read as a whole, with a
     progress bar if stderr is a terminal. Copies that were encoded anew are found by
-    tools/validate_dataset.py, which compares pixels.
+    tagclip validate, which compares pixels.
 
     Args:
         train_samples, test_samples: detectron2's dicts with "file_name".

@@ -100,7 +100,7 @@ class ClassVectors:
         except Exception as error:
             raise VocabularyError(
                 f"{path}: found {shortened(error_text(error), 200)}, expected class vectors that "
-                "tools/run_onnx.py --save-vectors writes; write them anew"
+                "tagclip run-onnx --save-vectors writes; write them anew"
             ) from error
         if found != clip:
             raise VocabularyError(

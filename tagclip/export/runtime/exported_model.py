@@ -1,4 +1,4 @@
-"""A folder of tools/export_model.py: what model.json says about running it."""
+"""A folder of tagclip export: what model.json says about running it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ExportedModel:
             NotInstalledError: the runtime is not there.
         """
         self._folder, self._runtime, path = folder, runtime, folder / "model.json"
-        with expecting(path, "what tools/export_model.py writes; check it or export again"):
+        with expecting(path, "what tagclip export writes; check it or export again"):
             self.recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self._names = tuple(self.recipe["class_names"])
             self._words = self.recipe.get("words")
@@ -80,7 +80,7 @@ class ExportedModel:
             is_there = file in self.recipe["files"]
         if not is_there:
             raise ConfigError(
-                f"{path}: found no {file}, expected one of tools/export_model.py --int8; export "
+                f"{path}: found no {file}, expected one of tagclip export --int8; export "
                 "again with it"
             )
         self._run = self._load(file, "scores")
@@ -137,7 +137,7 @@ class ExportedModel:
         if self._words is None:
             raise ConfigError(
                 f"{self._folder / 'model.json'}: found a model with its words baked in, expected "
-                "one of tools/export_model.py --words input; export again with it, or name no words"
+                "one of tagclip export --words input; export again with it, or name no words"
             )
         return self._words
 

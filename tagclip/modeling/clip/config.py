@@ -83,7 +83,7 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
         return _read_json(fetch_config(name, name.removeprefix(HUB), _JSON, cache_dir))
     if name.endswith(".json"):
         return _read_json(Path(name), text)
-    import open_clip
+    from tagclip.modeling.clip.library import open_clip
 
     # Its answer to other names may be a download.
     if name not in open_clip.list_models():
@@ -117,7 +117,7 @@ def _read_json(path: Path, text: str = "") -> dict[str, Any]:
 
 def _wrong_values(config: Any) -> Iterator[str]:
     """What is wrong with the values of a model json, and what was expected."""
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    from tagclip.modeling.clip.library import open_clip
 
     required = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     found = config if isinstance(config, dict) else {}
@@ -129,7 +129,10 @@ def _wrong_values(config: Any) -> Iterator[str]:
     for key in ("quick_gelu", "custom_text"):
         if not isinstance(found.get(key, False), bool):
             yield f"{key} {found[key]!r:.40}, expected true or false"
-    for part, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+    for part, kind in (
+        ("vision_cfg", open_clip.CLIPVisionCfg),
+        ("text_cfg", open_clip.CLIPTextCfg),
+    ):
         yield from _wrong_options(part, found[part], kind)
     vision, text = _VISION | found["vision_cfg"], _TEXT | found["text_cfg"]
     sizes = ("width", "head_width", "mlp_ratio", "patch_size", "image_size", "layers")

@@ -28,7 +28,7 @@ def fetch_tag(label: str, tag: Mapping[str, str], cache_dir: str = "") -> Path:
     Raises:
         CheckpointError: it is not cached and cannot be downloaded, or it is damaged.
     """
-    import open_clip
+    from tagclip.modeling.clip.library import open_clip
 
     repository, files = _files(tag)
     return _fetch(
@@ -110,7 +110,8 @@ def _checked(path: Path) -> Path:
 
 def _files(tag: Mapping[str, str]) -> tuple[str, list[str]]:
     """Split open_clip's "organisation/repository/file"; without a file it is one of two."""
-    from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+    from tagclip.modeling.clip.library import open_clip
 
+    names = open_clip.constants
     repository, file = os.path.split(tag["hf_hub"])
-    return repository, [file] if file else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    return repository, [file] if file else [names.HF_SAFE_WEIGHTS_NAME, names.HF_WEIGHTS_NAME]

@@ -34,6 +34,7 @@ from tagclip.modeling.clip.weights import (
     weights_sha256,
 )
 from tagclip.utils.files import expand_path
+from tagclip.utils.skip_init import SkipInit
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import read_gzip
 
@@ -144,7 +145,7 @@ class CLIPSource:
         if self.is_local:
             return find_weight_file(Path(self.pretrained))
         if not self._tag:
-            import open_clip
+            from tagclip.modeling.clip.library import open_clip
 
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(self.name))
             remedy = f"its tags: {tags or 'none'}; name one, or a weight file"
@@ -159,14 +160,14 @@ class CLIPSource:
 
     @cached_property
     def _tag(self) -> dict[str, Any]:
-        import open_clip
+        from tagclip.modeling.clip.library import open_clip
 
         return open_clip.get_pretrained_cfg(self.name, self.pretrained)
 
     def _check_quick_gelu(self, trained: bool | None) -> None:
         if trained in (None, self.quick_gelu):
             return
-        import open_clip
+        from tagclip.modeling.clip.library import open_clip
 
         needed = "with" if trained else "without"
         other = f"{self.name}-quickgelu" if trained else self.name.removesuffix("-quickgelu")
@@ -236,25 +237,21 @@ class CLIPSource:
             ConfigError: see `config`.
             CheckpointError: the weights do not fit it.
         """
-        from open_clip.model import convert_to_custom_text_state_dict
-
-        state = self.state_dict()
-        with torch.device("meta"):
-            model = self._build()
-        del model.visual
-        if hasattr(model, "text"):
-            state = convert_to_custom_text_state_dict(state)
-        state = {n: t for n, t in state.items() if not n.startswith(("visual.", "logit_"))}
-        expected = {n: t for n, t in model.state_dict().items() if not n.startswith("logit_")}
-        if misfit := describe_misfit(expected, state):
+        state = {
+            name.removeprefix("text."): tensor
+            for name, tensor in self.state_dict().items()
+            if not name.startswith(("visual.", "logit_"))
+        }
+        with torch.device("cpu"), SkipInit():
+            tower = self._build(text_only=True)
+        if misfit := describe_misfit(tower.state_dict(), state):
             raise CheckpointError(
                 f"{self.path or self.name}: CLIP's text weights do not fit {self.name}: {misfit}; "
                 "check MODEL.CLIP.NAME"
             )
-        model.load_state_dict(state, strict=False, assign=True)
-        tower = getattr(model, "text", model)
-        # None of these is used or has memory: the mask is made for each length.
-        tower.attn_mask = tower.logit_scale = tower.logit_bias = None
+        tower.load_state_dict(state, assign=True)
+        # Not used: a mask is made for each length.
+        tower.attn_mask = None
         return tower.eval().requires_grad_(False)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
@@ -303,13 +300,13 @@ class CLIPSource:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from open_clip import SimpleTokenizer
+        from tagclip.modeling.clip.library import open_clip
 
         merges = self._merges_content()
         if merges is None:
-            return SimpleTokenizer()
+            return open_clip.SimpleTokenizer()
         # gzip.open, to which it goes, takes files as well as paths.
-        tokenizer = SimpleTokenizer(bpe_path=BytesIO(merges))
+        tokenizer = open_clip.SimpleTokenizer(bpe_path=BytesIO(merges))
         size = self.config["text_cfg"].get("vocab_size", len(tokenizer.encoder))
         if size < len(tokenizer.encoder):
             raise ConfigError(
@@ -325,9 +322,9 @@ class CLIPSource:
         Raises:
             ConfigError: the file is missing or cannot be read.
         """
-        from open_clip.tokenizer import default_bpe
+        from tagclip.modeling.clip.library import open_clip
 
-        return self._merges_content() or Path(default_bpe()).read_bytes()
+        return self._merges_content() or Path(open_clip.tokenizer.default_bpe()).read_bytes()
 
     def _merges_content(self) -> bytes | None:
         """The gzipped merges that the model json names; None means CLIP's own."""
@@ -346,18 +343,22 @@ class CLIPSource:
             ) from error
         return content
 
-    def _build(self) -> nn.Module:
-        """Build open_clip's model on the current default device.
+    def _build(self, text_only: bool = False) -> nn.Module:
+        """Build open_clip's model, or its text tower, on the current default device.
 
         Raises:
             ConfigError: open_clip cannot build it, for example of its ``norm_kwargs``.
         """
-        from open_clip.model import CLIP, CustomTextCLIP
+        from tagclip.modeling.clip.library import open_clip
 
-        keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+        keys = ("embed_dim", *["vision_cfg"] * (not text_only), "text_cfg", "quick_gelu")
         arguments = {key: self.config[key] for key in keys if key in self.config}
+        if text_only:
+            build = open_clip.model._build_text_tower
+        else:
+            build = open_clip.CustomTextCLIP if self.config.get("custom_text") else open_clip.CLIP
         try:
-            return (CustomTextCLIP if self.config.get("custom_text") else CLIP)(**arguments)
+            return build(**arguments)
         # What open_clip's modules raise on keyword arguments that they do not take.
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise ConfigError(

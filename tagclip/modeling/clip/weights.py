@@ -156,7 +156,7 @@ def _check_confirmed(path: Path, confirmed_sha256: str) -> None:
 
 def _openai_sha256() -> list[str]:
     """Checksums of OpenAI's archives, which are part of their addresses."""
-    import open_clip
+    from tagclip.modeling.clip.library import open_clip
 
     models = open_clip.list_openai_models()
     return [open_clip.get_pretrained_url(name, "openai").split("/")[-2] for name in models]
@@ -228,7 +228,7 @@ def _declared_quick_gelu(path: Path) -> bool | None:
     if path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        # Written by tools/convert_checkpoint.py.
+        # Written by tagclip convert.
         with safe_open(path, "pt") as file:
             declared = (file.metadata() or {}).get("quick_gelu")
         if declared is not None:

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.miniature_trees import benchmarks_at, random_label, write_gray, write_jpg, write_list
 from helpers.toy_dataset import forget, toy_config, vocabulary_tree, write_json
 
+from tagclip.cli.commands import MODULES
 from tagclip.config.loading import load_config
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.datasets.builtin import read_benchmarks, register_benchmarks, vocabulary_json
@@ -74,8 +75,8 @@ def test_all_benchmarks_are_registered_and_nothing_is_read(root: Path) -> None:
         assert len(metadata.stuff_colors) == SIZES[benchmark.vocabulary]
         message = listing_error(benchmark.name)
         assert f"no image folder {root / benchmark.images}" in message
-        assert message.endswith(f"run: python datasets/{benchmark.prepare}")
-        assert (vocabulary_json("x").parents[4] / "datasets" / benchmark.prepare).is_file()
+        assert message.endswith(f"run: tagclip prepare {benchmark.prepare}")
+        assert f"prepare {benchmark.prepare}" in MODULES
 
 
 def test_registering_again_does_nothing_and_elsewhere_is_refused(root: Path) -> None:
@@ -160,7 +161,7 @@ def test_labels_without_a_record_are_refused(root: Path) -> None:
     manifest.unlink()
     message = listing_error("voc2012_val")
     assert "val.json: no such file, so that nobody has checked" in message
-    assert message.endswith("run: python datasets/prepare_voc.py")
+    assert message.endswith("run: tagclip prepare voc")
     manifest.write_text("{")
     assert "not a record of prepared labels" in listing_error("voc2012_val")
 
@@ -178,7 +179,7 @@ def test_unfinished_labels_are_refused(
 ) -> None:
     _prepared(root, stems, **record)
     message = listing_error("voc2012_val")
-    assert expected in message and message.endswith("run: python datasets/prepare_voc.py")
+    assert expected in message and message.endswith("run: tagclip prepare voc")
 
 
 def test_labels_of_another_class_order_are_refused(root: Path) -> None:

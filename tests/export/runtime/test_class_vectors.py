@@ -71,7 +71,7 @@ def test_files_of_something_else(tmp_path: Path) -> None:
     content = classes().content()
     refused(content, "another CLIP, '0123456789ab'", "ffffff", "encode the words", clip="f" * 64)
     refused(content, "8 numbers each, expected 16", dim=16)
-    refused(content[:-40], "class vectors that tools/run_onnx.py --save-vectors writes")
+    refused(content[:-40], "class vectors that tagclip run-onnx --save-vectors writes")
     refused(b"", "BadZipFile")
     file = io.BytesIO()
     np.savez(file, vectors=np.eye(3, dtype=np.float32))

@@ -1,0 +1,171 @@
+"""The model card: a header that the hub reads, and nothing that was not measured or recorded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from detectron2.config import CfgNode
+from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import run_arguments
+from huggingface_hub import ModelCard
+
+from tagclip import TagCLIPPredictor, Vocabulary
+from tagclip.errors import CheckpointError
+from tagclip.pretrained.card import model_card
+from tagclip.structures import Provenance
+from tagclip.structures.provenance import Stage
+
+CLIP = {"name": "ViT-B-16-quickgelu", "pretrained": "openai", "sha256": "ab" * 32, "file": None}
+
+
+def card(**changes: Any) -> str:
+    """A card with other values of some arguments."""
+    vocabulary = Vocabulary.from_names(["cat", "dog_*|<b>", "sky"]).with_seen(["cat", "sky"])
+    stage = Stage("inductive", "zs", "pets", masks=(("cat", "kitten"), ("sky",)), start="a.pth")
+    arguments = {
+        "name": "somebody/pets",
+        "protocol": "inductive, split zs: 2 seen / 1 unseen",
+        "vocabulary": vocabulary,
+        "provenance": Provenance((stage,)),
+        "clip": CLIP,
+        "results": [],
+    }
+    return model_card(**arguments | changes)
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    metrics = {"mIoU": 54.3219, "mIoU-unseen": 40.0, "hIoU": 48.75}
+    names = {"file": "pets_val/metrics.json", "sha256": "cd" * 32, "dataset": "pets_val"}
+    return names | {"split": "zs", "protocol": "as trained", "metrics": metrics} | changes
+
+
+def header(text: str) -> dict[str, Any]:
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_the_header_is_what_the_hub_reads() -> None:
+    text = card(results=[result(), result(dataset="other", split="", metrics={"mIoU": 1.0})])
+    data = ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag) == ("tagclip", "image-segmentation")
+    assert (data.license, data.model_name) == (None, "somebody/pets")
+    found = [
+        (r.dataset_name, r.dataset_split, r.metric_type, r.metric_name, r.metric_value)
+        for r in data.eval_results
+    ]
+    assert found == [
+        ("pets_val", "zs", "mean_iou", "mIoU", 54.32),
+        ("pets_val", "zs", "harmonic_mean_iou", "hIoU", 48.75),
+        ("other", None, "mean_iou", "mIoU", 1.0),
+    ]
+    assert header(text)["tags"] == [
+        "tagclip",
+        "clip",
+        "semantic-segmentation",
+        *header(text)["tags"][3:],
+    ]
+    assert header(card(license="apache-2.0"))["license"] == "apache-2.0"
+
+
+def test_without_results_it_says_so() -> None:
+    text = card()
+    assert "\nNo results were given.\n" in text and "%" not in text
+    assert not {"model-index", "license"} & header(text).keys()
+    assert ModelCard(text).data.eval_results is None
+
+
+def test_the_text() -> None:
+    text = card(results=[result()])
+    assert "Seen (2): cat, sky\n" in text and "Unseen (1): dog\\_\\*\\|\\<b\\>\n" in text
+    assert "Protocol: inductive, split zs: 2 seen / 1 unseen\n" in text
+    assert "Trained on masks: CLIP \\> inductive pets:zs\n" in text
+    assert "start: a.pth" in text and "masks of 2 classes: cat, sky\n" in text
+    assert "| 54.3" in text and "`pets_val/metrics.json`, sha256 cdcd" in text
+    assert f"| sha256 | {'ab' * 32} |" in text and "is under MIT" in text
+    assert "not known: set license" in text and "unknown" not in text
+    # No line of the template is left over, and no more than one is empty.
+    assert "{" not in text.replace("{.py}", "") and "\n\n\n" not in text
+
+
+def test_what_is_not_known_is_not_claimed() -> None:
+    other = CLIP | {"pretrained": "laion2b_s34b_b88k"}
+    assert "a licence of its own" in card(clip=other)
+    local = CLIP | {"pretrained": "mine.safetensors", "file": "clip/mine.safetensors"}
+    assert "CLIP's weights: not known." in card(clip=local)
+    hub = CLIP | {"pretrained": "hf-hub:laion/CLIP", "name": "hf-hub:laion/CLIP"}
+    assert header(card(clip=hub))["base_model"] == "laion/CLIP"
+    text = card(provenance=Provenance((Stage(masks=(("cat",),)),), is_complete=False))
+    assert "start: not known" in text and "nothing is proved" in text
+    stage = Stage("transductive", masks=(("cat",),), pseudo_labels=("x",), positions=("y",))
+    text = card(provenance=Provenance((stage,)))
+    assert "its own predictions stood for x\n" in text and "were read of y\n" in text
+    text = card(name='a "b" $c/d')
+    assert 'from_pretrained("a \\"b\\" $c/d")' in text and "--weights 'a \"b\" $c/d'" in text
+
+
+def test_results_are_of_these_weights(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
+    """Beside the checkpoint, others are left out; given, they are refused."""
+    train_net.main(run_arguments(config, "OUTPUT_DIR", tmp_path / "run"))
+    saved = tmp_path / "run" / "model_final.pth"
+    (file,) = tmp_path.glob("run/inference/*/metrics.json")
+    content = json.loads(file.read_text())
+    train_net.main(
+        run_arguments(config, "OUTPUT_DIR", tmp_path / "e", "MODEL.WEIGHTS", saved, eval_only=True)
+    )
+    (evaluated,) = tmp_path.glob("e/inference/*/metrics.json")
+    predictor = TagCLIPPredictor.from_checkpoint(saved)
+
+    def shown(**options: Any) -> list[dict[str, Any]]:
+        folder = predictor.save_pretrained(tmp_path / "m", overwrite=True, **options)
+        text = (folder / "README.md").read_text()
+        found = json.loads((folder / "tagclip.json").read_text())["results"]
+        assert ("No results were given." in text) == (not found)
+        assert all(f"{each['metrics']['mIoU']:.1f}" in text for each in found)
+        return found
+
+    for options in ({}, {"results": [file]}, {"results": [evaluated]}):
+        (found,) = shown(**options)
+        assert found["metrics"] == {k: v for k, v in content["metrics"].items() if v is not None}
+    # A folder that is handed on again keeps them.
+    again = TagCLIPPredictor.from_pretrained(tmp_path / "m").save_pretrained(tmp_path / "again")
+    assert json.loads((again / "tagclip.json").read_text())["results"] == [found]
+
+    other = tmp_path / "other.json"
+    for key, value in (("seed", 99), ("iterations", 3), ("clip_sha256", "x")):
+        wrong = content | {"run": content["run"] | {key: value}}
+        other.write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match=f"of another model: found {key} {value}, exp"):
+            shown(results=[other])
+    evaluation = json.loads(evaluated.read_text())
+    evaluation["run"]["weights_sha256"] = "0" * 64
+    file.write_text(json.dumps(evaluation))
+    with pytest.raises(CheckpointError, match="found weights_sha256 000"):
+        shown(results=[file])
+    assert shown() == []
+    for text in ("", "[]", '{"run": 3, "metrics": {}, "dataset": ""}'):
+        other.write_text(text)
+        with pytest.raises(CheckpointError, match=r"other\.json: holds no results"):
+            shown(results=[other])
+    shutil.rmtree(tmp_path / "run" / "inference")
+    assert shown() == []
+
+
+def test_the_command(tiny_cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from tagclip.tools import publish_model
+
+    saved = save_tiny(tiny_cfg, tmp_path / "run")
+    words = ["--weights", str(saved), "--output", str(tmp_path / "out"), "--license", "mit"]
+    publish_model.main(publish_model.parse_args(words))
+    printed = capsys.readouterr().out
+    assert re.search(r"^  model\.safetensors +0\.\d+ MB$", printed, re.MULTILINE)
+    assert f"Wrote {tmp_path / 'out'}; read its README.md" in printed
+    assert header((tmp_path / "out" / "README.md").read_text())["license"] == "mit"
+    # Nothing is loaded for an output that is in the way.
+    with pytest.raises(CheckpointError, match="found a model that was written before"):
+        publish_model.main(publish_model.parse_args(["--weights", "none.pth", *words[2:]]))

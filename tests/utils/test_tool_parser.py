@@ -1,0 +1,107 @@
+"""Command lines of the tools: config keys among the arguments, and what help says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.tiny_run import exit_of
+
+from tagclip import load_config
+from tagclip.utils.tool_parser import CONFIG_ROOTS, ToolParser
+
+
+@pytest.fixture
+def parser() -> ToolParser:
+    parser = ToolParser("Do it.")
+    parser.add_config_file()
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--formats", nargs="+", default=[])
+    parser.add_argument("--vocab", "-v", default="")
+    parser.add_argument("--threshold", nargs="?", type=float, const=0.1)
+    parser.add_argument("--fast", action="store_true")
+    parser.add_config_keys()
+    return parser
+
+
+PAIR = ["MODEL.WEIGHTS", "w.pth"]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("MODEL.WEIGHTS w.pth", {}),
+        ("--opts MODEL.WEIGHTS w.pth", {}),
+        ("--fast MODEL.WEIGHTS w.pth --vocab a", {"fast": True, "vocab": "a"}),
+        ("--formats x y MODEL.WEIGHTS w.pth", {"formats": ["x", "y"]}),
+        ("b.png MODEL.WEIGHTS w.pth --formats x y", {"formats": ["x", "y"], "images": ["b.png"]}),
+        ("a.png --vocab cat b.png MODEL.WEIGHTS w.pth", {"images": ["a.png", "b.png"]}),
+        ("--threshold MODEL.WEIGHTS w.pth", {"threshold": 0.1}),
+        ("--threshold=2 MODEL.WEIGHTS w.pth", {"threshold": 2}),
+        # What an option takes is no key, whatever it looks like.
+        ("--vocab SEED MODEL.WEIGHTS w.pth", {"vocab": "SEED"}),
+        ("-v SEED MODEL.WEIGHTS w.pth", {"vocab": "SEED"}),
+        ("--voc SEED MODEL.WEIGHTS w.pth", {"vocab": "SEED"}),
+        ("--vocab=SEED MODEL.WEIGHTS w.pth", {"vocab": "SEED"}),
+        # Nor is a file.
+        ("IMG_1.JPG MODEL.WEIGHTS w.pth", {"images": ["IMG_1.JPG"]}),
+    ],
+)
+def test_keys_stand_anywhere(parser: ToolParser, line: str, expected: dict) -> None:
+    parsed = parser.parse_args(line.split())
+    assert {key: getattr(parsed, key) for key in expected} == expected
+    assert parsed.opts == PAIR
+
+
+def test_values_of_keys_may_look_like_anything(parser: ToolParser) -> None:
+    words = ["SEED", "-1", "DATASETS.TEST", "('a',)", "MODEL.WEIGHTS", "SEED", "--fast"]
+    parsed = parser.parse_args(words)
+    assert parsed.opts == words[:-1] and parsed.fast
+    # The config's reader says that a value is missing.
+    assert parser.parse_args(["--fast", "SEED"]).opts == ["SEED"]
+
+
+def test_what_is_no_key_is_left_to_the_reader_of_the_config() -> None:
+    parser = ToolParser("Do it.")
+    parser.add_config_keys()
+    assert parser.parse_args(["solver.max_iter", "3", "SEED", "1"]).opts == [
+        *("SEED", "1"),
+        *("solver.max_iter", "3"),
+    ]
+
+
+def test_a_tool_without_keys_takes_all_as_arguments(capsys: pytest.CaptureFixture) -> None:
+    parser = ToolParser("Do it.")
+    parser.add_argument("run")
+    assert parser.parse_args(["SEED"]).run == "SEED"
+    assert exit_of(parser.parse_args, ["SEED", "3"]) == 2
+    assert capsys.readouterr().err.endswith("error: unrecognized arguments: 3\n")
+
+
+def test_the_first_parts_of_all_keys_are_known() -> None:
+    """One is of later versions of detectron2 alone."""
+    known = set(load_config("Base-ZeroShot.yaml"))
+    assert known | {"FLOAT32_PRECISION"} == set(CONFIG_ROOTS)
+
+
+def test_help_names_kinds_and_defaults() -> None:
+    parser = ToolParser("Do it.\n\n  As it stands.")
+    add = parser.add_argument
+    add("run", nargs="?", type=Path, default=Path("out"), help="a run")
+    add("--num", type=int, default=6, help="images")
+    add("--rate", type=float, default=0.5, help="of learning")
+    add("--output", type=Path, default=Path("a/b"), help="folder")
+    add("--dataset", metavar="NAME", default="", help="one alone")
+    add("--all", action="store_true", help="all of them")
+    add("--workers", type=int, default=3, help="processes (default: all cores)")
+    text = " ".join(parser.format_help().split())
+    assert "\n\n  As it stands.\n\n" in parser.format_help()
+    for part in (
+        "run a run (default: out)",
+        "--num N images (default: 6)",
+        "--rate X of learning (default: 0.5)",
+        "--output PATH folder (default: a/b)",
+        "--dataset NAME one alone --all all of them --workers N processes (default: all cores)",
+    ):
+        assert part in text
+    assert text.endswith("(default: all cores)")
