@@ -73,7 +73,9 @@ class Prediction(dict[str, Any]):
 
         Args:
             outputs: the keys above but ``class_names``.
-            image, vocabulary, file: see the attributes.
+            image: see the attributes, as for the others.
+            vocabulary: the K classes.
+            file: where the image is from.
         """
         super().__init__(outputs, class_names=vocabulary.names)
         self.image, self.vocabulary, self.file = image, vocabulary, file
