@@ -26,8 +26,8 @@ PIP_WORKS := import pip; from importlib.metadata import distribution; \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo notebooks \
-	docs docs-serve clean-env
+.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo docs docs-serve \
+	notebooks clean-env
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,8 +57,8 @@ gallery: minibench ## Draw the picture of README.md anew: docs/images/gallery.pn
 webdemo: $(DEMO) ## Serve the web page on MiniBench's model (PORT=7860)
 	$(RUN) projects/WebDemo/serve.py --port $(PORT)
 
-notebooks: $(READY) ## Execute docs/notebooks anew, in an empty folder
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) tests/helpers/notebooks.py
+notebooks: $(READY) ## Run the notebooks of docs/notebooks below output/notebooks and write them anew
+	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(RUN) -m helpers.notebooks output/notebooks
 
 docs: $(DOCS) ## Build the site of docs/ in site/
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

@@ -97,9 +97,9 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.17",
             "tifffile>=2024.1",
-            "nbclient>=0.11",
+            "nbclient>=0.10",
             "nbformat>=5.10",
-            "ipykernel>=7",
+            "ipykernel>=6.29",
         ],
         "demo": ["gradio>=6.31,<7"],
         # Videos that browsers play (tagclip/demo/media.py).

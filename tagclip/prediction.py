@@ -73,9 +73,9 @@ class Prediction(dict[str, Any]):
 
         Args:
             outputs: the keys above but ``class_names``.
-            image: see the attributes, as for the others.
+            image: see the attributes, as for what follows.
             vocabulary: the K classes.
-            file: where the image is from.
+            file: path of the image.
         """
         super().__init__(outputs, class_names=vocabulary.names)
         self.image, self.vocabulary, self.file = image, vocabulary, file

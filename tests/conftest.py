@@ -11,6 +11,7 @@ from types import ModuleType
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -26,6 +27,9 @@ from helpers.tiny_run import (
 )
 
 torch.set_num_threads(1)
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("tagclip", deadline=None)
+hypothesis.settings.load_profile("tagclip")
 # In environments of their own: tests/interop/run.sh.
 collect_ignore = ["interop"]
 

@@ -323,5 +323,5 @@ def test_the_tool_reads_a_config_and_prints(
     words = [str(folder / "model_final.pth"), str(tmp_path / "full.pth"), "--full"]
     tool.main(tool.parse_arguments([*words, "--config-file", str(config), "--opts", "SEED", "3"]))
     assert f"written: {tmp_path / 'full.pth'}" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="--opts: found SEED 3 without --config-file"):
+    with pytest.raises(ConfigError, match="config keys: found SEED 3 without --config-file"):
         tool.main(tool.parse_arguments([*words, "--opts", "SEED", "3"]))

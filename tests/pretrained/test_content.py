@@ -23,6 +23,7 @@ from tagclip.checkpoint import checkpoint_config, read_checkpoint
 from tagclip.errors import CheckpointError, ProtocolError
 
 FILES = {"README.md", "clip", "config.yaml", "model.safetensors", "tagclip.json", "vocabulary.json"}
+KINDS = (".json", ".yaml", ".md")
 ROOTS = {"image": "images", "sem_seg": "labels"}
 
 
@@ -110,11 +111,13 @@ def test_paths_of_this_machine_are_not_handed_on(tiny_cfg: CfgNode, tmp_path: Pa
     cfg.DATASETS.FOLDER_DATASETS = [entry]
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
     saved = save_tiny(cfg, tmp_path / "run")
-    folder = TagCLIPPredictor.from_checkpoint(saved).save_pretrained(tmp_path / "model")
-    kinds = (".json", ".yaml", ".md")
-    texts = [path.read_text() for path in folder.iterdir() if path.suffix in kinds]
-    assert len(texts) == 4 and not any("secret_client" in text for text in texts)
-    assert TagCLIPPredictor.from_pretrained(folder).vocabulary.names == ["a", "b"]
+    cfg.MODEL.WEIGHTS = str(saved)
+    predictors = {"a": TagCLIPPredictor.from_checkpoint(saved), "b": TagCLIPPredictor(cfg)}
+    for place, predictor in predictors.items():
+        folder = predictor.save_pretrained(tmp_path / place)
+        texts = [path.read_text() for path in folder.iterdir() if path.suffix in KINDS]
+        assert len(texts) == 4 and not any("secret_client" in text for text in texts)
+        assert TagCLIPPredictor.from_pretrained(folder).vocabulary.names == ["a", "b"]
 
 
 def test_a_local_clip_is_copied_or_refused(

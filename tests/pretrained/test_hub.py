@@ -10,6 +10,7 @@ import pytest
 from detectron2.config import CfgNode
 from helpers.hub_server import Hub, hub_server, run_with_hub, use_hub
 from helpers.tiny_checkpoint import assert_equal, save_tiny
+from huggingface_hub import constants, file_download
 
 from tagclip import TagCLIPPredictor
 from tagclip.checkpoint import find_weights, read_checkpoint
@@ -113,6 +114,9 @@ def test_a_connection_that_breaks_goes_on_where_it_was(
     shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_hub(monkeypatch, shared.address, tmp_path / "cache")
+    # What has arrived of a chunk is lost.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
     shared.cut = ["model.safetensors"]
     assert read_checkpoint(NAME)["model"] and shared.cut == []
     assert sum(r.startswith("GET") and "safetensors" in r for r in shared.requests) == 2
@@ -122,7 +126,7 @@ def test_a_connection_that_breaks_goes_on_where_it_was(
 def test_a_download_that_fails_leaves_nothing_half(
     shared: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub has lost a file; then it is there again."""
+    """The hub has lost a file, then it breaks off whenever it is asked, then it works."""
     cache, tree = tmp_path / "cache", shared.commits[NAME][0][1]
     use_hub(monkeypatch, shared.address, cache)
     lost = tree.pop("model.safetensors")
@@ -133,6 +137,10 @@ def test_a_download_that_fails_leaves_nothing_half(
     assert "as a model of the hub its model.safetensors is not cached" in failure(NAME)
     use_hub(monkeypatch, shared.address, cache)
     tree["model.safetensors"] = lost
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
+    shared.cut = ["model.safetensors"] * 6
+    assert "cannot be downloaded (RemoteProtocolError" in failure(NAME) and shared.cut == []
+    assert not list(cache.glob("*/snapshots/*/model.safetensors"))
     assert read_checkpoint(NAME)["model"]
 
 

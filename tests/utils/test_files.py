@@ -12,7 +12,7 @@ import pytest
 from helpers.full_disk import largest_file
 
 from tagclip.errors import ConfigError
-from tagclip.utils.files import expand_path, probe_path, write_atomic
+from tagclip.utils.files import expand_path, folder_atomic, probe_path, write_atomic
 
 
 @pytest.mark.parametrize(
@@ -149,3 +149,17 @@ def test_a_folder_without_rights_is_found(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(PermissionError):
         probe_path(tmp_path / "locked" / "new" / "file")
+
+
+def test_a_folder_is_replaced_as_a_whole_or_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "above" / "folder"
+    for name in ("first", "second"):
+        with folder_atomic(folder) as temporary:
+            (temporary / name).touch()
+            assert temporary.parent == folder.parent and temporary != folder
+        assert [path.name for path in folder.iterdir()] == [name]
+    with pytest.raises(ZeroDivisionError), folder_atomic(folder) as temporary:
+        (temporary / "third").touch()
+        raise ZeroDivisionError
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    assert list(folder.parent.iterdir()) == [folder]
