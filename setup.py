@@ -43,6 +43,7 @@ setup(
     long_description_content_type="text/markdown",
     author="The TagCLIP for Detectron2 authors",
     license="Apache-2.0",
+    # The suite runs on 3.11; of the others README.md says what was run.
     python_requires=">=3.11,<3.14",
     license_files=["LICENSE", "THIRD_PARTY.md"],
     packages=[*find_packages(include=["tagclip", "tagclip.*"]), *FOLDERS, *DATA],

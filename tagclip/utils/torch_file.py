@@ -82,6 +82,8 @@ _STAND_INS = [
     (_inert, "builtins.getattr"),
     (_Inert, "argparse.Namespace"),
     (_Inert, "pathlib.PosixPath"),
+    # As Python 3.13 writes it.
+    (_Inert, "pathlib._local.PosixPath"),
 ]
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.vocabulary_words import read_asked, read_words
 from tagclip.utils.class_names import split_words
-from tagclip.utils.cli import add_vocabulary_options
+from tagclip.utils.tool_parser import add_vocabulary_options
 
 
 @pytest.mark.parametrize(
