@@ -244,7 +244,7 @@ def test_without_gradio_or_weights_one_line_says_what_to_do(
     with pytest.raises(ConfigError, match="run: pip install gradio"):
         tool.main(tool.parse_args([]))
     monkeypatch.setattr(tool, "find_spec", lambda name: name)
-    with pytest.raises(CheckpointError, match="output/minibench/model_final.pth: .*tagclip minibench"):
+    with pytest.raises(CheckpointError, match="model_final.pth: .*run tagclip minibench"):
         tool.main(tool.parse_args([]))
     with pytest.raises(CheckpointError, match="mine.pth"), own_loggers():
         tool.main(tool.parse_args(["--weights", "mine.pth"]))
