@@ -57,8 +57,8 @@ gallery: minibench ## Draw the picture of README.md anew: docs/images/gallery.pn
 webdemo: $(DEMO) ## Serve the web page on MiniBench's model (PORT=7860)
 	$(RUN) projects/WebDemo/serve.py --port $(PORT)
 
-notebooks: $(READY) ## Run the notebooks of docs/notebooks below output/notebooks and write them anew
-	PYTHONPATH=tests HF_HUB_OFFLINE=1 $(RUN) -m helpers.notebooks output/notebooks
+notebooks: $(READY) ## Run the notebooks of docs/notebooks in an empty folder and write them anew
+	PYTHONPATH=tests OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(RUN) -m helpers.notebooks
 
 docs: $(DOCS) ## Build the site of docs/ in site/
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

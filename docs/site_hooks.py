@@ -30,6 +30,7 @@ _LINK = re.compile(
     r"|(?P<image>!?)\[(?P<text>[^]\n]*)\]\((?P<target>[^)#\s:]*)(?P<anchor>#[^)\s]*)?\)",
     re.MULTILINE | re.DOTALL,
 )
+_NOTEBOOK_LINK = re.compile(r'href="(?P<target>[^":#]+)(?P<anchor>#[^"]*|)"')
 _FROM_ELSEWHERE = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?(?:https?:)?//")
 
 
@@ -55,17 +56,35 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if link["code"] or not link["target"]:
             return link[0]
         path = posixpath.normpath(posixpath.join(folder, link["target"]))
-        for found in (path, f"{path}/README.md"):
-            on_site = found.removeprefix("docs/")
-            if files.get_file_from_path(on_site):
-                target = posixpath.relpath(on_site, posixpath.dirname(uri) or ".")
-                return f"{link['image']}[{link['text']}]({target}{link['anchor'] or ''})"
+        if found := find_page(path, files):
+            target = posixpath.relpath(found.src_uri, posixpath.dirname(uri) or ".")
+            return f"{link['image']}[{link['text']}]({target}{link['anchor'] or ''})"
         if not (REPOSITORY / path).exists():
             return link[0]  # mkdocs names it.
         text = link["text"].strip("`")
         return f"`{path}`" if path.endswith(text) else f"{link['text']} (`{path}`)"
 
     return _LINK.sub(replace, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Do so in a notebook, of which no Markdown passes."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    folder = Path(page.file.abs_src_path).parent.relative_to(REPOSITORY).as_posix()
+
+    def replace(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link["target"]))
+        found = find_page(path, files)
+        return f'href="{found.url_relative_to(page.file)}{link["anchor"]}"' if found else link[0]
+
+    return _NOTEBOOK_LINK.sub(replace, html)
+
+
+def find_page(path: str, files: Files) -> File | None:
+    """Return the page of a file or folder of the repository, if there is one."""
+    pages = (files.get_file_from_path(p.removeprefix("docs/")) for p in (path, f"{path}/README.md"))
+    return next(filter(None, pages), None)
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

@@ -219,7 +219,7 @@ def test_a_notebook_shows_pictures_and_shares() -> None:
     words = " ".join(" ".join(page.words).split())
     for part in (
         "cat 37.5 % ★ dog 37.5 % other 25.0 %",
-        "2 of 5 without a pixel ★ red ball, sky",
+        "2 of 4 classes without a pixel ★ red ball, sky",
         "★ counts as unseen",
         "other: a context class won",
         "0: unseen 0.5 1: seen",
@@ -256,7 +256,7 @@ def test_all_of_many_classes_are_shown() -> None:
     vocabulary = Vocabulary.from_names(names, seen=[True] * 300)
     words = " ".join(Page(predicted(40, 56, vocabulary, labels)._repr_html_()).words)
     assert all(words.count(f"{name}\n") + words.count(f"{name} ") for name in names[:150])
-    assert "150 of 300 without a pixel" in words and names[299] in words
+    assert "150 of 300 classes without a pixel" in words and names[299] in words
 
 
 def test_drawing_waits_until_something_is_drawn() -> None:

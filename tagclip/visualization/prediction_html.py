@@ -44,6 +44,7 @@ def prediction_html(
         pictures={title: encode_jpeg(drawn) for title, drawn in pictures.items()},
         width=picture.shape[1],
         scale=colorize_trusty(np.linspace(0, 1, 9)).tolist() if "trusty" in prediction else None,
+        count=len(vocabulary),
         rows=[row for row in rows if not row["is_absent"]],
         absent=[row["name"] for row in rows if row["is_absent"]],
         notes="; ".join(notes),

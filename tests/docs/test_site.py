@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers.paths import REPOSITORY
@@ -46,14 +47,49 @@ def hooks() -> ModuleType:
 def test_links_are_those_of_the_site(
     hooks: ModuleType, source: str, markdown: str, expected: str
 ) -> None:
-    on_site = {"README.md", "export.md", "images/gallery.png", "projects/WebDemo/README.md"}
-    files = SimpleNamespace(get_file_from_path=lambda path: path in on_site)
-    file = SimpleNamespace(
-        src_uri=source.removeprefix("docs/"), abs_src_path=str(REPOSITORY / source)
-    )
     config = SimpleNamespace(docs_dir=str(REPOSITORY / "docs"))
-    page = SimpleNamespace(file=file)
-    assert hooks.on_page_markdown(markdown, page, config, files) == expected
+    assert hooks.on_page_markdown(markdown, page_of(source), config, files()) == expected
+
+
+def page_of(source: str) -> SimpleNamespace:
+    """The page of a file of the repository."""
+    file = site_file(source.removeprefix("docs/"))
+    file.abs_src_path = str(REPOSITORY / source)
+    return SimpleNamespace(file=file)
+
+
+def site_file(name: str) -> Any:
+    from mkdocs.structure.files import File
+
+    return File(name, "docs", "site", use_directory_urls=False)
+
+
+def files() -> Any:
+    from mkdocs.structure.files import Files
+
+    names = ("README.md", "export.md", "images/gallery.png", "projects/WebDemo/README.md")
+    return Files([site_file(name) for name in names])
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("../export.md#int8", "../export.html#int8"),
+        ("../../README.md#x", "../index.html#x"),
+        ("../../projects/WebDemo", "../projects/WebDemo/index.html"),
+        ("https://b.c/d.md", "https://b.c/d.md"),
+        ("#Words", "#Words"),
+        ("no.md", "no.md"),
+    ],
+)
+def test_links_of_notebooks_are_those_of_the_site(
+    hooks: ModuleType, link: str, expected: str
+) -> None:
+    page = page_of("docs/notebooks/b.ipynb")
+    html = hooks.on_page_content(f'<a href="{link}">a</a>', page, None, files())
+    assert html == f'<a href="{expected}">a</a>'
+    other = page_of("docs/export.md")
+    assert hooks.on_page_content('<a href="README.md">', other, None, files()).count("README.md")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +125,9 @@ def test_the_site_is_built(tmp_path: Path) -> None:
     assert "set_vocabulary" in predictor
     commands = (tmp_path / "reference" / "commands.html").read_text(encoding="utf-8")
     assert len(re.findall("usage: tagclip ", commands)) == commands.count("<h3 ")
+    notebook = (tmp_path / "notebooks" / "first_steps.html").read_text(encoding="utf-8")
+    assert {"../first_steps.html", "own_words.html"} <= {*re.findall('href="(.*?)"', notebook)}
+    assert "data:image/jpeg;base64," in notebook
     # Sources are named, not linked.
     architecture = (tmp_path / "architecture.html").read_text(encoding="utf-8")
     assert "tests/test_layers.py</code>" in architecture and '.py"' not in architecture

@@ -1,68 +1,80 @@
-"""The notebooks of docs/notebooks, run by the kernel of this Python; as a script, written anew.
+"""Runs the notebooks of docs/notebooks; as a script, writes them back with their outputs.
 
-PYTHONPATH=tests python -m helpers.notebooks FOLDER
-
-runs them in FOLDER, where MiniBench's model is trained unless it is there.
+PYTHONPATH=tests python -m helpers.notebooks
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nbformat
 from helpers.paths import REPOSITORY
+from ipykernel.kernelspec import write_kernel_spec
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
-NOTEBOOKS = [REPOSITORY / "docs" / "notebooks" / f"{n}.ipynb" for n in ("first_steps", "own_words")]
-# Of a cell, which trains a model.
-_SECONDS = 3600
-_METADATA = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
+# In the order in which they are read: the first one trains what the second one takes.
+NOTEBOOKS = tuple(
+    REPOSITORY / "docs" / "notebooks" / name for name in ("first_steps.ipynb", "own_words.ipynb")
+)
+# A training is one cell.
+_SECONDS_PER_CELL = 1800
 
 
-def read(path: Path) -> NotebookNode:
-    """A notebook as it is committed."""
-    return nbformat.read(path, as_version=4)
+def run_notebook(path: Path, folder: Path) -> NotebookNode:
+    """Execute a notebook by this Python, with this checkout, as if it lay in ``folder``.
 
+    Data go there, too; nothing of the user's Jupyter is read or written.
 
-def executed(path: Path, folder: Path) -> NotebookNode:
-    """Run a notebook in a folder; without what differs from run to run, such as times.
+    Returns:
+        It with its outputs, and without what differs from run to run.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell fails.
+        nbclient.exceptions.CellExecutionError: a cell ends with an error.
     """
-    notebook = read(path)
-    # Without kernels of the user, "python3" is this Python.
-    specs = KernelSpecManager(kernel_dirs=[])
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-    path_of_package = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    # tqdm, which open_clip imports, asks for ipywidgets in every kernel that lacks them.
-    quiet = {"PYTHONWARNINGS": "ignore:IProgress not found"}
-    environment = {**os.environ, **quiet, "PYTHONPATH": path_of_package}
-    resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=_SECONDS, resources=resources)
-    # Not as an argument: the client ends only a kernel that is its own.
-    client.km = manager
-    client.execute(env=environment)
-    notebook.metadata = nbformat.from_dict(_METADATA)
-    for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict({})
+    notebook = nbformat.read(path, as_version=4)
+    with TemporaryDirectory() as private:
+        write_kernel_spec(f"{private}/kernels/python3")
+        specs = KernelSpecManager(kernel_dirs=[f"{private}/kernels"], ensure_native_kernel=False)
+        manager = AsyncKernelManager(
+            kernel_name="python3",
+            kernel_spec_manager=specs,
+            connection_file=f"{private}/connection.json",
+            transport="ipc",
+        )
+        environment = {
+            **os.environ,
+            "DETECTRON2_DATASETS": str(folder / "datasets"),
+            "IPYTHONDIR": private,
+            "PYTHONPATH": str(REPOSITORY),
+            # tqdm's, where there are no ipywidgets.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
+        }
+        client = NotebookClient(
+            notebook,
+            km=manager,
+            timeout=_SECONDS_PER_CELL,
+            record_timing=False,
+            coalesce_streams=True,
+        )
+        client.execute(cwd=str(folder), env=environment, cleanup_kc=True)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
     return notebook
 
 
 def main() -> None:
-    """Run all notebooks in the folder that the command line names and write them anew."""
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in NOTEBOOKS:
-        nbformat.write(executed(path, folder), path)
+    """Execute all in one fresh folder; they are written when the last of them has ended well."""
+    with TemporaryDirectory() as folder:
+        notebooks = [run_notebook(path, Path(folder)) for path in NOTEBOOKS]
+    for path, notebook in zip(NOTEBOOKS, notebooks, strict=True):
+        nbformat.write(notebook, path)
 
 
 if __name__ == "__main__":
