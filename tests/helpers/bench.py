@@ -130,6 +130,10 @@ class Bench:
         tool, args = load_tool(TOOLS / "train_net.py"), run_arguments(self.config, *opts, **options)
         return lambda: tool.start(args)
 
+    def new_training(self, *opts: Any) -> Callable[[], Any]:
+        """Training into a folder of its own, beside that of the checkpoint."""
+        return self.training("OUTPUT_DIR", self.root / "anew", *opts)
+
     def evaluation(self, weights: Path, *opts: Any) -> Callable[[], Any]:
         """Evaluation of a file, into another folder."""
         other = ("OUTPUT_DIR", self.root / "evaluated")
@@ -177,7 +181,7 @@ class Bench:
 
     def training_on(self, name: str, *opts: Any) -> Callable[[], Any]:
         """Training on one dataset, for `refused`."""
-        return self.training("DATASETS.TRAIN", f"('{name}',)", *NO_TEST, *opts)
+        return self.new_training("DATASETS.TRAIN", f"('{name}',)", *NO_TEST, *opts)
 
     def evaluation_on(self, *names: str) -> Callable[[], Any]:
         """Evaluation on other datasets, for `refused`."""
@@ -191,7 +195,8 @@ class Bench:
     def refused_label(self, *parts: Any) -> None:
         """Training and evaluation name the first label and leave no checkpoint and no result."""
         before = self.checkpoints() | {self.weights}
-        for subset, call in (("train", self.training()), ("val", self.evaluation(self.weights))):
+        trying = self.new_training(), self.evaluation(self.weights)
+        for subset, call in zip(("train", "val"), trying, strict=True):
             refused(call, f"Error: {self.file('labels', subset)}: ", *parts)
         assert self.checkpoints() == before
         assert not self.results()

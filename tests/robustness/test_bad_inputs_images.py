@@ -263,9 +263,9 @@ def test_no_display(bench: Bench) -> None:
     """No window is tried, which would abort the process."""
     bench.patch.setattr(cv2, "getBuildInformation", lambda: "  GUI:   NONE")
     bench.patch.setattr(cv2, "imshow", lambda *args: pytest.fail("a window was tried"))
-    line = bench.demo("--input", video(bench.root / "v.avi"))
-    assert line.startswith("ConfigError: --output: found none, but this machine or its cv2 has no")
-    assert "name a folder or a file" in line
+    bench.patch.chdir(bench.root)
+    assert bench.demo("--input", video(bench.root / "v.avi")) == 0
+    assert [path.name for path in (bench.root / "segmented").iterdir()] == ["v.mp4"]
 
 
 def test_bad_video_as_a_process(bench: Bench) -> None:

@@ -111,7 +111,10 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
         "CheckpointError: /nowhere/w.pth: no such checkpoint",
     ),
     "corrupt weights": (corrupt_checkpoint, "CheckpointError: /.../w.pth: ...bytes"),
-    "unsafe weights": (option("MODEL.WEIGHTS", "w.pkl"), "CheckpointError: w.pkl: found a .pkl"),
+    "weights that are not here": (
+        option("MODEL.WEIGHTS", "w.pkl"),
+        "CheckpointError: MODEL.WEIGHTS: found 'w.pkl', which is not here, expected a .pth or",
+    ),
     "unknown optimizer": (option("SOLVER.OPTIMIZER", "LION"), "...SOLVER.OPTIMIZER: found 'LION'"),
     "unknown schedule": (
         option("SOLVER.LR_SCHEDULER_NAME", "x"),
