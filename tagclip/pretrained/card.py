@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from typing import Any
@@ -12,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tagclip.modeling.clip.config import HUB
 from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.text import markdown_table, one_line
+from tagclip.utils.text import json_text, markdown_table, one_line
 
 __all__ = ["model_card"]
 
@@ -50,13 +49,12 @@ def model_card(
     # See `tagclip.checkpoint.hub`.
     from huggingface_hub import EvalResult, ModelCardData
 
+    pretrained = clip["pretrained"]
     header = ModelCardData(
         library_name="tagclip",
         pipeline_tag="image-segmentation",
         license=license or None,
-        base_model=clip["pretrained"].removeprefix(HUB)
-        if clip["pretrained"].startswith(HUB)
-        else None,
+        base_model=pretrained.removeprefix(HUB) if pretrained.startswith(HUB) else None,
         tags=["tagclip", "clip", "semantic-segmentation", "zero-shot-semantic-segmentation"],
         model_name=name if results else None,
         eval_results=[
@@ -89,7 +87,7 @@ def model_card(
     return environment.get_template("model_card.md.j2").render(
         header=header.to_yaml(),
         name=name,
-        python_name=json.dumps(name, ensure_ascii=False),
+        python_name=json_text(name, ensure_ascii=False),
         shell_name=shlex.quote(name),
         protocol=protocol,
         provenance=provenance,
