@@ -383,7 +383,7 @@ def test_clips_weights_are_found_among_the_projects(
     torch.save(content, moved)
     with pytest.raises(CheckpointError, match=r"moved\.pth: was moved .* ./../projects/Mine/clip"):
         TagCLIPPredictor.from_checkpoint(moved)
-    monkeypatch.setattr("tagclip.projects._ROOT", str(root))
+    monkeypatch.setattr("tagclip.projects.ROOT", str(root))
     found = TagCLIPPredictor.from_checkpoint(moved)
     assert files == (found.cfg.MODEL.CLIP.NAME, found.cfg.MODEL.CLIP.PRETRAINED)
 
