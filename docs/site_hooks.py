@@ -7,8 +7,6 @@ that file's path.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import posixpath
 import re
@@ -108,15 +106,9 @@ def commands_page() -> str:
 
 def help_of(name: str) -> str:
     """Return the help of one command."""
-    from tagclip.cli import main
+    from tagclip.cli.commands import load_command
 
-    text = io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["tagclip", *name.split(), "--help"]),
-        mock.patch.object(sys, "path", [*sys.path]),
-        mock.patch.dict(os.environ, COLUMNS="88"),
-        contextlib.redirect_stdout(text),
-        contextlib.suppress(SystemExit),
-    ):
-        main()
-    return text.getvalue()
+    with mock.patch.object(sys, "path", [*sys.path]), mock.patch.dict(os.environ, COLUMNS="88"):
+        parser = load_command(name).make_parser()
+        parser.prog = f"tagclip {name}"
+        return parser.format_help()

@@ -134,14 +134,22 @@ class TagCLIPPredictor:
         return cls.from_checkpoint(find_weights(expand_path(name), **hub_options), opts)
 
     def save_pretrained(
-        self, folder: str | Path, *, overwrite: bool = False, **options: Any
+        self,
+        folder: str | Path,
+        *,
+        with_clip: bool = False,
+        results: Iterable[str | Path] = (),
+        license: str = "",
+        overwrite: bool = False,
     ) -> Path:
         """Write a folder with all that others need: tensors, config, class list, model card.
 
         Args:
             folder: is created, whole or not at all.
+            with_clip: see `tagclip.pretrained.pretrained_content`, as for the two that follow.
+            results: metrics.json files of its evaluations.
+            license: of what was trained.
             overwrite: replace a model that was written there before; other files never are.
-            options: ``with_clip``, ``results`` and ``license`` of `pretrained_content`.
 
         Returns:
             Its absolute path.
@@ -154,7 +162,14 @@ class TagCLIPPredictor:
         from tagclip.pretrained import check_target, pretrained_content, save_folder
 
         folder = check_target(expand_path(folder), overwrite)
-        content = pretrained_content(self._given, self.model, folder.name, **options)
+        content = pretrained_content(
+            self._given,
+            self.model,
+            folder.name,
+            with_clip=with_clip,
+            results=results,
+            license=license,
+        )
         return save_folder(content, folder, overwrite)
 
     def push_to_hub(

@@ -32,12 +32,6 @@ def test_the_package_alone_loads_nothing_heavy() -> None:
     assert int(modules) < 200
 
 
-@pytest.mark.parametrize("tool", ["convert_labels", "export_predictions", "score_predictions"])
-def test_a_tool_alone_loads_nothing_heavy(tool: str) -> None:
-    code = f"import sys, tagclip.tools.{tool}; print({{'torch', 'cv2'}} & {{*sys.modules}})"
-    assert run(code) == "set()\n"
-
-
 @pytest.mark.parametrize("package", ["tagclip", "tagclip.data"])
 def test_public_names_are_where_type_checkers_see_them(repository: Path, package: str) -> None:
     """The three lists of names agree, and each name is what its module defines."""

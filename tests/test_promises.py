@@ -213,6 +213,9 @@ def test_every_behaviour_names_its_test_and_every_finding_has_a_row(repository: 
     for row in rows:
         assert row.count("|") == columns, row
         check_named_tests(repository, row)
+    counts = len(rows), sum("findings/" in row for row in rows)
+    figures = "{}, each with the test that guards against it, {} with a script".format(*counts)
+    assert figures in (repository / "docs" / "promises.md").read_text()
     shown = re.findall(r"\]\(\.\./findings/(\w+\.sh)\)", text)
     files = {path.name for path in (repository / "findings").iterdir()} - {"environment.sh"}
     assert sorted(shown) == sorted(files)

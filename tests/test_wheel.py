@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tagclip import projects
 
@@ -103,10 +105,6 @@ def test_nothing_is_forgotten(source: Path, wheel: Path) -> None:
 OTHERS = {"detectron2", "cv2", "triton", "fiftyone", "supervision", "mmcv", "mmseg"}
 
 
-def canonical(names: Iterable[str]) -> set[str]:
-    return {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", name)[0]).lower() for name in names}
-
-
 def imported_modules(source: Path) -> set[str]:
     """First parts of the names of all modules that are imported, without Python's and ours."""
     files = {path for _, path in files_of_checkout(source) if path.suffix == ".py"}
@@ -121,23 +119,32 @@ def imported_modules(source: Path) -> set[str]:
     return {name.split(".")[0] for name in found} - sys.stdlib_module_names - ours
 
 
+def pins_of(path: Path) -> dict[str, str]:
+    """Package -> version."""
+    pairs = re.findall(r"^([\w.-]+)==(\S+)$", path.read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
 def test_what_is_imported_is_required(source: Path, wheel: Path, repository: Path) -> None:
-    """By the wheel or one of its extras; and what the wheel requires is pinned."""
+    """By the wheel or one of its extras; what the wheel requires is pinned, in the range of it."""
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
         lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
     modules = imported_modules(source)
     assert modules > {"PIL", "torch", "gradio", "av"}
     providers = importlib.metadata.packages_distributions()
+    required = {canonicalize_name(Requirement(line).name) for line in lines}
     unknown = {
         module
         for module in modules - OTHERS
-        if not canonical(lines) & canonical(providers.get(module, [module]))
+        if required.isdisjoint(map(canonicalize_name, providers.get(module, [module])))
     }
     assert not unknown
-    pinned = (repository / "requirements.txt").read_text().splitlines()
-    plain = canonical(line for line in lines if "extra ==" not in line)
-    assert plain <= canonical(line for line in pinned if line[0] != "#")
+    plain = pins_of(repository / "requirements.txt")
+    pins = {k: v for path in repository.glob("requirements*.txt") for k, v in pins_of(path).items()}
+    for requirement in map(Requirement, lines):
+        version = (pins if requirement.marker else plain)[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement
 
 
 def test_a_source_distribution_gives_the_same_wheel(

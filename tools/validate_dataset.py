@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Read every file of a dataset, say what is wrong and which command mends it.
 
-    tagclip validate voc2012_train voc2012_val
+tagclip validate voc2012_train voc2012_val
 tagclip validate --config-file minibench/tagclip_minibench_supervised.yaml
 
 Checks pairs, sizes, EXIF, channels, values, duplicates and damaged files,

@@ -47,7 +47,15 @@ def main(args: argparse.Namespace) -> None:
     tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=training.CONTEXT)
     model = training.build_model(config)
     start = time.process_time()
-    training.train(model, tokenizer, args)
+    training.train(
+        model,
+        tokenizer,
+        num_images=args.images,
+        steps=args.steps,
+        batch_size=args.batch,
+        lr=args.lr,
+        seed=args.seed,
+    )
     seconds = time.process_time() - start
     weights = args.output / "mini_clip.safetensors"
     half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}

@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tagclip.errors import CheckpointError, ConfigError
+from tagclip.tools.demo import MINIBENCH
 from tagclip.utils.cli import run_tool
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 
-WEIGHTS = "output/minibench/model_final.pth"
+WEIGHTS = str(MINIBENCH)
 # Visitors bring anything: smaller images than elsewhere, and no folder that grows with their words.
 OPTS = ["INPUT.MAX_PIXELS", "25000000", "MODEL.CLIP.TEXT_CACHE", ""]
 

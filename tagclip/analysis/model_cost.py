@@ -187,7 +187,7 @@ class ModelAnalysis:
         with self._fake():
             tower = source.text_tower()
             ids = torch.zeros(1, source.context_length, dtype=torch.long)
-        _, counter = self._count(getattr(tower, "encode_text", tower), ids)
+        _, counter = self._count(tower, ids)
         return counter.get_total_flops() // 2
 
     def activations(self) -> ActivationMemory:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from tagclip.checkpoint.pretrained_folder import DESCRIPTION, WEIGHTS, folder_files
 from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.config import HUB
 from tagclip.utils.text import error_text, one_line
 
-__all__ = ["PREFIX", "download", "is_hub_name", "split_name"]
+__all__ = ["download", "is_hub_name", "split_name"]
 
-# Says that a name is one of the hub, as in MODEL.CLIP.PRETRAINED.
-PREFIX = "hf-hub:"
 # ORGANISATION/NAME, and perhaps a branch, tag or commit.
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 # Seconds after which the hub counts as out of reach. Its own client retries for much longer.
@@ -29,7 +28,7 @@ def is_hub_name(name: str) -> bool:
     ``ORGANISATION/NAME@REVISION``, does not end as files of weights do, and nothing of that name
     and no folder ORGANISATION is here: a mistyped path asks no hub.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(HUB):
         return True
     is_name = _NAME.fullmatch(name) and not name.partition("@")[0].endswith(_SUFFIXES)
     return bool(is_name) and not os.path.lexists(name.partition("/")[0])
@@ -37,7 +36,7 @@ def is_hub_name(name: str) -> bool:
 
 def split_name(name: str) -> tuple[str, str | None]:
     """Return ``ORGANISATION/NAME`` and, if it is given, the revision."""
-    repository, _, revision = name.removeprefix(PREFIX).partition("@")
+    repository, _, revision = name.removeprefix(HUB).partition("@")
     return repository, revision or None
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "FORMAT",
     "VOCABULARY",
     "WEIGHTS",
+    "config_value",
     "folder_files",
     "is_of_folder",
     "read_description",
@@ -140,7 +141,7 @@ def config_value(config: Any, key: str) -> Any:
 def _advice(folder: Path) -> str:
     """What a folder without description may be, and what to do."""
     if (folder / "last_checkpoint").is_file():
-        names = sorted(path.name for path in folder.glob("*.pth"))
+        names = sorted(path.name for path in folder.glob("model_*.pth"))
         one = f"such as {folder / names[-1]}" if names else "with its path"
         return f", it is that of a run; name one of its checkpoints, {one}"
     try:

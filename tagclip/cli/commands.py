@@ -70,12 +70,11 @@ MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in 
 
 def find_command(words: Sequence[str]) -> str | None:
     """Name of the command that the first words of a command line name, which has one or two."""
-    two = " ".join(words[:2])
-    if two in MODULES or not words:
-        return two if words else None
+    if (two := " ".join(words[:2])) in MODULES:
+        return two
     # `minibench x` names no command, although minibench is one.
-    is_member = len(words) > 1 and not words[1].startswith("-") and family(words[0])
-    return words[0] if words[0] in MODULES and not is_member else None
+    is_member = words[1:] and not words[1].startswith("-") and family(words[0])
+    return words[0] if words and words[0] in MODULES and not is_member else None
 
 
 def family(word: str) -> list[str]:

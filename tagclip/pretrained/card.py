@@ -49,13 +49,12 @@ def model_card(
     # See `tagclip.checkpoint.hub`.
     from huggingface_hub import EvalResult, ModelCardData
 
+    pretrained = clip["pretrained"]
     header = ModelCardData(
         library_name="tagclip",
         pipeline_tag="image-segmentation",
         license=license or None,
-        base_model=clip["pretrained"].removeprefix(HUB)
-        if clip["pretrained"].startswith(HUB)
-        else None,
+        base_model=pretrained.removeprefix(HUB) if pretrained.startswith(HUB) else None,
         tags=["tagclip", "clip", "semantic-segmentation", "zero-shot-semantic-segmentation"],
         model_name=name if results else None,
         eval_results=[

@@ -83,6 +83,10 @@ class ToolParser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """Parse a command line; ends the process with 2 and the usage on a mistake."""
         words, pairs = self._split(list(sys.argv[1:] if args is None else args))
+        if not {"-h", "--help"}.isdisjoint(words):
+            # In Python 3.11 parse_intermixed_args hides the defaults of positional arguments.
+            self.print_help()
+            self.exit()
         parsed = self.parse_intermixed_args(words, namespace)
         if self._takes_keys:
             parsed.opts = [*pairs, *parsed.opts]

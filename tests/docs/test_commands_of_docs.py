@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
+from helpers.documents import pages
 from helpers.paths import REPOSITORY
 from helpers.shell_blocks import Block, code_blocks, commands_of, masked, metrics_in, run_blocks
 
@@ -21,31 +20,6 @@ OWN_DATA = "docs/own_data.md"
 NOT_RUN = Path(__file__).with_name("not_run.json")
 # int8 changes a metric by some hundredths.
 TOLERANCE = 0.3
-
-
-class _Navigation(yaml.SafeLoader):
-    """Reads mkdocs.yml, of whose tags nothing is needed."""
-
-
-_Navigation.add_multi_constructor("tag:", lambda *_: None)
-
-
-def _leaves(node: object) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-        return
-    for child in node.values() if isinstance(node, dict) else node:
-        yield from _leaves(child)
-
-
-def pages() -> list[str]:
-    """Every page of the repository, those of the site first, in its order."""
-    tree = yaml.load((REPOSITORY / "mkdocs.yml").read_text(), _Navigation)
-    named = [place for name in _leaves(tree["nav"]) for place in (f"docs/{name}", name)]
-    known = ["*.md", "docs/**/*.md", "projects/**/*.md", "datasets/*.md", "tests/**/*.md"]
-    files = {str(p.relative_to(REPOSITORY)) for glob in known for p in REPOSITORY.glob(glob)}
-    return sorted(files, key=lambda page: (named.index(page) if page in named else 999, page))
-
 
 TEXTS = {page: (REPOSITORY / page).read_text(encoding="utf-8") for page in pages()}
 BLOCKS = {page: blocks for page, text in TEXTS.items() if (blocks := code_blocks(text))}

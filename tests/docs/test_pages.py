@@ -6,24 +6,14 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
+from helpers.documents import navigation, pages
 from helpers.paths import REPOSITORY
 
-from tagclip.cli.commands import COMMANDS
+from tagclip.cli.commands import MODULES
 
-PAGES = sorted(
-    {
-        *REPOSITORY.glob("*.md"),
-        *REPOSITORY.glob("docs/**/*.md"),
-        *REPOSITORY.glob("projects/**/*.md"),
-        REPOSITORY / "datasets" / "README.md",
-        REPOSITORY / "tests" / "README.md",
-    }
-)
-NAMES = {name for group in COMMANDS.values() for name in group}
+PAGES = [REPOSITORY / page for page in pages()]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^]\n]*\]\(([^)\s]+)\)")
 _COMMAND = re.compile(r"\btagclip ([a-z][a-z0-9-]*)(?: ([a-z][a-z0-9-]*))?")
@@ -85,7 +75,7 @@ def test_commands_exist(path: Path) -> None:
     blocks = [block for language, block in _FENCE.findall(text) if language == "sh"]
     spans = re.findall(r"`([^`\n]+)`", _FENCE.sub("", text))
     for first, second in _COMMAND.findall("\n".join([*blocks, *spans])):
-        assert first in NAMES or f"{first} {second}" in NAMES, f"tagclip {first} {second}"
+        assert first in MODULES or f"{first} {second}" in MODULES, f"tagclip {first} {second}"
 
 
 def test_the_readme_is_short() -> None:
@@ -94,23 +84,14 @@ def test_the_readme_is_short() -> None:
     assert "```mermaid" not in "".join(path.read_text(encoding="utf-8") for path in PAGES)
 
 
-def nav_pages(entries: list[Any]) -> Iterator[str]:
-    """Pages of a navigation, in its order."""
-    for entry in entries:
-        for value in entry.values():
-            yield from [value] if isinstance(value, str) else nav_pages(value)
-
-
 def test_every_page_is_in_the_navigation() -> None:
     """Those of docs/ and those that docs/site_hooks.py adds."""
-    # The base loader constructs texts of whatever the yaml names.
-    site = yaml.load((REPOSITORY / "mkdocs.yml").read_text(), yaml.BaseLoader)
-    listed = list(nav_pages(site["nav"]))
+    listed = navigation()
     assert len(set(listed)) == len(listed)
-    pages = {
+    expected = {
         path.relative_to(REPOSITORY).as_posix().removeprefix("docs/")
         for path in [*PAGES, *REPOSITORY.glob("docs/**/*.ipynb")]
-        if path.parent.name != "tests"
+        if not path.is_relative_to(REPOSITORY / "tests")
     }
     # Made when the site is built.
-    assert set(listed) == pages | {"reference/commands.md"}
+    assert set(listed) == expected | {"reference/commands.md"}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from helpers.paths import REPOSITORY
 
 _BLOCK = re.compile(
-    r"^(?:<!-- (?P<mark>not run|not compared): (?P<why>.+?) -->\n+)?"
+    r"^(?:<!-- (?P<mark>not run|not compared): (?P<why>[^\n]+?) -->\n+)?"
     r"```(?P<kind>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -37,7 +37,15 @@ export -f command_not_found_handle
 
 
 class Block(NamedTuple):
-    """One block: line of its first command, its text, why it is not run ("": it is), its kind."""
+    """One block of a page.
+
+    Attributes:
+        line: of its first command.
+        text: the commands.
+        why_not: why it is not run; "": it is.
+        kind: ``sh`` or ``python``.
+        prints: the ```text block below it; "": there is none.
+    """
 
     line: int
     text: str

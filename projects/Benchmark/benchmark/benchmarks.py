@@ -244,7 +244,7 @@ def text(workload: Workload, runs: int) -> Findings:
             raise RuntimeError("the text cache gave back other vectors")
     prompts = len(first.templates) * len(vocabulary.prompts)
     ids = torch.zeros(1, first.source.context_length, dtype=torch.long, device=workload.device)
-    one = torch.no_grad()(partial(tower.encode_text, ids))
+    one = torch.no_grad()(partial(tower, ids))
     uncut = alternate({"one": one}, _SAMPLE, workload.device)["one"].median * prompts
     name, found = f"{prompts} prompts", Findings("text")
     found.add(f"{name}, first time", encoded, "s")

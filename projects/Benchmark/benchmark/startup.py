@@ -14,7 +14,7 @@ import numpy as np
 from detectron2.modeling import build_model
 
 import tagclip
-from tagclip import TagCLIPCheckpointer, load_config, model_zoo
+from tagclip import TagCLIPCheckpointer, load_config
 from tagclip.checkpoint import checkpoint_metadata
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
@@ -65,7 +65,7 @@ def startup(workload: Workload, runs: int) -> Findings:
 
 def _checkpoint(folder: Path) -> str:
     """An untrained model as training writes it; its time does not depend on the values."""
-    cfg = load_config(model_zoo.get_config_file(_CONFIG), ["MODEL.DEVICE", "cpu"])
+    cfg = load_config(_CONFIG, ["MODEL.DEVICE", "cpu"])
     import_projects(cfg.PROJECTS)
     model = build_model(cfg)
     metadata = checkpoint_metadata(cfg, model)

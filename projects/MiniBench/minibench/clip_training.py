@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import math
 from pathlib import Path
@@ -95,23 +94,42 @@ def to_input(images: np.ndarray) -> Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2) - MEAN) / STD
 
 
-def train(model: CLIP, tokenizer: SimpleTokenizer, args: argparse.Namespace) -> None:
-    """Run AdamW with warm-up and cosine decay over random batches."""
-    images, captions = pairs(args.images)
+def train(
+    model: CLIP,
+    tokenizer: SimpleTokenizer,
+    *,
+    num_images: int,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+) -> None:
+    """Run AdamW with warm-up and cosine decay over random batches.
+
+    Args:
+        model: of `build_model`.
+        tokenizer: of its captions.
+        num_images: drawn beforehand.
+        steps: of the optimizer.
+        batch_size: images of a step.
+        lr: the highest learning rate.
+        seed: of the batches.
+    """
+    images, captions = pairs(num_images)
     inputs = to_input(images)
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    rng = np.random.default_rng(args.seed)
-    for step in (progress := trange(args.steps, desc="mini CLIP")):
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+    rng = np.random.default_rng(seed)
+    for step in (progress := trange(steps, desc="mini CLIP")):
         warm = min(1.0, (step + 1) / 50)
-        cosine = 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * warm * cosine
-        chosen = rng.integers(len(inputs), size=args.batch)
+            group["lr"] = lr * warm * cosine
+        chosen = rng.integers(len(inputs), size=batch_size)
         batch = inputs[chosen]
-        flip = torch.from_numpy(rng.random(args.batch) < 0.5)
+        flip = torch.from_numpy(rng.random(batch_size) < 0.5)
         batch = torch.where(flip[:, None, None, None], batch.flip(3), batch)
         texts = [captions[i] for i in chosen]
         prefixed = [PREFIXES[rng.integers(len(PREFIXES))] + text for text in texts]

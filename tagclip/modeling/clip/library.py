@@ -10,6 +10,5 @@ with (
     deferred("open_clip.push_to_hf_hub", "push_pretrained_to_hf_hub", "push_to_hf_hub"),
 ):
     import open_clip
-    import open_clip.model
 
 __all__ = ["open_clip"]

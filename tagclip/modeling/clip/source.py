@@ -242,8 +242,9 @@ class CLIPSource:
             for name, tensor in self.state_dict().items()
             if not name.startswith(("visual.", "logit_"))
         }
+        # open_clip has no public way to the text tower alone: the vision tower is of no use.
         with torch.device("cpu"), SkipInit():
-            tower = self._build(text_only=True)
+            tower = self._build(custom_text=True, vision_cfg={"layers": 1, "width": 64}).text
         if misfit := describe_misfit(tower.state_dict(), state):
             raise CheckpointError(
                 f"{self.path or self.name}: CLIP's text weights do not fit {self.name}: {misfit}; "
@@ -343,22 +344,23 @@ class CLIPSource:
             ) from error
         return content
 
-    def _build(self, text_only: bool = False) -> nn.Module:
-        """Build open_clip's model, or its text tower, on the current default device.
+    def _build(self, **changes: Any) -> nn.Module:
+        """Build open_clip's model on the current default device.
+
+        Args:
+            changes: keys of `config` with other values.
 
         Raises:
             ConfigError: open_clip cannot build it, for example of its ``norm_kwargs``.
         """
         from tagclip.modeling.clip.library import open_clip
 
-        keys = ("embed_dim", *["vision_cfg"] * (not text_only), "text_cfg", "quick_gelu")
-        arguments = {key: self.config[key] for key in keys if key in self.config}
-        if text_only:
-            build = open_clip.model._build_text_tower
-        else:
-            build = open_clip.CustomTextCLIP if self.config.get("custom_text") else open_clip.CLIP
+        config = self.config | changes
+        keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
+        arguments = {key: config[key] for key in keys if key in config}
+        kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
         try:
-            return build(**arguments)
+            return kind(**arguments)
         # What open_clip's modules raise on keyword arguments that they do not take.
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise ConfigError(
