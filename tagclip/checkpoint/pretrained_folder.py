@@ -23,6 +23,7 @@ from tagclip.utils.untrusted import load_json, load_yaml
 
 __all__ = [
     "ARCHITECTURE",
+    "CARD",
     "CONFIG",
     "DESCRIPTION",
     "FORMAT",
@@ -36,13 +37,14 @@ __all__ = [
 ]
 
 WEIGHTS, CONFIG, DESCRIPTION = "model.safetensors", "config.yaml", "tagclip.json"
-VOCABULARY = "vocabulary.json"
+VOCABULARY, CARD = "vocabulary.json", "README.md"
 FORMAT = 1
 # Config keys of the classes that a model is built of.
 ARCHITECTURE = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.SEM_SEG_HEAD.NAME")
 _TYPES = {"architecture": dict, "weights_sha256": str, "clip": dict, "metadata": dict,
           "results": list, "files": list}  # fmt: skip
-_CLIP_FILE = re.compile(r"clip/[\w+-][\w.+-]*")
+# Whatever a file of CLIP was called, but no other folder.
+_CLIP_FILE = re.compile(r"clip/(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
 # Far beyond every class list.
 _LARGEST = 64 << 20
 

@@ -16,6 +16,7 @@ import tagclip
 from tagclip.checkpoint import checkpoint_metadata, read_checkpoint, trained_state
 from tagclip.checkpoint.pretrained_folder import (
     ARCHITECTURE,
+    CARD,
     CONFIG,
     DESCRIPTION,
     FORMAT,
@@ -37,7 +38,6 @@ from tagclip.utils.untrusted import load_json, load_yaml
 
 __all__ = ["pretrained_content"]
 
-CARD = "README.md"
 
 
 def pretrained_content(

@@ -7,7 +7,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from tagclip.checkpoint.pretrained_folder import DESCRIPTION
+from tagclip.checkpoint.pretrained_folder import (
+    CARD,
+    CONFIG,
+    DESCRIPTION,
+    VOCABULARY,
+    WEIGHTS,
+)
 from tagclip.errors import CheckpointError
 from tagclip.utils.files import folder_atomic
 from tagclip.utils.text import error_text
@@ -20,13 +26,34 @@ Content = Mapping[str, bytes | Path]
 def check_target(folder: str | Path, overwrite: bool = False) -> Path:
     """Refuse a folder that holds something else, or a model that is not to be replaced.
 
+    Returns:
+        Its absolute path; a link is followed.
+
     Raises:
-        CheckpointError: it does.
+        CheckpointError: it does, or it is the current folder, which would not be there any more.
     """
-    folder = Path(folder).absolute()
-    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+    try:
+        folder = Path(folder).resolve()
+        is_free = not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+    # A zero byte, a circle of links, no rights.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(folder)!r:.200}: cannot be a folder ({error_text(error)}), expected an empty or "
+            "a new one; name another place"
+        ) from error
+    if Path.cwd().is_relative_to(folder) and folder.parent != folder:
+        raise CheckpointError(
+            f"{folder}: found the current folder, expected another one, as it is replaced as a "
+            "whole; name a folder in it"
+        )
+    if is_free:
         return folder
     is_ours = (folder / DESCRIPTION).is_file()
+    if is_ours and overwrite and (others := _others(folder)):
+        raise CheckpointError(
+            f"{folder}: found {', '.join(others)[:200]} beside the model that --overwrite removes, "
+            "expected nothing that is not of it; move that, or name another place"
+        )
     if not is_ours or not overwrite:
         found, remedy = "a file", "name another place"
         if folder.is_dir():
@@ -62,6 +89,13 @@ def save_folder(content: Content, folder: str | Path, overwrite: bool = False) -
             "folder"
         ) from error
     return folder
+
+
+def _others(folder: Path) -> list[str]:
+    """What in the folder of a model is none of its files."""
+    known = {DESCRIPTION, CONFIG, VOCABULARY, WEIGHTS, CARD}
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    return sorted(name for name in names - known if not name.startswith("clip/"))
 
 
 def _write(content: Content, folder: Path) -> None:

@@ -134,11 +134,17 @@ def test_folders_of_others(tmp_path: Path, folder: Path) -> None:
 def test_only_what_was_written_before_is_replaced(
     predictor: TagCLIPPredictor, folder: Path, tmp_path: Path
 ) -> None:
-    (folder / "note").touch()
     with pytest.raises(CheckpointError, match="found a model .* replace it with --overwrite"):
         predictor.save_pretrained(folder)
+    (folder / "clip" / "left").touch()
     assert predictor.save_pretrained(folder, overwrite=True) == folder
-    assert not (folder / "note").exists() and TagCLIPPredictor.from_pretrained(folder)
+    assert not (folder / "clip" / "left").exists() and TagCLIPPredictor.from_pretrained(folder)
+    (folder / ".git").mkdir()
+    (folder / ".git" / "HEAD").touch()
+    (folder / "note").touch()
+    with pytest.raises(CheckpointError, match=".git/HEAD, note beside the model .* move that"):
+        predictor.save_pretrained(folder, overwrite=True)
+    assert (folder / "note").exists() and TagCLIPPredictor.from_pretrained(folder)
     for name, found in (("run", "other files"), ("run/model_final.pth", "a file")):
         for overwrite in (False, True):
             with pytest.raises(CheckpointError, match=f"found {found} there, expected an empty"):
@@ -163,6 +169,29 @@ def test_a_folder_is_there_as_a_whole_or_not_at_all(
             predictor.save_pretrained(tmp_path / name, overwrite=True)
     assert {path.name for path in tmp_path.iterdir()} == {"run", "model"}
     assert read_checkpoint(folder)["model"].keys() == before.keys()
+
+
+def test_places_that_are_no_plain_folder(
+    predictor: TagCLIPPredictor, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "model").symlink_to(folder)
+    (links / "circle").symlink_to(links / "circle")
+    assert predictor.save_pretrained(links / "model", overwrite=True) == folder
+    assert (links / "model").is_symlink() and TagCLIPPredictor.from_pretrained(folder)
+    for name in ("circle", "a\0b"):
+        with pytest.raises(CheckpointError, match="cannot be a folder .* name another place"):
+            predictor.save_pretrained(links / name)
+    assert {path.name for path in links.iterdir()} == {"model", "circle"}
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for name in (".", "", ".."):
+        with pytest.raises(CheckpointError, match="here.*: found the current folder"):
+            predictor.save_pretrained(name)
+    assert Path.cwd() == tmp_path / "here" / "below"
+    assert predictor.save_pretrained("new") and predictor.save_pretrained("../beside/../other")
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {"below", "other"}
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,19 @@ def test_a_local_clip_is_copied_or_refused(
     assert files == {"tiny.json", "tiny.safetensors", "merges.txt.gz"}
 
 
+@pytest.mark.parametrize("name", ["my clip (1)", "clip@2", ".clip", "Ü", "a'b$#?%20", "..x"])
+def test_a_clip_may_have_any_name(local_clip: CfgNode, tmp_path: Path, name: str) -> None:
+    saved = save_tiny(local_clip, tmp_path / "run")
+    weights, home = tmp_path / "home" / f"{name}.safetensors", tmp_path / "home"
+    (home / "tiny.safetensors").rename(weights)
+    (home / "tiny.json").rename(home / f"{name}.json")
+    keys = ["MODEL.CLIP.PRETRAINED", str(weights), "MODEL.CLIP.NAME", str(home / f"{name}.json")]
+    predictor = TagCLIPPredictor.from_checkpoint(saved, keys)
+    folder = predictor.save_pretrained(tmp_path / "model", with_clip=True)
+    shutil.rmtree(home)
+    assert (folder / "clip" / weights.name).is_file() and TagCLIPPredictor.from_pretrained(folder)
+
+
 def test_another_clip_is_refused(local_clip: CfgNode, tmp_path: Path) -> None:
     predictor = TagCLIPPredictor.from_checkpoint(save_tiny(local_clip, tmp_path / "run"))
     folder = predictor.save_pretrained(tmp_path / "model", with_clip=True)
