@@ -39,7 +39,6 @@ from tagclip.utils.untrusted import load_json, load_yaml
 __all__ = ["pretrained_content"]
 
 
-
 def pretrained_content(
     cfg: CfgNode,
     model: nn.Module,
