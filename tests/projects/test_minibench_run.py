@@ -20,7 +20,7 @@ def test_the_recommended_config_is_run() -> None:
     assert cfg.MODEL.TAGCLIP.TRUSTY.KIND == "conv"
     assert cfg.CONFIG_NAME.endswith("_convtrust.yaml")
     model = run_minibench.OUTPUT / "model_final.pth"
-    assert demo.MINIBENCH == model
+    assert model == demo.MINIBENCH
     assert serve.make_parser().get_default("weights") == str(model)
 
 
