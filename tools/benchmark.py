@@ -61,12 +61,7 @@ def make_parser() -> ToolParser:
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
-    parser.add_argument(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help="trained model, whose labels part precision compares",
-    )
+    parser.add_weights("model whose labels part precision compares", default="")
     parser.add_argument(
         "--base",
         default="",

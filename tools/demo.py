@@ -52,10 +52,8 @@ def make_parser() -> ToolParser:
     source.add_argument("--video-input", metavar="FILE", help="a video, whatever its name")
     source.add_argument("--webcam", action="store_true", help="first camera, until q or Ctrl-C")
     parser.add_config_file(use="instead of that of the weights")
-    add(
-        "--weights", default="", metavar="FILE",
-        help=f"default: the last of OUTPUT_DIR; without --config-file {MINIBENCH}",
-    )  # fmt: skip
+    absent = f"the last of OUTPUT_DIR; without --config-file {MINIBENCH}"
+    parser.add_weights("the model", absent, default="")
     add_vocabulary_options(parser)
     add(
         "--context",
@@ -129,7 +127,7 @@ def main(args: argparse.Namespace) -> int:
     setup_logger(name="tagclip")
     check_processes(args.num_gpus)
     if args.processes < 1 or args.panel_size < 1:
-        raise ConfigError("--processes, --panel-size: expected at least 1")
+        raise ConfigError("--workers, --panel-size: expected at least 1")
     videos = (
         [] if args.webcam else [path for path in args.input if args.video_input or is_video(path)]
     )

@@ -23,9 +23,7 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_config_file()
-    parser.add_argument(
-        "--weights", metavar="FILE", help="what is evaluated (default: MODEL.WEIGHTS)"
-    )
+    parser.add_weights("what is evaluated", "MODEL.WEIGHTS")
     parser.add_argument(
         "--resume", action="store_true", help="evaluate the last checkpoint in OUTPUT_DIR"
     )

@@ -49,7 +49,7 @@ def make_parser() -> ToolParser:
     usage = "%(prog)s --weights FILE --output FOLDER [options] [KEY VALUE ...]"
     parser = ToolParser(__doc__, usage=usage)
     parser.add_config_file(use="instead of that of the weights")
-    parser.add_argument("--weights", default="", metavar="FILE", help="default: MODEL.WEIGHTS")
+    parser.add_weights("the model", "MODEL.WEIGHTS", default="")
     add_vocabulary_options(parser)
     parser.add_argument("--output", required=True, metavar="FOLDER", help="for the files")
     parser.add_argument(

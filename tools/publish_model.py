@@ -24,7 +24,7 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     add = parser.add_argument
-    add("--weights", required=True, metavar="FILE", help="a checkpoint, or such a folder")
+    parser.add_weights("the model", required=True)
     add("--output", required=True, type=Path, metavar="FOLDER", help="is created as a whole")
     add("--overwrite", action="store_true", help="replace a model that was written there before")
     add("--with-clip", action="store_true", help="copy CLIP's weights into the folder, too")

@@ -32,9 +32,7 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_config_file()
-    parser.add_argument(
-        "--weights", metavar="FILE", help="start from this (default: MODEL.WEIGHTS)"
-    )
+    parser.add_weights("where to start", "MODEL.WEIGHTS")
     parser.add_argument(
         "--resume",
         action="store_true",

@@ -30,7 +30,7 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     add = parser.add_argument
-    add("--weights", default=WEIGHTS, metavar="FILE", help="a checkpoint")
+    parser.add_weights("the model", default=WEIGHTS)
     add("--examples", metavar="FOLDER", help="images to try; MiniBench's models bring their own")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
     add("--port", type=int, default=7860, help="of the server")

@@ -9,14 +9,13 @@ from pathlib import Path
 from tagclip.checkpoint.pretrained_folder import DESCRIPTION, WEIGHTS, folder_files
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.config import HUB
+from tagclip.modeling.clip.download import PATIENCE
 from tagclip.utils.text import error_text, one_line
 
 __all__ = ["download", "is_hub_name", "split_name"]
 
 # ORGANISATION/NAME, and perhaps a branch, tag or commit.
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
-# Seconds after which the hub counts as out of reach. Its own client retries for much longer.
-_PATIENCE = 10
 # A path that ends so means a file.
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx", ".json", ".yaml")
 
@@ -82,7 +81,7 @@ def download(
     try:
         known = try_to_load_from_cache(repository, file, cache_dir, revision)
         if not isinstance(known, str) and not local_files_only:
-            get_session().head(hf_hub_url(repository, file, revision=revision), timeout=_PATIENCE)
+            get_session().head(hf_hub_url(repository, file, revision=revision), timeout=PATIENCE)
         # Before anything large: what this is, and which files belong to it.
         folder = Path(hf_hub_download(repository, file, revision=revision, **options)).parent
         for file in folder_files(folder):

@@ -195,7 +195,7 @@ def _outcomes(
             yield from tqdm(pool.map(_run_task, tasks), **bar)
         except BrokenProcessPool as error:
             raise ConfigError(
-                f"--processes {processes}: one of them was killed, perhaps for lack of memory; "
+                f"--workers {processes}: one of them was killed, perhaps for lack of memory; "
                 "start again with fewer: finished pictures stay"
             ) from error
         finally:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 __all__ = ["CONFIG_ROOTS", "ToolParser", "add_vocabulary_options"]
 
@@ -70,6 +71,18 @@ class ToolParser(argparse.ArgumentParser):
             metavar="FILE",
             help=f"{use}yaml file, or name in the model zoo",
         )
+
+    def add_weights(self, use: str, absent: str = "", **options: Any) -> None:
+        """Add ``--weights``, which takes what `tagclip.checkpoint.find_weights` finds.
+
+        Args:
+            use: what the model is for.
+            absent: what is taken without the option.
+            options: of ``add_argument``.
+        """
+        absent = f" (default: {absent})" if absent else ""
+        text = f"{use}: file, folder, or ORGANISATION/NAME of the hub{absent}"
+        self.add_argument("--weights", metavar="FILE", help=text, **options)
 
     def add_config_keys(self) -> None:
         """Add ``opts``, the config keys to override and their values."""

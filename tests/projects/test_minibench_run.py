@@ -9,15 +9,19 @@ from helpers.toy_dataset import forget
 
 from tagclip import load_config
 from tagclip.projects.minibench import VOCABULARY_JSON
+from tagclip.tools import demo
 from tagclip.tools.minibench import run_minibench
+from tagclip.tools.webdemo import serve
 
 
-def test_the_recommended_config_is_run(repository: Path) -> None:
+def test_the_recommended_config_is_run() -> None:
+    """And its model is that of segment and webdemo where none is named."""
     cfg = load_config(run_minibench.CONFIG)
     assert cfg.MODEL.TAGCLIP.TRUSTY.KIND == "conv"
     assert cfg.CONFIG_NAME.endswith("_convtrust.yaml")
-    text = (repository / "projects/WebDemo/serve.py").read_text()
-    assert f'"{run_minibench.OUTPUT}/model_final.pth"' in text
+    model = run_minibench.OUTPUT / "model_final.pth"
+    assert model == demo.MINIBENCH
+    assert serve.make_parser().get_default("weights") == str(model)
 
 
 def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,10 @@ from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.text import one_line
 
-__all__ = ["fetch_config", "fetch_tag"]
+__all__ = ["PATIENCE", "fetch_config", "fetch_tag"]
 
 # Seconds after which the hub counts as out of reach. Its own client retries for much longer.
-_PATIENCE = 10
+PATIENCE = 10
 
 
 def fetch_tag(label: str, tag: Mapping[str, str], cache_dir: str = "") -> Path:
@@ -81,7 +81,7 @@ def _fetch(
             "expected ORGANISATION/REPOSITORY; mend the name"
         ) from error
     try:
-        get_session().head(address, timeout=_PATIENCE)
+        get_session().head(address, timeout=PATIENCE)
         # The hub's client locks the file: of several processes one downloads, the others wait.
         path = Path(download())
     except Exception as error:
