@@ -99,6 +99,8 @@ def _check_entries(tree: dict[str, Any]) -> None:
     for key, kind in _TYPES.items():
         if not isinstance(tree.get(key), kind):
             raise ValueError(f"{key} is {tree.get(key)!r:.60}")
+    if not isinstance(sha256 := tree["clip"].get("sha256"), str):
+        raise ValueError(f"sha256 of clip is {sha256!r:.60}")
     for name in tree["files"]:
         if not isinstance(name, str) or not _CLIP_FILE.fullmatch(name):
             raise ValueError(f"{name!r:.60} is no file in clip/")

@@ -98,6 +98,7 @@ CASES = {
     "no metrics": (describe(results=[RESULT | {"metrics": None}]), ".metrics.: None, .* no result"),
     "a text": (describe(results=[RESULT | {"metrics": {"mIoU": "a"}}]), "'file': .* is no result"),
     "a checksum": (describe(weights_sha256="a\nb"), r"sha256 is .*, expected 'a\\nb' as"),
+    "any CLIP": (describe(clip={}), "tagclip.json: cannot be read .*sha256 of clip is None"),
     "other classes": (
         replaced("vocabulary.json", '"dog"', '"cow"'),
         "vocabulary.json: sha256 is .*, expected '[0-9a-f]{64}' as tagclip.json says",
