@@ -134,7 +134,14 @@ class Prediction(dict[str, Any]):
 
         Returns:
             An RGB image of Pillow; ``numpy.asarray`` makes it (H, W, 3) uint8.
+
+        Raises:
+            ConfigError: ``alpha`` or ``size`` is something else.
         """
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"alpha: found {alpha}, expected 0 to 1")
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ConfigError(f"size: found {size!r:.40}, expected pixels, 1 or more, or None")
         from PIL import Image
 
         from tagclip.visualization.panels import fit
@@ -175,10 +182,11 @@ class Prediction(dict[str, Any]):
             if suffix == ".json":
                 return write_atomic(path, self._coco(self.file or path.stem))
             return self._save_png(path)
-        except OSError as error:
+        # A zero byte is a ValueError.
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ConfigError(
-                f"{path}: cannot be written ({error.strerror or error}); free space or choose "
-                "another folder"
+                f"{path}: cannot be written ({reason}); free space or choose another folder"
             ) from error
 
     def _save_png(self, path: Path) -> Path:

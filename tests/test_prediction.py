@@ -125,6 +125,14 @@ def test_an_overlay_has_the_colours_of_the_classes(alpha: float) -> None:
     assert (np.asarray(result.overlay(alpha)) != drawn).any()
 
 
+@pytest.mark.parametrize(
+    "options", [{"alpha": 1.1}, {"alpha": -1}, {"alpha": float("nan")}, {"size": 0}, {"size": 9.5}]
+)
+def test_an_overlay_of_odd_values_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="^(alpha|size): found .*, expected .*$"):
+        predicted().overlay(**options)
+
+
 def test_the_image_is_not_copied(predictor: TagCLIPPredictor) -> None:
     bgr = picture()
     result = predictor(bgr)
@@ -203,11 +211,13 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, name: str) -> Non
     for path, reason in (
         (tmp_path / "file" / name, "File exists"),
         (tmp_path / name, "Is a directory"),
+        (tmp_path / f"\0{name}", "embedded null byte"),
     ):
         with pytest.raises(ConfigError) as error:
             predicted().save(path)
+        shown = str(path).replace("\0", "\\x00")
         assert str(error.value) == (
-            f"{path}: cannot be written ({reason}); free space or choose another folder"
+            f"{shown}: cannot be written ({reason}); free space or choose another folder"
         )
     assert {path.name for path in tmp_path.iterdir()} == {"file", name}
     assert (tmp_path / "file").read_text() == "kept"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import load_json, load_yaml
 
@@ -29,6 +30,7 @@ __all__ = [
     "FORMAT",
     "VOCABULARY",
     "WEIGHTS",
+    "check_sha256",
     "config_value",
     "folder_files",
     "is_of_folder",
@@ -41,8 +43,10 @@ VOCABULARY, CARD = "vocabulary.json", "README.md"
 FORMAT = 1
 # Config keys of the classes that a model is built of.
 ARCHITECTURE = ("MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME", "MODEL.SEM_SEG_HEAD.NAME")
-_TYPES = {"architecture": dict, "weights_sha256": str, "clip": dict, "metadata": dict,
-          "results": list, "files": list}  # fmt: skip
+_TYPES = {"architecture": dict, "weights_sha256": str, "vocabulary_sha256": str, "clip": dict,
+          "metadata": dict, "results": list, "files": list}  # fmt: skip
+_RESULT = {**dict.fromkeys(("file", "sha256", "dataset", "split", "protocol"), str),
+           "metrics": dict}  # fmt: skip
 # Whatever a file of CLIP was called, but no other folder.
 _CLIP_FILE = re.compile(r"clip/(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
 # Far beyond every class list.
@@ -59,7 +63,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
     Returns:
         ``format``; ``version`` of tagclip that wrote it; ``architecture``, the values of three
-        config keys; ``weights_sha256`` of the trained tensors; ``clip`` with ``name``,
+        config keys; ``weights_sha256`` of the trained tensors; ``vocabulary_sha256`` of the class
+        list; ``clip`` with ``name``,
         ``pretrained``, ``sha256`` and ``file`` (None unless it is in the folder); ``files``, the
         names of those in ``clip/``; ``results`` with the files that they come from; ``metadata``,
         what `checkpoint_metadata` returns beside the config and CLIP's checksum.
@@ -81,18 +86,36 @@ def read_description(folder: Path) -> dict[str, Any]:
                 f"{path}: found format {tree['format']}, expected {FORMAT}; it was written by a "
                 "newer version: update tagclip"
             )
-        for key, kind in _TYPES.items():
-            if not isinstance(tree.get(key), kind):
-                raise ValueError(f"{key} is {tree.get(key)!r:.60}")
-        for name in tree["files"]:
-            if not isinstance(name, str) or not _CLIP_FILE.fullmatch(name):
-                raise ValueError(f"{name!r:.60} is no file in clip/")
+        _check_entries(tree)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error_text(error)}), expected what tagclip publish writes; "
             "copy or download the folder again"
         ) from error
     return tree
+
+
+def _check_entries(tree: dict[str, Any]) -> None:
+    """Raise ValueError for what `read_description` does not return."""
+    for key, kind in _TYPES.items():
+        if not isinstance(tree.get(key), kind):
+            raise ValueError(f"{key} is {tree.get(key)!r:.60}")
+    if not isinstance(sha256 := tree["clip"].get("sha256"), str):
+        raise ValueError(f"sha256 of clip is {sha256!r:.60}")
+    for name in tree["files"]:
+        if not isinstance(name, str) or not _CLIP_FILE.fullmatch(name):
+            raise ValueError(f"{name!r:.60} is no file in clip/")
+    for result in tree["results"]:
+        if not _is_result(result):
+            raise ValueError(f"{result!r:.60} is no result")
+
+
+def _is_result(result: Any) -> bool:
+    return (
+        isinstance(result, dict)
+        and all(isinstance(result.get(key), kind) for key, kind in _RESULT.items())
+        and all(isinstance(value, (int, float)) for value in result["metrics"].values())
+    )
 
 
 def folder_files(folder: Path) -> list[str]:
@@ -113,6 +136,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
             f"{folder}: found no {', '.join(missing)} in this folder, expected all of what tagclip "
             "publish writes; copy or download it again"
         )
+    check_sha256(folder / VOCABULARY, tree["vocabulary_sha256"])
     path = folder / CONFIG
     try:
         if path.stat().st_size > _LARGEST:
@@ -133,6 +157,25 @@ def read_metadata(folder: Path) -> dict[str, Any]:
                 "them"
             )
     return tree["metadata"] | {"config": text, "clip_sha256": tree["clip"].get("sha256")}
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Refuse a file that is not the one the folder was written with.
+
+    Raises:
+        CheckpointError: it is another, or cannot be read.
+    """
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check its rights"
+        ) from error
+    if found != expected:
+        raise CheckpointError(
+            f"{path}: sha256 is {found}, expected {expected!r:.70} as {DESCRIPTION} says; the "
+            "file is damaged, changed or of another model: copy or download it again"
+        )
 
 
 def config_value(config: Any, key: str) -> Any:

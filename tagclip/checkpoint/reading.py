@@ -14,12 +14,12 @@ from torch import Tensor
 from tagclip.checkpoint.hub import download, is_hub_name
 from tagclip.checkpoint.pretrained_folder import (
     WEIGHTS,
+    check_sha256,
     is_of_folder,
     read_description,
     read_metadata,
 )
 from tagclip.errors import CheckpointError
-from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.state_dict import check_finite, unwrap
 from tagclip.utils.text import did_you_mean, error_text, one_line
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
@@ -110,7 +110,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             )
         checkpoint, wrappers = _read(path)
         if metadata is not None:
-            _check_sha256(path)
+            check_sha256(path, read_description(path.parent)["weights_sha256"])
             checkpoint["tagclip"] = metadata
     except CheckpointError as error:
         is_of_run = path.name.startswith(_PREFIX) and path.with_name(LAST).is_file()
@@ -120,16 +120,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if wrappers not in ([], ["['model']"]):
         logger.info("%s: unwrapped %s", path, ", ".join(wrappers))
     return checkpoint
-
-
-def _check_sha256(path: Path) -> None:
-    """Whether the tensors of a folder are those that it was written with."""
-    found, expected = file_sha256(path), read_description(path.parent)["weights_sha256"]
-    if found != expected:
-        raise CheckpointError(
-            f"{path}: sha256 is {found}, expected {expected} as tagclip.json says; the file is "
-            "damaged or of another model: copy or download it again"
-        )
 
 
 def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:

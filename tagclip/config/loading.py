@@ -79,7 +79,7 @@ def find_config(path: str | Path) -> Path:
 def _found(path: str | Path, folder: Path = Path()) -> Path | None:
     """`find_config` from a folder; None if there is nothing."""
     file = _resolved(path, folder)
-    table = file.with_name(_RENAMED)
+    table = file.parent / _RENAMED
     if not file.is_file() and table.is_file():
         name = str(_read_yaml(table).get(file.name, file.name))
         if name != file.name:

@@ -94,21 +94,23 @@ def pretrained_content(
         "sha256": metadata.pop("clip_sha256"),
         "file": pretrained if pretrained in files else None,
     }
+    train = cfg.DATASETS.TRAIN[0]
+    class_list = _vocabulary(metadata["vocabularies"][train], protocol).encode()
     description = {
         "format": FORMAT,
         "version": tagclip.__version__,
         "architecture": {key: config_value(config, key) for key in ARCHITECTURE},
         "weights_sha256": sha256,
+        "vocabulary_sha256": hashlib.sha256(class_list).hexdigest(),
         "clip": clip,
         "files": sorted(files),
         "results": shown,
         "metadata": metadata,
     }
-    vocabulary = protocol.asked(cfg.DATASETS.TRAIN[0])
     card = model_card(
         name=name,
         protocol=protocol.summary,
-        vocabulary=vocabulary,
+        vocabulary=protocol.asked(train),
         provenance=model.provenance,
         clip=clip,
         results=shown,
@@ -116,11 +118,11 @@ def pretrained_content(
     )
     texts = {
         CONFIG: yaml.safe_dump(config),
-        VOCABULARY: _vocabulary(metadata["vocabularies"][cfg.DATASETS.TRAIN[0]], protocol),
         DESCRIPTION: json_text(description, indent=1) + "\n",
         CARD: card,
     }
-    return {key: text.encode() for key, text in texts.items()} | files | {WEIGHTS: tensors}
+    written = {key: text.encode() for key, text in texts.items()}
+    return written | files | {VOCABULARY: class_list, WEIGHTS: tensors}
 
 
 def _vocabulary(text: str, protocol: Protocol) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def _read(file: Path, metadata: dict[str, Any], known: set[str], steps: int) -> 
         content = file.read_bytes()
         tree = load_json(content.decode())
         run, metrics = tree["run"], tree["metrics"]
-        shown = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        shown = {k: v for k, v in metrics.items() if _is_number(v)}
         result = {
             "file": f"{file.parent.name}/{file.name}",
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -80,6 +81,10 @@ def _read(file: Path, metadata: dict[str, Any], known: set[str], steps: int) -> 
             "name the file of its own evaluation"
         )
     return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _difference(run: dict[str, Any], metadata: dict[str, Any], known: set[str], steps: int) -> str:

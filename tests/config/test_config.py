@@ -143,6 +143,8 @@ def test_an_earlier_name_is_the_new_config(
             (tmp_path / "mine.yaml").write_text(f"_BASE_: {table.with_name(old)}\nSEED: 3\n")
             found.CONFIG_NAME, found.SEED = "mine.yaml", 3
             assert load_config(tmp_path / "mine.yaml") == found
+    with pytest.raises(ConfigError, match="^/: no such config file"):
+        load_config("/")
     with pytest.raises(ConfigError, match="nowhere.yaml: no such config file"):
         load_config(tables[0].with_name("nowhere.yaml"))
 

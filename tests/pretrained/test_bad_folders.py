@@ -77,6 +77,7 @@ def replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
 
 
 ARCHITECTURE = {"MODEL.META_ARCHITECTURE": "SegFormer", "MODEL.BACKBONE.NAME": "CLIPViT"}
+RESULT = {"metrics": {}, **dict.fromkeys(("file", "sha256", "dataset", "split", "protocol"), "a")}
 TOKEN = "sem_seg_head.trusty_token"
 CASES = {
     "no config": (lambda f: (f / "config.yaml").unlink(), "found no config.yaml in this folder"),
@@ -91,6 +92,17 @@ CASES = {
         "found MODEL.META_ARCHITECTURE 'SegFormer' in config.yaml, expected 'TagCLIP'",
     ),
     "a file elsewhere": (describe(files=["clip/../../x"]), "'clip/../../x' is no file in clip/"),
+    "clip/..": (describe(files=["clip/.."]), "'clip/..' is no file in clip/"),
+    "a line break": (describe(files=["clip/a\n"]), r"'clip/a\\n' is no file in clip/"),
+    "no result": (describe(results=[3]), "tagclip.json: cannot be read .* 3 is no result"),
+    "no metrics": (describe(results=[RESULT | {"metrics": None}]), ".metrics.: None, .* no result"),
+    "a text": (describe(results=[RESULT | {"metrics": {"mIoU": "a"}}]), "'file': .* is no result"),
+    "a checksum": (describe(weights_sha256="a\nb"), r"sha256 is .*, expected 'a\\nb' as"),
+    "any CLIP": (describe(clip={}), "tagclip.json: cannot be read .*sha256 of clip is None"),
+    "other classes": (
+        replaced("vocabulary.json", '"dog"', '"cow"'),
+        "vocabulary.json: sha256 is .*, expected '[0-9a-f]{64}' as tagclip.json says",
+    ),
     "a list": (lambda f: (f / "tagclip.json").write_text("[]"), "tagclip.json: cannot be read"),
     "deep": (lambda f: (f / "tagclip.json").write_text("[" * 9**5), "tagclip.json: cannot be read"),
     "cut json": (truncated("tagclip.json"), "tagclip.json: cannot be read"),

@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard
 from tagclip import TagCLIPPredictor, Vocabulary
 from tagclip.errors import CheckpointError
 from tagclip.pretrained.card import model_card
+from tagclip.pretrained.results import results_of
 from tagclip.structures import Provenance
 from tagclip.structures.provenance import Stage
 
@@ -107,6 +108,12 @@ def test_what_is_not_known_is_not_claimed() -> None:
     assert "its own predictions stood for x\n" in text and "were read of y\n" in text
     text = card(name='a "b" $c/d')
     assert 'from_pretrained("a \\"b\\" $c/d")' in text and "--weights 'a \"b\" $c/d'" in text
+
+
+def test_what_is_no_number_is_no_result(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    file.write_text('{"dataset": "d", "run": {}, "metrics": {"mIoU": NaN, "hIoU": 1, "pAcc": "a"}}')
+    assert [result["metrics"] for result in results_of([file], {}, ["a"], 0)] == [{"hIoU": 1}]
 
 
 def test_results_are_of_these_weights(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
