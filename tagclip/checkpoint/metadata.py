@@ -197,6 +197,10 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     lists = (metadata.get("vocabularies") or {}).items()
     _section(path, tree, "DATASETS")["VOCABULARIES"] = [{"dataset": n, "json": t} for n, t in lists]
     clip = _section(path, tree, "MODEL", "CLIP")
+    if is_of_folder(found):
+        # Whoever hands a model on does not choose where others' machines write.
+        clip |= dict.fromkeys(_CACHES, "")
+        stored |= dict.fromkeys(_CACHES, "")
     moved = [key for key, place in stored.items() if isinstance(place, str) and place != clip[key]]
     if "MODEL.CLIP.NAME" not in opts[::2]:
         clip["JSON"] = metadata.get("clip_json") or ""

@@ -102,6 +102,21 @@ def test_the_config_of_a_folder_is_whole(tiny_cfg: CfgNode, tmp_path: Path) -> N
     assert json.loads((moved / "vocabulary.json").read_text())["splits"]["zs"]["seen"]
 
 
+def test_a_folder_does_not_say_where_to_write(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "run"))
+    path = predictor.save_pretrained(tmp_path / "model") / "config.yaml"
+    text, place = path.read_text(), tmp_path / "written"
+    for key in ("CACHE_DIR", "TEXT_CACHE"):
+        assert f"{key}: ''" in text
+        text = text.replace(f"{key}: ''", f"{key}: {place}")
+    path.write_text(text)
+    TagCLIPPredictor.from_pretrained(path.parent).set_vocabulary(["cat", "sky"])
+    assert not place.exists()
+    own = TagCLIPPredictor.from_pretrained(path.parent, ["MODEL.CLIP.TEXT_CACHE", str(place)])
+    own.set_vocabulary(["cat", "sky"])
+    assert place.exists()
+
+
 def test_paths_of_this_machine_are_not_handed_on(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     secret = tmp_path / "secret_client"
     vocabulary = str(write_json(tmp_path / "mine.json", vocabulary_tree(["a", "b"], ["b"])))
