@@ -68,7 +68,7 @@ class ToolParser(argparse.ArgumentParser):
             default="",
             required=required,
             metavar="FILE",
-            help=f"{use}yaml file, or name in the model zoo",
+            help=f"{use}yaml file, or name that python -m tagclip.model_zoo lists",
         )
 
     def add_config_keys(self) -> None:
