@@ -25,5 +25,5 @@ tagclip --help
 tagclip setup-detectron2
 tagclip setup-detectron2 | grep "nothing to do"
 tagclip minibench
-tagclip segment --vocab "green board, blue fence" datasets/minibench/images/test/000029.png
+tagclip segment --vocab "green board, blue fence" datasets/minibench/images/test/000004.png
 ls -l segmented/*.png

@@ -241,7 +241,7 @@ def _found_file(path: str | Path, key: str, stored: str, file: str, sha256: str 
     if os.path.exists(file):
         return file
     if here := same_project_file(file):
-        logger.info("%s: found no %s beside it, taking %s", path, stored, here)
+        logger.info("%s: found no %s beside it, taking %s", path, os.path.normpath(stored), here)
         return here
     known = f" with sha256 {sha256}" if key == "PRETRAINED" and sha256 else ""
     raise CheckpointError(

@@ -184,7 +184,7 @@ def test_the_example_ends_with_one_line(
 
     assert run("--help") == 0 and "folder with model.json" in capfd.readouterr().out
     assert run() == 2
-    refused("nowhere.png: found FileNotFoundError|expected an image", folder, "nowhere.png", labels)
+    refused("nowhere.png: found no such file, expected an image", folder, "nowhere.png", labels)
     (tmp_path / "bad.png").write_bytes(image.read_bytes()[:300])
     refused("bad.png: found OSError: |truncated", folder, tmp_path / "bad.png", labels)
     Image.fromarray(np.full((64, 64), -1.0, np.float32)).save(tmp_path / "float.tif")
@@ -192,7 +192,7 @@ def test_the_example_ends_with_one_line(
     Image.new("RGB", (30, 200)).save(tmp_path / "thin.png")
     refused("thin.png (200, 30): found |expected pixels for the input of model.json",
             folder, tmp_path / "thin.png", labels)  # fmt: skip
-    refused("model.json: found FileNotFoundError|export again", tmp_path, image, labels)
+    refused("model.json: found no such file, expected|export again", tmp_path, image, labels)
     refused("found the suffix '.jpg', expected a PNG", folder, image, tmp_path / "a.jpg")
     refused("a.png/x.png: cannot be written (Not a dir", folder, image, image / "x.png")
     for option in ("--words=cat", f"--vectors={image}", f"--save-vectors={tmp_path}/a.npz"):

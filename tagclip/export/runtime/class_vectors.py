@@ -98,8 +98,11 @@ class ClassVectors:
                 raise ValueError(f"{names.dtype} {names.shape} of names")
         # What zipfile and numpy raise on damaged files is of many kinds.
         except Exception as error:
+            found = shortened(error_text(error), 200)
+            if isinstance(error, FileNotFoundError):
+                found = "no such file"
             raise VocabularyError(
-                f"{path}: found {shortened(error_text(error), 200)}, expected class vectors that "
+                f"{path}: found {found}, expected class vectors that "
                 "tagclip run-onnx --save-vectors writes; write them anew"
             ) from error
         if found != clip:

@@ -43,6 +43,8 @@ def expecting(where: object, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         found = shortened(error_text(error), 300)
+        if isinstance(error, FileNotFoundError) and str(error.filename) == str(where):
+            found = "no such file"
         raise ConfigError(f"{where}: found {found}, expected {what}") from error
 
 
