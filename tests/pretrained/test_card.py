@@ -89,7 +89,7 @@ def test_the_text() -> None:
     assert "start: a.pth" in text and "masks of 2 classes: cat, sky\n" in text
     assert "| 54.3" in text and "`pets_val/metrics.json`, sha256 cdcd" in text
     assert f"| sha256 | {'ab' * 32} |" in text and "is under MIT" in text
-    assert "not known: set license" in text and "unknown" not in text
+    assert "not known; tagclip publish --license ID says it" in text and "unknown" not in text
     # No line of the template is left over, and no more than one is empty.
     assert "{" not in text.replace("{.py}", "") and "\n\n\n" not in text
 
