@@ -212,7 +212,7 @@ def test_the_command_runs_in_an_empty_folder(run: Callable, target: Path) -> Non
     ("words", "output", "error"),
     [
         ("tagclip --help", "usage: tagclip COMMAND", ""),
-        ("tagclip.model_zoo", CONFIG, ""),
+        ("tagclip configs", CONFIG, ""),
         ("tagclip setup-detectron2 --help", "pb1-detectron2", ""),
         (
             "tagclip setup-detectron2",

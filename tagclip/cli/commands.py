@@ -36,6 +36,7 @@ COMMANDS = {
         "visualize data": ("tools.visualize_data", "show what training sees"),
     },
     "Train and evaluate": {
+        "configs": ("tools.list_configs", "list all configs by name"),
         "train": ("tools.train_net", "train a model from a config"),
         "evaluate": ("tools.evaluate_net", "evaluate a model, as train --eval-only"),
         "fit-gate": ("tools.fit_gate", "fit the gate on held-out seen classes"),

@@ -5,7 +5,7 @@
 
 ``--config-file`` and ``_BASE_`` take such names, too, where no file is called so. A name is the
 path below ``configs``, or a project's name in lower case and the path below its ``configs``.
-``python -m tagclip.model_zoo`` lists all.
+``tagclip configs`` lists all.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def suggestion(name: str) -> str:
         name: what was found, for instance ``configs/voc/NAME.yaml`` where there is no checkout.
     """
     short = "/".join(name.split("/")[-2:])
-    return did_you_mean(short, _files()) or "; names of configs: python -m tagclip.model_zoo"
+    return did_you_mean(short, _files()) or "; names of configs: tagclip configs"
 
 
 def _files() -> dict[str, str]:

@@ -69,7 +69,7 @@ class ToolParser(argparse.ArgumentParser):
             default="",
             required=required,
             metavar="FILE",
-            help=f"{use}yaml file, or name that python -m tagclip.model_zoo lists",
+            help=f"{use}yaml file, or name that tagclip configs lists",
         )
 
     def add_weights(self, use: str, absent: str = "", **options: Any) -> None:

@@ -63,8 +63,8 @@ def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "projects/MiniBench/configs/tagclip_minibench_supervised.yaml",
             "; did you mean minibench/tagclip_minibench_supervised.yaml?",
         ),
-        ("voc", "; names of configs: python -m tagclip.model_zoo"),
-        ("../configs", "; names of configs: python -m tagclip.model_zoo"),
+        ("voc", "; names of configs: tagclip configs"),
+        ("../configs", "; names of configs: tagclip configs"),
     ],
 )
 def test_neither_file_nor_name(
@@ -91,7 +91,7 @@ def test_neither_file_nor_name(
 def test_the_list_is_printed_where_nothing_is_installed() -> None:
     code = (
         "import sys; sys.modules.update(dict.fromkeys(('torch', 'detectron2', 'cv2', 'yaml')));"
-        "import runpy; runpy.run_module('tagclip.model_zoo', run_name='__main__')"
+        "from tagclip.cli import main; sys.argv = ['tagclip', 'configs']; main()"
     )
     listed = subprocess.check_output([sys.executable, "-c", code], text=True)
     assert listed.splitlines() == model_zoo.list()

@@ -242,8 +242,9 @@ class CLIPSource:
             for name, tensor in self.state_dict().items()
             if not name.startswith(("visual.", "logit_"))
         }
-        # open_clip has no public way to the text tower alone: the vision tower is of no use.
-        with torch.device("cpu"), SkipInit():
+        # open_clip has no public way to the text tower alone: the vision tower is of no use, and
+        # draws random numbers, which a training must not notice.
+        with torch.random.fork_rng(devices=()), torch.device("cpu"), SkipInit():
             tower = self._build(custom_text=True, vision_cfg={"layers": 1, "width": 64}).text
         if misfit := describe_misfit(tower.state_dict(), state):
             raise CheckpointError(

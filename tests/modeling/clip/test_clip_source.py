@@ -175,7 +175,9 @@ def test_the_text_tower_holds_the_weights(clip: CLIP, custom: bool, tmp_path: Pa
     config = tiny_config(custom_text=custom)
     path = write_json(tmp_path / "model.json", config)
     torch.save(clip.state_dict(), tmp_path / "clip.pt")
+    state = torch.get_rng_state()
     tower = CLIPSource(str(path), str(tmp_path / "clip.pt")).text_tower()
+    assert torch.equal(torch.get_rng_state(), state), "a training goes on as if it were not built"
     assert not tower.training
     assert not any(p.requires_grad for p in tower.parameters())
     assert torch.equal(tower.ln_final.weight, clip.ln_final.weight)
