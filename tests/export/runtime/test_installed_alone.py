@@ -34,10 +34,10 @@ def test_words_with_the_wheel_alone(repository: Path, checkpoint: Path, tmp_path
     Image.fromarray(noise(1, (80, 96))[0].transpose(1, 2, 0)).save(image)
 
     source, wheels = tmp_path / "source", tmp_path / "wheels"
-    for name in ("tagclip", "tools", "projects", "datasets"):
+    for name in ("tagclip", "tools", "projects", "configs", "datasets"):
         skipped = shutil.ignore_patterns("__pycache__", "minibench" if name == "datasets" else "")
         shutil.copytree(repository / name, source / name, ignore=skipped)
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
         shutil.copy(repository / name, source)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
     subprocess.run([*pip, "-w", wheels, source], check=True)
