@@ -7,7 +7,6 @@ import email
 import importlib.metadata
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,47 +15,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
+from helpers.wheels import FOLDERS, build_wheel, copy_sources, pip
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tagclip import projects
 
 CONFIG = "voc/tagclip_vitb16_voc_inductive_convtrust.yaml"
-# What setup.py needs; everything else of a checkout may be absent.
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md")
-FOLDERS = ("tagclip", "tools", "configs", "projects")
-
-
-def pip(*words: str | Path) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *words]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-4000:]
-
-
-def build(source: Path, folder: Path) -> Path:
-    pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", folder, source)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")
-def source(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy: a build leaves files in its source, and takes what an earlier one left there."""
-    source = tmp_path_factory.mktemp("source")
-    for name in SOURCES:
-        shutil.copy(repository / name, source)
-    for name in FOLDERS:
-        ignore = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(repository / name, source / name, ignore=ignore)
-    (source / "datasets").mkdir()
-    for path in (repository / "datasets" / "README.md", *repository.glob("datasets/*.py")):
-        shutil.copy(path, source / "datasets")
-    return source
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_sources(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(source, tmp_path_factory.mktemp("wheel"))
+    return build_wheel(source, tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +132,7 @@ def test_a_source_distribution_gives_the_same_wheel(
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")
-    other = build(tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path)
+    other = build_wheel(tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path)
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(other) as two:
         assert {i.filename: i.CRC for i in one.infolist()} == {
             i.filename: i.CRC for i in two.infolist()

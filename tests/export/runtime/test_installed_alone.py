@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from helpers.tiny_export import WORDS, noise
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
 from helpers.tiny_run import load_tool
+from helpers.wheels import build_wheel, copy_sources
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
@@ -34,17 +34,11 @@ def test_words_with_the_wheel_alone(repository: Path, checkpoint: Path, tmp_path
     Image.fromarray(noise(1, (80, 96))[0].transpose(1, 2, 0)).save(image)
 
     source, wheels = tmp_path / "source", tmp_path / "wheels"
-    for name in ("tagclip", "tools", "projects", "configs", "datasets"):
-        skipped = shutil.ignore_patterns("__pycache__", "minibench" if name == "datasets" else "")
-        shutil.copytree(repository / name, source / name, ignore=skipped)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
-        shutil.copy(repository / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-    subprocess.run([*pip, "-w", wheels, source], check=True)
+    source.mkdir()
+    wheel = build_wheel(copy_sources(source), wheels)
 
     venv.create(tmp_path / "alone", symlinks=True)
     (site,) = (tmp_path / "alone" / "lib").glob("python*/site-packages")
-    (wheel,) = wheels.glob("*.whl")
     shutil.unpack_archive(wheel, site, "zip")
     for name in PACKAGES:
         if spec := importlib.util.find_spec(name):
