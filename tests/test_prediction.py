@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -211,14 +212,14 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, name: str) -> Non
     for path, reason in (
         (tmp_path / "file" / name, "File exists"),
         (tmp_path / name, "Is a directory"),
-        (tmp_path / f"\0{name}", "embedded null byte"),
+        # Python 3.13 says more.
+        (tmp_path / f"\0{name}", ".*embedded null (byte|character).*"),
     ):
         with pytest.raises(ConfigError) as error:
             predicted().save(path)
         shown = str(path).replace("\0", "\\x00")
-        assert str(error.value) == (
-            f"{shown}: cannot be written ({reason}); free space or choose another folder"
-        )
+        start, end = f"{shown}: cannot be written (", "); free space or choose another folder"
+        assert re.fullmatch(re.escape(start) + reason + re.escape(end), str(error.value))
     assert {path.name for path in tmp_path.iterdir()} == {"file", name}
     assert (tmp_path / "file").read_text() == "kept"
 

@@ -192,8 +192,10 @@ def test_places_that_are_no_plain_folder(
     (links / "circle").symlink_to(links / "circle")
     assert predictor.save_pretrained(links / "model", overwrite=True) == folder
     assert (links / "model").is_symlink() and TagCLIPPredictor.from_pretrained(folder)
+    # From Python 3.13 on, a link that leads to itself is a file.
+    what = "cannot be a folder|found a file there"
     for name in ("circle", "a\0b"):
-        with pytest.raises(CheckpointError, match="cannot be a folder .* name another place"):
+        with pytest.raises(CheckpointError, match=f"({what}).* name another place"):
             predictor.save_pretrained(links / name)
     assert {path.name for path in links.iterdir()} == {"model", "circle"}
     (tmp_path / "here" / "below").mkdir(parents=True)
