@@ -2,7 +2,7 @@
 #
 #   docker build -t tagclip .
 #   docker run --rm tagclip --help
-#   docker run --rm --gpus all --shm-size 8g -v /data:/data:ro -v "$PWD/output:/work/output" \
+#   docker run --rm --gpus all --shm-size 8g -v /data:/data:ro -v "$PWD/output:/workspace/output" \
 #       -e DETECTRON2_DATASETS=/data tagclip train --config-file CONFIG
 #
 # On GPUs, inference's Triton kernel and MODEL.COMPILE need compilers (apt-get install g++), which are
@@ -28,7 +28,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 
-WORKDIR /work
+WORKDIR /workspace
 
 # The slow layer first: it changes only with the pinned packages.
 COPY requirements.txt /tmp/

@@ -14,7 +14,7 @@ from tagclip.errors import DatasetError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.tool_parser import ToolParser
 
-__all__ = ["Options", "prepare_parser", "run_script"]
+__all__ = ["Options", "add_converted", "prepare_parser", "run_script"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,19 @@ def prepare_parser(description: str, datasets: Sequence[str]) -> ToolParser:
         "--overwrite", action="store_true", help="write all files anew, also those of others"
     )
     return parser
+
+
+def add_converted(parser: ToolParser, help: str, orders: Sequence[str]) -> None:
+    """Add the options of labels that another converter wrote.
+
+    Args:
+        parser: of `prepare_parser`.
+        help: what the folder holds.
+        orders: names of class lists, the orders that are known.
+    """
+    parser.add_argument("--converted", metavar="FOLDER", type=Path, help=help)
+    text = f"class order of --converted: {', '.join(orders)}"
+    parser.add_argument("--order", choices=orders, default="", metavar="NAME", help=text)
 
 
 def run_script(

@@ -20,7 +20,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from prepare_cli import Options, prepare_parser, run_script
+from prepare_cli import Options, add_converted, prepare_parser, run_script
 
 from tagclip.utils.tool_parser import ToolParser
 
@@ -83,16 +83,8 @@ def _link_folder(folder: Path, place: Path) -> None:
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = prepare_parser(__doc__, ("coco_stuff_train", "coco_stuff_val"))
-    parser.add_argument(
-        "--converted",
-        metavar="FOLDER",
-        type=Path,
-        help="folder of another converter's labels, or the one above train2017 and val2017",
-    )
-    parser.add_argument(
-        "--order", choices=_ORDERS, default="", metavar="NAME",
-        help=f"class order of --converted: {', '.join(_ORDERS)}",
-    )  # fmt: skip
+    folder = "folder of another converter's labels, or the one above train2017 and val2017"
+    add_converted(parser, folder, _ORDERS)
     return parser
 
 

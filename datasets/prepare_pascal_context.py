@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prepare_cli import Options, prepare_parser, run_script
+from prepare_cli import Options, add_converted, prepare_parser, run_script
 
 from tagclip.errors import DatasetError
 from tagclip.utils.tool_parser import ToolParser
@@ -129,13 +129,7 @@ def make_parser() -> ToolParser:
     parser.add_argument(
         "--mat", metavar="FOLDER", type=Path, help=f"folder of the .mat files (default: {_MAT[0]})"
     )
-    parser.add_argument(
-        "--converted", metavar="FOLDER", type=Path, help="folder of png labels of another converter"
-    )
-    parser.add_argument(
-        "--order", choices=_ORDERS, default="", metavar="NAME",
-        help=f"class order of --converted: {', '.join(_ORDERS)}",
-    )  # fmt: skip
+    add_converted(parser, "folder of png labels of another converter", _ORDERS)
     return parser
 
 

@@ -66,7 +66,8 @@ def make_parser() -> ToolParser:
         "--base",
         default="",
         metavar="FOLDER",
-        help="another checkout, whose tools/demo.py part startup runs in turn",
+        help="another checkout, whose tools/demo.py part startup runs in turn, by the Python of "
+        "its .venv if it has one",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: numbers mean nothing")
     parser.add_argument("--json", action="store_true", help="results as the last line of stdout")
@@ -201,7 +202,7 @@ def _write(
         write_atomic(path, text)
     except OSError as error:
         raise ConfigError(f"--write {path}: cannot be written ({error.strerror})") from error
-    print(f"Wrote {path}")
+    print(f"Written: {path}")
 
 
 def invoke_main() -> None:

@@ -152,7 +152,12 @@ def main(args: argparse.Namespace) -> int:
         draw_video(args, 0 if args.webcam else videos[0], build_predictor)
         return 0
     processes = args.num_gpus if args.num_gpus > 1 else args.processes
-    return draw_images(args, build_predictor, processes)
+    errors = draw_images(args, build_predictor, processes)
+    failed = [error for error in errors if error]
+    if failed:
+        print(f"{len(failed)} of {len(errors)} images failed:", file=sys.stderr)
+        print("\n".join(f"  {error}" for error in failed), file=sys.stderr)
+    return 1 if failed else 0
 
 
 def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredictor:

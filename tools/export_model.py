@@ -129,9 +129,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         contents[INT8_FILE] = add_int8(args, predictor, recipe, contents["model.onnx"], calibration)
     try:
         for name, content in contents.items():
-            print(f"Wrote {write_atomic(folder / name, content)}")
+            print(f"Written: {write_atomic(folder / name, content)}")
         # Last: its checksums say whether the files beside it belong to it.
-        print(f"Wrote {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
+        print(f"Written: {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
     except OSError as error:
         raise ConfigError(
             f"--output {folder}: found no folder to write to ({error.strerror}), expected one; "

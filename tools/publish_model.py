@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     sizes = {str(p.relative_to(folder)): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
     for name, size in sorted(sizes.items()):
         print(f"  {name:28} {size / 1e6:9.3f} MB")
-    print(f"Wrote {folder}; read its README.md before you hand it on")
+    print(f"Written: {folder}; read its README.md before you hand it on")
     if args.push_to_hub:
         print(f"Sending to {args.push_to_hub}", flush=True)
         private = True if args.private else None

@@ -51,7 +51,7 @@ def report(folder: Path) -> None:
     if note := absent_note(run.result["metrics"]):
         print(note)
     for file in files:
-        print(f"Wrote {file}")
+        print(f"Written: {file}")
 
 
 if __name__ == "__main__":

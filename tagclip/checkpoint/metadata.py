@@ -169,8 +169,8 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     Args:
         path: a checkpoint of `TagCLIPCheckpointer`, a folder or a model of the hub, see
             `find_weights`. Relative paths in its config mean files below its folder, where it was
-            written. CLIP's files that are not there, but in this
-            checkout's ``projects``, are taken from these.
+            written. CLIP's files that are not there, but in this checkout's ``projects``, are taken
+            from these.
         opts: alternating keys and values that go before those of the checkpoint.
 
     Raises:

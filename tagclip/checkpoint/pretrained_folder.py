@@ -64,10 +64,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     Returns:
         ``format``; ``version`` of tagclip that wrote it; ``architecture``, the values of three
         config keys; ``weights_sha256`` of the trained tensors; ``vocabulary_sha256`` of the class
-        list; ``clip`` with ``name``,
-        ``pretrained``, ``sha256`` and ``file`` (None unless it is in the folder); ``files``, the
-        names of those in ``clip/``; ``results`` with the files that they come from; ``metadata``,
-        what `checkpoint_metadata` returns beside the config and CLIP's checksum.
+        list; ``clip`` with ``name``, ``pretrained``, ``sha256`` and ``file`` (None unless it is in
+        the folder); ``files``, the names of those in ``clip/``; ``results`` with the files that
+        they come from; ``metadata``, what `checkpoint_metadata` returns beside the config and
+        CLIP's checksum.
 
     Raises:
         CheckpointError: it is missing, damaged, of a newer format or of another program.

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -112,7 +111,9 @@ def _fingerprint(predictor: TagCLIPPredictor, panel_size: int) -> str:
     return hashlib.sha256(json_text(parts).encode() + b"".join(content)).hexdigest()
 
 
-def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, processes: int) -> int:
+def draw_images(
+    args: argparse.Namespace, build_predictor: BuildPredictor, processes: int
+) -> list[str]:
     """Draw the images of a command line of ``tagclip segment``.
 
     Args:
@@ -121,7 +122,7 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
         processes: how many work at the same time, each with a model of its own.
 
     Returns:
-        Exit code: 1 if an image could not be read; these are listed on stderr.
+        Of every image why it could not be read; "" if it was.
 
     Raises:
         TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
@@ -143,8 +144,8 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
                 write_entries(args.json, known, _entries(outcomes))
     finally:
         write_entries(args.json, known, _entries(outcomes))
-    failed, skipped = [o for o in outcomes if o.error], sum(o.skipped for o in outcomes)
-    drawn = len(outcomes) - len(failed) - skipped
+    errors, skipped = [o.error for o in outcomes], sum(o.skipped for o in outcomes)
+    drawn = errors.count("") - skipped
     busy = sum(outcome.seconds for outcome in outcomes) / processes
     logger.info(
         "%d images in %.1f s with loading (%.2f images/s once loaded), results in %s",
@@ -153,10 +154,7 @@ def draw_images(args: argparse.Namespace, build_predictor: BuildPredictor, proce
     )  # fmt: skip
     if skipped:
         logger.info("%d finished images were left as they are; --overwrite redoes them", skipped)
-    if failed:
-        print(f"{len(failed)} of {len(outcomes)} images failed:", file=sys.stderr)
-        print("\n".join(f"  {outcome.error}" for outcome in failed), file=sys.stderr)
-    return 1 if failed else 0
+    return errors
 
 
 def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:

@@ -171,7 +171,7 @@ def test_the_command(tiny_cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFi
     publish_model.main(publish_model.parse_args(words))
     printed = capsys.readouterr().out
     assert re.search(r"^  model\.safetensors +0\.\d+ MB$", printed, re.MULTILINE)
-    assert f"Wrote {tmp_path / 'out'}; read its README.md" in printed
+    assert f"Written: {tmp_path / 'out'}; read its README.md" in printed
     assert header((tmp_path / "out" / "README.md").read_text())["license"] == "mit"
     # Nothing is loaded for an output that is in the way.
     with pytest.raises(CheckpointError, match="found a model that was written before"):

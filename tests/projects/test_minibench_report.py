@@ -220,7 +220,7 @@ def test_the_tool_prints_the_table_and_the_files(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Protocol: inductive, split noun_fence_board: 16 seen / 8 unseen")
     assert any(line.split()[0] == "mIoU-unseen" for line in lines)
-    assert {Path(line.split()[1]).name for line in lines if line.startswith("Wrote")} == FILES
+    assert {Path(line.split()[1]).name for line in lines if line.startswith("Written: ")} == FILES
 
     path = run_folder / "inference" / DATASET / "metrics.json"
     result = json.loads(path.read_text())

@@ -405,7 +405,9 @@ def test_where_the_result_goes(
     monkeypatch.setattr("tagclip.demo.media.has_display", lambda: shown)
     asked = []
     for name in ("images.draw_images", "videos.draw_video"):
-        monkeypatch.setattr(f"tagclip.demo.{name}", lambda args, *_: asked.append(args.output))
+        monkeypatch.setattr(
+            f"tagclip.demo.{name}", lambda args, *_: asked.append(args.output) or []
+        )
     demo.main(demo.parse_args(words.split()))
     assert asked == [output and Path(output)]
     assert ("Output: segmented, as there is no" in capsys.readouterr().out) == (
@@ -624,7 +626,7 @@ def test_pictures_keep_their_places_and_never_collide(tmp_path: Path) -> None:
         find_images([str(tmp_path / "in")], tmp_path / "x.png")
 
 
-# Each costs a tenth of the time to a first mask, or more.
+# Slow to import, and of no use to a mask.
 NOT_FOR_A_MASK = [
     *("torch._dynamo", "torch._inductor", "sympy", "timm", "huggingface_hub.hf_api"),
     *("open_clip.push_to_hf_hub", "matplotlib.figure", "detectron2.engine", "tensorboard"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import pathlib
 import pickle
+import sys
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -129,6 +131,18 @@ def test_harmless_data_is_no_obstacle(kind: str, is_zip: bool, tmp_path: Path) -
         assert not vars(content["x"])
     else:
         assert content["x"] == expected and type(content["x"]) is type(expected)
+
+
+def test_a_path_that_python_3_13_wrote_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "pathlib._local", pathlib)
+        context.setattr(pathlib.PosixPath, "__module__", "pathlib._local")
+        torch.save({"model": STATE, "work_dir": pathlib.PosixPath("runs")}, tmp_path / "a.pth")
+    assert b"pathlib._local" in (tmp_path / "a.pth").read_bytes()
+    found = load_torch_file(tmp_path / "a.pth")["model"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in STATE.items())
 
 
 def test_a_checkpoint_of_mmengine_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

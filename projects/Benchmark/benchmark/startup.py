@@ -46,7 +46,10 @@ def startup(workload: Workload, runs: int) -> Findings:
     commands = {"tagclip segment": (here, _HERE)}
     if workload.base:
         base = Path(workload.base).resolve()
-        tool = [sys.executable, str(base / "tools" / "demo.py"), *options]
+        # An environment that holds this checkout would mix both.
+        own = base / ".venv" / "bin" / "python"
+        python = str(own) if own.is_file() else sys.executable
+        tool = [python, str(base / "tools" / "demo.py"), *options]
         commands["tools/demo.py of the base"] = (tool, base)
     times = _alternate(commands, folder, runs)
     for name, (wall, cpu) in times.items():

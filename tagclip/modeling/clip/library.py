@@ -1,6 +1,6 @@
 """open_clip without what it needs only for image towers of its other models and for uploads.
 
-timm takes as long to import as all of open_clip, and loads torch's compiler.
+timm takes as long to import as the rest of open_clip, and loads torch's compiler.
 """
 
 from tagclip.utils.deferred import deferred
