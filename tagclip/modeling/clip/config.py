@@ -190,39 +190,51 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def check_supported(name: str, config: Mapping[str, Any]) -> None:
-    """Check that both towers are CLIP's: a ViT with a class token; causal text, end token.
+    """Check that there are towers here for a model: the one place that decides.
 
     Args:
         name: the model, for the message.
         config: as `read_clip_config` returns it.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: there are none.
     """
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    wrong = [f"vision {key}" for key in _UNSUPPORTED_VISION if vision.get(key)]
-    # Layers that scale by 0 are layers, too.
-    if vision.get("ls_init_value") is not None:
-        wrong.append("vision ls_init_value")
-    if vision.get("pool_type", "tok") != "tok":
-        wrong.append(f"vision pool_type {vision['pool_type']}")
-    if vision.get("pos_embed_type", "learnable") != "learnable":
-        wrong.append(f"vision pos_embed_type {vision['pos_embed_type']}")
-    if not isinstance(vision.get("layers", 12), int):
-        wrong.append("a ResNet")
-    wrong += [f"text {key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
-    tokenizer = text.get("tokenizer_kwargs") or {}
-    if tokenizer and merges_file(name, config) is None:
-        wrong.append(f"text tokenizer_kwargs {tokenizer}")
-    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
-        if text.get(key, expected) != expected:
-            wrong.append(f"text {key} {text[key]}")
+    wrong = [f"vision {text}" for text in _unsupported_vision(config["vision_cfg"])]
+    wrong += [f"text {text}" for text in _unsupported_text(name, config)]
     if wrong:
         raise ConfigError(
             f"MODEL.CLIP.NAME {name}: found {', '.join(wrong)}, expected a plain ViT with a class "
             "token and CLIP's own causal text transformer; choose another CLIP, such as "
             "ViT-B-16-quickgelu"
         )
+
+
+def _unsupported_vision(vision: Mapping[str, Any]) -> list[str]:
+    """The options of an image tower that `CLIPViT` cannot do."""
+    wrong = [key for key in _UNSUPPORTED_VISION if vision.get(key)]
+    # Layers that scale by 0 are layers, too.
+    if vision.get("ls_init_value") is not None:
+        wrong.append("ls_init_value")
+    if vision.get("pool_type", "tok") != "tok":
+        wrong.append(f"pool_type {vision['pool_type']}")
+    if vision.get("pos_embed_type", "learnable") != "learnable":
+        wrong.append(f"pos_embed_type {vision['pos_embed_type']}")
+    if not isinstance(vision.get("layers", 12), int):
+        wrong.append("layers of a ResNet")
+    return wrong
+
+
+def _unsupported_text(name: str, config: Mapping[str, Any]) -> list[str]:
+    """The options of a text tower that `CLIPSource` cannot do."""
+    text = config["text_cfg"]
+    wrong = [f"{key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
+    tokenizer = text.get("tokenizer_kwargs") or {}
+    if tokenizer and merges_file(name, config) is None:
+        wrong.append(f"tokenizer_kwargs {tokenizer}")
+    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
+        if text.get(key, expected) != expected:
+            wrong.append(f"{key} {text[key]}")
+    return wrong
 
 
 def vision_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
