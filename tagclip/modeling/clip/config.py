@@ -16,12 +16,13 @@ from tagclip.modeling.clip.download import fetch_config
 from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["HUB", "LOCAL", "canonical_name", "check_supported", "is_weight_path", "merges_file",
-           "read_clip_config", "vision_sizes"]  # fmt: skip
+__all__ = ["CONFIG_FILE", "HUB", "canonical_name", "check_supported", "is_weight_path",
+           "merges_file", "read_clip_config", "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"
-_JSON = "open_clip_config.json"
+# The json that it writes beside weights.
+CONFIG_FILE = "open_clip_config.json"
 # Options of open_clip's custom block; what its attention makes of a scaled cosine fails in torch.
 _BLOCK_PARTS = ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 _SCALED_COSINE = "scaled_cosine_attn"
@@ -48,10 +49,25 @@ _LARGEST = 1 << 20
 
 
 def canonical_name(name: str) -> str:
-    """Return open_clip's spelling of a model name: OpenAI writes ViT-L/14@336px."""
-    if name.endswith(".json") or name.startswith((LOCAL, HUB)):
+    """Return the one spelling of a model: open_clip's name, the path of a json or ``hf-hub:...``.
+
+    OpenAI writes ViT-L/14@336px; a folder is that of the json which open_clip puts beside weights.
+    """
+    if name.endswith(".json") or name.startswith(HUB):
         return name
-    return name.replace("/", "-").replace("@336px", "-336")
+    if name.startswith(LOCAL):
+        return os.path.join(name.removeprefix(LOCAL), CONFIG_FILE)
+    known = name.replace("/", "-").replace("@336px", "-336")
+    file = os.path.join(name, CONFIG_FILE)
+    if name.startswith(("/", "./", "../", "~", "$")):
+        return file
+    return file if os.path.isfile(file) and not _is_known(known) else known
+
+
+def _is_known(name: str) -> bool:
+    from tagclip.modeling.clip.library import open_clip
+
+    return name in open_clip.list_models()
 
 
 def is_weight_path(pretrained: str) -> bool:
@@ -64,8 +80,8 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
     """Return the config of a model, every value of a type and size that open_clip takes.
 
     Args:
-        name: an open_clip model name, the path of a model json, ``local-dir:FOLDER`` or
-            ``hf-hub:ORGANISATION/REPOSITORY``.
+        name: an open_clip model name, the path of a model json or
+            ``hf-hub:ORGANISATION/REPOSITORY``, see `canonical_name`.
         cache_dir: see `fetch_config`.
         text: content of the model json; "" reads the file.
 
@@ -73,19 +89,18 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
         ConfigError: open_clip does not know the name, or the json is missing or makes no sense.
         CheckpointError: the config is on the hub, neither cached nor within reach.
     """
-    if name.startswith(LOCAL):
-        return _read_json(Path(name.removeprefix(LOCAL)) / _JSON)
     if name.startswith(HUB):
-        return _read_json(fetch_config(name, name.removeprefix(HUB), _JSON, cache_dir))
+        return _read_json(fetch_config(name, name.removeprefix(HUB), CONFIG_FILE, cache_dir))
     if name.endswith(".json"):
         return _read_json(Path(name), text)
     from tagclip.modeling.clip.library import open_clip
 
     # Its answer to other names may be a download.
-    if name not in open_clip.list_models():
+    if not _is_known(name):
         raise ConfigError(
             f"MODEL.CLIP.NAME: open_clip has no model {name!r}; expected a name that "
-            "open_clip.list_models() gives, or the path of a model json"
+            "open_clip.list_models() gives, the path of a model json or of a folder with an "
+            f"{CONFIG_FILE}, or hf-hub:ORGANISATION/REPOSITORY"
             f"{did_you_mean(name, open_clip.list_models())}"
         )
     return open_clip.get_model_config(name)

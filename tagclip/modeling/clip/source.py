@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip.config import (
+    CONFIG_FILE,
     HUB,
-    LOCAL,
     canonical_name,
     check_supported,
     is_weight_path,
@@ -71,7 +71,7 @@ class CLIPSource:
             json: content of the model json; "" reads the file.
             merges: content of its merges file in base64; "" reads the file.
         """
-        self.name, self.pretrained = canonical_name(expand_path(name)), expand_path(pretrained)
+        self.name, self.pretrained = expand_path(canonical_name(name)), expand_path(pretrained)
         self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
         self._json, self._merges = json, merges
 
@@ -149,8 +149,9 @@ class CLIPSource:
 
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(self.name))
             remedy = f"its tags: {tags or 'none'}; name one, or a weight file"
-            if self.name.startswith((LOCAL, HUB)):
-                remedy = f"set it to {self.name.removeprefix(LOCAL)}, whose weights they are"
+            if self.name.startswith(HUB) or os.path.basename(self.name) == CONFIG_FILE:
+                place = self.name.removesuffix(f"/{CONFIG_FILE}")
+                remedy = f"set it to {place}, whose weights they are"
             raise CheckpointError(
                 f"MODEL.CLIP.PRETRAINED: found {self.pretrained!r}, which is neither a file nor "
                 f"a tag of {self.name}; {remedy}"
