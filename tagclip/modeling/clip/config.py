@@ -12,15 +12,17 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from tagclip.config.loading import advice_if_relative
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip.download import fetch_config
+from tagclip.modeling.clip.text_tower import text_problems
+from tagclip.modeling.clip.tokenizer import tokenizer_problems
 from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["HUB", "LOCAL", "canonical_name", "check_supported", "is_weight_path", "merges_file",
-           "read_clip_config", "vision_sizes"]  # fmt: skip
+__all__ = ["CONFIG_FILE", "HUB", "LOCAL", "canonical_name", "check_supported", "is_weight_path",
+           "merges_file", "read_clip_config", "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"
-_JSON = "open_clip_config.json"
+CONFIG_FILE = "open_clip_config.json"
 # Vision options of open_clip whose towers are built differently from CLIPViT.
 _UNSUPPORTED_VISION = (
     "timm_model_name",
@@ -35,13 +37,6 @@ _UNSUPPORTED_VISION = (
     "scale_fc",
     "act_kwargs",
     "norm_kwargs",
-)
-# Text options under which a prompt cannot be cut after its end token, or is no CLIP prompt.
-_UNSUPPORTED_TEXT = (
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "embed_cls",
-    "no_causal_mask",
 )
 # What open_clip takes if a model json does not say it.
 _VISION = {"width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
@@ -78,9 +73,9 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
         CheckpointError: the config is on the hub, neither cached nor within reach.
     """
     if name.startswith(LOCAL):
-        return _read_json(Path(name.removeprefix(LOCAL)) / _JSON)
+        return _read_json(Path(name.removeprefix(LOCAL)) / CONFIG_FILE)
     if name.startswith(HUB):
-        return _read_json(fetch_config(name, name.removeprefix(HUB), _JSON, cache_dir))
+        return _read_json(fetch_config(name, name.removeprefix(HUB), CONFIG_FILE, cache_dir))
     if name.endswith(".json"):
         return _read_json(Path(name), text)
     from tagclip.modeling.clip.library import open_clip
@@ -190,7 +185,7 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def check_supported(name: str, config: Mapping[str, Any]) -> None:
-    """Check that both towers are CLIP's: a ViT with a class token; causal text, end token.
+    """Check that both towers can be used: a ViT with a class token, a vector of each text.
 
     Args:
         name: the model, for the message.
@@ -199,7 +194,7 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: they are not.
     """
-    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision = config["vision_cfg"]
     wrong = [f"vision {key}" for key in _UNSUPPORTED_VISION if vision.get(key)]
     # Layers that scale by 0 are layers, too.
     if vision.get("ls_init_value") is not None:
@@ -210,18 +205,12 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
         wrong.append(f"vision pos_embed_type {vision['pos_embed_type']}")
     if not isinstance(vision.get("layers", 12), int):
         wrong.append("a ResNet")
-    wrong += [f"text {key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
-    tokenizer = text.get("tokenizer_kwargs") or {}
-    if tokenizer and merges_file(name, config) is None:
-        wrong.append(f"text tokenizer_kwargs {tokenizer}")
-    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
-        if text.get(key, expected) != expected:
-            wrong.append(f"text {key} {text[key]}")
+    wrong += [*text_problems(config), *tokenizer_problems(name, config["text_cfg"])]
     if wrong:
         raise ConfigError(
             f"MODEL.CLIP.NAME {name}: found {', '.join(wrong)}, expected a plain ViT with a class "
-            "token and CLIP's own causal text transformer; choose another CLIP, such as "
-            "ViT-B-16-quickgelu"
+            "token and a text tower that gives one vector of each text; choose another CLIP, such "
+            "as ViT-B-16-quickgelu"
         )
 
 
@@ -252,7 +241,7 @@ def merges_file(name: str, config: Mapping[str, Any]) -> Path | None:
         ConfigError: the json names a file elsewhere.
     """
     options = config["text_cfg"].get("tokenizer_kwargs") or {}
-    if not name.endswith(".json") or list(options) != ["bpe_path"]:
+    if not name.endswith(".json") or "bpe_path" not in options:
         return None
     file = options["bpe_path"]
     if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
