@@ -8,6 +8,7 @@ from tagclip.utils.deferred import deferred
 
 with (
     deferred("open_clip.timm_model", "TimmModel"),
+    deferred("open_clip.coca_model", "CoCa"),
     deferred("open_clip.hf_model", "HFTextEncoder"),
     deferred("open_clip.push_to_hf_hub", "push_pretrained_to_hf_hub", "push_to_hf_hub"),
 ):

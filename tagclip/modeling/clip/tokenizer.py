@@ -330,7 +330,8 @@ class HuggingFaceTokenizer:
             end = begin + len(word)
             spans = [(b, e) for _, b, e in pieces if b < end and e > begin]
             single = sum(_is_letter(cleaned, span, spans) for span in spans)
-            if len(spans) > 1 and 2 * single > len(spans):
+            is_word = any(map(str.isalpha, word))
+            if is_word and len(spans) > 1 and 2 * single > len(spans):
                 words.append(word)
             begin = end
         return words
