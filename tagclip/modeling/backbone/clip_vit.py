@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tagclip.config.checks import check_value
 from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.backbone.attention_pool import AttentionPool
 from tagclip.modeling.backbone.prompts import DeepPrompts
-from tagclip.modeling.backbone.vit_block import Block
+from tagclip.modeling.backbone.vit_block import Block, QuickGELU
 from tagclip.modeling.clip.layouts import describe_misfit
 from tagclip.modeling.clip.pixels import compare_statistics
 from tagclip.modeling.clip.source import CLIPSource
@@ -89,6 +91,13 @@ class CLIPViT(Backbone):
         quick_gelu: bool,
         prompts: DeepPrompts | None = None,
         ln_pre: bool = True,
+        pool_type: str = "tok",
+        final_ln_after_pool: bool = False,
+        attn_pooler_heads: int = 0,
+        attn_pooler_queries: int = 256,
+        act_kwargs: Mapping[str, Any] | None = None,
+        norm_kwargs: Mapping[str, Any] | None = None,
+        block_parts: Collection[str] = (),
         pos_embed_resize: str = "bilinear",
         double_cls_embed: bool = True,
         use_checkpoint: bool = False,
@@ -112,6 +121,14 @@ class CLIPViT(Backbone):
             quick_gelu: OpenAI's activation instead of GELU.
             prompts: trainable prompts; None is plain CLIP.
             ln_pre: whether the tower has a LayerNorm before the first block.
+            pool_type: what becomes the global vector: the first (``tok``) or the mean of the others
+                (``avg``), of all tokens or, with an attention pool, of its queries.
+            final_ln_after_pool: the last LayerNorm comes after the mean.
+            attn_pooler_heads: of an attention pool, divide ``embed_dim``; 0 is none.
+            attn_pooler_queries: queries of the attention pool.
+            act_kwargs: keyword arguments of GELU.
+            norm_kwargs: keyword arguments of all LayerNorms but those of an attention pool.
+            block_parts: see `Block`.
             pos_embed_resize: ``bilinear`` or ``bicubic`` for other grids.
             double_cls_embed: count the class embedding twice, as the released code.
             use_checkpoint: recompute each block in the backward pass.
@@ -132,10 +149,19 @@ class CLIPViT(Backbone):
         self.pos_embed_resize = pos_embed_resize
         self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
         self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
+        self.pool_type, self.final_ln_after_pool = pool_type, final_ln_after_pool
         self._add_embeddings(width)
-        self.ln_pre = nn.LayerNorm(width) if ln_pre else nn.Identity()
-        self.blocks = nn.ModuleList(Block(width, heads, hidden, quick_gelu) for _ in range(layers))
-        self.ln_post = nn.LayerNorm(width)
+        norm = partial(nn.LayerNorm, **(norm_kwargs or {}))
+        act = QuickGELU if quick_gelu else partial(nn.GELU, **(act_kwargs or {}))
+        self.ln_pre = norm(width) if ln_pre else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(width, heads, hidden, act(), norm, block_parts) for _ in range(layers)
+        )
+        self.attn_pool = None
+        if attn_pooler_heads:
+            pool = AttentionPool(width, embed_dim, attn_pooler_heads, attn_pooler_queries)
+            self.attn_pool, width = pool, embed_dim
+        self.ln_post = norm(width)
         self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
         if state is not None:
             self._load_clip(state, weights_path)
@@ -219,7 +245,9 @@ class CLIPViT(Backbone):
         tokens = self.encode(tokens, rows * columns)
         vectors = self.project(tokens)
         dense = vectors[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
-        return {"clip_dense": dense, "clip_global": vectors[:, 0]}
+        reads_class_token = self.pool_type == "tok" and self.attn_pool is None
+        pooled = vectors[:, 0] if reads_class_token else self.pool(tokens)
+        return {"clip_dense": dense, "clip_global": pooled}
 
     def embed(
         self, images: Tensor, positions: Tensor | None = None
@@ -281,11 +309,31 @@ class CLIPViT(Backbone):
             block.compile()
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Post-norms and projection: (N, L, W) -> (N, L, D) float32 unit vectors."""
-        if self.prompts is not None:
-            tokens = self.prompts.norm(tokens)
-        vectors = (self.ln_post(tokens) @ self.proj).float()
-        return vectors / vectors.norm(dim=-1, keepdim=True)
+        """Post-norms and projection: (N, L, W) -> (N, L, D) float32 unit vectors.
+
+        Each token goes through what CLIP's image vector goes through, with an attention pool
+        through its value path.
+        """
+        tokens = self._post_norm(tokens)
+        if self.attn_pool is not None:
+            tokens = self.attn_pool.values(tokens)
+        return _unit((self.ln_post(tokens) @ self.proj).float())
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """CLIP's image vector: (N, 1 + n, W) tokens, class token first -> (N, D) float32, unit."""
+        tokens = self._post_norm(tokens)
+        read = slice(1) if self.pool_type == "tok" else slice(1, None)
+        if self.attn_pool is not None:
+            tokens = self.attn_pool(tokens, read)
+        # With an attention pool open_clip ignores it.
+        elif self.final_ln_after_pool:
+            tokens = tokens[:, read].mean(1, keepdim=True)
+        else:
+            tokens = tokens[:, read]
+        return _unit((self.ln_post(tokens) @ self.proj).float().mean(1))
+
+    def _post_norm(self, tokens: Tensor) -> Tensor:
+        return tokens if self.prompts is None else self.prompts.norm(tokens)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Return the (1 + h*w, W) position table for a grid; frozen, so computed once."""
@@ -303,7 +351,7 @@ class CLIPViT(Backbone):
     def _load_clip(self, state: Mapping[str, Tensor], path: str) -> None:
         renamed = {}
         for name, tensor in state.items():
-            for old, new in _RENAMED:
+            for old, new in () if name.startswith("attn_pool.") else _RENAMED:
                 name = name.replace(old, new)
             renamed[name] = tensor
         table = renamed.get("positional_embedding")
@@ -319,3 +367,7 @@ class CLIPViT(Backbone):
                 "check MODEL.CLIP.NAME and MODEL.CLIP.PRETRAINED"
             )
         self.load_state_dict(renamed)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)
