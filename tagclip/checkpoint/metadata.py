@@ -90,6 +90,7 @@ _FREE_KEYS = (
     "MODEL.CLIP.PRETRAINED",
     "MODEL.CLIP.SHA256",
     "MODEL.CLIP.TEXT_",
+    "MODEL.CLIP.TOKENIZER",
     "MODEL.COMPILE",
     "MODEL.DEVICE",
     "MODEL.TAGCLIP.LOSS.WORKSPACE_MIB",
@@ -124,6 +125,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
     name = canonical_name(clip_keys.NAME)
     if name.endswith(".json"):
         clip_keys.NAME = _absolute(name)
+    if clip_keys.TOKENIZER:
+        clip_keys.TOKENIZER = _absolute(clip_keys.TOKENIZER)
     if is_weight_path(clip_keys.PRETRAINED):
         clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
     config = _portable(cfg, os.path.abspath(folder or cfg.OUTPUT_DIR))
@@ -162,8 +165,8 @@ def _absolute(path: str) -> str:
 def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Build the config that a checkpoint was trained with; MODEL.WEIGHTS is the checkpoint.
 
-    It needs none of the files of its training but CLIP's weights: class lists and CLIP's model
-    json come with it.
+    It needs none of the files of its training but CLIP's weights and a tokenizer of transformers:
+    class lists and CLIP's model json come with it.
 
     Args:
         path: a checkpoint of `TagCLIPCheckpointer`, a folder or a model of the hub, see

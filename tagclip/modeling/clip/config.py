@@ -13,6 +13,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from tagclip.config.loading import advice_if_relative
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip.download import fetch_config
+from tagclip.modeling.clip.text_tower import text_problems
+from tagclip.modeling.clip.tokenizer import tokenizer_problems
 from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
@@ -31,13 +33,6 @@ _KWARGS = {
     "act_kwargs": {"approximate": str},
     "norm_kwargs": {"eps": float, "elementwise_affine": bool, "bias": bool},
 }
-# Text options under which a prompt cannot be cut after its end token, or is no CLIP prompt.
-_UNSUPPORTED_TEXT = (
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "embed_cls",
-    "no_causal_mask",
-)
 # Values beside those of its type that an option may have: open_clip's own jsons have it.
 _NOTHING = {"timm_proj": (None,)}
 # What open_clip takes if a model json does not say it.
@@ -251,7 +246,7 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
         ConfigError: there are none.
     """
     wrong = [f"vision {text}" for text in _unsupported_vision(config)]
-    wrong += [f"text {text}" for text in _unsupported_text(name, config)]
+    wrong += [*text_problems(config), *tokenizer_problems(name, config["text_cfg"])]
     if wrong:
         raise ConfigError(
             f"MODEL.CLIP.NAME {name}: found {', '.join(wrong)}, expected options that the "
@@ -283,19 +278,6 @@ def _is_custom(vision: Mapping[str, Any]) -> bool:
     """Whether open_clip takes its custom block; it ignores the options of others."""
     asked = any(vision.get(key) for key in (*_BLOCK_PARTS, _SCALED_COSINE))
     return vision.get("block_type") == "custom" or (vision.get("block_type") is None and asked)
-
-
-def _unsupported_text(name: str, config: Mapping[str, Any]) -> list[str]:
-    """The options of a text tower that `CLIPSource` cannot do."""
-    text = config["text_cfg"]
-    wrong = [f"{key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
-    tokenizer = text.get("tokenizer_kwargs") or {}
-    if tokenizer and merges_file(name, config) is None:
-        wrong.append(f"tokenizer_kwargs {tokenizer}")
-    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
-        if text.get(key, expected) != expected:
-            wrong.append(f"{key} {text[key]}")
-    return wrong
 
 
 def vision_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -339,7 +321,7 @@ def merges_file(name: str, config: Mapping[str, Any]) -> Path | None:
         ConfigError: the json names a file elsewhere.
     """
     options = config["text_cfg"].get("tokenizer_kwargs") or {}
-    if not name.endswith(".json") or list(options) != ["bpe_path"]:
+    if not name.endswith(".json") or "bpe_path" not in options:
         return None
     file = options["bpe_path"]
     if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:

@@ -17,7 +17,7 @@ import open_clip
 import pytest
 import torch
 from helpers.clip_files import TINY_CLIP, fails, random_clip, tiny_config, write_json
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, _build_vision_tower
 from open_clip.transformer import TextTransformer, VisionTransformer
 from safetensors.torch import save_file
 
@@ -45,11 +45,12 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((builtins, "open"), (io, "open"), (os, "open")):
         monkeypatch.setattr(module, name, never)
-    monkeypatch.setattr(source, "fetch_tag", fetch)
+    for name in ("fetch_tag", "fetch_tokenizer", "fetch_config"):
+        monkeypatch.setattr(source, name, fetch)
 
 
 def answer(name: str, tag: str) -> str:
-    """The one line with which a model is refused; "" if its weights would be fetched."""
+    """The one line with which a model is refused; "" if its files would be fetched."""
     try:
         _ = CLIPSource(name, tag).path
     except Downloaded:
@@ -84,23 +85,56 @@ def test_every_name_is_supported_or_refused_before_a_file_is_opened(
 
 
 def assert_clip(name: str, config: dict[str, Any]) -> None:
-    """open_clip builds the towers that this library has, of its own modules."""
+    """open_clip builds the image tower that this library has, of its own modules."""
+    vision, quick_gelu = CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
     with torch.device("meta"):
-        model = CLIP(**{k: v for k, v in config.items() if k not in ("custom_text",)})
+        visual = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
         tower = CLIPViT(**CLIPSource(name).vision_config())
-    assert isinstance(model.visual, VisionTransformer)
-    assert model.text_pool_type == "argmax" and model.attn_mask is not None
+    assert isinstance(visual, VisionTransformer)
     ours = sorted(tuple(parameter.shape) for parameter in tower.parameters())
-    assert ours == sorted(tuple(parameter.shape) for parameter in model.visual.parameters())
+    assert ours == sorted(tuple(parameter.shape) for parameter in visual.parameters())
 
 
 @pytest.mark.parametrize(
-    "name", ["ViT-H-14-worldwide-quickgelu", "xlm-roberta-large-ViT-H-14", "nllb-clip-base"]
+    ("options", "found"),
+    [
+        ({"pool_type": "none"}, "text pool_type none"),
+        ({"proj_type": "none"}, "text proj_type none with width 32"),
+        ({"proj_type": "mlp"}, "text proj_type mlp"),
+        ({"embed_cls": True}, "text embed_cls without custom_text"),
+        ({"hf_model_name": "a/b", "hf_pooler_type": "max_pooler"}, "text hf_pooler_type max_pool"),
+        ({"hf_model_name": "a/b", "hf_proj_type": "none"}, "text hf_proj_type none"),
+        ({"tokenizer_kwargs": {"reduction_mask": "simple"}}, "text tokenizer_kwargs reduction_"),
+        ({"tokenizer_kwargs": {"clean": "upper"}}, "text tokenizer_kwargs clean 'upper'"),
+        (
+            {"hf_tokenizer_name": "a/b", "tokenizer_kwargs": {"trust_remote_code": True}},
+            "text tokenizer_kwargs trust_remote_code True",
+        ),
+    ],
 )
-def test_a_text_tower_that_cannot_be_used_costs_no_download(name: str, closed: None) -> None:
-    tag = open_clip.list_pretrained_tags_by_model(name)[0]
-    for pretrained in (tag, "hf-hub:org/clip", "clip.pt"):
-        assert "found text " in answer(name, pretrained)
+def test_a_text_tower_that_cannot_be_used_costs_no_download(
+    options: dict[str, Any], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(embed_dim=16 if "width" in found else 32)
+    config["text_cfg"] |= options
+    path = write_json(tmp_path / "clip.json", config)
+    for name in ("fetch_tag", "fetch_tokenizer", "find_weight_file", "read_clip_weights"):
+        monkeypatch.setattr(source, name, lambda *args: pytest.fail(f"fetched {args}"))
+    for pretrained in ("", "hf-hub:org/clip", "clip.pt"):
+        model = CLIPSource(str(path), pretrained)
+        actions = (lambda m=model: m.path, model.text_tower, model.state_dict)
+        for action in actions[not pretrained :]:
+            fails(ConfigError, action, path, found)
+
+
+def test_a_tokenizer_out_of_reach_costs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "fetch_tag", lambda *args: pytest.fail(f"fetched {args}"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = CLIPSource("ViT-H-14-worldwide", "metaclip2_worldwide", cache_dir=str(tmp_path))
+    parts = "its tokenizer facebook/xlm-v-base", "MODEL.CLIP.TOKENIZER", "hf download"
+    fails(CheckpointError, lambda: model.path, model.name, *parts)
 
 
 # Other names
