@@ -317,6 +317,9 @@ def _pool_values(pool: nn.Module, tokens: Tensor) -> Tensor:
 def _convert(part: nn.Module, dtype: torch.dtype) -> None:
     """Give the matrices of a module another type; norms and sums stay in float32."""
     for module in part.modules():
+        if getattr(module, "qkv_bias_separate", None) is False:
+            # EVA multiplies with the matrix itself, unless the biases are added afterwards.
+            module.qkv_bias_separate = True
         if isinstance(module, _MATRICES):
             module.to(dtype)
             module.register_forward_pre_hook(_caster(dtype))
