@@ -39,6 +39,10 @@ _NOTHING = {"timm_proj": (None,)}
 _VISION = {"width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
            "image_size": 224, "attn_pooler_heads": 8, "attn_pooler_queries": 256}  # fmt: skip
 _TEXT = {"width": 512, "heads": 8}
+# Modules of timm whose networks take images of any size.
+_TIMM = (
+    "convnext", "eva", "fastvit", "vision_transformer", "vision_transformer_hybrid", "vitamin",
+)  # fmt: skip
 # Far beyond the sizes of all models.
 _LARGEST = 1 << 20
 
@@ -255,10 +259,10 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _unsupported_vision(config: Mapping[str, Any]) -> list[str]:
-    """The options of an image tower that `CLIPViT` cannot do."""
+    """The options of an image tower that neither `CLIPViT` nor `CLIPTimm` can do."""
     vision = _VISION | config["vision_cfg"]
     if vision.get("timm_model_name"):
-        return ["timm_model_name"]
+        return _unsupported_timm(vision)
     if not isinstance(vision["layers"], int):
         return ["layers of a ResNet"]
     wrong = []
@@ -272,6 +276,20 @@ def _unsupported_vision(config: Mapping[str, Any]) -> list[str]:
     if _is_custom(vision) and vision.get(_SCALED_COSINE):
         wrong.append(_SCALED_COSINE)
     return wrong
+
+
+def _unsupported_timm(vision: Mapping[str, Any]) -> list[str]:
+    """What `CLIPTimm` cannot do of a network of timm."""
+    import timm
+
+    name = vision["timm_model_name"]
+    if not timm.is_model(name):
+        return [f"timm_model_name {name}, which timm {timm.__version__} does not have"]
+    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    if family not in _TIMM:
+        return [f"timm_model_name {name} of timm's {family}, whose tables of positions are of one "
+                "image size"]  # fmt: skip
+    return []
 
 
 def _is_custom(vision: Mapping[str, Any]) -> bool:

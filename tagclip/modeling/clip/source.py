@@ -133,6 +133,11 @@ class CLIPSource:
         return bool(self.config.get("quick_gelu", False))
 
     @property
+    def is_timm(self) -> bool:
+        """Whether open_clip builds the image tower on timm."""
+        return bool(self.config["vision_cfg"].get("timm_model_name"))
+
+    @property
     def is_local(self) -> bool:
         """Whether the weights are a file or folder of this machine, and no public name."""
         if self.pretrained.startswith(HUB):
@@ -240,6 +245,25 @@ class CLIPSource:
             TagCLIPError: see `config`.
         """
         return vision_sizes(self.config)
+
+    def timm_tower(self) -> nn.Module:
+        """Build open_clip's frozen ``TimmModel``, float32 on the CPU.
+
+        Raises:
+            ConfigError: see `config`.
+            CheckpointError: the weights do not fit it.
+        """
+        state = self.vision_state()
+        text = {"layers": 1, "width": 64, "heads": 1}
+        with torch.random.fork_rng(devices=()), torch.device("cpu"), SkipInit():
+            tower = self._build(custom_text=True, text_cfg=text).visual
+        if misfit := describe_misfit(tower.state_dict(), state):
+            raise CheckpointError(
+                f"{self.path or self.name}: the vision weights do not fit {self.name}: {misfit}; "
+                "check MODEL.CLIP.NAME and MODEL.CLIP.PRETRAINED"
+            )
+        tower.load_state_dict(state)
+        return tower.eval().requires_grad_(False)
 
     def vision_state(self) -> dict[str, Tensor]:
         """Return the tensors under ``visual.`` without that prefix, float32 on the CPU."""
@@ -449,15 +473,17 @@ class CLIPSource:
         """
         from tagclip.modeling.clip.library import open_clip
 
-        config, text = self.config | changes, self.config["text_cfg"]
-        if text.get("hf_model_name"):
-            # As in open_clip; its weights are ours.
+        config = self.config | changes
+        # Weights come from `state_dict` alone.
+        config["vision_cfg"] = config["vision_cfg"] | {"timm_model_pretrained": False}
+        if config["text_cfg"].get("hf_model_name"):
+            # As in open_clip.
             _ = self.transformer_config
-            folder = {"hf_model_name": str(self.transformer_file.parent)}
-            config |= {
-                "custom_text": True,
-                "text_cfg": text | folder | {"hf_model_pretrained": False},
+            own = {
+                "hf_model_name": str(self.transformer_file.parent),
+                "hf_model_pretrained": False,
             }
+            config |= {"custom_text": True, "text_cfg": config["text_cfg"] | own}
         keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         arguments = {key: config[key] for key in keys if key in config}
         is_custom = config.get("custom_text") or "multimodal_cfg" in config

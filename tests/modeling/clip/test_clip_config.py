@@ -74,7 +74,8 @@ def test_every_name_is_supported_or_refused_before_a_file_is_opened(
             except ConfigError as error:
                 said = str(error)
         if not said:
-            assert_clip(name, config)
+            if "timm_model_name" not in config["vision_cfg"]:
+                assert_clip(name, config)
             continue
         assert "\n" not in said and said.startswith(f"MODEL.CLIP.NAME {name}: ")
         if "QuickGELU" in said:
