@@ -20,7 +20,7 @@ from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import LOCAL, is_weight_path
+from tagclip.modeling.clip.config import canonical_name, is_weight_path
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import json_text, listed, one_line, shortened
@@ -122,10 +122,9 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
     cfg = cfg.clone()
     cfg.defrost()
     clip_keys = cfg.MODEL.CLIP
-    if clip_keys.NAME.endswith(".json"):
-        clip_keys.NAME = _absolute(clip_keys.NAME)
-    elif clip_keys.NAME.startswith(LOCAL):
-        clip_keys.NAME = LOCAL + _absolute(clip_keys.NAME.removeprefix(LOCAL))
+    name = canonical_name(clip_keys.NAME)
+    if name.endswith(".json"):
+        clip_keys.NAME = _absolute(name)
     if clip_keys.TOKENIZER:
         clip_keys.TOKENIZER = _absolute(clip_keys.TOKENIZER)
     if is_weight_path(clip_keys.PRETRAINED):

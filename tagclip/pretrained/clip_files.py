@@ -9,7 +9,7 @@ from typing import Any
 
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import LOCAL, merges_file
+from tagclip.modeling.clip.config import merges_file
 
 __all__ = ["clip_files", "clip_keys"]
 
@@ -62,10 +62,7 @@ def clip_files(clip: CLIPSource, with_clip: bool) -> dict[str, bytes | Path]:
     return {name: p for name, p in beside.items() if p.is_file()} | files | {_inside(path): path}
 
 
-def _model_json(clip: CLIPSource) -> Iterator[tuple[str, bytes | Path]]:
-    if clip.name.startswith(LOCAL):
-        name = "open_clip_config.json"
-        yield f"{_FOLDER}/{name}", Path(clip.name.removeprefix(LOCAL)) / name
+def _model_json(clip: CLIPSource) -> Iterator[tuple[str, bytes]]:
     text, merges = clip.files_by_content()
     if text:
         yield _inside(clip.name), text.encode()
@@ -81,9 +78,7 @@ def clip_keys(clip: CLIPSource, files: dict[str, Any]) -> dict[str, str]:
         files: what `clip_files` returned.
     """
     name, pretrained = clip.name, clip.pretrained
-    if name.startswith(LOCAL):
-        name = f"./{_FOLDER}/open_clip_config.json"
-    elif _inside(name) in files:
+    if _inside(name) in files:
         name = f"./{_inside(name)}"
     if clip.path is not None and _inside(clip.path) in files:
         pretrained = f"./{_inside(clip.path)}"

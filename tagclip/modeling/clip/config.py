@@ -18,11 +18,12 @@ from tagclip.modeling.clip.tokenizer import tokenizer_problems
 from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["CONFIG_FILE", "HUB", "LOCAL", "canonical_name", "check_supported", "is_weight_path",
+__all__ = ["CONFIG_FILE", "HUB", "canonical_name", "check_supported", "is_weight_path",
            "merges_file", "read_clip_config", "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"
+# The json that it writes beside weights.
 CONFIG_FILE = "open_clip_config.json"
 # Options of open_clip's custom block; what its attention makes of a scaled cosine fails in torch.
 _BLOCK_PARTS = ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
@@ -38,15 +39,34 @@ _NOTHING = {"timm_proj": (None,)}
 _VISION = {"width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
            "image_size": 224, "attn_pooler_heads": 8, "attn_pooler_queries": 256}  # fmt: skip
 _TEXT = {"width": 512, "heads": 8}
+# Modules of timm whose networks take images of any size.
+_TIMM = (
+    "convnext", "eva", "fastvit", "vision_transformer", "vision_transformer_hybrid", "vitamin",
+)  # fmt: skip
 # Far beyond the sizes of all models.
 _LARGEST = 1 << 20
 
 
 def canonical_name(name: str) -> str:
-    """Return open_clip's spelling of a model name: OpenAI writes ViT-L/14@336px."""
-    if name.endswith(".json") or name.startswith((LOCAL, HUB)):
+    """Return the one spelling of a model: open_clip's name, the path of a json or ``hf-hub:...``.
+
+    OpenAI writes ViT-L/14@336px; a folder is that of the json which open_clip puts beside weights.
+    """
+    if name.endswith(".json") or name.startswith(HUB):
         return name
-    return name.replace("/", "-").replace("@336px", "-336")
+    if name.startswith(LOCAL):
+        return os.path.join(name.removeprefix(LOCAL), CONFIG_FILE)
+    known = name.replace("/", "-").replace("@336px", "-336")
+    file = os.path.join(name, CONFIG_FILE)
+    if name.startswith(("/", "./", "../", "~", "$")):
+        return file
+    return file if os.path.isfile(file) and not _is_known(known) else known
+
+
+def _is_known(name: str) -> bool:
+    from tagclip.modeling.clip.library import open_clip
+
+    return name in open_clip.list_models()
 
 
 def is_weight_path(pretrained: str) -> bool:
@@ -59,8 +79,8 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
     """Return the config of a model, every value of a type and size that open_clip takes.
 
     Args:
-        name: an open_clip model name, the path of a model json, ``local-dir:FOLDER`` or
-            ``hf-hub:ORGANISATION/REPOSITORY``.
+        name: an open_clip model name, the path of a model json or
+            ``hf-hub:ORGANISATION/REPOSITORY``, see `canonical_name`.
         cache_dir: see `fetch_config`.
         text: content of the model json; "" reads the file.
 
@@ -68,8 +88,6 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
         ConfigError: open_clip does not know the name, or the json is missing or makes no sense.
         CheckpointError: the config is on the hub, neither cached nor within reach.
     """
-    if name.startswith(LOCAL):
-        return _read_json(Path(name.removeprefix(LOCAL)) / CONFIG_FILE)
     if name.startswith(HUB):
         return _read_json(fetch_config(name, name.removeprefix(HUB), CONFIG_FILE, cache_dir))
     if name.endswith(".json"):
@@ -77,10 +95,11 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
     from tagclip.modeling.clip.library import open_clip
 
     # Its answer to other names may be a download.
-    if name not in open_clip.list_models():
+    if not _is_known(name):
         raise ConfigError(
             f"MODEL.CLIP.NAME: open_clip has no model {name!r}; expected a name that "
-            "open_clip.list_models() gives, or the path of a model json"
+            "open_clip.list_models() gives, the path of a model json or of a folder with an "
+            f"{CONFIG_FILE}, or hf-hub:ORGANISATION/REPOSITORY"
             f"{did_you_mean(name, open_clip.list_models())}"
         )
     return open_clip.get_model_config(name)
@@ -240,10 +259,10 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _unsupported_vision(config: Mapping[str, Any]) -> list[str]:
-    """The options of an image tower that `CLIPViT` cannot do."""
+    """The options of an image tower that neither `CLIPViT` nor `CLIPTimm` can do."""
     vision = _VISION | config["vision_cfg"]
     if vision.get("timm_model_name"):
-        return ["timm_model_name"]
+        return _unsupported_timm(vision)
     if not isinstance(vision["layers"], int):
         return ["layers of a ResNet"]
     wrong = []
@@ -257,6 +276,20 @@ def _unsupported_vision(config: Mapping[str, Any]) -> list[str]:
     if _is_custom(vision) and vision.get(_SCALED_COSINE):
         wrong.append(_SCALED_COSINE)
     return wrong
+
+
+def _unsupported_timm(vision: Mapping[str, Any]) -> list[str]:
+    """What `CLIPTimm` cannot do of a network of timm."""
+    import timm
+
+    name = vision["timm_model_name"]
+    if not timm.is_model(name):
+        return [f"timm_model_name {name}, which timm {timm.__version__} does not have"]
+    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    if family not in _TIMM:
+        return [f"timm_model_name {name} of timm's {family}, whose tables of positions are of one "
+                "image size"]  # fmt: skip
+    return []
 
 
 def _is_custom(vision: Mapping[str, Any]) -> bool:

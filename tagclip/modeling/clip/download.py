@@ -146,9 +146,13 @@ def _checked(path: Path) -> Path:
 
 
 def _files(tag: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Split open_clip's "organisation/repository/file"; without a file it is one of two."""
+    """Split open_clip's "organisation/repository/file", and add under which names it may lie."""
     from tagclip.modeling.clip.library import open_clip
 
     names = open_clip.constants
     repository, file = os.path.split(tag["hf_hub"])
-    return repository, [file] if file else [names.HF_SAFE_WEIGHTS_NAME, names.HF_WEIGHTS_NAME]
+    if not file:
+        return repository, [names.HF_SAFE_WEIGHTS_NAME, names.HF_WEIGHTS_NAME]
+    stem, suffix = os.path.splitext(file)
+    # open_clip fetches it instead where the repository has it.
+    return repository, [file, *[f"{stem}.safetensors"] * (suffix in (".bin", ".pth"))]

@@ -18,7 +18,6 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip.config import (
     CONFIG_FILE,
     HUB,
-    LOCAL,
     canonical_name,
     check_supported,
     is_weight_path,
@@ -85,7 +84,7 @@ class CLIPSource:
                 tower of transformers; "" takes what open_clip's config names from the folder of
                 the config or from the hub.
         """
-        self.name, self.pretrained = canonical_name(expand_path(name)), expand_path(pretrained)
+        self.name, self.pretrained = expand_path(canonical_name(name)), expand_path(pretrained)
         self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
         self._json, self._merges = json, merges
         self._tokenizer_folder = expand_path(tokenizer)
@@ -134,6 +133,11 @@ class CLIPSource:
         return bool(self.config.get("quick_gelu", False))
 
     @property
+    def is_timm(self) -> bool:
+        """Whether open_clip builds the image tower on timm."""
+        return bool(self.config["vision_cfg"].get("timm_model_name"))
+
+    @property
     def is_local(self) -> bool:
         """Whether the weights are a file or folder of this machine, and no public name."""
         if self.pretrained.startswith(HUB):
@@ -165,8 +169,9 @@ class CLIPSource:
 
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(self.name))
             remedy = f"its tags: {tags or 'none'}; name one, or a weight file"
-            if self.name.startswith((LOCAL, HUB)):
-                remedy = f"set it to {self.name.removeprefix(LOCAL)}, whose weights they are"
+            if self.name.startswith(HUB) or os.path.basename(self.name) == CONFIG_FILE:
+                place = self.name.removesuffix(f"/{CONFIG_FILE}")
+                remedy = f"set it to {place}, whose weights they are"
             raise CheckpointError(
                 f"MODEL.CLIP.PRETRAINED: found {self.pretrained!r}, which is neither a file nor "
                 f"a tag of {self.name}; {remedy}"
@@ -240,6 +245,25 @@ class CLIPSource:
             TagCLIPError: see `config`.
         """
         return vision_sizes(self.config)
+
+    def timm_tower(self) -> nn.Module:
+        """Build open_clip's frozen ``TimmModel``, float32 on the CPU.
+
+        Raises:
+            ConfigError: see `config`.
+            CheckpointError: the weights do not fit it.
+        """
+        state = self.vision_state()
+        text = {"layers": 1, "width": 64, "heads": 1}
+        with torch.random.fork_rng(devices=()), torch.device("cpu"), SkipInit():
+            tower = self._build(custom_text=True, text_cfg=text).visual
+        if misfit := describe_misfit(tower.state_dict(), state):
+            raise CheckpointError(
+                f"{self.path or self.name}: the vision weights do not fit {self.name}: {misfit}; "
+                "check MODEL.CLIP.NAME and MODEL.CLIP.PRETRAINED"
+            )
+        tower.load_state_dict(state)
+        return tower.eval().requires_grad_(False)
 
     def vision_state(self) -> dict[str, Tensor]:
         """Return the tensors under ``visual.`` without that prefix, float32 on the CPU."""
@@ -342,8 +366,6 @@ class CLIPSource:
 
     def _config_folder(self) -> str:
         """Folder of the json that the model was read of; "" for open_clip's own."""
-        if self.name.startswith(LOCAL):
-            return self.name.removeprefix(LOCAL)
         if self.name.startswith(HUB):
             repository = self.name.removeprefix(HUB)
             file = fetch_config(self.name, repository, CONFIG_FILE, self._cache_dir)
@@ -378,7 +400,8 @@ class CLIPSource:
     @property
     def local_tokenizer(self) -> str:
         """The folder of this machine that has the tokenizer; "" if its name is public."""
-        own = self._tokenizer_folder or (self._config_folder() if self._is_own_config else "")
+        beside = self._config_folder() if self.name.endswith(".json") else ""
+        own = self._tokenizer_folder or beside
         return own if own and self.tokenizer_folder == Path(own) else ""
 
     @property
@@ -387,10 +410,6 @@ class CLIPSource:
         folder, config = self.tokenizer_folder, self.transformer_file
         files = [] if folder is None else [folder / name for name in TOKENIZER_FILES]
         return [file for file in files if file.is_file()] + ([config] if config else [])
-
-    @property
-    def _is_own_config(self) -> bool:
-        return self.name.startswith(LOCAL) or self.name.endswith(".json")
 
     @cached_property
     def transformer_config(self) -> dict[str, Any]:
@@ -454,15 +473,17 @@ class CLIPSource:
         """
         from tagclip.modeling.clip.library import open_clip
 
-        config, text = self.config | changes, self.config["text_cfg"]
-        if text.get("hf_model_name"):
-            # As in open_clip; its weights are ours.
+        config = self.config | changes
+        # Weights come from `state_dict` alone.
+        config["vision_cfg"] = config["vision_cfg"] | {"timm_model_pretrained": False}
+        if config["text_cfg"].get("hf_model_name"):
+            # As in open_clip.
             _ = self.transformer_config
-            folder = {"hf_model_name": str(self.transformer_file.parent)}
-            config |= {
-                "custom_text": True,
-                "text_cfg": text | folder | {"hf_model_pretrained": False},
+            own = {
+                "hf_model_name": str(self.transformer_file.parent),
+                "hf_model_pretrained": False,
             }
+            config |= {"custom_text": True, "text_cfg": config["text_cfg"] | own}
         keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         arguments = {key: config[key] for key in keys if key in config}
         is_custom = config.get("custom_text") or "multimodal_cfg" in config

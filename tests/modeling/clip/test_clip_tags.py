@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.download import fetch_tag
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,19 @@ def test_a_cached_tag_needs_no_network(tmp_path: Path) -> None:
     source = CLIPSource("ViT-B-16-quickgelu", "openai", cache_dir=str(tmp_path))
     assert source.path == cached
     assert source.sha256 == sha256(cached)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "pytorch_model.safetensors"])
+def test_a_tag_with_a_file_may_be_cached_as_safetensors(file: str, tmp_path: Path) -> None:
+    """open_clip fetches that instead of a .bin where a repository has it."""
+    tag = open_clip.get_pretrained_cfg("ViTamin-B", "datacomp1b")["hf_hub"]
+    folder = tmp_path / f"models--{os.path.dirname(tag).replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0123")
+    cached = folder / "snapshots" / "0123" / file
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"weights")
+    assert fetch_tag("ViTamin-B", {"hf_hub": tag}, str(tmp_path)) == cached
 
 
 def test_an_uncached_tag_offline_says_what_to_fetch(tmp_path: Path) -> None:
