@@ -135,8 +135,8 @@ class CLIPViT(Backbone):
         check_value("MODEL.CLIP.LAST_BLOCK", last_block)
         if last_block != "clip" and prompts is not None:
             raise ConfigError(
-                f"MODEL.CLIP.LAST_BLOCK: found {last_block!r} with learned prompts, expected clip; "
-                "or set MODEL.CLIP.PROMPT.NUM_TOKENS 0, as it is CLIP as it is"
+                f"MODEL.CLIP.LAST_BLOCK: found {last_block!r} with learned prompts, expected clip, "
+                "or MODEL.CLIP.PROMPT.NUM_TOKENS 0"
             )
         self.pos_embed_resize, self.last_block = pos_embed_resize, last_block
         self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
