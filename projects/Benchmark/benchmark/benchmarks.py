@@ -70,7 +70,7 @@ def _open_clip_tower(workload: Workload) -> tuple[nn.Module, torch.Tensor]:
     from open_clip.transformer import QuickGELU, VisionTransformer
 
     backbone, device = workload.model.backbone, workload.model.device
-    patch, width = backbone.patch_size, backbone.ln_post.normalized_shape[0]
+    patch, width = backbone.patch_size, backbone.patch_embed.out_channels
     patches = (workload.scale.crop // patch) ** 2 + workload.scale.prompts
     rows = max(n for n in range(1, math.isqrt(patches) + 1) if patches % n == 0)
     size = (rows * patch, patches // rows * patch)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from tagclip.config.checks import check_value
 from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.backbone.attention_pool import AttentionPool
 from tagclip.modeling.backbone.last_block import run_last_block
 from tagclip.modeling.backbone.prompts import DeepPrompts
-from tagclip.modeling.backbone.vit_block import Block
+from tagclip.modeling.backbone.vit_block import Block, QuickGELU
 from tagclip.modeling.clip.layouts import describe_misfit
 from tagclip.modeling.clip.pixels import compare_statistics
 from tagclip.modeling.clip.source import CLIPSource
@@ -90,6 +92,13 @@ class CLIPViT(Backbone):
         quick_gelu: bool,
         prompts: DeepPrompts | None = None,
         ln_pre: bool = True,
+        pool_type: str = "tok",
+        final_ln_after_pool: bool = False,
+        attn_pooler_heads: int = 0,
+        attn_pooler_queries: int = 256,
+        act_kwargs: Mapping[str, Any] | None = None,
+        norm_kwargs: Mapping[str, Any] | None = None,
+        block_parts: Collection[str] = (),
         pos_embed_resize: str = "bilinear",
         double_cls_embed: bool = True,
         last_block: str = "clip",
@@ -114,6 +123,14 @@ class CLIPViT(Backbone):
             quick_gelu: OpenAI's activation instead of GELU.
             prompts: trainable prompts; None is plain CLIP.
             ln_pre: whether the tower has a LayerNorm before the first block.
+            pool_type: what becomes the global vector: the first (``tok``) or the mean of the others
+                (``avg``), of all tokens or, with an attention pool, of its queries.
+            final_ln_after_pool: the last LayerNorm comes after the mean.
+            attn_pooler_heads: of an attention pool, divide ``embed_dim``; 0 is none.
+            attn_pooler_queries: queries of the attention pool.
+            act_kwargs: keyword arguments of GELU.
+            norm_kwargs: keyword arguments of all LayerNorms but those of an attention pool.
+            block_parts: see `Block`.
             pos_embed_resize: ``bilinear`` or ``bicubic`` for other grids.
             double_cls_embed: count the class embedding twice, as the released code.
             last_block: ``clip``, or a method of `mix_values` for the patches, without prompts.
@@ -141,10 +158,19 @@ class CLIPViT(Backbone):
         self.pos_embed_resize, self.last_block = pos_embed_resize, last_block
         self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
         self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
+        self.pool_type, self.final_ln_after_pool = pool_type, final_ln_after_pool
         self._add_embeddings(width)
-        self.ln_pre = nn.LayerNorm(width) if ln_pre else nn.Identity()
-        self.blocks = nn.ModuleList(Block(width, heads, hidden, quick_gelu) for _ in range(layers))
-        self.ln_post = nn.LayerNorm(width)
+        norm = partial(nn.LayerNorm, **(norm_kwargs or {}))
+        act = QuickGELU if quick_gelu else partial(nn.GELU, **(act_kwargs or {}))
+        self.ln_pre = norm(width) if ln_pre else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(width, heads, hidden, act(), norm, block_parts) for _ in range(layers)
+        )
+        self.attn_pool = None
+        if attn_pooler_heads:
+            pool = AttentionPool(width, embed_dim, attn_pooler_heads, attn_pooler_queries)
+            self.attn_pool, width = pool, embed_dim
+        self.ln_post = norm(width)
         self.proj = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
         if state is not None:
             self._load_clip(state, weights_path)
@@ -215,7 +241,7 @@ class CLIPViT(Backbone):
             "clip_global": ShapeSpec(channels=self.embed_dim),
         }
         if self.last_block != "clip":
-            width = self.proj.shape[0]
+            width = len(self.class_embedding)
             shapes["clip_keys"] = ShapeSpec(channels=width, stride=self.patch_size)
         return shapes
 
@@ -231,10 +257,15 @@ class CLIPViT(Backbone):
             where LAST_BLOCK is not clip, ``clip_keys`` (N, W, h, w), keys of the last block.
         """
         tokens, grid = self.embed(images, positions)
-        tokens, keys = self.encode(tokens, grid)
+        tokens, whole, keys = self.encode(tokens, grid)
         vectors = self.project(tokens)
-        features = {"clip_dense": _as_map(vectors[:, 1:], grid), "clip_global": vectors[:, 0]}
+        pooled = vectors[:, 0] if self._reads_class_token else self.pool(whole)
+        features = {"clip_dense": _as_map(vectors[:, 1:], grid), "clip_global": pooled}
         return features if keys is None else features | {"clip_keys": _as_map(keys, grid)}
+
+    @property
+    def _reads_class_token(self) -> bool:
+        return self.pool_type == "tok" and self.attn_pool is None
 
     def embed(
         self, images: Tensor, positions: Tensor | None = None
@@ -247,10 +278,11 @@ class CLIPViT(Backbone):
         patches = patches.flatten(2).transpose(1, 2) + positions[1:]
         return torch.cat([cls.expand(images.shape[0], 1, -1), patches], dim=1), grid
 
-    def encode(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    def encode(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run ``ln_pre`` and all blocks: (N, 1 + n, W) -> (N, 1 + n, W), prompts dropped.
 
-        Beside the tokens (N, n, W) keys of the last block, None where it is CLIP's.
+        Beside the tokens those whose pool is CLIP's image vector, and (N, n, W) keys of the last
+        block, None where it is CLIP's.
         """
         tokens, num_patches = self.ln_pre(tokens), grid[0] * grid[1]
         prompts = self.prompts.project() if self.prompts is not None else ()
@@ -264,8 +296,10 @@ class CLIPViT(Backbone):
             else:
                 tokens = block(tokens)
         if self.last_block != "clip":
-            return run_last_block(blocks[-1], tokens, self.last_block, grid)
-        return torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1), None
+            dense, keys = run_last_block(blocks[-1], tokens, self.last_block, grid)
+            return dense, dense if self._reads_class_token else blocks[-1](tokens), keys
+        tokens = torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1)
+        return tokens, tokens, None
 
     def active_blocks(self) -> Sequence[Block]:
         """Return the blocks of training, or their copies in the type of inference.
@@ -302,11 +336,31 @@ class CLIPViT(Backbone):
             block.compile()
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Post-norms and projection: (N, L, W) -> (N, L, D) float32 unit vectors."""
-        if self.prompts is not None:
-            tokens = self.prompts.norm(tokens)
-        vectors = (self.ln_post(tokens) @ self.proj).float()
-        return vectors / vectors.norm(dim=-1, keepdim=True)
+        """Post-norms and projection: (N, L, W) -> (N, L, D) float32 unit vectors.
+
+        Each token goes through what CLIP's image vector goes through, with an attention pool
+        through its value path.
+        """
+        tokens = self._post_norm(tokens)
+        if self.attn_pool is not None:
+            tokens = self.attn_pool.values(tokens)
+        return _unit((self.ln_post(tokens) @ self.proj).float())
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """CLIP's image vector: (N, 1 + n, W) tokens, class token first -> (N, D) float32, unit."""
+        tokens = self._post_norm(tokens)
+        read = slice(1) if self.pool_type == "tok" else slice(1, None)
+        if self.attn_pool is not None:
+            tokens = self.attn_pool(tokens, read)
+        # With an attention pool open_clip ignores it.
+        elif self.final_ln_after_pool:
+            tokens = tokens[:, read].mean(1, keepdim=True)
+        else:
+            tokens = tokens[:, read]
+        return _unit((self.ln_post(tokens) @ self.proj).float().mean(1))
+
+    def _post_norm(self, tokens: Tensor) -> Tensor:
+        return tokens if self.prompts is None else self.prompts.norm(tokens)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
         """Return the (1 + h*w, W) position table for a grid; frozen, so computed once."""
@@ -324,7 +378,7 @@ class CLIPViT(Backbone):
     def _load_clip(self, state: Mapping[str, Tensor], path: str) -> None:
         renamed = {}
         for name, tensor in state.items():
-            for old, new in _RENAMED:
+            for old, new in () if name.startswith("attn_pool.") else _RENAMED:
                 name = name.replace(old, new)
             renamed[name] = tensor
         table = renamed.get("positional_embedding")
@@ -345,3 +399,7 @@ class CLIPViT(Backbone):
 def _as_map(vectors: Tensor, grid: tuple[int, int]) -> Tensor:
     """(N, h*w, C) -> (N, C, h, w)."""
     return vectors.transpose(1, 2).unflatten(2, grid)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)

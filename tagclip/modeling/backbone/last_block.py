@@ -79,6 +79,7 @@ def run_last_block(
     own = attend(query[:, :, :1], key, value)
     mixed = mix_values(method, query, key, value, grid)
     mixed = block.attn.join(torch.cat([own, mixed[:, :, 1:]], dim=2))
+    mixed = block.ls_1(block.ln_attn(mixed))
     if method in KEEPS_RESIDUAL:
         tokens = block.feed_forward(tokens + mixed)
     else:

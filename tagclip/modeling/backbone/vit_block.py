@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["Block", "attend"]
+__all__ = ["Block", "QuickGELU", "attend"]
 
+Norm = Callable[[int], nn.Module]
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -51,10 +53,17 @@ class QuickGELU(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with packed query, key and value."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(
+        self, width: int, heads: int, norm: Norm = nn.LayerNorm, parts: Collection[str] = ()
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, head_width = heads, width // heads
         self.qkv = nn.Linear(width, 3 * width)
+        self.ln_q = norm(head_width) if "qk_norm" in parts else nn.Identity()
+        self.ln_k = norm(head_width) if "qk_norm" in parts else nn.Identity()
+        has_scale = "scale_heads" in parts
+        self.head_scale = nn.Parameter(torch.ones(heads, 1, 1)) if has_scale else None
+        self.ln_inner = norm(width) if "scale_attn_inner" in parts else nn.Identity()
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,11 +73,14 @@ class Attention(nn.Module):
         """Return query, key and value of (N, L, W) tokens, (N, heads, L, C) each."""
         n, length, width = x.shape
         qkv = self.qkv(x).view(n, length, 3, self.heads, width // self.heads)
-        return qkv.permute(2, 0, 3, 1, 4).unbind()
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        return self.ln_q(query), self.ln_k(key), value
 
     def join(self, mixed: Tensor) -> Tensor:
         """Project mixed values of all heads: (N, heads, L, C) -> (N, L, W)."""
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        if self.head_scale is not None:
+            mixed = mixed * self.head_scale
+        return self.proj(self.ln_inner(mixed.transpose(1, 2).flatten(2)))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -108,33 +120,68 @@ def _attend_by_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
 class MLP(nn.Module):
     """Two linear layers around the activation."""
 
-    def __init__(self, width: int, hidden: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, hidden: int, act: nn.Module, norm: nn.Module) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, hidden)
-        self.act = QuickGELU() if quick_gelu else nn.GELU()
+        self.act = act
+        self.ln = norm
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(self.ln(self.act(self.fc1(x))))
+
+
+class LayerScale(nn.Module):
+    """A factor for each channel (CaiT, arXiv 2103.17239)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class Block(nn.Module):
     """Pre-norm transformer block: (N, L, W) -> (N, L, W)."""
 
-    def __init__(self, width: int, heads: int, hidden: int, quick_gelu: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        act: nn.Module,
+        norm: Norm = nn.LayerNorm,
+        parts: Collection[str] = (),
+    ) -> None:
+        """Build it.
+
+        Args:
+            width: channels of the tokens, W.
+            heads: attention heads, divide ``width``.
+            hidden: channels inside the MLP.
+            act: its activation.
+            norm: makes a norm of so many channels.
+            parts: what CLIP's own block does not have, by open_clip's options: ``ls_init_value``,
+                ``qk_norm``, ``scale_heads``, ``scale_attn_inner``, ``scale_attn``, ``scale_fc``.
+        """
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = MLP(width, hidden, quick_gelu)
+        self.ln_1 = norm(width)
+        self.attn = Attention(width, heads, norm, parts)
+        self.ln_attn = norm(width) if "scale_attn" in parts else nn.Identity()
+        self.ls_1 = LayerScale(width) if "ls_init_value" in parts else nn.Identity()
+        self.ln_2 = norm(width)
+        self.mlp = MLP(width, hidden, act, norm(hidden) if "scale_fc" in parts else nn.Identity())
+        self.ls_2 = LayerScale(width) if "ls_init_value" in parts else nn.Identity()
         self.matrix_dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.feed_forward(x + self.attn(self.matrices_input(self.ln_1(x))))
+        x = x + self.ls_1(self.ln_attn(self.attn(self.matrices_input(self.ln_1(x)))))
+        return self.feed_forward(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Add the MLP, the second half of the block."""
-        return x + self.mlp(self.matrices_input(self.ln_2(x)))
+        return x + self.ls_2(self.mlp(self.matrices_input(self.ln_2(x))))
 
     def matrices_input(self, x: Tensor) -> Tensor:
         """Return it in the type of the matrices."""

@@ -6,6 +6,7 @@ import os
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -21,21 +22,14 @@ __all__ = ["HUB", "LOCAL", "canonical_name", "check_supported", "is_weight_path"
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"
 _JSON = "open_clip_config.json"
-# Vision options of open_clip whose towers are built differently from CLIPViT.
-_UNSUPPORTED_VISION = (
-    "timm_model_name",
-    "attentional_pool",
-    "final_ln_after_pool",
-    "block_type",
-    "qk_norm",
-    "scaled_cosine_attn",
-    "scale_heads",
-    "scale_attn_inner",
-    "scale_attn",
-    "scale_fc",
-    "act_kwargs",
-    "norm_kwargs",
-)
+# Options of open_clip's custom block; what its attention makes of a scaled cosine fails in torch.
+_BLOCK_PARTS = ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
+_SCALED_COSINE = "scaled_cosine_attn"
+# Keyword arguments of GELU and LayerNorm, and their kinds.
+_KWARGS = {
+    "act_kwargs": {"approximate": str},
+    "norm_kwargs": {"eps": float, "elementwise_affine": bool, "bias": bool},
+}
 # Text options under which a prompt cannot be cut after its end token, or is no CLIP prompt.
 _UNSUPPORTED_TEXT = (
     "hf_model_name",
@@ -43,9 +37,11 @@ _UNSUPPORTED_TEXT = (
     "embed_cls",
     "no_causal_mask",
 )
+# Values beside those of its type that an option may have: open_clip's own jsons have it.
+_NOTHING = {"timm_proj": (None,)}
 # What open_clip takes if a model json does not say it.
 _VISION = {"width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
-           "image_size": 224}  # fmt: skip
+           "image_size": 224, "attn_pooler_heads": 8, "attn_pooler_queries": 256}  # fmt: skip
 _TEXT = {"width": 512, "heads": 8}
 # Far beyond the sizes of all models.
 _LARGEST = 1 << 20
@@ -103,15 +99,24 @@ def _read_json(path: Path, text: str = "") -> dict[str, Any]:
             f"MODEL.CLIP.NAME: cannot read the model json {path} ({error}); check the path"
             f"{advice_if_relative(str(path))}"
         ) from error
-    if isinstance(config, dict):
-        # Beside weights it stands in a larger json.
-        config = config.get("model_cfg", config)
+    config = _plain(config)
     wrong = next(_wrong_values(config), "")
     if wrong:
         raise ConfigError(
             f"{path}: found {wrong}, as open_clip model jsons hold; compare with "
             "open_clip/model_configs"
         )
+    return config
+
+
+def _plain(config: Any) -> Any:
+    """Take a config out of the json that stands beside weights; a square patch is one number."""
+    if isinstance(config, dict):
+        config = config.get("model_cfg", config)
+    vision = config.get("vision_cfg") if isinstance(config, dict) else None
+    patch = vision.get("patch_size") if isinstance(vision, dict) else None
+    if isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1]:
+        config["vision_cfg"] = vision | {"patch_size": patch[0]}
     return config
 
 
@@ -125,30 +130,47 @@ def _wrong_values(config: Any) -> Iterator[str]:
     if wrong:
         yield f"no valid {', '.join(wrong)}, expected these"
         return
+    known = {*signature(open_clip.CLIP).parameters, "custom_text", "multimodal_cfg"}
+    for key in found.keys() - known:
+        yield f"{key}, expected other keys{did_you_mean(key, known)}"
     yield from _wrong_sizes("", found, ("embed_dim",))
     for key in ("quick_gelu", "custom_text"):
         if not isinstance(found.get(key, False), bool):
             yield f"{key} {found[key]!r:.40}, expected true or false"
-    for part, kind in (
-        ("vision_cfg", open_clip.CLIPVisionCfg),
-        ("text_cfg", open_clip.CLIPTextCfg),
-    ):
-        yield from _wrong_options(part, found[part], kind)
-    vision, text = _VISION | found["vision_cfg"], _TEXT | found["text_cfg"]
-    sizes = ("width", "head_width", "mlp_ratio", "patch_size", "image_size", "layers")
-    yield from _wrong_sizes("vision_cfg.", vision, sizes)
+    quick_gelu = bool(found.get("quick_gelu"))
+    # A ResNet is refused, whatever else it says.
+    if not isinstance(found["vision_cfg"].get("layers"), list):
+        yield from _wrong_options("vision_cfg", found["vision_cfg"], open_clip.CLIPVisionCfg)
+        yield from _wrong_kwargs("vision_cfg", found["vision_cfg"], quick_gelu)
+        yield from _wrong_vision(_VISION | found["vision_cfg"], found["embed_dim"])
+    yield from _wrong_options("text_cfg", found["text_cfg"], open_clip.CLIPTextCfg)
+    yield from _wrong_kwargs("text_cfg", found["text_cfg"], quick_gelu)
+    text = _TEXT | found["text_cfg"]
     sizes = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
     yield from _wrong_sizes("text_cfg.", text, sizes)
+    if text["width"] % text["heads"]:
+        yield f"text_cfg.width {text['width']}, expected a multiple of heads, {text['heads']}"
+
+
+def _wrong_vision(vision: Mapping[str, Any], embed_dim: int) -> Iterator[str]:
+    """What is wrong with the sizes of an image tower whose values have the right types."""
+    sizes = ("width", "head_width", "mlp_ratio", "patch_size", "image_size", "layers",
+             "attn_pooler_heads", "attn_pooler_queries")  # fmt: skip
+    yield from _wrong_sizes("vision_cfg.", vision, sizes)
     if not 0 <= vision.get("patch_dropout", 0) < 1:
         yield f"vision_cfg.patch_dropout {vision['patch_dropout']}, expected a share below 1"
     if vision["width"] % vision["head_width"]:
         yield (f"vision_cfg.width {vision['width']}, expected a multiple of head_width, "
                f"{vision['head_width']}")  # fmt: skip
-    if text["width"] % text["heads"]:
-        yield f"text_cfg.width {text['width']}, expected a multiple of heads, {text['heads']}"
     if min(_pair(vision["image_size"])) < vision["patch_size"]:
         yield (f"vision_cfg.image_size {vision['image_size']}, expected at least patch_size, "
                f"{vision['patch_size']}")  # fmt: skip
+    if vision.get("attentional_pool"):
+        if embed_dim % vision["attn_pooler_heads"]:
+            yield (f"embed_dim {embed_dim}, expected a multiple of vision_cfg.attn_pooler_heads, "
+                   f"{vision['attn_pooler_heads']}")  # fmt: skip
+        if vision["attn_pooler_queries"] < 2 and vision.get("pool_type") == "avg":
+            yield "vision_cfg.attn_pooler_queries 1 with pool_type avg, expected 2 or more"
 
 
 def _wrong_options(part: str, options: Mapping[str, Any], kind: type) -> Iterator[str]:
@@ -157,11 +179,25 @@ def _wrong_options(part: str, options: Mapping[str, Any], kind: type) -> Iterato
     for key, value in options.items():
         if key not in hints:
             yield f"{part}.{key}, expected other keys{did_you_mean(key, hints)}"
-        # The default of some does not have their type.
-        elif value != defaults[key] and not _fits(value, hints[key]):
+        # The default of some does not have their type, open_clip's own jsons have no timm_proj so.
+        elif value not in (defaults[key], *_NOTHING.get(key, ())) and not _fits(value, hints[key]):
             hint = hints[key]
             expected = hint.__name__ if isinstance(hint, type) else str(hint)
             yield f"{part}.{key} {value!r:.40}, expected {expected.replace('typing.', '')}"
+
+
+def _wrong_kwargs(part: str, options: Mapping[str, Any], quick_gelu: bool) -> Iterator[str]:
+    """Compare keyword arguments with those that GELU and LayerNorm take."""
+    for key, kinds in _KWARGS.items():
+        for name, value in (options.get(key) or {}).items():
+            if name not in kinds:
+                yield f"{part}.{key} {name}, expected {', '.join(kinds)}"
+            elif not _fits(value, kinds[name]) or (name == "eps" and value < 0):
+                yield f"{part}.{key} {name} {value!r:.40}, expected {kinds[name].__name__}"
+            elif name == "approximate" and value not in ("none", "tanh"):
+                yield f"{part}.{key} {name} {value!r:.40}, expected none or tanh"
+            elif name == "approximate" and quick_gelu:
+                yield f"{part}.{key} {name} with quick_gelu, expected none"
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -190,57 +226,93 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def check_supported(name: str, config: Mapping[str, Any]) -> None:
-    """Check that both towers are CLIP's: a ViT with a class token; causal text, end token.
+    """Check that there are towers here for a model: the one place that decides.
 
     Args:
         name: the model, for the message.
         config: as `read_clip_config` returns it.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: there are none.
     """
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    wrong = [f"vision {key}" for key in _UNSUPPORTED_VISION if vision.get(key)]
-    # Layers that scale by 0 are layers, too.
-    if vision.get("ls_init_value") is not None:
-        wrong.append("vision ls_init_value")
-    if vision.get("pool_type", "tok") != "tok":
-        wrong.append(f"vision pool_type {vision['pool_type']}")
-    if vision.get("pos_embed_type", "learnable") != "learnable":
-        wrong.append(f"vision pos_embed_type {vision['pos_embed_type']}")
-    if not isinstance(vision.get("layers", 12), int):
-        wrong.append("a ResNet")
-    wrong += [f"text {key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
-    tokenizer = text.get("tokenizer_kwargs") or {}
-    if tokenizer and merges_file(name, config) is None:
-        wrong.append(f"text tokenizer_kwargs {tokenizer}")
-    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
-        if text.get(key, expected) != expected:
-            wrong.append(f"text {key} {text[key]}")
+    wrong = [f"vision {text}" for text in _unsupported_vision(config)]
+    wrong += [f"text {text}" for text in _unsupported_text(name, config)]
     if wrong:
         raise ConfigError(
-            f"MODEL.CLIP.NAME {name}: found {', '.join(wrong)}, expected a plain ViT with a class "
-            "token and CLIP's own causal text transformer; choose another CLIP, such as "
-            "ViT-B-16-quickgelu"
+            f"MODEL.CLIP.NAME {name}: found {', '.join(wrong)}, expected options that the "
+            "towers here have; choose another CLIP, such as ViT-B-16-quickgelu"
         )
 
 
-def vision_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sizes of a supported vision tower as keyword arguments of `CLIPViT`."""
+def _unsupported_vision(config: Mapping[str, Any]) -> list[str]:
+    """The options of an image tower that `CLIPViT` cannot do."""
     vision = _VISION | config["vision_cfg"]
-    width, patch = vision["width"], vision["patch_size"]
-    height, image_width = _pair(vision["image_size"])
+    if vision.get("timm_model_name"):
+        return ["timm_model_name"]
+    if not isinstance(vision["layers"], int):
+        return ["layers of a ResNet"]
+    wrong = []
+    if vision.get("pool_type", "tok") not in ("tok", "avg"):
+        wrong.append(f"pool_type {vision['pool_type']}")
+    table, (rows, columns) = vision.get("pos_embed_type", "learnable"), _grid(vision)
+    if table not in ("learnable", "sin_cos_2d") or (table == "sin_cos_2d" and rows != columns):
+        wrong.append(f"pos_embed_type {table} of {rows}x{columns} patches")
+    if vision.get("block_type") not in (None, "default", "custom"):
+        wrong.append(f"block_type {vision['block_type']}")
+    if _is_custom(vision) and vision.get(_SCALED_COSINE):
+        wrong.append(_SCALED_COSINE)
+    return wrong
+
+
+def _is_custom(vision: Mapping[str, Any]) -> bool:
+    """Whether open_clip takes its custom block; it ignores the options of others."""
+    asked = any(vision.get(key) for key in (*_BLOCK_PARTS, _SCALED_COSINE))
+    return vision.get("block_type") == "custom" or (vision.get("block_type") is None and asked)
+
+
+def _unsupported_text(name: str, config: Mapping[str, Any]) -> list[str]:
+    """The options of a text tower that `CLIPSource` cannot do."""
+    text = config["text_cfg"]
+    wrong = [f"{key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
+    tokenizer = text.get("tokenizer_kwargs") or {}
+    if tokenizer and merges_file(name, config) is None:
+        wrong.append(f"tokenizer_kwargs {tokenizer}")
+    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
+        if text.get(key, expected) != expected:
+            wrong.append(f"{key} {text[key]}")
+    return wrong
+
+
+def vision_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes of open_clip's own ViT as keyword arguments of `CLIPViT`."""
+    vision = _VISION | config["vision_cfg"]
+    width, custom = vision["width"], _is_custom(vision)
+    # A layer that scales by 0 is one, too.
+    scales = {"ls_init_value": vision.get("ls_init_value") is not None}
+    parts = scales | {key: custom and vision.get(key) for key in _BLOCK_PARTS}
     return {
         "width": width,
         "layers": vision["layers"],
         "heads": width // vision["head_width"],
         "hidden": int(width * vision["mlp_ratio"]),
-        "patch_size": patch,
-        "grid_size": (height // patch, image_width // patch),
+        "patch_size": vision["patch_size"],
+        "grid_size": _grid(vision),
         "embed_dim": config["embed_dim"],
         "quick_gelu": bool(config.get("quick_gelu", False)),
         "ln_pre": not vision.get("no_ln_pre", False),
+        "pool_type": vision.get("pool_type", "tok"),
+        "final_ln_after_pool": bool(vision.get("final_ln_after_pool")),
+        "attn_pooler_heads": vision["attn_pooler_heads"] if vision.get("attentional_pool") else 0,
+        "attn_pooler_queries": vision["attn_pooler_queries"],
+        "act_kwargs": vision.get("act_kwargs"),
+        "norm_kwargs": vision.get("norm_kwargs"),
+        "block_parts": tuple(key for key, has in parts.items() if has),
     }
+
+
+def _grid(vision: Mapping[str, Any]) -> tuple[int, int]:
+    height, width = _pair(vision["image_size"])
+    return height // vision["patch_size"], width // vision["patch_size"]
 
 
 def merges_file(name: str, config: Mapping[str, Any]) -> Path | None:

@@ -39,6 +39,8 @@ _FOLDERS = (
 # Ends the name of a json that says in which of several files each tensor is.
 _INDEX = ".index.json"
 _LISTED = 5
+# How open_clip's names of an image tower begin, and those of a text tower.
+_VISION, _TEXT = "visual.", ("token_embedding.", "text.")
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
             one of OpenAI's.
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, unconfirmed, holds no CLIP ViT, or a
+        CheckpointError: the file is missing, damaged, unsafe, unconfirmed, holds no CLIP, or a
             weight in it is not finite.
     """
     path = find_weight_file(Path(path))
@@ -129,16 +131,17 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
     if unwrapped:
         logger.info("%s: CLIP weights unwrapped: %s", path, ", ".join(unwrapped))
     state = to_open_clip(stored)
-    if "visual.class_embedding" not in state:
+    if not all(any(name.startswith(tower) for name in state) for tower in (_VISION, _TEXT)):
         if any(name.startswith("sem_seg_head.") for name in state):
             raise CheckpointError(
                 f"{path}: found a checkpoint of TagCLIP for Detectron2 (sem_seg_head.*), expected "
-                "the weights of a CLIP ViT; it needs no conversion: name it as MODEL.WEIGHTS"
+                "the weights of a CLIP; it needs no conversion: name it as MODEL.WEIGHTS"
             )
         begins = ", ".join(sorted({name.partition(".")[0] for name in state})[:_LISTED])
         raise CheckpointError(
-            f"{path}: found no visual.class_embedding among {len(state)} tensors, whose names "
-            f"begin with {begins}, expected the weights of a CLIP ViT; check MODEL.CLIP.PRETRAINED"
+            f"{path}: found {len(state)} tensors whose names begin with {begins}, expected those "
+            "of a CLIP: an image tower (visual.*) and a text tower (token_embedding.* or text.*); "
+            "check MODEL.CLIP.PRETRAINED"
         )
     check_finite(state, path, "download it again, or take what it was converted from")
     quick_gelu = True if archive or is_openai(stored) else _declared_quick_gelu(path)

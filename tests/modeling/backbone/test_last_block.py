@@ -10,7 +10,7 @@ import torch
 from helpers.clip_files import random_clip, tiny_config
 from helpers.naive_last_block import METHODS, naive_last_block
 from helpers.naive_vit import (
-    block,
+    block as naive_block,
     gelu,
     layer_norm,
     naive_positions,
@@ -50,7 +50,7 @@ def naive_vectors(
     tokens = tokens + naive_positions(p["positional_embedding"], (4, 4), grid, "bilinear")
     tokens = layer_norm(tokens, p["ln_pre.weight"], p["ln_pre.bias"], 1e-5)
     for index in range(3):
-        tokens = block(tokens, p, f"transformer.resblocks.{index}", 4, activation)
+        tokens = naive_block(tokens, p, f"transformer.resblocks.{index}", 4, activation)
     patches, keys = naive_last_block(
         tokens, p, "transformer.resblocks.3",
         heads=4, activation=activation, method=method, grid=grid,
@@ -123,6 +123,46 @@ def test_the_window_is_a_gaussian_of_the_distance(grid: tuple[int, int]) -> None
         for j, (row, column) in enumerate(patches):
             expected = np.exp(-((y - row) ** 2 + (x - column) ** 2) / 50)
             assert found[i, j].item() == pytest.approx(expected, abs=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool_type": "avg"},
+        {"pool_type": "avg", "final_ln_after_pool": True},
+        {"attn_pooler_heads": 4, "attn_pooler_queries": 3},
+        {"block_parts": ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")},
+    ],
+)
+def test_the_image_vector_of_other_towers_stays_clips(method: str, options: dict) -> None:
+    torch.manual_seed(0)
+    plain = CLIPViT(**SIZES, **options).eval()
+    free = CLIPViT(**SIZES, **options, last_block=method).eval()
+    free.load_state_dict(plain.state_dict())
+    expected, found = plain(images(3, 6)), free(images(3, 6))
+    assert (found["clip_global"] - expected["clip_global"]).abs().max() < 1e-6
+    assert (found["clip_dense"] - expected["clip_dense"]).abs().max() > 1e-3
+    assert found["clip_keys"].shape[1] == free.output_shape()["clip_keys"].channels
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_scales_of_the_last_block_are_those_of_its_output(clip: CLIP, method: str) -> None:
+    """A factor of each channel after the projection is the same in the projection."""
+    vits = [make_vit(clip, method, state=None, block_parts=("ls_init_value",)) for _ in range(2)]
+    scaled, folded = vits
+    generator = torch.Generator().manual_seed(0)
+    for block in scaled.blocks:
+        block.ls_1.gamma.copy_(torch.rand(64, generator=generator) + 0.5)
+    folded.load_state_dict(scaled.state_dict())
+    last = folded.blocks[-1]
+    last.attn.proj.weight *= last.ls_1.gamma[:, None]
+    last.attn.proj.bias *= last.ls_1.gamma
+    last.ls_1.gamma.fill_(1)
+    batch = images(3, 6)
+    assert (scaled(batch)["clip_dense"] - folded(batch)["clip_dense"]).abs().max() < 1e-5
 
 
 def test_a_batch_is_its_images(clip: CLIP) -> None:

@@ -136,7 +136,9 @@ def test_a_truncated_archive_is_named(archive: Path, tiny_clip_json: str, tmp_pa
         ([1, 2], "list"),
         ({"visual.class_embedding": 3}, "'visual.class_embedding'"),
         ({"state_dict": 3}, "int"),
-        ({"weight": torch.zeros(2)}, "visual.class_embedding"),
+        ({"weight": torch.zeros(2)}, "begin with weight, expected those of a CLIP: an image"),
+        ({"visual.trunk.cls_token": torch.zeros(2)}, "begin with visual, expected"),
+        ({"text.token_embedding.weight": torch.zeros(2)}, "begin with text, expected"),
     ],
 )
 def test_a_file_without_clip_is_refused(

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.clip import CLIPSource, source
+from tagclip.modeling.clip.config import read_clip_config
 
 # All names
 
@@ -87,8 +88,7 @@ def assert_clip(name: str, config: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = CLIP(**{k: v for k, v in config.items() if k not in ("custom_text",)})
         tower = CLIPViT(**CLIPSource(name).vision_config())
-    assert isinstance(model.visual, VisionTransformer) and model.visual.pool_type == "tok"
-    assert model.visual.attn_pool is None
+    assert isinstance(model.visual, VisionTransformer)
     assert model.text_pool_type == "argmax" and model.attn_mask is not None
     ours = sorted(tuple(parameter.shape) for parameter in tower.parameters())
     assert ours == sorted(tuple(parameter.shape) for parameter in model.visual.parameters())
@@ -215,6 +215,7 @@ def test_the_remedy_names_a_suffix_only_where_there_is_one(tmp_path: Path) -> No
 
 # Values of a model json
 
+POOLED = {"vision_attentional_pool": True, "vision_pool_type": "avg"}
 
 ODD: list[Any] = [
     None, True, False, 0, 1, -1, 3, 7, 0.5, 2.5, 1e9, 10**12, "x", "", [], [1], [16, 16],
@@ -283,6 +284,18 @@ def test_every_key_with_every_odd_value_builds_or_is_named(tmp_path: Path) -> No
         ({"text_heads": 5}, "text_cfg.width 32, expected a multiple of heads, 5"),
         ({"text_tokenizer_kwargs": 3}, "text_cfg.tokenizer_kwargs 3, expected Optional[dict]"),
         ({"quick_gelu": "yes"}, "quick_gelu 'yes', expected true or false"),
+        ({"quickgelu": True}, "quickgelu, expected other keys; did you mean quick_gelu"),
+        ({"vision_global_average_pool": True}, "vision_cfg.global_average_pool, expected other"),
+        ({"vision_patch_size": [16, 8]}, "vision_cfg.patch_size [16, 8], expected int"),
+        ({"vision_act_kwargs": {"a": 1}}, "vision_cfg.act_kwargs a, expected approximate"),
+        ({"vision_act_kwargs": {"approximate": "x"}}, "approximate 'x', expected none or tanh"),
+        ({"vision_act_kwargs": {"approximate": "tanh"}}, "approximate with quick_gelu, expected"),
+        ({"vision_norm_kwargs": {"eps": "x"}}, "vision_cfg.norm_kwargs eps 'x', expected float"),
+        ({"vision_norm_kwargs": {"eps": -1}}, "vision_cfg.norm_kwargs eps -1, expected float"),
+        ({"text_norm_kwargs": {"a": 1}}, "text_cfg.norm_kwargs a, expected eps, elementwise_aff"),
+        (POOLED | {"vision_attn_pooler_heads": 7}, "embed_dim 32, expected a multiple of vision_"),
+        (POOLED | {"vision_attn_pooler_heads": 0}, "attn_pooler_heads 0, expected a size from 1"),
+        (POOLED | {"vision_attn_pooler_queries": 1}, "attn_pooler_queries 1 with pool_type avg"),
     ],
 )
 def test_what_is_wrong_is_said(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -291,8 +304,43 @@ def test_what_is_wrong_is_said(changes: dict[str, Any], said: str, tmp_path: Pat
 
 
 def test_what_open_clip_cannot_build_is_said_in_one_line(tmp_path: Path) -> None:
-    path = write_json(tmp_path / "model.json", tiny_config(text_norm_kwargs={"a": 1}))
-    fails(ConfigError, CLIPSource(str(path)).state_dict, path, "cannot build it (TypeError: ")
+    both = {"text_qk_norm": True, "text_scaled_cosine_attn": True}
+    path = write_json(tmp_path / "model.json", tiny_config(**both))
+    fails(ConfigError, CLIPSource(str(path)).state_dict, path, "cannot build it (AssertionError: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vision_layers": [1, 1, 1, 1], "vision_patch_size": None}, "vision layers of a ResNet"),
+        ({"vision_pool_type": "none"}, "vision pool_type none"),
+        ({"vision_pos_embed_type": "rotary"}, "vision pos_embed_type rotary of 4x4 patches"),
+        (
+            {"vision_pos_embed_type": "sin_cos_2d", "vision_image_size": [64, 32]},
+            "vision pos_embed_type sin_cos_2d of 4x2 patches",
+        ),
+        ({"vision_block_type": "resnet"}, "vision block_type resnet"),
+        ({"vision_scaled_cosine_attn": True}, "vision scaled_cosine_attn"),
+    ],
+)
+def test_an_image_tower_that_there_is_none_of(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = write_json(tmp_path / "model.json", tiny_config(**changes))
+    fails(ConfigError, lambda: CLIPSource(str(path)).config, path, f"found {said}, expected")
+
+
+@pytest.mark.parametrize("name", open_clip.list_models())
+def test_a_copy_of_a_model_json_is_that_model(name: str, tmp_path: Path) -> None:
+    config = open_clip.get_model_config(name)
+    path = write_json(tmp_path / "open_clip_config.json", {"model_cfg": config})
+    for spelling in (str(path), f"local-dir:{tmp_path}"):
+        assert read_clip_config(spelling) == config
+
+
+def test_a_square_patch_may_be_a_pair(tmp_path: Path) -> None:
+    path = write_json(tmp_path / "model.json", tiny_config(vision_patch_size=[16, 16]))
+    assert CLIPSource(str(path)).config == TINY_CLIP
 
 
 def test_the_whole_json_of_the_hub_is_a_model_json(tmp_path: Path) -> None:
