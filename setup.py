@@ -102,6 +102,9 @@ setup(
             "nbformat>=5.10",
             "ipykernel>=6.29",
         ],
+        # Tokenizers and text towers of transformers (tagclip/modeling/clip/tokenizer.py); the last
+        # two read tokenizers without tokenizer.json, such as google/mt5-base.
+        "hf": ["transformers>=5,<6", "sentencepiece>=0.2", "protobuf>=5"],
         "demo": ["gradio>=6.31,<7"],
         # Videos that browsers play (tagclip/demo/media.py).
         "video": ["av>=18,<19"],

@@ -177,7 +177,9 @@ class ModelAnalysis:
         names = dict.fromkeys(name for prompts in vocabulary.prompts for name in prompts)
         texts = [template.replace("{}", name) for name in names for template in bank.templates]
         limit = bank.source.context_length
-        tokens = max(min(len(ids), limit) for ids in bank.source.tokenize(texts))
+        with self._fake():
+            tower = bank.source.text_tower()
+        tokens = tower.length([ids[:limit] for ids in bank.source.tokenize(texts)])
         _, counter = self._count(bank, vocabulary)
         return TextCost(len(texts), tokens, counter.get_total_flops() // 2)
 

@@ -20,7 +20,7 @@ from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import LOCAL, is_weight_path
+from tagclip.modeling.clip.config import canonical_name, is_weight_path
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import json_text, listed, one_line, shortened
@@ -90,6 +90,7 @@ _FREE_KEYS = (
     "MODEL.CLIP.PRETRAINED",
     "MODEL.CLIP.SHA256",
     "MODEL.CLIP.TEXT_",
+    "MODEL.CLIP.TOKENIZER",
     "MODEL.COMPILE",
     "MODEL.DEVICE",
     "MODEL.TAGCLIP.LOSS.WORKSPACE_MIB",
@@ -121,10 +122,11 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
     cfg = cfg.clone()
     cfg.defrost()
     clip_keys = cfg.MODEL.CLIP
-    if clip_keys.NAME.endswith(".json"):
-        clip_keys.NAME = _absolute(clip_keys.NAME)
-    elif clip_keys.NAME.startswith(LOCAL):
-        clip_keys.NAME = LOCAL + _absolute(clip_keys.NAME.removeprefix(LOCAL))
+    name = canonical_name(clip_keys.NAME)
+    if name.endswith(".json"):
+        clip_keys.NAME = _absolute(name)
+    if clip_keys.TOKENIZER:
+        clip_keys.TOKENIZER = _absolute(clip_keys.TOKENIZER)
     if is_weight_path(clip_keys.PRETRAINED):
         clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
     config = _portable(cfg, os.path.abspath(folder or cfg.OUTPUT_DIR))
@@ -163,8 +165,8 @@ def _absolute(path: str) -> str:
 def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
     """Build the config that a checkpoint was trained with; MODEL.WEIGHTS is the checkpoint.
 
-    It needs none of the files of its training but CLIP's weights: class lists and CLIP's model
-    json come with it.
+    It needs none of the files of its training but CLIP's weights and a tokenizer of transformers:
+    class lists and CLIP's model json come with it.
 
     Args:
         path: a checkpoint of `TagCLIPCheckpointer`, a folder or a model of the hub, see

@@ -47,8 +47,8 @@ _TYPES = {"architecture": dict, "weights_sha256": str, "vocabulary_sha256": str,
           "metadata": dict, "results": list, "files": list}  # fmt: skip
 _RESULT = {**dict.fromkeys(("file", "sha256", "dataset", "split", "protocol"), str),
            "metrics": dict}  # fmt: skip
-# Whatever a file of CLIP was called, but no other folder.
-_CLIP_FILE = re.compile(r"clip/(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
+# Whatever a file of CLIP was called, but no other folder than that of its tokenizer.
+_CLIP_FILE = re.compile(r"clip/(?:tokenizer/)?(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]+")
 # Far beyond every class list.
 _LARGEST = 64 << 20
 

@@ -62,7 +62,7 @@ _NOT_HASHED = (
     "TEST.SAVE_PREDICTIONS",
 )
 # Paths, also where they are relative, or other names.
-_MAY_BE_PATHS = ("MODEL.CLIP.NAME", "MODEL.CLIP.PRETRAINED")
+_MAY_BE_PATHS = ("MODEL.CLIP.NAME", "MODEL.CLIP.PRETRAINED", "MODEL.CLIP.TOKENIZER")
 
 
 def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> str:

@@ -23,7 +23,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.backbone.clip_vit import resize_positions
 from tagclip.modeling.clip.source import CLIPSource
-from tagclip.modeling.clip.text_bank import class_maximum, run_text_tower
+from tagclip.modeling.clip.text_bank import class_maximum
 from tagclip.modeling.inference.gate import trusty_probability
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.structures.vocabulary import Vocabulary
@@ -76,7 +76,7 @@ class WindowModel(nn.Module):
 
         Raises:
             ConfigError: the backbone is no `CLIPViT`, or classes that are an input would have
-                several vectors each.
+                several vectors each or a text tower that is not exported.
         """
         super().__init__()
         if not isinstance(model.backbone, CLIPViT):
@@ -85,6 +85,8 @@ class WindowModel(nn.Module):
                 "other backbones cannot be exported"
             )
         bank = model.text_bank
+        if vocabulary is None:
+            _check_clip_text(bank.source)
         if vocabulary is None and bank.synonyms != "mean":
             raise ConfigError(
                 f"MODEL.CLIP.SYNONYMS: found {bank.synonyms}, expected mean where words are an "
@@ -252,13 +254,12 @@ def to_onnx(window_model: WindowModel) -> bytes:
     )
 
 
-class _TextTower(nn.Module):
-    def __init__(self, tower: nn.Module) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return run_text_tower(self.tower, tokens)
+def _check_clip_text(source: CLIPSource) -> None:
+    if not source.has_clip_text:
+        raise ConfigError(
+            f"--words input: found {source.name}, whose text tower or tokenizer is not CLIP's own, "
+            "expected such a one, which exported models bring along; use --words baked"
+        )
 
 
 def text_tower_to_onnx(source: CLIPSource) -> bytes:
@@ -269,12 +270,14 @@ def text_tower_to_onnx(source: CLIPSource) -> bytes:
         context length -> ``vectors`` (T, D) float32 of any length each.
 
     Raises:
-        ConfigError: packages are missing, or the weights pass the 2 GiB of an ONNX file.
+        ConfigError: packages are missing, the weights pass the 2 GiB of an ONNX file, or texts are
+            read in another way than CLIP's.
         CheckpointError: see `CLIPSource.text_tower`.
     """
+    _check_clip_text(source)
     tokens = torch.tensor([[1, 3, 0, 0, 0], [1, 2, 2, 3, 0]])
     dynamic = {0: torch.export.Dim("texts"), 1: torch.export.Dim.DYNAMIC}
-    tower = _TextTower(source.text_tower())
+    tower = source.text_tower()
     return _to_onnx(tower, {"tokens": tokens}, ("vectors",), (dynamic,), "--words baked")
 
 

@@ -29,6 +29,7 @@ from tagclip.checkpoint.pretrained_folder import (
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.config import CONFIG_FILE
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.pretrained.card import model_card
 from tagclip.pretrained.clip_files import clip_files, clip_keys
@@ -88,8 +89,10 @@ def pretrained_content(
     # They are files of the folder.
     metadata["clip_json"] = metadata["clip_merges"] = ""
     pretrained = keys["PRETRAINED"].removeprefix("./")
+    # Of a folder its name, as the json in it is always called the same.
+    file = Path(source.name.removesuffix(f"/{CONFIG_FILE}"))
     clip = {
-        "name": Path(source.name).stem if keys["NAME"] != source.name else source.name,
+        "name": file.stem if keys["NAME"] != source.name else source.name,
         "pretrained": Path(pretrained).name if pretrained in files else pretrained,
         "sha256": metadata.pop("clip_sha256"),
         "file": pretrained if pretrained in files else None,

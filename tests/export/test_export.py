@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
-from helpers.clip_files import fails
+from helpers.clip_files import fails, random_clip, tiny_config, write_json
 from helpers.tiny_export import (
     ODD,
     SQUARE,
@@ -26,6 +26,7 @@ from helpers.tiny_export import (
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
 from helpers.tiny_run import changed
+from safetensors.torch import save_file
 
 from tagclip import Vocabulary
 from tagclip.errors import ConfigError
@@ -79,6 +80,36 @@ def test_torchscript_of_other_architectures(
     content = to_torchscript(WindowModel(predictor.model, predictor.vocabulary))
     images = noise(3, ODD)
     assert_equal(exporting.RUNNERS["torchscript"](content)(images), eager(predictor, images))
+
+
+POOLS = {
+    "CLIPA": {"pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
+    "CoCa": {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 5},
+    "custom block": {"qk_norm": True, "scale_heads": True, "scale_attn_inner": True,
+                     "scale_attn": True, "scale_fc": True, "ls_init_value": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", POOLS.values(), ids=POOLS)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("torchscript", "float32"), ("torchscript", "bfloat16"), ("onnx", "float32")],
+)
+def test_other_towers_of_open_clip(
+    tiny_cfg: CfgNode, tmp_path: Path, options: dict, kind: str, dtype: str
+) -> None:
+    config = tiny_config(**{f"vision_{key}": value for key, value in options.items()})
+    save_file(random_clip(config).state_dict(), tmp_path / "clip.safetensors")
+    places = ["MODEL.CLIP.NAME", str(write_json(tmp_path / "model.json", config)),
+              "MODEL.CLIP.PRETRAINED", str(tmp_path / "clip.safetensors")]  # fmt: skip
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    predictor = load(save_run(changed(tiny_cfg, *places)), "TEST.DTYPE", dtype)
+    model = WindowModel(predictor.model, predictor.vocabulary)
+    content = to_onnx(model) if kind == "onnx" else to_torchscript(model)
+    for shape in (SQUARE, ODD):
+        images = noise(2, shape)
+        assert_equal(exporting.RUNNERS[kind](content)(images), eager(predictor, images))
 
 
 def test_torchscript_holds_no_paths(checkpoint: Path, repository: Path) -> None:

@@ -92,6 +92,10 @@ CASES = {
         "found MODEL.META_ARCHITECTURE 'SegFormer' in config.yaml, expected 'TagCLIP'",
     ),
     "a file elsewhere": (describe(files=["clip/../../x"]), "'clip/../../x' is no file in clip/"),
+    "above the tokenizer": (
+        describe(files=["clip/tokenizer/.."]), "'clip/tokenizer/..' is no file in clip/",
+    ),
+    "a folder in it": (describe(files=["clip/tokenizer/a/b"]), "'clip/tokenizer/a/b' is no file"),
     "clip/..": (describe(files=["clip/.."]), "'clip/..' is no file in clip/"),
     "a line break": (describe(files=["clip/a\n"]), r"'clip/a\\n' is no file in clip/"),
     "no result": (describe(results=[3]), "tagclip.json: cannot be read .* 3 is no result"),

@@ -160,6 +160,28 @@ def test_a_local_clip_is_copied_or_refused(
     assert files == {"tiny.json", "tiny.safetensors", "merges.txt.gz"}
 
 
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_folder_of_clip_is_copied(
+    local_clip: CfgNode, image: np.ndarray, tmp_path: Path, prefix: str
+) -> None:
+    home = tmp_path / "home"
+    (home / "tiny.json").rename(home / "open_clip_config.json")
+    saved = save_tiny(changed(local_clip, "MODEL.CLIP.NAME", f"{prefix}{home}"), tmp_path / "run")
+    predictor = TagCLIPPredictor.from_checkpoint(saved)
+    folder = predictor.save_pretrained(tmp_path / "model", with_clip=True)
+    assert json.loads((folder / "tagclip.json").read_text())["clip"]["name"] == "home"
+    expected = predictor(image)["sem_seg_scores"]
+    # The checkpoint needs of CLIP its weights alone.
+    weights = (home / "tiny.safetensors").rename(tmp_path / "clip.safetensors")
+    shutil.rmtree(home)
+    moved = TagCLIPPredictor.from_checkpoint(saved, ["MODEL.CLIP.PRETRAINED", str(weights)])
+    assert torch.equal(moved(image)["sem_seg_scores"], expected)
+    found = TagCLIPPredictor.from_pretrained(folder)(image)
+    assert torch.equal(found["sem_seg_scores"], expected)
+    files = {path.name for path in (folder / "clip").iterdir()}
+    assert files == {"open_clip_config.json", "tiny.safetensors", "merges.txt.gz"}
+
+
 @pytest.mark.parametrize("name", ["my clip (1)", "clip@2", ".clip", "Ü", "a'b$#?%20", "..x"])
 def test_a_clip_may_have_any_name(local_clip: CfgNode, tmp_path: Path, name: str) -> None:
     saved = save_tiny(local_clip, tmp_path / "run")

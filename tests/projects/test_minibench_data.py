@@ -273,7 +273,7 @@ def test_the_merges_know_every_caption_word(clip_cfg: CfgNode) -> None:
     # The pair "r e" of "red" comes before "g r": green stays in pieces.
     assert {word for word, ids in tokens.items() if len(ids) > 1} <= {"green"}
     assert len(set(tokens.values())) == len(words())
-    assert all(source.decode(list(ids)).strip() == word for word, ids in tokens.items())
+    assert all(source.tokenizer.decode(list(ids)).strip() == word for word, ids in tokens.items())
 
 
 def test_the_assets_are_small(repository: Path) -> None:

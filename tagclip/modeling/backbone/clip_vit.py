@@ -44,22 +44,23 @@ _RENAMED = (
 
 
 def resize_positions(
-    table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str, num_prefix: int = 1
 ) -> Tensor:
-    """Resize a position table (docs/method.md, section 3); the class token's row is kept.
+    """Resize a position table (docs/method.md, section 3); what stands before the map is kept.
 
     Args:
-        table: (1 + rows * columns, W), the class token's position first, then the map row by row.
+        table: (P + rows * columns, W), the class token's position first, then the map row by row.
         old: (rows, columns) of the table.
         new: (rows, columns) of the result.
         mode: ``bilinear`` as the released code, or ``bicubic`` as open_clip, with antialiasing.
+        num_prefix: P, rows of the class token and the like.
 
     Returns:
-        (1 + rows * columns of ``new``, W); ``table`` itself if the two are equal.
+        (P + rows * columns of ``new``, W); ``table`` itself if the two are equal.
     """
     if old == new:
         return table
-    patches = table[1:].T.unflatten(1, old)[None]
+    patches = table[num_prefix:].T.unflatten(1, old)[None]
     # torch 2.14 antialiases a map of one column wrongly on the CPU, of one row rightly.
     transpose = mode == "bicubic" and new[1] == 1
     if transpose:
@@ -68,7 +69,51 @@ def resize_positions(
         patches, new, mode=mode, align_corners=False, antialias=mode == "bicubic"
     )
     resized = resized.mT if transpose else resized
-    return torch.cat([table[:1], resized[0].flatten(1).T])
+    return torch.cat([table[:num_prefix], resized[0].flatten(1).T])
+
+
+def check_backbone(source: CLIPSource, backbone: str, is_timm: bool) -> None:
+    """Refuse a backbone that is not made for a model's image tower.
+
+    Raises:
+        ConfigError: it is made for others.
+    """
+    if source.is_timm != is_timm:
+        kind = "one that open_clip builds on timm" if source.is_timm else "open_clip's own ViT"
+        raise ConfigError(
+            f"MODEL.BACKBONE.NAME: found {backbone}, but the image tower of MODEL.CLIP.NAME "
+            f"{source.name} is {kind}; set MODEL.BACKBONE.NAME to build_clip_backbone, which "
+            "takes both"
+        )
+
+
+def build_prompts(cfg: CfgNode, width: int, layers: int, patch_size: int) -> DeepPrompts:
+    """Build the deep prompts that a config asks for.
+
+    Args:
+        cfg: with ``MODEL.CLIP.PROMPT``.
+        width: channels of the tokens.
+        layers: blocks of the tower.
+        patch_size: side of a patch in pixels.
+
+    Raises:
+        ConfigError: there are fewer layers than prompts are asked for.
+    """
+    prompt = cfg.MODEL.CLIP.PROMPT
+    depth = prompt.DEPTH or layers
+    if not 1 <= depth <= layers:
+        raise ConfigError(
+            f"MODEL.CLIP.PROMPT.DEPTH: found {prompt.DEPTH}, expected 0 to {layers}, "
+            f"the layers of {cfg.MODEL.CLIP.NAME}"
+        )
+    return DeepPrompts(
+        num_tokens=prompt.NUM_TOKENS,
+        width=width,
+        depth=depth,
+        patch_size=patch_size,
+        dropout=prompt.DROPOUT,
+        post_norm=prompt.POST_NORM,
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -189,25 +234,13 @@ class CLIPViT(Backbone):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
-        clip, prompt = cfg.MODEL.CLIP, cfg.MODEL.CLIP.PROMPT
+        clip = cfg.MODEL.CLIP
         source = CLIPSource.from_config(cfg)
+        check_backbone(source, cls.__name__, is_timm=False)
         tower = source.vision_config()
-        depth = prompt.DEPTH or tower["layers"]
-        if not 1 <= depth <= tower["layers"]:
-            raise ConfigError(
-                f"MODEL.CLIP.PROMPT.DEPTH: found {prompt.DEPTH}, expected 0 to {tower['layers']}, "
-                f"the layers of {clip.NAME}"
-            )
         prompts = None
-        if prompt.NUM_TOKENS > 0:
-            prompts = DeepPrompts(
-                num_tokens=prompt.NUM_TOKENS,
-                width=tower["width"],
-                depth=depth,
-                patch_size=tower["patch_size"],
-                dropout=prompt.DROPOUT,
-                post_norm=prompt.POST_NORM,
-            )
+        if clip.PROMPT.NUM_TOKENS:
+            prompts = build_prompts(cfg, tower["width"], tower["layers"], tower["patch_size"])
         state = source.vision_state()
         place = source.path or "random weights"
         activation = "QuickGELU" if source.quick_gelu else "GELU"

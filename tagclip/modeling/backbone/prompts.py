@@ -53,18 +53,21 @@ class DeepPrompts(nn.Module):
         """Return the (depth, P, W) prompts of all layers, in one matrix product."""
         return self.proj(self.tokens)
 
-    def insert(self, tokens: Tensor, prompts: Tensor | None, num_patches: int) -> Tensor:
+    def insert(
+        self, tokens: Tensor, prompts: Tensor | None, num_patches: int, num_prefix: int = 1
+    ) -> Tensor:
         """Replace whatever stands between the class token and the patches.
 
         Args:
             tokens: (N, 1 + any + n, W) with the class token first and the patches last.
             prompts: (P, W) of one layer; None leaves class token and patches only.
             num_patches: n.
+            num_prefix: class and register tokens, where they are not one.
 
         Returns:
             (N, 1 + P + n, W).
         """
-        parts = [tokens[:, :1], tokens[:, -num_patches:]]
+        parts = [tokens[:, :num_prefix], tokens[:, -num_patches:]]
         if prompts is not None:
             parts.insert(1, self.dropout(prompts.to(tokens.dtype).expand(tokens.shape[0], -1, -1)))
         return torch.cat(parts, dim=1)

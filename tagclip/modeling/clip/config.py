@@ -13,15 +13,18 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from tagclip.config.loading import advice_if_relative
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip.download import fetch_config
+from tagclip.modeling.clip.text_tower import text_problems
+from tagclip.modeling.clip.tokenizer import tokenizer_problems
 from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["HUB", "LOCAL", "canonical_name", "check_supported", "is_weight_path", "merges_file",
-           "read_clip_config", "vision_sizes"]  # fmt: skip
+__all__ = ["CONFIG_FILE", "HUB", "canonical_name", "check_supported", "is_weight_path",
+           "merges_file", "read_clip_config", "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"
-_JSON = "open_clip_config.json"
+# The json that it writes beside weights.
+CONFIG_FILE = "open_clip_config.json"
 # Options of open_clip's custom block; what its attention makes of a scaled cosine fails in torch.
 _BLOCK_PARTS = ("qk_norm", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
 _SCALED_COSINE = "scaled_cosine_attn"
@@ -30,28 +33,40 @@ _KWARGS = {
     "act_kwargs": {"approximate": str},
     "norm_kwargs": {"eps": float, "elementwise_affine": bool, "bias": bool},
 }
-# Text options under which a prompt cannot be cut after its end token, or is no CLIP prompt.
-_UNSUPPORTED_TEXT = (
-    "hf_model_name",
-    "hf_tokenizer_name",
-    "embed_cls",
-    "no_causal_mask",
-)
 # Values beside those of its type that an option may have: open_clip's own jsons have it.
 _NOTHING = {"timm_proj": (None,)}
 # What open_clip takes if a model json does not say it.
 _VISION = {"width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
            "image_size": 224, "attn_pooler_heads": 8, "attn_pooler_queries": 256}  # fmt: skip
 _TEXT = {"width": 512, "heads": 8}
+# Modules of timm whose networks take images of any size.
+_TIMM = (
+    "convnext", "eva", "fastvit", "vision_transformer", "vision_transformer_hybrid", "vitamin",
+)  # fmt: skip
 # Far beyond the sizes of all models.
 _LARGEST = 1 << 20
 
 
 def canonical_name(name: str) -> str:
-    """Return open_clip's spelling of a model name: OpenAI writes ViT-L/14@336px."""
-    if name.endswith(".json") or name.startswith((LOCAL, HUB)):
+    """Return the one spelling of a model: open_clip's name, the path of a json or ``hf-hub:...``.
+
+    OpenAI writes ViT-L/14@336px; a folder is that of the json which open_clip puts beside weights.
+    """
+    if name.endswith(".json") or name.startswith(HUB):
         return name
-    return name.replace("/", "-").replace("@336px", "-336")
+    if name.startswith(LOCAL):
+        return os.path.join(name.removeprefix(LOCAL), CONFIG_FILE)
+    known = name.replace("/", "-").replace("@336px", "-336")
+    file = os.path.join(name, CONFIG_FILE)
+    if name.startswith(("/", "./", "../", "~", "$")):
+        return file
+    return file if os.path.isfile(file) and not _is_known(known) else known
+
+
+def _is_known(name: str) -> bool:
+    from tagclip.modeling.clip.library import open_clip
+
+    return name in open_clip.list_models()
 
 
 def is_weight_path(pretrained: str) -> bool:
@@ -64,8 +79,8 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
     """Return the config of a model, every value of a type and size that open_clip takes.
 
     Args:
-        name: an open_clip model name, the path of a model json, ``local-dir:FOLDER`` or
-            ``hf-hub:ORGANISATION/REPOSITORY``.
+        name: an open_clip model name, the path of a model json or
+            ``hf-hub:ORGANISATION/REPOSITORY``, see `canonical_name`.
         cache_dir: see `fetch_config`.
         text: content of the model json; "" reads the file.
 
@@ -73,19 +88,18 @@ def read_clip_config(name: str, cache_dir: str = "", text: str = "") -> dict[str
         ConfigError: open_clip does not know the name, or the json is missing or makes no sense.
         CheckpointError: the config is on the hub, neither cached nor within reach.
     """
-    if name.startswith(LOCAL):
-        return _read_json(Path(name.removeprefix(LOCAL)) / _JSON)
     if name.startswith(HUB):
-        return _read_json(fetch_config(name, name.removeprefix(HUB), _JSON, cache_dir))
+        return _read_json(fetch_config(name, name.removeprefix(HUB), CONFIG_FILE, cache_dir))
     if name.endswith(".json"):
         return _read_json(Path(name), text)
     from tagclip.modeling.clip.library import open_clip
 
     # Its answer to other names may be a download.
-    if name not in open_clip.list_models():
+    if not _is_known(name):
         raise ConfigError(
             f"MODEL.CLIP.NAME: open_clip has no model {name!r}; expected a name that "
-            "open_clip.list_models() gives, or the path of a model json"
+            "open_clip.list_models() gives, the path of a model json or of a folder with an "
+            f"{CONFIG_FILE}, or hf-hub:ORGANISATION/REPOSITORY"
             f"{did_you_mean(name, open_clip.list_models())}"
         )
     return open_clip.get_model_config(name)
@@ -236,7 +250,7 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
         ConfigError: there are none.
     """
     wrong = [f"vision {text}" for text in _unsupported_vision(config)]
-    wrong += [f"text {text}" for text in _unsupported_text(name, config)]
+    wrong += [*text_problems(config), *tokenizer_problems(name, config["text_cfg"])]
     if wrong:
         raise ConfigError(
             f"MODEL.CLIP.NAME {name}: found {', '.join(wrong)}, expected options that the "
@@ -245,10 +259,10 @@ def check_supported(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _unsupported_vision(config: Mapping[str, Any]) -> list[str]:
-    """The options of an image tower that `CLIPViT` cannot do."""
+    """The options of an image tower that neither `CLIPViT` nor `CLIPTimm` can do."""
     vision = _VISION | config["vision_cfg"]
     if vision.get("timm_model_name"):
-        return ["timm_model_name"]
+        return _unsupported_timm(vision)
     if not isinstance(vision["layers"], int):
         return ["layers of a ResNet"]
     wrong = []
@@ -264,23 +278,24 @@ def _unsupported_vision(config: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
+def _unsupported_timm(vision: Mapping[str, Any]) -> list[str]:
+    """What `CLIPTimm` cannot do of a network of timm."""
+    import timm
+
+    name = vision["timm_model_name"]
+    if not timm.is_model(name):
+        return [f"timm_model_name {name}, which timm {timm.__version__} does not have"]
+    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    if family not in _TIMM:
+        return [f"timm_model_name {name} of timm's {family}, whose tables of positions are of one "
+                "image size"]  # fmt: skip
+    return []
+
+
 def _is_custom(vision: Mapping[str, Any]) -> bool:
     """Whether open_clip takes its custom block; it ignores the options of others."""
     asked = any(vision.get(key) for key in (*_BLOCK_PARTS, _SCALED_COSINE))
     return vision.get("block_type") == "custom" or (vision.get("block_type") is None and asked)
-
-
-def _unsupported_text(name: str, config: Mapping[str, Any]) -> list[str]:
-    """The options of a text tower that `CLIPSource` cannot do."""
-    text = config["text_cfg"]
-    wrong = [f"{key} {text[key]}" for key in _UNSUPPORTED_TEXT if text.get(key)]
-    tokenizer = text.get("tokenizer_kwargs") or {}
-    if tokenizer and merges_file(name, config) is None:
-        wrong.append(f"tokenizer_kwargs {tokenizer}")
-    for key, expected in (("pool_type", "argmax"), ("proj_type", "linear")):
-        if text.get(key, expected) != expected:
-            wrong.append(f"{key} {text[key]}")
-    return wrong
 
 
 def vision_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +339,7 @@ def merges_file(name: str, config: Mapping[str, Any]) -> Path | None:
         ConfigError: the json names a file elsewhere.
     """
     options = config["text_cfg"].get("tokenizer_kwargs") or {}
-    if not name.endswith(".json") or list(options) != ["bpe_path"]:
+    if not name.endswith(".json") or "bpe_path" not in options:
         return None
     file = options["bpe_path"]
     if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.tokenizer import TOKENIZER_FILES, VOCABULARY_FILES
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.text import one_line
 
-__all__ = ["PATIENCE", "fetch_config", "fetch_tag"]
+__all__ = ["PATIENCE", "fetch_config", "fetch_tag", "fetch_tokenizer"]
 
 # Seconds after which the hub counts as out of reach. Its own client retries for much longer.
 PATIENCE = 10
@@ -37,7 +38,13 @@ def fetch_tag(label: str, tag: Mapping[str, str], cache_dir: str = "") -> Path:
     )  # fmt: skip
 
 
-def fetch_config(label: str, repository: str, file: str, cache_dir: str = "") -> Path:
+def fetch_config(
+    label: str,
+    repository: str,
+    file: str,
+    cache_dir: str = "",
+    setting: str = "MODEL.CLIP.NAME to local-dir:FOLDER",
+) -> Path:
     """Return a json of a repository on the hub; a cached one needs no network.
 
     Args:
@@ -45,6 +52,7 @@ def fetch_config(label: str, repository: str, file: str, cache_dir: str = "") ->
         repository: "organisation/repository".
         file: its name there.
         cache_dir: folder of the downloads; "" is huggingface_hub's default.
+        setting: what to set if it cannot be had, key and value.
 
     Raises:
         CheckpointError: it is not cached and cannot be downloaded, or it is damaged.
@@ -52,10 +60,38 @@ def fetch_config(label: str, repository: str, file: str, cache_dir: str = "") ->
     from huggingface_hub import hf_hub_download
 
     return _fetch(
-        f"MODEL.CLIP.NAME {label}", repository, [file], cache_dir,
-        "MODEL.CLIP.NAME to local-dir:FOLDER",
+        f"MODEL.CLIP.NAME {label}", repository, [file], cache_dir, setting,
         lambda: hf_hub_download(repository, file, cache_dir=cache_dir or None),
     )  # fmt: skip
+
+
+def fetch_tokenizer(label: str, repository: str, cache_dir: str = "") -> Path:
+    """Return the folder of a tokenizer on the hub; a cached one needs no network.
+
+    Args:
+        label: how to call it in an error.
+        repository: "organisation/repository".
+        cache_dir: folder of the downloads; "" is huggingface_hub's default.
+
+    Raises:
+        CheckpointError: it is not cached and cannot be downloaded, or it is damaged.
+    """
+
+    def download() -> str:
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(
+            repository, cache_dir=cache_dir or None, allow_patterns=list(TOKENIZER_FILES)
+        )
+        return str(next(Path(folder, f) for f in VOCABULARY_FILES if Path(folder, f).is_file()))
+
+    label = f"MODEL.CLIP.NAME {label}: its tokenizer {repository} (hf_tokenizer_name)"
+    return _fetch(
+        label, repository, VOCABULARY_FILES, cache_dir,
+        "MODEL.CLIP.TOKENIZER to their folder", download,
+        f"the tokenizer's files (hf download {repository} --include '*token*' --include '*.model' "
+        "--include 'vocab.*' --include merges.txt --local-dir FOLDER)",
+    ).parent  # fmt: skip
 
 
 def _fetch(
@@ -65,6 +101,7 @@ def _fetch(
     cache_dir: str,
     setting: str,
     download: Callable[[], str],
+    what: str = "that file",
 ) -> Path:
     from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 
@@ -87,8 +124,8 @@ def _fetch(
     except Exception as error:
         raise CheckpointError(
             f"{label}: not cached, and {address} cannot be downloaded "
-            f"({type(error).__name__}); fetch that file on a machine with a network, put it "
-            f"anywhere and set {setting}"
+            f"({type(error).__name__}); fetch {what} on a machine with a network, put "
+            f"{'it' if what == 'that file' else 'them'} anywhere and set {setting}"
         ) from error
     return _checked(path)
 
@@ -109,9 +146,13 @@ def _checked(path: Path) -> Path:
 
 
 def _files(tag: Mapping[str, str]) -> tuple[str, list[str]]:
-    """Split open_clip's "organisation/repository/file"; without a file it is one of two."""
+    """Split open_clip's "organisation/repository/file", and add under which names it may lie."""
     from tagclip.modeling.clip.library import open_clip
 
     names = open_clip.constants
     repository, file = os.path.split(tag["hf_hub"])
-    return repository, [file] if file else [names.HF_SAFE_WEIGHTS_NAME, names.HF_WEIGHTS_NAME]
+    if not file:
+        return repository, [names.HF_SAFE_WEIGHTS_NAME, names.HF_WEIGHTS_NAME]
+    stem, suffix = os.path.splitext(file)
+    # open_clip fetches it instead where the repository has it.
+    return repository, [file, *[f"{stem}.safetensors"] * (suffix in (".bin", ".pth"))]

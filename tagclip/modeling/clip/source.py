@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip.config import (
+    CONFIG_FILE,
     HUB,
-    LOCAL,
     canonical_name,
     check_supported,
     is_weight_path,
@@ -25,9 +25,18 @@ from tagclip.modeling.clip.config import (
     read_clip_config,
     vision_sizes,
 )
-from tagclip.modeling.clip.download import fetch_tag
-from tagclip.modeling.clip.layouts import describe_misfit
+from tagclip.modeling.clip.download import fetch_config, fetch_tag, fetch_tokenizer
+from tagclip.modeling.clip.layouts import describe_misfit, to_open_clip
 from tagclip.modeling.clip.pixels import beside_weights, statistics
+from tagclip.modeling.clip.text_tower import TextTower, check_transformer, context_length
+from tagclip.modeling.clip.tokenizer import (
+    TOKENIZER_FILES,
+    VOCABULARY_FILES,
+    BytePairTokenizer,
+    HuggingFaceTokenizer,
+    TextTokenizer,
+    check_transformers,
+)
 from tagclip.modeling.clip.weights import (
     find_weight_file,
     read_clip_weights,
@@ -57,6 +66,7 @@ class CLIPSource:
         sha256: str = "",
         json: str = "",
         merges: str = "",
+        tokenizer: str = "",
     ) -> None:
         """Name a model.
 
@@ -70,10 +80,14 @@ class CLIPSource:
                 archive that is not one of OpenAI's.
             json: content of the model json; "" reads the file.
             merges: content of its merges file in base64; "" reads the file.
+            tokenizer: folder of a tokenizer of transformers, and of the ``config.json`` of a text
+                tower of transformers; "" takes what open_clip's config names from the folder of
+                the config or from the hub.
         """
-        self.name, self.pretrained = canonical_name(expand_path(name)), expand_path(pretrained)
+        self.name, self.pretrained = expand_path(canonical_name(name)), expand_path(pretrained)
         self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
         self._json, self._merges = json, merges
+        self._tokenizer_folder = expand_path(tokenizer)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> CLIPSource:
@@ -86,6 +100,7 @@ class CLIPSource:
             sha256=clip.SHA256,
             json=clip.JSON,
             merges=clip.MERGES,
+            tokenizer=clip.TOKENIZER,
         )
 
     @cached_property
@@ -118,6 +133,11 @@ class CLIPSource:
         return bool(self.config.get("quick_gelu", False))
 
     @property
+    def is_timm(self) -> bool:
+        """Whether open_clip builds the image tower on timm."""
+        return bool(self.config["vision_cfg"].get("timm_model_name"))
+
+    @property
     def is_local(self) -> bool:
         """Whether the weights are a file or folder of this machine, and no public name."""
         if self.pretrained.startswith(HUB):
@@ -138,7 +158,7 @@ class CLIPSource:
         if not self.pretrained:
             return None
         # Nothing is looked for that an unsupported model could not use.
-        _ = self.config
+        _ = self.config, self.tokenizer_folder, self.transformer_config
         if self.pretrained.startswith(HUB):
             repository = {"hf_hub": f"{self.pretrained.removeprefix(HUB)}/"}
             return fetch_tag(self.pretrained, repository, self._cache_dir)
@@ -149,8 +169,9 @@ class CLIPSource:
 
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(self.name))
             remedy = f"its tags: {tags or 'none'}; name one, or a weight file"
-            if self.name.startswith((LOCAL, HUB)):
-                remedy = f"set it to {self.name.removeprefix(LOCAL)}, whose weights they are"
+            if self.name.startswith(HUB) or os.path.basename(self.name) == CONFIG_FILE:
+                place = self.name.removesuffix(f"/{CONFIG_FILE}")
+                remedy = f"set it to {place}, whose weights they are"
             raise CheckpointError(
                 f"MODEL.CLIP.PRETRAINED: found {self.pretrained!r}, which is neither a file nor "
                 f"a tag of {self.name}; {remedy}"
@@ -225,22 +246,43 @@ class CLIPSource:
         """
         return vision_sizes(self.config)
 
-    def vision_state(self) -> dict[str, Tensor]:
-        """Return the tensors under ``visual.`` without that prefix, float32 on the CPU."""
-        state = self.state_dict()
-        return {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
-
-    def text_tower(self) -> nn.Module:
-        """Build open_clip's frozen text tower, float32 on the CPU.
+    def timm_tower(self) -> nn.Module:
+        """Build open_clip's frozen ``TimmModel``, float32 on the CPU.
 
         Raises:
             ConfigError: see `config`.
             CheckpointError: the weights do not fit it.
         """
+        state = self.vision_state()
+        text = {"layers": 1, "width": 64, "heads": 1}
+        with torch.random.fork_rng(devices=()), torch.device("cpu"), SkipInit():
+            tower = self._build(custom_text=True, text_cfg=text).visual
+        if misfit := describe_misfit(tower.state_dict(), state):
+            raise CheckpointError(
+                f"{self.path or self.name}: the vision weights do not fit {self.name}: {misfit}; "
+                "check MODEL.CLIP.NAME and MODEL.CLIP.PRETRAINED"
+            )
+        tower.load_state_dict(state)
+        return tower.eval().requires_grad_(False)
+
+    def vision_state(self) -> dict[str, Tensor]:
+        """Return the tensors under ``visual.`` without that prefix, float32 on the CPU."""
+        state = self.state_dict()
+        return {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
+
+    def text_tower(self) -> TextTower:
+        """Build open_clip's frozen text tower, float32 on the CPU.
+
+        Raises:
+            ConfigError: see `config` and `tokenizer`.
+            CheckpointError: the weights do not fit it.
+        """
+        # Nothing is read for a tower that no text gets to.
+        pad_id = self.tokenizer.pad_id
         state = {
             name.removeprefix("text."): tensor
             for name, tensor in self.state_dict().items()
-            if not name.startswith(("visual.", "logit_"))
+            if not name.startswith(("visual.", "logit_", "text_decoder."))
         }
         # open_clip has no public way to the text tower alone: the vision tower is of no use, and
         # draws random numbers, which a training must not notice.
@@ -252,71 +294,146 @@ class CLIPSource:
                 "check MODEL.CLIP.NAME"
             )
         tower.load_state_dict(state, assign=True)
-        # Not used: a mask is made for each length.
-        tower.attn_mask = None
+        tower = TextTower(tower, context_length=self.context_length, pad_id=pad_id)
         return tower.eval().requires_grad_(False)
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Return the token ids of each text from start to end token, unpadded and untruncated."""
-        tokenizer = self._tokenizer
-        start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
-        return [[start, *tokenizer.encode(text), end] for text in texts]
-
-    def normalize(self, text: str) -> str:
-        """Return what the tokenizer makes of a text before it looks up tokens: repaired Unicode, no
-        html entities, lower case."""
-        return self._tokenizer.clean_fn(text)
-
-    def decode(self, ids: list[int]) -> str:
-        """Return the text that token ids stand for."""
-        return self._tokenizer.decode(ids)
-
-    def spelt_words(self, text: str) -> list[str]:
-        """Return the words of a text that have no tokens of their own: each takes several, most of
-        which stand for a single character or a part of one."""
-        tokenizer, words, word = self._tokenizer, [], []
-        for token in tokenizer.encode(text):
-            word.append(token)
-            if tokenizer.decoder[token].endswith("</w>"):
-                single = sum(len(tokenizer.decode([part]).strip()) < 2 for part in word)
-                found = tokenizer.decode(word).strip()
-                # A token of its own may be out of reach: merges come in their order.
-                is_known = f"{found}</w>" in tokenizer.encoder
-                if len(word) > 1 and 2 * single > len(word) and not is_known:
-                    words.append(found)
-                word = []
-        return words
-
-    def lost_text(self, text: str) -> str:
-        """Return what the text tower never reads of a text: all of it if nothing is left after
-        `normalize`, or what follows an end token that is spelt out in it."""
-        ids, end = self._tokenizer.encode(text), self._tokenizer.eot_token_id
-        if not ids:
-            return text
-        return self._tokenizer.decode(ids[ids.index(end) :]).strip() if end in ids else ""
+        return self.tokenizer.tokenize(texts)
 
     @property
     def context_length(self) -> int:
         """Most tokens of a text, start and end included."""
-        return self.config["text_cfg"].get("context_length", 77)
+        return context_length(self.config["text_cfg"])
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from tagclip.modeling.clip.library import open_clip
+    def tokenizer(self) -> TextTokenizer:
+        """Of the text tower: CLIP's own, or one of transformers.
 
-        merges = self._merges_content()
-        if merges is None:
-            return open_clip.SimpleTokenizer()
-        # gzip.open, to which it goes, takes files as well as paths.
-        tokenizer = open_clip.SimpleTokenizer(bpe_path=BytesIO(merges))
-        size = self.config["text_cfg"].get("vocab_size", len(tokenizer.encoder))
-        if size < len(tokenizer.encoder):
+        Raises:
+            ConfigError: its files are missing or damaged, or have more tokens than the text tower.
+            CheckpointError: it is on the hub, neither cached nor within reach.
+            NotInstalledError: transformers is missing.
+        """
+        text, label = self.config["text_cfg"], f"MODEL.CLIP.NAME {self.name}"
+        size = text.get("vocab_size", 49408)
+        if text.get("hf_model_name"):
+            size = self.transformer_config["vocab_size"]
+        if text.get("hf_tokenizer_name"):
+            return HuggingFaceTokenizer(
+                label, self.tokenizer_folder, text, context_length=self.context_length,
+                vocab_size=size,
+            )  # fmt: skip
+        if self._tokenizer_folder:
             raise ConfigError(
-                f"{self.name}: found vocab_size {size}, expected {len(tokenizer.encoder)}, the "
-                f"tokens of {merges_file(self.name, self.config)}; restore the file that the "
-                "model was trained with"
+                f"MODEL.CLIP.TOKENIZER: found {self._tokenizer_folder}, expected nothing, as "
+                f"{self.name} has CLIP's own tokenizer; leave it empty"
+            )
+        merges, options = self._merges_content(), dict(text.get("tokenizer_kwargs") or {})
+        options.pop("bpe_path", None)
+        tokenizer = BytePairTokenizer(None if merges is None else BytesIO(merges), **options)
+        if size < len(tokenizer):
+            of = merges_file(self.name, self.config) or "CLIP's own tokenizer"
+            raise ConfigError(
+                f"{self.name}: found vocab_size {size}, expected {len(tokenizer)}, the tokens of "
+                f"{of}; restore the file that the model was trained with"
             )
         return tokenizer
+
+    @cached_property
+    def tokenizer_folder(self) -> Path | None:
+        """Folder of the tokenizer's files: MODEL.CLIP.TOKENIZER, the one of the model's config if
+        they lie there, or the hub's cache; None for CLIP's own tokenizer.
+
+        Raises:
+            ConfigError: MODEL.CLIP.TOKENIZER is no folder with a tokenizer.
+            CheckpointError: it is on the hub, neither cached nor within reach.
+            NotInstalledError: transformers is missing.
+        """
+        name = self.config["text_cfg"].get("hf_tokenizer_name")
+        if not name:
+            return None
+        check_transformers(f"MODEL.CLIP.NAME {self.name}")
+        own = self._tokenizer_folder or self._config_folder()
+        if own and any(os.path.isfile(os.path.join(own, file)) for file in VOCABULARY_FILES):
+            return Path(own)
+        if self._tokenizer_folder:
+            raise ConfigError(
+                f"MODEL.CLIP.TOKENIZER: found no tokenizer in {own}, expected a folder with one of "
+                f"{', '.join(VOCABULARY_FILES)}; name the folder of {name}"
+            )
+        return fetch_tokenizer(self.name, name, self._cache_dir)
+
+    def _config_folder(self) -> str:
+        """Folder of the json that the model was read of; "" for open_clip's own."""
+        if self.name.startswith(HUB):
+            repository = self.name.removeprefix(HUB)
+            file = fetch_config(self.name, repository, CONFIG_FILE, self._cache_dir)
+            return str(file.parent)
+        return os.path.dirname(self.name) if self.name.endswith(".json") else ""
+
+    @cached_property
+    def transformer_file(self) -> Path | None:
+        """The ``config.json`` of a text tower of transformers; None for open_clip's own.
+
+        Raises:
+            ConfigError: it is not where MODEL.CLIP.TOKENIZER says.
+            CheckpointError: it is on the hub, neither cached nor within reach.
+            NotInstalledError: transformers is missing.
+        """
+        name = self.config["text_cfg"].get("hf_model_name")
+        if not name:
+            return None
+        check_transformers(f"MODEL.CLIP.NAME {self.name}")
+        if not self._tokenizer_folder:
+            setting = "MODEL.CLIP.TOKENIZER to its folder, with the tokenizer's files in it"
+            label = f"{self.name}: its text tower {name} (hf_model_name)"
+            return fetch_config(label, name, "config.json", self._cache_dir, setting)
+        file = Path(self._tokenizer_folder) / "config.json"
+        if not file.is_file():
+            raise ConfigError(
+                f"MODEL.CLIP.TOKENIZER: found no config.json in {file.parent}, expected that of "
+                f"the text tower {name} beside the tokenizer; put it there"
+            )
+        return file
+
+    @property
+    def local_tokenizer(self) -> str:
+        """The folder of this machine that has the tokenizer; "" if its name is public."""
+        beside = self._config_folder() if self.name.endswith(".json") else ""
+        own = self._tokenizer_folder or beside
+        return own if own and self.tokenizer_folder == Path(own) else ""
+
+    @property
+    def text_files(self) -> list[Path]:
+        """Files of a tokenizer and text tower of transformers; [] with CLIP's own tokenizer."""
+        folder, config = self.tokenizer_folder, self.transformer_file
+        files = [] if folder is None else [folder / name for name in TOKENIZER_FILES]
+        return [file for file in files if file.is_file()] + ([config] if config else [])
+
+    @cached_property
+    def transformer_config(self) -> dict[str, Any]:
+        """Content of `transformer_file`; {} for open_clip's own text towers."""
+        return check_transformer(self.transformer_file) if self.transformer_file else {}
+
+    @property
+    def has_clip_text(self) -> bool:
+        """Whether texts are read as CLIP's: byte pairs in lower case, causal, at the end token."""
+        text = self.config["text_cfg"]
+        options = {"bpe_path", "clean"} >= (text.get("tokenizer_kwargs") or {}).keys()
+        others = ("hf_model_name", "hf_tokenizer_name", "embed_cls", "no_causal_mask")
+        return (
+            options
+            and (text.get("tokenizer_kwargs") or {}).get("clean", "lower") == "lower"
+            and text.get("pool_type", "argmax") == "argmax"
+            and not any(text.get(key) for key in others)
+        )
+
+    @property
+    def text_content(self) -> list[Any]:
+        """What class vectors depend on beside weights and config; [] with CLIP's own tokenizer."""
+        found = self.tokenizer.fingerprint
+        return [found, self.transformer_config] if found or self.transformer_config else []
 
     def merges(self) -> bytes:
         """Return the gzipped merges of the tokenizer, the model's own or CLIP's.
@@ -357,13 +474,24 @@ class CLIPSource:
         from tagclip.modeling.clip.library import open_clip
 
         config = self.config | changes
+        # Weights come from `state_dict` alone.
+        config["vision_cfg"] = config["vision_cfg"] | {"timm_model_pretrained": False}
+        if config["text_cfg"].get("hf_model_name"):
+            # As in open_clip.
+            _ = self.transformer_config
+            own = {
+                "hf_model_name": str(self.transformer_file.parent),
+                "hf_model_pretrained": False,
+            }
+            config |= {"custom_text": True, "text_cfg": config["text_cfg"] | own}
         keys = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")
         arguments = {key: config[key] for key in keys if key in config}
-        kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+        is_custom = config.get("custom_text") or "multimodal_cfg" in config
+        kind = open_clip.CustomTextCLIP if is_custom else open_clip.CLIP
         try:
             return kind(**arguments)
-        # What open_clip's modules raise on keyword arguments that they do not take.
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        # What open_clip's and transformers' modules raise on options that they do not take.
+        except Exception as error:
             raise ConfigError(
                 f"MODEL.CLIP.NAME {self.name}: open_clip cannot build it ({error_text(error)}); "
                 "compare its json with open_clip/model_configs"
@@ -386,4 +514,6 @@ class CLIPSource:
     def _random_state(self) -> dict[str, Tensor]:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.manual_seed(_RANDOM_SEED)
-            return self._build().state_dict()
+            state = self._build().state_dict()
+        # As of a file: transformers may take another dtype of its config.
+        return to_open_clip(state)

@@ -30,7 +30,7 @@ from tagclip.utils.files import expand_path, write_atomic
 from tagclip.utils.text import json_text, shortened
 from tagclip.utils.untrusted import check_zip
 
-__all__ = ["TextBank", "class_maximum", "prompt_templates", "run_text_tower"]
+__all__ = ["TextBank", "class_maximum", "prompt_templates"]
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +173,7 @@ class TextBank(nn.Module):
             self.source.config,
             self.templates,
             self._rows(vocabulary),
+            *self.source.text_content,
         ]
         return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()
 
@@ -192,12 +193,13 @@ class TextBank(nn.Module):
 
     def _show_misread(self, names: Sequence[str]) -> None:
         """Log once what is read otherwise than it is written, hardly known, or lost."""
+        tokenizer = self.source.tokenizer
         show = partial(log_first_n, key="message", name=__name__)
         for name in names:
-            read = self.source.normalize(name)
-            if read != name.lower():
+            read = tokenizer.normalize(name)
+            if read.lower() != name.lower():
                 show(logging.INFO, f"CLIP reads the name {_short(name)} as {_short(read)}")
-            if lost := self.source.lost_text(name):
+            if lost := tokenizer.lost_text(name):
                 show(
                     logging.WARNING,
                     f"The name {_short(name)}: CLIP's text tower reads nothing of {_short(lost)}; "
@@ -210,7 +212,7 @@ class TextBank(nn.Module):
                     f"The name {_short(name)}: templates are put around names, which makes "
                     f"{_short(prompt)} of it; give the name alone, {_short(found[1])}",
                 )
-        if spelt := {word for name in names for word in self.source.spelt_words(name)}:
+        if spelt := {word for name in names for word in tokenizer.spelt_words(name)}:
             short = format_names(shortened(word, _SHOWN) for word in spelt)
             show(
                 logging.WARNING,
@@ -219,18 +221,16 @@ class TextBank(nn.Module):
             )
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
-        """(T,) prompts -> (T, D), in chunks, each truncated to its longest prompt.
-
-        Causal attention makes the truncation exact: no token looks at the padding behind it.
-        """
+        """(T,) prompts -> (T, D), in chunks, each truncated to its longest prompt where padding
+        changes nothing."""
         tower = self.source.text_tower().to(self._where.device)
         ids = self._token_ids(texts)
         vectors = []
         for start in range(0, len(ids), self.batch_size):
             chunk = ids[start : start + self.batch_size]
-            length = max(map(len, chunk))
-            padded = [row + [0] * (length - len(row)) for row in chunk]
-            vectors.append(run_text_tower(tower, torch.tensor(padded, device=self._where.device)))
+            length = tower.length(chunk)
+            padded = [row + [self.source.tokenizer.pad_id] * (length - len(row)) for row in chunk]
+            vectors.append(tower(torch.tensor(padded, device=self._where.device)))
             self.num_text_forwards += 1
         return torch.cat(vectors)
 
@@ -238,12 +238,11 @@ class TextBank(nn.Module):
         limit, ids = self.source.context_length, self.source.tokenize(texts)
         for i, row in enumerate(ids):
             if len(row) > limit:
-                lost = self.source.decode(row[limit - 1 : -1]).strip()
+                ids[i], lost = self.source.tokenizer.cut(texts[i], row, limit)
                 logger.warning(
                     "Prompt %s has %d tokens, CLIP reads %d: %s is lost; use a shorter name",
                     _short(texts[i]), len(row), limit, _short(lost),
                 )  # fmt: skip
-                ids[i] = [*row[: limit - 1], row[-1]]
         return ids
 
     def _cache_file(self, key: str) -> Path:
@@ -292,26 +291,6 @@ def class_maximum(logits: Tensor, rows: Tensor | None) -> Tensor:
         (N, K, h, w); ``logits`` itself if ``rows`` is None.
     """
     return logits if rows is None else logits[:, rows].amax(dim=2)
-
-
-def run_text_tower(tower: nn.Module, ids: Tensor) -> Tensor:
-    """Return text vectors, read at the end token.
-
-    Args:
-        tower: `CLIPSource.text_tower`.
-        ids: (T, L) token ids, padded with 0.
-
-    Returns:
-        (T, D), of any length each.
-    """
-    length = ids.shape[1]
-    mask = torch.full((length, length), -torch.inf, device=ids.device).triu_(1)
-    x = tower.token_embedding(ids) + tower.positional_embedding[:length]
-    x = tower.transformer(x, attn_mask=mask)
-    # CLIP's end token has the largest id.
-    x = tower.ln_final(x[torch.arange(x.shape[0], device=x.device), ids.argmax(dim=1)])
-    projection = tower.text_projection
-    return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
 
 def _short(text: str) -> str:

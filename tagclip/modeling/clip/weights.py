@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
-from tagclip.modeling.clip.layouts import is_openai, to_open_clip
+from tagclip.modeling.clip.layouts import foreign_layout, is_openai, to_open_clip
 from tagclip.modeling.clip.torchscript_archive import is_torchscript, read_torchscript_tensors
 from tagclip.utils.state_dict import check_finite, unwrap
 from tagclip.utils.text import error_text
@@ -33,9 +33,10 @@ logger = logging.getLogger(__name__)
 
 # The config of a Hugging Face folder and the weight files beside it: open_clip's, transformers'.
 _FOLDERS = (
-    ("open_clip_config.json", ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")),
+    ("open_clip_config.json", ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+                               "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth")),
     ("config.json", ("model.safetensors", "pytorch_model.bin")),
-)
+)  # fmt: skip
 # Ends the name of a json that says in which of several files each tensor is.
 _INDEX = ".index.json"
 _LISTED = 5
@@ -130,6 +131,8 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
     stored, unwrapped = unwrap(content, path)
     if unwrapped:
         logger.info("%s: CLIP weights unwrapped: %s", path, ", ".join(unwrapped))
+    if foreign := foreign_layout(stored):
+        raise CheckpointError(f"{path}: {foreign}")
     state = to_open_clip(stored)
     if not all(any(name.startswith(tower) for name in state) for tower in (_VISION, _TEXT)):
         if any(name.startswith("sem_seg_head.") for name in state):
@@ -166,6 +169,12 @@ def _openai_sha256() -> list[str]:
 
 
 def _read_file(path: Path, archive: bool = False) -> Mapping[str, Any]:
+    if path.suffix in (".npz", ".npy"):
+        raise CheckpointError(
+            f"{path}: found numpy arrays, as big_vision has them, expected tensors; take SigLIP's "
+            "weights from open_clip: MODEL.CLIP.NAME ViT-B-16-SigLIP2 (L-16-SigLIP2-256, ...) with "
+            "MODEL.CLIP.PRETRAINED webli"
+        )
     try:
         if archive:
             content = read_torchscript_tensors(path)
@@ -254,8 +263,9 @@ def _declared_quick_gelu(path: Path) -> bool | None:
 
 def _transformers_quick_gelu(config: dict[str, Any]) -> bool:
     # transformers leaves out what equals its defaults.
+    default = "gelu_pytorch_tanh" if "siglip" in config.get("model_type", "") else "quick_gelu"
     towers = (config.get("vision_config") or {}, config.get("text_config") or {})
-    activations = {tower.get("hidden_act", "quick_gelu") for tower in towers}
-    if len(activations) > 1 or not activations <= {"quick_gelu", "gelu"}:
+    activations = {tower.get("hidden_act", default) for tower in towers}
+    if len(activations) > 1 or not activations <= {"quick_gelu", "gelu", "gelu_pytorch_tanh"}:
         raise ValueError(f"hidden_act is {sorted(activations)}, not quick_gelu or gelu")
     return activations == {"quick_gelu"}

@@ -17,14 +17,14 @@ import open_clip
 import pytest
 import torch
 from helpers.clip_files import TINY_CLIP, fails, random_clip, tiny_config, write_json
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg, _build_vision_tower
 from open_clip.transformer import TextTransformer, VisionTransformer
 from safetensors.torch import save_file
 
 from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.clip import CLIPSource, source
-from tagclip.modeling.clip.config import read_clip_config
+from tagclip.modeling.clip.config import canonical_name, read_clip_config
 
 # All names
 
@@ -45,11 +45,12 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module, name in ((builtins, "open"), (io, "open"), (os, "open")):
         monkeypatch.setattr(module, name, never)
-    monkeypatch.setattr(source, "fetch_tag", fetch)
+    for name in ("fetch_tag", "fetch_tokenizer", "fetch_config"):
+        monkeypatch.setattr(source, name, fetch)
 
 
 def answer(name: str, tag: str) -> str:
-    """The one line with which a model is refused; "" if its weights would be fetched."""
+    """The one line with which a model is refused; "" if its files would be fetched."""
     try:
         _ = CLIPSource(name, tag).path
     except Downloaded:
@@ -73,7 +74,8 @@ def test_every_name_is_supported_or_refused_before_a_file_is_opened(
             except ConfigError as error:
                 said = str(error)
         if not said:
-            assert_clip(name, config)
+            if "timm_model_name" not in config["vision_cfg"]:
+                assert_clip(name, config)
             continue
         assert "\n" not in said and said.startswith(f"MODEL.CLIP.NAME {name}: ")
         if "QuickGELU" in said:
@@ -84,23 +86,56 @@ def test_every_name_is_supported_or_refused_before_a_file_is_opened(
 
 
 def assert_clip(name: str, config: dict[str, Any]) -> None:
-    """open_clip builds the towers that this library has, of its own modules."""
+    """open_clip builds the image tower that this library has, of its own modules."""
+    vision, quick_gelu = CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False)
     with torch.device("meta"):
-        model = CLIP(**{k: v for k, v in config.items() if k not in ("custom_text",)})
+        visual = _build_vision_tower(config["embed_dim"], vision, quick_gelu)
         tower = CLIPViT(**CLIPSource(name).vision_config())
-    assert isinstance(model.visual, VisionTransformer)
-    assert model.text_pool_type == "argmax" and model.attn_mask is not None
+    assert isinstance(visual, VisionTransformer)
     ours = sorted(tuple(parameter.shape) for parameter in tower.parameters())
-    assert ours == sorted(tuple(parameter.shape) for parameter in model.visual.parameters())
+    assert ours == sorted(tuple(parameter.shape) for parameter in visual.parameters())
 
 
 @pytest.mark.parametrize(
-    "name", ["ViT-H-14-worldwide-quickgelu", "xlm-roberta-large-ViT-H-14", "nllb-clip-base"]
+    ("options", "found"),
+    [
+        ({"pool_type": "none"}, "text pool_type none"),
+        ({"proj_type": "none"}, "text proj_type none with width 32"),
+        ({"proj_type": "mlp"}, "text proj_type mlp"),
+        ({"embed_cls": True}, "text embed_cls without custom_text"),
+        ({"hf_model_name": "a/b", "hf_pooler_type": "max_pooler"}, "text hf_pooler_type max_pool"),
+        ({"hf_model_name": "a/b", "hf_proj_type": "none"}, "text hf_proj_type none"),
+        ({"tokenizer_kwargs": {"reduction_mask": "simple"}}, "text tokenizer_kwargs reduction_"),
+        ({"tokenizer_kwargs": {"clean": "upper"}}, "text tokenizer_kwargs clean 'upper'"),
+        (
+            {"hf_tokenizer_name": "a/b", "tokenizer_kwargs": {"trust_remote_code": True}},
+            "text tokenizer_kwargs trust_remote_code True",
+        ),
+    ],
 )
-def test_a_text_tower_that_cannot_be_used_costs_no_download(name: str, closed: None) -> None:
-    tag = open_clip.list_pretrained_tags_by_model(name)[0]
-    for pretrained in (tag, "hf-hub:org/clip", "clip.pt"):
-        assert "found text " in answer(name, pretrained)
+def test_a_text_tower_that_cannot_be_used_costs_no_download(
+    options: dict[str, Any], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(embed_dim=16 if "width" in found else 32)
+    config["text_cfg"] |= options
+    path = write_json(tmp_path / "clip.json", config)
+    for name in ("fetch_tag", "fetch_tokenizer", "find_weight_file", "read_clip_weights"):
+        monkeypatch.setattr(source, name, lambda *args: pytest.fail(f"fetched {args}"))
+    for pretrained in ("", "hf-hub:org/clip", "clip.pt"):
+        model = CLIPSource(str(path), pretrained)
+        actions = (lambda m=model: m.path, model.text_tower, model.state_dict)
+        for action in actions[not pretrained :]:
+            fails(ConfigError, action, path, found)
+
+
+def test_a_tokenizer_out_of_reach_costs_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "fetch_tag", lambda *args: pytest.fail(f"fetched {args}"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = CLIPSource("ViT-H-14-worldwide", "metaclip2_worldwide", cache_dir=str(tmp_path))
+    parts = "its tokenizer facebook/xlm-v-base", "MODEL.CLIP.TOKENIZER", "hf download"
+    fails(CheckpointError, lambda: model.path, model.name, *parts)
 
 
 # Other names
@@ -119,8 +154,9 @@ def test_openais_spelling_is_understood(spelling: str, name: str) -> None:
     assert CLIPSource(spelling).config == open_clip.get_model_config(name)
 
 
-def test_an_unknown_name_says_which_is_near() -> None:
+def test_an_unknown_name_says_which_is_near_and_what_else_may_stand() -> None:
     fails(ConfigError, lambda: CLIPSource("ViT-B-16-quikgelu").config, "mean ViT-B-16-quickgelu")
+    fails(ConfigError, lambda: CLIPSource("org/clip").config, "or hf-hub:ORGANISATION/REPOSITORY")
 
 
 def folder(path: Path, config: dict[str, Any]) -> Path:
@@ -131,13 +167,36 @@ def folder(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_local_folder_can_be_named(tmp_path: Path) -> None:
+def test_a_local_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder(tmp_path / "clip", TINY_CLIP)
-    named = CLIPSource(f"local-dir:{path}", str(path))
-    assert named.config == TINY_CLIP
-    assert named.state_dict().keys() == random_clip().state_dict().keys()
-    other = CLIPSource(f"local-dir:{path}", "openai")
-    fails(CheckpointError, lambda: other.path, "'openai'", f"set it to {path}, whose weights")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    places = [str(path), f"{path}/", "clip", "./clip", "~/clip", "$HOME/clip"]
+    for place in places:
+        for name in (place, f"local-dir:{place}"):
+            named = CLIPSource(name, place)
+            assert named.config == TINY_CLIP
+            assert named.state_dict().keys() == random_clip().state_dict().keys()
+            other = CLIPSource(name, "openai")
+            there = os.path.expandvars(os.path.expanduser(place)).rstrip("/")
+            fails(CheckpointError, lambda other=other: other.path, "'openai'", f"set it to {there}")
+
+
+def test_a_folder_with_the_name_of_a_model_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder(tmp_path / "ViT-B-16", TINY_CLIP)
+    monkeypatch.chdir(tmp_path)
+    assert CLIPSource("ViT-B-16").config == open_clip.get_model_config("ViT-B-16")
+    assert CLIPSource("./ViT-B-16").config == TINY_CLIP
+
+
+@pytest.mark.parametrize("name", ["/missing/clip", "./missing", "../missing", "~/missing"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    path = os.path.join(os.path.expanduser(name), "open_clip_config.json")
+    fails(
+        ConfigError, lambda: CLIPSource(name).config, f"model json {Path(path)}", "check the path"
+    )
 
 
 @pytest.mark.parametrize("identifier", ["", "missing", "a\0b"])
@@ -204,7 +263,7 @@ def test_a_downloaded_config_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_remedy_names_a_suffix_only_where_there_is_one(tmp_path: Path) -> None:
     path = folder(tmp_path / "clip", tiny_config(quick_gelu=False))
     for config, name, remedy in (
-        (TINY_CLIP, f"local-dir:{path}", '"quick_gelu": true in its json'),
+        (TINY_CLIP, f"{path}/open_clip_config.json", '"quick_gelu": true in its json'),
         (TINY_CLIP, "ViT-S-16", '"quick_gelu": true in its json'),
         (TINY_CLIP, "ViT-B-32", "add the suffix -quickgelu"),
         (tiny_config(quick_gelu=False), "ViT-B-32-quickgelu", "remove the suffix -quickgelu"),
@@ -334,8 +393,8 @@ def test_an_image_tower_that_there_is_none_of(
 def test_a_copy_of_a_model_json_is_that_model(name: str, tmp_path: Path) -> None:
     config = open_clip.get_model_config(name)
     path = write_json(tmp_path / "open_clip_config.json", {"model_cfg": config})
-    for spelling in (str(path), f"local-dir:{tmp_path}"):
-        assert read_clip_config(spelling) == config
+    for spelling in (str(path), f"local-dir:{tmp_path}", str(tmp_path)):
+        assert read_clip_config(canonical_name(spelling)) == config
 
 
 def test_a_square_patch_may_be_a_pair(tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ def test_the_text_tower_holds_the_weights(clip: CLIP, custom: bool, tmp_path: Pa
     assert torch.equal(torch.get_rng_state(), state), "a training goes on as if it were not built"
     assert not tower.training
     assert not any(p.requires_grad for p in tower.parameters())
-    assert torch.equal(tower.ln_final.weight, clip.ln_final.weight)
-    assert torch.equal(tower.token_embedding.weight, clip.token_embedding.weight)
+    assert torch.equal(tower.tower.ln_final.weight, clip.ln_final.weight)
+    assert torch.equal(tower.tower.token_embedding.weight, clip.token_embedding.weight)
     assert not any(t.is_meta for t in [*tower.parameters(), *tower.buffers()])
 
 
@@ -192,7 +192,7 @@ def test_a_custom_text_model_reads_its_own_names(tmp_path: Path) -> None:
     model = CustomTextCLIP(**config)
     torch.save(model.state_dict(), tmp_path / "clip.pt")
     tower = CLIPSource(str(path), str(tmp_path / "clip.pt")).text_tower()
-    assert torch.equal(tower.text_projection, model.text.text_projection)
+    assert torch.equal(tower.tower.text_projection, model.text.text_projection)
 
 
 def test_tokens_are_open_clips(tiny_clip_json: str) -> None:

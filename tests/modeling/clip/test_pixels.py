@@ -16,7 +16,7 @@ from helpers.tiny_run import changed
 
 from tagclip.checkpoint import checkpoint_metadata
 from tagclip.engine import run_info
-from tagclip.errors import ConfigError
+from tagclip.errors import TagCLIPError
 from tagclip.modeling.clip import CLIPSource, source
 
 OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
@@ -77,7 +77,7 @@ def test_a_tag_tells(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         named, found = CLIPSource(name, tag), open_clip.get_pretrained_cfg(name, tag)
         try:
             _ = named.path
-        except ConfigError:
+        except TagCLIPError:
             continue
         count += 1
         assert named.pixel_statistics == {key: list(found[key]) for key in ("mean", "std")}

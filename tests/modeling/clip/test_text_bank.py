@@ -128,7 +128,7 @@ def test_truncation_runs_no_padding(source: CLIPSource) -> None:
     """The tower sees as many positions as the longest prompt of the chunk, never 77."""
     bank, lengths = TextBank(source=source, templates=["a {}"]), []
     tower = source.text_tower()
-    tower.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape))
+    tower.tower.transformer.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape))
     source.text_tower = lambda: tower
     bank(class_list(["cat"], ["dining table"]))
     longest = max(map(len, source.tokenize(["a cat", "a dining table"])))
@@ -253,15 +253,15 @@ def test_words_that_have_a_token_are_known(repository: Path) -> None:
     projects = repository / "projects" / "MiniBench"
     source = CLIPSource(str(projects / "assets" / "mini_clip.json"), "")
     names = Vocabulary.from_json(projects / "minibench" / "minibench.json").names
-    assert len(names) == 24 and not any(map(source.spelt_words, names))
-    assert source.spelt_words("zebra") == ["zebra"]
+    assert len(names) == 24 and not any(map(source.tokenizer.spelt_words, names))
+    assert source.tokenizer.spelt_words("zebra") == ["zebra"]
 
 
 def test_words_of_other_scripts_and_rare_ones(caplog: pytest.LogCaptureFixture) -> None:
     source = CLIPSource("ViT-B-16")
     known = "zebra", "axolotl", "quokka", "okapi", "traffic light", "TV", "x-ray", "🐱", "3D"
-    assert [source.spelt_words(name) for name in known] == [[]] * len(known)
-    assert source.spelt_words("zebra собака 猫 qwxz") == ["собака", "猫", "qwxz"]
+    assert [source.tokenizer.spelt_words(name) for name in known] == [[]] * len(known)
+    assert source.tokenizer.spelt_words("zebra собака 猫 qwxz") == ["собака", "猫", "qwxz"]
 
 
 def test_a_bounded_number_of_vocabularies_is_kept(

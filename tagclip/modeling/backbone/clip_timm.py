@@ -1,0 +1,331 @@
+"""CLIP's image towers that open_clip builds on timm, as a detectron2 backbone."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from tagclip.config.checks import check_value
+from tagclip.errors import ConfigError
+from tagclip.modeling.backbone.clip_vit import build_prompts, check_backbone, resize_positions
+from tagclip.modeling.backbone.prompts import DeepPrompts
+from tagclip.modeling.clip.pixels import compare_statistics
+from tagclip.modeling.clip.source import CLIPSource
+from tagclip.modeling.precision import inference_dtype
+
+__all__ = ["CLIPTimm"]
+
+logger = logging.getLogger(__name__)
+
+# What multiplies matrices, and what is computed in float32 around it.
+_MATRICES = (nn.Linear, nn.Conv2d)
+_NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
+
+
+@BACKBONE_REGISTRY.register()
+class CLIPTimm(Backbone):
+    """A frozen image tower of open_clip's ``TimmModel``, with deep prompts where it has tokens.
+
+    Nothing of timm is copied: its embedding, blocks, norms and head run as they are. What is said
+    of the vectors: docs/method.md, section 3.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        tower: nn.Module,
+        embed_dim: int,
+        prompts: DeepPrompts | None = None,
+        pos_embed_resize: str = "bicubic",
+        use_checkpoint: bool = False,
+        compile_blocks: bool = False,
+        inference_dtype: torch.dtype = torch.float32,
+        weights_sha256: str = "",
+        pixel_statistics: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Freeze a built tower.
+
+        Args:
+            tower: `CLIPSource.timm_tower`; its network ends in tokens or in a feature map.
+            embed_dim: channels of the output, D.
+            prompts: trainable prompts, for tokens without relative positions; None is plain CLIP.
+            pos_embed_resize: ``bilinear`` or ``bicubic`` (timm) for other grids; rotary embeddings
+                are computed for each.
+            use_checkpoint: recompute each block, or a tower without tokens, in the backward pass.
+            compile_blocks: `torch.compile` the blocks, when they are first called.
+            inference_dtype: of the matrices outside training.
+            weights_sha256: recorded in checkpoints and compared when they are loaded.
+            pixel_statistics: recorded in checkpoints, see `CLIPSource.pixel_statistics`.
+
+        Raises:
+            ConfigError: the resize mode is unknown.
+        """
+        super().__init__()
+        check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
+        self.embed_dim, self.pos_embed_resize = embed_dim, pos_embed_resize
+        self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
+        self.trunk, self.head = tower.trunk, tower.head
+        self.requires_grad_(False)
+        self.has_tokens = has_tokens(self.trunk)
+        if self.has_tokens:
+            self.patch_size = self.trunk.patch_embed.feat_ratio(as_scalar=True)
+            _take_any_size(self.trunk)
+        else:
+            self.patch_size = self.trunk.feature_info[-1]["reduction"]
+        self.prompts = prompts
+        self.use_checkpoint, self.compile_blocks = use_checkpoint, compile_blocks
+        self.inference_dtype = inference_dtype
+        if prompts is not None:
+            self._add_prompts()
+        self._compile(self.trunk)
+        self._converted: dict[tuple, nn.Module] = {}
+        self._position_cache: dict[tuple, Tensor] = {}
+        self._rotary_cache: dict[tuple, Tensor] = {}
+        self.train(self.training)
+
+    def _add_prompts(self) -> None:
+        """Keep rotary embeddings to the patches: prompts have no position."""
+        for block in self.trunk.blocks[: self.prompts.depth]:
+            if hasattr(block.attn, "num_prefix_tokens"):
+                block.attn.num_prefix_tokens += self.prompts.tokens.shape[1]
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
+        clip, source = cfg.MODEL.CLIP, CLIPSource.from_config(cfg)
+        check_backbone(source, "CLIPTimm", is_timm=True)
+        tower = source.timm_tower()
+        logger.info(
+            "CLIP %s, %s of timm: %s, sha256 %s", clip.NAME, type(tower.trunk).__name__,
+            source.path or "random weights", source.sha256,
+        )  # fmt: skip
+        compare_statistics(
+            source.pixel_statistics, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+        )
+        prompts = None
+        if clip.PROMPT.NUM_TOKENS:
+            trunk = tower.trunk
+            if not has_tokens(trunk):
+                raise ConfigError(
+                    f"MODEL.CLIP.PROMPT.NUM_TOKENS: found {clip.PROMPT.NUM_TOKENS} with the image "
+                    f"tower of {clip.NAME}, expected 0: it ends in a feature map "
+                    f"({type(trunk).__name__}) and has no tokens that prompts could join"
+                )
+            patch = trunk.patch_embed.feat_ratio(as_scalar=True)
+            prompts = build_prompts(cfg, trunk.embed_dim, len(trunk.blocks), patch)
+        return {
+            "tower": tower,
+            "embed_dim": source.config["embed_dim"],
+            "prompts": prompts,
+            "pos_embed_resize": clip.POS_EMBED_RESIZE,
+            "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
+            "compile_blocks": cfg.MODEL.COMPILE,
+            "inference_dtype": inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE),
+            "weights_sha256": source.sha256,
+            "pixel_statistics": source.pixel_statistics,
+        }
+
+    def train(self, mode: bool = True) -> CLIPTimm:
+        """Set the mode of the prompts; the frozen tower keeps its statistics and drops nothing."""
+        super().train(mode)
+        self.trunk.eval()
+        self.head.eval()
+        return self
+
+    @property
+    def size_divisibility(self) -> int:
+        """Images must be padded to a multiple of the stride."""
+        return self.patch_size
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of both outputs."""
+        return {
+            "clip_dense": ShapeSpec(channels=self.embed_dim, stride=self.patch_size),
+            "clip_global": ShapeSpec(channels=self.embed_dim),
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Encode normalised images.
+
+        Args:
+            images: (N, 3, H, W) float, H and W multiples of the stride.
+
+        Returns:
+            ``clip_dense`` (N, D, h, w) and ``clip_global`` (N, D), float32, unit length over D.
+        """
+        trunk = self.active_trunk()
+        pooled, dense = (self._tokens if self.has_tokens else self._map)(trunk, images)
+        # The head drops, projects or is an MLP: of vectors in any number of dimensions.
+        pooled, dense = _unit(self.head(pooled)), _unit(self.head(dense))
+        return {"clip_dense": dense.permute(0, 3, 1, 2), "clip_global": pooled}
+
+    def _tokens(self, trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooled (N, C) and dense (N, h, w, C) vectors before the projection."""
+        tokens, grid, rope = self.embed(trunk, images)
+        tokens = self.encode(trunk, tokens, grid[0] * grid[1], rope)
+        if self.prompts is not None:
+            tokens = self.prompts.norm(tokens)
+        tokens = trunk.norm(tokens)
+        patches = tokens[:, trunk.num_prefix_tokens :]
+        if trunk.attn_pool is not None:
+            patches = _pool_values(trunk.attn_pool, patches)
+        dense = trunk.head(trunk.fc_norm(patches)).unflatten(1, grid)
+        return trunk.forward_head(tokens), dense
+
+    def embed(
+        self, trunk: nn.Module, images: Tensor
+    ) -> tuple[Tensor, tuple[int, int], Tensor | None]:
+        """Return (N, prefix + h*w, C) tokens of the first block, (h, w) and rotary embeddings."""
+        patches = trunk.patch_embed(images)
+        grid = (patches.shape[1], patches.shape[2])
+        tokens = patches.flatten(1, 2)
+        if trunk.num_prefix_tokens:
+            parts = [p for p in (trunk.cls_token, trunk.reg_token) if p is not None]
+            prefix = torch.cat(parts, dim=1).expand(len(images), -1, -1)
+            tokens = torch.cat([prefix, tokens], dim=1)
+        if trunk.pos_embed is not None:
+            positions = self._positions(trunk, grid)
+            # Without positions of their own class and register tokens stay as they are.
+            skip = tokens.shape[1] - positions.shape[1]
+            tokens = torch.cat([tokens[:, :skip], tokens[:, skip:] + positions], dim=1)
+        rope = getattr(trunk, "rope", None)
+        return trunk.norm_pre(tokens), grid, None if rope is None else self._rotary(rope, grid)
+
+    def encode(
+        self, trunk: nn.Module, tokens: Tensor, num_patches: int, rope: Tensor | None
+    ) -> Tensor:
+        """Run all blocks: (N, prefix + n, C) -> (N, prefix + n, C), prompts dropped."""
+        options = {} if rope is None else {"rope": rope}
+        num_prefix = trunk.num_prefix_tokens
+        prompts = self.prompts.project() if self.prompts is not None else ()
+        for index, block in enumerate(trunk.blocks):
+            if self.prompts is not None and index <= len(prompts):
+                layer = prompts[index] if index < len(prompts) else None
+                tokens = self.prompts.insert(tokens, layer, num_patches, num_prefix)
+            if self.use_checkpoint and self.training:
+                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
+            else:
+                tokens = block(tokens, **options)
+        return torch.cat([tokens[:, :num_prefix], tokens[:, -num_patches:]], dim=1)
+
+    def _map(self, trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the same with a network that ends in a feature map."""
+        maps = trunk.forward_features(images).float()
+        count, channels, *grid = maps.shape
+        # Each position through what the mean goes through: as a map of one position.
+        single = maps.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
+        dense = trunk.forward_head(single).view(count, *grid, -1)
+        return trunk.forward_head(maps), dense
+
+    def active_trunk(self) -> nn.Module:
+        """Return the network of training, or its copy with matrices in the type of inference.
+
+        The copy is made once; frozen as it is, the network changes by loading or moving only.
+        """
+        if self.training or self.inference_dtype is torch.float32:
+            return self.trunk
+        # Tensors made in inference mode count no versions.
+        key = tuple(
+            (p.data_ptr(), 0 if p.is_inference() else p._version, p.device)
+            for p in self.trunk.parameters()
+        )
+        # A name of its own: another thread may replace the cache at any time.
+        cache = self._converted
+        if key not in cache:
+            trunk = copy.deepcopy(self.trunk)
+            for part in _blocks(trunk):
+                _convert(part, self.inference_dtype)
+            self._compile(trunk)
+            self._converted = cache = {key: trunk}
+        return cache[key]
+
+    def _compile(self, trunk: nn.Module) -> None:
+        for part in _blocks(trunk) if self.compile_blocks else ():
+            part.compile()
+
+    def _positions(self, trunk: nn.Module, grid: tuple[int, int]) -> Tensor:
+        """Return the (1, any + h*w, C) position table for a grid; frozen, so computed once."""
+        table, old = trunk.pos_embed, trunk.patch_embed.grid_size
+        if grid == old:
+            return table
+        key = (grid, table.device, table.data_ptr(), table._version)
+        cache = self._position_cache
+        if key not in cache:
+            num_prefix = table.shape[1] - old[0] * old[1]
+            resized = resize_positions(table[0], old, grid, self.pos_embed_resize, num_prefix)
+            self._position_cache = cache = {key: resized[None]}
+        return cache[key]
+
+    def _rotary(self, rope: nn.Module, grid: tuple[int, int]) -> Tensor:
+        """Return timm's rotary embeddings of a grid."""
+        if grid == tuple(rope.feat_shape):
+            return rope.get_embed()
+        key = (grid, rope.bands.device)
+        cache = self._rotary_cache
+        if key not in cache:
+            other = copy.deepcopy(rope)
+            other.update_feat_shape(grid)
+            self._rotary_cache = cache = {key: other.get_embed()}
+        return cache[key]
+
+
+def has_tokens(trunk: nn.Module) -> bool:
+    """Whether a network of timm ends in tokens, not in a feature map."""
+    return hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed")
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    vectors = vectors.float()
+    return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+def _blocks(trunk: nn.Module) -> Sequence[nn.Module]:
+    """The parts that may be compiled and computed in half precision."""
+    return trunk.blocks if hasattr(trunk, "blocks") else [trunk]
+
+
+def _take_any_size(trunk: nn.Module) -> None:
+    """Let timm's embedding pass images of any size and return their map of patches."""
+    from timm.layers import Format
+
+    trunk.patch_embed.strict_img_size, trunk.patch_embed.flatten = False, False
+    trunk.patch_embed.output_fmt = Format.NHWC
+
+
+def _pool_values(pool: nn.Module, tokens: Tensor) -> Tensor:
+    """What timm's ``AttentionPoolLatent`` would read that attends to one token alone, of each.
+
+    The attention is left out as in MaskCLIP (arXiv 2112.01071, section 3.2).
+    """
+    size = pool.kv.out_features // 2
+    values = F.linear(tokens, pool.kv.weight[size:], None if pool.kv.bias is None else
+                      pool.kv.bias[size:])  # fmt: skip
+    values = pool.proj(values)
+    return values if pool.mlp is None else values + pool.mlp(pool.norm(values))
+
+
+def _convert(part: nn.Module, dtype: torch.dtype) -> None:
+    """Give the matrices of a module another type; norms and sums stay in float32."""
+    for module in part.modules():
+        if getattr(module, "qkv_bias_separate", None) is False:
+            # EVA multiplies with the matrix itself, unless the biases are added afterwards.
+            module.qkv_bias_separate = True
+        if isinstance(module, _MATRICES):
+            module.to(dtype)
+            module.register_forward_pre_hook(_caster(dtype))
+        elif isinstance(module, _NORMS):
+            module.register_forward_pre_hook(_caster(torch.float32))
+
+
+def _caster(dtype: torch.dtype) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+    return lambda module, args: (args[0].to(dtype), *args[1:])
