@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tagclip.config.checks import check_value
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone.attention_pool import AttentionPool
-from tagclip.modeling.backbone.last_block import run_last_block
+from tagclip.modeling.backbone.last_block import check_last_block, run_last_block
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block, QuickGELU
 from tagclip.modeling.clip.layouts import describe_misfit
@@ -194,12 +194,7 @@ class CLIPViT(Backbone):
         super().__init__()
         self.patch_size, self.grid_size, self.embed_dim = patch_size, tuple(grid_size), embed_dim
         check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
-        check_value("MODEL.CLIP.LAST_BLOCK", last_block)
-        if last_block != "clip" and prompts is not None:
-            raise ConfigError(
-                f"MODEL.CLIP.LAST_BLOCK: found {last_block!r} with learned prompts, expected clip, "
-                "or MODEL.CLIP.PROMPT.NUM_TOKENS 0"
-            )
+        check_last_block(last_block, prompts)
         self.pos_embed_resize, self.last_block = pos_embed_resize, last_block
         self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
         self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics

@@ -9,14 +9,38 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagclip.config.checks import check_value
+from tagclip.errors import ConfigError
+from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block, attend
 
-__all__ = ["KEEPS_RESIDUAL", "mix_values", "neighbourhood", "run_last_block"]
+__all__ = [
+    "KEEPS_RESIDUAL",
+    "check_last_block",
+    "keys_of_patches",
+    "mix_values",
+    "neighbourhood",
+    "run_last_block",
+]
 
 KEEPS_RESIDUAL = ("sclip",)
 """Methods with residual and MLP; the others keep the attention's output alone."""
 # Standard deviation of NACLIP's window, in patches.
 _NEIGHBOURHOOD_STD = 5.0
+
+
+def check_last_block(method: str, prompts: DeepPrompts | None) -> None:
+    """Refuse what MODEL.CLIP.LAST_BLOCK cannot be.
+
+    Raises:
+        ConfigError: the word is unknown, or there are prompts with another than ``clip``.
+    """
+    check_value("MODEL.CLIP.LAST_BLOCK", method)
+    if method != "clip" and prompts is not None:
+        raise ConfigError(
+            f"MODEL.CLIP.LAST_BLOCK: found {method!r} with learned prompts, expected clip, "
+            "or MODEL.CLIP.PROMPT.NUM_TOKENS 0"
+        )
 
 
 def mix_values(
@@ -85,4 +109,9 @@ def run_last_block(
     else:
         own = block.feed_forward(tokens[:, :1] + mixed[:, :1])
         tokens = torch.cat([own, mixed[:, 1:].to(own.dtype)], dim=1)
-    return tokens, key[:, :, 1:].transpose(1, 2).flatten(2).float()
+    return tokens, keys_of_patches(key, 1)
+
+
+def keys_of_patches(key: Tensor, prefix: int) -> Tensor:
+    """(N, heads, prefix + n, C) -> (N, n, W) float32, all heads one after the other."""
+    return key[:, :, prefix:].transpose(1, 2).flatten(2).float()

@@ -11,6 +11,8 @@ from helpers.clip_files import random_clip, tiny_config
 from helpers.naive_last_block import METHODS, naive_last_block
 from helpers.naive_vit import (
     block as naive_block,
+)
+from helpers.naive_vit import (
     gelu,
     layer_norm,
     naive_positions,
