@@ -23,6 +23,7 @@ from tagclip.data.image_io import image_pixels, read_image
 from tagclip.data.inference_input import InferenceInput, bgr_array
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
+from tagclip.modeling.clip import resolve_pixels
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.prediction import Prediction
 from tagclip.projects import import_projects
@@ -76,7 +77,7 @@ class TagCLIPPredictor:
         """
         tagclip.register()
         check_config(cfg)
-        self.cfg = cfg = cfg.clone()
+        self.cfg = cfg = resolve_pixels(cfg).clone()
         cfg.defrost()
         if cfg.MODEL.WEIGHTS:
             cfg.MODEL.WEIGHTS = str(find_weights(cfg.MODEL.WEIGHTS))

@@ -106,8 +106,9 @@ def read_config(args: argparse.Namespace, *, overwrite: bool) -> tuple[CfgNode, 
     from tagclip import ZeroShotTrainer, load_config
     from tagclip.config import available_device
     from tagclip.engine import resolve_weights_and_seed
+    from tagclip.modeling.clip import resolve_pixels
 
-    cfg = load_config(args.config_file, args.opts)
+    cfg = resolve_pixels(load_config(args.config_file, args.opts))
     import_projects(cfg.PROJECTS)
     wanted, cfg.MODEL.DEVICE = cfg.MODEL.DEVICE, available_device(cfg.MODEL.DEVICE)
     weights = resolve_weights_and_seed(cfg, eval_only=args.eval_only, resume=args.resume)

@@ -42,7 +42,7 @@ class Key:
         low, high: inclusive bounds of numbers, which are never beyond `_MOST` unless these say so.
         above, below: exclusive bounds.
         letters: a text consists of these, one at least.
-        length: number of items of a list; "some" is at least one, None any.
+        length: number of items of a list, or two as "0 or 3"; "some" is at least one, None any.
         ascending: whether no item may be lower than the one before.
         when: name of a switch; where that is off, the value is not looked at.
     """
@@ -139,7 +139,8 @@ class Key:
         return isinstance(value, kind) and set() < set(value) <= set(self.letters)
 
     def _is_list_of(self, kind: type, values: list | tuple) -> bool:
-        is_long_enough = bool(values) if self.length == "some" else len(values) == self.length
+        lengths = str(self.length).split(" or ")
+        is_long_enough = bool(values) if self.length == "some" else str(len(values)) in lengths
         return (
             (self.length is None or is_long_enough)
             and all(self._is_a(kind, value) for value in values)

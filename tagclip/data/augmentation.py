@@ -15,7 +15,7 @@ from detectron2.data.transforms import Augmentation, ColorTransform, RandomFlip
 from fvcore.transforms.transform import CropTransform, Transform
 
 from tagclip.config.checks import check_config
-from tagclip.data.inference_input import ResizeTransform, fit_size
+from tagclip.data.inference_input import ResizeTransform, fit_size, interpolation
 from tagclip.data.memory_order import contiguous
 
 __all__ = [
@@ -36,7 +36,12 @@ class RandomResize(Augmentation):
     """Resize to fit into (long, short) times a random factor."""
 
     def __init__(
-        self, short: Sequence[int], long: int, scale_range: tuple[float, float], library: str
+        self,
+        short: Sequence[int],
+        long: int,
+        scale_range: tuple[float, float],
+        library: str,
+        interpolation: str = "bilinear",
     ):
         """
         Args:
@@ -44,10 +49,11 @@ class RandomResize(Augmentation):
             long: bound of the long side in pixels; 0 sets none.
             scale_range: range of the factor u; bounds become int(bound * u).
             library: "cv2" or "pil".
+            interpolation: "bilinear" or "bicubic".
         """
         super().__init__()
         self.short, self.long = tuple(short), long
-        self.scale_range, self.library = scale_range, library
+        self.scale_range, self.library, self.interpolation = scale_range, library, interpolation
 
     def get_transform(self, image: np.ndarray) -> ResizeTransform:
         """Draw the factor for an (H, W, 3) image."""
@@ -60,7 +66,7 @@ class RandomResize(Augmentation):
         # A bound of 0 would mean no bound.
         long = max(1, int(self.long * factor)) if self.long else 0
         size = fit_size(height, width, max(1, int(short * factor)), long)
-        return ResizeTransform(height, width, *size, self.library)
+        return ResizeTransform(height, width, *size, self.library, self.interpolation)
 
 
 class CategoryCrop(Augmentation):
@@ -213,7 +219,8 @@ def build_train_augmentations(cfg: CfgNode, ignore_index: int) -> list[Augmentat
     if inputs.MIN_SIZE_TRAIN_SAMPLING == "range":
         shorts = range(min(shorts), max(shorts) + 1)
     scales = tuple(inputs.SCALE_RANGE)
-    augmentations = [RandomResize(shorts, inputs.MAX_SIZE_TRAIN, scales, inputs.RESIZE)]
+    rest = inputs.MAX_SIZE_TRAIN, scales, inputs.RESIZE, interpolation(cfg)
+    augmentations = [RandomResize(shorts, *rest)]
     if inputs.CROP.ENABLED:
         area = inputs.CROP.SINGLE_CATEGORY_MAX_AREA
         augmentations.append(CategoryCrop(inputs.CROP.SIZE, area, ignore_index))

@@ -20,7 +20,7 @@ from fvcore.transforms.transform import HFlipTransform, Transform
 from PIL import Image
 
 from tagclip.data.memory_order import planes
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 
 __all__ = [
     "InferenceInput",
@@ -30,7 +30,10 @@ __all__ = [
     "build_test_augmentations",
     "bgr_array",
     "fit_size",
+    "interpolation",
 ]
+
+_CV2 = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def fit_size(height: int, width: int, short: int, long: int = 0) -> tuple[int, int]:
@@ -54,17 +57,26 @@ def fit_size(height: int, width: int, short: int, long: int = 0) -> tuple[int, i
 
 
 class ResizeTransform(Transform):
-    """Bilinear resize of images, nearest-neighbour resize of labels.
+    """Resize of images, nearest-neighbour resize of labels.
 
     "cv2" takes no mean over the pixels that a smaller image leaves out; "pil" does.
     Both keep every integer label exact.
     """
 
-    def __init__(self, height: int, width: int, new_height: int, new_width: int, library: str):
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        new_height: int,
+        new_width: int,
+        library: str,
+        interpolation: str = "bilinear",
+    ) -> None:
+        """Keep what is resized to what, by "cv2" or "pil", "bilinear" or "bicubic"."""
         super().__init__()
         self.height, self.width = height, width
         self.new_height, self.new_width = new_height, new_width
-        self.library = library
+        self.library, self.interpolation = library, interpolation
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 to (new H, new W, 3) uint8."""
@@ -84,9 +96,9 @@ class ResizeTransform(Transform):
             return array
         size = self.new_width, self.new_height
         if self.library == "cv2":
-            mode = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+            mode = cv2.INTER_NEAREST if nearest else _CV2[self.interpolation]
             return cv2.resize(array, size, interpolation=mode)
-        mode = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+        mode = Image.Resampling["NEAREST" if nearest else self.interpolation.upper()]
         return np.array(Image.fromarray(array).resize(size, mode))
 
 
@@ -96,10 +108,18 @@ class ResizeShortSide(Augmentation):
     A thin strip that would become larger than `max_pixels` (> 0) is not enlarged, which is logged.
     """
 
-    def __init__(self, short: int, long: int, library: str, max_pixels: int = 0):
+    def __init__(
+        self,
+        short: int,
+        long: int,
+        library: str,
+        max_pixels: int = 0,
+        interpolation: str = "bilinear",
+    ) -> None:
+        """Keep the bounds; ``library`` and ``interpolation`` are those of `ResizeTransform`."""
         super().__init__()
         self.short, self.long, self.library = short, long, library
-        self.max_pixels = max_pixels
+        self.max_pixels, self.interpolation = max_pixels, interpolation
 
     def get_transform(self, image: np.ndarray) -> ResizeTransform:
         """For an (H, W, 3) image, see `for_size`."""
@@ -114,7 +134,7 @@ class ResizeShortSide(Augmentation):
         size = fit_size(height, width, self.short, self.long)
         if 0 < self.max_pixels < size[0] * size[1]:
             size = self._not_enlarged(height, width, size)
-        return ResizeTransform(height, width, *size, self.library)
+        return ResizeTransform(height, width, *size, self.library, self.interpolation)
 
     def _not_enlarged(self, height: int, width: int, size: tuple[int, int]) -> tuple[int, int]:
         kept = min(size, (height, width))
@@ -134,6 +154,20 @@ class ResizeShortSide(Augmentation):
         return kept
 
 
+def interpolation(cfg: CfgNode) -> str:
+    """Return ``INPUT.INTERPOLATION``, "bilinear" or "bicubic".
+
+    Raises:
+        ConfigError: it is that of CLIP's weights, which no resize knows.
+    """
+    if cfg.INPUT.INTERPOLATION == "weights":
+        raise ConfigError(
+            "INPUT.INTERPOLATION: found 'weights' where images are resized, expected 'bilinear' or "
+            "'bicubic'; call tagclip.modeling.clip.resolve_pixels(cfg) first"
+        )
+    return cfg.INPUT.INTERPOLATION
+
+
 def build_test_augmentations(cfg: CfgNode) -> list[Augmentation]:
     """Resize of the short side to `INPUT.MIN_SIZE_TEST` (0: none).
 
@@ -142,7 +176,7 @@ def build_test_augmentations(cfg: CfgNode) -> list[Augmentation]:
     inputs = cfg.INPUT
     if inputs.MIN_SIZE_TEST == 0:
         return []
-    rest = inputs.MAX_SIZE_TEST, inputs.RESIZE, inputs.MAX_PIXELS
+    rest = inputs.MAX_SIZE_TEST, inputs.RESIZE, inputs.MAX_PIXELS, interpolation(cfg)
     return [ResizeShortSide(inputs.MIN_SIZE_TEST, *rest)]
 
 
@@ -198,7 +232,7 @@ class InferenceInput:
         augmentation = cfg.TEST.AUG
         if not augmentation.ENABLED:
             return cls([View(tuple(build_test_augmentations(cfg)))])
-        rest = augmentation.MAX_SIZE, cfg.INPUT.RESIZE, cfg.INPUT.MAX_PIXELS
+        rest = augmentation.MAX_SIZE, cfg.INPUT.RESIZE, cfg.INPUT.MAX_PIXELS, interpolation(cfg)
         resizes = [ResizeShortSide(size, *rest) for size in augmentation.MIN_SIZES]
         mirrored = (False, True) if augmentation.FLIP else (False,)
         return cls([View((resize,), flip) for resize in resizes for flip in mirrored])

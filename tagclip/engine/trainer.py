@@ -41,6 +41,7 @@ from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
+from tagclip.modeling.clip import resolve_pixels
 from tagclip.modeling.precision import check_training_precision
 from tagclip.solver.lr_scheduler import build_lr_scheduler
 from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
@@ -69,6 +70,7 @@ class ZeroShotTrainer(DefaultTrainer):
         check_config(cfg)
         check_device(cfg)
         _check_seed(cfg)
+        cfg = resolve_pixels(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         stage = Protocol(cfg).stage()
         seeded_step(cfg.SEED, 0, -1)
@@ -231,6 +233,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 shared among the processes.
             DatasetError: a dataset is missing or without images.
         """
+        cfg = resolve_pixels(cfg)
         mapper = ZeroShotDatasetMapper(cfg, is_train=True)
         _check_seed(cfg)
         world_size, batch = comm.get_world_size(), cfg.SOLVER.IMS_PER_BATCH
@@ -268,6 +271,7 @@ class ZeroShotTrainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Loader whose samples carry the vocabulary of their own dataset."""
+        cfg = resolve_pixels(cfg)
         loader = build_detection_test_loader(
             DatasetCatalog.get(dataset_name),
             mapper=ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset_name),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tagclip.errors import ConfigError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
@@ -28,7 +29,8 @@ _PIXELS = (
 )
 _RESIZE = (
     "scale = min(short_side / min(height, width), long_side / max(height, width)), new sides "
-    "max(1, int(side * scale + 0.5)), bilinear; short_side 0: no resize, long_side 0: no bound"
+    "max(1, int(side * scale + 0.5)), by library and interpolation; short_side 0: no resize, "
+    "long_side 0: no bound"
 )
 _TOKENS = (
     "tagclip.export.runtime.tokenizer on merges: start token, those of a template with the name in "
@@ -59,8 +61,16 @@ def export_recipe(
         files: name -> content and largest difference of a number from the model's, if it holds
             networks.
         takes_words: whether class vectors are an input.
+
+    Raises:
+        ConfigError: no runtime resizes images as the config says.
     """
     cfg, model, vocabulary = predictor.cfg, predictor.model, predictor.vocabulary
+    if (cfg.INPUT.RESIZE, cfg.INPUT.INTERPOLATION) == ("cv2", "bicubic"):
+        raise ConfigError(
+            "INPUT.RESIZE: found cv2 with INPUT.INTERPOLATION bicubic, which no runtime of an "
+            "export repeats, expected pil with it; export with INPUT.RESIZE pil"
+        )
     gate, weights = model.gate, Path(cfg.MODEL.WEIGHTS)
     shape = "height, width" if size is None else f"{size[0]}, {size[1]}"
     inputs = {"images": f"uint8 (batch, 3, {shape})"}
@@ -113,6 +123,7 @@ def export_recipe(
             "short_side": cfg.INPUT.MIN_SIZE_TEST,
             "long_side": cfg.INPUT.MAX_SIZE_TEST,
             "library": cfg.INPUT.RESIZE,
+            "interpolation": cfg.INPUT.INTERPOLATION,
             "rule": _RESIZE,
         },
         "windows": window_recipe(model.inference_settings, size),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tagclip.config.checks import check_config
 from tagclip.data.protocol import Protocol, requested_vocabulary, resolve_seen
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
+from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
 from tagclip.modeling.inference.gate import Gate
@@ -94,6 +95,7 @@ class TagCLIP(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         check_config(cfg)
+        cfg = resolve_pixels(cfg)
         if cfg.MODEL.COMPILE:
             check_compiler(cfg.MODEL.DEVICE)
         backbone = build_backbone(cfg)

@@ -128,7 +128,7 @@ class ExportedModel:
         rule, size = self.recipe["resize"], image.shape[:2]
         scale = min(rule["short_side"] / min(size), (rule["long_side"] or np.inf) / max(size)) or 1
         sides = [max(1, int(side * scale + 0.5)) for side in size]
-        image = resize_image(image, sides, rule["library"])
+        image = resize_image(image, sides, rule["library"], rule.get("interpolation", "bilinear"))
         image = image[:, :, :: 1 if self.recipe["channel_order"] == "RGB" else -1]
         words = {} if classes is None else {"class_vectors": classes.vectors, "seen": classes.seen}
         name = "image" if words else "images"

@@ -56,20 +56,24 @@ def read_image(path: Path) -> np.ndarray:
     return pixels
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int], library: str) -> np.ndarray:
-    """Resize bilinearly.
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], library: str, interpolation: str = "bilinear"
+) -> np.ndarray:
+    """Resize as the library does.
 
     Args:
         image: (H, W, 3) uint8.
         size: (height, width) of the result.
         library: "pil", whose filter grows with the reduction, or "cv2", of which this repeats the
             fixed-point arithmetic.
+        interpolation: "bilinear"; of "pil" also "bicubic".
 
     Returns:
         (height, width, 3) uint8.
     """
     if library == "pil":
-        return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+        mode = Image.Resampling[interpolation.upper()]
+        return np.asarray(Image.fromarray(image).resize(size[::-1], mode))
     top, bottom, below = _taps(image.shape[0], size[0], np.float32)
     left, right, beside = _taps(image.shape[1], size[1], np.float32)
     beside[left == right] = 0

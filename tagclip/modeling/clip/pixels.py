@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["beside_weights", "compare_statistics", "statistics"]
+__all__ = ["beside_weights", "compare_statistics", "interpolation_beside", "statistics"]
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +17,12 @@ _PLACES = (
     ("open_clip_config.json", "preprocess_cfg", "mean", "std"),
     ("preprocessor_config.json", "", "image_mean", "image_std"),
 )
+# How those two call the interpolation; transformers has Pillow's number.
+_RESIZES = (
+    ("open_clip_config.json", "preprocess_cfg", "interpolation"),
+    ("preprocessor_config.json", "", "resample"),
+)
+_INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "bicubic", 2: "bilinear", 3: "bicubic"}
 # Configs round to three decimals.
 _SAME = 0.01
 
@@ -39,6 +45,24 @@ def beside_weights(path: Path) -> dict[str, list[float]] | None:
                 "%s: its %s and %s of the pixels cannot be read (%r), expected three numbers each",
                 file, *keys, error,
             )  # fmt: skip
+    return None
+
+
+def interpolation_beside(path: Path) -> str | None:
+    """Read how images were resized from the json in the folder of a weight file.
+
+    Returns:
+        "bilinear" or "bicubic"; None if no json says one of them.
+    """
+    for name, part, key in _RESIZES:
+        file = path.with_name(name)
+        try:
+            content = load_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            found = (content.get(part) or {} if part else content).get(key)
+            if found in _INTERPOLATIONS:
+                return _INTERPOLATIONS[found]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            logger.warning("%s: its %s cannot be read (%r)", file, key, error)
     return None
 
 

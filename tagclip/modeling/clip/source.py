@@ -27,7 +27,7 @@ from tagclip.modeling.clip.config import (
 )
 from tagclip.modeling.clip.download import fetch_config, fetch_tag, fetch_tokenizer
 from tagclip.modeling.clip.layouts import describe_misfit, to_open_clip
-from tagclip.modeling.clip.pixels import beside_weights, statistics
+from tagclip.modeling.clip.pixels import beside_weights, interpolation_beside, statistics
 from tagclip.modeling.clip.text_tower import TextTower, check_transformer, context_length
 from tagclip.modeling.clip.tokenizer import (
     TOKENIZER_FILES,
@@ -226,11 +226,20 @@ class CLIPSource:
 
         They are of R, G, B with pixels from 0 to 1; None if nothing tells them.
         """
-        if self.path is None:
-            return None
+        # Known without a download.
         if "mean" in self._tag:
             return statistics(self._tag["mean"], self._tag["std"])
-        return beside_weights(self.path)
+        return None if self.path is None else beside_weights(self.path)
+
+    @cached_property
+    def interpolation(self) -> str | None:
+        """How images were resized in CLIP's training, "bilinear" or "bicubic".
+
+        None if neither the tag nor the json beside the weights tells it.
+        """
+        if "interpolation" in self._tag:
+            return self._tag["interpolation"]
+        return None if self.path is None else interpolation_beside(self.path)
 
     @cached_property
     def fingerprint(self) -> str:
