@@ -266,7 +266,7 @@ def test_half_precision_is_near_and_the_same_inside_autocast(
     found = net(images)
     for key, vectors in found.items():
         assert vectors.dtype == torch.float32
-        assert 0 < largest(vectors, exact[key])
+        assert largest(vectors, exact[key]) > 0
         assert F.cosine_similarity(vectors, exact[key]).min() > 0.99
     # In training the matrices are those of training.
     assert all(torch.equal(exact[key], net.train()(images)[key]) for key in exact)
