@@ -245,6 +245,13 @@ def test_a_tokenizer_of_another_model_is_refused(
     fails(ConfigError, lambda: source.tokenizer, tmp_path, found)
 
 
+def test_an_added_token_that_the_tower_has_not_is_refused(tmp_path: Path) -> None:
+    """Which is known of a text alone."""
+    source = model(tmp_path, "nllb", vocab_size=202)
+    assert max(source.tokenize(["a cat"])[0]) == 201
+    fails(ConfigError, lambda: source.tokenize(["zho_Hans cat"]), "id 203", "below 202")
+
+
 def test_clips_own_tokenizer_may_have_more_tokens_than_the_tower(tmp_path: Path) -> None:
     source = model(tmp_path, vocab_size=1000)
     fails(ConfigError, lambda: source.tokenizer, "vocab_size 1000", "expected 49408")
