@@ -202,6 +202,26 @@ def test_without_transformers_it_says_what_to_install(
     assert model(tmp_path / "own").tokenize(["cat"])
 
 
+def test_a_sentencepiece_model_wants_sentencepiece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "sentencepiece" else find(n, *a)
+    )
+    source = model(tmp_path, "mt5")
+    (tmp_path / "tokenizer.json").rename(tmp_path / "spiece.model")
+    fails(NotInstalledError, lambda: source.tokenizer, "no sentencepiece", "pip install")
+
+
+def test_a_tokenizer_without_tokens_is_refused(tmp_path: Path) -> None:
+    """transformers makes one where the file with them is of another kind."""
+    source = model(tmp_path, "mt5")
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text("{}")
+    fails(ConfigError, lambda: source.tokenizer, tmp_path, "has no tokens", "fetch it again")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "found"),
     [
