@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent
 # Packages that lie elsewhere, as in tagclip/projects/__init__.py: projects, and scripts.
 FOLDERS = {
     "tagclip.projects.benchmark": "projects/Benchmark/benchmark",
-    "tagclip.projects.maskclip": "projects/MaskCLIP/maskclip",
     "tagclip.projects.minibench": "projects/MiniBench/minibench",
+    "tagclip.projects.training_free": "projects/TrainingFree/training_free",
     "tagclip.projects.webdemo": "projects/WebDemo/webdemo",
     "tagclip.tools": "tools",
     "tagclip.tools.minibench": "projects/MiniBench",

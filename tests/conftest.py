@@ -92,7 +92,7 @@ def tiny_cfg(tiny_clip_json: str, tiny_vocabulary_json: str, tmp_path: Path) -> 
 
 @pytest.fixture
 def maskclip_cfg(tiny_cfg: CfgNode) -> CfgNode:
-    """Config of projects/MaskCLIP on the tiny CLIP and the datasets of `tiny_cfg`."""
+    """MaskCLIP of projects/TrainingFree on the tiny CLIP and the datasets of `tiny_cfg`."""
     return changed(tiny_cfg, *maskclip_parts())
 
 

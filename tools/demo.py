@@ -6,7 +6,10 @@ tagclip segment photos/ --weights model_final.pth --output out/ \\
     --vocab "cat, dining table" --context coco_stuff_val --save-labels
 tagclip segment photos/ --vocab "cat, dining table" --json result.json --no-draw
 tagclip segment street.mp4 --vocab-file words.txt --output out/
+tagclip segment photo.jpg --method naclip --vocab "cat, dining table, floor" \\
+    MODEL.CLIP.NAME ViT-L-14-quickgelu MODEL.CLIP.PRETRAINED openai
 
+The last needs no training: it is CLIP itself, any that tagclip can read.
 Pictures show the image, its segments, their confidence and the trusty map;
 classes with a star count as unseen: by the split of the training or, in another
 list, by their names (MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES). Images are read as in
@@ -39,6 +42,9 @@ logger = logging.getLogger("tagclip.demo")
 MINIBENCH, OUTPUT = Path("output/minibench/model_final.pth"), Path("segmented")
 # On MiniBench's validation set it rejects 80 % of the unlabelled clutter and 10 % of what is right.
 BACKGROUND = 0.1
+# What segments without training, and its config.
+METHODS = ("maskclip", "sclip", "clearclip", "naclip")
+METHOD_CONFIG = "trainingfree/Base-AnyWords.yaml"
 
 
 def make_parser() -> ToolParser:
@@ -54,6 +60,9 @@ def make_parser() -> ToolParser:
     parser.add_config_file(use="instead of that of the weights")
     absent = f"the last of OUTPUT_DIR; without --config-file {MINIBENCH}"
     parser.add_weights("the model", absent, default="")
+    add(
+        "--method", choices=METHODS, help="instead of a trained model: CLIP alone, read in this way"
+    )
     add_vocabulary_options(parser)
     add(
         "--context",
@@ -207,10 +216,15 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
         opts += ["MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", str(args.background)]
     if args.weights:
         opts += ["MODEL.WEIGHTS", args.weights]
+    weights = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS")
+    if args.method:
+        if given := args.config_file or weights:
+            raise ConfigError(
+                f"--method: found {given}, too, expected no trained model and no config: "
+                f"{args.method} is CLIP alone; leave one of them out"
+            )
+        return load_config(METHOD_CONFIG, ["MODEL.CLIP.LAST_BLOCK", args.method, *opts])
     if not args.config_file:
-        weights = args.weights or dict(zip(opts[0::2], opts[1::2], strict=False)).get(
-            "MODEL.WEIGHTS"
-        )
         if not weights and not MINIBENCH.is_file():
             raise ConfigError(
                 f"--weights, --config-file: found neither, and no {MINIBENCH}, expected a model; "

@@ -5,7 +5,8 @@ tagclip minibench table --seeds 5 --workers 2
 
 Below --output: table.md, curves.png, results.json, and a json, a log and the
 checkpoints of every run. With --docs the table also replaces that in
-projects/MiniBench/README.md, and a summary that of docs/results.md.
+projects/MiniBench/README.md, and summaries those of docs/results.md and
+projects/TrainingFree/README.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from tagclip.utils.tool_parser import ToolParser
 
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
-BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+FREE_README = Path(__file__).resolve().parents[1] / "TrainingFree" / "README.md"
 
 RunKey = tuple[str, str, int]
 
@@ -40,6 +42,9 @@ def make_parser() -> ToolParser:
     parser.add_argument("--seeds", type=int, default=5, help="of each run")
     parser.add_argument(
         "--workers", "--jobs", dest="jobs", type=int, default=2, help="processes, a run each"
+    )
+    parser.add_argument(
+        "--runs", nargs="+", default=[], metavar="RUN", help="these alone, as its logs call them"
     )
     parser.add_argument("--docs", action="store_true", help="put the table into the documents")
     parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
@@ -77,8 +82,8 @@ def run_as_process(output: Path, key: RunKey) -> None:
         sys.exit(f"{' '.join(map(str, key))}: exit code {done.returncode}; see {path}")
 
 
-def wanted_runs(seeds: int) -> list[RunKey]:
-    """Every run of the table, those that others start from first."""
+def wanted_runs(seeds: int, names: Sequence[str] = ()) -> list[RunKey]:
+    """Runs of the table, all or those of some names, those that others start from first."""
     from tagclip.projects.minibench.table_runs import RUNS, SPLITS
 
     keys = [
@@ -86,14 +91,18 @@ def wanted_runs(seeds: int) -> list[RunKey]:
         for seed in range(seeds)
         for split in SPLITS
         for name, run in RUNS.items()
-        if run.seeds is None or seed < run.seeds
+        if (run.seeds is None or seed < run.seeds) and name in (names or RUNS)
     ]
     return sorted(keys, key=lambda key: bool(RUNS[key[1]].start))
 
 
 def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
     """Write table, picture and figures of finished runs; return the table."""
-    from tagclip.projects.minibench.table import format_summary, format_table
+    from tagclip.projects.minibench.table import (
+        format_free_summary,
+        format_summary,
+        format_table,
+    )
     from tagclip.projects.minibench.table_curves import draw_curves
 
     results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
@@ -104,14 +113,17 @@ def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
     if docs:
         replace_table(README, text)
         replace_table(RESULTS, format_summary(results))
+        for path, name in ((RESULTS, "training-free"), (FREE_README, "table")):
+            replace_table(path, format_free_summary(results), name)
         shutil.copy(output / "curves.png", README.parent / "assets" / "curves.png")
     return text
 
 
-def replace_table(path: Path, text: str) -> None:
-    """Put a table between the two marks of a file."""
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    write_atomic(path, f"{before}{BEGIN}{text}{END}{rest.split(END)[1]}")
+def replace_table(path: Path, text: str, name: str = "table") -> None:
+    """Put a table between the two marks of its name in a file."""
+    begin, end = (f"<!-- {name}: {side} -->\n" for side in ("begin", "end"))
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    write_atomic(path, f"{before}{begin}{text}{end}{rest.split(end)[1]}")
 
 
 def invoke_main() -> None:
@@ -121,6 +133,8 @@ def invoke_main() -> None:
         sys.exit(
             f"--docs: found no {RESULTS}, expected a checkout's; run this there, or leave it out"
         )
+    if args.docs and args.runs:
+        sys.exit("--docs: found --runs, expected none: the documents show all runs")
     args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, name, seed = args.one
@@ -128,7 +142,9 @@ def invoke_main() -> None:
         return
     from tagclip.projects.minibench.table_runs import RUNS
 
-    keys = wanted_runs(args.seeds)
+    if unknown := set(args.runs) - RUNS.keys():
+        sys.exit(f"--runs: found {', '.join(sorted(unknown))}, expected some of {', '.join(RUNS)}")
+    keys = wanted_runs(args.seeds, args.runs)
     missing = [key for key in keys if not result_file(args.output, key).is_file()]
     with tqdm(total=len(missing), desc="MiniBench table") as bar:
         for is_started in (False, True):

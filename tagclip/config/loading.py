@@ -17,6 +17,7 @@ from tagclip.config.checks import check_config, expected_value
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.errors import ConfigError
 from tagclip.model_zoo import get_config_file, suggestion
+from tagclip.projects import current_path
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_yaml
@@ -79,6 +80,8 @@ def find_config(path: str | Path) -> Path:
 def _found(path: str | Path, folder: Path = Path()) -> Path | None:
     """`find_config` from a folder; None if there is nothing."""
     file = _resolved(path, folder)
+    if not file.is_file():
+        file = Path(current_path(str(file)))
     table = file.parent / _RENAMED
     if not file.is_file() and table.is_file():
         name = str(_read_yaml(table).get(file.name, file.name))

@@ -4,8 +4,8 @@
     path = tagclip.model_zoo.get_config_file("minibench/tagclip_minibench_composition.yaml")
 
 ``--config-file`` and ``_BASE_`` take such names, too, where no file is called so. A name is the
-path below ``configs``, or a project's name in lower case and the path below its ``configs``.
-``tagclip configs`` lists all.
+path below ``configs``, or a project's name in lower case, also an earlier one, and the path below
+its ``configs``. ``tagclip configs`` lists all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import glob
 import os
 
 from tagclip.errors import ConfigError
-from tagclip.projects import ROOT
+from tagclip.projects import ROOT, current_path
 from tagclip.utils.text import did_you_mean
 
 __all__ = ["get_config_file", "list", "suggestion"]
@@ -30,10 +30,10 @@ def get_config_file(name: str) -> str:
     Raises:
         ConfigError: there is no such config.
     """
-    files = _files()
-    if name not in files:
+    found = _files().get(current_path(name))
+    if found is None:
         raise ConfigError(f"{name}: found no such config in the model zoo{suggestion(name)}")
-    return files[name]
+    return found
 
 
 def list() -> builtins.list[str]:

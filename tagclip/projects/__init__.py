@@ -12,19 +12,22 @@ from types import ModuleType
 
 from tagclip.errors import ConfigError
 
-__all__ = ["PROJECT_NAMES", "ROOT", "import_projects", "same_project_file"]
+__all__ = ["PROJECT_NAMES", "ROOT", "current_path", "import_projects", "same_project_file"]
 
 # Packages that lie elsewhere in the repository, as in setup.py: projects, and scripts.
 _FOLDERS = {
     "tagclip.projects.benchmark": "projects/Benchmark/benchmark",
-    "tagclip.projects.maskclip": "projects/MaskCLIP/maskclip",
     "tagclip.projects.minibench": "projects/MiniBench/minibench",
+    "tagclip.projects.training_free": "projects/TrainingFree/training_free",
     "tagclip.projects.webdemo": "projects/WebDemo/webdemo",
     "tagclip.tools": "tools",
     "tagclip.tools.minibench": "projects/MiniBench",
     "tagclip.tools.prepare": "datasets",
     "tagclip.tools.webdemo": "projects/WebDemo",
 }
+# Earlier names of projects and of their folders.
+_RENAMED = {"maskclip": "training_free"}
+_MOVED = {"MaskCLIP": "TrainingFree"}
 _PREFIX = f"{__name__}."
 PROJECT_NAMES = tuple(n.removeprefix(_PREFIX) for n in _FOLDERS if n.startswith(_PREFIX))
 # pathlib would take longer than all the rest of `import tagclip`.
@@ -59,6 +62,19 @@ class _SourceFinder:
 sys.meta_path.append(_SourceFinder())
 
 
+def current_path(path: str) -> str:
+    """Return a path, or a name of the model zoo, with the present names of projects' folders.
+
+    Args:
+        path: such as ``projects/MaskCLIP/configs/NAME.yaml`` or ``maskclip/NAME.yaml``.
+    """
+    for old, new in _MOVED.items():
+        path = path.replace(f"projects{os.sep}{old}{os.sep}", f"projects{os.sep}{new}{os.sep}")
+        if path.startswith(f"{old.lower()}/"):
+            path = new.lower() + path[len(old) :]
+    return path
+
+
 def same_project_file(path: str) -> str:
     """Path of the file of our ``projects`` that a path of another checkout or package means.
 
@@ -72,7 +88,7 @@ def same_project_file(path: str) -> str:
     if "projects" not in parts:
         return ""
     last = len(parts) - 1 - parts[::-1].index("projects")
-    here = os.path.join(ROOT, *parts[last:])
+    here = os.path.join(ROOT, current_path(os.path.join(*parts[last:])))
     return here if os.path.isfile(here) else ""
 
 
@@ -80,12 +96,12 @@ def import_projects(names: Iterable[str]) -> None:
     """Import projects, so that they register what they bring.
 
     Args:
-        names: keys of the table of projects, as in ``PROJECTS`` of a config.
+        names: keys of the table of projects, or earlier ones, as in ``PROJECTS`` of a config.
 
     Raises:
         ConfigError: there is no such project.
     """
-    for name in names:
+    for name in (_RENAMED.get(name, name) for name in names):
         if name not in PROJECT_NAMES:
             raise ConfigError(
                 f"PROJECTS: found {name!r}, expected some of {', '.join(PROJECT_NAMES)}"

@@ -34,7 +34,7 @@ TRUSTY_HEAD = ".trusty_head."
 
 def trusty_head_alone(cfg: CfgNode) -> CfgNode:
     """The same data; nothing but a convolutional trusty head is trained."""
-    import_projects(["maskclip"])
+    import_projects(["training_free"])
     return changed(cfg, *maskclip_parts(), "MODEL.TAGCLIP.TRUSTY.ENABLED", True, *CONV)
 
 

@@ -44,7 +44,7 @@ CALIBRATION = windows("val", 12)
 
 
 def load_model(resize: str) -> TagCLIPPredictor:
-    path = "projects/MaskCLIP/configs/maskclip_minibench_composition.yaml"
+    path = "projects/TrainingFree/configs/maskclip_minibench_composition.yaml"
     opts = ["MODEL.DEVICE", "cpu", "MODEL.TAGCLIP.TEST.MODE", "whole"]
     return TagCLIPPredictor(
         load_config(REPOSITORY / path, [*opts, "MODEL.CLIP.POS_EMBED_RESIZE", resize])

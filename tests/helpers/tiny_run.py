@@ -59,16 +59,17 @@ def changed(cfg: CfgNode, *opts: Any) -> CfgNode:
 
 
 def maskclip_parts() -> list[Any]:
-    """Keys and values that turn a config's model into projects/MaskCLIP's."""
+    """Keys and values that turn a config's model into projects/TrainingFree's."""
     from tagclip import load_config
 
-    path = "projects/MaskCLIP/configs/Base-MaskCLIP.yaml"
+    path = "projects/TrainingFree/configs/Base-MaskCLIP.yaml"
     cfg = load_config(REPOSITORY / path)
     return [
         "PROJECTS", cfg.PROJECTS,
         "MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME,
         "MODEL.SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME,
         "MODEL.SEM_SEG_HEAD.IN_FEATURES", cfg.MODEL.SEM_SEG_HEAD.IN_FEATURES,
+        "MODEL.CLIP.LAST_BLOCK", cfg.MODEL.CLIP.LAST_BLOCK,
         "MODEL.CLIP.PROMPT.NUM_TOKENS", cfg.MODEL.CLIP.PROMPT.NUM_TOKENS,
         "MODEL.TAGCLIP.TRUSTY.ENABLED", cfg.MODEL.TAGCLIP.TRUSTY.ENABLED,
         "MODEL.TAGCLIP.TEST.SEEN_BIAS", cfg.MODEL.TAGCLIP.TEST.SEEN_BIAS,

@@ -23,7 +23,7 @@ def test_every_config_has_a_name(repository: Path) -> None:
     assert {Path(model_zoo.get_config_file(name)) for name in names} == files
     assert {name.split("/")[0] for name in names} == {
         *("voc", "coco-stuff", "context", "cross_dataset", "official"),
-        *("minibench", "zegclip", "maskclip"),
+        *("minibench", "zegclip", "trainingfree"),
         *("Base-ZeroShot.yaml", "Base-ConvTrust.yaml"),
     }
     assert tagclip.model_zoo is model_zoo

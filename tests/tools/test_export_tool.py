@@ -315,7 +315,7 @@ def test_size_option(tool: ModuleType) -> None:
 
 def test_a_model_without_checkpoint(tool: ModuleType, repository: Path, tmp_path: Path) -> None:
     """MaskCLIP has CLIP's weights alone."""
-    config = repository / "projects/MaskCLIP/configs/maskclip_minibench_composition.yaml"
+    config = repository / "projects/TrainingFree/configs/maskclip_minibench_composition.yaml"
     options = ["--config-file", config, "--format", "torchscript", "--vocab", WORDS]
     prints = export(tool, *options, "--output", tmp_path / "export")["fingerprints"]
     assert prints["checkpoint"] is prints["checkpoint_sha256"] is None and prints["clip_sha256"]

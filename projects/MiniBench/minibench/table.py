@@ -12,7 +12,18 @@ from scipy import stats
 
 from tagclip.projects.minibench.table_runs import RUNS, SPLITS
 
-__all__ = ["ROWS", "Row", "format_summary", "format_table", "mean_and_spread", "paired_interval"]
+__all__ = [
+    "CONV_ROWS",
+    "FREE_ROWS",
+    "ROWS",
+    "SUMMARY_ROWS",
+    "Row",
+    "format_free_summary",
+    "format_summary",
+    "format_table",
+    "mean_and_spread",
+    "paired_interval",
+]
 
 Results = dict[tuple[str, str, int], dict[str, Any]]
 
@@ -35,8 +46,6 @@ class Row:
 
 
 ROWS = (
-    Row("MaskCLIP, no training", "MaskCLIP", "none", "val"),
-    Row("MaskCLIP + convolutional head", "MaskCLIP conv", "product", "given"),
     Row("**ZegCLIP** (`nnn`, no trusty map)", "ZegCLIP", "none", "val"),
     Row("TagCLIP without token (`ann`)", "TagCLIP conv", "none", "val"),
     Row("TagCLIP, token, target `seen`", "TagCLIP token seen", "product", "given"),
@@ -53,6 +62,14 @@ ROWS = (
     Row("transductive, token", "transductive token", "product", "given"),
     Row("transductive, convolutional head", "transductive conv", "product", "given"),
     Row("supervised: all classes have labels", "supervised", "none", "given"),
+)
+# Nothing of CLIP is trained: compared with MaskCLIP, without and with a head on top.
+FREE_ROWS = tuple(
+    Row(name, name, "none", "val") for name in ("MaskCLIP", "SCLIP", "ClearCLIP", "NACLIP")
+)
+CONV_ROWS = tuple(
+    Row(f"{row.label} + convolutional head", f"{row.run} conv", "product", "given")
+    for row in FREE_ROWS
 )
 # Of docs/results.md.
 SUMMARY_ROWS = (
@@ -87,7 +104,10 @@ def format_table(results: Results) -> str:
         own = {key[1:]: result for key, result in results.items() if key[0] == split}
         seeds = sorted({seed for _, seed in own})
         lines += [f"### {split} ({len(seeds)} seeds)", ""]
-        lines += list(_models(ROWS, own, {"ZegCLIP": ROWS[2], "no token": ROWS[3]}))
+        lines += list(_models(ROWS, own, {"ZegCLIP": ROWS[0], "no token": ROWS[1]}))
+        lines += ["", "Nothing of CLIP trained:", ""]
+        bases = {"MaskCLIP": FREE_ROWS[0], "MaskCLIP + head": CONV_ROWS[0]}
+        lines += list(_models(FREE_ROWS + CONV_ROWS, own, bases))
         lines += ["", "Training images without unseen objects only:", ""]
         bases = {"no map": STRICT_ROWS[0], "no map at bias 0": STRICT_ROWS[1]}
         lines += list(_models(STRICT_ROWS, own, bases))
@@ -102,20 +122,37 @@ def format_table(results: Results) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def format_summary(results: Results) -> str:
-    """Return one Markdown table of all splits: S / U / hIoU, and what is gained over ZegCLIP."""
+def format_summary(
+    results: Results, rows: Sequence[Row] = SUMMARY_ROWS, base: str = "ZegCLIP"
+) -> str:
+    """Return one Markdown table of all splits: S / U / hIoU, and what is gained over a row.
+
+    Args:
+        results: see `format_table`.
+        rows: the first is what the others are compared with.
+        base: what the first is called in the head of the column.
+    """
     columns = [f"{split} S / U / h" for split in SPLITS]
-    lines = [f"| model | {' | '.join(columns)} | h minus ZegCLIP |", "|" + "---|" * 5]
-    for row in SUMMARY_ROWS:
+    lines = [f"| model | {' | '.join(columns)} | h minus {base} |", "|" + "---|" * 5]
+    for row in rows:
         cells, gains = [row.label], []
         for split in SPLITS:
             own = {key[1:]: result for key, result in results.items() if key[0] == split}
             found = _figures(own, row)
             cells.append(_triple(list(found.values())))
-            gains.append("" if row == SUMMARY_ROWS[0] else _difference(found, own, SUMMARY_ROWS[0]))
+            gains.append("" if row == rows[0] else _difference(found, own, rows[0]))
         cells.append(", ".join(filter(None, gains)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def format_free_summary(results: Results) -> str:
+    """Return `format_summary` of what trains nothing of CLIP, then with a head on top."""
+    tables = (
+        format_summary(results, FREE_ROWS, "MaskCLIP"),
+        format_summary(results, CONV_ROWS, "MaskCLIP + head"),
+    )
+    return "\n".join(tables)
 
 
 def _triple(figures: Sequence[dict[str, float]]) -> str:
@@ -147,6 +184,9 @@ def _difference(
     reference = _figures(own, base)
     seeds = sorted(found.keys() & reference.keys())
     pairs = [found[seed]["hIoU"] - reference[seed]["hIoU"] for seed in seeds]
+    if len(found) == len(reference) == len(pairs) == 1:
+        # No seed takes part in either.
+        return f"{pairs[0]:+.1f}"
     return paired_interval(pairs) if len(pairs) > 1 else ""
 
 
@@ -171,7 +211,8 @@ def _detectors(own: dict[tuple[str, int], dict]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for run in RUNS:
         runs = [result for (name, _), result in own.items() if name == run]
-        if not runs or math.isnan(runs[0]["detector"]["trusty map"]):
+        # One gate: there is no map.
+        if not runs or len(RUNS[run].gates) == 1:
             continue
         columns = (
             ("detector", "trusty map"),

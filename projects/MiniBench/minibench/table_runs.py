@@ -59,10 +59,18 @@ class TableRun:
 
 _MINI = "minibench/tagclip_minibench_{}"
 _CONV = f"{_MINI}_convtrust.yaml"
+_FREE = "trainingfree/{}_minibench_{{}}"
+_METHODS = {"MaskCLIP": "maskclip", "SCLIP": "sclip", "ClearCLIP": "clearclip", "NACLIP": "naclip"}
 _DICE = ("MODEL.TAGCLIP.TRUSTY.LOSS", "dice")
 RUNS = {
-    "MaskCLIP": TableRun("maskclip/maskclip_minibench_{}.yaml", 0.0, ("none",), seeds=1),
-    "MaskCLIP conv": TableRun("maskclip/maskclip_minibench_{}_convtrust.yaml", 0.0, seeds=3),
+    **{
+        name: TableRun(f"{_FREE.format(config)}.yaml", 0.0, ("none",), seeds=1)
+        for name, config in _METHODS.items()
+    },
+    **{
+        f"{name} conv": TableRun(f"{_FREE.format(config)}_convtrust.yaml", 0.0)
+        for name, config in _METHODS.items()
+    },
     # The class path of a model with a convolutional head is that of the model without any.
     "ZegCLIP": TableRun(_CONV, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
     "TagCLIP conv": TableRun(_CONV, 0.0, ("none", "product", "additive", "lift")),
@@ -150,7 +158,7 @@ def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) ->
 
 def _trained(cfg: CfgNode) -> TagCLIP:
     """Train, unless that is done, or nothing can be trained."""
-    if cfg.MODEL.SEM_SEG_HEAD.NAME == "MaskCLIPHead" and not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
+    if cfg.MODEL.CLIP.LAST_BLOCK != "clip" and not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
         return ZeroShotTrainer.build_model(cfg).eval()
     trainer = ZeroShotTrainer(cfg)
     trainer.resume_or_load(resume=True)

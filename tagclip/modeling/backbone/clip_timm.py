@@ -13,11 +13,18 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
 from tagclip.modeling.backbone.clip_vit import build_prompts, check_backbone, resize_positions
+from tagclip.modeling.backbone.last_block import (
+    KEEPS_RESIDUAL,
+    check_last_block,
+    keys_of_patches,
+    mix_values,
+)
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.clip.pixels import compare_statistics
 from tagclip.modeling.clip.source import CLIPSource
@@ -48,6 +55,7 @@ class CLIPTimm(Backbone):
         embed_dim: int,
         prompts: DeepPrompts | None = None,
         pos_embed_resize: str = "bicubic",
+        last_block: str = "clip",
         use_checkpoint: bool = False,
         compile_blocks: bool = False,
         inference_dtype: torch.dtype = torch.float32,
@@ -62,6 +70,7 @@ class CLIPTimm(Backbone):
             prompts: trainable prompts, for tokens without relative positions; None is plain CLIP.
             pos_embed_resize: ``bilinear`` or ``bicubic`` (timm) for other grids; rotary embeddings
                 are computed for each.
+            last_block: ``clip``, or a method of `mix_values` for the patches, without prompts.
             use_checkpoint: recompute each block, or a tower without tokens, in the backward pass.
             compile_blocks: `torch.compile` the blocks, when they are first called.
             inference_dtype: of the matrices outside training.
@@ -69,11 +78,14 @@ class CLIPTimm(Backbone):
             pixel_statistics: recorded in checkpoints, see `CLIPSource.pixel_statistics`.
 
         Raises:
-            ConfigError: the resize mode is unknown.
+            ConfigError: a word is unknown, the last block and prompts exclude each other, or there
+                is no attention in it.
         """
         super().__init__()
         check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
+        check_last_block(last_block, prompts)
         self.embed_dim, self.pos_embed_resize = embed_dim, pos_embed_resize
+        self.last_block = last_block
         self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
         self.trunk, self.head = tower.trunk, tower.head
         self.requires_grad_(False)
@@ -83,6 +95,8 @@ class CLIPTimm(Backbone):
             _take_any_size(self.trunk)
         else:
             self.patch_size = self.trunk.feature_info[-1]["reduction"]
+        if last_block != "clip":
+            self._check_attention()
         self.prompts = prompts
         self.use_checkpoint, self.compile_blocks = use_checkpoint, compile_blocks
         self.inference_dtype = inference_dtype
@@ -93,6 +107,17 @@ class CLIPTimm(Backbone):
         self._position_cache: dict[tuple, Tensor] = {}
         self._rotary_cache: dict[tuple, Tensor] = {}
         self.train(self.training)
+
+    def _check_attention(self) -> None:
+        """Refuse a last block without self-attention; let timm call torch's where there is one."""
+        attention = getattr(self.trunk.blocks[-1], "attn", None) if self.has_tokens else None
+        if not hasattr(attention, "fused_attn"):
+            raise ConfigError(
+                f"MODEL.CLIP.LAST_BLOCK: found {self.last_block!r} with an image tower "
+                f"({type(self.trunk).__name__}) whose last block has no self-attention, expected "
+                "clip; take another MODEL.CLIP.NAME"
+            )
+        attention.fused_attn = True
 
     def _add_prompts(self) -> None:
         """Keep rotary embeddings to the patches: prompts have no position."""
@@ -128,6 +153,7 @@ class CLIPTimm(Backbone):
             "embed_dim": source.config["embed_dim"],
             "prompts": prompts,
             "pos_embed_resize": clip.POS_EMBED_RESIZE,
+            "last_block": clip.LAST_BLOCK,
             "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
             "compile_blocks": cfg.MODEL.COMPILE,
             "inference_dtype": inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE),
@@ -148,11 +174,16 @@ class CLIPTimm(Backbone):
         return self.patch_size
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of both outputs."""
-        return {
+        """Channels and stride of the outputs."""
+        shapes = {
             "clip_dense": ShapeSpec(channels=self.embed_dim, stride=self.patch_size),
             "clip_global": ShapeSpec(channels=self.embed_dim),
         }
+        if self.last_block != "clip":
+            attention = self.trunk.blocks[-1].attn
+            width = attention.num_heads * attention.head_dim
+            shapes["clip_keys"] = ShapeSpec(channels=width, stride=self.patch_size)
+        return shapes
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Encode normalised images.
@@ -161,26 +192,35 @@ class CLIPTimm(Backbone):
             images: (N, 3, H, W) float, H and W multiples of the stride.
 
         Returns:
-            ``clip_dense`` (N, D, h, w) and ``clip_global`` (N, D), float32, unit length over D.
+            ``clip_dense`` (N, D, h, w) and ``clip_global`` (N, D), float32, unit length over D;
+            where LAST_BLOCK is not clip, ``clip_keys`` (N, W, h, w), keys of the last block.
         """
         trunk = self.active_trunk()
-        pooled, dense = (self._tokens if self.has_tokens else self._map)(trunk, images)
+        pooled, dense, keys = (self._tokens if self.has_tokens else self._map)(trunk, images)
         # The head drops, projects or is an MLP: of vectors in any number of dimensions.
         pooled, dense = _unit(self.head(pooled)), _unit(self.head(dense))
-        return {"clip_dense": dense.permute(0, 3, 1, 2), "clip_global": pooled}
+        maps = {"clip_dense": dense, "clip_keys": keys}
+        maps = {name: map_.permute(0, 3, 1, 2) for name, map_ in maps.items() if map_ is not None}
+        return maps | {"clip_global": pooled}
 
-    def _tokens(self, trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pooled (N, C) and dense (N, h, w, C) vectors before the projection."""
+    def _tokens(self, trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the pooled (N, C) and dense (N, h, w, C) vectors before the projection.
+
+        Beside them the (N, h, w, W) keys of the last block, None where it is CLIP's.
+        """
         tokens, grid, rope = self.embed(trunk, images)
-        tokens = self.encode(trunk, tokens, grid[0] * grid[1], rope)
+        tokens, patches, keys = self.encode(trunk, tokens, grid, rope)
         if self.prompts is not None:
             tokens = self.prompts.norm(tokens)
         tokens = trunk.norm(tokens)
-        patches = tokens[:, trunk.num_prefix_tokens :]
+        if patches is None:
+            patches = tokens[:, trunk.num_prefix_tokens :]
+        else:
+            patches, keys = trunk.norm(patches), keys.unflatten(1, grid)
         if trunk.attn_pool is not None:
             patches = _pool_values(trunk.attn_pool, patches)
         dense = trunk.head(trunk.fc_norm(patches)).unflatten(1, grid)
-        return trunk.forward_head(tokens), dense
+        return trunk.forward_head(tokens), dense, keys
 
     def embed(
         self, trunk: nn.Module, images: Tensor
@@ -202,30 +242,40 @@ class CLIPTimm(Backbone):
         return trunk.norm_pre(tokens), grid, None if rope is None else self._rotary(rope, grid)
 
     def encode(
-        self, trunk: nn.Module, tokens: Tensor, num_patches: int, rope: Tensor | None
-    ) -> Tensor:
-        """Run all blocks: (N, prefix + n, C) -> (N, prefix + n, C), prompts dropped."""
+        self, trunk: nn.Module, tokens: Tensor, grid: tuple[int, int], rope: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Run all blocks: (N, prefix + n, C) -> (N, prefix + n, C), prompts dropped.
+
+        Beside the tokens (N, n, C) patches and (N, n, W) keys of the last block, None where it is
+        CLIP's.
+        """
         options = {} if rope is None else {"rope": rope}
-        num_prefix = trunk.num_prefix_tokens
+        num_prefix, num_patches = trunk.num_prefix_tokens, grid[0] * grid[1]
+        patches = keys = None
         prompts = self.prompts.project() if self.prompts is not None else ()
         for index, block in enumerate(trunk.blocks):
             if self.prompts is not None and index <= len(prompts):
                 layer = prompts[index] if index < len(prompts) else None
                 tokens = self.prompts.insert(tokens, layer, num_patches, num_prefix)
+            if self.last_block != "clip" and block is trunk.blocks[-1]:
+                patches, keys = _run_last_block(
+                    block, tokens, self.last_block, grid, num_prefix, options
+                )
             if self.use_checkpoint and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False, **options)
             else:
                 tokens = block(tokens, **options)
-        return torch.cat([tokens[:, :num_prefix], tokens[:, -num_patches:]], dim=1)
+        tokens = torch.cat([tokens[:, :num_prefix], tokens[:, -num_patches:]], dim=1)
+        return tokens, patches, keys
 
-    def _map(self, trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _map(self, trunk: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, None]:
         """Do the same with a network that ends in a feature map."""
         maps = trunk.forward_features(images).float()
         count, channels, *grid = maps.shape
         # Each position through what the mean goes through: as a map of one position.
         single = maps.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
         dense = trunk.forward_head(single).view(count, *grid, -1)
-        return trunk.forward_head(maps), dense
+        return trunk.forward_head(maps), dense, None
 
     def active_trunk(self) -> nn.Module:
         """Return the network of training, or its copy with matrices in the type of inference.
@@ -277,6 +327,47 @@ class CLIPTimm(Backbone):
             other.update_feat_shape(grid)
             self._rotary_cache = cache = {key: other.get_embed()}
         return cache[key]
+
+
+class _Mixing(TorchFunctionMode):
+    """Inside, torch's attention is `mix_values`; what timm computes around it is timm's own."""
+
+    def __init__(self, method: str, grid: tuple[int, int], num_prefix: int) -> None:
+        super().__init__()
+        self._options, self.keys = (grid, num_prefix), None
+        self._method = method
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        query, key, value = args[:3]
+        self.keys = keys_of_patches(key, self._options[1])
+        return mix_values(self._method, query, key, value, *self._options)
+
+
+def _run_last_block(
+    block: nn.Module,
+    tokens: Tensor,
+    method: str,
+    grid: tuple[int, int],
+    num_prefix: int,
+    options: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return (N, h*w, C) patches and (N, h*w, W) keys of timm's last block, see `mix_values`."""
+    with _Mixing(method, grid, num_prefix) as mixing:
+        if method in KEEPS_RESIDUAL:
+            found = block(tokens, **options)
+        elif type(block).__name__.endswith("PostNorm"):
+            found = block.norm1(block.attn(tokens, **options))
+        else:
+            found = block.attn(block.norm1(tokens), **options)
+            # A factor of each channel has two names in timm.
+            found = block.ls1(found) if hasattr(block, "ls1") else found
+            gamma = getattr(block, "gamma_1", None)
+            found = found if gamma is None else gamma * found
+    return found[:, num_prefix:].to(tokens.dtype), mixing.keys
 
 
 def has_tokens(trunk: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from tagclip.config.checks import check_value
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone.attention_pool import AttentionPool
+from tagclip.modeling.backbone.last_block import check_last_block, run_last_block
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block, QuickGELU
 from tagclip.modeling.clip.layouts import describe_misfit
@@ -145,6 +146,7 @@ class CLIPViT(Backbone):
         block_parts: Collection[str] = (),
         pos_embed_resize: str = "bilinear",
         double_cls_embed: bool = True,
+        last_block: str = "clip",
         use_checkpoint: bool = False,
         compile_blocks: bool = False,
         inference_dtype: torch.dtype = torch.float32,
@@ -176,6 +178,7 @@ class CLIPViT(Backbone):
             block_parts: see `Block`.
             pos_embed_resize: ``bilinear`` or ``bicubic`` for other grids.
             double_cls_embed: count the class embedding twice, as the released code.
+            last_block: ``clip``, or a method of `mix_values` for the patches, without prompts.
             use_checkpoint: recompute each block in the backward pass.
             compile_blocks: `torch.compile` them, when they are first called.
             inference_dtype: of the blocks' matrices outside training.
@@ -185,13 +188,14 @@ class CLIPViT(Backbone):
             pixel_statistics: recorded in checkpoints, see `CLIPSource.pixel_statistics`.
 
         Raises:
-            ConfigError: the resize mode is unknown.
+            ConfigError: a word is unknown, or the last block and prompts exclude each other.
             CheckpointError: ``state`` does not fit.
         """
         super().__init__()
         self.patch_size, self.grid_size, self.embed_dim = patch_size, tuple(grid_size), embed_dim
         check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
-        self.pos_embed_resize = pos_embed_resize
+        check_last_block(last_block, prompts)
+        self.pos_embed_resize, self.last_block = pos_embed_resize, last_block
         self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
         self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
         self.pool_type, self.final_ln_after_pool = pool_type, final_ln_after_pool
@@ -243,6 +247,7 @@ class CLIPViT(Backbone):
             "prompts": prompts,
             "pos_embed_resize": clip.POS_EMBED_RESIZE,
             "double_cls_embed": clip.DOUBLE_CLS_EMBED,
+            "last_block": clip.LAST_BLOCK,
             "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
             "compile_blocks": cfg.MODEL.COMPILE,
             "inference_dtype": inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE),
@@ -258,11 +263,15 @@ class CLIPViT(Backbone):
         return self.patch_size
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of both outputs."""
-        return {
+        """Channels and stride of the outputs."""
+        shapes = {
             "clip_dense": ShapeSpec(channels=self.embed_dim, stride=self.patch_size),
             "clip_global": ShapeSpec(channels=self.embed_dim),
         }
+        if self.last_block != "clip":
+            width = len(self.class_embedding)
+            shapes["clip_keys"] = ShapeSpec(channels=width, stride=self.patch_size)
+        return shapes
 
     def forward(self, images: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised images.
@@ -272,15 +281,19 @@ class CLIPViT(Backbone):
             positions: (1 + h*w, W) position table of the patch grid, default the resized one.
 
         Returns:
-            ``clip_dense`` (N, D, h, w) and ``clip_global`` (N, D), float32, unit length over D.
+            ``clip_dense`` (N, D, h, w) and ``clip_global`` (N, D), float32, unit length over D;
+            where LAST_BLOCK is not clip, ``clip_keys`` (N, W, h, w), keys of the last block.
         """
-        tokens, (rows, columns) = self.embed(images, positions)
-        tokens = self.encode(tokens, rows * columns)
+        tokens, grid = self.embed(images, positions)
+        tokens, whole, keys = self.encode(tokens, grid)
         vectors = self.project(tokens)
-        dense = vectors[:, 1:].transpose(1, 2).unflatten(2, (rows, columns))
-        reads_class_token = self.pool_type == "tok" and self.attn_pool is None
-        pooled = vectors[:, 0] if reads_class_token else self.pool(tokens)
-        return {"clip_dense": dense, "clip_global": pooled}
+        pooled = vectors[:, 0] if self._reads_class_token else self.pool(whole)
+        features = {"clip_dense": _as_map(vectors[:, 1:], grid), "clip_global": pooled}
+        return features if keys is None else features | {"clip_keys": _as_map(keys, grid)}
+
+    @property
+    def _reads_class_token(self) -> bool:
+        return self.pool_type == "tok" and self.attn_pool is None
 
     def embed(
         self, images: Tensor, positions: Tensor | None = None
@@ -293,11 +306,16 @@ class CLIPViT(Backbone):
         patches = patches.flatten(2).transpose(1, 2) + positions[1:]
         return torch.cat([cls.expand(images.shape[0], 1, -1), patches], dim=1), grid
 
-    def encode(self, tokens: Tensor, num_patches: int) -> Tensor:
-        """Run ``ln_pre`` and all blocks: (N, 1 + n, W) -> (N, 1 + n, W), prompts dropped."""
-        tokens = self.ln_pre(tokens)
+    def encode(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Run ``ln_pre`` and all blocks: (N, 1 + n, W) -> (N, 1 + n, W), prompts dropped.
+
+        Beside the tokens those whose pool is CLIP's image vector, and (N, n, W) keys of the last
+        block, None where it is CLIP's.
+        """
+        tokens, num_patches = self.ln_pre(tokens), grid[0] * grid[1]
         prompts = self.prompts.project() if self.prompts is not None else ()
-        for index, block in enumerate(self.active_blocks()):
+        blocks = self.active_blocks()
+        for index, block in enumerate(blocks if self.last_block == "clip" else blocks[:-1]):
             if self.prompts is not None and index <= len(prompts):
                 layer = prompts[index] if index < len(prompts) else None
                 tokens = self.prompts.insert(tokens, layer, num_patches)
@@ -305,7 +323,11 @@ class CLIPViT(Backbone):
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
                 tokens = block(tokens)
-        return torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1)
+        if self.last_block != "clip":
+            dense, keys = run_last_block(blocks[-1], tokens, self.last_block, grid)
+            return dense, dense if self._reads_class_token else blocks[-1](tokens), keys
+        tokens = torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1)
+        return tokens, tokens, None
 
     def active_blocks(self) -> Sequence[Block]:
         """Return the blocks of training, or their copies in the type of inference.
@@ -400,6 +422,11 @@ class CLIPViT(Backbone):
                 "check MODEL.CLIP.NAME and MODEL.CLIP.PRETRAINED"
             )
         self.load_state_dict(renamed)
+
+
+def _as_map(vectors: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(N, h*w, C) -> (N, C, h, w)."""
+    return vectors.transpose(1, 2).unflatten(2, grid)
 
 
 def _unit(vectors: Tensor) -> Tensor:

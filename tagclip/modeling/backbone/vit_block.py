@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["Block", "QuickGELU"]
+__all__ = ["Block", "QuickGELU", "attend"]
 
 Norm = Callable[[int], nn.Module]
 _HALF = (torch.bfloat16, torch.float16)
@@ -67,20 +67,38 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.join(attend(*self.split(x)))
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value of (N, L, W) tokens, (N, heads, L, C) each."""
         n, length, width = x.shape
         qkv = self.qkv(x).view(n, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        query, key = self.ln_q(query), self.ln_k(key)
-        if qkv.is_cpu and qkv.dtype in _HALF and not torch.is_grad_enabled():
-            mixed = _attend_by_heads(query, key, value)
-        else:
-            mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.ln_q(query), self.ln_k(key), value
+
+    def join(self, mixed: Tensor) -> Tensor:
+        """Project mixed values of all heads: (N, heads, L, C) -> (N, L, W)."""
         if self.head_scale is not None:
             mixed = mixed * self.head_scale
-        return self.proj(self.ln_inner(mixed.transpose(1, 2).reshape(n, length, width)))
+        return self.proj(self.ln_inner(mixed.transpose(1, 2).flatten(2)))
 
 
-def _attend_by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention: (N, heads, L, C), keys and values of M tokens -> (N, heads, L, C).
+
+    Args:
+        query: (N, heads, L, C).
+        key: (N, heads, M, C).
+        value: (N, heads, M, C).
+        bias: (L, M), added to the scaled products.
+    """
+    if query.is_cpu and query.dtype in _HALF and not torch.is_grad_enabled():
+        return _attend_by_heads(query, key, value, bias)
+    bias = None if bias is None else bias.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, bias)
+
+
+def _attend_by_heads(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Attention of (N, heads, L, C) in half precision on a CPU; weights are made in float32.
 
     torch's fused kernel is no quicker there than in float32. One head after the other, whose L x L
@@ -93,7 +111,8 @@ def _attend_by_heads(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         value.contiguous(),
     )
     for head in range(query.shape[1]):
-        weights = torch.softmax(query[:, head] @ key[:, head].mT, dim=-1)
+        products = query[:, head] @ key[:, head].mT
+        weights = torch.softmax(products if bias is None else products + bias, dim=-1)
         mixed[:, head] = weights.to(value.dtype) @ value[:, head]
     return mixed
 
@@ -157,10 +176,15 @@ class Block(nn.Module):
         self.matrix_dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.ls_1(self.ln_attn(self.attn(self._for_matrices(self.ln_1(x)))))
-        return x + self.ls_2(self.mlp(self._for_matrices(self.ln_2(x))))
+        x = x + self.ls_1(self.ln_attn(self.attn(self.matrices_input(self.ln_1(x)))))
+        return self.feed_forward(x)
 
-    def _for_matrices(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Add the MLP, the second half of the block."""
+        return x + self.ls_2(self.mlp(self.matrices_input(self.ln_2(x))))
+
+    def matrices_input(self, x: Tensor) -> Tensor:
+        """Return it in the type of the matrices."""
         return x if self.matrix_dtype is None else x.to(self.matrix_dtype)
 
     def converted(self, dtype: torch.dtype) -> Block:

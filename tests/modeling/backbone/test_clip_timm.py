@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -13,10 +14,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
 from helpers.clip_files import write_json
+from helpers.naive_last_block import METHODS, naive_mix
 from helpers.small_towers import TINY_TEXT, few_blocks, random_image_tower, randomize, small_config
 from open_clip.timm_model import TimmModel
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
+from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,11 +86,11 @@ def last_tokens(tower: TimmModel, images: Tensor) -> Tensor:
     return seen[0].double()
 
 
-def naive_dense(tower: TimmModel, images: Tensor) -> Tensor:
-    """(N, L, D) vectors of the patches by the formulas, in float64."""
+def naive_dense(tower: TimmModel, images: Tensor, tokens: Tensor | None = None) -> Tensor:
+    """(N, L, D) vectors of the patches by the formulas, in float64, of what the blocks give."""
     exact = copy.deepcopy(tower).double()
     trunk = exact.trunk
-    tokens = last_tokens(tower, images)
+    tokens = last_tokens(tower, images) if tokens is None else tokens
     prefix = trunk.num_prefix_tokens
     if trunk.global_pool == "token":
         # Each patch in the class token's place.
@@ -270,6 +273,112 @@ def test_half_precision_is_near_and_the_same_inside_autocast(
         assert F.cosine_similarity(vectors, exact[key]).min() > 0.99
     # In training the matrices are those of training.
     assert all(torch.equal(exact[key], net.train()(images)[key]) for key in exact)
+
+
+# The last block of training-free methods
+
+
+def rotated(vectors: Tensor, attention: nn.Module, table: Tensor, prefix: int) -> Tensor:
+    """(heads, L, C) with the patches turned: pairs of channels by an angle each."""
+    sin, cos = (part.double() for part in table.chunk(2, dim=-1))
+    result = vectors.clone()
+    for channel in range(vectors.shape[2]):
+        half = vectors.shape[2] // 2
+        if attention.rotate_half:
+            other, sign = (channel + half, -1) if channel < half else (channel - half, 1)
+        else:
+            other, sign = (channel + 1, -1) if channel % 2 == 0 else (channel - 1, 1)
+        turned = vectors[:, prefix:, channel] * cos[:, channel]
+        turned = turned + sign * vectors[:, prefix:, other] * sin[:, channel]
+        result[:, prefix:, channel] = turned
+    return result
+
+
+def naive_last_tokens(tower: TimmModel, images: Tensor, method: str, grid: tuple) -> Tensor:
+    """(1, L, C) tokens behind the last block in float64; of them the patches count."""
+    exact = copy.deepcopy(tower).double()
+    trunk, block = exact.trunk, exact.trunk.blocks[-1]
+    seen: list[Tensor] = []
+    block.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    exact(images.double())
+    (x,), attn, prefix = seen[0], block.attn, trunk.num_prefix_tokens
+    is_post = "PostNorm" in type(block).__name__
+    factors = dict(block.named_parameters())
+    first, second = (
+        factors.get(f"gamma_{i}", factors.get(f"ls{i}.gamma", torch.ones(()))) for i in (1, 2)
+    )
+    normed = x if is_post else block.norm1(x)
+    if attn.qkv is None:
+        packed = torch.cat([part(normed) for part in (attn.q_proj, attn.k_proj, attn.v_proj)], 1)
+    else:
+        packed = normed @ attn.qkv.weight.T
+        if attn.qkv.bias is not None:
+            packed = packed + attn.qkv.bias
+        elif getattr(attn, "q_bias", None) is not None:
+            zero = torch.zeros_like(attn.q_bias)
+            packed = packed + torch.cat([attn.q_bias, zero, attn.v_bias])
+    query, key, value = packed.view(len(x), 3, attn.num_heads, -1).permute(1, 2, 0, 3)
+    query, key = attn.q_norm(query), attn.k_norm(key)
+    if getattr(trunk, "rope", None) is not None:
+        # timm's own table, for this grid.
+        table = tower.trunk.rope.get_embed(grid)
+        query, key = (rotated(part, attn, table, prefix) for part in (query, key))
+    heads = zip(query.numpy(), key.numpy(), value.numpy(), strict=True)
+    mixed = torch.from_numpy(np.stack([naive_mix(method, *head, grid) for head in heads], 1))
+    branch = attn.proj(attn.norm(mixed.flatten(1)))
+    branch = block.norm1(branch) if is_post else first * branch
+    if method != "sclip":
+        return branch[None]
+    x = x + branch
+    inner = block.norm2(block.mlp(x)) if is_post else second * block.mlp(block.norm2(x))
+    return (x + inner)[None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("grid", [(3, 5), (4, 2)])
+@pytest.mark.parametrize("name", TOKENS)
+def test_last_blocks_equal_the_formulas(
+    name: str, grid: tuple[int, int], method: str, towers: dict[str, TimmModel]
+) -> None:
+    size = tuple(side * KINDS[name][0] for side in grid)
+    images, tower = pictures(*size, count=1), of_another_size(name, towers[name], size)
+    net = backbone(towers[name], name, last_block=method)
+    found, plain = net(images), backbone(towers[name], name)(images)
+    expected = naive_dense(tower, images, naive_last_tokens(tower, images, method, grid))
+    assert largest(found["clip_dense"].flatten(2).mT, expected) < 1e-5
+    assert largest(found["clip_dense"], plain["clip_dense"]) > 1e-3
+    assert torch.equal(found["clip_global"], plain["clip_global"])
+    shapes = net.output_shape()
+    assert {name: found[name].shape[1] for name in shapes} == {
+        name: shape.channels for name, shape in shapes.items()
+    }
+    half = backbone(towers[name], name, last_block=method, inference_dtype=torch.bfloat16)(images)
+    assert F.cosine_similarity(half["clip_dense"], found["clip_dense"]).min() > 0.98
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_a_last_block_with_norms_behind_equals_the_formulas(
+    method: str, towers: dict[str, TimmModel]
+) -> None:
+    """As in EVA02-E."""
+    tower, grid = copy.deepcopy(towers["EVA02-B-16"]), (2, 3)
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 512}
+    tower.trunk = Eva(img_size=(32, 48), global_pool="token", use_post_norm=True, **sizes)
+    randomize(tower.trunk).eval()
+    images = pictures(32, 48, count=1)
+    found = backbone(tower, "EVA02-B-16", last_block=method)(images)
+    expected = naive_dense(tower, images, naive_last_tokens(tower, images, method, grid))
+    assert largest(found["clip_dense"].flatten(2).mT, expected) < 1e-5
+
+
+def test_a_feature_map_has_no_last_block(towers: dict[str, TimmModel]) -> None:
+    message = r"LAST_BLOCK: found 'naclip' with an image tower .* no self-attention, expected clip"
+    for name in ("convnext_tiny", "MobileCLIP2-S0"):
+        with pytest.raises(ConfigError, match=message) as error:
+            backbone(towers[name], name, last_block="naclip")
+        assert "\n" not in str(error.value)
 
 
 # From a config

@@ -1,23 +1,21 @@
-"""projects/MaskCLIP: CLIP's value path, key smoothing, and evaluation without any checkpoint."""
+"""projects/TrainingFree: key smoothing, evaluation without any checkpoint, configs, old names."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from helpers.clip_files import random_clip, tiny_config
-from helpers.naive_vit import block, gelu, layer_norm, naive_positions, quick_gelu, to_float64
+from helpers.clip_files import random_clip
+from helpers.naive_last_block import METHODS
 from helpers.paths import REPOSITORY
 from helpers.tiny_run import changed, own_loggers, run_arguments, write_run_config
 from helpers.tiny_vit import SIZES, images, vision_state
-from open_clip.model import CLIP
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,60 +26,14 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.modeling.clip.text_bank import prompt_templates
 from tagclip.projects import import_projects
-from tagclip.projects.maskclip import CLIPViTValues, MaskCLIPHead
-from tagclip.projects.maskclip.head import log_odds, smooth_by_keys
 from tagclip.projects.minibench.generate import scene
+from tagclip.projects.training_free import TrainingFreeHead
+from tagclip.projects.training_free.head import log_odds, smooth_by_keys
 
-CONFIGS = REPOSITORY / "projects" / "MaskCLIP" / "configs"
-LEAVES = sorted(set(CONFIGS.glob("maskclip_*.yaml")) - set(CONFIGS.glob("*_convtrust.yaml")))
+CONFIGS = REPOSITORY / "projects" / "TrainingFree" / "configs"
+LEAVES = sorted(path for path in CONFIGS.glob("[!B]*.yaml") if not path.stem.endswith("_convtrust"))
 MINIBENCH = CONFIGS / "maskclip_minibench_composition.yaml"
 SMOOTHING = ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["clip_dense", "clip_keys"])
-
-
-def make_values(model: CLIP, **options: Any) -> CLIPViTValues:
-    options = SIZES | {"state": vision_state(model), "double_cls_embed": False} | options
-    return CLIPViTValues(**options)
-
-
-def naive_values(
-    image: np.ndarray, p: dict[str, np.ndarray], activation: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """(D, h, w) unit value vectors and (W, h, w) keys of one image, patch by patch."""
-    size, last = p["conv1.weight"].shape[-1], "transformer.resblocks.3"
-    kernel = p["conv1.weight"].reshape(len(p["conv1.weight"]), -1)
-    grid = image.shape[1] // size, image.shape[2] // size
-    cut = image.reshape(3, grid[0], size, grid[1], size).transpose(1, 3, 0, 2, 4)
-    patches = cut.reshape(grid[0] * grid[1], -1) @ kernel.T
-    positions = naive_positions(p["positional_embedding"], (4, 4), grid, "bilinear")
-    tokens = np.concatenate([p["class_embedding"][None], patches]) + positions
-    tokens = layer_norm(tokens, p["ln_pre.weight"], p["ln_pre.bias"], 1e-5)
-    for index in range(3):
-        tokens = block(tokens, p, f"transformer.resblocks.{index}", 4, activation)
-    packed = p[f"{last}.attn.in_proj_weight"], p[f"{last}.attn.in_proj_bias"]
-    values, keys = [], []
-    for token in tokens[1:]:
-        x = layer_norm(token, p[f"{last}.ln_1.weight"], p[f"{last}.ln_1.bias"], 1e-5)
-        _, key, value = np.split(packed[0] @ x + packed[1], 3)
-        value = p[f"{last}.attn.out_proj.weight"] @ value + p[f"{last}.attn.out_proj.bias"]
-        value = layer_norm(value, p["ln_post.weight"], p["ln_post.bias"], 1e-5) @ p["proj"]
-        values.append(value / np.sqrt((value**2).sum()))
-        keys.append(key)
-    return (np.stack(rows, 1).reshape(-1, *grid) for rows in (values, keys))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("activation", [quick_gelu, gelu])
-@pytest.mark.parametrize("grid", [(4, 4), (3, 6)])
-def test_values_and_keys_equal_the_formulas(activation: Any, grid: tuple[int, int]) -> None:
-    is_quick = activation is quick_gelu
-    clip = random_clip(tiny_config(quick_gelu=is_quick))
-    batch = images(*grid)
-    found = make_values(clip, quick_gelu=is_quick)(batch)
-    state = to_float64(vision_state(clip))
-    for index, image in enumerate(batch):
-        values, keys = naive_values(image.double().numpy(), state, activation)
-        assert np.abs(found["clip_dense"][index].double().numpy() - values).max() < 1e-5
-        assert np.abs(found["clip_keys"][index].double().numpy() - keys).max() < 1e-4
 
 
 @torch.no_grad()
@@ -94,9 +46,12 @@ def test_values_equal_open_clips_modules() -> None:
     weight, bias = last.attn.in_proj_weight[128:], last.attn.in_proj_bias[128:]
     values = last.attn.out_proj(F.linear(inputs[0][:, 1:], weight, bias))
     values = F.normalize(clip.visual.ln_post(values) @ clip.visual.proj, dim=2)
-    found = make_values(clip)(batch)["clip_dense"]
+    plain, free = (
+        CLIPViT(**SIZES, state=vision_state(clip), double_cls_embed=False, last_block=method)
+        for method in ("clip", "maskclip")
+    )
+    found = free(batch)["clip_dense"]
     assert (found.flatten(2).mT - values).abs().max() < 1e-5
-    plain = CLIPViT(**SIZES | {"state": vision_state(clip), "double_cls_embed": False})
     assert (found - plain(batch)["clip_dense"]).abs().max() > 0.1
 
 
@@ -123,7 +78,7 @@ def test_a_score_is_a_probability(smoothing: bool) -> None:
     dense = F.normalize(torch.randn(2, 8, 3, 3, generator=generator), dim=1)
     keys = torch.randn(2, 6, 3, 3, generator=generator)
     classes = F.normalize(torch.randn(5, 8, generator=generator), dim=1)
-    head = MaskCLIPHead(scale=19.5, key_smoothing=smoothing)
+    head = TrainingFreeHead(scale=19.5, key_smoothing=smoothing)
     features = {"clip_dense": dense, "clip_keys": keys}
     (logits, trusty), losses = head(features, classes)
     assert (trusty, losses, logits.shape) == (None, {}, (2, 5, 3, 3))
@@ -138,7 +93,7 @@ def test_a_score_is_a_probability(smoothing: bool) -> None:
 def test_certainty_stays_finite() -> None:
     assert log_odds(torch.tensor([0.0, -1e-12])).sigmoid().tolist() == pytest.approx([1, 1])
     dense = F.normalize(torch.randn(1, 8, 2, 2), dim=1)
-    (logits, _), _ = MaskCLIPHead(scale=100.0)({"clip_dense": dense}, torch.eye(8)[:1])
+    (logits, _), _ = TrainingFreeHead(scale=100.0)({"clip_dense": dense}, torch.eye(8)[:1])
     assert logits.isfinite().all() and (logits.sigmoid() > 0.99).all()
     # One class stays as far below as its similarity says: no floor makes classes equal.
     found = log_odds(torch.tensor([-50.0, -60.0]))
@@ -146,7 +101,7 @@ def test_certainty_stays_finite() -> None:
 
 
 def test_the_scale_is_that_of_the_weights(maskclip_cfg: CfgNode, tmp_path: Path) -> None:
-    import_projects(["maskclip"])
+    import_projects(["training_free"])
     state = dict(random_clip().state_dict()) | {"logit_scale": torch.tensor(3.0)}
     path = tmp_path / "clip.pt"
     torch.save(state, path)
@@ -185,21 +140,25 @@ def test_training_ends_in_one_line(
         train_net.main(run_arguments(path, "OUTPUT_DIR", tmp_path / "run"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match="MaskCLIPHead in training.*--eval-only"):
-        MaskCLIPHead(scale=1.0)({}, torch.zeros(1, 1), targets=object())
+    with pytest.raises(ConfigError, match="TrainingFreeHead in training.*--eval-only"):
+        TrainingFreeHead(scale=1.0)({}, torch.zeros(1, 1), targets=object())
 
 
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (("MODEL.CLIP.PROMPT.NUM_TOKENS", 3), "NUM_TOKENS: found 3 .* expected 0"),
+        (("MODEL.CLIP.PROMPT.NUM_TOKENS", 3), "LAST_BLOCK: found .*NUM_TOKENS 0"),
         (("MODEL.TAGCLIP.TRUSTY.ENABLED", True), "TRUSTY.KIND: found 'token' .*or ENABLED False"),
         (("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["p2"]), r"IN_FEATURES: found \['p2'\]"),
-        ((*SMOOTHING, "MODEL.BACKBONE.NAME", "CLIPViT"), "IN_FEATURES: .*CLIPViTValues"),
+        ((*SMOOTHING, "MODEL.CLIP.LAST_BLOCK", "clip"), "IN_FEATURES: .*LAST_BLOCK but clip"),
+        (
+            ("MODEL.BACKBONE.NAME", "CLIPViTValues", "MODEL.CLIP.PROMPT.NUM_TOKENS", 3),
+            "LAST_BLOCK: found 'maskclip' .*NUM_TOKENS 0",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(maskclip_cfg: CfgNode, opts: tuple, message: str) -> None:
-    import_projects(["maskclip"])
+    import_projects(["training_free"])
     with pytest.raises(ConfigError, match=message) as error:
         build_model(changed(maskclip_cfg, *opts))
     assert "\n" not in str(error.value)
@@ -224,7 +183,8 @@ def test_shipped_configs_hold_nothing_to_train(path: Path, tiny_clip_json: str) 
         "context": [59],
         "cross_dataset": [20, 59, 60, 150],
         "large_vocabularies": [459, 847],
-    }.get(path.stem.removeprefix("maskclip_vitb16_"), [24])
+    }.get(path.stem.split("_vitb16_")[-1], [24])
+    assert model.backbone.last_block == path.stem.split("_")[0]
 
 
 def test_every_dataset_has_a_config() -> None:
@@ -234,6 +194,10 @@ def test_every_dataset_has_a_config() -> None:
         "pascal_context60_readable_val", "pascal_context459_val", "ade20k150_val",
         "ade20k847_val", "minibench_test",
     }  # fmt: skip
+    places = {"voc", "coco_stuff", "context", "minibench_composition"}
+    for method in METHODS:
+        names = {path.stem.removeprefix(f"{method}_").removeprefix("vitb16_") for path in LEAVES}
+        assert places <= names
 
 
 def test_a_list_of_templates_travels(tmp_path: Path) -> None:
@@ -259,12 +223,13 @@ def test_values_find_what_plain_clip_does_not() -> None:
     scenes = [scene("val", index) for index in range(6)]
     truth = torch.from_numpy(np.stack([drawn.label for drawn in scenes])).long()
     share = {}
-    for name in ("CLIPViTValues", "CLIPViT"):
-        model = build_model(changed(cfg, "MODEL.BACKBONE.NAME", name)).eval()
+    for name in ("clip", *METHODS):
+        model = build_model(changed(cfg, "MODEL.CLIP.LAST_BLOCK", name)).eval()
         inputs = [{"image": to_tensor(drawn.image)} for drawn in scenes]
         labels = torch.stack([found["sem_seg_labels"] for found in model(inputs)])
         share[name] = float((labels == truth)[truth < 24].float().mean())
-    assert share["CLIPViTValues"] > 0.4 > 2 * share["CLIPViT"]
+    assert share["maskclip"] > 0.4 > 2 * share["clip"]
+    assert all(share[method] > 1.5 * share["clip"] for method in METHODS)
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

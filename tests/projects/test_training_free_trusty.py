@@ -1,4 +1,4 @@
-"""projects/MaskCLIP with a convolutional trusty head: CLIP stays, only the head is trained."""
+"""projects/TrainingFree with a convolutional trusty head: CLIP stays, only the head is trained."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from helpers.naive_last_block import METHODS
 from helpers.paths import REPOSITORY
 from helpers.tiny_run import (
     changed,
@@ -31,16 +32,16 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.heads.conv_trusty import PADDING, UNLABELLED, ConvTrustyHead
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.projects import import_projects
-from tagclip.projects.maskclip import MaskCLIPHead
+from tagclip.projects.training_free import TrainingFreeHead
 
 PREFIX = "sem_seg_head.trusty_head."
-LEAVES = sorted(REPOSITORY.glob("projects/MaskCLIP/configs/maskclip_*_convtrust.yaml"))
+LEAVES = sorted(REPOSITORY.glob("projects/TrainingFree/configs/[!B]*_convtrust.yaml"))
 
 
 @pytest.fixture
 def cfg(maskclip_cfg: CfgNode) -> CfgNode:
     """MaskCLIP with a trusty head; its project is imported."""
-    import_projects(["maskclip"])
+    import_projects(["training_free"])
     return changed(
         maskclip_cfg,
         "MODEL.TAGCLIP.TRUSTY.ENABLED", True,
@@ -51,9 +52,9 @@ def cfg(maskclip_cfg: CfgNode) -> CfgNode:
     )  # fmt: skip
 
 
-def small_head(**options: Any) -> MaskCLIPHead:
+def small_head(**options: Any) -> TrainingFreeHead:
     torch.manual_seed(0)
-    return MaskCLIPHead(scale=19.5, trusty_head=ConvTrustyHead(dim=8, channels=3), **options)
+    return TrainingFreeHead(scale=19.5, trusty_head=ConvTrustyHead(dim=8, channels=3), **options)
 
 
 def unit_features() -> dict[str, torch.Tensor]:
@@ -66,7 +67,7 @@ def test_the_map_comes_beside_the_same_class_logits() -> None:
     features, classes = unit_features(), torch.eye(8)[:5]
     head = small_head()
     (logits, trusty), found = head(features, classes)
-    (alone, nothing), _ = MaskCLIPHead(scale=19.5)(features, classes)
+    (alone, nothing), _ = TrainingFreeHead(scale=19.5)(features, classes)
     assert nothing is None and found == {} and torch.equal(logits, alone)
     assert torch.equal(trusty, head.trusty_head(features["clip_dense"]))
     assert trusty.shape == (2, 1, 3, 4) and trusty.std() > 0.01
@@ -168,5 +169,5 @@ def test_shipped_configs_add_the_head_and_the_gate(path: Path, tiny_clip_json: s
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (plain.DATASETS.TRAIN, plain.DATASETS.TEST)
 
 
-def test_every_dataset_that_maskclip_could_train_on_has_a_config() -> None:
-    assert len(LEAVES) == 6
+def test_every_dataset_to_train_on_has_a_config_of_each_method() -> None:
+    assert len(LEAVES) == 6 * len(METHODS)

@@ -1,4 +1,4 @@
-"""MaskCLIP's head: patches against class vectors, nothing in it to train."""
+"""The head of CLIP as it is: patches against class vectors, nothing in it to train."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.losses.seg_loss import SegTargets
 
-__all__ = ["MaskCLIPHead", "log_odds", "smooth_by_keys"]
+__all__ = ["MaskCLIPHead", "TrainingFreeHead", "log_odds", "smooth_by_keys"]
 
 _FEATURES = (["clip_dense"], ["clip_dense", "clip_keys"])
 # Highest log-probability: what follows the sigmoid stays finite, 1 - 1e-6.
@@ -24,7 +24,7 @@ _HIGHEST = -1e-6
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
-class MaskCLIPHead(nn.Module):
+class TrainingFreeHead(nn.Module):
     """Class probabilities of every patch (MaskCLIP, arXiv 2112.01071, section 3).
 
     Offers what `TagCLIP` asks of a head. A score is CLIP's own probability of a class among those
@@ -62,20 +62,20 @@ class MaskCLIPHead(nn.Module):
         if names not in _FEATURES or not input_shape.keys() >= set(names):
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES: found {names}, expected [clip_dense], or "
-                "[clip_dense, clip_keys] for key smoothing, of MODEL.BACKBONE.NAME CLIPViTValues"
+                "[clip_dense, clip_keys] for key smoothing, of any MODEL.CLIP.LAST_BLOCK but clip"
             )
         trusty = cfg.MODEL.TAGCLIP.TRUSTY
         if trusty.ENABLED and trusty.KIND != "conv":
             raise ConfigError(
                 f"MODEL.TAGCLIP.TRUSTY.KIND: found {trusty.KIND!r} with MODEL.SEM_SEG_HEAD.NAME "
-                "MaskCLIPHead, expected conv, or ENABLED False: it has no queries to add a token to"
+                "TrainingFreeHead, expected conv, or ENABLED False: it has no queries for a token"
             )
         setting = cfg.DATASETS.ZERO_SHOT.SETTING
         if trusty.ENABLED and setting != "inductive":
             raise ConfigError(
                 f"DATASETS.ZERO_SHOT.SETTING: found {setting!r} with MODEL.SEM_SEG_HEAD.NAME "
-                "MaskCLIPHead and a trusty head, expected inductive: that head learns from labels "
-                "of seen classes alone"
+                "TrainingFreeHead and a trusty head, expected inductive: that head learns from "
+                "labels of seen classes alone"
             )
         return {
             "scale": _logit_scale(cfg),
@@ -142,11 +142,16 @@ class MaskCLIPHead(nn.Module):
         """
         if self.trusty_head is None:
             raise ConfigError(
-                "MODEL.SEM_SEG_HEAD.NAME: found MaskCLIPHead in training, which has nothing to "
+                "MODEL.SEM_SEG_HEAD.NAME: found TrainingFreeHead in training, which has nothing to "
                 "train; evaluate it with --eval-only"
             )
         self.trusty_head.remember(features["clip_dense"], targets, self.label_stride)
         return {}
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class MaskCLIPHead(TrainingFreeHead):
+    """Its name in old configs and checkpoints."""
 
 
 def log_odds(log_probability: Tensor) -> Tensor:
