@@ -86,10 +86,9 @@ def _gemma() -> Tokenizer:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=450, special_tokens=special, show_progress=False, limit_alphabet=40
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    trainer = trainers.BpeTrainer(vocab_size=450, special_tokens=special, show_progress=False)
+    # Other scripts are spelt in bytes.
+    tokenizer.train_from_iterator([s for s in SENTENCES if s.isascii()], trainer)
     # Bytes are tokens of the model, not special ones of the text.
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = content["added_tokens"][:4]

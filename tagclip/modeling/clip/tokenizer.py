@@ -188,7 +188,9 @@ class HuggingFaceTokenizer:
             ConfigError: the files are damaged, want code to be executed, or are of another model.
             NotInstalledError: transformers is missing.
         """
-        check_transformers(label)
+        # Otherwise transformers looks for another package, or makes a tokenizer without tokens.
+        is_model = not (folder / "tokenizer.json").is_file() and any(folder.glob("*.model"))
+        check_transformers(label, *["sentencepiece"] * is_model)
         self._label, self._folder, self._limit = label, folder, context_length
         options = dict(text.get("tokenizer_kwargs") or {})
         mode, language = text.get("tokenizer_mode"), options.pop("language", None)
@@ -211,6 +213,9 @@ class HuggingFaceTokenizer:
             self.fingerprint = self._content()
             self.pad_id = self._tokenizer.pad_token_id
             tried = self._read([_TRIED])[0]
+            unknown = tried.count(self._tokenizer.unk_token_id)
+            if 2 * unknown >= len(self._without_padding(tried)) - 1:
+                raise ValueError(f"most of {_TRIED!r} has no tokens")
         except ConfigError:
             raise
         # Whatever its files make transformers say.
@@ -355,17 +360,18 @@ def _is_letter(text: str, span: tuple[int, int], spans: Sequence[tuple[int, int]
     return len(piece) < 2 and (piece < _FIRST_SYLLABLE or spans.count(span) > 1)
 
 
-def check_transformers(label: str) -> None:
-    """Look for transformers, without importing it.
+def check_transformers(label: str, *packages: str) -> None:
+    """Look for transformers and for other packages of the extra ``hf``, without importing them.
 
     Raises:
-        NotInstalledError: it is missing.
+        NotInstalledError: one is missing.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise NotInstalledError(
-            f"{label}: found no transformers, expected the package of the extra hf, which reads "
-            "the tokenizer of this model; run: pip install transformers sentencepiece protobuf"
-        )
+    for package in ("transformers", *packages):
+        if importlib.util.find_spec(package) is None:
+            raise NotInstalledError(
+                f"{label}: found no {package}, expected the packages of the extra hf, which read "
+                "the tokenizer of this model; run: pip install transformers sentencepiece protobuf"
+            )
 
 
 def check_no_code(file: Path) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def test_byte_pairs_of_every_option(clean: str, special: list[str] | None, tmp_p
     options = {"clean": clean} | ({"additional_special_tokens": special} if special else {})
     source = model(tmp_path, tokenizer_kwargs=options, vocab_size=49410)
     texts = [*TEXTS, "a <class> of CATS"]
-    assert torch.equal(padded(source, texts), open_clip.get_tokenizer(source.name)(texts))
+    assert torch.equal(
+        padded(source, texts), open_clip.get_tokenizer(f"local-dir:{tmp_path}")(texts)
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,14 +71,18 @@ def test_byte_pairs_of_every_option(clean: str, special: list[str] | None, tmp_p
 def test_ids_are_open_clips(kind: str, options: dict, mode: str | None, tmp_path: Path) -> None:
     text = {"tokenizer_kwargs": options, "tokenizer_mode": mode}
     source = model(tmp_path, kind, **{key: value for key, value in text.items() if value})
-    assert torch.equal(padded(source, TEXTS), open_clip.get_tokenizer(source.name)(TEXTS))
+    assert torch.equal(
+        padded(source, TEXTS), open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    )
     assert source.tokenize([]) == []
 
 
 def test_the_end_of_a_long_text_is_said_to_be_lost(tmp_path: Path) -> None:
     for kind in KINDS:
         source = model(tmp_path / kind, kind)
-        text = "the wall of concrete and a dining table in the sea"
+        text = (
+            "the wall of concrete and a dining table in the sea, old houses behind quick xylophones"
+        )
         (row,) = source.tokenize([text])
         kept, lost = source.tokenizer.cut(text, row, LIMIT)
         assert len(row) > LIMIT >= len(kept) and text.endswith(lost), kind
@@ -196,6 +202,26 @@ def test_without_transformers_it_says_what_to_install(
     assert model(tmp_path / "own").tokenize(["cat"])
 
 
+def test_a_sentencepiece_model_wants_sentencepiece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: None if n == "sentencepiece" else find(n, *a)
+    )
+    source = model(tmp_path, "mt5")
+    (tmp_path / "tokenizer.json").rename(tmp_path / "spiece.model")
+    fails(NotInstalledError, lambda: source.tokenizer, "no sentencepiece", "pip install")
+
+
+def test_a_tokenizer_without_tokens_is_refused(tmp_path: Path) -> None:
+    """transformers makes one where the file with them is of another kind."""
+    source = model(tmp_path, "mt5")
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "vocab.json").write_text("{}")
+    fails(ConfigError, lambda: source.tokenizer, tmp_path, "has no tokens", "fetch it again")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "found"),
     [
@@ -237,6 +263,13 @@ def test_a_tokenizer_of_another_model_is_refused(
 ) -> None:
     source = model(tmp_path, "mt5", **text)
     fails(ConfigError, lambda: source.tokenizer, tmp_path, found)
+
+
+def test_an_added_token_that_the_tower_has_not_is_refused(tmp_path: Path) -> None:
+    """Which is known of a text alone."""
+    source = model(tmp_path, "nllb", vocab_size=202)
+    assert max(source.tokenize(["a cat"])[0]) == 201
+    fails(ConfigError, lambda: source.tokenize(["zho_Hans cat"]), "id 203", "below 202")
 
 
 def test_clips_own_tokenizer_may_have_more_tokens_than_the_tower(tmp_path: Path) -> None:
