@@ -633,7 +633,8 @@ def test_pictures_keep_their_places_and_never_collide(tmp_path: Path) -> None:
 
 # Slow to import, and of no use to a mask.
 NOT_FOR_A_MASK = [
-    *("torch._dynamo", "torch._inductor", "sympy", "timm", "huggingface_hub.hf_api"),
+    *("torch._dynamo", "torch._inductor", "sympy", "timm", "transformers"),
+    "huggingface_hub.hf_api",
     *("open_clip.push_to_hf_hub", "matplotlib.figure", "detectron2.engine", "tensorboard"),
 ]
 

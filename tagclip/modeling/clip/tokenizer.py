@@ -194,7 +194,7 @@ class HuggingFaceTokenizer:
         mode, language = text.get("tokenizer_mode"), options.pop("language", None)
         files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
         for file in files:
-            if file.suffix == ".json" and file.stat().st_size < 1 << 20:
+            if file.name == "tokenizer_config.json":
                 check_no_code(file)
             if file.stat().st_size > _LARGEST_FILE:
                 raise self._damaged(f"{file.name} has {file.stat().st_size} bytes")
@@ -274,19 +274,19 @@ class HuggingFaceTokenizer:
                     f"{text!r:.80}, expected one below {self._vocab_size}, as the text tower has; "
                     "name the folder of its own as MODEL.CLIP.TOKENIZER"
                 )
-        whole = [self._whole(text) for text in texts]
+        clips = self._open_clip.tokenizer_mode == "clips"
+        whole = self._encoded(texts, add_special_tokens=not clips)["input_ids"]
+        if clips:
+            # Start, end and class token.
+            whole = [[0, *ids, 0, 0] for ids in whole]
         return [a if len(a) > self._limit else b for a, b in zip(whole, rows, strict=True)]
 
-    def _whole(self, text: str) -> list[int]:
-        """Ids of a text of any length, as many as open_clip's would have."""
-        clips = self._open_clip.tokenizer_mode == "clips"
-        ids = self._encoded(text, add_special_tokens=not clips)["input_ids"]
-        # Start, end and class token.
-        return [0, *ids, 0, 0] if clips else list(ids)
-
-    def _encoded(self, text: str, **options: Any) -> Mapping[str, Any]:
+    def _encoded(self, text: str | Sequence[str], **options: Any) -> Mapping[str, Any]:
+        """What transformers makes of a text, or of each of several, of any length."""
         options = {"truncation": False, "padding": False, "verbose": False} | options
-        return self._tokenizer(self._open_clip.clean_fn(text), **options)
+        clean = self._open_clip.clean_fn
+        texts = clean(text) if isinstance(text, str) else [clean(one) for one in text]
+        return self._tokenizer(texts, **options)
 
     def cut(self, text: str, row: list[int], limit: int) -> tuple[list[int], str]:
         kept = self._without_padding(self._read([text])[0])

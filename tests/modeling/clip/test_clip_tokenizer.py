@@ -200,7 +200,7 @@ def test_without_transformers_it_says_what_to_install(
     ("file", "content", "found"),
     [
         ("tokenizer.json", "{}", "cannot be used"),
-        ("tokenizer.json", "[" * 5000, "tokenizer.json"),
+        ("tokenizer.json", "[" * 5000, "cannot be used"),
         ("tokenizer.json", None, "found no tokenizer"),
         ("tokenizer_config.json", "{", "tokenizer_config.json"),
         ("tokenizer_config.json", "[]", "tokenizer_config.json: found a list"),
