@@ -117,8 +117,8 @@ def test_the_same_windows_give_the_same_bytes(exported: Exported) -> None:
 
 
 def test_what_is_int8(exported: Exported) -> None:
-    """The patch embedding, the four linear layers of each block, of the last, which MaskCLIP cuts
-    up, the output alone, and no other product; 7-bit weights, of which no pair overflows."""
+    """The patch embedding and the four linear layers of each block, and no other product; 7-bit
+    weights, of which no pair overflows."""
     blocks = len(exported.predictor.model.backbone.blocks)
     graph = onnx.load_from_string(exported.int8).graph
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -136,7 +136,7 @@ def test_what_is_int8(exported: Exported) -> None:
             assert weights.dtype == np.int8 and np.abs(weights.astype(int)).max() <= 64
             channels = weights.shape[0 if node.op_type == "Conv" else 1]
             assert len(tensors[sources[1].input[1]]) == channels
-    assert products == 1 + 4 * (blocks - 1) + 1
+    assert products == 1 + 4 * blocks
     assert [value.name for value in graph.input] == list(exported.inputs(CALIBRATION[0]))
 
 
