@@ -37,6 +37,7 @@ COMMANDS = {
     },
     "Train and evaluate": {
         "configs": ("tools.list_configs", "list all configs by name"),
+        "towers": ("tools.list_towers", "list the image-text models that can be used"),
         "train": ("tools.train_net", "train a model from a config"),
         "evaluate": ("tools.evaluate_net", "evaluate a model, as train --eval-only"),
         "fit-gate": ("tools.fit_gate", "fit the gate on held-out seen classes"),

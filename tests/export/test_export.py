@@ -28,7 +28,7 @@ from helpers.tiny_export import clip_weights as clip_weights
 from helpers.tiny_run import changed
 from safetensors.torch import save_file
 
-from tagclip import TagCLIPPredictor, Vocabulary
+from tagclip import Vocabulary
 from tagclip.errors import ConfigError
 from tagclip.export import onnx as exporting
 from tagclip.export.onnx import (
@@ -245,10 +245,9 @@ def test_other_backbones_are_refused(checkpoint: Path) -> None:
     fails(ConfigError, action, "MODEL.BACKBONE.NAME", "Identity")
 
 
-def test_a_resize_that_no_runtime_repeats_is_refused(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+def test_a_resize_that_no_runtime_repeats_is_refused(checkpoint: Path) -> None:
     opts = ("INPUT.RESIZE", "cv2", "INPUT.INTERPOLATION", "bicubic")
-    predictor = TagCLIPPredictor(changed(tiny_cfg, *opts))
     with pytest.raises(ConfigError, match=r"export with INPUT\.RESIZE pil"):
-        export_recipe(predictor, None, {}, False)
-    mended = TagCLIPPredictor(changed(tiny_cfg, *opts, "INPUT.RESIZE", "pil"))
-    assert export_recipe(mended, None, {}, False)["resize"]["interpolation"] == "bicubic"
+        export_recipe(load(checkpoint, *opts), None, {})
+    mended = export_recipe(load(checkpoint, *opts, "INPUT.RESIZE", "pil"), None, {})
+    assert mended["resize"]["interpolation"] == "bicubic"

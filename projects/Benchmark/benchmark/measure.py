@@ -23,6 +23,7 @@ __all__ = [
     "alternate",
     "machine",
     "memory_growth",
+    "processor",
     "seconds",
 ]
 
@@ -171,7 +172,7 @@ def _status(field: str) -> float:
 def machine(device: str) -> dict[str, Any]:
     """What the numbers depend on: processor, threads, versions, precision, load."""
     found = {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
@@ -185,7 +186,8 @@ def machine(device: str) -> dict[str, Any]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the CPU."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*: (.+)", info.read_text(), re.M) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
