@@ -30,6 +30,8 @@ PARTS = {
     "backbone.patch_embed": "patch embedding",
     "backbone.prompts": "projection of the prompts",
     "backbone.blocks": "ViT blocks",
+    "backbone.trunk": "network of timm",
+    "backbone.head": "projection of the network",
     "backbone": "output projection",
     "sem_seg_head.relation": "relation descriptor",
     "sem_seg_head.decoder": "mask decoder",

@@ -18,6 +18,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tagclip.modeling.losses.seg_loss import SegTargets
@@ -91,7 +92,7 @@ class ModelAnalysis:
     @contextmanager
     def _fake(self) -> Iterator[None]:
         """Compute with fake tensors."""
-        with warnings.catch_warnings(), self._mode:
+        with warnings.catch_warnings(), self._mode, _ZeroValues():
             # CLIPViT's cache of position tables asks for addresses; equal ones do no harm here.
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             yield
@@ -231,6 +232,22 @@ class ModelAnalysis:
         with _saved_tensors(self.model) as saved:
             self.model.sem_seg_head.losses(features, logits, trusty_logits, targets)
         return _bytes(saved)
+
+
+class _ZeroValues(TorchFunctionMode):
+    """Fake tensors have no values; timm reads rates of dropped paths from some, which are no shape.
+
+    They are read as zeros.
+    """
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is torch.Tensor.item:
+            return 0.0
+        if function is torch.Tensor.tolist:
+            return [0.0] * len(args[0])
+        return function(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from helpers.clip_files import write_json
 from helpers.tiny_run import load_tool
+from torch.utils.flop_counter import FlopCounterMode
 
 from tagclip import Vocabulary, load_config
 from tagclip.analysis.model_cost import ModelAnalysis
@@ -227,3 +229,37 @@ def test_mistakes_are_named(tool: ModuleType) -> None:
         tool.analyze(load_config(CONFIGS / "Base-ZeroShot.yaml"))
     with pytest.raises(ConfigError, match="SOLVER.OPTIMIZER: found 'ADAM'"):
         tool.analyze(load_config(VOC, ["SOLVER.OPTIMIZER", "ADAM"]))
+
+
+def timm_cfg(path: Path, name: str, size: int) -> CfgNode:
+    """VOC's config with a small network of timm as image tower."""
+    vision = {"timm_model_name": name, "timm_pool": "", "image_size": size}
+    text = {"width": 32, "heads": 4, "layers": 1, "context_length": 77, "vocab_size": 49408}
+    write_json(path / "model.json", {"embed_dim": 64, "vision_cfg": vision, "text_cfg": text})
+    cfg = load_config(VOC)
+    cfg.MODEL.CLIP.NAME, cfg.MODEL.CLIP.PRETRAINED = str(path / "model.json"), ""
+    cfg.MODEL.BACKBONE.NAME = "build_clip_backbone"
+    return cfg
+
+
+@pytest.mark.parametrize("prompts", [0, 10])
+def test_macs_of_a_vit_of_timm_follow_the_formulas(prompts: int, tmp_path: Path) -> None:
+    cfg = timm_cfg(tmp_path, "vit_tiny_patch16_224", 224)
+    cfg.MODEL.CLIP.PROMPT.NUM_TOKENS = prompts
+    macs = ModelAnalysis(cfg).forward_macs(20, (512, 512))
+    found = sum(count for part, count in macs.items() if part.startswith("backbone"))
+    width, layers = 192, 12
+    blocks = block_stack(1 + prompts + PATCHES, width, layers)
+    ends = PATCHES * 3 * 16**2 * width + (1 + PATCHES) * width * 64
+    assert found == blocks + ends + layers * prompts * width**2
+
+
+def test_macs_of_a_feature_map_are_those_of_a_real_pass(tmp_path: Path) -> None:
+    cfg = timm_cfg(tmp_path, "test_convnext", 160)
+    cfg.MODEL.CLIP.PROMPT.NUM_TOKENS, cfg.MODEL.DEVICE = 0, "cpu"
+    macs = ModelAnalysis(cfg).forward_macs(20, (512, 512))
+    model = build_model(cfg).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.backbone(torch.zeros(1, 3, 512, 512))
+    found = sum(count for part, count in macs.items() if part.startswith("backbone"))
+    assert found == counter.get_total_flops() // 2 > 10**6
