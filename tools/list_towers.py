@@ -6,9 +6,9 @@ tagclip towers siglip2 webli
 tagclip towers --markdown
 tagclip towers --cost
 
-A name is for MODEL.CLIP.NAME, a tag for MODEL.CLIP.PRETRAINED. What is refused has
-its reason. --cost measures the image towers of the configs towers/*.yaml with
-random weights: parameters, multiply-adds, tokens and seconds of one window.
+A name is for MODEL.CLIP.NAME, a tag for MODEL.CLIP.PRETRAINED. What is refused
+has its reason. --cost measures the image towers of the configs towers/*.yaml
+with random weights: parameters, multiply-adds, patches, seconds of a window.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def test_every_config_has_a_name(repository: Path) -> None:
     assert names == sorted(set(names)) and len(names) == len(files)
     assert {Path(model_zoo.get_config_file(name)) for name in names} == files
     assert {name.split("/")[0] for name in names} == {
-        *("voc", "coco-stuff", "context", "cross_dataset", "official"),
+        *("voc", "coco-stuff", "context", "cross_dataset", "official", "towers"),
         *("minibench", "zegclip", "trainingfree"),
         *("Base-ZeroShot.yaml", "Base-ConvTrust.yaml"),
     }
