@@ -46,7 +46,9 @@ def test_it_says_what_a_model_itself_says() -> None:
 
 
 def test_words_choose_by_name_network_and_tag() -> None:
-    assert {t.name for t in list_towers(["siglip2", "so400m", "378"])} == {"ViT-SO400M-14-SigLIP2-378"}
+    assert {t.name for t in list_towers(["siglip2", "so400m", "378"])} == {
+        "ViT-SO400M-14-SigLIP2-378"
+    }
     assert {t.name for t in list_towers(["DFN2B"])} >= {"ViT-L-14-quickgelu", "ViT-B-16"}
     assert {t.name for t in list_towers(["vit_base_mci"])} == {"MobileCLIP-B", "MobileCLIP2-B"}
 

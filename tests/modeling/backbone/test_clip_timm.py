@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
 from helpers.clip_files import write_json
 from helpers.naive_last_block import METHODS, naive_mix
 from helpers.small_towers import TINY_TEXT, few_blocks, random_image_tower, randomize, small_config
@@ -453,3 +453,18 @@ def test_weights_are_read_from_open_clips_file(timm_cfg: CfgNode, tmp_path: Path
     save_file(state, tmp_path / "clip.safetensors")
     with few_blocks(), pytest.raises(CheckpointError, match=r"trunk\.norm\.bias is missing"):
         build_backbone(timm_cfg)
+
+
+@torch.no_grad()
+def test_no_pixel_of_an_image_is_left_out(timm_cfg: CfgNode) -> None:
+    """As timm does with the pixels behind the last whole patch of a tower's own size."""
+    timm_cfg.MODEL.CLIP.PROMPT.NUM_TOKENS = 0
+    timm_cfg.MODEL.TAGCLIP.TEST.OUTPUT = "scores"
+    with few_blocks():
+        model = build_model(timm_cfg).eval()
+    # 32 pixels a patch: 6 rows and columns are no whole one.
+    image = torch.randint(0, 256, (3, 70, 102), dtype=torch.uint8)
+    changed = [image.clone() for _ in range(2)]
+    changed[0][:, 69], changed[1][:, :, 101] = 255 - image[:, 69], 255 - image[:, :, 101]
+    scores, *others = (model([{"image": pixels}])[0]["sem_seg"] for pixels in (image, *changed))
+    assert all((scores - other).abs().max() > 0 for other in others)
