@@ -71,6 +71,8 @@ setup(
         "Pillow>=10",
         "simplejpeg>=1.9,<2",
         "open_clip_torch>=3.3,<4",
+        # Image towers; open_clip brings it, too.
+        "timm>=1.0.31,<2",
         # Models that are handed on; open_clip brings it, too.
         "huggingface_hub>=1,<3",
         "safetensors>=0.4.3",

@@ -188,7 +188,7 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     ),
     "two means": (
         option("MODEL.PIXEL_MEAN", [1.0, 2.0]),
-        "...MODEL.PIXEL_MEAN: found [1.0, 2.0], expected a list of 3 numbers",
+        "...MODEL.PIXEL_MEAN: found [1.0, 2.0], expected a list of 0 or 3 numbers",
     ),
     "dropout above 1": (
         option("MODEL.TAGCLIP.DROPOUT", 1.5),

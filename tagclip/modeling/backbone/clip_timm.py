@@ -318,6 +318,8 @@ class CLIPTimm(Backbone):
 
     def _rotary(self, rope: nn.Module, grid: tuple[int, int]) -> Tensor:
         """Return timm's rotary embeddings of a grid."""
+        if rope.feat_shape is None:
+            return rope.get_embed(shape=grid)
         if grid == tuple(rope.feat_shape):
             return rope.get_embed()
         key = (grid, rope.bands.device)

@@ -43,6 +43,8 @@ _TEXT = {"width": 512, "heads": 8}
 _TIMM = (
     "convnext", "eva", "fastvit", "vision_transformer", "vision_transformer_hybrid", "vitamin",
 )  # fmt: skip
+# Others of open_clip's models.
+_ONE_SIZE = ("swin_transformer", "vision_transformer_relpos")
 # Far beyond the sizes of all models.
 _LARGEST = 1 << 20
 
@@ -286,9 +288,13 @@ def _unsupported_timm(vision: Mapping[str, Any]) -> list[str]:
     if not timm.is_model(name):
         return [f"timm_model_name {name}, which timm {timm.__version__} does not have"]
     family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
-    if family not in _TIMM:
+    if family in _ONE_SIZE:
         return [f"timm_model_name {name} of timm's {family}, whose tables of positions are of one "
                 "image size"]  # fmt: skip
+    if vision.get("timm_pool") in ("abs_attn", "rot_attn"):
+        return [f"timm_pool {vision['timm_pool']}"]
+    if family not in _TIMM:
+        return [f"timm_model_name {name} of timm's {family}, not of its {', '.join(_TIMM)}"]
     return []
 
 

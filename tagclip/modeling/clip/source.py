@@ -266,6 +266,12 @@ class CLIPSource:
         text = {"layers": 1, "width": 64, "heads": 1}
         with torch.random.fork_rng(devices=()), torch.device("cpu"), SkipInit():
             tower = self._build(custom_text=True, text_cfg=text).visual
+        width, dim = _timm_width(tower), self.config["embed_dim"]
+        if width != dim:
+            raise ConfigError(
+                f"MODEL.CLIP.NAME {self.name}: its image tower gives vectors of {width} numbers, "
+                f"expected {dim} (embed_dim); set vision_cfg.timm_proj to linear in its json"
+            )
         if misfit := describe_misfit(tower.state_dict(), state):
             raise CheckpointError(
                 f"{self.path or self.name}: the vision weights do not fit {self.name}: {misfit}; "
@@ -526,3 +532,12 @@ class CLIPSource:
             state = self._build().state_dict()
         # As of a file: transformers may take another dtype of its config.
         return to_open_clip(state)
+
+
+def _timm_width(tower: nn.Module) -> int:
+    """Channels of the vectors of open_clip's ``TimmModel``."""
+    layers = [module for module in tower.head.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        head = tower.trunk.get_classifier()
+        layers = [head] if isinstance(head, nn.Linear) else []
+    return layers[-1].out_features if layers else tower.trunk.num_features

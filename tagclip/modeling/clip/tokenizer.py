@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from tagclip.errors import ConfigError, NotInstalledError
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["TOKENIZER_FILES", "VOCABULARY_FILES", "BytePairTokenizer", "HuggingFaceTokenizer",
@@ -252,10 +251,10 @@ class HuggingFaceTokenizer:
 
     def _content(self) -> str:
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        content = json.dumps(
+        content = json_text(
             backend.to_str() if backend else sorted(self._tokenizer.get_vocab().items())
         )
-        special = json.dumps(self._tokenizer.special_tokens_map, default=str, sort_keys=True)
+        special = json_text(self._tokenizer.special_tokens_map, default=str, sort_keys=True)
         return hashlib.sha256(f"{content}{special}".encode()).hexdigest()
 
     def _read(self, texts: Sequence[str]) -> list[list[int]]:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.backbone import CLIPTimm, CLIPViT, DeepPrompts
+from tagclip.modeling.clip import CLIPSource
 
 # One of each kind: its stride, and whether it ends in tokens.
 KINDS = {
@@ -468,3 +469,56 @@ def test_no_pixel_of_an_image_is_left_out(timm_cfg: CfgNode) -> None:
     changed[0][:, 69], changed[1][:, :, 101] = 255 - image[:, 69], 255 - image[:, :, 101]
     scores, *others = (model([{"image": pixels}])[0]["sem_seg"] for pixels in (image, *changed))
     assert all((scores - other).abs().max() > 0 for other in others)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"timm_model_name": "resnet18"}, "timm_model_name resnet18 of timm's resnet, not of its"),
+        ({"timm_model_name": "naflexvit_base_patch16_gap"}, "of timm's naflexvit, not of its"),
+        ({"timm_model_name": "vit_nope"}, "vit_nope, which timm .* does not have"),
+        ({"timm_model_name": "hf-hub:org/net"}, "which timm .* does not have"),
+        ({"timm_model_name": "vit_srelpos_small_patch16_224"}, "positions are of one image size"),
+        ({"timm_model_name": "convnext_atto", "timm_pool": "abs_attn"}, "timm_pool abs_attn"),
+        ({"timm_model_name": "convnext_atto", "timm_pool": "rot_attn"}, "timm_pool rot_attn"),
+        ({"timm_pool": "map"}, "open_clip cannot build it"),
+        ({"timm_proj": "other"}, "open_clip cannot build it"),
+        ({"timm_proj": "none"}, "vectors of 192 numbers, expected 64"),
+    ],
+)
+def test_networks_that_there_are_none_of(
+    options: dict[str, Any], words: str, timm_cfg: CfgNode, tmp_path: Path
+) -> None:
+    timm_cfg.MODEL.CLIP.NAME = str(vit_json(tmp_path, **options))
+    with pytest.raises(ConfigError, match=words) as error:
+        build_backbone(timm_cfg)
+    assert "\n" not in str(error.value)
+
+
+def vit_json(path: Path, **options: Any) -> Path:
+    """A model json with a small ViT of timm, or what the options say."""
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "token", "image_size": 224}
+    config = {"embed_dim": 64, "vision_cfg": vision | options, "text_cfg": TINY_TEXT}
+    return write_json(path / "vit.json", config)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_small_patch16_dinov3",  # rotary embeddings without a size of their own, registers
+        "vit_small_patch14_reg4_dinov2",  # registers
+        "vit_tiny_patch16_224.augreg_in21k",  # a name with a tag of timm
+    ],
+)
+def test_other_networks_of_timm_equal_open_clip(
+    name: str, timm_cfg: CfgNode, tmp_path: Path
+) -> None:
+    timm_cfg.MODEL.CLIP.NAME = str(vit_json(tmp_path, timm_model_name=name, timm_pool=""))
+    timm_cfg.MODEL.CLIP.PROMPT.NUM_TOKENS = 0
+    with few_blocks():
+        net = build_backbone(timm_cfg).eval()
+        tower = CLIPSource(timm_cfg.MODEL.CLIP.NAME).timm_tower()
+    images = pictures(*tower.trunk.patch_embed.img_size, count=1)
+    assert largest(net(images)["clip_global"], unit(tower(images))) < 1e-5
+    assert net(pictures(56 * 4, 56 * 2))["clip_dense"].shape[0] == 2
