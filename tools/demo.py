@@ -186,7 +186,8 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
     try:
         predictor = TagCLIPPredictor(cfg)
     except CheckpointError as error:
-        if cfg.MODEL.WEIGHTS:
+        # What CLIP lacks is no reason to train.
+        if cfg.MODEL.WEIGHTS or not str(error).startswith("MODEL.WEIGHTS"):
             raise
         raise CheckpointError(
             f"{error}; {cfg.OUTPUT_DIR} (OUTPUT_DIR) holds no last_checkpoint either: run tagclip "

@@ -29,7 +29,7 @@ from pycocotools.coco import COCO
 from tagclip import TagCLIPPredictor, Vocabulary, load_config, register_zero_shot_sem_seg
 from tagclip.config.checks import choices
 from tagclip.demo.media import VideoFile, find_images
-from tagclip.errors import ConfigError, DatasetError, TagCLIPError
+from tagclip.errors import CheckpointError, ConfigError, DatasetError, TagCLIPError
 from tagclip.projects import import_projects
 from tagclip.projects.minibench.generate import scene
 from tagclip.utils.cli import run_tool
@@ -713,3 +713,11 @@ def test_a_method_needs_self_attention(demo: ModuleType, tmp_path: Path) -> None
     with few_blocks(), pytest.raises(ConfigError, match=message) as error:
         demo.build_predictor(args)
     assert "\n" not in str(error.value)
+
+
+def test_what_clip_lacks_is_no_reason_to_train(demo: ModuleType, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    clip = ["MODEL.CLIP.NAME", "ViT-B-16-SigLIP2", "MODEL.CLIP.PRETRAINED", ""]
+    options = ["--method", "naclip", "--vocab", "cat", "--output", str(tmp_path / "out")]
+    with pytest.raises(CheckpointError, match=r"set MODEL\.CLIP\.TOKENIZER to their folder$"):
+        demo.main(demo.parse_args([str(tmp_path / "a.png"), *options, *clip]))
