@@ -293,14 +293,16 @@ class CLIPTimm(Backbone):
         cache = self._converted
         if key not in cache:
             trunk = copy.deepcopy(self.trunk)
-            for part in _blocks(trunk):
+            # A feature map has no tokens to keep in float32.
+            for part in trunk.blocks if self.has_tokens else [trunk]:
                 _convert(part, self.inference_dtype)
             self._compile(trunk)
             self._converted = cache = {key: trunk}
         return cache[key]
 
     def _compile(self, trunk: nn.Module) -> None:
-        for part in _blocks(trunk) if self.compile_blocks else ():
+        parts = trunk.blocks if self.has_tokens else trunk.stages
+        for part in parts if self.compile_blocks else ():
             part.compile()
 
     def _positions(self, trunk: nn.Module, grid: tuple[int, int]) -> Tensor:
@@ -380,11 +382,6 @@ def has_tokens(trunk: nn.Module) -> bool:
 def _unit(vectors: Tensor) -> Tensor:
     vectors = vectors.float()
     return vectors / vectors.norm(dim=-1, keepdim=True)
-
-
-def _blocks(trunk: nn.Module) -> Sequence[nn.Module]:
-    """The parts that may be compiled and computed in half precision."""
-    return trunk.blocks if hasattr(trunk, "blocks") else [trunk]
 
 
 def _take_any_size(trunk: nn.Module) -> None:

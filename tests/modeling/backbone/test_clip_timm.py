@@ -522,3 +522,19 @@ def test_other_networks_of_timm_equal_open_clip(
     images = pictures(*tower.trunk.patch_embed.img_size, count=1)
     assert largest(net(images)["clip_global"], unit(tower(images))) < 1e-5
     assert net(pictures(56 * 4, 56 * 2))["clip_dense"].shape[0] == 2
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_compiled_is_what_is_called(name: str, towers: dict[str, TimmModel]) -> None:
+    net = backbone(towers[name], name, compile_blocks=True)
+    called = []
+    parts = net.trunk.blocks if KINDS[name][1] else net.trunk.stages
+    for part in parts:
+        assert part._compiled_call_impl is not None
+        # Runs without a compiler.
+        part._compiled_call_impl = lambda *args, part=part, **options: (
+            called.append(part) or part._call_impl(*args, **options)
+        )
+    with torch.no_grad():
+        net(pictures(64, 64) if KINDS[name][0] != 14 else pictures(56, 56))
+    assert called == list(parts)
