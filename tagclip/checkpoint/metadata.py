@@ -54,6 +54,7 @@ _FUNCTION_KEYS = (
     "MODEL.PIXEL_STD",
     "MODEL.CLIP.POS_EMBED_RESIZE",
     "MODEL.CLIP.DOUBLE_CLS_EMBED",
+    "MODEL.CLIP.LAST_BLOCK",
     "MODEL.TAGCLIP.NUM_HEADS",
     "MODEL.TAGCLIP.FEATURE_SCALE",
 )
@@ -129,6 +130,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         clip_keys.TOKENIZER = _absolute(clip_keys.TOKENIZER)
     if is_weight_path(clip_keys.PRETRAINED):
         clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
+    # The backbone's old name says it without the key.
+    clip_keys.LAST_BLOCK = getattr(model.backbone, "last_block", clip_keys.LAST_BLOCK)
     config = _portable(cfg, os.path.abspath(folder or cfg.OUTPUT_DIR))
     config["OUTPUT_DIR"], config["MODEL"]["WEIGHTS"] = "./output", ""
     # Their contents are entries of their own.

@@ -39,6 +39,10 @@ def saved(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
         ),
         ({"MODEL__TAGCLIP__NUM_HEADS": 2}, r"NUM_HEADS: found 4, expected 2"),
         ({"MODEL__TAGCLIP__FEATURE_SCALE": 8.0}, r"FEATURE_SCALE: found 1\.0, expected 8\.0"),
+        (
+            {"MODEL__CLIP__LAST_BLOCK": "naclip", "MODEL__CLIP__PROMPT__NUM_TOKENS": 0},
+            "LAST_BLOCK: found clip, expected naclip",
+        ),
         ({"MODEL__PIXEL_MEAN": [0.0, 0.0, 0.0]}, r"MODEL\.PIXEL_MEAN: found \[123\.675"),
     ],
 )

@@ -80,9 +80,9 @@ def test_an_old_checkpoint_is_the_same_model(maskclip_cfg: CfgNode, tmp_path: Pa
     path = tmp_path / "output" / "model_final.pth"
     saved = torch.load(path, weights_only=True)
     config = saved["tagclip"]["config"]
-    assert "CLIPViTValues" in config and "LAST_BLOCK: clip" in config
+    assert "CLIPViTValues" in config and "LAST_BLOCK: maskclip" in config
     # As it was written before the key was there.
-    saved["tagclip"]["config"] = config.replace("    LAST_BLOCK: clip\n", "")
+    saved["tagclip"]["config"] = config.replace("    LAST_BLOCK: maskclip\n", "")
     torch.save(saved, path)
     predictor = TagCLIPPredictor.from_checkpoint(path)
     assert predictor.model.backbone.last_block == "maskclip"
