@@ -29,6 +29,7 @@ from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.clip.pixels import compare_statistics
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.modeling.precision import inference_dtype
+from tagclip.utils.frozen import tensor_identity
 
 __all__ = ["CLIPTimm"]
 
@@ -284,11 +285,7 @@ class CLIPTimm(Backbone):
         """
         if self.training or self.inference_dtype is torch.float32:
             return self.trunk
-        # Tensors made in inference mode count no versions.
-        key = tuple(
-            (p.data_ptr(), 0 if p.is_inference() else p._version, p.device)
-            for p in self.trunk.parameters()
-        )
+        key = tuple(map(tensor_identity, self.trunk.parameters()))
         # A name of its own: another thread may replace the cache at any time.
         cache = self._converted
         if key not in cache:
@@ -310,7 +307,7 @@ class CLIPTimm(Backbone):
         table, old = trunk.pos_embed, trunk.patch_embed.grid_size
         if grid == old:
             return table
-        key = (grid, table.device, table.data_ptr(), table._version)
+        key = (grid, tensor_identity(table))
         cache = self._position_cache
         if key not in cache:
             num_prefix = table.shape[1] - old[0] * old[1]

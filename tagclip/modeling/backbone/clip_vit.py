@@ -27,6 +27,7 @@ from tagclip.modeling.clip.layouts import describe_misfit
 from tagclip.modeling.clip.pixels import compare_statistics
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.modeling.precision import inference_dtype
+from tagclip.utils.frozen import tensor_identity
 
 __all__ = ["CLIPViT", "resize_positions"]
 
@@ -336,11 +337,7 @@ class CLIPViT(Backbone):
         """
         if self.training or self.inference_dtype is torch.float32:
             return self.blocks
-        # Tensors made in inference mode count no versions.
-        key = tuple(
-            (p.data_ptr(), 0 if p.is_inference() else p._version, p.device)
-            for p in self.blocks.parameters()
-        )
+        key = tuple(map(tensor_identity, self.blocks.parameters()))
         # A name of its own: another thread may replace the cache at any time.
         cache = self._converted
         if key not in cache:
@@ -395,7 +392,7 @@ class CLIPViT(Backbone):
         table = self.positional_embedding
         if grid == self.grid_size:
             return table
-        key = (grid, table.device, table.dtype, table.data_ptr(), table._version)
+        key = (grid, tensor_identity(table))
         # A name of its own: another thread may replace the cache at any time.
         cache = self._position_cache
         if key not in cache:

@@ -538,3 +538,19 @@ def test_what_is_compiled_is_what_is_called(name: str, towers: dict[str, TimmMod
     with torch.no_grad():
         net(pictures(64, 64) if KINDS[name][0] != 14 else pictures(56, 56))
     assert called == list(parts)
+
+
+@pytest.mark.parametrize("name", ["PE-Core-T-16-384", "ViT-S-32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_tower_may_be_built_in_inference_mode(name: str, dtype: torch.dtype) -> None:
+    """Its tensors count no versions."""
+    tower = random_image_tower(name)
+    if name == "ViT-S-32":
+        sizes = CLIPSource(name).vision_config() | {"layers": 2, "state": tower.state_dict()}
+        net = CLIPViT(**sizes, inference_dtype=dtype).eval()
+    else:
+        net = backbone(tower, name, inference_dtype=dtype)
+    for grid in ((3, 5), (2, 4)):
+        images = pictures(*(side * net.patch_size for side in grid))
+        assert net(images)["clip_dense"].shape[2:] == grid
