@@ -51,8 +51,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser()
     args = parser.parse_args(args)
-    if args.json and args.markdown:
-        parser.error("give one of --json and --markdown")
+    if args.json and (args.markdown or args.cost):
+        parser.error("--json: give it without --markdown and --cost")
     return args
 
 

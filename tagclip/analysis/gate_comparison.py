@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from tagclip.analysis.gate_analysis import GateAnalysis
 from tagclip.data import ZeroShotDatasetMapper, read_indices
+from tagclip.modeling.clip import resolve_pixels
 from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.structures.vocabulary import Vocabulary
@@ -54,7 +55,7 @@ def compare_gates(
     full = Vocabulary.from_metadata(dataset)
     loader = build_detection_test_loader(
         samples,
-        mapper=ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset),
+        mapper=ZeroShotDatasetMapper(resolve_pixels(cfg), is_train=False, dataset_name=dataset),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     for (item,) in tqdm(loader, desc=dataset, disable=None, leave=False):

@@ -119,6 +119,15 @@ def test_the_runs_own_unseen_classes_take_no_part(cfg: CfgNode, tmp_path: Path) 
     assert vocabulary.unseen_names == held_out
 
 
+def test_pixels_may_be_those_of_the_weights(cfg: CfgNode, tmp_path: Path) -> None:
+    (dataset,) = cfg.DATASETS.TEST
+    full = Protocol(cfg).asked(dataset)
+    held_out = [name for index, name in enumerate(full.names) if index not in UNSEEN][:1]
+    opts = ("MODEL.PIXEL_MEAN", [], "MODEL.PIXEL_STD", [], "INPUT.INTERPOLATION", "weights")
+    open_cfg = changed(cfg, *opts, "INPUT.RESIZE", "pil")
+    assert held_out_curves(open_cfg, dataset, held_out, tmp_path / "held_out").keys() == set(SCALES)
+
+
 def test_a_run_without_map_or_of_another_setting_is_refused(cfg: CfgNode, tmp_path: Path) -> None:
     for key, value in (
         ("DATASETS.ZERO_SHOT.SETTING", "supervised"),

@@ -79,6 +79,12 @@ def test_the_table_of_the_documents_is_that_of_the_installed_open_clip(
     assert table in (repository / "docs" / "towers.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("other", ["--markdown", "--cost"])
+def test_json_is_the_list_alone(tool: ModuleType, other: str) -> None:
+    with pytest.raises(SystemExit):
+        tool.parse_args(["--json", other])
+
+
 def test_a_cost_has_the_sizes_of_its_config(
     tool: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

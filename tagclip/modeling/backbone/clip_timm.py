@@ -26,7 +26,7 @@ from tagclip.modeling.backbone.last_block import (
     mix_values,
 )
 from tagclip.modeling.backbone.prompts import DeepPrompts
-from tagclip.modeling.clip.pixels import compare_statistics
+from tagclip.modeling.clip.preprocessing import compare_with_weights
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.modeling.precision import inference_dtype
 from tagclip.utils.frozen import tensor_identity
@@ -135,9 +135,7 @@ class CLIPTimm(Backbone):
             "CLIP %s, %s of timm: %s, sha256 %s", clip.NAME, type(tower.trunk).__name__,
             source.path or "random weights", source.sha256,
         )  # fmt: skip
-        compare_statistics(
-            source.pixel_statistics, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
-        )
+        compare_with_weights(cfg, source)
         prompts = None
         if clip.PROMPT.NUM_TOKENS:
             trunk = tower.trunk

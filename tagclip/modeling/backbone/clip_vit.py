@@ -24,7 +24,7 @@ from tagclip.modeling.backbone.last_block import check_last_block, run_last_bloc
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block, QuickGELU
 from tagclip.modeling.clip.layouts import describe_misfit
-from tagclip.modeling.clip.pixels import compare_statistics
+from tagclip.modeling.clip.preprocessing import compare_with_weights
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.modeling.precision import inference_dtype
 from tagclip.utils.frozen import tensor_identity
@@ -241,9 +241,7 @@ class CLIPViT(Backbone):
         place = source.path or "random weights"
         activation = "QuickGELU" if source.quick_gelu else "GELU"
         logger.info("CLIP %s, %s: %s, sha256 %s", clip.NAME, activation, place, source.sha256)
-        compare_statistics(
-            source.pixel_statistics, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
-        )
+        compare_with_weights(cfg, source)
         return tower | {
             "prompts": prompts,
             "pos_embed_resize": clip.POS_EMBED_RESIZE,

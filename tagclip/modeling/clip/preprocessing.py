@@ -8,10 +8,10 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.clip.pixels import statistics
+from tagclip.modeling.clip.pixels import compare_statistics, statistics
 from tagclip.modeling.clip.source import CLIPSource
 
-__all__ = ["resolve_pixels"]
+__all__ = ["compare_with_weights", "resolve_pixels"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,24 @@ def resolve_pixels(cfg: CfgNode) -> CfgNode:
     if cfg.is_frozen():
         resolved.freeze()
     return resolved
+
+
+def compare_with_weights(cfg: CfgNode, source: CLIPSource) -> None:
+    """Log where images are prepared otherwise than in the training of CLIP's weights.
+
+    Args:
+        cfg: with numbers, see `resolve_pixels`.
+        source: the weights of ``cfg``.
+    """
+    compare_statistics(
+        source.pixel_statistics, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+    )
+    trained, used = source.interpolation, cfg.INPUT.INTERPOLATION
+    if trained not in (None, used):
+        logger.info(
+            "CLIP's weights were trained on images resized by %s interpolation; "
+            "INPUT.INTERPOLATION %s is in force", trained, used,
+        )  # fmt: skip
 
 
 def _of_all_tags(source: CLIPSource, setting: str, *keys: str) -> dict[str, Any]:

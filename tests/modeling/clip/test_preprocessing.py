@@ -169,3 +169,15 @@ def test_only_the_towers_leave_it_to_the_weights(name: str) -> None:
     is_open = name.startswith("towers/") or name == "trainingfree/Base-AnyWords.yaml"
     assert (cfg.MODEL.PIXEL_MEAN == []) == (cfg.MODEL.PIXEL_STD == []) == is_open
     assert (cfg.INPUT.INTERPOLATION == "weights") == is_open
+
+
+@pytest.mark.parametrize("used", ["bilinear", "bicubic"])
+def test_another_interpolation_is_logged(
+    used: str, tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved(tmp_path, HALF | {"interpolation": "bicubic"})
+    cfg = changed(tiny_cfg, "MODEL.CLIP.PRETRAINED", str(path), "INPUT.INTERPOLATION", used)
+    with caplog.at_level(logging.INFO, "tagclip"):
+        build_model(cfg)
+    said = "resized by bicubic interpolation; INPUT.INTERPOLATION bilinear" in caplog.text
+    assert said == (used == "bilinear")
