@@ -6,12 +6,15 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+from open_clip import factory
 from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,6 +48,17 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
         else:
             config[key] = value
     return config
+
+
+@contextmanager
+def registered(model_json: Path) -> Iterator[None]:
+    """Let open_clip know a model by the name of its json, for a while."""
+    paths, configs = list(factory._MODEL_CONFIG_PATHS), dict(factory._MODEL_CONFIGS)
+    open_clip.add_model_config(model_json)
+    try:
+        yield
+    finally:
+        factory._MODEL_CONFIG_PATHS[:], factory._MODEL_CONFIGS = paths, configs
 
 
 def random_clip(config: Mapping[str, Any] = TINY_CLIP, seed: int = 0) -> CLIP:

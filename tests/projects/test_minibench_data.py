@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone
+from helpers.clip_files import registered
 from PIL import Image
 
 from tagclip import TextBank, Vocabulary, load_config
@@ -253,9 +254,9 @@ def test_mini_clip_names_crops_and_is_open_clips_model(clip_cfg: CfgNode) -> Non
 
     model_json = Path(clip_cfg.MODEL.CLIP.NAME)
     merges = str(model_json.with_name("mini_bpe.txt.gz"))
-    open_clip.add_model_config(model_json)
-    reference = open_clip.create_model("mini_clip", clip_cfg.MODEL.CLIP.PRETRAINED).eval()
-    tokenizer = open_clip.get_tokenizer("mini_clip", bpe_path=merges)
+    with registered(model_json):
+        reference = open_clip.create_model("mini_clip", clip_cfg.MODEL.CLIP.PRETRAINED).eval()
+        tokenizer = open_clip.get_tokenizer("mini_clip", bpe_path=merges)
     tokens = tokenizer([f"a photo of a {name}" for name in VOCABULARY.names])
     assert (tokenizer.vocab_size, tokens.shape) == (588, (24, 32))
     torch.testing.assert_close(vectors, reference.encode_image(inputs, True), atol=1e-5, rtol=0)

@@ -14,6 +14,7 @@ from helpers.clip_files import (
     FORMATS,
     fails,
     random_clip,
+    registered,
     save_archive,
     sha256,
     tiny_config,
@@ -208,8 +209,9 @@ def test_a_json_of_open_clip_loads(tmp_path: Path) -> None:
     """A model json is what open_clip itself understands."""
     path = tmp_path / "tiny-for-test.json"
     path.write_text(json.dumps(tiny_config()))
-    open_clip.add_model_config(path)
-    model = open_clip.create_model("tiny-for-test", pretrained=None)
-    named, given = CLIPSource("tiny-for-test"), CLIPSource(str(path))
-    assert named.vision_config() == given.vision_config()
-    assert named.state_dict().keys() == model.state_dict().keys()
+    with registered(path):
+        model = open_clip.create_model("tiny-for-test", pretrained=None)
+        named, given = CLIPSource("tiny-for-test"), CLIPSource(str(path))
+        assert named.vision_config() == given.vision_config()
+        assert named.state_dict().keys() == model.state_dict().keys()
+    assert "tiny-for-test" not in open_clip.list_models()
