@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from detectron2.config import CfgNode
 from helpers.clip_files import TINY_CLIP, fails, write_json
 from helpers.text_models import save_text_model
-from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_checkpoint import build, checkpointer, save_tiny
 from helpers.tiny_run import changed
 from helpers.toy_dataset import vocabulary_tree
 from open_clip.model import CustomTextCLIP
@@ -116,3 +117,50 @@ def test_words_as_an_input_are_of_clips_own_tower(cfg: CfgNode, tmp_path: Path) 
         lambda: text_tower_to_onnx(model.text_bank.source),
     ):
         fails(ConfigError, action, "clip.json", "--words baked")
+
+
+def renumber(folder: Path) -> None:
+    """Another tokenizer of the same size: two words have each other's ids."""
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[-1], vocabulary[-2] = vocabulary[-2], vocabulary[-1]
+    file.write_text(json.dumps(content))
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(cfg: CfgNode, tmp_path: Path) -> None:
+    """In a new place, in the same place, and in a folder that was handed on."""
+    saved = save_tiny(cfg, tmp_path / "run")
+    predictor = TagCLIPPredictor.from_checkpoint(saved)
+    predictor.save_pretrained(tmp_path / "model", with_clip=True)
+    own, other = tmp_path / "home" / "tokenizer", tmp_path / "other"
+    shutil.copytree(own, other)
+    # The same one in another place is the same.
+    TagCLIPPredictor.from_checkpoint(saved, ["MODEL.CLIP.TOKENIZER", str(other)])
+    renumber(other)
+    words = ("clip_text_sha256: found", "(MODEL.CLIP.TOKENIZER)")
+    opts = ["MODEL.CLIP.TOKENIZER", str(other)]
+    fails(CheckpointError, lambda: TagCLIPPredictor.from_checkpoint(saved, opts), *words)
+    renumber(own)
+    fails(CheckpointError, lambda: TagCLIPPredictor.from_checkpoint(saved), *words)
+    TagCLIPPredictor.from_pretrained(tmp_path / "model")
+    renumber(tmp_path / "model" / "clip" / "tokenizer")
+    fails(CheckpointError, lambda: TagCLIPPredictor.from_pretrained(tmp_path / "model"), words[0])
+
+
+def test_a_resumed_run_keeps_its_tokenizer(cfg: CfgNode, tmp_path: Path) -> None:
+    saved = save_tiny(cfg, tmp_path / "run")
+    own, model = build(cfg)
+    checkpointer(own, model, saved.parent).resume_or_load("", resume=True)
+    renumber(tmp_path / "home" / "tokenizer")
+    own, model = build(cfg)
+    action = checkpointer(own, model, saved.parent).resume_or_load
+    fails(CheckpointError, lambda: action("", resume=True), "clip_text_sha256: found")
+
+
+def test_a_checkpoint_from_before_tokenizers_were_known_loads(cfg: CfgNode, tmp_path: Path) -> None:
+    saved = save_tiny(cfg, tmp_path / "run")
+    content = torch.load(saved, weights_only=True)
+    assert len(content["tagclip"].pop("clip_text_sha256")) == 64
+    torch.save(content, saved)
+    TagCLIPPredictor.from_checkpoint(saved)

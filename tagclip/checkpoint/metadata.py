@@ -44,6 +44,7 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _FINGERPRINTS = {
     "format": "use the version of TagCLIP that wrote it",
     "clip_sha256": "MODEL.CLIP.PRETRAINED",
+    "clip_text_sha256": "MODEL.CLIP.TOKENIZER",
     "quick_gelu": "MODEL.CLIP.NAME",
     "trusty_target": "MODEL.TAGCLIP.TRUSTY.TARGET",
 }
@@ -63,6 +64,7 @@ _TYPES = {
     "format": int,
     "config": str,
     "clip_sha256": str,
+    "clip_text_sha256": str,
     "quick_gelu": bool,
     "clip_pixel_statistics": str,
     "trusty_target": str,
@@ -110,7 +112,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         folder: of the checkpoint, to which absolute paths become relative; "" is ``OUTPUT_DIR``.
 
     Returns:
-        ``format``, ``config`` (yaml text), ``clip_sha256``, ``quick_gelu``,
+        ``format``, ``config`` (yaml text), ``clip_sha256``, ``clip_text_sha256`` (of a tokenizer of
+        transformers, "" of CLIP's own), ``quick_gelu``,
         ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance``; the contents of files that
@@ -146,6 +149,7 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         "format": FORMAT,
         "config": yaml.dump(config, Dumper=_DUMPER),
         "clip_sha256": model.backbone.weights_sha256,
+        "clip_text_sha256": model.text_bank.source.text_sha256,
         "quick_gelu": clip.quick_gelu,
         "clip_pixel_statistics": None if pixels is None else json_text(pixels),
         "trusty_target": model.trusty_target,

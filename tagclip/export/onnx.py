@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.backbone import CLIPViT
-from tagclip.modeling.backbone.clip_vit import resize_positions
+from tagclip.modeling.backbone.positions import resize_positions
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.modeling.clip.text_bank import class_maximum
 from tagclip.modeling.inference.gate import trusty_probability

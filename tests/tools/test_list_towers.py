@@ -50,6 +50,10 @@ def test_words_choose_by_name_network_and_tag() -> None:
         "ViT-SO400M-14-SigLIP2-378"
     }
     assert {t.name for t in list_towers(["DFN2B"])} >= {"ViT-L-14-quickgelu", "ViT-B-16"}
+    assert {t.name for t in list_towers(["ViT-L/14@336px"])} == {
+        "ViT-L-14-336",
+        "ViT-L-14-336-quickgelu",
+    }
     assert {t.name for t in list_towers(["vit_base_mci"])} == {"MobileCLIP-B", "MobileCLIP2-B"}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tagclip.checkpoint.folder import serialised
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.modeling.backbone.clip_vit import resize_positions
+from tagclip.modeling.backbone.positions import resize_positions
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256, read_clip_weights
 from tagclip.utils.files import write_atomic

@@ -10,26 +10,16 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
-from tagclip.config.checks import check_value
 from tagclip.errors import ConfigError
-from tagclip.modeling.backbone.clip_vit import build_prompts, check_backbone, resize_positions
-from tagclip.modeling.backbone.last_block import (
-    KEEPS_RESIDUAL,
-    check_last_block,
-    keys_of_patches,
-    mix_values,
-)
+from tagclip.modeling.backbone.frozen_tower import FrozenTower, build_prompts, unit
+from tagclip.modeling.backbone.last_block import KEEPS_RESIDUAL, keys_of_patches, mix_values
 from tagclip.modeling.backbone.prompts import DeepPrompts
-from tagclip.modeling.clip.preprocessing import compare_with_weights
 from tagclip.modeling.clip.source import CLIPSource
-from tagclip.modeling.precision import inference_dtype
-from tagclip.utils.frozen import tensor_identity
 
 __all__ = ["CLIPTimm"]
 
@@ -41,12 +31,14 @@ _NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
 
 
 @BACKBONE_REGISTRY.register()
-class CLIPTimm(Backbone):
+class CLIPTimm(FrozenTower):
     """A frozen image tower of open_clip's ``TimmModel``, with deep prompts where it has tokens.
 
     Nothing of timm is copied: its embedding, blocks, norms and head run as they are. What is said
     of the vectors: docs/method.md, section 3.
     """
+
+    is_timm = True
 
     @configurable
     def __init__(
@@ -69,25 +61,26 @@ class CLIPTimm(Backbone):
             tower: `CLIPSource.timm_tower`; its network ends in tokens or in a feature map.
             embed_dim: channels of the output, D.
             prompts: trainable prompts, for tokens without relative positions; None is plain CLIP.
-            pos_embed_resize: ``bilinear`` or ``bicubic`` (timm) for other grids; rotary embeddings
-                are computed for each.
-            last_block: ``clip``, or a method of `mix_values` for the patches, without prompts.
-            use_checkpoint: recompute each block, or a tower without tokens, in the backward pass.
-            compile_blocks: `torch.compile` the blocks, when they are first called.
-            inference_dtype: of the matrices outside training.
-            weights_sha256: recorded in checkpoints and compared when they are loaded.
-            pixel_statistics: recorded in checkpoints, see `CLIPSource.pixel_statistics`.
+            pos_embed_resize: of position tables (timm's own is ``bicubic``); rotary embeddings are
+                computed for each grid.
+            last_block, use_checkpoint, compile_blocks, inference_dtype, weights_sha256,
+                pixel_statistics: see `FrozenTower`.
 
         Raises:
             ConfigError: a word is unknown, the last block and prompts exclude each other, or there
                 is no attention in it.
         """
-        super().__init__()
-        check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
-        check_last_block(last_block, prompts)
-        self.embed_dim, self.pos_embed_resize = embed_dim, pos_embed_resize
-        self.last_block = last_block
-        self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
+        super().__init__(
+            embed_dim=embed_dim,
+            prompts=prompts,
+            pos_embed_resize=pos_embed_resize,
+            last_block=last_block,
+            use_checkpoint=use_checkpoint,
+            compile_blocks=compile_blocks,
+            inference_dtype=inference_dtype,
+            weights_sha256=weights_sha256,
+            pixel_statistics=pixel_statistics,
+        )
         self.trunk, self.head = tower.trunk, tower.head
         self.requires_grad_(False)
         self.has_tokens = has_tokens(self.trunk)
@@ -99,13 +92,9 @@ class CLIPTimm(Backbone):
         if last_block != "clip":
             self._check_attention()
         self.prompts = prompts
-        self.use_checkpoint, self.compile_blocks = use_checkpoint, compile_blocks
-        self.inference_dtype = inference_dtype
         if prompts is not None:
             self._add_prompts()
-        self._compile(self.trunk)
-        self._converted: dict[tuple, nn.Module] = {}
-        self._position_cache: dict[tuple, Tensor] = {}
+        self.compiled(self._blocks(self.trunk))
         self._rotary_cache: dict[tuple, Tensor] = {}
         self.train(self.training)
 
@@ -129,13 +118,12 @@ class CLIPTimm(Backbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
         clip, source = cfg.MODEL.CLIP, CLIPSource.from_config(cfg)
-        check_backbone(source, "CLIPTimm", is_timm=True)
+        options = cls.options(cfg, source)
         tower = source.timm_tower()
         logger.info(
             "CLIP %s, %s of timm: %s, sha256 %s", clip.NAME, type(tower.trunk).__name__,
             source.path or "random weights", source.sha256,
         )  # fmt: skip
-        compare_with_weights(cfg, source)
         prompts = None
         if clip.PROMPT.NUM_TOKENS:
             trunk = tower.trunk
@@ -147,17 +135,10 @@ class CLIPTimm(Backbone):
                 )
             patch = trunk.patch_embed.feat_ratio(as_scalar=True)
             prompts = build_prompts(cfg, trunk.embed_dim, len(trunk.blocks), patch)
-        return {
+        return options | {
             "tower": tower,
             "embed_dim": source.config["embed_dim"],
             "prompts": prompts,
-            "pos_embed_resize": clip.POS_EMBED_RESIZE,
-            "last_block": clip.LAST_BLOCK,
-            "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
-            "compile_blocks": cfg.MODEL.COMPILE,
-            "inference_dtype": inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE),
-            "weights_sha256": source.sha256,
-            "pixel_statistics": source.pixel_statistics,
         }
 
     def train(self, mode: bool = True) -> CLIPTimm:
@@ -168,21 +149,10 @@ class CLIPTimm(Backbone):
         return self
 
     @property
-    def size_divisibility(self) -> int:
-        """Images must be padded to a multiple of the stride."""
-        return self.patch_size
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of the outputs."""
-        shapes = {
-            "clip_dense": ShapeSpec(channels=self.embed_dim, stride=self.patch_size),
-            "clip_global": ShapeSpec(channels=self.embed_dim),
-        }
-        if self.last_block != "clip":
-            attention = self.trunk.blocks[-1].attn
-            width = attention.num_heads * attention.head_dim
-            shapes["clip_keys"] = ShapeSpec(channels=width, stride=self.patch_size)
-        return shapes
+    def key_width(self) -> int:
+        """See `FrozenTower.key_width`."""
+        attention = self.trunk.blocks[-1].attn
+        return attention.num_heads * attention.head_dim
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Encode normalised images.
@@ -197,7 +167,7 @@ class CLIPTimm(Backbone):
         trunk = self.active_trunk()
         pooled, dense, keys = (self._tokens if self.has_tokens else self._map)(trunk, images)
         # The head drops, projects or is an MLP: of vectors in any number of dimensions.
-        pooled, dense = _unit(self.head(pooled)), _unit(self.head(dense))
+        pooled, dense = unit(self.head(pooled)), unit(self.head(dense))
         maps = {"clip_dense": dense, "clip_keys": keys}
         maps = {name: map_.permute(0, 3, 1, 2) for name, map_ in maps.items() if map_ is not None}
         return maps | {"clip_global": pooled}
@@ -235,7 +205,7 @@ class CLIPTimm(Backbone):
         if trunk.pos_embed is not None:
             positions = self._positions(trunk, grid)
             # Without positions of their own class and register tokens stay as they are.
-            skip = tokens.shape[1] - positions.shape[1]
+            skip = tokens.shape[1] - len(positions)
             tokens = torch.cat([tokens[:, :skip], tokens[:, skip:] + positions], dim=1)
         rope = getattr(trunk, "rope", None)
         return trunk.norm_pre(tokens), grid, None if rope is None else self._rotary(rope, grid)
@@ -260,10 +230,7 @@ class CLIPTimm(Backbone):
                 patches, keys = _run_last_block(
                     block, tokens, self.last_block, grid, num_prefix, options
                 )
-            if self.use_checkpoint and self.training:
-                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
-            else:
-                tokens = block(tokens, **options)
+            tokens = self.run_block(block, tokens, **options)
         tokens = torch.cat([tokens[:, :num_prefix], tokens[:, -num_patches:]], dim=1)
         return tokens, patches, keys
 
@@ -277,41 +244,24 @@ class CLIPTimm(Backbone):
         return trunk.forward_head(maps), dense, None
 
     def active_trunk(self) -> nn.Module:
-        """Return the network of training, or its copy with matrices in the type of inference.
+        """Return the network of training, or its copy with matrices in the type of inference."""
+        return self.in_inference_dtype(self.trunk, self._converted_trunk)
 
-        The copy is made once; frozen as it is, the network changes by loading or moving only.
-        """
-        if self.training or self.inference_dtype is torch.float32:
-            return self.trunk
-        key = tuple(map(tensor_identity, self.trunk.parameters()))
-        # A name of its own: another thread may replace the cache at any time.
-        cache = self._converted
-        if key not in cache:
-            trunk = copy.deepcopy(self.trunk)
-            # A feature map has no tokens to keep in float32.
-            for part in trunk.blocks if self.has_tokens else [trunk]:
-                _convert(part, self.inference_dtype)
-            self._compile(trunk)
-            self._converted = cache = {key: trunk}
-        return cache[key]
+    def _converted_trunk(self) -> nn.Module:
+        trunk = copy.deepcopy(self.trunk)
+        # A feature map has no tokens to keep in float32.
+        for part in trunk.blocks if self.has_tokens else [trunk]:
+            _convert(part, self.inference_dtype)
+        self.compiled(self._blocks(trunk))
+        return trunk
 
-    def _compile(self, trunk: nn.Module) -> None:
-        parts = trunk.blocks if self.has_tokens else trunk.stages
-        for part in parts if self.compile_blocks else ():
-            part.compile()
+    def _blocks(self, trunk: nn.Module) -> Sequence[nn.Module]:
+        return trunk.blocks if self.has_tokens else trunk.stages
 
     def _positions(self, trunk: nn.Module, grid: tuple[int, int]) -> Tensor:
-        """Return the (1, any + h*w, C) position table for a grid; frozen, so computed once."""
-        table, old = trunk.pos_embed, trunk.patch_embed.grid_size
-        if grid == old:
-            return table
-        key = (grid, tensor_identity(table))
-        cache = self._position_cache
-        if key not in cache:
-            num_prefix = table.shape[1] - old[0] * old[1]
-            resized = resize_positions(table[0], old, grid, self.pos_embed_resize, num_prefix)
-            self._position_cache = cache = {key: resized[None]}
-        return cache[key]
+        """Return the (any + h*w, C) position table for a grid."""
+        table, old = trunk.pos_embed[0], trunk.patch_embed.grid_size
+        return self.positions_of(table, old, grid, len(table) - old[0] * old[1])
 
     def _rotary(self, rope: nn.Module, grid: tuple[int, int]) -> Tensor:
         """Return timm's rotary embeddings of a grid."""
@@ -372,11 +322,6 @@ def _run_last_block(
 def has_tokens(trunk: nn.Module) -> bool:
     """Whether a network of timm ends in tokens, not in a feature map."""
     return hasattr(trunk, "blocks") and hasattr(trunk, "patch_embed")
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    vectors = vectors.float()
-    return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
 def _take_any_size(trunk: nn.Module) -> None:

@@ -5,31 +5,27 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from tagclip.config.checks import check_value
-from tagclip.errors import CheckpointError, ConfigError
+from tagclip.errors import CheckpointError
 from tagclip.modeling.backbone.attention_pool import AttentionPool
-from tagclip.modeling.backbone.last_block import check_last_block, run_last_block
+from tagclip.modeling.backbone.frozen_tower import FrozenTower, build_prompts, unit
+from tagclip.modeling.backbone.last_block import run_last_block
+from tagclip.modeling.backbone.positions import resize_positions
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block, QuickGELU
 from tagclip.modeling.clip.layouts import describe_misfit
-from tagclip.modeling.clip.preprocessing import compare_with_weights
 from tagclip.modeling.clip.source import CLIPSource
-from tagclip.modeling.precision import inference_dtype
-from tagclip.utils.frozen import tensor_identity
 
-__all__ = ["CLIPViT", "resize_positions"]
+__all__ = ["CLIPViT"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,81 +40,8 @@ _RENAMED = (
 )
 
 
-def resize_positions(
-    table: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str, num_prefix: int = 1
-) -> Tensor:
-    """Resize a position table (docs/method.md, section 3); what stands before the map is kept.
-
-    Args:
-        table: (P + rows * columns, W), the class token's position first, then the map row by row.
-        old: (rows, columns) of the table.
-        new: (rows, columns) of the result.
-        mode: ``bilinear`` as the released code, or ``bicubic`` as open_clip, with antialiasing.
-        num_prefix: P, rows of the class token and the like.
-
-    Returns:
-        (P + rows * columns of ``new``, W); ``table`` itself if the two are equal.
-    """
-    if old == new:
-        return table
-    patches = table[num_prefix:].T.unflatten(1, old)[None]
-    # torch 2.14 antialiases a map of one column wrongly on the CPU, of one row rightly.
-    transpose = mode == "bicubic" and new[1] == 1
-    if transpose:
-        patches, new = patches.mT, new[::-1]
-    resized = F.interpolate(
-        patches, new, mode=mode, align_corners=False, antialias=mode == "bicubic"
-    )
-    resized = resized.mT if transpose else resized
-    return torch.cat([table[:num_prefix], resized[0].flatten(1).T])
-
-
-def check_backbone(source: CLIPSource, backbone: str, is_timm: bool) -> None:
-    """Refuse a backbone that is not made for a model's image tower.
-
-    Raises:
-        ConfigError: it is made for others.
-    """
-    if source.is_timm != is_timm:
-        kind = "one that open_clip builds on timm" if source.is_timm else "open_clip's own ViT"
-        raise ConfigError(
-            f"MODEL.BACKBONE.NAME: found {backbone}, but the image tower of MODEL.CLIP.NAME "
-            f"{source.name} is {kind}; set MODEL.BACKBONE.NAME to build_clip_backbone, which "
-            "takes both"
-        )
-
-
-def build_prompts(cfg: CfgNode, width: int, layers: int, patch_size: int) -> DeepPrompts:
-    """Build the deep prompts that a config asks for.
-
-    Args:
-        cfg: with ``MODEL.CLIP.PROMPT``.
-        width: channels of the tokens.
-        layers: blocks of the tower.
-        patch_size: side of a patch in pixels.
-
-    Raises:
-        ConfigError: there are fewer layers than prompts are asked for.
-    """
-    prompt = cfg.MODEL.CLIP.PROMPT
-    depth = prompt.DEPTH or layers
-    if not 1 <= depth <= layers:
-        raise ConfigError(
-            f"MODEL.CLIP.PROMPT.DEPTH: found {prompt.DEPTH}, expected 0 to {layers}, "
-            f"the layers of {cfg.MODEL.CLIP.NAME}"
-        )
-    return DeepPrompts(
-        num_tokens=prompt.NUM_TOKENS,
-        width=width,
-        depth=depth,
-        patch_size=patch_size,
-        dropout=prompt.DROPOUT,
-        post_norm=prompt.POST_NORM,
-    )
-
-
 @BACKBONE_REGISTRY.register()
-class CLIPViT(Backbone):
+class CLIPViT(FrozenTower):
     """Frozen CLIP ViT with trainable deep prompts (TagCLIP paper, section 3.1).
 
     The mathematics: docs/method.md, section 3.
@@ -177,28 +100,29 @@ class CLIPViT(Backbone):
             act_kwargs: keyword arguments of GELU.
             norm_kwargs: keyword arguments of all LayerNorms but those of an attention pool.
             block_parts: see `Block`.
-            pos_embed_resize: ``bilinear`` or ``bicubic`` for other grids.
             double_cls_embed: count the class embedding twice, as the released code.
-            last_block: ``clip``, or a method of `mix_values` for the patches, without prompts.
-            use_checkpoint: recompute each block in the backward pass.
-            compile_blocks: `torch.compile` them, when they are first called.
-            inference_dtype: of the blocks' matrices outside training.
             state: open_clip's ``visual.`` tensors without that prefix; None keeps random ones.
             weights_path: where ``state`` comes from, for messages.
-            weights_sha256: recorded in checkpoints and compared when they are loaded.
-            pixel_statistics: recorded in checkpoints, see `CLIPSource.pixel_statistics`.
+            pos_embed_resize, last_block, use_checkpoint, compile_blocks, inference_dtype,
+                weights_sha256, pixel_statistics: see `FrozenTower`.
 
         Raises:
             ConfigError: a word is unknown, or the last block and prompts exclude each other.
             CheckpointError: ``state`` does not fit.
         """
-        super().__init__()
-        self.patch_size, self.grid_size, self.embed_dim = patch_size, tuple(grid_size), embed_dim
-        check_value("MODEL.CLIP.POS_EMBED_RESIZE", pos_embed_resize)
-        check_last_block(last_block, prompts)
-        self.pos_embed_resize, self.last_block = pos_embed_resize, last_block
-        self.double_cls_embed, self.use_checkpoint = double_cls_embed, use_checkpoint
-        self.weights_sha256, self.pixel_statistics = weights_sha256, pixel_statistics
+        super().__init__(
+            embed_dim=embed_dim,
+            prompts=prompts,
+            pos_embed_resize=pos_embed_resize,
+            last_block=last_block,
+            use_checkpoint=use_checkpoint,
+            compile_blocks=compile_blocks,
+            inference_dtype=inference_dtype,
+            weights_sha256=weights_sha256,
+            pixel_statistics=pixel_statistics,
+        )
+        self.patch_size, self.grid_size = patch_size, tuple(grid_size)
+        self.double_cls_embed = double_cls_embed
         self.pool_type, self.final_ln_after_pool = pool_type, final_ln_after_pool
         self._add_embeddings(width)
         norm = partial(nn.LayerNorm, **(norm_kwargs or {}))
@@ -217,10 +141,7 @@ class CLIPViT(Backbone):
             self._load_clip(state, weights_path)
         self.requires_grad_(False)
         self.prompts = prompts
-        self.inference_dtype, self.compile_blocks = inference_dtype, compile_blocks
-        self._compile(self.blocks)
-        self._converted: dict[tuple, tuple[Block, ...]] = {}
-        self._position_cache: dict[tuple, Tensor] = {}
+        self.compiled(self.blocks)
 
     def _add_embeddings(self, width: int) -> None:
         self.patch_embed = nn.Conv2d(3, width, self.patch_size, stride=self.patch_size, bias=False)
@@ -232,7 +153,7 @@ class CLIPViT(Backbone):
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict[str, Any]:
         clip = cfg.MODEL.CLIP
         source = CLIPSource.from_config(cfg)
-        check_backbone(source, cls.__name__, is_timm=False)
+        options = cls.options(cfg, source)
         tower = source.vision_config()
         prompts = None
         if clip.PROMPT.NUM_TOKENS:
@@ -241,36 +162,21 @@ class CLIPViT(Backbone):
         place = source.path or "random weights"
         activation = "QuickGELU" if source.quick_gelu else "GELU"
         logger.info("CLIP %s, %s: %s, sha256 %s", clip.NAME, activation, place, source.sha256)
-        compare_with_weights(cfg, source)
-        return tower | {
-            "prompts": prompts,
-            "pos_embed_resize": clip.POS_EMBED_RESIZE,
-            "double_cls_embed": clip.DOUBLE_CLS_EMBED,
-            "last_block": clip.LAST_BLOCK,
-            "use_checkpoint": cfg.MODEL.BACKBONE.CHECKPOINT,
-            "compile_blocks": cfg.MODEL.COMPILE,
-            "inference_dtype": inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE),
-            "state": state,
-            "weights_path": str(source.path or ""),
-            "weights_sha256": source.sha256,
-            "pixel_statistics": source.pixel_statistics,
-        }
+        return (
+            tower
+            | options
+            | {
+                "prompts": prompts,
+                "double_cls_embed": clip.DOUBLE_CLS_EMBED,
+                "state": state,
+                "weights_path": str(source.path or ""),
+            }
+        )
 
     @property
-    def size_divisibility(self) -> int:
-        """Images must be padded to a multiple of the patch."""
-        return self.patch_size
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of the outputs."""
-        shapes = {
-            "clip_dense": ShapeSpec(channels=self.embed_dim, stride=self.patch_size),
-            "clip_global": ShapeSpec(channels=self.embed_dim),
-        }
-        if self.last_block != "clip":
-            width = len(self.class_embedding)
-            shapes["clip_keys"] = ShapeSpec(channels=width, stride=self.patch_size)
-        return shapes
+    def key_width(self) -> int:
+        """See `FrozenTower.key_width`."""
+        return len(self.class_embedding)
 
     def forward(self, images: Tensor, positions: Tensor | None = None) -> dict[str, Tensor]:
         """Encode normalised images.
@@ -318,10 +224,7 @@ class CLIPViT(Backbone):
             if self.prompts is not None and index <= len(prompts):
                 layer = prompts[index] if index < len(prompts) else None
                 tokens = self.prompts.insert(tokens, layer, num_patches)
-            if self.use_checkpoint and self.training:
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
+            tokens = self.run_block(block, tokens)
         if self.last_block != "clip":
             dense, keys = run_last_block(blocks[-1], tokens, self.last_block, grid)
             return dense, dense if self._reads_class_token else blocks[-1](tokens), keys
@@ -329,20 +232,13 @@ class CLIPViT(Backbone):
         return tokens, tokens, None
 
     def active_blocks(self) -> Sequence[Block]:
-        """Return the blocks of training, or their copies in the type of inference.
+        """Return the blocks of training, or their copies in the type of inference."""
+        return self.in_inference_dtype(self.blocks, self._converted_blocks)
 
-        The copies are made once; frozen as they are, the blocks change by loading or moving only.
-        """
-        if self.training or self.inference_dtype is torch.float32:
-            return self.blocks
-        key = tuple(map(tensor_identity, self.blocks.parameters()))
-        # A name of its own: another thread may replace the cache at any time.
-        cache = self._converted
-        if key not in cache:
-            blocks = tuple(block.converted(self.inference_dtype) for block in self.blocks)
-            self._compile(blocks)
-            self._converted = cache = {key: blocks}
-        return cache[key]
+    def _converted_blocks(self) -> tuple[Block, ...]:
+        blocks = tuple(block.converted(self.inference_dtype) for block in self.blocks)
+        self.compiled(blocks)
+        return blocks
 
     def for_inference(self) -> CLIPViT:
         """Return it with blocks in the type of inference as its own, for graphs; never trained."""
@@ -354,10 +250,6 @@ class CLIPViT(Backbone):
         model.inference_dtype = torch.float32
         return model
 
-    def _compile(self, blocks: Iterable[Block]) -> None:
-        for block in blocks if self.compile_blocks else ():
-            block.compile()
-
     def project(self, tokens: Tensor) -> Tensor:
         """Post-norms and projection: (N, L, W) -> (N, L, D) float32 unit vectors.
 
@@ -367,7 +259,7 @@ class CLIPViT(Backbone):
         tokens = self._post_norm(tokens)
         if self.attn_pool is not None:
             tokens = self.attn_pool.values(tokens)
-        return _unit((self.ln_post(tokens) @ self.proj).float())
+        return unit(self.ln_post(tokens) @ self.proj)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """CLIP's image vector: (N, 1 + n, W) tokens, class token first -> (N, D) float32, unit."""
@@ -380,23 +272,14 @@ class CLIPViT(Backbone):
             tokens = tokens[:, read].mean(1, keepdim=True)
         else:
             tokens = tokens[:, read]
-        return _unit((self.ln_post(tokens) @ self.proj).float().mean(1))
+        return unit((self.ln_post(tokens) @ self.proj).float().mean(1))
 
     def _post_norm(self, tokens: Tensor) -> Tensor:
         return tokens if self.prompts is None else self.prompts.norm(tokens)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Return the (1 + h*w, W) position table for a grid; frozen, so computed once."""
-        table = self.positional_embedding
-        if grid == self.grid_size:
-            return table
-        key = (grid, tensor_identity(table))
-        # A name of its own: another thread may replace the cache at any time.
-        cache = self._position_cache
-        if key not in cache:
-            resized = resize_positions(table, self.grid_size, grid, self.pos_embed_resize)
-            self._position_cache = cache = {key: resized}
-        return cache[key]
+        """Return the (1 + h*w, W) position table for a grid."""
+        return self.positions_of(self.positional_embedding, self.grid_size, grid)
 
     def _load_clip(self, state: Mapping[str, Tensor], path: str) -> None:
         renamed = {}
@@ -422,7 +305,3 @@ class CLIPViT(Backbone):
 def _as_map(vectors: Tensor, grid: tuple[int, int]) -> Tensor:
     """(N, h*w, C) -> (N, C, h, w)."""
     return vectors.transpose(1, 2).unflatten(2, grid)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True)

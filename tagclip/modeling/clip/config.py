@@ -19,7 +19,7 @@ from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["CONFIG_FILE", "HUB", "canonical_name", "check_supported", "is_weight_path",
-           "merges_file", "read_clip_config", "vision_sizes"]  # fmt: skip
+           "merges_file", "open_clip_spelling", "read_clip_config", "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -49,16 +49,21 @@ _ONE_SIZE = ("swin_transformer", "vision_transformer_relpos")
 _LARGEST = 1 << 20
 
 
+def open_clip_spelling(name: str) -> str:
+    """Return open_clip's spelling of a model; OpenAI writes ViT-L/14@336px."""
+    return name.replace("/", "-").replace("@336px", "-336")
+
+
 def canonical_name(name: str) -> str:
     """Return the one spelling of a model: open_clip's name, the path of a json or ``hf-hub:...``.
 
-    OpenAI writes ViT-L/14@336px; a folder is that of the json which open_clip puts beside weights.
+    A folder is that of the json which open_clip puts beside weights.
     """
     if name.endswith(".json") or name.startswith(HUB):
         return name
     if name.startswith(LOCAL):
         return os.path.join(name.removeprefix(LOCAL), CONFIG_FILE)
-    known = name.replace("/", "-").replace("@336px", "-336")
+    known = open_clip_spelling(name)
     file = os.path.join(name, CONFIG_FILE)
     if name.startswith(("/", "./", "../", "~", "$")):
         return file

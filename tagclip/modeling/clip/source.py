@@ -447,8 +447,18 @@ class CLIPSource:
     @property
     def text_content(self) -> list[Any]:
         """What class vectors depend on beside weights and config; [] with CLIP's own tokenizer."""
-        found = self.tokenizer.fingerprint
-        return [found, self.transformer_config] if found or self.transformer_config else []
+        text = self.config["text_cfg"]
+        if not (text.get("hf_tokenizer_name") or text.get("hf_model_name")):
+            return []
+        return [self.tokenizer.fingerprint, self.transformer_config]
+
+    @property
+    def text_sha256(self) -> str:
+        """Checksum (hex) of `text_content`; "" with CLIP's own tokenizer."""
+        content = self.text_content
+        if not content:
+            return ""
+        return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()
 
     def merges(self) -> bytes:
         """Return the gzipped merges of the tokenizer, the model's own or CLIP's.

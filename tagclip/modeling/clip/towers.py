@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tagclip.errors import ConfigError
-from tagclip.modeling.clip.config import check_supported
+from tagclip.modeling.clip.config import check_supported, open_clip_spelling
 
 __all__ = ["Tower", "list_towers"]
 
@@ -41,14 +41,14 @@ def list_towers(words: Sequence[str] = ()) -> Iterator[Tower]:
     """Yield the models of the installed open_clip whose names hold all words, upper case or lower.
 
     Args:
-        words: parts of names, of tags or of the networks of timm.
+        words: parts of names, also in OpenAI's spelling, of tags or of the networks of timm.
     """
     from tagclip.modeling.clip.library import open_clip
 
     for name in open_clip.list_models():
         tower = _describe(name, open_clip.get_model_config(name))
         text = " ".join((name, tower.image, *tower.tags)).lower()
-        if all(word.lower() in text for word in words):
+        if all(open_clip_spelling(word).lower() in text for word in words):
             yield tower
 
 
