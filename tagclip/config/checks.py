@@ -160,9 +160,9 @@ def check_registered(cfg: CfgNode) -> None:
         ("SEM_SEG_HEAD.NAME", cfg.MODEL.SEM_SEG_HEAD.NAME, SEM_SEG_HEADS_REGISTRY),
     ):
         parts = dict(registry)
-        own = [
-            name for name, part in parts.items() if not part.__module__.startswith("detectron2.")
-        ]
+        own = [name for name in parts if not parts[name].__module__.startswith("detectron2.")]
+        # Not in the order in which modules happen to be imported.
+        own.sort()
         if found not in own:
             raise ConfigError(
                 f"MODEL.{key}: found {found!r}{_OF_DETECTRON2 * (found in parts)}, expected "

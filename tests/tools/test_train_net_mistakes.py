@@ -196,7 +196,7 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown backbone": (
         option("MODEL.BACKBONE.NAME", "x"),
-        "...MODEL.BACKBONE.NAME: found 'x', expected CLIPViT",
+        "...MODEL.BACKBONE.NAME: found 'x', expected CLIPTimm or CLIPViT",
     ),
     "processes that a batch was not made for": (
         option("SOLVER.REFERENCE_WORLD_SIZE", 3),
