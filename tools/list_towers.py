@@ -58,22 +58,24 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print a table."""
-    if args.cost:
-        print(f"{machine()}, one thread, float32, random weights; median of {_REPEATS}\n")
-        for line in table(_COSTS, costs(args.words), args.markdown):
-            print(line, flush=True)
-        return
     from dataclasses import asdict
 
     from tagclip.errors import ConfigError
     from tagclip.modeling.clip.towers import list_towers
 
-    towers = list(list_towers(args.words))
+    towers = configs(args.words) if args.cost else list(list_towers(args.words))
     if not towers:
+        what = "config towers/voc_*.yaml" if args.cost else "model of open_clip"
         raise ConfigError(
-            f"{' '.join(args.words)}: found no model of open_clip with these words in its name or "
-            "tags, expected one at least; tagclip towers lists all"
+            f"{' '.join(args.words)}: found no {what} with these words in its name"
+            f"{' or tags' * (not args.cost)}, expected one at least; tagclip "
+            f"{'configs' if args.cost else 'towers'} lists all"
         )
+    if args.cost:
+        print(f"{machine()}, one thread, float32, random weights; median of {_REPEATS}\n")
+        for line in table(_COSTS, costs(towers), args.markdown):
+            print(line, flush=True)
+        return
     if args.json:
         print(json_text([asdict(tower) for tower in towers], indent=1))
         return
@@ -126,18 +128,24 @@ def machine() -> str:
     return f"{processor()}, torch {torch.__version__}"
 
 
-def costs(words: Sequence[str]) -> Iterator[list[str]]:
-    """One row for every tower of the configs towers/voc_*.yaml with all words in its name."""
+def configs(words: Sequence[str]) -> list[str]:
+    """The configs towers/voc_*.yaml with all words in their names."""
+    from tagclip import model_zoo
+
+    names = (name for name in model_zoo.list() if name.startswith("towers/voc_"))
+    return [name for name in names if all(word.lower() in name for word in words)]
+
+
+def costs(names: Sequence[str]) -> Iterator[list[str]]:
+    """One row for the tower of each config."""
     import torch
     from detectron2.modeling import build_backbone
 
-    from tagclip import load_config, model_zoo
+    from tagclip import load_config
     from tagclip.analysis.model_cost import ModelAnalysis
 
     torch.set_num_threads(1)
-    for name in model_zoo.list():
-        if not name.startswith("towers/voc_") or not all(word in name for word in words):
-            continue
+    for name in names:
         cfg = load_config(name, ["MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu"])
         net = build_backbone(cfg).eval()
         side = -(-cfg.INPUT.MIN_SIZE_TEST // net.patch_size) * net.patch_size

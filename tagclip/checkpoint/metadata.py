@@ -20,7 +20,7 @@ from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import canonical_name, is_weight_path
+from tagclip.modeling.clip.config import LOCAL, canonical_name
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import json_text, listed, one_line, shortened
@@ -131,8 +131,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         clip_keys.NAME = _absolute(name)
     if clip_keys.TOKENIZER:
         clip_keys.TOKENIZER = _absolute(clip_keys.TOKENIZER)
-    if is_weight_path(clip_keys.PRETRAINED):
-        clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED)
+    if CLIPSource.from_config(cfg).is_local:
+        clip_keys.PRETRAINED = _absolute(clip_keys.PRETRAINED.removeprefix(LOCAL))
     # The backbone's old name says it without the key.
     clip_keys.LAST_BLOCK = getattr(model.backbone, "last_block", clip_keys.LAST_BLOCK)
     config = _portable(cfg, os.path.abspath(folder or cfg.OUTPUT_DIR))

@@ -81,8 +81,9 @@ class WindowModel(nn.Module):
         super().__init__()
         if not isinstance(model.backbone, CLIPViT):
             raise ConfigError(
-                f"MODEL.BACKBONE.NAME: found {type(model.backbone).__name__}, expected CLIPViT; "
-                "other backbones cannot be exported"
+                f"MODEL.BACKBONE.NAME: found {type(model.backbone).__name__}, expected CLIPViT, "
+                "whose towers alone can be exported: those that tagclip towers calls ViT; train "
+                "with such a MODEL.CLIP.NAME"
             )
         bank = model.text_bank
         if vocabulary is None:

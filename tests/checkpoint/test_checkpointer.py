@@ -74,6 +74,18 @@ def test_names_on_a_hub_are_no_paths(tiny_cfg: CfgNode) -> None:
     assert config["MODEL"]["CLIP"]["PRETRAINED"] == "hf-hub:somebody/weights"
 
 
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_folder_of_weights_is_found_from_elsewhere(
+    tiny_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+) -> None:
+    cfg, model = build(tiny_cfg)
+    (tmp_path / "weights").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg.MODEL.CLIP.PRETRAINED, cfg.OUTPUT_DIR = f"{prefix}weights", str(tmp_path / "run")
+    config = yaml.safe_load(checkpoint_metadata(cfg, model)["config"])
+    assert config["MODEL"]["CLIP"]["PRETRAINED"] == "./../weights"
+
+
 def test_size_is_the_trained_tensors_and_two_moments(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     """Optimizer and trainer both hold the optimizer's state: it is stored once."""
     cfg, model = build(tiny_cfg)

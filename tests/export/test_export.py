@@ -242,7 +242,7 @@ def test_other_backbones_are_refused(checkpoint: Path) -> None:
     predictor = load(checkpoint)
     predictor.model.backbone = torch.nn.Identity()
     action = lambda: WindowModel(predictor.model, Vocabulary.from_names(["a"], seen=[True]))  # noqa: E731
-    fails(ConfigError, action, "MODEL.BACKBONE.NAME", "Identity")
+    fails(ConfigError, action, "MODEL.BACKBONE.NAME", "Identity", "such a MODEL.CLIP.NAME")
 
 
 def test_a_resize_that_no_runtime_repeats_is_refused(checkpoint: Path) -> None:

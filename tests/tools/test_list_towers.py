@@ -71,9 +71,11 @@ def test_a_table_has_a_row_for_each(tool: ModuleType, capsys: pytest.CaptureFixt
 
 
 def test_unknown_words_are_one_line(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ConfigError, match="siglip9: found no model of open_clip") as error:
-        run(tool, capsys, "siglip9")
-    assert "\n" not in str(error.value)
+    for options, what in ((), "model of open_clip"), (("--cost",), "config towers/voc_"):
+        with pytest.raises(ConfigError, match=f"siglip9: found no {what}") as error:
+            run(tool, capsys, "siglip9", *options)
+        assert "\n" not in str(error.value)
+    assert not capsys.readouterr().out
 
 
 def test_the_table_of_the_documents_is_that_of_the_installed_open_clip(
@@ -92,7 +94,7 @@ def test_json_is_the_list_alone(tool: ModuleType, other: str) -> None:
 def test_a_cost_has_the_sizes_of_its_config(
     tool: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = run(tool, capsys, "--cost", "mobileclip2").splitlines()[-1].split()
+    line = run(tool, capsys, "--cost", "MobileCLIP2").splitlines()[-1].split()
     # A ViT-B of 86 million parameters.
     assert line[:4] == ["towers/voc_mobileclip2_b.yaml", "MobileCLIP2-B", "512x512", "32x32"]
     assert 80 < float(line[4]) < 95 and float(line[5]) > 80 and float(line[6]) > 0

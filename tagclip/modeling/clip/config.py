@@ -18,8 +18,9 @@ from tagclip.modeling.clip.tokenizer import tokenizer_problems
 from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["CONFIG_FILE", "HUB", "canonical_name", "check_supported", "is_weight_path",
-           "merges_file", "open_clip_spelling", "read_clip_config", "vision_sizes"]  # fmt: skip
+__all__ = ["CONFIG_FILE", "HUB", "LOCAL", "canonical_name", "check_supported",
+           "is_weight_path", "merges_file", "open_clip_spelling", "read_clip_config",
+           "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
 LOCAL, HUB = "local-dir:", "hf-hub:"

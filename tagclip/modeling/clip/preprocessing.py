@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from detectron2.config import CfgNode
+from detectron2.utils.logger import log_first_n
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.clip.pixels import compare_statistics, statistics
@@ -99,10 +100,13 @@ def _of_all_tags(source: CLIPSource, setting: str, *keys: str) -> dict[str, Any]
             f"({'; '.join(lines)}); name the tag as MODEL.CLIP.PRETRAINED, or give numbers"
         )
     if tags:
-        logger.info(
-            "%s: nothing beside it says how images were prepared; taken from the tags of %s",
-            source.pretrained, source.name,
-        )  # fmt: skip
+        log_first_n(
+            logging.INFO,
+            f"{source.pretrained}: nothing beside it says how images were prepared; taken from the "
+            f"tags of {source.name}",
+            key="message",
+            name=__name__,
+        )
     found = configs[0]
     if "mean" in keys:
         return statistics(found["mean"], found["std"])

@@ -18,6 +18,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip.config import (
     CONFIG_FILE,
     HUB,
+    LOCAL,
     canonical_name,
     check_supported,
     is_weight_path,
@@ -74,7 +75,8 @@ class CLIPSource:
             name: see `read_clip_config`. In a model json, text_cfg may hold ``"tokenizer_kwargs":
                 {"bpe_path": FILE}``, a merges file beside it.
             pretrained: open_clip tag, ``hf-hub:ORGANISATION/REPOSITORY``, path of a file or folder
-                that `read_clip_weights` reads, or "" for random weights (always the same ones).
+                that `read_clip_weights` reads (``local-dir:FOLDER`` is the same), or "" for random
+                weights (always the same ones).
             cache_dir: folder for downloads; "" is huggingface_hub's default.
             sha256: expected checksum of the weight file; "" accepts any, except a TorchScript
                 archive that is not one of OpenAI's.
@@ -84,7 +86,8 @@ class CLIPSource:
                 tower of transformers; "" takes what open_clip's config names from the folder of
                 the config or from the hub.
         """
-        self.name, self.pretrained = expand_path(canonical_name(name)), expand_path(pretrained)
+        self.name = expand_path(canonical_name(name))
+        self.pretrained = expand_path(pretrained.removeprefix(LOCAL))
         self._cache_dir, self._expected_sha256 = expand_path(cache_dir), sha256.lower()
         self._json, self._merges = json, merges
         self._tokenizer_folder = expand_path(tokenizer)
