@@ -123,6 +123,19 @@ def test_it_equals_encode_image_at_its_own_and_other_sizes(name: str, tmp_path: 
         assert_equal(vit(batch), reference(other.double().visual, batch))
 
 
+@torch.no_grad()
+def test_resized_positions_follow_their_table(tmp_path: Path) -> None:
+    """They are kept from image to image, but not when other weights are loaded meanwhile."""
+    config = config_of()
+    model, batch = random_clip(config), images(3, 5)
+    vit = build(model, config, tmp_path)
+    vit(batch)
+    for tower in (vit, model.visual):
+        tower.positional_embedding.mul_(2)
+    expected = of_size(model, config, [48, 80]).encode_image(batch, normalize=True)
+    assert (vit(batch)["clip_global"] - expected).abs().max() < 1e-5
+
+
 def make_prompts(width: int) -> DeepPrompts:
     torch.manual_seed(0)
     prompts = DeepPrompts(num_tokens=3, width=width, depth=3, patch_size=16, dropout=0.0)

@@ -15,10 +15,12 @@ from helpers.clip_files import write_json
 from helpers.text_models import TEXTS, kind_of, save_text_model, save_tokenizer
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from tagclip import TextBank
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.text_tower import TextTower
 
 _VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 _HIDDEN = {"mt5": "d_model", "nllb": "d_model"}
@@ -126,3 +128,23 @@ def test_every_text_tower_is_open_clips(name: str, models: Path) -> None:
     causal = ("ViT-B-16", "MobileCLIP2-B", "PE-Core-B-16", "ViT-H-14-worldwide", "roberta-ViT-B-32")
     others = ("MobileCLIP2-S0", "ViT-B-16-SigLIP2", "ViT-L-14-CLIPA", "coca_ViT-B-32")
     assert name not in (others if exact else causal)
+
+
+@pytest.mark.parametrize("pool", ["argmax", "eos"])
+def test_padding_that_is_read_is_not_cut(pool: str) -> None:
+    """Padding may have the largest id or that of the end: then the first of it is what is read, and
+    the longest text has none of its own."""
+    torch.manual_seed(0)
+    tower = TextTransformer(
+        context_length=12, vocab_size=50, width=16, heads=2, layers=2, output_dim=8,
+        pool_type=pool, pad_id=49, eos_id=49,
+    ).eval()  # fmt: skip
+    rows = [[1, 5, 6, 7, 48], [1, 8, 48]]
+    wrapped = TextTower(copy.deepcopy(tower), context_length=12, pad_id=49).eval()
+
+    def padded(length: int) -> Tensor:
+        return torch.tensor([row + [49] * (length - len(row)) for row in rows])
+
+    with torch.no_grad():
+        expected, found = tower(padded(12)), wrapped(padded(wrapped.length(rows)))
+    assert torch.allclose(found, expected, atol=1e-6)
