@@ -19,7 +19,7 @@ from tagclip.checkpoint.reading import find_weights, read_checkpoint
 from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
-from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip import CLIPSource, resolve_pixels
 from tagclip.modeling.clip.config import canonical_name, is_weight_path
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
@@ -112,8 +112,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         folder: of the checkpoint, to which absolute paths become relative; "" is ``OUTPUT_DIR``.
 
     Returns:
-        ``format``, ``config`` (yaml text), ``clip_sha256``, ``clip_text_sha256`` (of a tokenizer of
-        transformers, "" of CLIP's own), ``quick_gelu``,
+        ``format``, ``config`` (yaml text, with the numbers of `resolve_pixels`), ``clip_sha256``,
+        ``clip_text_sha256`` (of a tokenizer of transformers, "" of CLIP's own), ``quick_gelu``,
         ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance``; the contents of files that
@@ -123,7 +123,7 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
     Raises:
         TagCLIPError: such a file is missing.
     """
-    cfg = cfg.clone()
+    cfg = resolve_pixels(cfg).clone()
     cfg.defrost()
     clip_keys = cfg.MODEL.CLIP
     name = canonical_name(clip_keys.NAME)
