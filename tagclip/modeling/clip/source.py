@@ -160,8 +160,13 @@ class CLIPSource:
         # Nothing is looked for that an unsupported model could not use.
         _ = self.config, self.tokenizer_folder, self.transformer_config
         if self.pretrained.startswith(HUB):
-            repository = {"hf_hub": f"{self.pretrained.removeprefix(HUB)}/"}
-            return fetch_tag(self.pretrained, repository, self._cache_dir)
+            repository = self.pretrained.removeprefix(HUB)
+            file = fetch_tag(self.pretrained, {"hf_hub": f"{repository}/"}, self._cache_dir)
+            # Says beside them with which activation and which images they were trained.
+            label, setting = f"{self.name}: its weights {self.pretrained}", "MODEL.CLIP.PRETRAINED"
+            setting = f"{setting} to a folder with it and the weights"
+            fetch_config(label, repository, CONFIG_FILE, self._cache_dir, setting)
+            return file
         if self.is_local:
             return find_weight_file(Path(self.pretrained))
         if not self._tag:
