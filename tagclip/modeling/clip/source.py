@@ -47,11 +47,11 @@ from tagclip.utils.skip_init import SkipInit
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import read_gzip
 
-__all__ = ["CLIPSource"]
+__all__ = ["MERGES_BYTES", "CLIPSource"]
 
 _RANDOM_SEED = 0
-# Ten times CLIP's own merges, unpacked.
-_MERGES_BYTES = 32 << 20
+MERGES_BYTES = 32 << 20
+"""Most bytes of merges, unpacked: ten times CLIP's own."""
 
 
 class CLIPSource:
@@ -451,19 +451,23 @@ class CLIPSource:
 
     @property
     def text_content(self) -> list[Any]:
-        """What class vectors depend on beside weights and config; [] with CLIP's own tokenizer."""
-        text = self.config["text_cfg"]
-        if not (text.get("hf_tokenizer_name") or text.get("hf_model_name")):
-            return []
-        return [self.tokenizer.fingerprint, self.transformer_config]
+        """What class vectors depend on beside weights and config; [] with CLIP's own merges."""
+        if self._is_of_transformers:
+            return [self.tokenizer.fingerprint, self.transformer_config]
+        merges = self._merges_content()
+        return [] if merges is None else [hashlib.sha256(merges).hexdigest()]
 
     @property
     def text_sha256(self) -> str:
-        """Checksum (hex) of `text_content`; "" with CLIP's own tokenizer."""
-        content = self.text_content
-        if not content:
+        """Checksum (hex) of `text_content` with a tokenizer of transformers, "" of byte pairs."""
+        if not self._is_of_transformers:
             return ""
-        return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json_text(self.text_content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _is_of_transformers(self) -> bool:
+        text = self.config["text_cfg"]
+        return bool(text.get("hf_tokenizer_name") or text.get("hf_model_name"))
 
     def merges(self) -> bytes:
         """Return the gzipped merges of the tokenizer, the model's own or CLIP's.
@@ -484,7 +488,7 @@ class CLIPSource:
             raise ConfigError(f"{self.name}: its tokenizer file {path} is missing; restore it")
         try:
             content = b64decode(self._merges) if self._merges else path.read_bytes()
-            read_gzip(BytesIO(content), _MERGES_BYTES).decode("utf-8")
+            read_gzip(BytesIO(content), MERGES_BYTES).decode("utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{self.name}: its tokenizer file {path} cannot be read ({error}), expected a "

@@ -52,6 +52,8 @@ _MARKS = "▁Ġ# "
 # From here on a character is a word or a syllable (CJK, kana, Hangul), below it is a letter.
 _FIRST_SYLLABLE = "\u2e80"
 _TRIED = "a photo of a cat"
+# What its files say of a tokenizer beside its model, and ids depend on.
+_ATTRIBUTES = ("special_tokens_map", "padding_side", "truncation_side", "split_special_tokens")
 
 
 class TextTokenizer(Protocol):
@@ -254,7 +256,8 @@ class HuggingFaceTokenizer:
         content = json_text(
             backend.to_str() if backend else sorted(self._tokenizer.get_vocab().items())
         )
-        special = json_text(self._tokenizer.special_tokens_map, default=str, sort_keys=True)
+        others = [getattr(self._tokenizer, key, None) for key in _ATTRIBUTES]
+        special = json_text(others, default=str, sort_keys=True)
         return hashlib.sha256(f"{content}{special}".encode()).hexdigest()
 
     def _read(self, texts: Sequence[str]) -> list[list[int]]:

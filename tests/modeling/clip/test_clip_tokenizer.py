@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -290,11 +291,33 @@ def test_the_fingerprint_of_class_vectors(tiny_clip_json: str, tmp_path: Path) -
     source = model(tmp_path / "a", "xlm")
     before = TextBank(source=source, templates=templates).fingerprint(vocabulary)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    file = tmp_path / "b" / "tokenizer.json"
     again = CLIPSource(source.name, tokenizer=str(tmp_path / "b"))
     assert TextBank(source=again, templates=templates).fingerprint(vocabulary) == before
-    tree = json.loads(file.read_text())
+    tree = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
     tree["model"]["vocab"][10][1] -= 1
-    file.write_text(json.dumps(tree))
-    other = CLIPSource(source.name, tokenizer=str(tmp_path / "b"))
-    assert TextBank(source=other, templates=templates).fingerprint(vocabulary) != before
+    config = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    sides = ("padding_side", "truncation_side")
+    contents = [
+        ("tokenizer.json", tree),
+        *(("tokenizer_config.json", config | {side: "left"}) for side in sides),
+        ("tokenizer_config.json", config | {"split_special_tokens": True}),
+    ]
+    for file, content in contents:
+        other = tmp_path / "other"
+        shutil.copytree(tmp_path / "a", other)
+        write_json(other / file, content)
+        found = TextBank(
+            source=CLIPSource(source.name, tokenizer=str(other)), templates=templates
+        ).fingerprint(vocabulary)
+        assert found != before, content
+        shutil.rmtree(other)
+
+
+def test_other_merges_are_another_tokenizer(tmp_path: Path) -> None:
+    """Their name, and so the model json, stays the same."""
+    vocabulary, found = class_list(["cat"]), []
+    for merges in ("a b\nb c", "b c\na b", "b c\na b"):
+        (tmp_path / "merges.gz").write_bytes(gzip.compress(f"#version\n{merges}\n".encode()))
+        source = model(tmp_path, tokenizer_kwargs={"bpe_path": "merges.gz"}, vocab_size=49408)
+        found.append(TextBank(source=source, templates=("a {}",)).fingerprint(vocabulary))
+    assert found[0] != found[1] == found[2]
