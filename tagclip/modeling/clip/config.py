@@ -62,10 +62,11 @@ def canonical_name(name: str) -> str:
 
     A folder is that of the json which open_clip puts beside weights.
     """
+    if name.startswith(LOCAL):
+        place = name.removeprefix(LOCAL)
+        return place if place.endswith(".json") else os.path.join(place, CONFIG_FILE)
     if name.endswith(".json") or name.startswith(HUB):
         return name
-    if name.startswith(LOCAL):
-        return os.path.join(name.removeprefix(LOCAL), CONFIG_FILE)
     known = open_clip_spelling(name)
     file = os.path.join(name, CONFIG_FILE)
     if name.startswith(("/", "./", "../", "~", "$")):

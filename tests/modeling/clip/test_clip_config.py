@@ -178,6 +178,8 @@ def test_a_local_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
             named = CLIPSource(name, place)
             assert named.config == TINY_CLIP
             assert named.state_dict().keys() == random_clip().state_dict().keys()
+            file = f"{name.rstrip('/')}/open_clip_config.json"
+            assert CLIPSource(file, place).config == TINY_CLIP
             other = CLIPSource(name, "openai")
             there = os.path.expandvars(os.path.expanduser(place)).rstrip("/")
             fails(CheckpointError, lambda other=other: other.path, "'openai'", f"set it to {there}")
