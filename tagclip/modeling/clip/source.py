@@ -358,6 +358,13 @@ class CLIPSource:
                 f"{self.name}: found vocab_size {size}, expected {len(tokenizer)}, the tokens of "
                 f"{of}; restore the file that the model was trained with"
             )
+        end = tokenizer.tokenize([""])[0][-1]
+        if text.get("pool_type") == "eos" and text.get("eos_id", 2) != end:
+            raise ConfigError(
+                f"{self.name}: found text_cfg.eos_id {text.get('eos_id', 2)}, where the text tower "
+                f"is read, expected {end}, the end token of CLIP's byte pairs; restore the file "
+                "that the model was trained with"
+            )
         return tokenizer
 
     @cached_property

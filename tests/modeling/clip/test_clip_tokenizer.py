@@ -278,6 +278,18 @@ def test_clips_own_tokenizer_may_have_more_tokens_than_the_tower(tmp_path: Path)
     fails(ConfigError, lambda: source.tokenizer, "vocab_size 1000", "expected 49408")
 
 
+def test_byte_pairs_end_where_the_tower_is_read(tmp_path: Path) -> None:
+    """open_clip reads the start token otherwise, which is the same for all texts."""
+    for end in (2, 49406):
+        source = model(tmp_path, pool_type="eos", eos_id=end, vocab_size=49408)
+        fails(ConfigError, source.text_tower, source.name, f"eos_id {end}", "expected 49407")
+    read = model(tmp_path, pool_type="eos", eos_id=49407, vocab_size=49408)
+    vectors = TextBank(source=read, templates=("{}",))(class_list(["cat"], ["sky"]))
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-3
+    unsaid = model(tmp_path, pool_type="eos", vocab_size=49408)
+    fails(ConfigError, unsaid.text_tower, "eos_id 2")
+
+
 # What class vectors depend on
 
 
