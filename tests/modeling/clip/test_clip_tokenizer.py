@@ -223,6 +223,17 @@ def test_a_tokenizer_without_tokens_is_refused(tmp_path: Path) -> None:
     fails(ConfigError, lambda: source.tokenizer, tmp_path, "has no tokens", "fetch it again")
 
 
+def test_a_tokenizer_that_fails_at_unknown_words_is_refused(tmp_path: Path) -> None:
+    """Before any image is read, whatever the words."""
+    source = model(tmp_path, "bert")
+    tree = json.loads((tmp_path / "tokenizer.json").read_text())
+    tree["model"]["unk_token"] = "<unk>"
+    write_json(tmp_path / "tokenizer.json", tree)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    write_json(tmp_path / "tokenizer_config.json", config | {"unk_token": "<pad>"})
+    fails(ConfigError, lambda: source.tokenizer, tmp_path, "cannot be used", "fetch it again")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "found"),
     [
