@@ -224,6 +224,11 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
                 f"--method: found {given}, too, expected no trained model and no config: "
                 f"{args.method} is CLIP alone; leave one of them out"
             )
+        if "MODEL.CLIP.LAST_BLOCK" in opts[0::2]:
+            raise ConfigError(
+                f"--method: found {args.method} and MODEL.CLIP.LAST_BLOCK, expected one of "
+                "them, as they say the same; leave out the key"
+            )
         return load_config(METHOD_CONFIG, ["MODEL.CLIP.LAST_BLOCK", args.method, *opts])
     if not args.config_file:
         if not weights and not MINIBENCH.is_file():

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
@@ -23,6 +23,8 @@ from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
     from tagclip.modeling.clip.towers import Tower
 
 _HEADER = ("name", "image tower", "pixels", "dim", "text tower", "tokenizer", "tags", "here")
@@ -58,24 +60,29 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print a table."""
-    from dataclasses import asdict
-
     from tagclip.errors import ConfigError
-    from tagclip.modeling.clip.towers import list_towers
 
-    towers = configs(args.words) if args.cost else list(list_towers(args.words))
-    if not towers:
-        what = "config towers/voc_*.yaml" if args.cost else "model of open_clip"
-        raise ConfigError(
-            f"{' '.join(args.words)}: found no {what} with these words in its name"
-            f"{' or tags' * (not args.cost)}, expected one at least; tagclip "
-            f"{'configs' if args.cost else 'towers'} lists all"
-        )
     if args.cost:
+        configs = costed(args.words)
+        if not configs:
+            raise ConfigError(
+                f"{' '.join(args.words)}: found no config towers/voc_*.yaml with these words "
+                "in its name or its CLIP's, expected one at least; tagclip configs lists them"
+            )
         print(f"{machine()}, one thread, float32, random weights; median of {_REPEATS}\n")
-        for line in table(_COSTS, costs(towers), args.markdown):
+        for line in table(_COSTS, costs(configs), args.markdown):
             print(line, flush=True)
         return
+    from dataclasses import asdict
+
+    from tagclip.modeling.clip.towers import list_towers
+
+    towers = list(list_towers(args.words))
+    if not towers:
+        raise ConfigError(
+            f"{' '.join(args.words)}: found no model of open_clip with these words in its name or "
+            "tags, expected one at least; tagclip towers lists all"
+        )
     if args.json:
         print(json_text([asdict(tower) for tower in towers], indent=1))
         return
@@ -128,25 +135,27 @@ def machine() -> str:
     return f"{processor()}, torch {torch.__version__}"
 
 
-def configs(words: Sequence[str]) -> list[str]:
-    """The configs towers/voc_*.yaml with all words in their names."""
-    from tagclip import model_zoo
+def costed(words: Sequence[str]) -> dict[str, CfgNode]:
+    """Configs towers/voc_*.yaml with all words in their names or those of their CLIPs."""
+    from tagclip import load_config, model_zoo
+    from tagclip.modeling.clip.config import open_clip_spelling
 
-    names = (name for name in model_zoo.list() if name.startswith("towers/voc_"))
-    return [name for name in names if all(word.lower() in name for word in words)]
+    opts = ["MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu"]
+    configs = {n: load_config(n, opts) for n in model_zoo.list() if n.startswith("towers/voc_")}
+    texts = {n: open_clip_spelling(f"{n} {cfg.MODEL.CLIP.NAME}") for n, cfg in configs.items()}
+    words = [open_clip_spelling(word).lower() for word in words]
+    return {n: cfg for n, cfg in configs.items() if all(w in texts[n].lower() for w in words)}
 
 
-def costs(names: Sequence[str]) -> Iterator[list[str]]:
-    """One row for the tower of each config."""
+def costs(configs: Mapping[str, CfgNode]) -> Iterator[list[str]]:
+    """One row for every config."""
     import torch
     from detectron2.modeling import build_backbone
 
-    from tagclip import load_config
     from tagclip.analysis.model_cost import ModelAnalysis
 
     torch.set_num_threads(1)
-    for name in names:
-        cfg = load_config(name, ["MODEL.CLIP.PRETRAINED", "", "MODEL.DEVICE", "cpu"])
+    for name, cfg in configs.items():
         net = build_backbone(cfg).eval()
         side = -(-cfg.INPUT.MIN_SIZE_TEST // net.patch_size) * net.patch_size
         image = torch.randn(1, 3, side, side)

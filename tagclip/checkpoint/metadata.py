@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
+from io import BytesIO
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_origin
@@ -19,12 +22,13 @@ from tagclip.checkpoint.reading import find_weights, read_checkpoint
 from tagclip.config.loading import build_config, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
-from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import LOCAL, canonical_name
+from tagclip.modeling.clip import CLIPSource, resolve_pixels
+from tagclip.modeling.clip.config import LOCAL, canonical_name, model_options
+from tagclip.modeling.clip.source import MERGES_BYTES
 from tagclip.projects import same_project_file
 from tagclip.structures.provenance import Provenance, Stage
 from tagclip.utils.text import json_text, listed, one_line, shortened
-from tagclip.utils.untrusted import load_yaml
+from tagclip.utils.untrusted import load_yaml, read_gzip
 
 __all__ = [
     "changed_keys",
@@ -48,6 +52,7 @@ _FINGERPRINTS = {
     "quick_gelu": "MODEL.CLIP.NAME",
     "trusty_target": "MODEL.TAGCLIP.TRUSTY.TARGET",
 }
+_MODEL = "MODEL.CLIP.NAME"
 # What the tensors compute depends on these keys, too, and no shape tells.
 _FUNCTION_KEYS = (
     "INPUT.FORMAT",
@@ -112,8 +117,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         folder: of the checkpoint, to which absolute paths become relative; "" is ``OUTPUT_DIR``.
 
     Returns:
-        ``format``, ``config`` (yaml text), ``clip_sha256``, ``clip_text_sha256`` (of a tokenizer of
-        transformers, "" of CLIP's own), ``quick_gelu``,
+        ``format``, ``config`` (yaml text, with the numbers of `resolve_pixels`), ``clip_sha256``,
+        ``clip_text_sha256`` (of a tokenizer of transformers, "" of CLIP's own), ``quick_gelu``,
         ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance``; the contents of files that
@@ -123,7 +128,7 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
     Raises:
         TagCLIPError: such a file is missing.
     """
-    cfg = cfg.clone()
+    cfg = resolve_pixels(cfg).clone()
     cfg.defrost()
     clip_keys = cfg.MODEL.CLIP
     name = canonical_name(clip_keys.NAME)
@@ -350,6 +355,7 @@ def metadata_differences(
     """
     rows = [(key, saved.get(key), own.get(key), mend) for key, mend in _FINGERPRINTS.items()]
     rows += [(*row, row[0]) for row in _config_values(saved, own, _FUNCTION_KEYS)]
+    rows += _model_rows(saved, own)
     differences = [
         f"{key}: found {found}, expected {expected} ({mend})"
         for key, found, expected, mend in rows
@@ -405,6 +411,32 @@ def _config_values(
     for key in keys:
         found, expected = (reduce(_child, key.split("."), config) for config in configs)
         yield key, found, expected
+
+
+def _model_rows(saved: dict[str, Any], own: dict[str, Any]) -> Iterator[tuple[str, Any, Any, str]]:
+    """What differs in CLIP's model json and in the merges beside it, where both sides have them."""
+    for name, read in (("clip_json", model_options), ("clip_merges", _merges_options)):
+        texts = [data.get(name) or "" for data in (saved, own)]
+        if not all(texts) or texts[0] == texts[1]:
+            continue
+        try:
+            found, expected = map(read, texts)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            yield (
+                name,
+                f"none that can be read ({one_line(error):.60})",
+                "that of the config",
+                _MODEL,
+            )
+            continue
+        for key in sorted(found.keys() | expected.keys()):
+            yield f"{name} {key}", _value(found.get(key)), _value(expected.get(key)), _MODEL
+
+
+def _merges_options(text: str) -> dict[str, str]:
+    # The same merges may be packed otherwise.
+    content = read_gzip(BytesIO(b64decode(text)), MERGES_BYTES)
+    return {"sha256": hashlib.sha256(content).hexdigest()}
 
 
 def _child(node: Any, part: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from helpers.clip_files import TINY_CLIP
+from helpers.clip_files import FORMATS, TINY_CLIP, random_clip, tiny_config, write_json
 from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny, trained
 
 from tagclip.checkpoint import read_checkpoint
@@ -90,6 +91,44 @@ def test_a_checkpoint_trained_otherwise_is_refused(
     for purpose in ({}, {"optimizer": build_optimizer(cfg, model)}):
         with pytest.raises(CheckpointError, match=message):
             checkpointer(cfg, model, saved.parent, **purpose).load(str(saved), checkpointables=[])
+
+
+# What is changed in the json or beside it -> what is said; "" is the same model.
+OTHER_MODELS = {
+    "heads": ({"vision_head_width": 32}, "", r"vision_cfg\.head_width: found 16, expected 32"),
+    "text heads": ({"text_heads": 2}, "", r"text_cfg\.heads: found 4, expected 2"),
+    "case": ({"text_tokenizer_kwargs": {"bpe_path": "m.gz", "clean": "whitespace"}}, "",
+             r"text_cfg\.tokenizer_kwargs: found .*expected .*whitespace"),
+    "merges": ({}, "b c\na b", r"clip_merges sha256: found \w{64}, expected \w{64}"),
+    "a default spelt out": ({"vision_mlp_ratio": 4.0}, "", ""),
+    "packed anew": ({}, "a b\nb c", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_MODELS)
+def test_another_model_json_or_other_merges_are_another_model(
+    kind: str, tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    """Neither the weights nor any shape tell it."""
+    options, merges, said = OTHER_MODELS[kind]
+    weights = FORMATS["open_clip .safetensors"](random_clip(), tmp_path)
+    for folder, changes, text in (("a", {}, "a b\nb c"), ("b", options, merges or "a b\nb c")):
+        (tmp_path / folder).mkdir()
+        changes = {"text_tokenizer_kwargs": {"bpe_path": "m.gz"}} | changes
+        write_json(tmp_path / folder / "clip.json", tiny_config(**changes))
+        packed = gzip.compress(f"#version\n{text}\n".encode(), mtime=ord(folder))
+        (tmp_path / folder / "m.gz").write_bytes(packed)
+    clip = {"MODEL__CLIP__PRETRAINED": str(weights)}
+    cfg, model = build(tiny_cfg, MODEL__CLIP__NAME=str(tmp_path / "a" / "clip.json"), **clip)
+    checkpointer(cfg, model, tmp_path).save("model")
+    cfg, model = build(tiny_cfg, MODEL__CLIP__NAME=str(tmp_path / "b" / "clip.json"), **clip)
+    other = checkpointer(cfg, model, tmp_path)
+    if not said:
+        other.load(str(tmp_path / "model.pth"))
+        return
+    with pytest.raises(CheckpointError, match=rf"{said}.* \(MODEL\.CLIP\.NAME\)") as caught:
+        other.load(str(tmp_path / "model.pth"))
+    assert "\n" not in str(caught.value)
 
 
 def test_another_activation_in_the_model_json_is_another_model(

@@ -11,10 +11,12 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from helpers.clip_files import fails, random_clip, tiny_config, write_json
+from helpers.tiny_checkpoint import build, checkpointer
 from helpers.tiny_export import (
     ODD,
     SQUARE,
     THIN,
+    TOLERANCE,
     WIDE,
     WORDS,
     assert_equal,
@@ -25,7 +27,7 @@ from helpers.tiny_export import (
 )
 from helpers.tiny_export import checkpoint as checkpoint
 from helpers.tiny_export import clip_weights as clip_weights
-from helpers.tiny_run import changed
+from helpers.tiny_run import changed, maskclip_parts
 from safetensors.torch import save_file
 
 from tagclip import Vocabulary
@@ -39,6 +41,7 @@ from tagclip.export.onnx import (
     to_torchscript,
 )
 from tagclip.export.recipe import export_recipe
+from tagclip.projects import import_projects
 
 
 @pytest.mark.parametrize(
@@ -111,6 +114,24 @@ def test_other_towers_of_open_clip(
     for shape in (SQUARE, ODD):
         images = noise(2, shape)
         assert_equal(exporting.RUNNERS[kind](content)(images), eager(predictor, images))
+
+
+@pytest.mark.parametrize("method", ["sclip", "naclip"])
+def test_a_last_block_of_any_size(method: str, tiny_cfg: CfgNode, clip_weights: str) -> None:
+    """A window of patches, as NACLIP's, is that of each image."""
+    pytest.importorskip("onnxruntime")
+    cfg = changed(
+        tiny_cfg, "MODEL.CLIP.PRETRAINED", clip_weights, *maskclip_parts(),
+        "MODEL.CLIP.LAST_BLOCK", method,
+    )  # fmt: skip
+    import_projects(cfg.PROJECTS)
+    cfg, model = build(cfg)
+    checkpointer(cfg, model, Path(cfg.OUTPUT_DIR)).save("model_final")
+    predictor = load(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    run = exporting.RUNNERS["onnx"](to_onnx(WindowModel(predictor.model, predictor.vocabulary)))
+    images = noise(1, WIDE)
+    # Classes of random weights score alike.
+    np.testing.assert_allclose(run(images)[0], eager(predictor, images)[0], atol=TOLERANCE)
 
 
 def test_torchscript_holds_no_paths(checkpoint: Path, repository: Path) -> None:

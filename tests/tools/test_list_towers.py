@@ -98,3 +98,27 @@ def test_a_cost_has_the_sizes_of_its_config(
     # A ViT-B of 86 million parameters.
     assert line[:4] == ["towers/voc_mobileclip2_b.yaml", "MobileCLIP2-B", "512x512", "32x32"]
     assert 80 < float(line[4]) < 95 and float(line[5]) > 80 and float(line[6]) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["MobileCLIP2-B"], ["mobileclip2_b"]),
+        (["SigLIP2", "L16"], ["siglip2_l16"]),
+        (["PE-Core-L-14-336"], ["pe_core_l14"]),
+        (["PE-Core-L/14@336px"], ["pe_core_l14"]),
+        (["towers/voc_dfn"], ["dfn_l14"]),
+    ],
+)
+def test_words_choose_what_is_measured(
+    tool: ModuleType, words: list[str], found: list[str]
+) -> None:
+    assert list(tool.costed(words)) == [f"towers/voc_{name}.yaml" for name in found]
+
+
+def test_nothing_to_measure_is_one_line(
+    tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"ViT-B-32: found no config towers/voc_") as error:
+        run(tool, capsys, "--cost", "ViT-B-32")
+    assert "\n" not in str(error.value) and not capsys.readouterr().out

@@ -74,6 +74,14 @@ def test_a_method_excludes_a_trained_model(demo: ModuleType, given: list[str]) -
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("block", ["sclip", "naclip"])
+def test_a_method_is_said_once(demo: ModuleType, block: str) -> None:
+    args = demo.parse_args(["a.png", "--method", "naclip", "MODEL.CLIP.LAST_BLOCK", block])
+    with pytest.raises(ConfigError, match=r"found naclip and MODEL\.CLIP\.LAST_BLOCK") as error:
+        demo.build_predictor(args)
+    assert "\n" not in str(error.value)
+
+
 def test_a_method_needs_self_attention(demo: ModuleType, tmp_path: Path) -> None:
     config = small_config("convnext_tiny", text_cfg=TINY_TEXT)
     config.pop("custom_text", None)

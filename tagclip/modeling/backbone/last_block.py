@@ -76,12 +76,12 @@ def neighbourhood(grid: tuple[int, int], device: torch.device | None = None) -> 
     Returns:
         (h*w, h*w) float32, 1 on the diagonal.
     """
-    rows, columns = (torch.arange(side, device=device, dtype=torch.float) for side in grid)
-    along = [
-        torch.exp((side[:, None] - side).square() / (-2 * _NEIGHBOURHOOD_STD**2))
-        for side in (rows, columns)
-    ]
-    return torch.kron(*along)
+    sides = (torch.arange(side, device=device, dtype=torch.float) for side in grid)
+    rows, columns = (
+        torch.exp((side[:, None] - side).square() / (-2 * _NEIGHBOURHOOD_STD**2)) for side in sides
+    )
+    # Their Kronecker product; torch.kron is exported with the sizes of one image.
+    return (rows[:, None, :, None] * columns[None, :, None]).flatten(2).flatten(0, 1)
 
 
 def run_last_block(

@@ -19,7 +19,8 @@ from tagclip.utils.text import did_you_mean
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["CONFIG_FILE", "HUB", "LOCAL", "canonical_name", "check_supported",
-           "is_weight_path", "merges_file", "open_clip_spelling", "read_clip_config",
+           "is_weight_path", "merges_file", "model_options", "open_clip_spelling",
+           "read_clip_config",
            "vision_sizes"]  # fmt: skip
 
 # open_clip's prefixes of names, of a folder and of a repository.
@@ -40,6 +41,8 @@ _NOTHING = {"timm_proj": (None,)}
 _VISION = {"width": 768, "layers": 12, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16,
            "image_size": 224, "attn_pooler_heads": 8, "attn_pooler_queries": 256}  # fmt: skip
 _TEXT = {"width": 512, "heads": 8}
+# Options that name files, whose contents have checksums of their own.
+_FILES = ("hf_tokenizer_name", "hf_model_name")
 # Modules of timm whose networks take images of any size.
 _TIMM = (
     "convnext", "eva", "fastvit", "vision_transformer", "vision_transformer_hybrid", "vitamin",
@@ -60,10 +63,11 @@ def canonical_name(name: str) -> str:
 
     A folder is that of the json which open_clip puts beside weights.
     """
+    if name.startswith(LOCAL):
+        place = name.removeprefix(LOCAL)
+        return place if place.endswith(".json") else os.path.join(place, CONFIG_FILE)
     if name.endswith(".json") or name.startswith(HUB):
         return name
-    if name.startswith(LOCAL):
-        return os.path.join(name.removeprefix(LOCAL), CONFIG_FILE)
     known = open_clip_spelling(name)
     file = os.path.join(name, CONFIG_FILE)
     if name.startswith(("/", "./", "../", "~", "$")):
@@ -140,6 +144,30 @@ def _plain(config: Any) -> Any:
     if isinstance(patch, list) and len(patch) == 2 and patch[0] == patch[1]:
         config["vision_cfg"] = vision | {"patch_size": patch[0]}
     return config
+
+
+def model_options(text: str) -> dict[str, Any]:
+    """Return what a model's vectors depend on beside weights, tokenizer and its files.
+
+    Args:
+        text: content of a model json that `read_clip_config` takes.
+
+    Returns:
+        Dotted option -> value, open_clip's own where the json says nothing.
+    """
+    from tagclip.modeling.clip.library import open_clip
+
+    config = _plain(load_json(text))
+    found = {key: config.get(key) for key in ("embed_dim", "quick_gelu")}
+    for part, kind in (
+        ("vision_cfg", open_clip.CLIPVisionCfg),
+        ("text_cfg", open_clip.CLIPTextCfg),
+    ):
+        options = {field.name: field.default for field in fields(kind)} | config[part]
+        found |= {f"{part}.{key}": value for key, value in options.items() if key not in _FILES}
+    tokenizer = dict(config["text_cfg"].get("tokenizer_kwargs") or {})
+    tokenizer.pop("bpe_path", None)
+    return found | {"text_cfg.tokenizer_kwargs": tokenizer}
 
 
 def _wrong_values(config: Any) -> Iterator[str]:

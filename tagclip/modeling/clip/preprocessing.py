@@ -66,9 +66,10 @@ def compare_with_weights(cfg: CfgNode, source: CLIPSource) -> None:
     """Log where images are prepared otherwise than in the training of CLIP's weights.
 
     Args:
-        cfg: with numbers, see `resolve_pixels`.
+        cfg: what it leaves to the weights is theirs, see `resolve_pixels`.
         source: the weights of ``cfg``.
     """
+    cfg = resolve_pixels(cfg)
     compare_statistics(
         source.pixel_statistics, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
     )

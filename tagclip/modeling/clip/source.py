@@ -48,11 +48,11 @@ from tagclip.utils.skip_init import SkipInit
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import read_gzip
 
-__all__ = ["CLIPSource"]
+__all__ = ["MERGES_BYTES", "CLIPSource"]
 
 _RANDOM_SEED = 0
-# Ten times CLIP's own merges, unpacked.
-_MERGES_BYTES = 32 << 20
+MERGES_BYTES = 32 << 20
+"""Most bytes of merges, unpacked: ten times CLIP's own."""
 
 
 class CLIPSource:
@@ -163,8 +163,13 @@ class CLIPSource:
         # Nothing is looked for that an unsupported model could not use.
         _ = self.config, self.tokenizer_folder, self.transformer_config
         if self.pretrained.startswith(HUB):
-            repository = {"hf_hub": f"{self.pretrained.removeprefix(HUB)}/"}
-            return fetch_tag(self.pretrained, repository, self._cache_dir)
+            repository = self.pretrained.removeprefix(HUB)
+            file = fetch_tag(self.pretrained, {"hf_hub": f"{repository}/"}, self._cache_dir)
+            # Says beside them with which activation and which images they were trained.
+            label, setting = f"{self.name}: its weights {self.pretrained}", "MODEL.CLIP.PRETRAINED"
+            setting = f"{setting} to a folder with it and the weights"
+            fetch_config(label, repository, CONFIG_FILE, self._cache_dir, setting)
+            return file
         if self.is_local:
             return find_weight_file(Path(self.pretrained))
         if not self._tag:
@@ -356,6 +361,13 @@ class CLIPSource:
                 f"{self.name}: found vocab_size {size}, expected {len(tokenizer)}, the tokens of "
                 f"{of}; restore the file that the model was trained with"
             )
+        end = tokenizer.tokenize([""])[0][-1]
+        if text.get("pool_type") == "eos" and text.get("eos_id", 2) != end:
+            raise ConfigError(
+                f"{self.name}: found text_cfg.eos_id {text.get('eos_id', 2)}, where the text tower "
+                f"is read, expected {end}, the end token of CLIP's byte pairs; restore the file "
+                "that the model was trained with"
+            )
         return tokenizer
 
     @cached_property
@@ -449,19 +461,23 @@ class CLIPSource:
 
     @property
     def text_content(self) -> list[Any]:
-        """What class vectors depend on beside weights and config; [] with CLIP's own tokenizer."""
-        text = self.config["text_cfg"]
-        if not (text.get("hf_tokenizer_name") or text.get("hf_model_name")):
-            return []
-        return [self.tokenizer.fingerprint, self.transformer_config]
+        """What class vectors depend on beside weights and config; [] with CLIP's own merges."""
+        if self._is_of_transformers:
+            return [self.tokenizer.fingerprint, self.transformer_config]
+        merges = self._merges_content()
+        return [] if merges is None else [hashlib.sha256(merges).hexdigest()]
 
     @property
     def text_sha256(self) -> str:
-        """Checksum (hex) of `text_content`; "" with CLIP's own tokenizer."""
-        content = self.text_content
-        if not content:
+        """Checksum (hex) of `text_content` with a tokenizer of transformers, "" of byte pairs."""
+        if not self._is_of_transformers:
             return ""
-        return hashlib.sha256(json_text(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json_text(self.text_content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _is_of_transformers(self) -> bool:
+        text = self.config["text_cfg"]
+        return bool(text.get("hf_tokenizer_name") or text.get("hf_model_name"))
 
     def merges(self) -> bytes:
         """Return the gzipped merges of the tokenizer, the model's own or CLIP's.
@@ -482,7 +498,7 @@ class CLIPSource:
             raise ConfigError(f"{self.name}: its tokenizer file {path} is missing; restore it")
         try:
             content = b64decode(self._merges) if self._merges else path.read_bytes()
-            read_gzip(BytesIO(content), _MERGES_BYTES).decode("utf-8")
+            read_gzip(BytesIO(content), MERGES_BYTES).decode("utf-8")
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{self.name}: its tokenizer file {path} cannot be read ({error}), expected a "

@@ -51,7 +51,9 @@ _HUGGING_FACE_OPTIONS = {
 _MARKS = "▁Ġ# "
 # From here on a character is a word or a syllable (CJK, kana, Hangul), below it is a letter.
 _FIRST_SYLLABLE = "\u2e80"
-_TRIED = "a photo of a cat"
+_TRIED, _UNKNOWN = "a photo of a cat", "\u16a0\u2603"
+# What its files say of a tokenizer beside its model, and ids depend on.
+_ATTRIBUTES = ("special_tokens_map", "padding_side", "truncation_side", "split_special_tokens")
 
 
 class TextTokenizer(Protocol):
@@ -211,7 +213,8 @@ class HuggingFaceTokenizer:
                 self._set_language(language)
             self.fingerprint = self._content()
             self.pad_id = self._tokenizer.pad_token_id
-            tried = self._read([_TRIED])[0]
+            # A tokenizer may fail at the first word that it does not know.
+            tried, _ = self._read([_TRIED, _UNKNOWN])
             unknown = tried.count(self._tokenizer.unk_token_id)
             if 2 * unknown >= len(self._without_padding(tried)) - 1:
                 raise ValueError(f"most of {_TRIED!r} has no tokens")
@@ -254,7 +257,8 @@ class HuggingFaceTokenizer:
         content = json_text(
             backend.to_str() if backend else sorted(self._tokenizer.get_vocab().items())
         )
-        special = json_text(self._tokenizer.special_tokens_map, default=str, sort_keys=True)
+        others = [getattr(self._tokenizer, key, None) for key in _ATTRIBUTES]
+        special = json_text(others, default=str, sort_keys=True)
         return hashlib.sha256(f"{content}{special}".encode()).hexdigest()
 
     def _read(self, texts: Sequence[str]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import huggingface_hub
 import open_clip
@@ -177,6 +178,8 @@ def test_a_local_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
             named = CLIPSource(name, name)
             assert named.config == TINY_CLIP
             assert named.state_dict().keys() == random_clip().state_dict().keys()
+            file = f"{name.rstrip('/')}/open_clip_config.json"
+            assert CLIPSource(file, place).config == TINY_CLIP
             other = CLIPSource(name, "openai")
             there = os.path.expandvars(os.path.expanduser(place)).rstrip("/")
             fails(CheckpointError, lambda other=other: other.path, "'openai'", f"set it to {there}")
@@ -228,6 +231,34 @@ def test_a_repository_out_of_reach_says_what_to_fetch(tmp_path: Path) -> None:
     weights = CLIPSource("ViT-B-16", "hf-hub:org/clip", **cache)
     place = "huggingface.co/org/clip/resolve/main/open_clip_model.safetensors"
     fails(CheckpointError, lambda: weights.path, place, "MODEL.CLIP.PRETRAINED to its path")
+
+
+def test_weights_of_a_repository_come_with_their_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which tells their activation and pixels, also where another model is named."""
+    snapshot = tmp_path / "models--org--clip" / "snapshots" / "0123"
+    (tmp_path / "models--org--clip" / "refs").mkdir(parents=True)
+    (tmp_path / "models--org--clip" / "refs" / "main").write_text("0123")
+    snapshot.parent.mkdir()
+    content = (folder(snapshot, TINY_CLIP) / "open_clip_config.json").read_text()
+    half = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    content = json.dumps(json.loads(content) | {"preprocess_cfg": half})
+    (snapshot / "open_clip_config.json").unlink()
+    model = write_json(tmp_path / "model.json", TINY_CLIP | {"quick_gelu": False})
+    named = CLIPSource(str(model), "hf-hub:org/clip", cache_dir=str(tmp_path))
+    place = "huggingface.co/org/clip/resolve/main/open_clip_config.json"
+    remedy = "MODEL.CLIP.PRETRAINED to a folder with it and the weights"
+    fails(CheckpointError, lambda: named.path, "its weights hf-hub:org/clip", place, remedy)
+
+    def download(*args: str, cache_dir: str) -> str:
+        (snapshot / args[1]).write_text(content)
+        return str(snapshot / args[1])
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Mock)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert named.pixel_statistics == half
+    fails(ConfigError, named.state_dict, "were trained with QuickGELU")
 
 
 @pytest.mark.parametrize("identifier", ["", "a/b/c", "../clip", "a b/c"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib.util
 import json
@@ -222,6 +223,17 @@ def test_a_tokenizer_without_tokens_is_refused(tmp_path: Path) -> None:
     fails(ConfigError, lambda: source.tokenizer, tmp_path, "has no tokens", "fetch it again")
 
 
+def test_a_tokenizer_that_fails_at_unknown_words_is_refused(tmp_path: Path) -> None:
+    """Before any image is read, whatever the words."""
+    source = model(tmp_path, "bert")
+    tree = json.loads((tmp_path / "tokenizer.json").read_text())
+    tree["model"]["unk_token"] = "<unk>"
+    write_json(tmp_path / "tokenizer.json", tree)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    write_json(tmp_path / "tokenizer_config.json", config | {"unk_token": "<pad>"})
+    fails(ConfigError, lambda: source.tokenizer, tmp_path, "cannot be used", "fetch it again")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "found"),
     [
@@ -277,6 +289,18 @@ def test_clips_own_tokenizer_may_have_more_tokens_than_the_tower(tmp_path: Path)
     fails(ConfigError, lambda: source.tokenizer, "vocab_size 1000", "expected 49408")
 
 
+def test_byte_pairs_end_where_the_tower_is_read(tmp_path: Path) -> None:
+    """open_clip reads the start token otherwise, which is the same for all texts."""
+    for end in (2, 49406):
+        source = model(tmp_path, pool_type="eos", eos_id=end, vocab_size=49408)
+        fails(ConfigError, source.text_tower, source.name, f"eos_id {end}", "expected 49407")
+    read = model(tmp_path, pool_type="eos", eos_id=49407, vocab_size=49408)
+    vectors = TextBank(source=read, templates=("{}",))(class_list(["cat"], ["sky"]))
+    assert (vectors[0] - vectors[1]).abs().max() > 1e-3
+    unsaid = model(tmp_path, pool_type="eos", vocab_size=49408)
+    fails(ConfigError, unsaid.text_tower, "eos_id 2")
+
+
 # What class vectors depend on
 
 
@@ -290,11 +314,33 @@ def test_the_fingerprint_of_class_vectors(tiny_clip_json: str, tmp_path: Path) -
     source = model(tmp_path / "a", "xlm")
     before = TextBank(source=source, templates=templates).fingerprint(vocabulary)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    file = tmp_path / "b" / "tokenizer.json"
     again = CLIPSource(source.name, tokenizer=str(tmp_path / "b"))
     assert TextBank(source=again, templates=templates).fingerprint(vocabulary) == before
-    tree = json.loads(file.read_text())
+    tree = json.loads((tmp_path / "a" / "tokenizer.json").read_text())
     tree["model"]["vocab"][10][1] -= 1
-    file.write_text(json.dumps(tree))
-    other = CLIPSource(source.name, tokenizer=str(tmp_path / "b"))
-    assert TextBank(source=other, templates=templates).fingerprint(vocabulary) != before
+    config = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    sides = ("padding_side", "truncation_side")
+    contents = [
+        ("tokenizer.json", tree),
+        *(("tokenizer_config.json", config | {side: "left"}) for side in sides),
+        ("tokenizer_config.json", config | {"split_special_tokens": True}),
+    ]
+    for file, content in contents:
+        other = tmp_path / "other"
+        shutil.copytree(tmp_path / "a", other)
+        write_json(other / file, content)
+        found = TextBank(
+            source=CLIPSource(source.name, tokenizer=str(other)), templates=templates
+        ).fingerprint(vocabulary)
+        assert found != before, content
+        shutil.rmtree(other)
+
+
+def test_other_merges_are_another_tokenizer(tmp_path: Path) -> None:
+    """Their name, and so the model json, stays the same."""
+    vocabulary, found = class_list(["cat"]), []
+    for merges in ("a b\nb c", "b c\na b", "b c\na b"):
+        (tmp_path / "merges.gz").write_bytes(gzip.compress(f"#version\n{merges}\n".encode()))
+        source = model(tmp_path, tokenizer_kwargs={"bpe_path": "merges.gz"}, vocab_size=49408)
+        found.append(TextBank(source=source, templates=("a {}",)).fingerprint(vocabulary))
+    assert found[0] != found[1] == found[2]

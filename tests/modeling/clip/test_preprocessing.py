@@ -13,15 +13,17 @@ import pytest
 import torch
 import yaml
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from helpers.clip_files import FORMATS, random_clip, write_json
+from helpers.tiny_checkpoint import checkpointer
 from helpers.tiny_run import changed, write_tiny_dataset
 from PIL import Image
 
 from tagclip import TagCLIPPredictor, ZeroShotTrainer, load_config, model_zoo
-from tagclip.checkpoint import checkpoint_metadata
+from tagclip.checkpoint import checkpoint_metadata, load_trained, read_checkpoint
+from tagclip.checkpoint.conversion.files import convert_file
 from tagclip.data.inference_input import InferenceInput, ResizeTransform
-from tagclip.errors import ConfigError
+from tagclip.errors import CheckpointError, ConfigError
 from tagclip.export.runtime.images import resize_image
 from tagclip.modeling.clip import resolve_pixels
 
@@ -137,6 +139,30 @@ def test_model_trainer_and_checkpoint_have_the_numbers(open_cfg: CfgNode, tmp_pa
     assert in_force(predictor.cfg) == in_force(trainer.cfg)
     resize = predictor._input.views[0].augmentations[0]
     assert (resize.library, resize.interpolation) == ("pil", "bicubic")
+
+
+def test_who_builds_a_model_or_a_copy_need_not_resolve(
+    open_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The numbers are compared and stored, whoever asks and however."""
+    path = saved(tmp_path, HALF | {"interpolation": "bicubic"})
+    cfg = changed(open_cfg, "MODEL.CLIP.PRETRAINED", str(path), "OUTPUT_DIR", str(tmp_path))
+    model = build_model(cfg)
+    checkpointer(cfg, model, tmp_path).save("model")
+    weights = tmp_path / "model.pth"
+    load_trained(cfg, str(weights))
+    convert_file(weights, tmp_path / "full.pth", cfg=cfg, full=True)
+    for name in ("model.pth", "full.pth"):
+        stored = yaml.safe_load(read_checkpoint(tmp_path / name)["tagclip"]["config"])
+        assert stored["MODEL"]["PIXEL_MEAN"] == stored["MODEL"]["PIXEL_STD"] == [127.5] * 3
+        assert stored["INPUT"]["INTERPOLATION"] == "bicubic"
+    with caplog.at_level(logging.INFO, "tagclip"):
+        build_backbone(cfg)
+    assert "the pixel statistics that are in force" in caplog.text
+    assert "INTERPOLATION weights is in force" not in caplog.text
+    path = saved(path, HALF | {"std": [0.3] * 3})
+    with pytest.raises(CheckpointError, match=r"PIXEL_STD: found \[127\.5.*expected \[76\.5"):
+        load_trained(changed(cfg, "MODEL.CLIP.PRETRAINED", str(path)), str(weights))
 
 
 def test_a_resize_needs_to_know(open_cfg: CfgNode) -> None:
