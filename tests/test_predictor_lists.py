@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,22 @@ def test_what_waits_for_a_batch_is_within_the_budget(
     assert batches == expected
     for outputs, image in zip(found, prepared, strict=True):
         assert outputs["sem_seg_labels"].shape == image.size
+
+
+def test_an_error_of_the_model_leaves_no_thread(
+    cfg: CfgNode, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever keeps the error."""
+    predictor = TagCLIPPredictor(cfg)
+
+    def fail(self: CLIPViT, windows: torch.Tensor) -> Any:
+        assert any("read_ahead" in thread.name for thread in threading.enumerate())
+        raise RuntimeError("of the model")
+
+    monkeypatch.setattr(CLIPViT, "forward", fail)
+    with pytest.raises(RuntimeError, match="of the model"):
+        predictor(images * 20)
+    assert not any("read_ahead" in thread.name for thread in threading.enumerate())
 
 
 def test_an_empty_list_has_no_results(cfg: CfgNode) -> None:

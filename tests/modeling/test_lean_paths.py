@@ -100,6 +100,29 @@ def test_windows_of_several_images_share_batches() -> None:
             assert torch.equal(red[0, :height, :width], cut[0])
 
 
+def test_a_full_memory_makes_smaller_batches_of_that_size_only() -> None:
+    """Two of 8 x 8 pixels fit, and four of 8 x 4."""
+    images = [
+        WindowedImage(torch.rand(3, 8, width), WindowGrid.cover(8, width, 8, 8), (8, width))
+        for width in (8, 4) * 12
+    ]
+    batches = []
+
+    def networks(
+        cuts: list[torch.Tensor], padded: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        batches.append((padded[1], len(cuts)))
+        if padded[1] == 8 and len(cuts) > 2:
+            raise torch.OutOfMemoryError("full")
+        windows = stack_padded(cuts, padded, 0.0)
+        return windows, windows[:, :1]
+
+    found = list(window_logits(images, networks, 4, 10**6))
+    assert batches == [(8, 4), *[(8, 2), (8, 2), (4, 4)] * 3]
+    for image, view in zip(images, found, strict=True):
+        assert torch.equal(view.class_logits[0], image.pixels)
+
+
 def test_images_of_a_batch_get_what_they_get_alone(
     tiny_cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

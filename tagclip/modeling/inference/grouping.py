@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ def full_batches(
     """
     queues: defaultdict[Hashable, deque[tuple[int, int]]] = defaultdict(deque)
     waiting: deque[tuple[int, ImageWindows]] = deque()
-    left: Counter[int] = Counter()
+    left: dict[int, int] = {}
     held = 0
 
     def batch_of(kind: Hashable) -> list[tuple[int, int]]:
@@ -52,7 +52,8 @@ def full_batches(
         batch = [queue.popleft() for _ in range(min(batch_size, len(queue)))]
         if not queue:
             del queues[kind]
-        left.subtract(number for number, _ in batch)
+        for number, _ in batch:
+            left[number] -= 1
         while waiting and not left[waiting[0][0]]:
             number, image = waiting.popleft()
             del left[number]
