@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from helpers.tiny_run import changed
 from PIL import Image
 
 from tagclip import Prediction, TagCLIPPredictor
-from tagclip.errors import DatasetError
+from tagclip.data.prepared_image import PreparedImage
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.modeling import CLIPViT, TagCLIP
 
 # With a short side of 64 pixels, and windows of 64 that advance by 48: 1, 2, 2, 1, 5 windows.
@@ -79,7 +81,7 @@ def test_on_a_cpu_results_have_the_bits_of_single_calls(
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [(1, [1] * 11), (2, [1, 2, 2, 1, 2, 2, 1]), (4, [3, 3, 4, 1]), (6, [6, 5]), (8, [6, 5]),
+    [(1, [1] * 11), (2, [2] * 5 + [1]), (4, [4, 4, 3]), (6, [6, 5]), (8, [8, 3]),
      (11, [11]), (99, [11])],
 )  # fmt: skip
 def test_images_share_batches_elsewhere(
@@ -96,7 +98,7 @@ def test_images_share_batches_elsewhere(
     assert len(batches) == sum(WINDOWS)
     batches.clear()
     monkeypatch.setattr(TagCLIP, "_windows_per_batch", lambda self: limit)
-    inputs = [predictor._prepared(image) for image in images]
+    inputs = [predictor.preparer(image, "").input for image in images]
     asked = predictor.asked.all
     together = list(predictor.model.encode_each(inputs, asked))
     assert batches == expected
@@ -111,7 +113,7 @@ def test_images_share_batches_elsewhere(
 
 
 def test_few_images_are_held_at_a_time(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of one batch, and the one that found no room in it."""
+    """Those of one batch."""
     predictor = TagCLIPPredictor(cfg)
     monkeypatch.setattr(TagCLIP, "_windows_per_batch", lambda self: 3)
     taken = 0
@@ -120,11 +122,50 @@ def test_few_images_are_held_at_a_time(cfg: CfgNode, monkeypatch: pytest.MonkeyP
         nonlocal taken
         for seed in range(10):
             taken += 1
-            yield predictor._prepared(picture(64, 64, seed))
+            yield predictor.preparer(picture(64, 64, seed), "").input
 
     fusions = predictor.model.encode_each(inputs(), predictor.asked.all)
     ahead = [taken - number for number, _ in enumerate(fusions)]
-    assert ahead == [4, 3, 2, 4, 3, 2, 4, 3, 2, 1]
+    assert ahead == [3, 2, 1, 3, 2, 1, 3, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(0, WINDOWS), (30719, WINDOWS), (30720, [3, 3, 5]), (10**6, [8, 3])]
+)
+def test_what_waits_for_a_batch_is_within_the_budget(
+    cfg: CfgNode,
+    images: list[np.ndarray],
+    batches: list[int],
+    budget: int,
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 3 bytes for a pixel, and 384 for 4 x 4 logits of five classes and the token: of the
+    first two images 64 x (64 + 90) pixels and 1 + 2 windows."""
+    predictor = TagCLIPPredictor(cfg)
+    monkeypatch.setattr(TagCLIP, "_windows_per_batch", lambda self: 8)
+    prepared = [predictor.preparer(image, "") for image in images]
+    found = list(predictor.segment_prepared(prepared, budget=budget))
+    assert batches == expected
+    for outputs, image in zip(found, prepared, strict=True):
+        assert outputs["sem_seg_labels"].shape == image.size
+
+
+def test_an_error_of_the_model_leaves_no_thread(
+    cfg: CfgNode, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever keeps the error."""
+    predictor = TagCLIPPredictor(cfg)
+
+    def fail(self: CLIPViT, windows: torch.Tensor) -> Any:
+        assert any("read_ahead" in thread.name for thread in threading.enumerate())
+        raise RuntimeError("of the model")
+
+    monkeypatch.setattr(CLIPViT, "forward", fail)
+    with pytest.raises(RuntimeError, match="of the model") as error:
+        predictor(images * 20)
+    assert not any("read_ahead" in thread.name for thread in threading.enumerate())
+    assert error.traceback
 
 
 def test_an_empty_list_has_no_results(cfg: CfgNode) -> None:
@@ -153,3 +194,36 @@ def test_an_error_says_which_image(
     with pytest.raises(DatasetError) as error:
         predictor(image)
     assert not str(error.value).startswith("image 0")
+
+
+def test_prepared_images_have_the_tensors_of_calls(cfg: CfgNode, images: list[np.ndarray]) -> None:
+    """Of other classes than those that are set; errors keep their places."""
+    predictor = TagCLIPPredictor(cfg)
+    asked = predictor.resolve(["cat", "zebra", "sky"], context=["dog"])
+    stream: list[PreparedImage | DatasetError] = [
+        predictor.preparer.attempt(image, f"{number}") for number, image in enumerate(images)
+    ]
+    first, last = DatasetError("first"), DatasetError("last")
+    stream = [first, *stream[:2], DatasetError("1"), DatasetError("2"), *stream[2:], last]
+    found = list(predictor.segment_prepared(iter(stream), asked, top_k=2))
+    assert [error for error in found if isinstance(error, DatasetError)] == [
+        error for error in stream if isinstance(error, DatasetError)
+    ]
+    predictor.set_vocabulary(["cat", "zebra", "sky"], context=["dog"])
+    calls = iter(predictor(images, top_k=2))
+    for outputs, source in zip(found, stream, strict=True):
+        if isinstance(source, DatasetError):
+            assert outputs is source
+        else:
+            expected = next(calls)
+            assert {*outputs, "class_names"} == {*expected}
+            assert all(torch.equal(value, expected[key]) for key, value in outputs.items())
+
+
+def test_prepared_images_may_all_be_broken_or_none(cfg: CfgNode) -> None:
+    predictor = TagCLIPPredictor(cfg)
+    assert list(predictor.segment_prepared([])) == []
+    errors = [DatasetError("1"), DatasetError("2")]
+    assert list(predictor.segment_prepared(errors)) == errors
+    with pytest.raises(ConfigError, match="top_k: found 99, expected 0 to 5"):
+        next(predictor.segment_prepared([], top_k=99))
