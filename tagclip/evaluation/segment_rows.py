@@ -38,11 +38,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from tagclip.data.formats.annotation import rle_mask
-from tagclip.data.label_image import index_png, value_colors
+from tagclip.data.label_image import label_png
 from tagclip.errors import DatasetError, NotInstalledError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import open_atomic
-from tagclip.utils.look_up import look_up
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
@@ -168,8 +167,7 @@ def prediction_row(
         "unseen": None if seen is None else _float32(1 - seen.mean()),
     }
     if labels:
-        colors = value_colors(vocabulary)
-        row["label_png"] = index_png(look_up(np.array(list(colors)), indices), colors)
+        row["label_png"] = label_png(indices, vocabulary)
     return row | {"error": None}
 
 
