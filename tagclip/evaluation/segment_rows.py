@@ -19,7 +19,7 @@
 
 Equal rows make equal bytes, whoever writes them: types, order, compression and the length of row
 groups are fixed, and there are no times. In a tar row NUMBER is ``NUMBER.json``, with text for
-``rle``, and ``NUMBER.png``; its first member, ``_tagclip.json``, has the metadata.
+``rle``, and ``NUMBER.png``; its first member, ``__tagclip.json__``, has the metadata.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ _COLUMNS = (
     *("image_id", "height", "width", "segments", *_FIELDS),
     *("other", "unseen", "label_png", "error"),
 )
-_METADATA = "_tagclip.json"
+# A name that webdataset takes for no sample.
+_METADATA = "__tagclip.json__"
 # There, too: whether rows have PNGs.
 _LABELS = "labels"
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError)
