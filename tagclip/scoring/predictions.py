@@ -1,4 +1,4 @@
-"""Anybody's predictions on disk: label files, score maps, COCO results, and our own.
+"""Anybody's predictions on disk: label files, score maps, COCO results, and our own of both kinds.
 
 What each is read from knows the images that it has, and gives label maps of the dataset's class
 list. Everything is picklable: files are read in processes.
@@ -6,9 +6,8 @@ list. Everything is picklable: files are read in processes.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +21,9 @@ from tagclip.data.formats.annotation import rle_mask
 from tagclip.data.label_io import read_label
 from tagclip.errors import DatasetError
 from tagclip.evaluation.coco_json import number_images
-from tagclip.evaluation.saved_folder import image_names
+from tagclip.evaluation.saved_folder import image_finder, image_names
 from tagclip.evaluation.saved_predictions import SavedPredictions
+from tagclip.evaluation.segment_folder import SegmentFolder
 from tagclip.scoring import MERGES
 from tagclip.scoring.matching import ClassMatch
 from tagclip.utils.look_up import look_up
@@ -33,6 +33,7 @@ from tagclip.utils.untrusted import load_json
 __all__ = [
     "ARRAY_TYPES",
     "LABEL_TYPES",
+    "BulkPredictions",
     "CocoResults",
     "OwnPredictions",
     "PredictedLabels",
@@ -276,6 +277,28 @@ class OwnPredictions:
 
 
 @dataclass(frozen=True)
+class BulkPredictions:
+    """What ``tagclip bulk`` wrote.
+
+    Attributes:
+        folder: of the run.
+        ids: ``image_id`` by file of the image.
+        match: of the indices of the run's classes.
+    """
+
+    folder: SegmentFolder
+    ids: Mapping[str, str]
+    match: ClassMatch
+
+    def read(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """See `PredictedLabels.read`."""
+        labels = self.folder.labels(self.ids[image])
+        _check_size(f"{self.folder.path}: {image}", labels.shape, size)
+        indices = [self.match.indices[k] for k in range(len(self.folder.vocabulary))]
+        return look_up(np.array([*indices, -1], dtype=np.int32), labels)
+
+
+@dataclass(frozen=True)
 class CocoResults:
     """Masks of a COCO json, merged to one label map.
 
@@ -406,7 +429,7 @@ def coco_rows(
     listing = content if isinstance(content, dict) else {}
     if numbers is not None:
         listing = _listing(numbers)
-    find = _image_finder(images)
+    find = image_finder(images)
     if listing.get("images"):
         ids = {row["id"]: find(str(row["file_name"])) for row in listing["images"]}
         twice = [file for file, n in Counter(filter(None, ids.values())).items() if n > 1]
@@ -448,22 +471,6 @@ def coco_rows(
             "with some; name the json of their predictions"
         )
     return found
-
-
-def _image_finder(images: Iterable[str]) -> Callable[[str], str | None]:
-    """What finds an image by the end of its path, or by its bare name if no other has it."""
-    ends: dict[str, str | None] = {}
-    for image in images:
-        parts = Path(image).as_posix().split("/")
-        for start in range(len(parts)):
-            end = "/".join(parts[start:])
-            ends[end] = None if end in ends else image
-
-    def find(name: str) -> str | None:
-        end = name.replace("\\", "/").removeprefix("./")
-        return ends.get(end) or ends.get(os.path.basename(end))
-
-    return find
 
 
 def _listing(path: Path) -> dict[str, Any]:
