@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class BulkWorker:
         self.options = options
         self.predictor = TagCLIPPredictor(cfg)
         self.predictor.asked = options.asked
+        # Half for images that wait to be asked for, half for those that wait for a full batch.
+        self._budget = options.memory // 2
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """Make the rows of images, in their order (`tagclip.evaluation.segment_rows`)."""
@@ -91,7 +94,7 @@ class BulkWorker:
                 yield image
 
         vocabulary, labels = self.options.asked.shown, self.options.settings.labels
-        for outputs in self.predictor.segment_prepared(images()):
+        for outputs in self.predictor.segment_prepared(images(), budget=self._budget):
             image_id = ids.popleft()
             if isinstance(outputs, DatasetError):
                 yield failed_row(image_id, str(outputs), labels)
@@ -109,7 +112,7 @@ class BulkWorker:
             shard_images(shard, settings.column, settings.id_column),
             lambda image: prepare_image(image, self.predictor.preparer),
             lambda image: self.predictor.preparer.nbytes(image.content),
-            self.options.memory,
+            self._budget,
             self.options.threads,
         )
 
@@ -129,9 +132,10 @@ class BulkWorker:
         errors: list[str] = []
         with (
             writing_output(output),
+            closing(self.items(shard)) as items,
             RowWriter(path, settings.format, settings.labels, metadata) as writer,
         ):
-            for row in self.rows(self.items(shard)):
+            for row in self.rows(items):
                 writer.write(row)
                 if row["error"] is not None and len(errors) < MOST_ERRORS:
                     errors.append(row["error"])
