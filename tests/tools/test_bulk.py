@@ -155,6 +155,33 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
 
 
 @pytest.mark.parametrize(
+    ("gpus", "more", "expected"),
+    [
+        (0, ["--processes", "3"], ["cpu"] * 3),
+        (2, [], ["cuda:0", "cuda:1"]),
+        (2, ["--processes", "3"], ["cuda:0", "cuda:1", "cuda:0"]),
+        (2, ["MODEL.DEVICE", "cuda:1"], ["cuda:1"]),
+        (2, ["MODEL.DEVICE", "cpu", "--processes", "2"], ["cpu", "cpu"]),
+    ],
+)
+def test_a_process_for_each_gpu_unless_told(
+    arguments: list[str],
+    gpus: int,
+    more: list[str],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    given = bulk.parse_args([*arguments, "MODEL.DEVICE", "cuda", "--output", "out", *more])
+    assert bulk.local_devices(given) == expected
+
+
+def test_a_process_for_each_core_that_may_be_used(arguments: list[str]) -> None:
+    given = bulk.parse_args([*arguments, "--output", "out"])
+    assert bulk.local_devices(given) == ["cpu"] * len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 )
 def test_a_killed_run_goes_on(
