@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from detectron2.config import CfgNode
-from helpers.bulk import content_of, write_images
+from helpers.bulk import content_of, write_images, write_tar
 from helpers.full_disk import largest_file
 from helpers.paths import REPOSITORY
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import own_loggers
 from PIL import Image
+from pyarrow import parquet
 
 from tagclip.errors import ConfigError, NotInstalledError
 from tagclip.evaluation.segment_rows import read_rows
@@ -91,6 +93,27 @@ def test_a_run_goes_on_until_all_is_well(
     }
     assert run("fresh", "--labels") == 0
     assert [row for row in rows_of(out) if row["error"] is None] == rows_of(tmp_path / "fresh")
+
+
+def test_a_bad_archive_is_one_line_and_the_others_are_done(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "in"
+    write_tar(images / "empty.tar", [("a.json", b"{}")])
+    write_tar(images / "good.tar", [("a.png", (images / "000.png").read_bytes())])
+    parquet.write_table(pa.table({"name": ["a"]}), images / "names.parquet")
+    assert run("out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-3] == "2 of 6 shards failed:"
+    assert said[-2].startswith(f"  shard-000003: {images}/empty.tar: found no image in it, expect")
+    assert said[-1].startswith(f"  shard-000005: {images}/names.parquet: found columns name, exp")
+    # What the lines say to do ends the trouble.
+    (images / "empty.tar").unlink()
+    (images / "names.parquet").unlink()
+    assert run("out") == 0
+    assert [row["image_id"] for row in rows_of(tmp_path / "out")][-1] == "good.tar/a.png"
+    tree = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [(row["source"], row["images"]) for row in tree["shards"]][3:] == [("good.tar", 1)]
 
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(
