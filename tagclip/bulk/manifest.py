@@ -147,10 +147,9 @@ class BulkFolder:
         self._shard_size = 0
         self._gone: set[str] = set()
         tree = self._read()
-        if overwrite:
+        if tree is not None and (overwrite or not self._is_same(tree)):
             self._clear()
-            tree = None
-        if tree is not None and self._is_same(tree):
+        elif tree is not None:
             self._shard_size = tree["shard_size"]
             self._counts = {row["name"]: row["images"] for row in tree["shards"]}
             self.shards = [self._read_shard(row["name"]) for row in tree["shards"]]
@@ -325,9 +324,9 @@ class BulkFolder:
         )
 
     def _clear(self) -> None:
-        """Remove results; the manifest stays until the next is there."""
+        """Remove results, and then what names them; lists that are left over go with the plan."""
         with writing_output(self.path):
-            for path in (*self._files(), *self.path.glob(f"{_PLANS}/shard-*.txt")):
+            for path in (*self._files(), self.path / _MANIFEST):
                 path.unlink()
 
     def _files(self) -> Iterator[Path]:
