@@ -305,6 +305,7 @@ class BulkFolder:
         ours |= ours.pop("fingerprints")
         theirs = {**tree, **tree["fingerprints"]}
         names = [name for name in ours if theirs.get(name) != ours[name]]
+        names = ["tagclip's version" if name == "tagclip" else name for name in names]
         raise ConfigError(
             f"--output {self.path}: found a run that differs in {listed(names, 9)}, expected the "
             "same; choose another folder, or --overwrite, which does all of it again"

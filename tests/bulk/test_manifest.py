@@ -146,7 +146,7 @@ def test_what_is_gone_is_no_part_of_a_shard_that_is_still_to_be_done(tmp_path: P
         ({"fingerprints": {**SETTINGS.fingerprints, "words": "x", "gate": "x"}}, "words, gate"),
         ({"format": "webdataset"}, "format"),
         ({"labels": True, "column": "x", "id_column": "y"}, "labels, column, id_column"),
-        ({"tagclip": "9"}, "tagclip"),
+        ({"tagclip": "9"}, "tagclip's version"),
     ],
 )
 def test_another_run_is_refused_unless_told(tmp_path: Path, change: dict, said: str) -> None:
