@@ -27,6 +27,7 @@ from tagclip.utils.text import error_text
 
 __all__ = [
     "DARK_REMEDY",
+    "IMAGE_SUFFIXES",
     "ImageHeader",
     "UnknownTiffError",
     "image_pixels",
@@ -37,6 +38,10 @@ __all__ = [
     "read_image",
 ]
 
+# By these, in lower case, files of folders and archives are known to be images.
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
 _EXIF_ORIENTATION = 0x0112
 # Those that swap height and width.
 _TURNED = (5, 6, 7, 8)
