@@ -9,18 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from PIL import Image
+from torch import Tensor
 
 import tagclip
 from tagclip.checkpoint import checkpoint_config, find_weights, load_trained
 from tagclip.config.checks import available_device, check_config, check_registered
-from tagclip.data.image_io import image_pixels, read_image
-from tagclip.data.inference_input import InferenceInput, bgr_array
+from tagclip.data.image_io import read_image
+from tagclip.data.prepared_image import ImageLike, ImagePreparer, PreparedImage
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.clip import resolve_pixels
@@ -29,13 +28,11 @@ from tagclip.prediction import Prediction
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import expand_path
-from tagclip.utils.text import error_text
 
 __all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
 
 logger = logging.getLogger(__name__)
 
-ImageLike = np.ndarray | Image.Image | str | Path
 VocabularyLike = Sequence[str] | Vocabulary | str | Path
 
 
@@ -62,6 +59,7 @@ class TagCLIPPredictor:
     Attributes:
         cfg: the model's config, on a device that this machine has.
         model: `TagCLIP` with its trained weights.
+        preparer: reads and resizes images for `segment_prepared`, here or elsewhere.
         asked: the vocabulary in use, at first that of DATASETS.TEST, or else of training.
     """
 
@@ -98,7 +96,7 @@ class TagCLIPPredictor:
         import_projects(cfg.PROJECTS)
         check_registered(cfg)
         self.model = load_trained(cfg)
-        self._input = InferenceInput.from_config(cfg)
+        self.preparer = ImagePreparer.from_config(cfg)
         self._protocol = Protocol(cfg)
         self._trained = self._protocol.full
         self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
@@ -276,8 +274,9 @@ class TagCLIPPredictor:
         CPU, where a batch would change the rounding, results have the bits of single calls.
 
         Args:
-            image: BGR (H, W, 3) uint8 as everywhere in detectron2 or BGRA, a PIL image, a path, or
-                a list of these, read as `tagclip.data.image_io.read_image` says: alpha is dropped.
+            image: BGR (H, W, 3) uint8 as everywhere in detectron2 or BGRA, a PIL image, a path,
+                the bytes of an image file, or a list of these, read as
+                `tagclip.data.image_io.read_image` says: alpha is dropped.
             top_k: how many of the K classes to rank at every pixel; 0: none.
 
         Returns:
@@ -288,14 +287,10 @@ class TagCLIPPredictor:
                 by its place, from 0.
             ConfigError: ``top_k`` is not between 0 and K.
         """
-        asked = self.asked
-        if not 0 <= top_k <= len(asked.shown):
-            raise ConfigError(
-                f"top_k: found {top_k}, expected 0 to {len(asked.shown)}, the number of classes"
-            )
         if isinstance(image, (list, tuple)):
-            return list(self._segment(image, asked, top_k))
-        return next(self._segment([image], asked, top_k))
+            names = (f"image {number}" for number in range(len(image)))
+            return list(self._segment(image, names, top_k))
+        return next(self._segment([image], ["image"], top_k))
 
     def read_image(self, path: str | Path) -> np.ndarray:
         """Read a file as training does, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
@@ -318,54 +313,74 @@ class TagCLIPPredictor:
         Raises:
             DatasetError: the image is damaged, too large, or of another form.
         """
-        return self.model.encode(self._prepared(self._pixels(image, "image")), asked.all)
+        return self.model.encode(self._prepared(image, "image").input, asked.all)
 
     @torch.no_grad()
-    def _segment(
-        self, images: Sequence[ImageLike], asked: AskedClasses, top_k: int
-    ) -> Iterator[Prediction]:
-        """Segment images, each of which is read when a batch has room for it."""
-        read: deque[np.ndarray] = deque()
+    def segment_prepared(
+        self,
+        images: Iterable[PreparedImage | DatasetError],
+        asked: AskedClasses | None = None,
+        top_k: int = 0,
+    ) -> Iterator[dict[str, Tensor] | DatasetError]:
+        """Segment a stream of images that ``preparer`` has prepared.
+
+        Args:
+            images: prepared images, and errors of others in their places.
+            asked: what `resolve` returns; None: ``asked`` as it is when the stream begins.
+            top_k: see a call.
+
+        Yields:
+            In order, of an image the tensors of its `Prediction`, on the CPU; an error as it came.
+
+        Raises:
+            ConfigError: ``top_k`` is not between 0 and K.
+        """
+        asked = asked or self.asked
+        count = len(asked.shown)
+        if not 0 <= top_k <= count:
+            raise ConfigError(f"top_k: found {top_k}, expected 0 to {count}, the number of classes")
+        waiting: deque[tuple[int, int] | DatasetError] = deque()
 
         def inputs() -> Iterator[dict[str, Any]]:
-            for number, image in enumerate(images):
-                name = f"image {number}" if len(images) > 1 else "image"
-                try:
-                    read.append(self._pixels(image, name))
-                    yield self._prepared(read[-1])
-                except DatasetError as error:
-                    if len(images) == 1 or str(error).startswith(f"{name}: "):
-                        raise
-                    raise DatasetError(f"{name}: {error}") from error
+            for image in images:
+                is_error = isinstance(image, DatasetError)
+                waiting.append(image if is_error else image.size)
+                if not is_error:
+                    yield image.input
 
         threshold = self.model.inference_settings.background_threshold
-        for image, fusion in zip(images, self.model.encode_each(inputs(), asked.all), strict=True):
-            pixels = read.popleft()
-            result = fusion.labels(pixels.shape[:2], threshold, top_k, len(asked.shown))
+        for fusion in self.model.encode_each(inputs(), asked.all):
+            while isinstance(waiting[0], DatasetError):
+                yield waiting.popleft()
+            result = fusion.labels(waiting.popleft(), threshold, top_k, count)
             labels = result["sem_seg_labels"]
-            labels[labels >= len(asked.shown)] = -1
-            outputs = {key: value.cpu() for key, value in result.items()}
+            labels[labels >= count] = -1
+            yield {key: value.cpu() for key, value in result.items()}
+        yield from waiting
+
+    def _segment(
+        self, images: Sequence[ImageLike], names: Iterable[str], top_k: int
+    ) -> Iterator[Prediction]:
+        """Segment images, each of which is read when a batch has room for it."""
+        asked, read = self.asked, deque()
+
+        def prepared() -> Iterator[PreparedImage]:
+            for image, name in zip(images, names, strict=True):
+                found = self._prepared(image, name, keep_pixels=True)
+                read.append(found.pixels)
+                yield found
+
+        for image, outputs in zip(
+            images, self.segment_prepared(prepared(), asked, top_k), strict=True
+        ):
             file = str(image) if isinstance(image, (str, Path)) else ""
-            yield Prediction(outputs, pixels, asked.shown, file)
+            yield Prediction(outputs, read.popleft(), asked.shown, file)
 
-    def _prepared(self, pixels: np.ndarray) -> dict[str, Any]:
-        """What the model takes for (H, W, 3) uint8 BGR."""
-        if self.cfg.INPUT.FORMAT == "RGB":
-            pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-        return self._input(np.ascontiguousarray(pixels))
-
-    def _pixels(self, image: ImageLike, name: str) -> np.ndarray:
-        """(H, W, 3) uint8 BGR of any image."""
+    def _prepared(self, image: ImageLike, name: str, keep_pixels: bool = False) -> PreparedImage:
+        """Prepare an image; messages say its path, too, which alone is enough for a single one."""
         if isinstance(image, (str, Path)):
-            return self.read_image(image)
-        if isinstance(image, Image.Image):
-            try:
-                return image_pixels(image, name, self.cfg.INPUT.MAX_PIXELS, "BGR")
-            except (OSError, SyntaxError, ValueError) as error:
-                raise DatasetError(
-                    f"{name}: cannot decode this PIL image ({error_text(error)})"
-                ) from error
-        return bgr_array(image, name)
+            name = str(image) if name == "image" else f"{name}: {image}"
+        return self.preparer(image, name, keep_pixels)
 
     def _resolved(self, source: VocabularyLike) -> Vocabulary:
         vocabulary = resolve_seen(

@@ -47,7 +47,8 @@ def predictor(cfg: CfgNode) -> TagCLIPPredictor:
 def scores_of(predictor: TagCLIPPredictor, bgr: np.ndarray, vocabulary: Vocabulary) -> torch.Tensor:
     """(K, H, W) scores of all classes at once, from an image resized by hand."""
     height, width = bgr.shape[:2]
-    resized = predictor._input.views[0].augmentations[0].get_transform(bgr).apply_image(bgr)
+    resize = predictor.preparer.inputs.views[0].augmentations[0]
+    resized = resize.get_transform(bgr).apply_image(bgr)
     image = torch.from_numpy(resized[:, :, ::-1].transpose(2, 0, 1).copy())
     with torch.no_grad():
         return predictor.model.encode({"image": image}, vocabulary).scores((height, width))[
@@ -81,7 +82,8 @@ def test_arrays_are_bgr_and_all_forms_of_an_image_agree(
     bgr = picture()
     image = Image.fromarray(bgr[:, :, ::-1])
     image.save(tmp_path / "a.png")
-    results = predictor([bgr, image, str(tmp_path / "a.png"), tmp_path / "a.png"])
+    path = tmp_path / "a.png"
+    results = predictor([bgr, image, str(path), path, path.read_bytes()])
     for result in results:
         assert_same(result, results[0])
     assert_same(predictor(bgr), results[0])
@@ -157,7 +159,7 @@ def test_a_strip_that_would_become_enormous_is_not_enlarged(cfg: CfgNode) -> Non
     predictor = TagCLIPPredictor(changed(cfg, "INPUT.MAX_PIXELS", 64 * 6400))
     for width, size in ((100, (64, 6400)), (101, (1, 101))):
         strip = np.zeros((1, width, 3), np.uint8)
-        assert predictor._input(strip)["image"].shape[1:] == size
+        assert predictor.preparer.inputs(strip)["image"].shape[1:] == size
         assert predictor(strip)["sem_seg_labels"].shape == (1, width)
     with pytest.raises(DatasetError, match="allows 409600; .*INPUT.MAX_SIZE_TEST 4096"):
         predictor(np.zeros((1, 64 * 6400 + 1, 3), np.uint8))

@@ -16,7 +16,8 @@ from helpers.tiny_run import changed
 from PIL import Image
 
 from tagclip import Prediction, TagCLIPPredictor
-from tagclip.errors import DatasetError
+from tagclip.data.prepared_image import PreparedImage
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.modeling import CLIPViT, TagCLIP
 
 # With a short side of 64 pixels, and windows of 64 that advance by 48: 1, 2, 2, 1, 5 windows.
@@ -96,7 +97,7 @@ def test_images_share_batches_elsewhere(
     assert len(batches) == sum(WINDOWS)
     batches.clear()
     monkeypatch.setattr(TagCLIP, "_windows_per_batch", lambda self: limit)
-    inputs = [predictor._prepared(image) for image in images]
+    inputs = [predictor.preparer(image, "").input for image in images]
     asked = predictor.asked.all
     together = list(predictor.model.encode_each(inputs, asked))
     assert batches == expected
@@ -120,7 +121,7 @@ def test_few_images_are_held_at_a_time(cfg: CfgNode, monkeypatch: pytest.MonkeyP
         nonlocal taken
         for seed in range(10):
             taken += 1
-            yield predictor._prepared(picture(64, 64, seed))
+            yield predictor.preparer(picture(64, 64, seed), "").input
 
     fusions = predictor.model.encode_each(inputs(), predictor.asked.all)
     ahead = [taken - number for number, _ in enumerate(fusions)]
@@ -153,3 +154,36 @@ def test_an_error_says_which_image(
     with pytest.raises(DatasetError) as error:
         predictor(image)
     assert not str(error.value).startswith("image 0")
+
+
+def test_prepared_images_have_the_tensors_of_calls(cfg: CfgNode, images: list[np.ndarray]) -> None:
+    """Of other classes than those that are set; errors keep their places."""
+    predictor = TagCLIPPredictor(cfg)
+    asked = predictor.resolve(["cat", "zebra", "sky"], context=["dog"])
+    stream: list[PreparedImage | DatasetError] = [
+        predictor.preparer.attempt(image, f"{number}") for number, image in enumerate(images)
+    ]
+    first, last = DatasetError("first"), DatasetError("last")
+    stream = [first, *stream[:2], DatasetError("1"), DatasetError("2"), *stream[2:], last]
+    found = list(predictor.segment_prepared(iter(stream), asked, top_k=2))
+    assert [error for error in found if isinstance(error, DatasetError)] == [
+        error for error in stream if isinstance(error, DatasetError)
+    ]
+    predictor.set_vocabulary(["cat", "zebra", "sky"], context=["dog"])
+    calls = iter(predictor(images, top_k=2))
+    for outputs, source in zip(found, stream, strict=True):
+        if isinstance(source, DatasetError):
+            assert outputs is source
+        else:
+            expected = next(calls)
+            assert {*outputs, "class_names"} == {*expected}
+            assert all(torch.equal(value, expected[key]) for key, value in outputs.items())
+
+
+def test_prepared_images_may_all_be_broken_or_none(cfg: CfgNode) -> None:
+    predictor = TagCLIPPredictor(cfg)
+    assert list(predictor.segment_prepared([])) == []
+    errors = [DatasetError("1"), DatasetError("2")]
+    assert list(predictor.segment_prepared(errors)) == errors
+    with pytest.raises(ConfigError, match="top_k: found 99, expected 0 to 5"):
+        next(predictor.segment_prepared([], top_k=99))

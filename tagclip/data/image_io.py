@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -26,6 +27,7 @@ from tagclip.utils.text import error_text
 
 __all__ = [
     "DARK_REMEDY",
+    "IMAGE_SUFFIXES",
     "ImageHeader",
     "UnknownTiffError",
     "image_pixels",
@@ -36,6 +38,10 @@ __all__ = [
     "read_image",
 ]
 
+# By these, in lower case, files of folders and archives are known to be images.
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
 _EXIF_ORIENTATION = 0x0112
 # Those that swap height and width.
 _TURNED = (5, 6, 7, 8)
@@ -83,46 +89,62 @@ class UnknownTiffError(DatasetError):
 
 
 @contextmanager
-def opened(path: str | Path, what: str, max_pixels: int = 0) -> Iterator[Image.Image]:
-    """Open a file lazily; everything Pillow says about it becomes a DatasetError."""
+def opened(
+    source: str | Path | bytes, what: str, max_pixels: int = 0, name: str = ""
+) -> Iterator[Image.Image]:
+    """Open a file lazily; everything Pillow says about it becomes a DatasetError.
+
+    Args:
+        source: a path, or the bytes of a file.
+        what: the file is, in messages.
+        max_pixels: that INPUT.MAX_PIXELS allows, in messages.
+        name: of the file in messages; "": its path.
+    """
+    is_bytes = isinstance(source, bytes)
+    name = name or _name(source)
     try:
         with warnings.catch_warnings():
             # A size limit of our own follows.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             # Opening a named pipe waits for a writer.
-            if not stat.S_ISREG(os.stat(path).st_mode):
+            if not is_bytes and not stat.S_ISREG(os.stat(source).st_mode):
                 raise OSError
-            with Image.open(path) as image:
-                if has_gaps(_tiff_tags(image)) and (header := read_tiff_header(path)):
-                    raise UnknownTiffError.of(header, path, what)
+            with Image.open(io.BytesIO(source) if is_bytes else source) as image:
+                if has_gaps(_tiff_tags(image)) and (header := read_tiff_header(source)):
+                    raise UnknownTiffError.of(header, name, what)
                 yield image
     except FileNotFoundError as error:
-        raise DatasetError(f"{path}: no such {what}; check the dataset folder") from error
+        raise DatasetError(f"{name}: no such {what}; check the dataset folder") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(
-            f"{path}: {what} is larger than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS} pixels"
+            f"{name}: {what} is larger than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS} pixels"
             + (f", INPUT.MAX_PIXELS allows {max_pixels}" if max_pixels else "")
             + "; make it smaller"
         ) from error
     except _DAMAGE as error:
-        if isinstance(error, UnidentifiedImageError) and (header := read_tiff_header(path)):
-            raise UnknownTiffError.of(header, path, what) from error
+        if isinstance(error, UnidentifiedImageError) and (header := read_tiff_header(source)):
+            raise UnknownTiffError.of(header, name, what) from error
         raise DatasetError(
-            f"{path}: cannot decode this {what} ({_describe_damage(path, error)}); replace it, "
+            f"{name}: cannot decode this {what} ({_describe_damage(source, error)}); replace it, "
             "or leave it out (of a dataset: DATASETS.ON_BAD_SAMPLE skip)"
         ) from error
 
 
-def _describe_damage(path: str | Path, error: BaseException) -> str:
-    if os.path.isdir(path):
+def _name(source: str | Path | bytes) -> str:
+    return "image" if isinstance(source, bytes) else str(source)
+
+
+def _describe_damage(source: str | Path | bytes, error: BaseException) -> str:
+    is_bytes = isinstance(source, bytes)
+    if not is_bytes and os.path.isdir(source):
         return "it is a folder"
-    if not os.path.isfile(path):
+    if not is_bytes and not os.path.isfile(source):
         return "it is no regular file"
-    size = os.path.getsize(path)
+    size = len(source) if is_bytes else os.path.getsize(source)
     if size == 0:
         return "it has 0 bytes"
     if isinstance(error, UnidentifiedImageError):
-        with open(path, "rb") as file:
+        with io.BytesIO(source) if is_bytes else open(source, "rb") as file:
             start = file.read(512).lstrip().lower()
         if start.startswith((b"<!doctype", b"<html", b"<?xml")):
             return f"{size} bytes of html or xml text"
@@ -130,15 +152,18 @@ def _describe_damage(path: str | Path, error: BaseException) -> str:
     return error_text(error)
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(source: str | Path | bytes) -> tuple[int, int]:
     """(height, width) of an image after its EXIF rotation; a JPEG is not decoded for it.
+
+    Args:
+        source: a path, or the bytes of a file.
 
     Raises:
         DatasetError: the file is missing or no image.
     """
-    with opened(path, "image") as image:
+    with opened(source, "image") as image:
         width, height = image.size
-        is_turned = _exif_orientation(image, path) in _TURNED
+        is_turned = _exif_orientation(image, _name(source)) in _TURNED
     return (width, height) if is_turned else (height, width)
 
 
@@ -175,10 +200,11 @@ def read_header(path: str | Path) -> ImageHeader:
 
 
 def read_image(
-    path: str | Path,
+    source: str | Path | bytes,
     format: str = "RGB",
     max_pixels: int = 0,
     least: tuple[int, int] | None = None,
+    name: str = "",
 ) -> np.ndarray:
     """Read an image as training, evaluation, predictor, demo, web page and all tools do.
 
@@ -193,11 +219,12 @@ def read_image(
     * Of several pages or frames the first is read.
 
     Args:
-        path: a file that Pillow can decode.
+        source: path of a file that Pillow can decode, or its bytes.
         format: "RGB" or "BGR".
         max_pixels: images with more pixels are refused before decoding; 0 sets no limit.
         least: (height, width) that are enough, of the upright image: a JPEG is decoded at 1/2, 1/4
             or 1/8 of its size, rounded up, where both sides stay so long. None: whole.
+        name: of the image in messages; "": its path.
 
     Returns:
         (H, W, 3) uint8.
@@ -207,8 +234,9 @@ def read_image(
     """
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
-    with opened(path, "image", max_pixels) as image:
-        return image_pixels(image, path, max_pixels, format, least)
+    name = name or _name(source)
+    with opened(source, "image", max_pixels, name) as image:
+        return image_pixels(image, name, max_pixels, format, least)
 
 
 def image_pixels(

@@ -275,7 +275,7 @@ def bgr_array(image: object, name: str) -> np.ndarray:
     Raises:
         DatasetError: says what was found instead, under this name.
     """
-    expected = "expected a BGR array (H, W, 3) of uint8, a PIL image or a path"
+    expected = "expected a BGR array (H, W, 3) of uint8, a PIL image, a path or bytes of a file"
     if not isinstance(image, np.ndarray):
         raise DatasetError(f"{name}: found a {type(image).__name__}, {expected}")
     shape, advice = image.shape, ""

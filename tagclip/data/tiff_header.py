@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,16 +113,16 @@ def has_gaps(tags: Mapping[int, Any]) -> bool:
     return any(0 in place for place in places if place)
 
 
-def read_tiff_header(path: str | Path) -> TiffHeader | None:
+def read_tiff_header(source: str | Path | bytes) -> TiffHeader | None:
     """Read the tags of a TIFF; None for other files, and where they cannot be read.
 
     Args:
-        path: a regular file.
+        source: a regular file, or its bytes.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _header(list(_pages(path)))
+            return _header(list(_pages(source)))
     # What Pillow raises on damaged tags is not listed anywhere.
     except Exception:
         return None
@@ -146,8 +147,8 @@ def _header(pages: Sequence[Mapping[int, Any]]) -> TiffHeader | None:
     )
 
 
-def _pages(path: str | Path) -> Iterator[ImageFileDirectory_v2]:
-    with open(path, "rb") as file:
+def _pages(source: str | Path | bytes) -> Iterator[ImageFileDirectory_v2]:
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         head = file.read(8)
         if head[:4] not in _MAGIC:
             return

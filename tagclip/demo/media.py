@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from tagclip.data.datasets.walk import files_below
+from tagclip.data.image_io import IMAGE_SUFFIXES
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.files import expand_path
 from tagclip.utils.opencv import quiet_opencv
@@ -28,7 +29,6 @@ __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video", "list
 
 logger = logging.getLogger(__name__)
 
-_IMAGES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _CODECS = {".mp4": "mp4v", ".avi": "MJPG"}
 _VP9 = (".mp4", ".webm")
 # Constant quality, of the encoder's faster half; threads would change bits.
@@ -115,13 +115,13 @@ def _expand(text: str, output: Path | None, option: str) -> list[tuple[Path, Pat
         )
     if not pairs:
         what = "no image in this folder" if path.is_dir() else "no such file, folder or match"
-        kinds = ", ".join(sorted(_IMAGES))
+        kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(f"{option} {text}: {what}; expected images ({kinds})")
     return pairs
 
 
 def _is_input(file: Path, output: Path | None) -> bool:
-    is_image = file.suffix.lower() in _IMAGES and not file.name.startswith(".")
+    is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
     is_own = output is not None and output.resolve() in file.resolve().parents
     return is_image and file.is_file() and not is_own
 

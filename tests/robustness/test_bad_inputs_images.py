@@ -216,9 +216,9 @@ ARRAYS = {
     "float in 0..255": (picture().astype(np.float32), "float32 values", "of uint8"),
     "channels first": (picture().transpose(2, 0, 1), "(3, 40, 56)", "image.transpose(1, 2, 0)"),
     "gray": (picture()[:, :, 0], "(40, 56)", "COLOR_GRAY2BGR"),
-    "bands": (np.zeros((4, 5, 5), np.uint8), "(4, 5, 5)", "a PIL image or a path"),
+    "bands": (np.zeros((4, 5, 5), np.uint8), "(4, 5, 5)", "a PIL image, a path or bytes"),
     "16 bits": (picture().astype(np.uint16) * 257, "uint16 values", "0 to 255"),
-    "tensor": (torch.zeros(3, 4, 5), "a Tensor", "a PIL image or a path"),
+    "tensor": (torch.zeros(3, 4, 5), "a Tensor", "a PIL image, a path or bytes"),
 }
 
 

@@ -134,7 +134,7 @@ def test_model_trainer_and_checkpoint_have_the_numbers(open_cfg: CfgNode, tmp_pa
     weights = str(tmp_path / "out" / "model.pth")
     predictor = TagCLIPPredictor(changed(cfg, "MODEL.WEIGHTS", weights))
     assert in_force(predictor.cfg) == in_force(trainer.cfg)
-    resize = predictor._input.views[0].augmentations[0]
+    resize = predictor.preparer.inputs.views[0].augmentations[0]
     assert (resize.library, resize.interpolation) == ("pil", "bicubic")
 
 

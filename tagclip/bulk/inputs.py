@@ -1,0 +1,156 @@
+"""What a bulk run is asked to segment: images, tar and parquet files, each with its id."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from tagclip.data.datasets.walk import files_below
+from tagclip.data.image_io import IMAGE_SUFFIXES
+from tagclip.errors import ConfigError
+from tagclip.utils.files import expand_path
+
+__all__ = ["GONE", "InputFile", "find_inputs", "input_kind", "is_image_name", "valid_text"]
+
+# Size of a file that is not there.
+GONE = -1
+_LISTS = (".txt",)
+_KINDS = {".parquet": "parquet", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar"}
+
+
+class InputFile(NamedTuple):
+    """A file to read.
+
+    Attributes:
+        id: its path below the input, with ``/``. What is no UTF-8, and line feeds, are escaped as
+            in Python.
+        path: where it is.
+        size: in bytes; `GONE` if it is not there.
+    """
+
+    id: str
+    path: str
+    size: int
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image; its content does not matter."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def input_kind(name: str) -> str:
+    """Return ``tar`` or ``parquet`` for a file of many images, else ``files``."""
+    lower = name.lower()
+    return next((kind for suffix, kind in _KINDS.items() if lower.endswith(suffix)), "files")
+
+
+def valid_text(name: str) -> str:
+    """Return the id of a path: in UTF-8 and of one line."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+
+
+def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
+    """List the files that a command line names.
+
+    Args:
+        inputs: of each kind any number: folders, with the folders below; globs; .txt files with a
+            path per line, relative to their folder; tar and parquet files; images of any suffix.
+            In folders and globs images, tar and parquet files are known by their suffixes.
+        output: a folder, whose own files are no input.
+
+    Returns:
+        By code points of their ids, whatever the order on the disk. A file that a list or a link
+        names is there even if it is missing: that is an error of one image.
+
+    Raises:
+        ConfigError: an input does not exist or names nothing, or two files have one id.
+    """
+    is_own = _is_below(output)
+    found: dict[str, InputFile] = {}
+    for text in inputs:
+        count = 0
+        for name, path in _expand(text, is_own):
+            count += 1
+            image_id = valid_text(name)
+            other = found.get(image_id)
+            if other is None:
+                found[image_id] = InputFile(image_id, path, _size(path))
+            elif os.path.realpath(other.path) != os.path.realpath(path):
+                raise ConfigError(
+                    f"INPUT: {other.path} and {path} would both be called {image_id}; give the "
+                    "folder that holds both instead, or bulk runs with an --output of their own"
+                )
+        if not count:
+            kinds = ", ".join(sorted((*IMAGE_SUFFIXES, *_KINDS)))
+            raise ConfigError(
+                f"INPUT {text}: found nothing there, expected images, tar or parquet files "
+                f"({kinds}), a folder of them, or a .txt that lists them; check the path"
+            )
+    return [found[image_id] for image_id in sorted(found)]
+
+
+def _expand(text: str, is_own: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
+    """(path below the input, path) of the files that one input names."""
+    path = Path(expand_path(text))
+    if path.is_file():
+        if path.suffix.lower() in _LISTS:
+            yield from _read_list(path)
+        else:
+            yield path.name, str(path)
+        return
+    if path.is_dir():
+        top, files = path, map(str, files_below(path))
+    else:
+        top = _fixed_folder(path)
+        files = iter(glob.glob(str(path), recursive=True))
+    for file in files:
+        is_asked = is_image_name(file) or input_kind(file) != "files"
+        if is_asked and not os.path.isdir(file) and not is_own(os.path.dirname(file)):
+            yield Path(file).relative_to(top).as_posix(), file
+
+
+def _fixed_folder(pattern: Path) -> Path:
+    """The folders of a glob before the first that holds a wildcard, or before the file."""
+    parts: Iterable[str] = pattern.parts[:-1]
+    fixed = []
+    for part in parts:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    return Path(*fixed)
+
+
+def _read_list(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"INPUT {path}: cannot be read ({error.strerror}); mend it") from error
+    for line in lines:
+        if name := os.fsdecode(line.rstrip(b"\r")):
+            yield Path(name).as_posix(), os.path.join(path.parent, name)
+
+
+def _size(path: str) -> int:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return GONE
+    # What is no file has no size that could say whether it changed.
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _is_below(output: Path) -> Callable[[str], bool]:
+    """Whether a folder is the output or in it, also through links."""
+    root = os.path.realpath(output)
+
+    @cache
+    def is_below(folder: str) -> bool:
+        return os.path.commonpath((root, os.path.realpath(folder))) == root
+
+    return is_below

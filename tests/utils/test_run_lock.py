@@ -1,0 +1,54 @@
+"""tagclip/utils/run_lock.py: one process at a time, and none that is dead."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from tagclip.errors import ConfigError
+from tagclip.utils.run_lock import RunLock
+
+
+def hold(folder: Path, connection: Connection) -> None:
+    with RunLock(folder):
+        connection.send("held")
+        connection.recv()
+
+
+def test_a_second_one_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    with RunLock(folder), pytest.raises(ConfigError) as caught, RunLock(folder):
+        raise AssertionError
+    expected = (
+        f"{folder}: process {os.getpid()} on {socket.gethostname()} is at work in this folder"
+    )
+    assert str(caught.value).startswith(expected)
+    with RunLock(folder):
+        assert (folder / ".lock").read_text() == f"{socket.gethostname()} {os.getpid()}"
+    assert (folder / ".lock").read_text() == ""
+
+
+def test_a_killed_process_keeps_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=hold, args=(tmp_path, theirs))
+    process.start()
+    assert ours.recv() == "held"
+    with pytest.raises(ConfigError, match=f"process {process.pid} on"), RunLock(tmp_path):
+        raise AssertionError
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with RunLock(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"), RunLock(tmp_path / "file" / "x"):
+        raise AssertionError
