@@ -113,6 +113,8 @@ setup(
         "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],
         # The other runtime of exported models (tagclip/export/runtime/session.py).
         "openvino": ["openvino>=2026.4"],
+        # Files of rows, and clusters (tagclip/bulk).
+        "bulk": ["pyarrow>=20", "ray[data]>=2.50,<3"],
         # Reads the .mat files of SBD and PASCAL Context.
         "prepare": ["scipy>=1.11"],
     },

@@ -18,6 +18,7 @@ import tagclip
 REQUIREMENTS = (
     "requirements.txt",
     "requirements-dev.txt",
+    "requirements-bulk.txt",
     "requirements-demo.txt",
     "requirements-docs.txt",
 )

@@ -57,22 +57,7 @@ def make_parser() -> ToolParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--video-input", metavar="FILE", help="a video, whatever its name")
     source.add_argument("--webcam", action="store_true", help="first camera, until q or Ctrl-C")
-    parser.add_config_file(use="instead of that of the weights")
-    absent = f"the last of OUTPUT_DIR; without --config-file {MINIBENCH}"
-    parser.add_weights("the model", absent, default="")
-    add(
-        "--method", choices=METHODS, help="instead of a trained model: CLIP alone, read in this way"
-    )
-    add_vocabulary_options(parser)
-    add(
-        "--context",
-        metavar="NAMES",
-        help="more names (file, dataset) that compete and are shown as other",
-    )
-    add(
-        "--background", "--confidence-threshold", nargs="?", type=float, const=BACKGROUND,
-        metavar="THRESHOLD", help="call pixels with a lower score other (%(const)s)",
-    )  # fmt: skip
+    add_model_options(parser)
     add(
         "--output", type=Path, metavar="PATH",
         help="folder, NAME.png, NAME.mp4 or NAME.webm (default: a window for videos where there is "
@@ -103,6 +88,26 @@ def make_parser() -> ToolParser:
     )
     parser.add_config_keys()
     return parser
+
+
+def add_model_options(parser: ToolParser) -> None:
+    """Add the options that `build_predictor` reads: model and words."""
+    parser.add_config_file(use="instead of that of the weights")
+    absent = f"the last of OUTPUT_DIR; without --config-file {MINIBENCH}"
+    parser.add_weights("the model", absent, default="")
+    parser.add_argument(
+        "--method", choices=METHODS, help="instead of a trained model: CLIP alone, read in this way"
+    )
+    add_vocabulary_options(parser)
+    parser.add_argument(
+        "--context",
+        metavar="NAMES",
+        help="more names (file, dataset) that compete and are shown as other",
+    )
+    parser.add_argument(
+        "--background", "--confidence-threshold", nargs="?", type=float, const=BACKGROUND,
+        metavar="THRESHOLD", help="call pixels with a lower score other (%(const)s)",
+    )  # fmt: skip
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -173,7 +178,7 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
     """Load the model and set the vocabulary.
 
     Args:
-        args: of `parse_args`.
+        args: with the options of `add_model_options`, and config keys.
         device: overrides MODEL.DEVICE.
 
     Raises:

@@ -21,6 +21,7 @@ COMMANDS = {
         "minibench table": ("tools.minibench.run_table", "train and measure all its runs"),
         "minibench clip": ("tools.minibench.train_clip", "train its small CLIP"),
         "segment": ("tools.demo", "segment images or videos into any classes"),
+        "bulk": ("tools.bulk", "segment very many images, with any number of processes"),
         "webdemo": ("tools.webdemo.serve", "serve a web page that does so"),
     },
     "Prepare data": {

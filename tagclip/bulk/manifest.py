@@ -1,0 +1,321 @@
+"""The folder of a bulk run: what it was made with, its shards, and which of them are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tagclip import __version__
+from tagclip.bulk.inputs import InputFile
+from tagclip.bulk.shards import (
+    MOST_ERRORS,
+    Shard,
+    ShardResult,
+    format_members,
+    gone_members,
+    parse_members,
+    plan_shards,
+)
+from tagclip.data.class_tables import ClassTable, vocabulary_text
+from tagclip.engine.run_info import config_hash
+from tagclip.errors import ConfigError, DatasetError
+from tagclip.evaluation.segment_rows import FORMATS, read_metadata, read_rows
+from tagclip.modeling.clip.weights import file_sha256
+from tagclip.predictor import TagCLIPPredictor
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import remove_leftovers, write_atomic
+from tagclip.utils.text import json_text, listed, one_line
+from tagclip.utils.untrusted import load_json
+
+__all__ = ["BulkFolder", "BulkSettings", "fingerprints", "writing_output"]
+
+logger = logging.getLogger(__name__)
+
+_VERSION = 1
+_MANIFEST, _VOCABULARY, _PLANS, _ROWS = "manifest.json", "vocabulary.json", "shards", "segments"
+# Time and memory only.
+_NO_RESULT = ("WINDOW_BATCH", "WORKSPACE_MIB")
+
+
+@dataclass(frozen=True)
+class BulkSettings:
+    """All that rows depend on, but their images.
+
+    Attributes:
+        fingerprints: see `fingerprints`.
+        format: a key of `FORMATS`.
+        labels: whether rows hold label PNGs.
+        column: of parquet files, what holds the images; "": the first that is there.
+        id_column: of parquet files, what ends the ids; "": numbers of the rows.
+        tagclip: version.
+    """
+
+    fingerprints: Mapping[str, str]
+    format: str = "parquet"
+    labels: bool = False
+    column: str = ""
+    id_column: str = ""
+    tagclip: str = field(default=__version__)
+
+    @property
+    def run(self) -> str:
+        """sha256 (hex) of it."""
+        return hashlib.sha256(json_text(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def output_of(self, shard: Shard) -> Path:
+        """The file of a shard's rows, below the folder of the run."""
+        return Path(_ROWS, f"{shard.name}{FORMATS[self.format]}")
+
+    def metadata_of(self, shard: Shard) -> dict[str, str]:
+        """What that file says about itself: where it differs, the shard is not finished."""
+        return {"tagclip.run": self.run, "tagclip.shard": shard.fingerprint}
+
+
+def fingerprints(predictor: TagCLIPPredictor) -> dict[str, str]:
+    """sha256 (hex) of model, CLIP, words and gate, which holds all of windows and scores, too.
+
+    Paths, and what changes time and memory only, do not count.
+
+    Args:
+        predictor: with the vocabulary that is asked, on any device.
+    """
+    cfg, model, asked = predictor.cfg.clone(), predictor.model, predictor.asked
+    cfg.defrost()
+    test = dict(cfg.MODEL.TAGCLIP.pop("TEST"))
+    gate = {key: value for key, value in test.items() if key not in _NO_RESULT}
+    for name in [name for name in cfg if name not in ("MODEL", "INPUT")]:
+        del cfg[name]
+    weights = Path(predictor.cfg.MODEL.WEIGHTS)
+    checkpoint = file_sha256(weights) if predictor.cfg.MODEL.WEIGHTS else ""
+    words = asked.shown.partition_fingerprint, asked.all.partition_fingerprint
+    content = {
+        "model": [checkpoint, config_hash(cfg)],
+        "clip": model.backbone.weights_sha256,
+        "words": [*words, model.text_bank.fingerprint(asked.all)],
+        "gate": [gate, predictor.cfg.TEST.DTYPE],
+    }
+    return {
+        name: hashlib.sha256(json_text(parts, sort_keys=True).encode()).hexdigest()
+        for name, parts in content.items()
+    }
+
+
+@contextmanager
+def writing_output(folder: Path) -> Iterator[None]:
+    """Say in one line that the folder of a run cannot be written.
+
+    Raises:
+        ConfigError: for an OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"--output {folder}: cannot be written ({error.strerror or one_line(error)}); free "
+            "space and start again: finished shards stay"
+        ) from error
+
+
+class BulkFolder:
+    """A folder for the results of one run, which may go on at any time.
+
+    Attributes:
+        path: the folder.
+        settings: of the run.
+        shards: see `plan`.
+    """
+
+    def __init__(self, path: Path, settings: BulkSettings, overwrite: bool = False) -> None:
+        """Look at what is there; nothing is created.
+
+        Args:
+            path: may be missing. Nobody else may be writing there (`tagclip.utils.run_lock`).
+            settings: of the run.
+            overwrite: remove the results of an earlier run, whatever its settings.
+
+        Raises:
+            ConfigError: it holds a run with other settings, or something else.
+        """
+        self.path, self.settings = path, settings
+        self.shards: list[Shard] = []
+        self._counts: dict[str, int | None] = {}
+        self._shard_size = 0
+        tree = self._read()
+        if overwrite:
+            self._clear()
+            tree = None
+        if tree is not None:
+            self._check_same(tree)
+            self._shard_size = tree["shard_size"]
+            self._counts = {row["name"]: row["images"] for row in tree["shards"]}
+            self.shards = [self._read_shard(row["name"]) for row in tree["shards"]]
+
+    def plan(
+        self,
+        files: Sequence[InputFile],
+        inputs: Sequence[str],
+        vocabulary: Vocabulary,
+        shard_size: int | None = None,
+    ) -> None:
+        """Decide on the shards and write what the folder says about itself.
+
+        Args:
+            files: see `find_inputs`.
+            inputs: as they were given.
+            vocabulary: the classes of the rows.
+            shard_size: of new shards; None: that of the run, or 1000.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        self._shard_size = shard_size or self._shard_size or 1000
+        if gone := gone_members(files, self.shards):
+            logger.warning(
+                "%d inputs of earlier runs are gone, their rows stay: %s",
+                len(gone), listed(gone, 3),
+            )  # fmt: skip
+        self.shards = plan_shards(files, self.shards, self._shard_size)
+        self._inputs = list(inputs)
+        with writing_output(self.path):
+            (self.path / _ROWS).mkdir(parents=True, exist_ok=True)
+            self.remove_leftovers()
+            for shard in self.shards:
+                self._write(f"{_PLANS}/{shard.name}.txt", format_members(shard.members))
+            self._write(_VOCABULARY, _vocabulary_text(vocabulary))
+            # Last: it names the others.
+            self._write_manifest()
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left half-written."""
+        for folder in (self.path, self.path / _PLANS, self.path / _ROWS):
+            remove_leftovers(folder, "*")
+
+    def finished(self, shard: Shard) -> ShardResult | None:
+        """What an earlier run made of a shard.
+
+        None if its file is missing, damaged, or of another run or other members.
+        """
+        path = self.path / self.settings.output_of(shard)
+        metadata = self.settings.metadata_of(shard)
+        try:
+            if not path.is_file() or not metadata.items() <= read_metadata(path).items():
+                return None
+            rows = [row["error"] for row in read_rows(path, ["error"])]
+        except DatasetError as error:
+            logger.warning("%s: done again: %s", shard.name, error)
+            return None
+        errors = tuple(error for error in rows if error is not None)
+        return ShardResult(shard.name, len(rows), len(errors), errors[:MOST_ERRORS])
+
+    def set_counts(self, counts: Mapping[str, int]) -> None:
+        """Say how many images shards have whose files had to be read for it.
+
+        Args:
+            counts: by name of the shard.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        self._counts |= counts
+        with writing_output(self.path):
+            self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        settings = asdict(self.settings)
+        rows = [
+            {
+                "name": shard.name,
+                "kind": shard.kind,
+                "source": shard.source,
+                "images": shard.images or self._counts.get(shard.name),
+                "fingerprint": shard.fingerprint,
+            }
+            for shard in self.shards
+        ]
+        text = "".join(row["fingerprint"] for row in rows)
+        tree = {
+            "version": _VERSION,
+            "tagclip": settings.pop("tagclip"),
+            "fingerprints": settings.pop("fingerprints"),
+            "run": self.settings.run,
+            "inputs": self._inputs,
+            **settings,
+            "shard_size": self._shard_size,
+            "shards": rows,
+            "list": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        self._write(_MANIFEST, json_text(tree, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.path / name
+        # A run that goes on leaves most of them as they are.
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_atomic(path, text)
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.path / _MANIFEST
+        if not path.exists():
+            if (rows := self.path / _ROWS).is_dir() and any(rows.iterdir()):
+                raise ConfigError(
+                    f"--output {self.path}: found a folder {_ROWS} without {_MANIFEST}, expected "
+                    "an earlier bulk run, or none; choose another folder"
+                )
+            return None
+        try:
+            tree = load_json(path.read_text("utf-8"))
+            if tree["version"] != _VERSION:
+                raise ValueError(f"version {tree['version']}")
+            [(row["name"], row["images"]) for row in tree["shards"]]
+            return {"tagclip": "", "shard_size": 0, "fingerprints": {}, **tree}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"--output {self.path}: found a {_MANIFEST} of another kind, expected that of an "
+                "earlier bulk run, or none; choose another folder"
+            ) from error
+
+    def _check_same(self, tree: Mapping[str, Any]) -> None:
+        if tree.get("run") == self.settings.run:
+            return
+        ours = asdict(self.settings)
+        ours |= ours.pop("fingerprints")
+        theirs = {**tree, **tree["fingerprints"]}
+        names = [name for name in ours if theirs.get(name) != ours[name]]
+        raise ConfigError(
+            f"--output {self.path}: found a run that differs in {listed(names, 9)}, expected the "
+            "same; choose another folder, or --overwrite, which does all of it again"
+        )
+
+    def _read_shard(self, name: str) -> Shard:
+        path = self.path / _PLANS / f"{name}.txt"
+        try:
+            members = parse_members(path.read_bytes().decode())
+            if members:
+                return Shard(name, members)
+        except (OSError, ValueError) as error:
+            logger.debug("%s: %s", path, error)
+        raise ConfigError(
+            f"{path}: found no list of images, expected that of an earlier run; bring it back, "
+            "choose another --output, or --overwrite, which does all of it again"
+        )
+
+    def _clear(self) -> None:
+        """Remove results; the manifest stays until the next is there."""
+        patterns = [f"{_ROWS}/shard-*{suffix}" for suffix in FORMATS.values()]
+        with writing_output(self.path):
+            for pattern in (*patterns, f"{_PLANS}/shard-*.txt"):
+                for path in self.path.glob(pattern):
+                    path.unlink()
+
+
+def _vocabulary_text(vocabulary: Vocabulary) -> str:
+    """A vocabulary json with the seen classes as a split."""
+    tree = load_json(vocabulary_text(ClassTable.of(vocabulary)))
+    if vocabulary.seen is not None:
+        split = vocabulary.split or "asked"
+        tree |= {"default_split": split, "splits": {split: {"unseen": vocabulary.unseen_names}}}
+    return json_text(tree, indent=1) + "\n"

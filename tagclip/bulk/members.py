@@ -1,0 +1,166 @@
+"""The images of a shard, as they are stored: files, members of a tar, values of a parquet file."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from tagclip.bulk.inputs import InputFile, is_image_name, valid_text
+from tagclip.bulk.shards import Shard
+from tagclip.data.image_io import IMAGE_SUFFIXES
+from tagclip.errors import DatasetError
+from tagclip.utils.text import error_text, listed
+
+__all__ = ["COLUMNS", "StoredImage", "shard_images"]
+
+# Columns of parquet files that hold images, the first that is there.
+COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "path", "image_path", "file_name")
+# Of one image in a tar: a packed one may claim to be as long as it likes.
+_MOST_BYTES = 1 << 30
+# Rows of a parquet file that are read together.
+_ROWS = 16
+
+
+class StoredImage(NamedTuple):
+    """An image that is still to be decoded.
+
+    Attributes:
+        id: of its row.
+        content: path, bytes of an image file, or why there is neither.
+    """
+
+    id: str
+    content: str | bytes | DatasetError
+
+
+def shard_images(shard: Shard, column: str = "", id_column: str = "") -> Iterator[StoredImage]:
+    """Read the images of a shard one after the other, in the order of their rows.
+
+    Args:
+        shard: of files, whose paths are given back, or of one tar or parquet file.
+        column: of a parquet file: bytes, paths relative to its folder, or the images of Hugging
+            Face's datasets; "": the first of `COLUMNS`.
+        id_column: of a parquet file, what ends the ids; "": numbers of the rows.
+
+    Raises:
+        DatasetError: the tar or parquet file is missing or damaged, has no images, no such column,
+            or two images with one id.
+        NotInstalledError: a parquet file without pyarrow.
+    """
+    if shard.kind == "files":
+        return (StoredImage(member.id, member.path) for member in shard.members)
+    if shard.kind == "tar":
+        return _checked(shard.members[0], _tar_images(shard.members[0]))
+    return _checked(shard.members[0], _parquet_images(shard.members[0], column, id_column))
+
+
+def _checked(file: InputFile, images: Iterator[tuple[str, Any]]) -> Iterator[StoredImage]:
+    """Put the id of the file before those in it; refuse equal ones."""
+    ids = set()
+    for name, content in images:
+        if name in ids:
+            raise DatasetError(
+                f"{file.path}: found two images called {name}, expected names of their own; "
+                "rename one, or choose another --id-column"
+            )
+        ids.add(name)
+        yield StoredImage(f"{file.id}/{name}", content)
+    if not ids:
+        raise DatasetError(
+            f"{file.path}: found no image in it, expected some "
+            f"({', '.join(sorted(IMAGE_SUFFIXES))}); leave it out"
+        )
+
+
+def _tar_images(file: InputFile) -> Iterator[tuple[str, bytes | DatasetError]]:
+    name = "its beginning"
+    try:
+        # As a stream: one pass, packed or not, and nothing is written to the disk.
+        with tarfile.open(file.path, "r|*") as archive:
+            for member in archive:
+                name = valid_text(str(PurePosixPath(member.name)))
+                if not member.isfile() or not is_image_name(name):
+                    continue
+                if member.size > _MOST_BYTES:
+                    yield (
+                        name,
+                        DatasetError(
+                            f"{file.id}/{name}: image has {member.size} bytes, expected at most "
+                            f"{_MOST_BYTES}; make it smaller"
+                        ),
+                    )
+                    continue
+                yield name, archive.extractfile(member).read()
+                # Otherwise the archive keeps them all.
+                archive.members.clear()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise _damaged(file, f"tar file, at {name}", error) from error
+
+
+def _parquet_images(
+    file: InputFile, column: str, id_column: str
+) -> Iterator[tuple[str, str | bytes | DatasetError]]:
+    from tagclip.evaluation.segment_rows import require_pyarrow
+
+    pyarrow = require_pyarrow()
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file.path) as table:
+            column = _column(table.schema_arrow, file, column, id_column)
+            names = [column, id_column] if id_column else [column]
+            number = 0
+            for batch in table.iter_batches(_ROWS, columns=names, use_threads=False):
+                # A column that is both comes once.
+                rows = zip(batch[column], batch[names[-1]], strict=True)
+                for value, name in rows:
+                    text = valid_text(str(name.as_py())) if id_column else str(number)
+                    yield text, _stored(file, text, value.as_py())
+                    number += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _damaged(file, "parquet file", error) from error
+
+
+def _column(schema: Any, file: InputFile, column: str, id_column: str) -> str:
+    wanted = [column] if column else COLUMNS
+    for name in (*([id_column] if id_column else ()), *([column] if column else ())):
+        if name not in schema.names:
+            option = "--column" if name == column else "--id-column"
+            raise DatasetError(
+                f"{file.path}: found no column {name!r} ({option}), but "
+                f"{listed(schema.names, 9)}; name one of these"
+            )
+    found = next((name for name in wanted if name in schema.names), None)
+    if found is None:
+        raise DatasetError(
+            f"{file.path}: found columns {listed(schema.names, 9)}, expected one of "
+            f"{', '.join(COLUMNS)}; name it with --column, or leave the file out"
+        )
+    kind = schema.field(found).type
+    is_struct = str(kind).startswith("struct") and kind.get_field_index("bytes") >= 0
+    if not is_struct and not any(word in str(kind) for word in ("binary", "string")):
+        raise DatasetError(
+            f"{file.path}: column {found!r} holds {kind}, expected binary (image files), string "
+            "(paths), or a struct of bytes and path; name another with --column"
+        )
+    return found
+
+
+def _stored(file: InputFile, name: str, value: Any) -> str | bytes | DatasetError:
+    if isinstance(value, dict):
+        value = value["bytes"] if value["bytes"] is not None else value.get("path")
+    if isinstance(value, str):
+        return os.path.join(os.path.dirname(file.path), value)
+    if isinstance(value, bytes):
+        return value
+    return DatasetError(f"{file.id}/{name}: found null, expected an image; fill it in")
+
+
+def _damaged(file: InputFile, what: str, error: Exception) -> DatasetError:
+    if isinstance(error, FileNotFoundError):
+        return DatasetError(f"{file.path}: no such {what.partition(',')[0]}; bring it back")
+    return DatasetError(f"{file.path}: damaged {what} ({error_text(error)}); bring a whole one")

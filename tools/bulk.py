@@ -1,0 +1,215 @@
+#!/usr/bin/env python
+"""Segment very many images; a run that is broken off goes on where it was.
+
+tagclip bulk photos/ --output out/ --vocab "cat, table" --context coco_stuff_val
+tagclip bulk "archive/**/*.jpg" --output out/ --vocab-file words.json
+tagclip bulk shards/ --output out/ --vocab "cat, table" --format webdataset
+tagclip bulk data.parquet --output out/ --vocab "cat, table" --processes 8
+
+INPUT: folders, globs, .txt files with a path per line, tar (webdataset) and
+parquet files. What is on each image goes to DIR/segments: a file per shard of
+--shard-size images, or per tar or parquet file; a row per image, in the order
+of the input. The same command again does what is missing: shards that a kill
+left out, and images that were added (in new shards) or have another size. It is
+refused with another model, other words or another gate. A broken image is a row
+with its error, listed at the end, with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tagclip.errors import ConfigError, NotInstalledError
+from tagclip.tools import demo
+from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.tool_parser import ToolParser
+
+# detectron2 is imported inside the functions: --help answers at once.
+if TYPE_CHECKING:
+    from tagclip.bulk.manifest import BulkFolder
+    from tagclip.bulk.shards import Shard, ShardResult
+    from tagclip.bulk.worker import BulkOptions
+
+logger = logging.getLogger("tagclip.bulk")
+
+
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__, usage="%(prog)s INPUT ... --output DIR [options] [KEY VALUE ...]")
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="folders, globs, lists, tar or parquet files")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of this run alone")
+    demo.add_model_options(parser)
+    add("--format", choices=("parquet", "webdataset"), default="parquet", help="of the rows")
+    add("--labels", action="store_true", help="rows hold the label map as a PNG, too")
+    add(
+        "--column", default="", metavar="NAME",
+        help="of parquet files, the images: bytes or paths (default: image, bytes, jpg, path ...)",
+    )  # fmt: skip
+    add("--id-column", default="", metavar="NAME", help="of parquet files (default: row numbers)")
+    add("--shard-size", type=int, help="images per shard (default: 1000, or that of the run)")
+    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster")
+    add("--processes", type=int, help="with a model each (default: GPUs, else CPU cores)")
+    add(
+        "--memory", type=int, default=512, metavar="MIB",
+        help="decoded images that wait for the model, per process",
+    )  # fmt: skip
+    add("--overwrite", action="store_true", help="remove the results that are there, do it all")
+    parser.add_config_keys()
+    return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return make_parser().parse_args(args)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Segment; return the exit code.
+
+    Raises:
+        TagCLIPError: an option, an input, the config, the weights or the vocabulary are not in
+            order, or the output is another run's, in use, or cannot be written.
+    """
+    import tagclip
+
+    tagclip.register()
+
+    from detectron2.utils.logger import setup_logger
+
+    from tagclip.bulk.inputs import find_inputs
+    from tagclip.evaluation.segment_rows import require_pyarrow
+    from tagclip.utils.run_lock import RunLock
+
+    setup_logger(name="tagclip")
+    for option in ("processes", "shard_size", "memory"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            name = option.replace("_", "-")
+            raise ConfigError(f"--{name}: found {value}, expected at least 1")
+    if args.format == "parquet":
+        require_pyarrow()
+    run_engine = _engine(args)
+    check_output("--output", args.output, is_folder=True)
+    files = find_inputs(args.inputs, args.output)
+    with RunLock(args.output):
+        options, folder = _open(args)
+        folder.plan(files, args.inputs, options.asked.shown, args.shard_size)
+        try:
+            results = list(_run(folder, options, run_engine))
+        finally:
+            folder.remove_leftovers()
+        folder.set_counts({result.name: result.images for result in results if not result.error})
+    return _report(results, args.output)
+
+
+Engine = Callable[["list[Shard]", "BulkOptions", Callable[[int], None]], "Iterator[ShardResult]"]
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    """What does shards."""
+    if args.engine == "ray":
+        if find_spec("ray") is None:
+            raise NotInstalledError(
+                "--engine ray: found no ray, expected the package; run: pip install "
+                "'tagclip[bulk]', or take --engine local"
+            )
+        from tagclip.bulk.ray_engine import run_ray
+
+        return lambda shards, options, report: run_ray(shards, options, args.processes, report)
+
+    from tagclip.bulk.local import run_local
+
+    devices = _devices(args)
+    return lambda shards, options, report: run_local(shards, options, devices, report)
+
+
+def _devices(args: argparse.Namespace) -> list[str]:
+    """MODEL.DEVICE of each local process."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    device = demo.build_config(args, []).MODEL.DEVICE if gpus else "cpu"
+    if device == "cuda":
+        return [f"cuda:{index % gpus}" for index in range(args.processes or gpus)]
+    default = 1 if device.startswith("cuda") else len(os.sched_getaffinity(0))
+    return [device] * (args.processes or default)
+
+
+def _open(args: argparse.Namespace) -> tuple[BulkOptions, BulkFolder]:
+    """Look at model and words, in this process on the CPU, and at what the folder holds."""
+    from tagclip.bulk.manifest import BulkFolder, BulkSettings, fingerprints
+    from tagclip.bulk.worker import BulkOptions
+
+    predictor = demo.build_predictor(args, "cpu")
+    settings = BulkSettings(
+        fingerprints(predictor),
+        args.format,
+        args.labels,
+        args.column,
+        args.id_column,
+    )
+    options = BulkOptions(predictor.cfg, predictor.asked, settings, args.output, args.memory << 20)
+    return options, BulkFolder(args.output, settings, args.overwrite)
+
+
+def _run(folder: BulkFolder, options: BulkOptions, run_engine: Engine) -> Iterator[ShardResult]:
+    """Results of all shards, those of earlier runs first."""
+    from tagclip.bulk.progress import Progress
+
+    left = []
+    for shard in folder.shards:
+        result = folder.finished(shard)
+        if result is None:
+            left.append(shard)
+        else:
+            yield result
+    total = len(folder.shards)
+    logger.info("%d of %d shards are to be done, in %s", len(left), total, folder.path)
+    if not left:
+        return
+    progress = Progress(left)
+    try:
+        for result in run_engine(left, options, progress.images):
+            progress.shard(result)
+            yield result
+    finally:
+        progress.close()
+
+
+def _report(results: Sequence[ShardResult], output: Path) -> int:
+    """Say what there is now; return the exit code."""
+    from tagclip.bulk.shards import MOST_ERRORS
+
+    broken = [result.error for result in results if result.error]
+    images, failed = (sum(getattr(r, name) for r in results) for name in ("images", "failed"))
+    logger.info("%d images in %d shards, in %s", images, len(results) - len(broken), output)
+    errors = [error for result in results for error in result.errors][:MOST_ERRORS]
+    if failed:
+        print(f"{failed} of {images} images failed:", file=sys.stderr)
+        more = [f"and {failed - len(errors)} more"] if failed > len(errors) else []
+        print("\n".join(f"  {text}" for text in (*errors, *more)), file=sys.stderr)
+    if broken:
+        print(f"{len(broken)} of {len(results)} shards failed:", file=sys.stderr)
+        print("\n".join(f"  {text}" for text in broken), file=sys.stderr)
+    return 1 if failed or broken else 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Segment and end with the exit code."""
+    sys.exit(main(args))
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(run, parse_args())
+
+
+if __name__ == "__main__":
+    invoke_main()
