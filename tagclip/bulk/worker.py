@@ -20,7 +20,7 @@ from tagclip.evaluation.segment_rows import RowWriter, failed_row, prediction_ro
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.utils.text import error_text
 
-__all__ = ["BulkOptions", "BulkWorker", "Item", "prepare_image"]
+__all__ = ["BulkOptions", "BulkWorker", "Item", "prepare_image", "read_items"]
 
 # An image that is ready, or why it is not, with its id.
 Item = tuple[str, PreparedImage | DatasetError]
@@ -58,6 +58,22 @@ def prepare_image(image: StoredImage, prepare: ImagePreparer) -> Item:
         return image.id, DatasetError(
             f"{image.id}: cannot be read ({error_text(error)}); replace it, or leave it out"
         )
+
+
+def read_items(shard: Shard, options: BulkOptions, prepare: ImagePreparer) -> Iterator[Item]:
+    """Read the images of a shard ahead of who takes them, within the options' memory.
+
+    Raises:
+        DatasetError: see `shard_images`.
+    """
+    settings = options.settings
+    return read_ahead(
+        shard_images(shard, settings.column, settings.id_column),
+        lambda image: prepare_image(image, prepare),
+        lambda image: prepare.nbytes(image.content),
+        options.memory,
+        options.threads,
+    )
 
 
 class BulkWorker:
@@ -98,21 +114,6 @@ class BulkWorker:
             else:
                 yield prediction_row(image_id, outputs, vocabulary, labels)
 
-    def items(self, shard: Shard) -> Iterator[Item]:
-        """Read the images of a shard, while the model works, within the options' memory.
-
-        Raises:
-            DatasetError: see `shard_images`.
-        """
-        settings = self.options.settings
-        return read_ahead(
-            shard_images(shard, settings.column, settings.id_column),
-            lambda image: prepare_image(image, self.predictor.preparer),
-            lambda image: self.predictor.preparer.nbytes(image.content),
-            self.options.memory,
-            self.options.threads,
-        )
-
     def do(self, shard: Shard, report: Callable[[int], None]) -> ShardResult:
         """Make the file of a shard, whole or not at all.
 
@@ -131,7 +132,7 @@ class BulkWorker:
             writing_output(output),
             RowWriter(path, settings.format, settings.labels, metadata) as writer,
         ):
-            for row in self.rows(self.items(shard)):
+            for row in self.rows(read_items(shard, self.options, self.predictor.preparer)):
                 writer.write(row)
                 if row["error"] is not None and len(errors) < MOST_ERRORS:
                     errors.append(row["error"])
