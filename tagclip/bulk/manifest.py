@@ -149,8 +149,7 @@ class BulkFolder:
         if overwrite:
             self._clear()
             tree = None
-        if tree is not None:
-            self._check_same(tree)
+        if tree is not None and self._is_same(tree):
             self._shard_size = tree["shard_size"]
             self._counts = {row["name"]: row["images"] for row in tree["shards"]}
             self.shards = [self._read_shard(row["name"]) for row in tree["shards"]]
@@ -175,10 +174,17 @@ class BulkFolder:
         """
         self._shard_size = shard_size or self._shard_size or 1000
         if gone := gone_members(files, self.shards):
+            ids = [image_id for group in gone.values() for image_id in group]
             logger.warning(
-                "%d inputs of earlier runs are gone, their rows stay: %s",
-                len(gone), listed(gone, 3),
+                "%d inputs of earlier runs are gone; rows that there are of them stay: %s",
+                len(ids), listed(ids, 3),
             )  # fmt: skip
+            # What is gone as a whole can only be kept.
+            self.shards = [
+                shard
+                for shard in self.shards
+                if len(gone.get(shard.name, [])) < len(shard.members) or self.finished(shard)
+            ]
         self.shards = plan_shards(files, self.shards, self._shard_size)
         self._inputs = list(inputs)
         with writing_output(self.path):
@@ -187,8 +193,12 @@ class BulkFolder:
             for shard in self.shards:
                 self._write(f"{_PLANS}/{shard.name}.txt", format_members(shard.members))
             self._write(_VOCABULARY, _vocabulary_text(vocabulary))
-            # Last: it names the others.
+            # Behind what it names, and before what it no longer names.
             self._write_manifest()
+            names = {f"{shard.name}.txt" for shard in self.shards}
+            for path in (self.path / _PLANS).glob("shard-*.txt"):
+                if path.name not in names:
+                    path.unlink()
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written."""
@@ -260,7 +270,7 @@ class BulkFolder:
     def _read(self) -> dict[str, Any] | None:
         path = self.path / _MANIFEST
         if not path.exists():
-            if (rows := self.path / _ROWS).is_dir() and any(rows.iterdir()):
+            if any(self._files()):
                 raise ConfigError(
                     f"--output {self.path}: found a folder {_ROWS} without {_MANIFEST}, expected "
                     "an earlier bulk run, or none; choose another folder"
@@ -278,9 +288,12 @@ class BulkFolder:
                 "earlier bulk run, or none; choose another folder"
             ) from error
 
-    def _check_same(self, tree: Mapping[str, Any]) -> None:
+    def _is_same(self, tree: Mapping[str, Any]) -> bool:
+        """Whether the run there has these settings; one that has not must have no results."""
         if tree.get("run") == self.settings.run:
-            return
+            return True
+        if not any(self._files()):
+            return False
         ours = asdict(self.settings)
         ours |= ours.pop("fingerprints")
         theirs = {**tree, **tree["fingerprints"]}
@@ -305,11 +318,14 @@ class BulkFolder:
 
     def _clear(self) -> None:
         """Remove results; the manifest stays until the next is there."""
-        patterns = [f"{_ROWS}/shard-*{suffix}" for suffix in FORMATS.values()]
         with writing_output(self.path):
-            for pattern in (*patterns, f"{_PLANS}/shard-*.txt"):
-                for path in self.path.glob(pattern):
-                    path.unlink()
+            for path in (*self._files(), *self.path.glob(f"{_PLANS}/shard-*.txt")):
+                path.unlink()
+
+    def _files(self) -> Iterator[Path]:
+        """Files of rows, of whatever run."""
+        for suffix in FORMATS.values():
+            yield from self.path.glob(f"{_ROWS}/shard-*{suffix}")
 
 
 def _vocabulary_text(vocabulary: Vocabulary) -> str:

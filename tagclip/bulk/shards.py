@@ -21,6 +21,7 @@ __all__ = [
 
 # Errors of a shard that are told one by one.
 MOST_ERRORS = 20
+_NAME = "shard-"
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,13 @@ def plan_shards(files: Sequence[InputFile], known: Sequence[Shard], shard_size: 
     images = [file for file in new if input_kind(file.id) == "files"]
     groups = [tuple(images[i : i + shard_size]) for i in range(0, len(images), shard_size)]
     groups += [(file,) for file in new if input_kind(file.id) != "files"]
-    start = len(shards)
-    shards += [Shard(f"shard-{start + i:06}", group) for i, group in enumerate(groups)]
+    start = int(shards[-1].name.removeprefix(_NAME)) + 1 if shards else 0
+    shards += [Shard(f"{_NAME}{start + i:06}", group) for i, group in enumerate(groups)]
     return shards
 
 
-def gone_members(files: Sequence[InputFile], shards: Sequence[Shard]) -> list[str]:
-    """Ids that shards hold and no input has any more."""
+def gone_members(files: Sequence[InputFile], shards: Sequence[Shard]) -> dict[str, list[str]]:
+    """Ids that no input has any more, by the name of their shard."""
     here = {file.id for file in files}
-    return [m.id for shard in shards for m in shard.members if m.id not in here]
+    gone = {s.name: [m.id for m in s.members if m.id not in here] for s in shards}
+    return {name: ids for name, ids in gone.items() if ids}

@@ -98,7 +98,22 @@ def test_gone_files_stay_members_and_are_named(
     left = [file for file in files if file.id in stay]
     after = plan_shards(left, known(before), size)
     assert fingerprints(after) == fingerprints(before)
-    assert sorted(gone_members(left, after)) == [f.id for f in files if f.id not in stay]
+    gone = gone_members(left, after)
+    assert sorted(name for names in gone.values() for name in names) == [
+        file.id for file in files if file.id not in stay
+    ]
+    members = {shard.name: [member.id for member in shard.members] for shard in after}
+    assert all(set(names) <= set(members[shard]) for shard, names in gone.items())
+
+
+def test_numbers_of_shards_that_are_gone_are_not_given_again() -> None:
+    files = [InputFile(f"{index}.jpg", "", 1) for index in range(4)]
+    before = plan_shards(files[:3], [], 1)
+    after = plan_shards(files, [before[0], before[2]], 1)
+    assert [shard.name for shard in after] == ["shard-000000", "shard-000002"] + [
+        "shard-000003",
+        "shard-000004",
+    ]
 
 
 def test_a_plan_is_readable() -> None:
