@@ -210,7 +210,7 @@ def _read(batch: Mapping[str, Any], job: _Job, prepare: ImagePreparer) -> Iterat
     try:
         _begin(job, name, f"{name}: it")
         for item in read_items(shard, job.options, prepare):
-            if len(part) == _PART or sum(map(_nbytes, part)) > job.options.memory:
+            if len(part) == _PART or sum(map(_nbytes, part)) > job.options.budget:
                 yield {**row, "first": [first], "items": _boxed(part)}
                 first, part = first + len(part), []
             part.append(item)

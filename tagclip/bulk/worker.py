@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,12 @@ class BulkOptions:
     memory: int = 512 << 20
     threads: int = 1
 
+    @property
+    def budget(self) -> int:
+        """Half of ``memory``, for images that wait to be asked for; as much for those that wait
+        for a full batch."""
+        return self.memory // 2
+
 
 def prepare_image(image: StoredImage, prepare: ImagePreparer) -> Item:
     """Decode and resize one image; what is wrong with it becomes its value."""
@@ -71,7 +78,7 @@ def read_items(shard: Shard, options: BulkOptions, prepare: ImagePreparer) -> It
         shard_images(shard, settings.column, settings.id_column),
         lambda image: prepare_image(image, prepare),
         lambda image: prepare.nbytes(image.content),
-        options.memory,
+        options.budget,
         options.threads,
     )
 
@@ -107,7 +114,7 @@ class BulkWorker:
                 yield image
 
         vocabulary, labels = self.options.asked.shown, self.options.settings.labels
-        for outputs in self.predictor.segment_prepared(images()):
+        for outputs in self.predictor.segment_prepared(images(), budget=self.options.budget):
             image_id = ids.popleft()
             if isinstance(outputs, DatasetError):
                 yield failed_row(image_id, str(outputs), labels)
@@ -130,9 +137,10 @@ class BulkWorker:
         errors: list[str] = []
         with (
             writing_output(output),
+            closing(read_items(shard, self.options, self.predictor.preparer)) as items,
             RowWriter(path, settings.format, settings.labels, metadata) as writer,
         ):
-            for row in self.rows(read_items(shard, self.options, self.predictor.preparer)):
+            for row in self.rows(items):
                 writer.write(row)
                 if row["error"] is not None and len(errors) < MOST_ERRORS:
                     errors.append(row["error"])

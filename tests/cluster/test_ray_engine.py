@@ -14,11 +14,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import torch
 from detectron2.config import CfgNode
 from helpers.bulk import WORDS, content_of, make_options, write_images, write_tar
+from helpers.paths import REPOSITORY
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import changed
 from pyarrow import parquet
 
 from tagclip.bulk.inputs import find_inputs
@@ -26,14 +25,11 @@ from tagclip.bulk.local import run_local
 from tagclip.bulk.manifest import BulkFolder
 from tagclip.bulk.shards import ShardResult
 from tagclip.bulk.worker import BulkOptions
-from tagclip.data.prepared_image import ImagePreparer
-from tagclip.errors import CheckpointError, ConfigError, ProcessError
 
 ray = pytest.importorskip("ray", reason="no ray: pip install -r requirements-bulk.txt")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from tagclip.bulk import ray_engine  # noqa: E402
 from tagclip.bulk.ray_engine import run_ray  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -188,50 +184,44 @@ def test_a_killed_node_changes_nothing(cluster: Cluster, options: BulkOptions, s
     assert_whole(options, expected)
 
 
-def start(options: BulkOptions, address: str) -> subprocess.Popen:
-    """`tagclip bulk` in a process of its own, as `run` would be."""
+def start(options: BulkOptions, address: str, *program: object) -> tuple[int, str]:
+    """`tagclip bulk` in a process of its own, as `run` would be; returns exit code and output."""
     words = [
-        "bulk", options.output.parent / "in", "--output", options.output, "--labels", "--engine",
-        "ray", "--weights", options.cfg.MODEL.WEIGHTS, "--vocab", ", ".join(WORDS), "--shard-size",
-        SIZE, "MODEL.DEVICE", "cpu",
+        options.output.parent / "in", "--output", options.output, "--labels", "--engine", "ray",
+        "--weights", options.cfg.MODEL.WEIGHTS, "--vocab", ", ".join(WORDS), "--shard-size", SIZE,
+        "MODEL.DEVICE", "cpu",
     ]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "tagclip", *map(str, words)],
-        env={**os.environ, "RAY_ADDRESS": address},
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", *map(str, [*program, *words])],
+        env={
+            **os.environ,
+            "RAY_ADDRESS": address,
+            "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests"))),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def parts_of(output: Path) -> int:
-    """Parts that wait, and shards that are finished."""
-    return len([*output.glob(".parts.*/*/*.parquet"), *output.glob("segments/shard-*")])
+    return done.returncode, done.stdout
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_after_a_killed_driver_a_second_run_does_the_rest(
     cluster: Cluster, options: BulkOptions, seed: int
 ) -> None:
-    process = start(options, cluster.address)
-    moment = random.Random(seed).randint(1, 4)
-    while parts_of(options.output) < moment:
-        try:
-            code = process.wait(0.01)
-        except subprocess.TimeoutExpired:
-            continue
-        raise AssertionError(f"exit code {code}: {process.stdout.read()}")
-    process.kill()
-    process.communicate()
-    finished = {
-        path: path.stat().st_mtime_ns for path in options.output.glob("segments/shard-*.parquet")
-    }
-    again = start(options, cluster.address)
-    text = again.communicate()[0]
+    whole = replace(options, output=options.output.with_name("whole"))
+    code, text = start(whole, cluster.address, "tagclip", "bulk")
     # Two images are broken.
-    assert again.returncode == 1 and f"2 of {IMAGES} images failed" in text
-    assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
-    expected = replace(options, output=options.output.with_name("whole"))
-    whole = start(expected, cluster.address)
-    whole.communicate()
-    assert_whole(options, content_of(expected.output))
+    assert code == 1 and f"2 of {IMAGES} images failed" in text
+    moment = random.Random(seed).randint(1, IMAGES)
+    code, _ = start(options, cluster.address, "helpers.killed_bulk", moment)
+    assert code == -signal.SIGKILL
+    assert list(options.output.glob(".parts.*.tmp"))
+    files = list(options.output.glob("segments/shard-*"))
+    times = [path.stat().st_mtime_ns for path in files]
+    code, text = start(options, cluster.address, "tagclip", "bulk")
+    assert code == 1 and f"2 of {IMAGES} images failed" in text
+    assert [path.stat().st_mtime_ns for path in files] == times
+    assert {**content_of(options.output), ".lock": b""} == {
+        **content_of(whole.output), ".lock": b""
+    }  # fmt: skip
