@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 
 import cv2
@@ -67,7 +67,8 @@ class _Process:
         self.is_ready = False
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, options, device), daemon=True)
-        self._process.start()
+        with _deaf():
+            self._process.start()
         # Else the end of the process would not be the end of the pipe.
         theirs.close()
 
@@ -152,8 +153,8 @@ class _Team:
             self._left.extendleft([shard] if shard else [])
         elif shard is None:
             raise ProcessError(
-                f"--processes: they end ({how}) before they have a model, maybe for lack of "
-                "memory; start again with fewer: finished shards stay"
+                f"--processes: they end ({how}) before they have a model; the log above may say "
+                "why, or memory is short: start again with fewer, finished shards stay"
             )
         else:
             text = f"{name}: {_ATTEMPTS} processes ended ({how}); the log above may say why"
@@ -168,11 +169,22 @@ class _Team:
             self._report(-count)
 
 
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ctrl-C is the business of the main process alone, from the first moment of the others.
+
+    They inherit what is blocked here, and keep it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(connection: Connection, options: BulkOptions, device: str) -> None:
     """Be one of the processes."""
     end_with_parent()
-    # Ctrl-C is the business of the main process alone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One each: how many there are changes no bits.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

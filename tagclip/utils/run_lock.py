@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import socket
@@ -10,12 +11,6 @@ from pathlib import Path
 from types import TracebackType
 
 from tagclip.errors import ConfigError
-
-try:
-    import fcntl
-except ImportError:
-    # Windows; there nothing keeps a second run out.
-    fcntl = None
 
 __all__ = ["RunLock"]
 
@@ -52,8 +47,7 @@ class RunLock:
                 f"{self._path.parent}: cannot be written ({error.strerror}); choose another folder"
             ) from error
         try:
-            if fcntl is not None:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             host, _, pid = os.read(self._handle, 1024).decode(errors="replace").partition(" ")
             os.close(self._handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -108,6 +109,24 @@ def test_an_error_of_a_process_is_that_of_the_run(options: BulkOptions) -> None:
     (options.output / "segments" / "shard-000001.parquet").mkdir()
     with pytest.raises(ConfigError, match="cannot be written"):
         list(run(options, 1))
+    assert not multiprocessing.active_children()
+
+
+def test_an_interruption_is_for_the_main_process_which_ends_the_others(
+    options: BulkOptions,
+) -> None:
+    def blocks_interruptions(pid: int | str) -> bool:
+        mask = re.search(r"^SigBlk:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.M)[1]
+        return bool(int(mask, 16) >> (signal.SIGINT - 1) & 1)
+
+    def report(count: int) -> None:
+        children = multiprocessing.active_children()
+        assert [blocks_interruptions(child.pid) for child in children] == [True, True]
+        assert not blocks_interruptions("self")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run(options, 2, report))
     assert not multiprocessing.active_children()
 
 

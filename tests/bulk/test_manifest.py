@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import pytest
 from helpers.bulk import SETTINGS, VOCABULARY, content_of, finish, open_folder
 from helpers.full_disk import largest_file
 
+from tagclip.bulk import manifest as module
 from tagclip.bulk.inputs import InputFile
 from tagclip.bulk.manifest import BulkFolder, BulkSettings
 from tagclip.errors import ConfigError
 from tagclip.evaluation.segment_rows import read_metadata
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import write_atomic
 
 FILES = [InputFile(name, f"/in/{name}", 7) for name in ("a.jpg", "b.jpg", "c.jpg", "d.tar")]
 
@@ -122,8 +124,20 @@ def test_rows_of_files_that_are_gone_stay(tmp_path: Path, caplog: pytest.LogCapt
     (line,) = caplog.messages
     assert line.startswith("3 inputs of earlier runs are gone; rows") and "a.jpg, c.jpg" in line
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["shard-000000.txt"]
-    # Back again, they are new.
+    # Its error, of a.jpg, needs no mending any more.
+    assert folder.finished(folder.shards[0]).failed == 0
+    assert plan(tmp_path).finished(folder.shards[0]).failed == 1
+    # Back again, the others are new.
     assert names(plan(tmp_path))[1:] == [["c.jpg"], ["d.tar"]]
+
+
+def test_what_is_gone_is_no_part_of_a_shard_that_is_still_to_be_done(tmp_path: Path) -> None:
+    finish(plan(tmp_path, size=3), 0)
+    # Another size: the shard is done again, without b.jpg.
+    folder = plan(tmp_path, [FILES[0]._replace(size=8), FILES[2]])
+    assert names(folder) == [["a.jpg", "c.jpg"]]
+    assert folder.finished(folder.shards[0]) is None
+    assert names(plan(tmp_path)) == [["a.jpg", "c.jpg"], ["b.jpg"], ["d.tar"]]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +146,7 @@ def test_rows_of_files_that_are_gone_stay(tmp_path: Path, caplog: pytest.LogCapt
         ({"fingerprints": {**SETTINGS.fingerprints, "words": "x", "gate": "x"}}, "words, gate"),
         ({"format": "webdataset"}, "format"),
         ({"labels": True, "column": "x", "id_column": "y"}, "labels, column, id_column"),
-        ({"tagclip": "9"}, "tagclip"),
+        ({"tagclip": "9"}, "tagclip's version"),
     ],
 )
 def test_another_run_is_refused_unless_told(tmp_path: Path, change: dict, said: str) -> None:
@@ -231,6 +245,37 @@ def test_a_kill_between_any_two_files_of_the_plan_changes_nothing(tmp_path: Path
         (half / "segments" / ".shard-000000.parquet.0a1b2c3d.tmp").touch()
         plan(half, size=1)
         assert content_of(half) == expected
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_kill_while_another_run_is_planned_puts_no_image_into_two_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    other, count = replace(SETTINGS, labels=True), 0
+    while True:
+        path = tmp_path / f"after{count}"
+        folder = plan(path, size=1)
+        finish(folder, *([2] if overwrite else []))
+        left = iter(range(count))
+
+        def write(file: Path, text: str, left: Iterator[int] = left) -> Path:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return write_atomic(file, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_atomic", write)
+            try:
+                plan(path, settings=other, size=3, overwrite=overwrite)
+                break
+            except KeyboardInterrupt:
+                pass
+        for settings in (SETTINGS, other):
+            ids = [name for group in names(plan(path, settings=settings)) for name in group]
+            assert sorted(ids) == [file.id for file in FILES]
+        count += 1
+    # Two lists, the manifest; the vocabulary is the same.
+    assert count == 3
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

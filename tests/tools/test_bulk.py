@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from detectron2.config import CfgNode
-from helpers.bulk import content_of, write_images
+from helpers.bulk import content_of, write_images, write_tar
 from helpers.full_disk import largest_file
 from helpers.paths import REPOSITORY
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import own_loggers
 from PIL import Image
+from pyarrow import parquet
 
 from tagclip.errors import ConfigError, NotInstalledError
 from tagclip.evaluation.segment_rows import read_rows
@@ -76,12 +78,12 @@ def test_a_run_goes_on_until_all_is_well(
     assert run("out", "--labels") == 1
     assert capsys.readouterr().err.splitlines()[-3:] == said[-3:]
     assert content_of(out) == before
-    # Another size: its shard is done again, and no other.
+    # Another size: its shard is done again, and no other. Of what is gone the row stays.
     (images / "004.png").write_bytes(good)
     (images / "more" / "gone.jpg").unlink()
     write_images(images / "more", 1)
-    assert run("out", "--labels") == 1
-    assert "1 of 10 images failed" in capsys.readouterr().err
+    assert run("out", "--labels") == 0
+    assert "failed" not in capsys.readouterr().err
     after = content_of(out)
     changed = [name for name in before if "segments" in name and after[name] != before[name]]
     assert changed == ["segments/shard-000001.parquet"]
@@ -91,6 +93,27 @@ def test_a_run_goes_on_until_all_is_well(
     }
     assert run("fresh", "--labels") == 0
     assert [row for row in rows_of(out) if row["error"] is None] == rows_of(tmp_path / "fresh")
+
+
+def test_a_bad_archive_is_one_line_and_the_others_are_done(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "in"
+    write_tar(images / "empty.tar", [("a.json", b"{}")])
+    write_tar(images / "good.tar", [("a.png", (images / "000.png").read_bytes())])
+    parquet.write_table(pa.table({"name": ["a"]}), images / "names.parquet")
+    assert run("out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-3] == "2 of 6 shards failed:"
+    assert said[-2].startswith(f"  shard-000003: {images}/empty.tar: found no image in it, expect")
+    assert said[-1].startswith(f"  shard-000005: {images}/names.parquet: found columns name, exp")
+    # What the lines say to do ends the trouble.
+    (images / "empty.tar").unlink()
+    (images / "names.parquet").unlink()
+    assert run("out") == 0
+    assert [row["image_id"] for row in rows_of(tmp_path / "out")][-1] == "good.tar/a.png"
+    tree = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [(row["source"], row["images"]) for row in tree["shards"]][3:] == [("good.tar", 1)]
 
 
 def test_what_is_wrong_is_one_line_and_leaves_nothing(
@@ -152,6 +175,33 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
     assert all(found[name] == expected[name] for name in done)
     assert run("out", "--labels", "--shard-size", 1) == 0
     assert content_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "more", "expected"),
+    [
+        (0, ["--processes", "3"], ["cpu"] * 3),
+        (2, [], ["cuda:0", "cuda:1"]),
+        (2, ["--processes", "3"], ["cuda:0", "cuda:1", "cuda:0"]),
+        (2, ["MODEL.DEVICE", "cuda:1"], ["cuda:1"]),
+        (2, ["MODEL.DEVICE", "cpu", "--processes", "2"], ["cpu", "cpu"]),
+    ],
+)
+def test_a_process_for_each_gpu_unless_told(
+    arguments: list[str],
+    gpus: int,
+    more: list[str],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    given = bulk.parse_args([*arguments, "MODEL.DEVICE", "cuda", "--output", "out", *more])
+    assert bulk.local_devices(given) == expected
+
+
+def test_a_process_for_each_core_that_may_be_used(arguments: list[str]) -> None:
+    given = bulk.parse_args([*arguments, "--output", "out"])
+    assert bulk.local_devices(given) == ["cpu"] * len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -52,3 +54,16 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be written"), RunLock(tmp_path / "file" / "x"):
         raise AssertionError
+
+
+def test_where_there_are_no_locks_the_user_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with RunLock(tmp_path):
+        assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path}: this file system has no locks (No locks available)")
