@@ -123,7 +123,10 @@ def _engine(args: argparse.Namespace) -> Engine:
             )
         from tagclip.bulk.ray_engine import run_ray
 
-        return lambda shards, options, report: run_ray(shards, options, args.processes, report)
+        device = demo.build_config(args, []).MODEL.DEVICE
+        return lambda shards, options, report: run_ray(
+            shards, options, device, args.processes, report
+        )
 
     from tagclip.bulk.local import run_local
 

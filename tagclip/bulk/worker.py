@@ -21,7 +21,7 @@ from tagclip.evaluation.segment_rows import RowWriter, failed_row, prediction_ro
 from tagclip.predictor import AskedClasses, TagCLIPPredictor
 from tagclip.utils.text import error_text
 
-__all__ = ["BulkOptions", "BulkWorker", "Item", "prepare_image"]
+__all__ = ["BulkOptions", "BulkWorker", "Item", "prepare_image", "read_items"]
 
 # An image that is ready, or why it is not, with its id.
 Item = tuple[str, PreparedImage | DatasetError]
@@ -47,6 +47,12 @@ class BulkOptions:
     memory: int = 512 << 20
     threads: int = 1
 
+    @property
+    def budget(self) -> int:
+        """Half of ``memory``, for images that wait to be asked for; as much for those that wait
+        for a full batch."""
+        return self.memory // 2
+
 
 def prepare_image(image: StoredImage, prepare: ImagePreparer) -> Item:
     """Decode and resize one image; what is wrong with it becomes its value."""
@@ -59,6 +65,22 @@ def prepare_image(image: StoredImage, prepare: ImagePreparer) -> Item:
         return image.id, DatasetError(
             f"{image.id}: cannot be read ({error_text(error)}); replace it, or leave it out"
         )
+
+
+def read_items(shard: Shard, options: BulkOptions, prepare: ImagePreparer) -> Iterator[Item]:
+    """Read the images of a shard ahead of who takes them, within the options' memory.
+
+    Raises:
+        DatasetError: see `shard_images`.
+    """
+    settings = options.settings
+    return read_ahead(
+        shard_images(shard, settings.column, settings.id_column),
+        lambda image: prepare_image(image, prepare),
+        lambda image: prepare.nbytes(image.content),
+        options.budget,
+        options.threads,
+    )
 
 
 class BulkWorker:
@@ -81,8 +103,6 @@ class BulkWorker:
         self.options = options
         self.predictor = TagCLIPPredictor(cfg)
         self.predictor.asked = options.asked
-        # Half for images that wait to be asked for, half for those that wait for a full batch.
-        self._budget = options.memory // 2
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """Make the rows of images, in their order (`tagclip.evaluation.segment_rows`)."""
@@ -94,27 +114,12 @@ class BulkWorker:
                 yield image
 
         vocabulary, labels = self.options.asked.shown, self.options.settings.labels
-        for outputs in self.predictor.segment_prepared(images(), budget=self._budget):
+        for outputs in self.predictor.segment_prepared(images(), budget=self.options.budget):
             image_id = ids.popleft()
             if isinstance(outputs, DatasetError):
                 yield failed_row(image_id, str(outputs), labels)
             else:
                 yield prediction_row(image_id, outputs, vocabulary, labels)
-
-    def items(self, shard: Shard) -> Iterator[Item]:
-        """Read the images of a shard, while the model works, within the options' memory.
-
-        Raises:
-            DatasetError: see `shard_images`.
-        """
-        settings = self.options.settings
-        return read_ahead(
-            shard_images(shard, settings.column, settings.id_column),
-            lambda image: prepare_image(image, self.predictor.preparer),
-            lambda image: self.predictor.preparer.nbytes(image.content),
-            self._budget,
-            self.options.threads,
-        )
 
     def do(self, shard: Shard, report: Callable[[int], None]) -> ShardResult:
         """Make the file of a shard, whole or not at all.
@@ -132,7 +137,7 @@ class BulkWorker:
         errors: list[str] = []
         with (
             writing_output(output),
-            closing(self.items(shard)) as items,
+            closing(read_items(shard, self.options, self.predictor.preparer)) as items,
             RowWriter(path, settings.format, settings.labels, metadata) as writer,
         ):
             for row in self.rows(items):
