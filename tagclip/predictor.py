@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tagclip.config.checks import available_device, check_config, check_register
 from tagclip.data.image_io import read_image
 from tagclip.data.prepared_image import ImageLike, ImagePreparer, PreparedImage
 from tagclip.data.protocol import Protocol, resolve_seen
+from tagclip.data.read_ahead import BUDGET, read_ahead
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.clip import resolve_pixels
 from tagclip.modeling.inference.fusion import ScoreFusion
@@ -270,8 +272,9 @@ class TagCLIPPredictor:
     ) -> Prediction | list[Prediction]:
         """Segment one image, or each of a list.
 
-        On a GPU windows of several images share batches of MODEL.TAGCLIP.TEST.WINDOW_BATCH. On a
-        CPU, where a batch would change the rounding, results have the bits of single calls.
+        Images of a list are read while the model works. On a GPU windows of several images fill
+        batches of MODEL.TAGCLIP.TEST.WINDOW_BATCH. On a CPU, where a batch would change the
+        rounding, results have the bits of single calls.
 
         Args:
             image: BGR (H, W, 3) uint8 as everywhere in detectron2 or BGRA, a PIL image, a path,
@@ -288,9 +291,10 @@ class TagCLIPPredictor:
             ConfigError: ``top_k`` is not between 0 and K.
         """
         if isinstance(image, (list, tuple)):
-            names = (f"image {number}" for number in range(len(image)))
-            return list(self._segment(image, names, top_k))
-        return next(self._segment([image], ["image"], top_k))
+            return list(self._segment(image, top_k))
+        prepared, asked = self._prepared(image, "image"), self.asked
+        outputs = next(self.segment_prepared([prepared], asked, top_k))
+        return self._prediction(image, prepared.pixels, outputs, asked)
 
     def read_image(self, path: str | Path) -> np.ndarray:
         """Read a file as training does, within INPUT.MAX_PIXELS: (H, W, 3) uint8 BGR.
@@ -321,6 +325,7 @@ class TagCLIPPredictor:
         images: Iterable[PreparedImage | DatasetError],
         asked: AskedClasses | None = None,
         top_k: int = 0,
+        budget: int = BUDGET,
     ) -> Iterator[dict[str, Tensor] | DatasetError]:
         """Segment a stream of images that ``preparer`` has prepared.
 
@@ -328,6 +333,8 @@ class TagCLIPPredictor:
             images: prepared images, and errors of others in their places.
             asked: what `resolve` returns; None: ``asked`` as it is when the stream begins.
             top_k: see a call.
+            budget: bytes of images that wait on a GPU until windows of equal size fill a batch,
+                see `TagCLIP.encode_each`.
 
         Yields:
             In order, of an image the tensors of its `Prediction`, on the CPU; an error as it came.
@@ -349,7 +356,7 @@ class TagCLIPPredictor:
                     yield image.input
 
         threshold = self.model.inference_settings.background_threshold
-        for fusion in self.model.encode_each(inputs(), asked.all):
+        for fusion in self.model.encode_each(inputs(), asked.all, budget):
             while isinstance(waiting[0], DatasetError):
                 yield waiting.popleft()
             result = fusion.labels(waiting.popleft(), threshold, top_k, count)
@@ -358,29 +365,40 @@ class TagCLIPPredictor:
             yield {key: value.cpu() for key, value in result.items()}
         yield from waiting
 
-    def _segment(
-        self, images: Sequence[ImageLike], names: Iterable[str], top_k: int
-    ) -> Iterator[Prediction]:
-        """Segment images, each of which is read when a batch has room for it."""
-        asked, read = self.asked, deque()
+    def _segment(self, images: Sequence[ImageLike], top_k: int) -> Iterator[Prediction]:
+        """Segment images, each of which is prepared while the model is busy with others."""
+        asked, pixels = self.asked, deque()
+        numbers = range(len(images))
 
-        def prepared() -> Iterator[PreparedImage]:
-            for image, name in zip(images, names, strict=True):
-                found = self._prepared(image, name, keep_pixels=True)
-                read.append(found.pixels)
-                yield found
+        def size_of(number: int) -> int:
+            return self.preparer.nbytes(images[number])
 
-        for image, outputs in zip(
-            images, self.segment_prepared(prepared(), asked, top_k), strict=True
-        ):
-            file = str(image) if isinstance(image, (str, Path)) else ""
-            yield Prediction(outputs, read.popleft(), asked.shown, file)
+        def prepare(number: int) -> PreparedImage:
+            return self._prepared(images[number], f"image {number}")
 
-    def _prepared(self, image: ImageLike, name: str, keep_pixels: bool = False) -> PreparedImage:
-        """Prepare an image; messages say its path, too, which alone is enough for a single one."""
+        def noted(prepared: Iterator[PreparedImage]) -> Iterator[PreparedImage]:
+            for image in prepared:
+                pixels.append(image.pixels)
+                yield image
+
+        # An error of the model would leave it open as long as anybody keeps the error.
+        with closing(read_ahead(numbers, prepare, size_of)) as prepared:
+            results = self.segment_prepared(noted(prepared), asked, top_k)
+            for image, outputs in zip(images, results, strict=True):
+                yield self._prediction(image, pixels.popleft(), outputs, asked)
+
+    @staticmethod
+    def _prediction(
+        image: ImageLike, pixels: np.ndarray, outputs: dict[str, Tensor], asked: AskedClasses
+    ) -> Prediction:
+        file = str(image) if isinstance(image, (str, Path)) else ""
+        return Prediction(outputs, pixels, asked.shown, file)
+
+    def _prepared(self, image: ImageLike, name: str) -> PreparedImage:
+        """With its pixels; messages say its path, too, which is enough for a single one."""
         if isinstance(image, (str, Path)):
             name = str(image) if name == "image" else f"{name}: {image}"
-        return self.preparer(image, name, keep_pixels)
+        return self.preparer(image, name, keep_pixels=True)
 
     def _resolved(self, source: VocabularyLike) -> Vocabulary:
         vocabulary = resolve_seen(

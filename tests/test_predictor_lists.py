@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def test_on_a_cpu_results_have_the_bits_of_single_calls(
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [(1, [1] * 11), (2, [1, 2, 2, 1, 2, 2, 1]), (4, [3, 3, 4, 1]), (6, [6, 5]), (8, [6, 5]),
+    [(1, [1] * 11), (2, [2] * 5 + [1]), (4, [4, 4, 3]), (6, [6, 5]), (8, [8, 3]),
      (11, [11]), (99, [11])],
 )  # fmt: skip
 def test_images_share_batches_elsewhere(
@@ -112,7 +113,7 @@ def test_images_share_batches_elsewhere(
 
 
 def test_few_images_are_held_at_a_time(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of one batch, and the one that found no room in it."""
+    """Those of one batch."""
     predictor = TagCLIPPredictor(cfg)
     monkeypatch.setattr(TagCLIP, "_windows_per_batch", lambda self: 3)
     taken = 0
@@ -125,7 +126,45 @@ def test_few_images_are_held_at_a_time(cfg: CfgNode, monkeypatch: pytest.MonkeyP
 
     fusions = predictor.model.encode_each(inputs(), predictor.asked.all)
     ahead = [taken - number for number, _ in enumerate(fusions)]
-    assert ahead == [4, 3, 2, 4, 3, 2, 4, 3, 2, 1]
+    assert ahead == [3, 2, 1, 3, 2, 1, 3, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [(0, WINDOWS), (30719, WINDOWS), (30720, [3, 3, 5]), (10**6, [8, 3])]
+)
+def test_what_waits_for_a_batch_is_within_the_budget(
+    cfg: CfgNode,
+    images: list[np.ndarray],
+    batches: list[int],
+    budget: int,
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 3 bytes for a pixel, and 384 for 4 x 4 logits of five classes and the token: of the
+    first two images 64 x (64 + 90) pixels and 1 + 2 windows."""
+    predictor = TagCLIPPredictor(cfg)
+    monkeypatch.setattr(TagCLIP, "_windows_per_batch", lambda self: 8)
+    prepared = [predictor.preparer(image, "") for image in images]
+    found = list(predictor.segment_prepared(prepared, budget=budget))
+    assert batches == expected
+    for outputs, image in zip(found, prepared, strict=True):
+        assert outputs["sem_seg_labels"].shape == image.size
+
+
+def test_an_error_of_the_model_leaves_no_thread(
+    cfg: CfgNode, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever keeps the error."""
+    predictor = TagCLIPPredictor(cfg)
+
+    def fail(self: CLIPViT, windows: torch.Tensor) -> Any:
+        assert any("read_ahead" in thread.name for thread in threading.enumerate())
+        raise RuntimeError("of the model")
+
+    monkeypatch.setattr(CLIPViT, "forward", fail)
+    with pytest.raises(RuntimeError, match="of the model"):
+        predictor(images * 20)
+    assert not any("read_ahead" in thread.name for thread in threading.enumerate())
 
 
 def test_an_empty_list_has_no_results(cfg: CfgNode) -> None:

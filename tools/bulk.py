@@ -22,6 +22,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +131,11 @@ def _engine(args: argparse.Namespace) -> Engine:
     from tagclip.bulk.local import run_local
 
     devices = _devices(args)
-    return lambda shards, options, report: run_local(shards, options, devices, report)
+    # A GPU is faster than one thread that decodes; cores have work for all of their time.
+    threads = max(1, _cores() // len(devices)) if devices[0].startswith("cuda") else 1
+    return lambda shards, options, report: run_local(
+        shards, replace(options, threads=threads), devices, report
+    )
 
 
 def _devices(args: argparse.Namespace) -> list[str]:
@@ -141,8 +146,13 @@ def _devices(args: argparse.Namespace) -> list[str]:
     device = demo.build_config(args, []).MODEL.DEVICE if gpus else "cpu"
     if device == "cuda":
         return [f"cuda:{index % gpus}" for index in range(args.processes or gpus)]
-    default = 1 if device.startswith("cuda") else len(os.sched_getaffinity(0))
-    return [device] * (args.processes or default)
+    return [device] * (args.processes or (1 if device.startswith("cuda") else _cores()))
+
+
+def _cores() -> int:
+    """Cores that this process may use; not every system can limit them."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _open(args: argparse.Namespace) -> tuple[BulkOptions, BulkFolder]:
@@ -151,15 +161,15 @@ def _open(args: argparse.Namespace) -> tuple[BulkOptions, BulkFolder]:
     from tagclip.bulk.worker import BulkOptions
 
     predictor = demo.build_predictor(args, "cpu")
-    settings = BulkSettings(
-        fingerprints(predictor),
-        args.format,
-        args.labels,
-        args.column,
-        args.id_column,
-    )
-    options = BulkOptions(predictor.cfg, predictor.asked, settings, args.output, args.memory << 20)
-    return options, BulkFolder(args.output, settings, args.overwrite)
+    prints = fingerprints(predictor)
+    settings = BulkSettings(prints, args.format, args.labels, args.column, args.id_column)
+    folder = BulkFolder(args.output, settings, args.overwrite)
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    # On another machine of a cluster the working folder is another.
+    cfg.MODEL.WEIGHTS = cfg.MODEL.WEIGHTS and str(Path(cfg.MODEL.WEIGHTS).absolute())
+    output, memory = args.output.absolute(), args.memory << 20
+    return BulkOptions(cfg, predictor.asked, settings, output, memory), folder
 
 
 def _run(folder: BulkFolder, options: BulkOptions, run_engine: Engine) -> Iterator[ShardResult]:

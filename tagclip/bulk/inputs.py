@@ -29,7 +29,7 @@ class InputFile(NamedTuple):
     Attributes:
         id: its path below the input, with ``/``. What is no UTF-8, and line feeds, are escaped as
             in Python.
-        path: where it is.
+        path: where it is, absolute.
         size: in bytes; `GONE` if it is not there.
     """
 
@@ -97,7 +97,8 @@ def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
 
 def _expand(text: str, is_own: Callable[[str], bool]) -> Iterator[tuple[str, str]]:
     """(path below the input, path) of the files that one input names."""
-    path = Path(expand_path(text))
+    # On another machine of a cluster the working folder is another.
+    path = Path(expand_path(text)).absolute()
     if path.is_file():
         if path.suffix.lower() in _LISTS:
             yield from _read_list(path)

@@ -38,7 +38,7 @@ class Progress:
     def images(self, count: int) -> None:
         """Count images; a negative number takes some back."""
         if not self._count:
-            self._start = time.monotonic()
+            self._start = self._told = time.monotonic()
         self._count += count
         self._bar.update(count)
         if sys.stderr.isatty() or time.monotonic() - self._told < _PERIOD:

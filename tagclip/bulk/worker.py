@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def read_items(shard: Shard, options: BulkOptions, prepare: ImagePreparer) -> It
         shard_images(shard, settings.column, settings.id_column),
         lambda image: prepare_image(image, prepare),
         lambda image: prepare.nbytes(image.content),
-        options.memory,
+        # The other half is for images that wait for a full batch.
+        options.memory // 2,
         options.threads,
     )
 
@@ -96,6 +98,8 @@ class BulkWorker:
         self.options = options
         self.predictor = TagCLIPPredictor(cfg)
         self.predictor.asked = options.asked
+        # The other half is for images that wait to be asked for.
+        self._budget = options.memory // 2
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """Make the rows of images, in their order (`tagclip.evaluation.segment_rows`)."""
@@ -107,7 +111,7 @@ class BulkWorker:
                 yield image
 
         vocabulary, labels = self.options.asked.shown, self.options.settings.labels
-        for outputs in self.predictor.segment_prepared(images()):
+        for outputs in self.predictor.segment_prepared(images(), budget=self._budget):
             image_id = ids.popleft()
             if isinstance(outputs, DatasetError):
                 yield failed_row(image_id, str(outputs), labels)
@@ -130,9 +134,10 @@ class BulkWorker:
         errors: list[str] = []
         with (
             writing_output(output),
+            closing(read_items(shard, self.options, self.predictor.preparer)) as items,
             RowWriter(path, settings.format, settings.labels, metadata) as writer,
         ):
-            for row in self.rows(read_items(shard, self.options, self.predictor.preparer)):
+            for row in self.rows(items):
                 writer.write(row)
                 if row["error"] is not None and len(errors) < MOST_ERRORS:
                     errors.append(row["error"])

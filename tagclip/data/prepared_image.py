@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from PIL import Image
 
-from tagclip.data.image_io import image_pixels, image_size, read_image
+from tagclip.data.image_io import image_pixels, opened, read_image
 from tagclip.data.inference_input import InferenceInput, bgr_array
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text
@@ -105,7 +105,9 @@ class ImagePreparer:
                 held, (width, height) = 0, image.size
             elif isinstance(image, (str, Path, bytes)):
                 held = len(image) if isinstance(image, bytes) else 0
-                height, width = image_size(image)
+                # Whether it is turned does not matter, and Pillow decodes a PNG to say so.
+                with opened(image, "image") as header:
+                    width, height = header.size
             else:
                 return 0
             views = [view.size(height, width) for view in self.inputs.views]

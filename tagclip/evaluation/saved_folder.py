@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from tagclip.utils.files import write_atomic
 from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["FolderKind", "FolderWriter", "ImageName", "SavedFolder", "image_names"]
+__all__ = ["FolderKind", "FolderWriter", "ImageName", "SavedFolder", "image_finder", "image_names"]
 
 _INDEX = "index.json"
 # What the index says in every folder, as metrics.json does.
@@ -114,6 +114,29 @@ def image_names(files: Iterable[str]) -> dict[str, ImageName]:
         unique = stem if stems[stem] == 1 else path
         names[file] = ImageName(path.as_posix(), unique.as_posix())
     return names
+
+
+def image_finder(images: Iterable[str]) -> Callable[[str], str | None]:
+    """Make what finds an image by the end of its path, or by its bare name if no other has it.
+
+    Args:
+        images: files of a dataset.
+
+    Returns:
+        From a path, of whatever folder, to the one of these files that it means, or None.
+    """
+    ends: dict[str, str | None] = {}
+    for image in images:
+        parts = Path(image).as_posix().split("/")
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            ends[end] = None if end in ends else image
+
+    def find(name: str) -> str | None:
+        end = name.replace("\\", "/").removeprefix("./")
+        return ends.get(end) or ends.get(os.path.basename(end))
+
+    return find
 
 
 class FolderWriter:

@@ -28,7 +28,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, BinaryIO
@@ -43,7 +43,7 @@ from tagclip.errors import DatasetError, NotInstalledError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import open_atomic
 from tagclip.utils.look_up import look_up
-from tagclip.utils.text import error_text, json_text, listed
+from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "prediction_row",
     "read_metadata",
     "read_rows",
+    "read_table",
     "require_pyarrow",
     "row_labels",
     "row_schema",
@@ -65,6 +66,12 @@ ROW_GROUP = 64
 # Least P(seen) of a pixel that is taken for seen.
 SEEN_FROM = 0.5
 _COMPRESSION = "zstd"
+_SEGMENTS = "segments."
+_FIELDS = tuple(_SEGMENTS + name for name in ("id", "name", "share", "score", "trusty", "rle"))
+_COLUMNS = (
+    *("image_id", "height", "width", "segments", *_FIELDS),
+    *("other", "unseen", "label_png", "error"),
+)
 _METADATA = "_tagclip.json"
 # There, too: whether rows have PNGs.
 _LABELS = "labels"
@@ -348,35 +355,115 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return {k.decode(): v.decode() for k, v in metadata.items() if k != b"ARROW:schema"}
 
 
-def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+def read_rows(
+    path: str | Path, columns: Sequence[str] | None = None, first: int = 0
+) -> Iterator[dict[str, Any]]:
     """Read the rows of a file of `RowWriter`, a row group at a time.
 
     Args:
         path: of the file.
-        columns: names, in any order; None: all.
+        columns: names, in any order; ``segments.name`` and the like leave out the other fields of
+            segments, which saves most of the reading. None: all.
+        first: number of the row to begin with.
 
     Raises:
         DatasetError: the file is missing, damaged or another kind of file, or has no such column.
         NotInstalledError: a parquet file without pyarrow.
     """
     if Path(path).suffix == FORMATS["webdataset"]:
-        rows = _tar_rows(path)
+        rows = islice(_tar_rows(path, columns), first, None)
     else:
-        rows = _parquet_rows(path, columns)
+        rows = _parquet_rows(path, columns, first)
     with _damage(path):
+        if columns is None:
+            yield from rows
+            return
+        names, fields = _top_level(columns), _segment_fields(columns)
         for row in rows:
-            yield row if columns is None else {name: row[name] for name in columns}
+            if fields and row["segments"] is not None:
+                row["segments"] = [{name: s[name] for name in fields} for s in row["segments"]]
+            yield {name: row[name] for name in names}
 
 
-def _parquet_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Any:
+    """Read a file of `RowWriter` as a ``pyarrow.Table``; see `read_rows`.
+
+    Raises:
+        DatasetError: see `read_rows`.
+        NotInstalledError: pyarrow is missing.
+    """
+    pa = require_pyarrow()
+    if Path(path).suffix == FORMATS["webdataset"]:
+        rows = list(read_rows(path, columns))
+        with _damage(path), tarfile.open(path, "r:") as archive:
+            schema = row_schema(_tar_metadata(archive)[_LABELS])
+        return pa.Table.from_pylist(rows, _chosen(schema, columns))
+    with _damage(path), pa.parquet.ParquetFile(path) as file:
+        found = file.read(_parquet_columns(path, file, columns), use_threads=False)
+        schema = _chosen(found.schema.remove_metadata(), columns)
+        return found.select(schema.names).cast(schema)
+
+
+def _chosen(schema: Any, columns: Sequence[str] | None) -> Any:
+    """The types of columns, in their order."""
+    if columns is None:
+        return schema
+    pa = require_pyarrow()
+    fields = [schema.field(name) for name in _top_level(columns)]
+    if chosen := _segment_fields(columns):
+        whole = schema.field("segments").type.value_type
+        kind = pa.list_(pa.struct([whole.field(name) for name in chosen]))
+        fields = [pa.field("segments", kind) if f.name == "segments" else f for f in fields]
+    return pa.schema(fields)
+
+
+def _top_level(columns: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(name.split(".")[0] for name in columns))
+
+
+def _segment_fields(columns: Sequence[str]) -> list[str]:
+    """The fields of segments that are asked for; [] for all."""
+    if "segments" in columns:
+        return []
+    return [name.removeprefix(_SEGMENTS) for name in columns if name.startswith(_SEGMENTS)]
+
+
+def _check_columns(path: str | Path, columns: Sequence[str], labels: bool) -> None:
+    known = [name for name in _COLUMNS if labels or name != "label_png"]
+    for name in columns:
+        if name not in known:
+            raise DatasetError(
+                f"{path}: found no column {name!r}, expected {', '.join(known)}; mend the name"
+            )
+
+
+def _parquet_columns(
+    path: str | Path, file: Any, columns: Sequence[str] | None
+) -> list[str] | None:
+    """Columns as pyarrow takes them, which passes over those that it does not find."""
+    if columns is None:
+        return None
+    _check_columns(path, columns, "label_png" in file.schema_arrow.names)
+    return [name.replace(_SEGMENTS, f"{_SEGMENTS}list.element.") for name in columns]
+
+
+def _parquet_rows(
+    path: str | Path, columns: Sequence[str] | None, first: int
+) -> Iterator[dict[str, Any]]:
     parquet = require_pyarrow().parquet
     with parquet.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        for name in columns or ():
-            if name not in names:
-                raise KeyError(f"no column {name!r}, but {listed(names, 9)}")
-        for batch in file.iter_batches(ROW_GROUP, columns=columns, use_threads=False):
-            yield from batch.to_pylist()
+        start, skipped = divmod(first, ROW_GROUP)
+        rows = (
+            row
+            for batch in file.iter_batches(
+                ROW_GROUP,
+                row_groups=range(start, file.num_row_groups),
+                columns=_parquet_columns(path, file, columns),
+                use_threads=False,
+            )
+            for row in batch.to_pylist()
+        )
+        yield from islice(rows, skipped, None)
 
 
 def _tar_metadata(archive: tarfile.TarFile) -> dict[str, Any]:
@@ -386,9 +473,10 @@ def _tar_metadata(archive: tarfile.TarFile) -> dict[str, Any]:
     return load_json(archive.extractfile(member).read().decode())
 
 
-def _tar_rows(path: str | Path) -> Iterator[dict[str, Any]]:
+def _tar_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
     with tarfile.open(path, "r:") as archive:
         labels = _tar_metadata(archive)[_LABELS]
+        _check_columns(path, columns or (), labels)
         row = None
         for member in archive:
             content = archive.extractfile(member).read()

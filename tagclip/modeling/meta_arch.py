@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from tagclip.config.checks import check_config
 from tagclip.data.protocol import Protocol, requested_vocabulary, resolve_seen
+from tagclip.data.read_ahead import BUDGET
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
 from tagclip.modeling.inference.gate import Gate
-from tagclip.modeling.inference.windows import WindowedImage, window_logits
+from tagclip.modeling.inference.windows import ViewLogits, WindowedImage, window_logits
 from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
 from tagclip.modeling.scalars import log_scalars
 from tagclip.modeling.self_training import SelfTraining
@@ -227,7 +228,7 @@ class TagCLIP(nn.Module):
         """
         vocabulary, settings = self.resolve_vocabulary(batched_inputs), self.inference_settings
         results = []
-        fusions = self._encode(batched_inputs, vocabulary)
+        fusions = self.encode_each(batched_inputs, vocabulary)
         for item, fusion in zip(batched_inputs, fusions, strict=True):
             height, width = item["image"].shape[-2:]
             size = (item.get("height", height), item.get("width", width))
@@ -244,56 +245,49 @@ class TagCLIP(nn.Module):
         Returns:
             The low-resolution logits of its views, ready for labels or scores of any size.
         """
-        return self._encode([item], vocabulary)[0]
+        return next(self.encode_each([item], vocabulary))
 
     @torch.no_grad()
     def encode_each(
-        self, items: Iterable[dict[str, Any]], vocabulary: Vocabulary
+        self, items: Iterable[dict[str, Any]], vocabulary: Vocabulary, budget: int = BUDGET
     ) -> Iterator[ScoreFusion]:
-        """Do what `encode` does for many inputs, as many at a time as fill a batch of windows.
+        """Do what `encode` does for many inputs, whose windows fill batches of WINDOW_BATCH.
 
-        On a CPU one by one, as its windows are: results have the bits of single ones.
+        On a CPU one window at a time, and no input waits: results have the bits of single ones.
 
         Args:
-            items: inputs of `encode`; no more are taken than one batch needs.
+            items: inputs of `encode`; no more are taken than full batches need.
             vocabulary: K classes with seen and unseen decided.
+            budget: bytes of inputs and logits that wait for windows of equal size; a single input
+                may have more.
 
         Yields:
             What `encode` returns, in order.
         """
-        group, windows = [], 0
-        for item in items:
-            views = item.get("views", [item])
-            sizes = [view["image"].shape[-2:] for view in views]
-            count = sum(len(self.inference_settings.grid(*size)) for size in sizes)
-            if group and windows + count > self._windows_per_batch():
-                yield from self._encode(group, vocabulary)
-                group, windows = [], 0
-            group.append(item)
-            windows += count
-        yield from self._encode(group, vocabulary)
+        views_of: deque[int] = deque()
 
-    @torch.no_grad()
-    def _encode(self, items: Sequence[dict[str, Any]], vocabulary: Vocabulary) -> list[ScoreFusion]:
-        """Run the networks on all views of all inputs; windows of one size share batches."""
-        groups = [item.get("views", [item]) for item in items]
-        images = [self._windowed(view) for views in groups for view in views]
+        def images() -> Iterator[WindowedImage]:
+            for item in items:
+                views = item.get("views", [item])
+                views_of.append(len(views))
+                yield from (self._windowed(view, len(vocabulary)) for view in views)
+
         bank = self.text_bank
         networks = partial(self._networks, bank(vocabulary), bank.prompt_rows(vocabulary))
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(self.device)
-        # TEST.DTYPE says what is in half precision, whatever surrounds the call.
-        with torch.autocast(self.device.type, enabled=False):
-            views = iter(window_logits(images, networks, self._windows_per_batch()))
-        return [
-            ScoreFusion(
-                views=tuple(islice(views, len(group))),
-                seen_mask=seen_mask,
-                gate=self.gate,
-                trusty_target=self.trusty_target,
-                workspace_mib=self.inference_settings.workspace_mib,
-            )
-            for group in groups
-        ]
+        found: list[ViewLogits] = []
+        for view in window_logits(images(), networks, self._windows_per_batch(), budget):
+            found.append(view)
+            if len(found) == views_of[0]:
+                views_of.popleft()
+                yield ScoreFusion(
+                    views=tuple(found),
+                    seen_mask=seen_mask,
+                    gate=self.gate,
+                    trusty_target=self.trusty_target,
+                    workspace_mib=self.inference_settings.workspace_mib,
+                )
+                found = []
 
     def resolve_vocabulary(self, batched_inputs: list[dict[str, Any]]) -> Vocabulary:
         """Return the one vocabulary that a batch asks for, with seen and unseen decided.
@@ -305,11 +299,18 @@ class TagCLIP(nn.Module):
         return resolve_seen(asked, self.train_vocabulary, self.unknown_classes)
 
     def _networks(
-        self, class_embed: Tensor, prompt_rows: Tensor | None, windows: Tensor
+        self,
+        class_embed: Tensor,
+        prompt_rows: Tensor | None,
+        windows: Sequence[Tensor],
+        size: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
-        """(N, 3, H, W) windows -> (N, K, h, w) and (N, 1, h, w) float32 logits."""
-        (logits, trusty), _ = self.sem_seg_head(self.backbone(windows), class_embed)
-        logits = class_maximum(logits, prompt_rows).float()
+        """N windows (3, h, w), padded to a size -> (N, K, h, w) and (N, 1, h, w) float32 logits."""
+        images = stack_padded([self._normalise(window) for window in windows], size, 0.0)
+        # TEST.DTYPE says what is in half precision, whatever surrounds the call.
+        with torch.autocast(self.device.type, enabled=False):
+            (logits, trusty), _ = self.sem_seg_head(self.backbone(images), class_embed)
+            logits = class_maximum(logits, prompt_rows).float()
         return logits, None if trusty is None else trusty.float()
 
     def _windows_per_batch(self) -> int:
@@ -317,15 +318,21 @@ class TagCLIP(nn.Module):
         # gain nothing there: one window at a time keeps results independent of WINDOW_BATCH.
         return 1 if self.device.type == "cpu" else self.inference_settings.window_batch
 
-    def _windowed(self, view: dict[str, Any]) -> WindowedImage:
-        pixels = self._normalise(view["image"])
+    def _windowed(self, view: dict[str, Any], classes: int) -> WindowedImage:
+        pixels = view["image"]
         grid = self.inference_settings.grid(*pixels.shape[-2:])
         padded = self._divisible(grid.window_height), self._divisible(grid.window_width)
-        return WindowedImage(pixels, grid, padded, view.get("mirrored", False))
+        patches = len(grid) * (padded[0] // self._divisor) * (padded[1] // self._divisor)
+        # float32 of the classes and the trusty token.
+        logits_nbytes = 4 * (classes + 1) * patches
+        return WindowedImage(pixels, grid, padded, view.get("mirrored", False), logits_nbytes)
+
+    @property
+    def _divisor(self) -> int:
+        return max(self.backbone.size_divisibility, 1)
 
     def _divisible(self, length: int) -> int:
-        divisor = max(self.backbone.size_divisibility, 1)
-        return -(-length // divisor) * divisor
+        return -(-length // self._divisor) * self._divisor
 
     def _normalise(self, image: Tensor) -> Tensor:
         return (image.to(self.device).float() - self.pixel_mean) / self.pixel_std

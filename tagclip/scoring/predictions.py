@@ -6,9 +6,8 @@ list. Everything is picklable: files are read in processes.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ from tagclip.data.formats.annotation import rle_mask
 from tagclip.data.label_io import read_label
 from tagclip.errors import DatasetError
 from tagclip.evaluation.coco_json import number_images
-from tagclip.evaluation.saved_folder import image_names
+from tagclip.evaluation.saved_folder import image_finder, image_names
 from tagclip.evaluation.saved_predictions import SavedPredictions
 from tagclip.scoring import MERGES
 from tagclip.scoring.matching import ClassMatch
@@ -406,7 +405,7 @@ def coco_rows(
     listing = content if isinstance(content, dict) else {}
     if numbers is not None:
         listing = _listing(numbers)
-    find = _image_finder(images)
+    find = image_finder(images)
     if listing.get("images"):
         ids = {row["id"]: find(str(row["file_name"])) for row in listing["images"]}
         twice = [file for file, n in Counter(filter(None, ids.values())).items() if n > 1]
@@ -448,22 +447,6 @@ def coco_rows(
             "with some; name the json of their predictions"
         )
     return found
-
-
-def _image_finder(images: Iterable[str]) -> Callable[[str], str | None]:
-    """What finds an image by the end of its path, or by its bare name if no other has it."""
-    ends: dict[str, str | None] = {}
-    for image in images:
-        parts = Path(image).as_posix().split("/")
-        for start in range(len(parts)):
-            end = "/".join(parts[start:])
-            ends[end] = None if end in ends else image
-
-    def find(name: str) -> str | None:
-        end = name.replace("\\", "/").removeprefix("./")
-        return ends.get(end) or ends.get(os.path.basename(end))
-
-    return find
 
 
 def _listing(path: Path) -> dict[str, Any]:

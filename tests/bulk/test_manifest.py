@@ -112,9 +112,7 @@ def test_a_file_of_another_size_is_done_again_with_its_shard(tmp_path: Path) -> 
     assert [bool(folder.finished(shard)) for shard in folder.shards] == [False, True, False]
 
 
-def test_rows_of_files_that_are_gone_stay(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_rows_of_files_that_are_gone_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     finish(plan(tmp_path, size=2), 0)
     with caplog.at_level(logging.WARNING):
         folder = plan(tmp_path, FILES[1:2])

@@ -110,6 +110,17 @@ def test_files_give_back_what_was_written(
     assert list(read_rows(path, ["error", "image_id"])) == [
         {"error": row["error"], "image_id": row["image_id"]} for row in content
     ]
+    for first in {0, count // 2, count}:
+        assert list(read_rows(path, ["image_id"], first)) == [
+            {"image_id": row["image_id"]} for row in content[first:]
+        ]
+    assert list(read_rows(path, ["segments.share", "segments.id"])) == [
+        {
+            "segments": row["segments"]
+            and [{"share": s["share"], "id": s["id"]} for s in row["segments"]]
+        }
+        for row in content
+    ]
     assert read_metadata(path) == METADATA
     # Whoever writes them again, at another time and under another name.
     again = write(tmp_path / f"below/b{suffix}", content, labels)

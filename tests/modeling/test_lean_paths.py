@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tagclip.modeling.backbone.vit_block import QuickGELU
+from tagclip.modeling.batching import stack_padded
 from tagclip.modeling.inference.fusion import BestClass, label_dtype, upsample
 from tagclip.modeling.inference.gate import GATE_MODES, Gate
 from tagclip.modeling.inference.windows import WindowedImage, WindowGrid, window_logits
@@ -76,22 +77,50 @@ def test_windows_of_several_images_share_batches() -> None:
     ]
     batches = []
 
-    def networks(windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def networks(
+        cuts: list[torch.Tensor], padded: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        windows = stack_padded(cuts, padded, 0.0)
         batches.append(tuple(windows.shape))
         return windows.sum(dim=1, keepdim=True), windows[:, :1]
 
-    found = window_logits(images, networks, 3)
-    assert batches == [(3, 3, 8, 8), (2, 3, 8, 8), (3, 3, 8, 4), (3, 3, 8, 4)]
+    found = list(window_logits(images, networks, 3, 10**6))
+    assert batches == [(3, 3, 8, 8), (3, 3, 8, 4), (3, 3, 8, 4), (2, 3, 8, 8)]
     for image, view in zip(images, found, strict=True):
         classes, trusty = view.class_logits, view.trusty_logits
         assert (view.grid, view.padded_size) == (image.grid, image.padded_size)
         assert len(classes) == len(trusty) == len(image.grid)
+        # Not a part of the batch, which would stay in memory with it.
+        assert classes.untyped_storage().nbytes() == classes.nbytes
         for window, red, (rows, columns) in zip(classes, trusty, image.grid, strict=True):
             cut = image.pixels[:, rows, columns]
             height, width = cut.shape[-2:]
             torch.testing.assert_close(window[0, :height, :width], cut.sum(dim=0))
             assert not window[0, height:].any() and not window[0, :, width:].any()
             assert torch.equal(red[0, :height, :width], cut[0])
+
+
+def test_a_full_memory_makes_smaller_batches_of_that_size_only() -> None:
+    """Two of 8 x 8 pixels fit, and four of 8 x 4."""
+    images = [
+        WindowedImage(torch.rand(3, 8, width), WindowGrid.cover(8, width, 8, 8), (8, width))
+        for width in (8, 4) * 12
+    ]
+    batches = []
+
+    def networks(
+        cuts: list[torch.Tensor], padded: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        batches.append((padded[1], len(cuts)))
+        if padded[1] == 8 and len(cuts) > 2:
+            raise torch.OutOfMemoryError("full")
+        windows = stack_padded(cuts, padded, 0.0)
+        return windows, windows[:, :1]
+
+    found = list(window_logits(images, networks, 4, 10**6))
+    assert batches == [(8, 4), *[(8, 2), (8, 2), (4, 4)] * 3]
+    for image, view in zip(images, found, strict=True):
+        assert torch.equal(view.class_logits[0], image.pixels)
 
 
 def test_images_of_a_batch_get_what_they_get_alone(
@@ -122,7 +151,8 @@ def test_images_of_a_batch_get_what_they_get_alone(
 
 def test_windows_without_trusty_logits() -> None:
     image = WindowedImage(torch.rand(3, 8, 8), WindowGrid.cover(8, 8, 8, 8), (8, 8))
-    assert window_logits([image], lambda windows: (windows, None), 1)[0].trusty_logits is None
+    (view,) = window_logits([image], lambda cuts, _: (torch.stack(cuts), None), 1, 0)
+    assert view.trusty_logits is None and torch.equal(view.class_logits[0], image.pixels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,4 +1,4 @@
-"""Two thousand images through the evaluator and the predictor: memory stays flat."""
+"""Two thousand images through evaluator, predictor and a stream: memory stays flat."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import gc
 import re
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from helpers.tiny_run import changed, own_loggers
 from PIL import Image
 
 from tagclip import TagCLIPPredictor, ZeroShotTrainer
+from tagclip.data.read_ahead import read_ahead
+from tagclip.errors import DatasetError
 
 pytestmark = [
     pytest.mark.slow,
@@ -113,6 +116,25 @@ def test_prediction_of_two_thousand_images(cfg: CfgNode, memory: Memory, tmp_pat
         assert predictor(path)["class_names"] == words[index % 2]
         memory.note()
     memory.check("predictor")
+
+
+def test_a_stream_of_two_thousand_images(cfg: CfgNode, memory: Memory, tmp_path: Path) -> None:
+    """Read ahead, every tenth one broken, bytes and files in turn."""
+    predictor = TagCLIPPredictor(cfg)
+    prepare = partial(predictor.preparer.attempt, name="image")
+
+    def images() -> Iterator[Path | bytes]:
+        for index, path in enumerate(sorted((tmp_path / "images" / "val").iterdir())):
+            content = path.read_bytes()[: 60 if index % 10 == 0 else None]
+            yield content if index % 2 == 0 else path
+
+    prepared = read_ahead(images(), prepare, predictor.preparer.nbytes, budget=2**20)
+    errors = 0
+    for result in predictor.segment_prepared(prepared):
+        errors += isinstance(result, DatasetError)
+        memory.note()
+    assert errors == IMAGES // 10
+    memory.check("stream")
 
 
 def test_what_is_kept_is_seen(memory: Memory) -> None:

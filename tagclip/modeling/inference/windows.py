@@ -6,9 +6,8 @@ First step from image to labels; `tagclip.modeling.inference.fusion` takes the l
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor
 
 from tagclip.errors import ConfigError
+from tagclip.modeling.inference.grouping import ImageWindows, full_batches
 
 __all__ = [
     "ViewLogits",
@@ -31,8 +31,7 @@ __all__ = [
 T = TypeVar("T")
 # Of a batch of windows: (N, K, h, w) of the classes, (N, 1, h, w) of the trusty token or None.
 Logits = tuple[Tensor, Tensor | None]
-# Index of an image, and the window's rows and columns in it.
-Window = tuple[int, tuple[slice, slice]]
+Size = tuple[int, int]
 
 
 def window_origins(size: int, window: int, stride: int) -> list[int]:
@@ -108,16 +107,18 @@ class WindowedImage:
     """An image and how it is cut.
 
     Attributes:
-        pixels: (3, H, W) float32, normalised.
+        pixels: (3, H, W), whatever the networks take.
         grid: windows over H x W.
         padded_size: (height, width) to which windows are padded with 0, whole patches.
         mirrored: whether it was flipped left to right.
+        logits_nbytes: bytes that the logits of all windows will take.
     """
 
     pixels: Tensor
     grid: WindowGrid
-    padded_size: tuple[int, int]
+    padded_size: Size
     mirrored: bool = False
+    logits_nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class ViewLogits:
     class_logits: Tensor
     trusty_logits: Tensor | None
     grid: WindowGrid
-    padded_size: tuple[int, int]
+    padded_size: Size
     mirrored: bool = False
 
     def cpu(self) -> ViewLogits:
@@ -146,62 +147,90 @@ class ViewLogits:
 
 
 def window_logits(
-    images: Sequence[WindowedImage], networks: Callable[[Tensor], Logits], batch_size: int
-) -> list[ViewLogits]:
+    images: Iterable[WindowedImage],
+    networks: Callable[[list[Tensor], Size], Logits],
+    batch_size: int,
+    budget: int,
+) -> Iterator[ViewLogits]:
     """Run the networks on all windows; windows of one padded size share batches.
 
-    Where the accelerator's memory is too small for a batch, the rest goes through in halves of it,
-    which is logged.
+    Where the accelerator's memory is too small for a batch, those of its size go through in halves
+    of it, which is logged.
 
     Args:
-        images: of any sizes.
-        networks: (N, 3, height, width) windows -> (N, K, h, w) class logits and (N, 1, h, w)
-            trusty logits, or None.
+        images: of any sizes; taken as `full_batches` says.
+        networks: N windows (3, h, w) of an image's pixels, and the size to which they are to be
+            padded -> (N, K, h, w) class logits and (N, 1, h, w) trusty logits, or None.
         batch_size: windows per call, at least 1.
+        budget: bytes of pixels and logits of images that wait, see `full_batches`.
 
-    Returns:
-        The logits of each image, windows in the order of its grid.
+    Yields:
+        The logits of each image, in order, windows in the order of its grid.
 
     Raises:
         ConfigError: the memory is too small for a single window.
     """
-    windows = defaultdict(list)
-    for number, image in enumerate(images):
-        for place in image.grid:
-            windows[image.padded_size].append((number, place))
-    found: list[list[Logits]] = [[] for _ in images]
-    for size, places in windows.items():
-        while places:
-            batch = places[:batch_size]
-            logits = none_if_out_of_memory(partial(_run, networks, images, batch, size))
-            if logits is None:
-                batch_size = _half(len(batch), size)
-                continue
-            classes, trusty = logits
-            for i, (number, _) in enumerate(batch):
-                found[number].append((classes[i], None if trusty is None else trusty[i]))
-            places = places[len(batch) :]
-    return [
-        ViewLogits(*_stacked(logits), image.grid, image.padded_size, image.mirrored)
-        for image, logits in zip(images, found, strict=True)
-    ]
+    pending: dict[int, _Pending] = {}
+    limits: dict[Size, int] = {}
+
+    def taken() -> Iterator[ImageWindows]:
+        for number, image in enumerate(images):
+            pending[number] = _Pending(image, list(image.grid))
+            nbytes = image.pixels.nbytes + image.logits_nbytes
+            yield ImageWindows(image.padded_size, len(image.grid), nbytes)
+
+    for batch in full_batches(taken(), batch_size, budget):
+        size = pending[batch[0][0]].image.padded_size
+        cuts = (pending[number].cut(window) for number, window in batch)
+        for (number, _), logits in zip(batch, _run(networks, cuts, size, limits), strict=True):
+            pending[number].add(logits)
+        while pending and (view := next(iter(pending.values())).view):
+            del pending[next(iter(pending))]
+            yield view
+
+
+@dataclass
+class _Pending:
+    """An image, some of whose windows have their logits; ``view`` once all have."""
+
+    image: WindowedImage | None
+    places: list[tuple[slice, slice]]
+    logits: list[Logits] = field(default_factory=list)
+    view: ViewLogits | None = None
+
+    def cut(self, window: int) -> Tensor:
+        return self.image.pixels[:, *self.places[window]]
+
+    def add(self, logits: Logits) -> None:
+        self.logits.append(logits)
+        if len(self.logits) == len(self.places):
+            image, parts = self.image, _stacked(self.logits)
+            self.view = ViewLogits(*parts, image.grid, image.padded_size, image.mirrored)
+            # Nothing waits with more than its logits, and not with those of others in its batch.
+            self.image, self.logits = None, []
 
 
 def _run(
-    networks: Callable[[Tensor], Logits],
-    images: Sequence[WindowedImage],
-    batch: Sequence[Window],
-    size: tuple[int, int],
-) -> Logits:
-    """Cut a batch of windows, pad them to one (height, width), run the networks."""
-    windows = images[0].pixels.new_zeros(len(batch), 3, *size)
-    for window, (number, (rows, columns)) in zip(windows, batch, strict=True):
-        pixels = images[number].pixels[:, rows, columns]
-        window[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-    return networks(windows)
+    networks: Callable[[list[Tensor], Size], Logits],
+    cuts: Iterable[Tensor],
+    size: Size,
+    limits: dict[Size, int],
+) -> list[Logits]:
+    """Logits of each window of a batch; ``limits`` are the batches that fit, by size."""
+    windows, found = list(cuts), []
+    while windows:
+        part = windows[: limits.get(size)]
+        logits = none_if_out_of_memory(partial(networks, part, size))
+        if logits is None:
+            limits[size] = _half(len(part), size)
+            continue
+        classes, trusty = logits
+        found += zip(classes, [None] * len(part) if trusty is None else trusty, strict=True)
+        windows = windows[len(part) :]
+    return found
 
 
-def _half(count: int, size: tuple[int, int]) -> int:
+def _half(count: int, size: Size) -> int:
     """The next smaller batch after one that did not fit."""
     key = "MODEL.TAGCLIP.TEST.WINDOW_BATCH"
     what = f"{count} windows" if count > 1 else "one window"

@@ -1,0 +1,203 @@
+"""The folder of ``tagclip bulk``, to be read: its rows, a table of them, label maps.
+
+::
+
+    from tagclip.evaluation.segment_folder import SegmentFolder
+
+    folder = SegmentFolder("out")
+    for row in folder.rows(["image_id", "unseen"]):
+        ...
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tagclip.errors import DatasetError
+from tagclip.evaluation.saved_folder import image_finder
+from tagclip.evaluation.segment_rows import (
+    FORMATS,
+    read_metadata,
+    read_rows,
+    read_table,
+    require_pyarrow,
+    row_labels,
+)
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.text import error_text, listed
+from tagclip.utils.untrusted import load_json
+
+__all__ = ["SegmentFolder", "is_segment_folder"]
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST, _VOCABULARY, _ROWS = "manifest.json", "vocabulary.json", "segments"
+_LISTED = 5
+
+
+def is_segment_folder(path: Path) -> bool:
+    """Whether a folder is one of ``tagclip bulk``, damaged or not."""
+    return (path / _MANIFEST).is_file() and (path / _ROWS).is_dir()
+
+
+class SegmentFolder:
+    """Rows of `tagclip.evaluation.segment_rows` in all finished shards of a run.
+
+    It can be pickled, and read while the run goes on: it has the shards that were finished when it
+    was made.
+
+    Attributes:
+        path: of the folder.
+        manifest: content of its ``manifest.json``.
+        vocabulary: the K classes.
+        files: of the finished shards, in order.
+        unfinished: names of the other shards.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Look for the finished shards; a warning names the others.
+
+        Raises:
+            DatasetError: it is no such folder, or its manifest is damaged.
+            VocabularyError: its vocabulary is.
+            NotInstalledError: pyarrow is missing, for parquet files.
+        """
+        self.path = Path(path)
+        try:
+            self.manifest: dict[str, Any] = load_json((self.path / _MANIFEST).read_text("utf-8"))
+            suffix = FORMATS[self.manifest["format"]]
+            shards = {row["name"]: row["fingerprint"] for row in self.manifest["shards"]}
+            run = self.manifest["run"]
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"{path}: found no {_MANIFEST}, expected a folder that tagclip bulk wrote; name "
+                "its --output"
+            ) from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise DatasetError(
+                f"{self.path / _MANIFEST}: found another or a damaged file ({error_text(error)}), "
+                "expected that of tagclip bulk; run it again with the same --output"
+            ) from error
+        self.vocabulary = Vocabulary.from_json(self.path / _VOCABULARY)
+        self.files: list[Path] = []
+        self.unfinished: list[str] = []
+        for name, fingerprint in shards.items():
+            file = self.path / _ROWS / f"{name}{suffix}"
+            if _is_finished(file, {"tagclip.run": run, "tagclip.shard": fingerprint}):
+                self.files.append(file)
+            else:
+                self.unfinished.append(name)
+        if self.unfinished:
+            logger.warning(
+                "%s: %d of %d shards are not finished, their images are left out: %s; run tagclip "
+                "bulk again", path, len(self.unfinished), len(shards),
+                listed(self.unfinished, _LISTED),
+            )  # fmt: skip
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of all images, in the order of the input (see `read_rows`).
+
+        Raises:
+            DatasetError: a file is damaged, or there is no such column.
+        """
+        for file in self.files:
+            yield from read_rows(file, columns)
+
+    def table(self, columns: Sequence[str] | None = None) -> Any:
+        """All rows as a ``pyarrow.Table``, in memory.
+
+        Args:
+            columns: see `read_rows`.
+
+        Raises:
+            DatasetError: no shard is finished, a file is damaged, or there is no such column.
+            NotInstalledError: pyarrow is missing.
+        """
+        tables = [read_table(file, columns) for file in self.files]
+        if not tables:
+            raise DatasetError(
+                f"{self.path}: found no finished shard, expected one; run tagclip bulk again"
+            )
+        return require_pyarrow().concat_tables(tables)
+
+    def row(self, image_id: str) -> dict[str, Any]:
+        """The row of an image.
+
+        Raises:
+            DatasetError: there is none, or its file is damaged.
+        """
+        if image_id not in self._places:
+            raise DatasetError(
+                f"{self.path}: found no row of {image_id!r} among {len(self._places)} images, "
+                "expected one; name the image as image_id does"
+            )
+        file, number = self._places[image_id]
+        return next(read_rows(file, first=number))
+
+    def labels(self, image_id: str) -> np.ndarray:
+        """(H, W) int32 indices of the classes of an image, -1 for none.
+
+        Raises:
+            DatasetError: there is no row of it, it was not read, or its file is damaged.
+        """
+        try:
+            return row_labels(self.row(image_id), self.vocabulary)
+        except DatasetError as error:
+            raise DatasetError(f"{self.path}: {error}") from error
+
+    def match(self, images: Iterable[str]) -> dict[str, str]:
+        """Find the rows of a dataset's images: by the end of their path, or by their name.
+
+        Rows of other images are left out, with a warning.
+
+        Args:
+            images: files.
+
+        Returns:
+            ``image_id`` by file.
+
+        Raises:
+            DatasetError: an image has no row, or several.
+        """
+        find, images = image_finder(images), list(images)
+        found: dict[str, str] = {}
+        for image_id in self._places:
+            if (file := find(image_id)) is None:
+                continue
+            if file in found:
+                raise DatasetError(
+                    f"{self.path}: {found[file]} and {image_id} both may be {file}; run tagclip "
+                    "bulk on the folder of the dataset's images alone"
+                )
+            found[file] = image_id
+        if missing := [file for file in images if file not in found]:
+            raise DatasetError(
+                f"{self.path}: {len(missing)} of {len(images)} images have no row, such as "
+                f"{listed(missing, _LISTED)}; run tagclip bulk on the folder of all of them"
+            )
+        if extra := len(self._places) - len(found):
+            logger.warning("%s: %d rows are of no image of the dataset", self.path, extra)
+        return found
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, int]]:
+        """File and number of the row of each image."""
+        return {
+            row["image_id"]: (file, number)
+            for file in self.files
+            for number, row in enumerate(read_rows(file, ["image_id"]))
+        }
+
+
+def _is_finished(file: Path, metadata: dict[str, str]) -> bool:
+    try:
+        return file.is_file() and metadata.items() <= read_metadata(file).items()
+    except DatasetError as error:
+        logger.warning("%s", error)
+        return False

@@ -1,0 +1,176 @@
+"""tools/bulk.py: what a user of the command sees, and what kills leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectron2.config import CfgNode
+from helpers.bulk import content_of, write_images
+from helpers.full_disk import largest_file
+from helpers.paths import REPOSITORY
+from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import own_loggers
+from PIL import Image
+
+from tagclip.errors import ConfigError, NotInstalledError
+from tagclip.evaluation.segment_rows import read_rows
+from tagclip.tools import bulk
+from tagclip.utils.run_lock import RunLock
+
+IMAGES = 8
+
+
+@pytest.fixture
+def arguments(tiny_cfg: CfgNode, tmp_path: Path) -> list[str]:
+    """Of a run on eight images in three shards."""
+    write_images(tmp_path / "in", IMAGES)
+    weights = save_tiny(tiny_cfg, tmp_path / "model")
+    words = ["--vocab", "cat, zebra, sky", "--context", "dog", "--shard-size", "3"]
+    return [str(tmp_path / "in"), "--weights", str(weights), *words]
+
+
+@pytest.fixture
+def run(arguments: list[str], tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Call the tool with a folder and more arguments; returns the exit code."""
+
+    def call(name: str, *more: object) -> int:
+        output = ["--output", str(tmp_path / name), "--processes", "1"]
+        return bulk.main(bulk.parse_args([*arguments, *output, *map(str, more)]))
+
+    with own_loggers():
+        yield call
+
+
+def rows_of(folder: Path) -> list[dict]:
+    files = sorted((folder / "segments").iterdir())
+    return [row for file in files for row in read_rows(file)]
+
+
+def test_a_run_goes_on_until_all_is_well(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "in", tmp_path / "out"
+    good = (images / "004.png").read_bytes()
+    (images / "004.png").write_bytes(good[:700])
+    (images / "more").mkdir()
+    (images / "more" / "gone.jpg").symlink_to("nothing")
+    assert run("out", "--labels") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-3] == "2 of 9 images failed:"
+    assert said[-2].startswith("  004.png: cannot decode") and "  more/gone.jpg: no" in said[-1]
+    rows = rows_of(out)
+    names = [f"{number:03}.png" for number in range(IMAGES)]
+    assert [row["image_id"] for row in rows] == [*names, "more/gone.jpg"]
+    assert [row["image_id"] for row in rows if row["error"]] == ["004.png", "more/gone.jpg"]
+    assert all(row["label_png"] for row in rows if not row["error"])
+    # A run that has nothing to do says it again.
+    before = content_of(out)
+    assert run("out", "--labels") == 1
+    assert capsys.readouterr().err.splitlines()[-3:] == said[-3:]
+    assert content_of(out) == before
+    # Another size: its shard is done again, and no other.
+    (images / "004.png").write_bytes(good)
+    (images / "more" / "gone.jpg").unlink()
+    write_images(images / "more", 1)
+    assert run("out", "--labels") == 1
+    assert "1 of 10 images failed" in capsys.readouterr().err
+    after = content_of(out)
+    changed = [name for name in before if "segments" in name and after[name] != before[name]]
+    assert changed == ["segments/shard-000001.parquet"]
+    assert after.keys() - before.keys() == {
+        "segments/shard-000003.parquet",
+        "shards/shard-000003.txt",
+    }
+    assert run("fresh", "--labels") == 0
+    assert [row for row in rows_of(out) if row["error"] is None] == rows_of(tmp_path / "fresh")
+
+
+def test_what_is_wrong_is_one_line_and_leaves_nothing(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    cases = {
+        ("out", "--processes", "0"): "--processes: found 0, expected at least 1",
+        ("out", "--shard-size", "0"): "--shard-size: found 0, expected at least 1",
+        ("out", "--memory", "-1"): "--memory: found -1, expected at least 1",
+        ("out", "missing.tar"): "INPUT missing.tar: found nothing there, expected images",
+        ("file/out",): f"--output {tmp_path}/file/out: cannot be written",
+    }
+    for arguments, text in cases.items():
+        with pytest.raises(ConfigError) as caught:
+            run(*arguments)
+        assert str(caught.value).startswith(text) and "\n" not in str(caught.value)
+    for package, option in (("ray", ("--engine", "ray")), ("pyarrow", ())):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(NotInstalledError, match=r"pip install 'tagclip\[bulk\]'") as caught:
+                run("out", *option)
+            assert package in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_in_one_folder_and_a_run_of_other_words(
+    run: Callable[..., int], tmp_path: Path
+) -> None:
+    assert run("out") == 0
+    before = content_of(tmp_path / "out")
+    with RunLock(tmp_path / "out"), pytest.raises(ConfigError) as caught:
+        run("out")
+    assert f"process {os.getpid()} on" in str(caught.value)
+    with pytest.raises(ConfigError, match="a run that differs in words, expected the same"):
+        run("out", "--context", "tree")
+    with pytest.raises(ConfigError, match="a run that differs in gate, expected the same"):
+        run("out", "--background", "0.3")
+    assert content_of(tmp_path / "out") == before
+    assert run("out", "--context", "tree", "--overwrite") == 0
+    assert run("fresh", "--context", "tree") == 0
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "fresh")
+
+
+def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)).save(
+        tmp_path / "in" / "004.png"
+    )
+    assert run("whole", "--labels", "--shard-size", 1) == 0
+    expected = content_of(tmp_path / "whole")
+    sizes = [len(expected[f"segments/shard-{number:06}.parquet"]) for number in range(IMAGES)]
+    number, limit = 4, max(sizes[:4])
+    assert sizes[number] > limit > len(expected["manifest.json"])
+    with largest_file(limit), pytest.raises(ConfigError, match="free space and start again"):
+        run("out", "--labels", "--shard-size", 1)
+    found = content_of(tmp_path / "out")
+    done = {name for name in found if name.startswith("segments/")}
+    assert done == {f"segments/shard-{done:06}.parquet" for done in range(number)}
+    assert all(found[name] == expected[name] for name in done)
+    assert run("out", "--labels", "--shard-size", 1) == 0
+    assert content_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
+def test_a_killed_run_goes_on(
+    run: Callable[..., int], arguments: list[str], tmp_path: Path, seed: int
+) -> None:
+    """At a moment that the seed draws from all images."""
+    assert run("whole") == 0
+    moment = random.Random(seed).randint(1, IMAGES)
+    output = ["--output", str(tmp_path / "out"), "--processes", "2"]
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY / 'tests'}:{REPOSITORY}"}
+    command = [sys.executable, "-m", "helpers.killed_bulk", str(moment), *arguments, *output]
+    # Its processes hold the pipe: all of them have ended when it is read.
+    killed = subprocess.run(command, env=environment, capture_output=True, timeout=300)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert content_of(tmp_path / "out") != content_of(tmp_path / "whole")
+    tree = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [row["name"] for row in tree["shards"]] == [f"shard-{n:06}" for n in range(3)]
+    assert run("out") == 0
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
