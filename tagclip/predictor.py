@@ -292,7 +292,7 @@ class TagCLIPPredictor:
         """
         if isinstance(image, (list, tuple)):
             return list(self._segment(image, top_k))
-        prepared, asked = self._prepared(image, "image"), self.asked
+        asked, prepared = self.asked, self._prepared(image, "image")
         outputs = next(self.segment_prepared([prepared], asked, top_k))
         return self._prediction(image, prepared.pixels, outputs, asked)
 

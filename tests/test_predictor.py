@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotDatasetMapper
 from tagclip.checkpoint import checkpoint_config, read_checkpoint
+from tagclip.data.prepared_image import ImagePreparer, PreparedImage
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from tagclip.structures.class_color import name_color
 from tagclip.structures.vocabulary import ClassEntry
@@ -250,6 +251,23 @@ def test_a_vocabulary_is_encoded_once(predictor: TagCLIPPredictor) -> None:
     predictor.set_vocabulary(WORDS, seen=[True, True, False])
     predictor(picture())
     assert bank.num_text_forwards == count + 1
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_call_answers_for_the_words_with_which_it_began(
+    predictor: TagCLIPPredictor, monkeypatch: pytest.MonkeyPatch, as_list: bool
+) -> None:
+    predictor.set_vocabulary(WORDS)
+    preparer = predictor.preparer
+
+    class Interrupting(ImagePreparer):
+        def __call__(self, *args: Any, **options: Any) -> PreparedImage:
+            predictor.set_vocabulary(["dog", "grass"])
+            return preparer(*args, **options)
+
+    monkeypatch.setattr(predictor, "preparer", Interrupting(preparer.inputs, "RGB", 0))
+    found = predictor([picture()])[0] if as_list else predictor(picture())
+    assert found["class_names"] == WORDS and predictor.vocabulary.names == ["dog", "grass"]
 
 
 @pytest.fixture

@@ -162,9 +162,10 @@ def test_an_error_of_the_model_leaves_no_thread(
         raise RuntimeError("of the model")
 
     monkeypatch.setattr(CLIPViT, "forward", fail)
-    with pytest.raises(RuntimeError, match="of the model"):
+    with pytest.raises(RuntimeError, match="of the model") as error:
         predictor(images * 20)
     assert not any("read_ahead" in thread.name for thread in threading.enumerate())
+    assert error.traceback
 
 
 def test_an_empty_list_has_no_results(cfg: CfgNode) -> None:

@@ -99,10 +99,12 @@ class ImagePreparer:
         Known from its header; 0 where there is none, of which a call says more.
         """
         try:
+            # Decoded, and with the channels in the order of the model.
+            held, copies = 0, 2
             if isinstance(image, np.ndarray):
-                held, (height, width) = 0, image.shape[:2]
+                copies, (height, width) = 1, image.shape[:2]
             elif isinstance(image, Image.Image):
-                held, (width, height) = 0, image.size
+                width, height = image.size
             elif isinstance(image, (str, Path, bytes)):
                 held = len(image) if isinstance(image, bytes) else 0
                 # Whether it is turned does not matter, and Pillow decodes a PNG to say so.
@@ -113,7 +115,7 @@ class ImagePreparer:
             views = [view.size(height, width) for view in self.inputs.views]
         except (DatasetError, ValueError, ZeroDivisionError):
             return 0
-        return held + 3 * (height * width + sum(rows * columns for rows, columns in views))
+        return held + 3 * (copies * height * width + sum(h * w for h, w in views))
 
     def _pixels(self, image: ImageLike, name: str) -> np.ndarray:
         """(H, W, 3) uint8 BGR of any image."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -121,6 +124,24 @@ def test_a_full_memory_makes_smaller_batches_of_that_size_only() -> None:
     assert batches == [(8, 4), *[(8, 2), (8, 2), (4, 4)] * 3]
     for image, view in zip(images, found, strict=True):
         assert torch.equal(view.class_logits[0], image.pixels)
+
+
+def test_an_image_waits_for_its_turn_without_its_pixels() -> None:
+    pixels: list[weakref.ref] = []
+    there = []
+
+    def images() -> Iterator[WindowedImage]:
+        for width in (8, 4, 4, 4, 4):
+            there.append([reference() is not None for reference in pixels])
+            tensor = torch.rand(3, 8, width)
+            pixels.append(weakref.ref(tensor))
+            yield WindowedImage(tensor, WindowGrid.cover(8, width, 8, 8), (8, width))
+
+    found = window_logits(images(), lambda cuts, _: (torch.stack(cuts), None), 2, 10**6)
+    assert len(list(found)) == 5
+    # The first waits for another of its size, two of the others make a batch, and whoever asks for
+    # the next image still has the last one in hand.
+    assert there == [[], [1], [1, 1], [1, 0, 1], [1, 0, 0, 1]]
 
 
 def test_images_of_a_batch_get_what_they_get_alone(
