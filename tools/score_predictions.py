@@ -6,10 +6,11 @@ tagclip score results.json --config-file mine.yaml --merge highest-score
 
 PREDICTIONS is a folder of label files (PNG, TIFF, BMP, GIF) or arrays (npy,
 npz: labels or scores), one per image and called as the images; or a COCO json
-of RLE masks; or the predictions folder of an evaluation. Classes are matched by
-name. Writes below --output what a run has, so that compare and visualize
-results take it: metrics.json and per_class.csv in inference/DATASET/, a row of
-results.csv, and report.html with its pictures. docs/scores.md tells more.
+of RLE masks; or the predictions folder of an evaluation; or the output of
+tagclip bulk. Classes are matched by name. Writes below --output what a run has,
+so that compare and visualize results take it: metrics.json and per_class.csv in
+inference/DATASET/, a row of results.csv, and report.html with its pictures.
+docs/scores.md tells more.
 """
 
 from __future__ import annotations
@@ -242,8 +243,10 @@ def open_predictions(
     """
     from tagclip.data.class_tables import read_class_table
     from tagclip.evaluation.saved_predictions import SavedPredictions
+    from tagclip.evaluation.segment_folder import SegmentFolder, is_segment_folder
     from tagclip.scoring.matching import ClassMatch, match_classes
     from tagclip.scoring.predictions import (
+        BulkPredictions,
         CocoResults,
         OwnPredictions,
         PredictionFiles,
@@ -260,6 +263,14 @@ def open_predictions(
         own = {index: index for index in range(len(vocabulary))}
         saved = SavedPredictions.open(path, vocabulary, images)
         return OwnPredictions(saved), ClassMatch(own), {"form": saved.index["format"]}
+    if is_segment_folder(path):
+        folder = SegmentFolder(path)
+        names = dict(enumerate(folder.vocabulary.names))
+        match = match_classes(
+            names, vocabulary, str(path / "vocabulary.json"), args.extra_classes == "other"
+        )
+        how = {"form": "bulk", "fingerprints": folder.manifest.get("fingerprints")}
+        return BulkPredictions(folder, folder.match(images), match), match, how
     # Where labels convert wrote the files, the list of their values lies beside them.
     if not args.classes and (path / "vocabulary.json").is_file():
         args.classes = path / "vocabulary.json"

@@ -47,6 +47,7 @@ COMMANDS = {
     },
     "Look at results": {
         "score": ("tools.score_predictions", "score anybody's predictions"),
+        "bulk-read": ("tools.read_bulk", "list and select images of tagclip bulk"),
         "compare": ("tools.compare_runs", "compare evaluated runs side by side"),
         "analyze": ("tools.analyze_predictions", "say what the trusty map adds"),
         "visualize results": ("tools.visualize_results", "show where a run fails"),

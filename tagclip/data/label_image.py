@@ -12,7 +12,7 @@ from tagclip.structures.class_color import RGB
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.look_up import look_up
 
-__all__ = ["index_image", "index_png", "label_image", "value_colors"]
+__all__ = ["index_image", "index_png", "label_image", "label_png", "value_colors"]
 
 # Within a tenth as small as by 6, which is usual, in half the time.
 _LEVEL = 4
@@ -55,6 +55,12 @@ def label_image(labels: np.ndarray, vocabulary: Vocabulary) -> Image.Image:
     """
     colors = value_colors(vocabulary)
     return index_image(look_up(np.array(list(colors)), labels), colors)
+
+
+def label_png(labels: np.ndarray, vocabulary: Vocabulary) -> bytes:
+    """Content of a file with that image (see `label_image`)."""
+    colors = value_colors(vocabulary)
+    return index_png(look_up(np.array(list(colors)), labels), colors)
 
 
 def value_colors(vocabulary: Vocabulary) -> dict[int, RGB]:

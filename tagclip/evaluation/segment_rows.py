@@ -19,7 +19,7 @@
 
 Equal rows make equal bytes, whoever writes them: types, order, compression and the length of row
 groups are fixed, and there are no times. In a tar row NUMBER is ``NUMBER.json``, with text for
-``rle``, and ``NUMBER.png``; its first member, ``_tagclip.json``, has the metadata.
+``rle``, and ``NUMBER.png``; its first member, ``__tagclip.json__``, has the metadata.
 """
 
 from __future__ import annotations
@@ -38,11 +38,10 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from tagclip.data.formats.annotation import rle_mask
-from tagclip.data.label_image import index_png, value_colors
+from tagclip.data.label_image import label_png
 from tagclip.errors import DatasetError, NotInstalledError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import open_atomic
-from tagclip.utils.look_up import look_up
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
@@ -72,7 +71,8 @@ _COLUMNS = (
     *("image_id", "height", "width", "segments", *_FIELDS),
     *("other", "unseen", "label_png", "error"),
 )
-_METADATA = "_tagclip.json"
+# A name that webdataset takes for no sample.
+_METADATA = "__tagclip.json__"
 # There, too: whether rows have PNGs.
 _LABELS = "labels"
 _DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError)
@@ -168,8 +168,7 @@ def prediction_row(
         "unseen": None if seen is None else _float32(1 - seen.mean()),
     }
     if labels:
-        colors = value_colors(vocabulary)
-        row["label_png"] = index_png(look_up(np.array(list(colors)), indices), colors)
+        row["label_png"] = label_png(indices, vocabulary)
     return row | {"error": None}
 
 

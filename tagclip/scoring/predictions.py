@@ -1,4 +1,4 @@
-"""Anybody's predictions on disk: label files, score maps, COCO results, and our own.
+"""Anybody's predictions on disk: label files, score maps, COCO results, and our own of both kinds.
 
 What each is read from knows the images that it has, and gives label maps of the dataset's class
 list. Everything is picklable: files are read in processes.
@@ -23,6 +23,7 @@ from tagclip.errors import DatasetError
 from tagclip.evaluation.coco_json import number_images
 from tagclip.evaluation.saved_folder import image_finder, image_names
 from tagclip.evaluation.saved_predictions import SavedPredictions
+from tagclip.evaluation.segment_folder import SegmentFolder
 from tagclip.scoring import MERGES
 from tagclip.scoring.matching import ClassMatch
 from tagclip.utils.look_up import look_up
@@ -32,6 +33,7 @@ from tagclip.utils.untrusted import load_json
 __all__ = [
     "ARRAY_TYPES",
     "LABEL_TYPES",
+    "BulkPredictions",
     "CocoResults",
     "OwnPredictions",
     "PredictedLabels",
@@ -272,6 +274,28 @@ class OwnPredictions:
         labels = self.saved.read(image)[0]
         _check_size(f"{self.saved.folder}: {image}", labels.shape, size)
         return labels
+
+
+@dataclass(frozen=True)
+class BulkPredictions:
+    """What ``tagclip bulk`` wrote.
+
+    Attributes:
+        folder: of the run.
+        ids: ``image_id`` by file of the image.
+        match: of the indices of the run's classes.
+    """
+
+    folder: SegmentFolder
+    ids: Mapping[str, str]
+    match: ClassMatch
+
+    def read(self, image: str, size: tuple[int, int]) -> np.ndarray:
+        """See `PredictedLabels.read`."""
+        labels = self.folder.labels(self.ids[image])
+        _check_size(f"{self.folder.path}: {image}", labels.shape, size)
+        indices = [self.match.indices[k] for k in range(len(self.folder.vocabulary))]
+        return look_up(np.array([*indices, -1], dtype=np.int32), labels)
 
 
 @dataclass(frozen=True)

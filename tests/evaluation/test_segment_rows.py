@@ -144,7 +144,7 @@ def test_a_tar_is_what_webdataset_takes_for_samples(tmp_path: Path) -> None:
     names = [
         f"{i:06}.{kind}" for i in range(5) for kind in ("json", "png") if (i, kind) != (3, "png")
     ]
-    assert [member.name for member in members] == ["_tagclip.json", *names]
+    assert [member.name for member in members] == ["__tagclip.json__", *names]
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in members} == {(0, 0, 0, "", "")}
 
 

@@ -14,7 +14,7 @@ from tagclip.data.class_tables import ClassTable, vocabulary_text
 from tagclip.evaluation.segment_rows import FORMATS, RowWriter, prediction_row
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["label_outputs", "write_segment_folder"]
+__all__ = ["label_outputs", "label_rows", "write_segment_folder"]
 
 
 def label_outputs(labels: np.ndarray, trusty: np.ndarray | None = None) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from helpers.segment_folders import label_rows, write_segment_folder
 from helpers.shell_blocks import run_blocks, shell_blocks
 from helpers.tiny_run import changed, load_tool, tiny_tree, write_tiny_dataset
 from helpers.toy_dataset import forget, write_json
@@ -22,8 +23,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tagclip.errors import TagCLIPError
+from tagclip.evaluation.segment_rows import FORMATS
 from tagclip.scoring.matching import ClassMatch
 from tagclip.scoring.predictions import PredictionFiles
+from tagclip.structures.vocabulary import Vocabulary
 
 # The predictor's own order, in which "grass" is 0.
 THEIRS = ["grass", "sofa", "cat", "sky", "dog"]
@@ -147,6 +150,50 @@ def test_score_maps(tool: ModuleType, toy: Toy, axis: int, kind: type, form: str
     folder = write(toy.folder / "theirs", maps, ".npy" if axis else ".npz")
     words = ["--classes", class_list(toy.folder, form)] if form else []
     check(score(tool, toy, folder, *words), toy, found)
+
+
+def bulk(toy: Toy, words: list[str], maps: dict[str, np.ndarray], form: str) -> Path:
+    """The folder of a bulk run with a word list of its own, in two shards."""
+    vocabulary = Vocabulary.from_names(words)
+    rows = label_rows(maps, vocabulary)
+    return write_segment_folder(toy.folder / "bulk", [rows[:1], rows[1:]], vocabulary, form)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_bulk_run(
+    tool: ModuleType, toy: Toy, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of more images than the dataset has, and with pixels without a class."""
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    found = guesses(toy)
+    found[0][:2] = -1
+    order = np.array([*(THEIRS.index(name) for name in NAMES), -1])
+    maps = {f"images/{i}.png": order[values] for i, values in enumerate(found)}
+    folder = bulk(toy, THEIRS, {"more/x.png": found[0], **maps}, form)
+    content = score(tool, toy, folder)
+    check(content, toy, found)
+    assert "1 rows are of no image of the dataset" in capsys.readouterr().out
+    assert content["run"]["form"] == "bulk" and content["run"]["fingerprints"] == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "error"),
+    [
+        (NAMES, ["0.png", "1.png"], "1 of 3 images have no row, such as .*2.png"),
+        (NAMES, ["0.png", "x/1.png", "y/1.png", "2.png"], "x/1.png and y/1.png both may be"),
+        ([*NAMES, "hat"], ["0.png", "1.png", "2.png"], "vocabulary.json: found 'hat', no class of"),
+        (NAMES, ["2.png", "0.png", "1.png"], "0.png: found 12x4 pixels .*, expected 7x9"),
+    ],
+)
+def test_a_bulk_run_of_something_else(
+    tool: ModuleType, toy: Toy, words: list[str], names: list[str], error: str
+) -> None:
+    maps = dict(zip(names, [*guesses(toy), guesses(toy)[0]], strict=False))
+    folder = bulk(toy, words, maps, "webdataset")
+    with pytest.raises(TagCLIPError, match=error) as caught:
+        score(tool, toy, folder)
+    assert "\n" not in str(caught.value)
 
 
 def coco(toy: Toy, rows: list[dict[str, Any]], name: str = "results.json", **more: Any) -> Path:

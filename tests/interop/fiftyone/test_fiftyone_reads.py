@@ -7,6 +7,7 @@ from pathlib import Path
 import fiftyone
 import numpy as np
 import pytest
+from helpers.documented_bulk import LABELS, WORDS, run_example, write_documented_run
 from helpers.labelled_images import NAMES, label_maps, labelled_images, odd_vocabulary
 
 from tagclip.data.formats.fiftyone_out import mask_targets, to_fiftyone
@@ -46,5 +47,32 @@ def test_a_dataset(tmp_path: Path) -> None:
             assert (sample["prediction"].mask.astype(int) - 1 == image.labels).all()
         results = dataset.evaluate_segmentations("prediction", gt_field="truth")
         assert results.metrics()["accuracy"] == 1
+    finally:
+        dataset.delete()
+
+
+def test_samples_of_a_bulk_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/bulk.md, but for what needs the database."""
+    write_documented_run(tmp_path)
+    samples = run_example("import fiftyone", tmp_path, monkeypatch, "dataset =")["samples"]
+    for sample, (image_id, labels) in zip(samples, LABELS.items(), strict=True):
+        assert sample.filepath == str(tmp_path / "photos" / image_id)
+        assert (sample["segments"].mask.astype(int) - 1 == labels).all()
+        assert sample["unseen"] == pytest.approx((labels < 0.5).mean())
+    assert len(samples) == 5
+
+
+def test_a_dataset_of_a_bulk_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole example."""
+    try:
+        fiftyone.list_datasets()
+    except Exception as error:
+        pytest.skip(f"its database does not start: {' '.join(str(error).split())[:100]}")
+    write_documented_run(tmp_path)
+    dataset = run_example("import fiftyone", tmp_path, monkeypatch)["dataset"]
+    try:
+        dataset.reload()
+        assert list(dataset.default_mask_targets.values()) == WORDS.names
+        assert [Path(sample.filepath).name for sample in dataset] == list(LABELS)
     finally:
         dataset.delete()
