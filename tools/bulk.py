@@ -133,7 +133,7 @@ def _engine(args: argparse.Namespace) -> Engine:
 
     from tagclip.bulk.local import run_local
 
-    devices = _devices(args)
+    devices = local_devices(args)
     # A GPU is faster than one thread that decodes; cores have work for all of their time.
     threads = max(1, _cores() // len(devices)) if devices[0].startswith("cuda") else 1
     return lambda shards, options, report: run_local(
@@ -141,7 +141,7 @@ def _engine(args: argparse.Namespace) -> Engine:
     )
 
 
-def _devices(args: argparse.Namespace) -> list[str]:
+def local_devices(args: argparse.Namespace) -> list[str]:
     """MODEL.DEVICE of each local process."""
     import torch
 

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from tagclip.data.datasets.walk import files_below
@@ -40,8 +40,8 @@ class InputFile(NamedTuple):
 
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image; its content does not matter."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix in IMAGE_SUFFIXES and not os.path.basename(name).startswith(".")
 
 
 def input_kind(name: str) -> str:
@@ -113,7 +113,7 @@ def _expand(text: str, is_own: Callable[[str], bool]) -> Iterator[tuple[str, str
     for file in files:
         is_asked = is_image_name(file) or input_kind(file) != "files"
         if is_asked and not os.path.isdir(file) and not is_own(os.path.dirname(file)):
-            yield Path(file).relative_to(top).as_posix(), file
+            yield file.removeprefix(str(top)).lstrip(os.sep).replace(os.sep, "/"), file
 
 
 def _fixed_folder(pattern: Path) -> Path:

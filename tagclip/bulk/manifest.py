@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,7 @@ class BulkFolder:
         self.shards: list[Shard] = []
         self._counts: dict[str, int | None] = {}
         self._shard_size = 0
+        self._gone: set[str] = set()
         tree = self._read()
         if overwrite:
             self._clear()
@@ -173,19 +174,14 @@ class BulkFolder:
             ConfigError: the folder cannot be written.
         """
         self._shard_size = shard_size or self._shard_size or 1000
-        if gone := gone_members(files, self.shards):
-            ids = [image_id for group in gone.values() for image_id in group]
+        self.shards = plan_shards(files, self.shards, self._shard_size)
+        self._gone = gone_members(files, self.shards)
+        if self._gone:
             logger.warning(
                 "%d inputs of earlier runs are gone; rows that there are of them stay: %s",
-                len(ids), listed(ids, 3),
+                len(self._gone), listed(sorted(self._gone), 3),
             )  # fmt: skip
-            # What is gone as a whole can only be kept.
-            self.shards = [
-                shard
-                for shard in self.shards
-                if len(gone.get(shard.name, [])) < len(shard.members) or self.finished(shard)
-            ]
-        self.shards = plan_shards(files, self.shards, self._shard_size)
+            self.shards = [left for shard in self.shards if (left := self._still_there(shard))]
         self._inputs = list(inputs)
         with writing_output(self.path):
             (self.path / _ROWS).mkdir(parents=True, exist_ok=True)
@@ -215,11 +211,16 @@ class BulkFolder:
         try:
             if not path.is_file() or not metadata.items() <= read_metadata(path).items():
                 return None
-            rows = [row["error"] for row in read_rows(path, ["error"])]
+            rows = list(read_rows(path, ["image_id", "error"]))
         except DatasetError as error:
             logger.warning("%s: done again: %s", shard.name, error)
             return None
-        errors = tuple(error for error in rows if error is not None)
+        # What is gone needs no mending.
+        errors = tuple(
+            row["error"]
+            for row in rows
+            if row["error"] is not None and self._gone.isdisjoint((row["image_id"], shard.source))
+        )
         return ShardResult(shard.name, len(rows), len(errors), errors[:MOST_ERRORS])
 
     def set_counts(self, counts: Mapping[str, int]) -> None:
@@ -234,6 +235,13 @@ class BulkFolder:
         self._counts |= counts
         with writing_output(self.path):
             self._write_manifest()
+
+    def _still_there(self, shard: Shard) -> Shard | None:
+        """A shard without what is gone, unless it is finished; None if nothing is left of it."""
+        left = tuple(member for member in shard.members if member.id not in self._gone)
+        if left == shard.members or self.finished(shard):
+            return shard
+        return replace(shard, members=left) if left else None
 
     def _write_manifest(self) -> None:
         settings = asdict(self.settings)

@@ -82,6 +82,8 @@ def _tar_images(file: InputFile) -> Iterator[tuple[str, bytes | DatasetError]]:
         # As a stream: one pass, packed or not, and nothing is written to the disk.
         with tarfile.open(file.path, "r|*") as archive:
             for member in archive:
+                # Otherwise the archive keeps them all.
+                archive.members.clear()
                 name = valid_text(str(PurePosixPath(member.name)))
                 if not member.isfile() or not is_image_name(name):
                     continue
@@ -95,8 +97,6 @@ def _tar_images(file: InputFile) -> Iterator[tuple[str, bytes | DatasetError]]:
                     )
                     continue
                 yield name, archive.extractfile(member).read()
-                # Otherwise the archive keeps them all.
-                archive.members.clear()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise _damaged(file, f"tar file, at {name}", error) from error
 

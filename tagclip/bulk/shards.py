@@ -117,8 +117,6 @@ def plan_shards(files: Sequence[InputFile], known: Sequence[Shard], shard_size: 
     return shards
 
 
-def gone_members(files: Sequence[InputFile], shards: Sequence[Shard]) -> dict[str, list[str]]:
-    """Ids that no input has any more, by the name of their shard."""
-    here = {file.id for file in files}
-    gone = {s.name: [m.id for m in s.members if m.id not in here] for s in shards}
-    return {name: ids for name, ids in gone.items() if ids}
+def gone_members(files: Sequence[InputFile], shards: Sequence[Shard]) -> set[str]:
+    """Ids that shards hold and no input has any more."""
+    return {m.id for shard in shards for m in shard.members} - {file.id for file in files}

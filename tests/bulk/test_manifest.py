@@ -122,8 +122,20 @@ def test_rows_of_files_that_are_gone_stay(tmp_path: Path, caplog: pytest.LogCapt
     (line,) = caplog.messages
     assert line.startswith("3 inputs of earlier runs are gone; rows") and "a.jpg, c.jpg" in line
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["shard-000000.txt"]
-    # Back again, they are new.
+    # Its error, of a.jpg, needs no mending any more.
+    assert folder.finished(folder.shards[0]).failed == 0
+    assert plan(tmp_path).finished(folder.shards[0]).failed == 1
+    # Back again, the others are new.
     assert names(plan(tmp_path))[1:] == [["c.jpg"], ["d.tar"]]
+
+
+def test_what_is_gone_is_no_part_of_a_shard_that_is_still_to_be_done(tmp_path: Path) -> None:
+    finish(plan(tmp_path, size=3), 0)
+    # Another size: the shard is done again, without b.jpg.
+    folder = plan(tmp_path, [FILES[0]._replace(size=8), FILES[2]])
+    assert names(folder) == [["a.jpg", "c.jpg"]]
+    assert folder.finished(folder.shards[0]) is None
+    assert names(plan(tmp_path)) == [["a.jpg", "c.jpg"], ["b.jpg"], ["d.tar"]]
 
 
 @pytest.mark.parametrize(

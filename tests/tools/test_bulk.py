@@ -76,12 +76,12 @@ def test_a_run_goes_on_until_all_is_well(
     assert run("out", "--labels") == 1
     assert capsys.readouterr().err.splitlines()[-3:] == said[-3:]
     assert content_of(out) == before
-    # Another size: its shard is done again, and no other.
+    # Another size: its shard is done again, and no other. Of what is gone the row stays.
     (images / "004.png").write_bytes(good)
     (images / "more" / "gone.jpg").unlink()
     write_images(images / "more", 1)
-    assert run("out", "--labels") == 1
-    assert "1 of 10 images failed" in capsys.readouterr().err
+    assert run("out", "--labels") == 0
+    assert "failed" not in capsys.readouterr().err
     after = content_of(out)
     changed = [name for name in before if "segments" in name and after[name] != before[name]]
     assert changed == ["segments/shard-000001.parquet"]
@@ -152,6 +152,33 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
     assert all(found[name] == expected[name] for name in done)
     assert run("out", "--labels", "--shard-size", 1) == 0
     assert content_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "more", "expected"),
+    [
+        (0, ["--processes", "3"], ["cpu"] * 3),
+        (2, [], ["cuda:0", "cuda:1"]),
+        (2, ["--processes", "3"], ["cuda:0", "cuda:1", "cuda:0"]),
+        (2, ["MODEL.DEVICE", "cuda:1"], ["cuda:1"]),
+        (2, ["MODEL.DEVICE", "cpu", "--processes", "2"], ["cpu", "cpu"]),
+    ],
+)
+def test_a_process_for_each_gpu_unless_told(
+    arguments: list[str],
+    gpus: int,
+    more: list[str],
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    given = bulk.parse_args([*arguments, "MODEL.DEVICE", "cuda", "--output", "out", *more])
+    assert bulk.local_devices(given) == expected
+
+
+def test_a_process_for_each_core_that_may_be_used(arguments: list[str]) -> None:
+    given = bulk.parse_args([*arguments, "--output", "out"])
+    assert bulk.local_devices(given) == ["cpu"] * len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(
