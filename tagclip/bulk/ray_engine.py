@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -42,10 +44,10 @@ logger = logging.getLogger(__name__)
 
 # Images that are given on together, at most.
 _PART = 16
-# Where parts are kept until their shard is whole.
-_PARTS = ".parts"
-# At one shard or part, that processes may begin: Ray itself would try for ever.
-_ATTEMPTS = 10
+# So many processes may begin with a shard, a part or a model: Ray itself would try for ever.
+_ATTEMPTS = 5
+# Seconds for a cluster to answer: Ray itself waits for minutes.
+_PATIENCE = 10
 
 
 def run_ray(
@@ -72,29 +74,53 @@ def run_ray(
             not see their folder.
         ProcessError: the cluster cannot be reached, or one part ends actors again and again.
     """
-    parts = options.output / _PARTS
-    with _cluster() as ray, _one_line(ray):
-        # Of a run that was killed.
+    if not shards:
+        return
+    with _parts(options.output) as parts, _cluster() as ray, _one_line(ray):
+        job = _Job(options, parts)
+        rows = _dataset(ray, shards, job, device, actors).iter_rows()
+        yield from _results(ray, shards, job, rows, report)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all processes of the cluster know.
+
+    Attributes:
+        options: of the run.
+        parts: the folder where rows wait until those of their shard are whole. It is another one
+            each time: processes of a run that was killed find theirs gone.
+    """
+
+    options: BulkOptions
+    parts: Path
+
+
+@contextmanager
+def _parts(output: Path) -> Iterator[Path]:
+    """A folder for parts, removed in the end, and after a kill by the next run."""
+    parts = output / f".parts.{secrets.token_hex(4)}.tmp"
+    with writing_output(output):
+        parts.mkdir()
+    try:
+        yield parts
+    finally:
         shutil.rmtree(parts, ignore_errors=True)
-        try:
-            yield from _results(ray, shards, options, device, actors, report)
-        finally:
-            shutil.rmtree(parts, ignore_errors=True)
 
 
 def _results(
     ray: ModuleType,
     shards: Sequence[Shard],
-    options: BulkOptions,
-    device: str,
-    actors: int | None,
+    job: _Job,
+    rows: Iterable[Mapping[str, Any]],
     report: Callable[[int], None],
 ) -> Iterator[ShardResult]:
+    """Join what the dataset gives."""
     states = {shard.name: _State(shard) for shard in shards}
     # It waits for the disk only, and all CPUs may be the actors'.
-    join = ray.remote(num_cpus=0)(_join)
+    join = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_join)
     joining: list[Any] = []
-    for row in _dataset(ray, shards, options, device, actors).iter_rows():
+    for row in rows:
         state = states[row["shard"]]
         if state.is_done:
             # Parts that came after an error, or twice.
@@ -107,12 +133,19 @@ def _results(
         report(state.add(row))
         if state.images == state.total:
             state.is_done = True
-            joining.append(join.remote(state.shard, options, state.result, sorted(state.parts)))
-        done, joining = (
-            ray.wait(joining, num_returns=len(joining), timeout=0) if joining else ([], [])
-        )
-        yield from ray.get(done)
-    yield from ray.get(joining)
+            joining.append(join.remote(state.shard, job, state.result, sorted(state.parts)))
+        done = ray.wait(joining, num_returns=len(joining), timeout=0)[0] if joining else []
+        yield from _joined(ray, job, done)
+        joining = [reference for reference in joining if reference not in done]
+    yield from _joined(ray, job, joining)
+
+
+def _joined(ray: ModuleType, job: _Job, references: Sequence[Any]) -> Iterator[ShardResult]:
+    """Results of `_join`; the parts go when nobody can need them again."""
+    for reference in references:
+        result = ray.get(reference)
+        shutil.rmtree(job.parts / result.name, ignore_errors=True)
+        yield result
 
 
 class _State:
@@ -141,33 +174,33 @@ class _State:
 
 
 def _dataset(
-    ray: ModuleType, shards: Sequence[Shard], options: BulkOptions, device: str, actors: int | None
+    ray: ModuleType, shards: Sequence[Shard], job: _Job, device: str, actors: int | None
 ) -> Any:
     """Ray's dataset of one row per part: ``shard``, ``first``, ``images``, ``total`` (-1 where it
     is not known), ``failed``, ``errors`` (json) and ``error``, why there will be no shard."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0)) if device.startswith("cuda") else 0
-    actors = actors or gpus or max(1, int(resources["CPU"]))
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # Blocks are handed on, and done again after a death, part by part.
-    context.target_max_block_size = 1
+    # What an autoscaling cluster begins with may be nothing.
+    actors = actors or gpus or max(1, int(resources.get("CPU", 1)))
     plans = [{"plan": json_text([shard.name, shard.members])} for shard in shards]
     rows = ray.data.from_items(plans, override_num_blocks=len(plans))
-    read = partial(_read, options=options, prepare=ImagePreparer.from_config(options.cfg))
-    return rows.map_batches(read, batch_size=1).map_batches(
+    read = partial(_read, job=job, prepare=ImagePreparer.from_config(job.options.cfg))
+    rows = rows.map_batches(read, batch_size=1).map_batches(
         _Model,
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
-        fn_constructor_args=(options, "cuda" if gpus else "cpu"),
+        fn_constructor_args=(job, "cuda" if gpus else "cpu"),
         # Where they need no GPU, they need what `read` needs, and Ray joins the two.
         num_gpus=1 if gpus else None,
     )
+    # Its own: the caller's stays.
+    rows.context.enable_progress_bars = False
+    # Blocks are handed on part by part.
+    rows.context.target_max_block_size = 1
+    return rows
 
 
-def _read(
-    batch: Mapping[str, Any], options: BulkOptions, prepare: ImagePreparer
-) -> Iterator[dict[str, Any]]:
+def _read(batch: Mapping[str, Any], job: _Job, prepare: ImagePreparer) -> Iterator[dict[str, Any]]:
     """Read one shard, part by part: ``shard``, ``first``, ``items``, ``total``, ``error``."""
     cv2.setNumThreads(1)
     name, members = json.loads(batch["plan"][0])
@@ -175,15 +208,17 @@ def _read(
     row = {"shard": [name], "items": _boxed([]), "total": [-1], "error": [""]}
     first, part = 0, []
     try:
-        _begin(options, name)
-        for item in read_items(shard, options, prepare):
-            if len(part) == _PART or sum(map(_nbytes, part)) > options.memory:
+        _begin(job, name, f"{name}: it")
+        for item in read_items(shard, job.options, prepare):
+            if len(part) == _PART or sum(map(_nbytes, part)) > job.options.budget:
                 yield {**row, "first": [first], "items": _boxed(part)}
                 first, part = first + len(part), []
             part.append(item)
         yield {**row, "first": [first], "items": _boxed(part), "total": [first + len(part)]}
     except DatasetError as error:
         yield {**row, "first": [first], "error": [f"{name}: {error}"]}
+    except ProcessError as error:
+        yield {**row, "first": [first], "error": [str(error)]}
 
 
 def _boxed(value: Any) -> np.ndarray:
@@ -197,78 +232,101 @@ def _nbytes(item: Item) -> int:
     return item[1].nbytes if isinstance(item[1], PreparedImage) else 0
 
 
-def _begin(options: BulkOptions, shard: str, first: int | None = None) -> Path:
-    """Count who begins with a shard, or with a part of it; the place of the part.
+def _begin(job: _Job, name: str, what: str) -> Path:
+    """Count who begins with something.
+
+    Args:
+        job: see `_Job`.
+        name: of it, below the folder of parts.
+        what: it is, for the message.
+
+    Returns:
+        The file of the count, of one byte for each.
 
     Raises:
+        ConfigError: this node does not see the folder of the run, or cannot write there.
         ProcessError: there were too many: it is it that ends them.
     """
-    # Of this run: an actor of one that was killed may still be writing.
-    folder = options.output / _PARTS / options.settings.run[:8] / shard
-    part = folder / ("reading" if first is None else f"{first:09}.parquet")
-    tries = part.with_suffix(".tries")
-    with writing_output(options.output):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tries.open("ab") as file:
-            file.write(b".")
-    if tries.stat().st_size > _ATTEMPTS:
-        where = "" if first is None else f" behind image {first}"
-        raise ProcessError(
-            f"{shard}: ended {_ATTEMPTS} processes{where}, perhaps for lack of memory; look for it "
-            "in Ray's logs, give it more, or leave its images out: finished shards stay"
+    if not job.parts.is_dir():
+        raise ConfigError(
+            f"--output {job.options.output}: node {socket.gethostname()} does not see what others "
+            "write there, expected a folder that all nodes of the cluster share; choose one"
         )
-    return part
+    count = job.parts / f"{name}.tries"
+    with writing_output(job.options.output):
+        count.parent.mkdir(exist_ok=True)
+        with count.open("ab") as file:
+            file.write(b".")
+    if count.stat().st_size > _ATTEMPTS:
+        raise ProcessError(
+            f"{what} has ended {_ATTEMPTS} processes, perhaps for lack of memory; look for it in "
+            "Ray's logs and start again: finished shards stay"
+        )
+    return count
 
 
 class _Model:
     """What an actor does."""
 
-    def __init__(self, options: BulkOptions, device: str) -> None:
+    def __init__(self, job: _Job, device: str) -> None:
         """Build the model.
 
         Raises:
-            TagCLIPError: see `BulkWorker`, or this node does not see the folder of the run.
+            TagCLIPError: see `BulkWorker` and `_begin`.
         """
-        if not (options.output / "manifest.json").is_file():
-            raise ConfigError(
-                f"--output {options.output}: node {socket.gethostname()} does not see it, expected "
-                "a folder that all nodes of the cluster share; choose one"
-            )
+        import ray
+
+        # An actor that Ray starts again keeps its id.
+        name = ray.get_runtime_context().get_actor_id()
+        count = _begin(job, name, "--engine ray: the model")
         torch.set_num_threads(1)
-        self.worker = BulkWorker(options, device)
+        self.job, self.worker = job, BulkWorker(job.options, device)
+        count.unlink()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Make the rows of one part; returns a row of `_dataset`."""
         row = {name: batch[name] for name in ("shard", "first", "total", "error")}
-        options, items, texts = self.worker.options, batch["items"][0], []
+        texts: list[str] = []
         if not batch["error"][0]:
-            path = _begin(options, batch["shard"][0], int(batch["first"][0]))
-            with (
-                writing_output(options.output),
-                RowWriter(path, "parquet", options.settings.labels, {}) as writer,
-            ):
-                for found in self.worker.rows(items):
-                    writer.write(found)
-                    texts += [found["error"]] * (found["error"] is not None)
+            try:
+                texts = self._write(batch["shard"][0], int(batch["first"][0]), batch["items"][0])
+            except ProcessError as error:
+                row["error"] = [str(error)]
         told = json_text(texts[:MOST_ERRORS])
-        return {**row, "images": [len(items)], "failed": [len(texts)], "errors": [told]}
+        images = [len(batch["items"][0])]
+        return {**row, "images": images, "failed": [len(texts)], "errors": [told]}
+
+    def _write(self, shard: str, first: int, items: Sequence[Item]) -> list[str]:
+        """Write the file of a part; returns its errors."""
+        path, output = _part_path(self.job, shard, first), self.job.options.output
+        what = f"{shard}: one of its images {first + 1} to {first + len(items)}"
+        _begin(self.job, f"{shard}/{path.stem}", what)
+        with (
+            writing_output(output),
+            RowWriter(path, "parquet", self.job.options.settings.labels, {}) as writer,
+        ):
+            errors = []
+            for row in self.worker.rows(items):
+                writer.write(row)
+                errors += [row["error"]] * (row["error"] is not None)
+        return errors
 
 
-def _join(
-    shard: Shard, options: BulkOptions, result: ShardResult, firsts: Sequence[int]
-) -> ShardResult:
-    """Write the file of a shard from its parts, and remove these."""
-    settings, output = options.settings, options.output
+def _part_path(job: _Job, shard: str, first: int) -> Path:
+    return job.parts / shard / f"{first:09}.parquet"
+
+
+def _join(shard: Shard, job: _Job, result: ShardResult, firsts: Sequence[int]) -> ShardResult:
+    """Write the file of a shard from its parts."""
+    settings, output = job.options.settings, job.options.output
     path, metadata = output / settings.output_of(shard), settings.metadata_of(shard)
-    parts = output / _PARTS / settings.run[:8] / shard.name
     with (
         writing_output(output),
         RowWriter(path, settings.format, settings.labels, metadata) as writer,
     ):
         for first in firsts:
-            for row in read_rows(parts / f"{first:09}.parquet"):
+            for row in read_rows(_part_path(job, shard.name, first)):
                 writer.write(row)
-    shutil.rmtree(parts, ignore_errors=True)
     return result
 
 
@@ -282,12 +340,13 @@ def _cluster() -> Iterator[ModuleType]:
     import ray
     import ray.data
 
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     is_ours = not ray.is_initialized()
     if is_ours:
-        address = os.environ.get("RAY_ADDRESS")
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        address = os.environ.get("RAY_ADDRESS", "")
         try:
+            _check_listens(address)
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as error:
             where = f"RAY_ADDRESS {address}" if address else "--engine ray"
@@ -300,6 +359,13 @@ def _cluster() -> Iterator[ModuleType]:
     finally:
         if is_ours:
             ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Raise an OSError where ``HOST:PORT`` does not answer."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
 @contextmanager

@@ -47,6 +47,12 @@ class BulkOptions:
     memory: int = 512 << 20
     threads: int = 1
 
+    @property
+    def budget(self) -> int:
+        """Half of ``memory``, for images that wait to be asked for; as much for those that wait
+        for a full batch."""
+        return self.memory // 2
+
 
 def prepare_image(image: StoredImage, prepare: ImagePreparer) -> Item:
     """Decode and resize one image; what is wrong with it becomes its value."""
@@ -72,8 +78,7 @@ def read_items(shard: Shard, options: BulkOptions, prepare: ImagePreparer) -> It
         shard_images(shard, settings.column, settings.id_column),
         lambda image: prepare_image(image, prepare),
         lambda image: prepare.nbytes(image.content),
-        # The other half is for images that wait for a full batch.
-        options.memory // 2,
+        options.budget,
         options.threads,
     )
 
@@ -98,8 +103,6 @@ class BulkWorker:
         self.options = options
         self.predictor = TagCLIPPredictor(cfg)
         self.predictor.asked = options.asked
-        # The other half is for images that wait to be asked for.
-        self._budget = options.memory // 2
 
     def rows(self, items: Iterable[Item]) -> Iterator[dict[str, Any]]:
         """Make the rows of images, in their order (`tagclip.evaluation.segment_rows`)."""
@@ -111,7 +114,7 @@ class BulkWorker:
                 yield image
 
         vocabulary, labels = self.options.asked.shown, self.options.settings.labels
-        for outputs in self.predictor.segment_prepared(images(), budget=self._budget):
+        for outputs in self.predictor.segment_prepared(images(), budget=self.options.budget):
             image_id = ids.popleft()
             if isinstance(outputs, DatasetError):
                 yield failed_row(image_id, str(outputs), labels)

@@ -193,11 +193,14 @@ def probe_path(path: str | Path) -> None:
 
 
 def remove_leftovers(folder: str | Path, name: str) -> None:
-    """Remove the temporary files that killed processes left in a folder.
+    """Remove the temporary files and folders that killed processes left in a folder.
 
     Args:
-        folder: nobody else may be writing these files there.
+        folder: nobody else may be writing these there.
         name: glob pattern of the names that `write_atomic` was called with, or of ``probe``.
     """
     for path in Path(folder).glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

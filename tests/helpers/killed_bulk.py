@@ -17,7 +17,7 @@ def main(moment: int, arguments: list[str]) -> None:
     def images(self: Progress, count: int) -> None:
         nonlocal total
         total += count
-        if total == moment:
+        if total >= moment:
             os.kill(os.getpid(), signal.SIGKILL)
         count_images(self, count)
 
