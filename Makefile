@@ -18,6 +18,7 @@ INSTALLED = $(VENV)/.installed-$(subst /,-,$(REQUIREMENTS))
 DETECTRON2 := $(VENV)/.detectron2
 READY := $(VENV)/.ready
 DEMO := $(VENV)/.demo
+BULK := $(VENV)/.bulk
 DOCS := $(VENV)/.docs
 
 PYTHON_FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -26,7 +27,7 @@ PIP_WORKS := import pip; from importlib.metadata import distribution; \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo-env test test-slow lint format minibench gallery webdemo docs docs-serve \
+.PHONY: help env demo-env bulk-env test test-slow lint format minibench gallery webdemo docs docs-serve \
 	notebooks clean-env
 
 help: ## List the targets
@@ -68,6 +69,8 @@ docs-serve: $(DOCS) ## Serve the site, built anew at each change (PORT=7860)
 
 demo-env: $(DEMO) ## Install what the web page needs, too
 
+bulk-env: $(BULK) ## Install what clusters of tagclip bulk need, too
+
 clean-env: ## Remove .venv
 	rm -rf $(VENV)
 
@@ -105,6 +108,10 @@ $(READY): $(DETECTRON2) setup.py pyproject.toml
 
 $(DEMO): $(READY) requirements-demo.txt
 	$(RUN) -m pip install -r $(REQUIREMENTS) -r requirements-demo.txt
+	@touch $@
+
+$(BULK): $(READY) requirements-bulk.txt
+	$(RUN) -m pip install -r $(REQUIREMENTS) -r requirements-bulk.txt
 	@touch $@
 
 $(DOCS): $(READY) requirements-docs.txt

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -35,7 +36,6 @@ from tagclip.bulk.worker import BulkOptions, BulkWorker, Item, read_items
 from tagclip.data.prepared_image import ImagePreparer, PreparedImage
 from tagclip.errors import ConfigError, DatasetError, ProcessError
 from tagclip.evaluation.segment_rows import RowWriter, read_rows
-from tagclip.utils.cli import error_line
 from tagclip.utils.text import json_text, one_line
 
 __all__ = ["run_ray"]
@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 _PART = 16
 # So many processes may begin with a shard, a part or a model: Ray itself would try for ever.
 _ATTEMPTS = 5
+# Where a traceback comes to one of our errors.
+_OUR_ERROR = re.compile(rf"^\s*tagclip\.errors\.({'|'.join(errors.__all__)}): (.+)$", re.MULTILINE)
 # Seconds for a cluster to answer: Ray itself waits for minutes.
 _PATIENCE = 10
 
@@ -333,21 +335,22 @@ def _join(shard: Shard, job: _Job, result: ShardResult, firsts: Sequence[int]) -
 @contextmanager
 def _cluster() -> Iterator[ModuleType]:
     """Ray, connected; what was connected before stays so."""
-    # Where Ray's users have not decided, nothing is told to anyone.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Its C++ part writes straight to stderr.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
     import ray.data
 
     is_ours = not ray.is_initialized()
     if is_ours:
+        # Where Ray's users have not decided, nothing is told to anyone, and its C++ part, which
+        # writes straight to stderr, is silent.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         address = os.environ.get("RAY_ADDRESS", "")
         try:
             _check_listens(address)
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+            with _silent_stderr():
+                ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as error:
             where = f"RAY_ADDRESS {address}" if address else "--engine ray"
             raise ProcessError(
@@ -369,11 +372,31 @@ def _check_listens(address: str) -> None:
 
 
 @contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Keep off it that the C++ part has been told to be silent."""
+    before = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+
+
+@contextmanager
 def _one_line(ray: ModuleType) -> Iterator[None]:
     """Make of what a task or an actor raised the error that it was."""
     try:
         yield
-    except (ray.exceptions.RayError, errors.TagCLIPError) as error:
-        # "KIND: text", also where it is but the end of a traceback.
-        kind, _, text = (error_line(error) or f"ProcessError: {one_line(error)}").partition(": ")
-        raise getattr(errors, kind)(text) from error
+    except ray.exceptions.RayError as error:
+        # A traceback as text.
+        text = str(error)
+        if ours := _OUR_ERROR.findall(text):
+            kind, message = ours[-1]
+            raise getattr(errors, kind)(message) from error
+        last = (text.strip() or repr(error)).splitlines()[-1]
+        raise ProcessError(
+            f"--engine ray: {type(error).__name__}: {one_line(last)}; Ray's logs may say more, "
+            "finished shards stay"
+        ) from error

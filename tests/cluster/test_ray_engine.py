@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,10 +16,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from detectron2.config import CfgNode
 from helpers.bulk import WORDS, content_of, make_options, write_images, write_tar
+from helpers.deadly import DeadlyConfig, DeadlyPreparer
 from helpers.paths import REPOSITORY
 from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import changed
 from pyarrow import parquet
 
 from tagclip.bulk.inputs import find_inputs
@@ -25,11 +30,14 @@ from tagclip.bulk.local import run_local
 from tagclip.bulk.manifest import BulkFolder
 from tagclip.bulk.shards import ShardResult
 from tagclip.bulk.worker import BulkOptions
+from tagclip.data.prepared_image import ImagePreparer
+from tagclip.errors import CheckpointError, ConfigError, ProcessError
 
 ray = pytest.importorskip("ray", reason="no ray: pip install -r requirements-bulk.txt")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from tagclip.bulk import ray_engine  # noqa: E402
 from tagclip.bulk.ray_engine import run_ray  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -44,12 +52,14 @@ QUIET = {"logging_level": "error", "log_to_driver": False}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes of this machine; this process is connected."""
-    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    cluster.add_node(**NODE)
-    ray.init(address=cluster.address, **QUIET)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]))
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        cluster.add_node(**NODE)
+        ray.init(address=cluster.address, **QUIET)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 @pytest.fixture
@@ -184,20 +194,18 @@ def test_a_killed_node_changes_nothing(cluster: Cluster, options: BulkOptions, s
     assert_whole(options, expected)
 
 
-def start(options: BulkOptions, address: str, *program: object) -> tuple[int, str]:
+def start(
+    options: BulkOptions, address: str, *program: object, engine: str = "ray"
+) -> tuple[int, str]:
     """`tagclip bulk` in a process of its own, as `run` would be; returns exit code and output."""
     words = [
-        options.output.parent / "in", "--output", options.output, "--labels", "--engine", "ray",
+        options.output.parent / "in", "--output", options.output, "--labels", "--engine", engine,
         "--weights", options.cfg.MODEL.WEIGHTS, "--vocab", ", ".join(WORDS), "--shard-size", SIZE,
         "MODEL.DEVICE", "cpu",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", *map(str, [*program, *words])],
-        env={
-            **os.environ,
-            "RAY_ADDRESS": address,
-            "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests"))),
-        },
+        env={**os.environ, "RAY_ADDRESS": address},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -210,7 +218,7 @@ def test_after_a_killed_driver_a_second_run_does_the_rest(
     cluster: Cluster, options: BulkOptions, seed: int
 ) -> None:
     whole = replace(options, output=options.output.with_name("whole"))
-    code, text = start(whole, cluster.address, "tagclip", "bulk")
+    code, text = start(whole, "", "tagclip", "bulk", engine="local")
     # Two images are broken.
     assert code == 1 and f"2 of {IMAGES} images failed" in text
     moment = random.Random(seed).randint(1, IMAGES)
@@ -225,3 +233,93 @@ def test_after_a_killed_driver_a_second_run_does_the_rest(
     assert {**content_of(options.output), ".lock": b""} == {
         **content_of(whole.output), ".lock": b""
     }  # fmt: skip
+
+
+def test_a_damaged_tar_fails_alone(cluster: Cluster, options: BulkOptions) -> None:
+    path = options.output.parent / "in" / "t.tar"
+    path.write_bytes(path.read_bytes()[:-30000])
+    code, text = start(options, cluster.address, "tagclip", "bulk")
+    assert code == 1
+    *_, title, line = text.splitlines()
+    assert title == "1 of 5 shards failed:"
+    assert line.startswith(f"  shard-000004: {path}: damaged tar file, at ")
+    shards = sorted(file.stem for file in options.output.glob("segments/*"))
+    assert shards == [f"shard-{number:06}" for number in range(4)]
+    # Nothing of Ray's: a date, a level, a traceback.
+    ours = re.compile(r"\[\S+ \S+ tagclip\.|\d of \d+ (images|shards) failed:|  \w")
+    assert [line for line in text.splitlines() if not ours.match(line)] == []
+
+
+def test_weights_that_a_node_has_not(cluster: Cluster, options: BulkOptions) -> None:
+    cfg = changed(options.cfg, "MODEL.WEIGHTS", "/missing/model.pth")
+    with pytest.raises(CheckpointError, match="^[^\n]*/missing/model.pth[^\n]*$"):
+        list(run(replace(options, cfg=cfg)))
+    assert not list(options.output.glob(".*"))
+
+
+def test_an_output_that_an_actor_cannot_write(cluster: Cluster, options: BulkOptions) -> None:
+    next(run(options))
+    (options.output / "segments" / "shard-000001.parquet").unlink(missing_ok=True)
+    (options.output / "segments" / "shard-000001.parquet").mkdir()
+    with pytest.raises(ConfigError, match="^--output [^\n]*: cannot be written [^\n]*$"):
+        list(run(options))
+    assert not list(options.output.glob(".*"))
+
+
+def test_a_shard_that_ends_processes_is_given_up(
+    cluster: Cluster, options: BulkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly = DeadlyPreparer(ImagePreparer.from_config(options.cfg), "t.parquet/2")
+    monkeypatch.setattr(ImagePreparer, "from_config", lambda cfg: deadly)
+    results = {result.name: result for result in run(options)}
+    assert results.pop("shard-000003").error.startswith("shard-000003: it has ended 5 processes, ")
+    assert sorted(result.images for result in results.values()) == [3, 5, 5, TAR]
+    monkeypatch.undo()
+    assert [result.images for result in run(options)] == [TABLE]
+
+
+def test_processes_that_end_before_they_have_a_model(
+    cluster: Cluster, options: BulkOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = ImagePreparer.from_config(options.cfg)
+    monkeypatch.setattr(ImagePreparer, "from_config", lambda cfg: prepare)
+    with pytest.raises(
+        ProcessError, match="^--engine ray: the model has ended 5 processes, [^\n]*$"
+    ):
+        list(run(replace(options, cfg=DeadlyConfig())))
+
+
+def test_nobody_listens(options: BulkOptions) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, text = start(options, address, "tagclip", "bulk")
+    assert code == 1
+    assert text.splitlines()[-1].startswith(
+        f"ProcessError: RAY_ADDRESS {address}: no cluster can be reached ("
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_reading_is_a_step_of_its_own_where_there_are_gpus(
+    cluster: Cluster, options: BulkOptions, device: str
+) -> None:
+    """Ray believes in a GPU that there is not; the model takes the CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("the actor would find the GPU that Ray only believes in")
+    node = cluster.add_node(**NODE, num_gpus=1)
+    try:
+        folder = BulkFolder(options.output, options.settings)
+        files = find_inputs([str(options.output.parent / "in")], options.output)
+        folder.plan(files, [], options.asked.shown, SIZE)
+        with ray_engine._parts(options.output) as parts:
+            job = ray_engine._Job(options, parts)
+            rows = ray_engine._dataset(ray, folder.shards, job, device, None).materialize()
+            assert sum(row["images"] for row in rows.take_all()) == IMAGES
+    finally:
+        cluster.remove_node(node)
+    names = [line for line in rows.stats().splitlines() if line.startswith("Operator")]
+    assert any("_read)->MapBatches(_Model)" in name for name in names) == (device == "cpu")
+    assert any(name.split()[2].rstrip(":") == "MapBatches(_Model)" for name in names) == (
+        device == "cuda"
+    )
