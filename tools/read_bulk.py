@@ -144,6 +144,8 @@ def choose(args: argparse.Namespace, folder: SegmentFolder) -> tuple[list[ImageS
         )
     # As rows have it: 20 % are not more than 20 %.
     total, above = 0, float(np.float32(args.above))
+    # What nobody writes is not kept.
+    limit = args.limit if args.limit or args.csv or args.labels_to else _SHOWN
 
     def chosen() -> Iterator[ImageSummary]:
         nonlocal total
@@ -154,12 +156,12 @@ def choose(args: argparse.Namespace, folder: SegmentFolder) -> tuple[list[ImageS
                 yield image
 
     if args.sort:
-        images = ranked(chosen(), args.sort, args.limit)
+        images = ranked(chosen(), args.sort, limit)
         if args.sort != "id":
             refuse_empty(images, args.sort, folder)
     else:
         stream = chosen()
-        images = list(itertools.islice(stream, args.limit))
+        images = list(itertools.islice(stream, limit))
         for _ in stream:
             pass
     return images, total

@@ -80,6 +80,12 @@ def test_lists(tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str
     assert ids(listed(tool, folder, "--sort", "unseen")) == order
     assert ids(listed(tool, folder, "--sort", "unseen", "--limit", 2)) == order[:2]
     assert "5 images, 2 of them above" in capsys.readouterr().out
+    tool._SHOWN = 2
+    for words in ((), ("--sort", "unseen")):
+        read(tool, folder, *words)
+        assert capsys.readouterr().out.endswith("\n5 images, 2 of them above\n")
+        assert len(listed(tool, folder, *words)) == 5
+        capsys.readouterr()
     assert listed(tool, folder, "--errors") == [
         {**dict.fromkeys(everything[0], ""), "image_id": "b/broken.jpg",
          "classes": "{}", "error": "b/broken.jpg: no image"}
