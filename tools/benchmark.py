@@ -14,8 +14,8 @@ text (encoding and cache), evaluator, large (4000x3000, 847 classes), labels
 (colour masks), kernel (registers of the fused GPU kernel), fusion (logits to
 labels), precision (bfloat16 beside float32), int8 (exported files, CPU),
 loading (training samples from files), drawing (the demo's pictures), startup (a
-process, from its start to a mask), throughput. The machine should have nothing
-else to do.
+process, from its start to a mask), bulk (20,000 small images), throughput. The
+machine should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PART_NAMES = (
     *("vit", "inference", "training", "text", "evaluator", "large", "labels", "kernel"),
-    *("fusion", "precision", "int8", "loading", "drawing", "startup", "throughput"),
+    *("fusion", "precision", "int8", "loading", "drawing", "startup", "bulk", "throughput"),
 )
 
 
@@ -61,7 +61,9 @@ def make_parser() -> ToolParser:
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
-    parser.add_weights("model whose labels part precision compares", default="")
+    parser.add_weights(
+        "trained model: of the labels that part precision compares, and of part bulk", default=""
+    )
     parser.add_argument(
         "--base",
         default="",

@@ -86,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
     from detectron2.utils.logger import setup_logger
 
     from tagclip.bulk.inputs import find_inputs
+    from tagclip.bulk.summary import write_summary
     from tagclip.evaluation.segment_rows import require_pyarrow
     from tagclip.utils.run_lock import RunLock
 
@@ -107,6 +108,8 @@ def main(args: argparse.Namespace) -> int:
         finally:
             folder.remove_leftovers()
         folder.set_counts({result.name: result.images for result in results if not result.error})
+        page = write_summary(args.output, folder.shards, options.settings)
+        logger.info("Classes, examples and failures: %s", page)
     return _report(results, args.output)
 
 

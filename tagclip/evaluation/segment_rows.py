@@ -144,10 +144,14 @@ def prediction_row(
     indices = outputs["sem_seg_labels"].numpy()
     scores = outputs["sem_seg_scores"].float().numpy()
     seen = outputs["trusty"].numpy() >= SEEN_FROM if "trusty" in outputs else None
-    flat = indices.ravel().astype(np.int64) + 1
-    counts = np.bincount(flat, minlength=len(vocabulary) + 1)
-    sums = np.bincount(flat, scores.ravel(), minlength=len(counts))
-    seen_counts = None if seen is None else np.bincount(flat[seen.ravel()], minlength=len(counts))
+    flat = np.add(indices.ravel(), 1, dtype=np.int64)
+    bins = len(vocabulary) + 1
+    # Pixels of each class that are taken for unseen, and for seen; without a map all in the first.
+    both = np.bincount(2 * flat + (0 if seen is None else seen.ravel()), minlength=2 * bins)
+    seen_counts = both[1::2]
+    counts = both[::2] + seen_counts
+    sums = np.bincount(flat, scores.ravel(), minlength=bins)
+    present = np.flatnonzero(counts[1:]).tolist()
     segments = [
         {
             "id": vocabulary.classes[k].id,
@@ -155,9 +159,9 @@ def prediction_row(
             "share": _float32(counts[k + 1] / flat.size),
             "score": _float32(sums[k + 1] / counts[k + 1]),
             "trusty": None if seen is None else _float32(seen_counts[k + 1] / counts[k + 1]),
-            "rle": coco_mask.encode(np.asfortranarray(indices == k, dtype=np.uint8))["counts"],
+            "rle": rle,
         }
-        for k in np.flatnonzero(counts[1:]).tolist()
+        for k, rle in zip(present, _encode(indices, present), strict=True)
     ]
     row = {
         "image_id": image_id,
@@ -165,11 +169,29 @@ def prediction_row(
         "width": indices.shape[1],
         "segments": segments,
         "other": _float32(counts[0] / flat.size),
-        "unseen": None if seen is None else _float32(1 - seen.mean()),
+        "unseen": None if seen is None else _float32(1 - seen_counts.sum() / flat.size),
     }
     if labels:
         row["label_png"] = label_png(indices, vocabulary)
     return row | {"error": None}
+
+
+def _encode(indices: np.ndarray, classes: Sequence[int]) -> list[bytes]:
+    """RLE of each class on an (H, W) map, as `pycocotools.mask.encode`, from one pass for all."""
+    height, width = indices.shape
+    flat = indices.ravel(order="F")
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], flat.size)
+    values = flat[starts]
+    found = []
+    for k in classes:
+        runs = values == k
+        # Lengths of what is not k and what is, in turn; k may begin, and may end.
+        edges = np.column_stack((starts[runs], ends[runs])).ravel()
+        behind = [] if edges[-1] == flat.size else [flat.size]
+        counts = np.diff(np.concatenate(([0], edges, behind)))
+        found.append({"counts": counts, "size": [height, width]})
+    return [rle["counts"] for rle in coco_mask.frPyObjects(found, height, width)] if found else []
 
 
 def failed_row(image_id: str, error: str, labels: bool) -> dict[str, Any]:

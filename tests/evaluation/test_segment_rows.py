@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.segment_folders import label_outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -191,3 +192,20 @@ def test_rows_that_cannot_be_painted_are_named() -> None:
         row_labels(good, Vocabulary("words", (ClassEntry(1, "dog"),)))
     with pytest.raises(DatasetError, match="^x.png: found run lengths of 20 pixels"):
         row_labels({**good, "height": 9}, WORDS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rle_is_that_of_pycocotools(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    vocabulary = Vocabulary.from_names([f"class {k}" for k in range(5)])
+    for case in range(40):
+        size = generator.integers(1, 30, 2)
+        # Noise, maps of one value, and such with few runs.
+        values = generator.integers(-1, generator.integers(0, 6), size)
+        labels = np.sort(values, axis=case % 2) if case % 3 else values
+        row = prediction_row("a", label_outputs(labels), vocabulary, False)
+        for segment in row["segments"]:
+            mask = labels == vocabulary.names.index(segment["name"])
+            expected = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+            assert segment["rle"] == expected
+        assert len(row["segments"]) == len(set(labels.ravel().tolist()) - {-1})

@@ -21,6 +21,7 @@ from tagclip.data.protocol import Protocol
 from tagclip.evaluation.evaluator import ZeroShotSemSegEvaluator
 from tagclip.modeling.clip.text_bank import TextBank
 from tagclip.projects.benchmark import memory
+from tagclip.projects.benchmark.bulk import bulk
 from tagclip.projects.benchmark.drawing import drawing
 from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.fusion import fusion
@@ -315,6 +316,7 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "int8": int8,
     "drawing": drawing,
     "startup": startup,
+    "bulk": bulk,
     "loading": loading,
     "throughput": throughput,
 }

@@ -24,6 +24,7 @@ __all__ = [
     "machine",
     "memory_growth",
     "processor",
+    "resident",
     "seconds",
 ]
 
@@ -111,12 +112,16 @@ class Stopwatch:
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    def total(self) -> float:
+        """Seconds of the whole."""
+        return self.now()
+
     def run(self, function: Callable[[], Any], rest: str) -> None:
         """Run; what no stage took counts as the stage ``rest``."""
         self._current = {}
-        start = self.now()
+        start = self.total()
         function()
-        total = self.now() - start
+        total = self.total() - start
         self._current[rest] = total - sum(self._current.values())
         for stage, spent in self._current.items():
             self.stages.setdefault(stage, []).append(spent)
@@ -151,7 +156,15 @@ def _resident() -> float:
         ctypes.CDLL(None).malloc_trim(0)
     if os.access(_RESET, os.W_OK):
         _RESET.write_text("5")
-    return _status("VmRSS")
+    return resident("self")
+
+
+def resident(process: int | str) -> float:
+    """MiB that a process holds now; 0 if it has ended. Needs /proc."""
+    try:
+        return _status("VmRSS", process)
+    except (OSError, StopIteration):
+        return 0.0
 
 
 def _peak() -> float:
@@ -164,8 +177,9 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
 
 
-def _status(field: str) -> float:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(field))
+def _status(field: str, process: int | str = "self") -> float:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(field))
     return int(line.split()[1]) / 1024
 
 

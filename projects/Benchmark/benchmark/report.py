@@ -24,6 +24,7 @@ _HEADINGS = {
     "int8": "Exported files, from a resized image to labels",
     "drawing": "Drawing: a prediction to a page in a PNG",
     "startup": "From the start of a process",
+    "bulk": "Very many small images: tagclip bulk, MiniBench's model",
     "loading": "Training samples from files, per image",
     "throughput": "Throughput",
 }

@@ -22,10 +22,10 @@ from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.measure import Timing
 from tagclip.projects.benchmark.workload import Workload
 
-__all__ = ["startup"]
+__all__ = ["WORDS", "startup", "untrained_checkpoint"]
 
 _CONFIG = "minibench/tagclip_minibench_noun_fence_board_convtrust.yaml"
-_WORDS = "yellow ball, green dice, red board, water"
+WORDS = "yellow ball, green dice, red board, water"
 _HERE = Path(tagclip.__file__).parents[1]
 
 
@@ -37,10 +37,10 @@ def startup(workload: Workload, runs: int) -> Findings:
     """
     folder = Path(workload.image).parent / "startup"
     folder.mkdir()
-    weights, image = _checkpoint(folder), folder / "image.png"
+    weights, image = untrained_checkpoint(folder), folder / "image.png"
     cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8))
     found = Findings("startup")
-    options = ["--weights", weights, "--input", str(image), "--vocab", _WORDS, "--overwrite"]
+    options = ["--weights", weights, "--input", str(image), "--vocab", WORDS, "--overwrite"]
     options += ["--output", str(folder / "segmented"), "MODEL.DEVICE", workload.device]
     here = [sys.executable, "-m", "tagclip", "segment", *options]
     commands = {"tagclip segment": (here, _HERE)}
@@ -66,7 +66,7 @@ def startup(workload: Workload, runs: int) -> Findings:
     return found
 
 
-def _checkpoint(folder: Path) -> str:
+def untrained_checkpoint(folder: Path) -> str:
     """An untrained model as training writes it; its time does not depend on the values."""
     cfg = load_config(_CONFIG, ["MODEL.DEVICE", "cpu"])
     import_projects(cfg.PROJECTS)

@@ -57,6 +57,7 @@ class Scale:
     released_classes: int = 500
     side_steps: tuple[int, ...] = (512, 1024, 2048, 4096)
     released_side: int = 1024
+    bulk_images: int = 20_000
     prompt_steps: tuple[int, ...] = (0, 50, 100, 200, 300, 400)
 
 
@@ -79,6 +80,7 @@ QUICK = Scale(
     released_classes=4,
     side_steps=(64, 96),
     released_side=64,
+    bulk_images=80,
     prompt_steps=(0, 2),
 )
 
