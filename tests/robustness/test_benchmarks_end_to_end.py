@@ -177,7 +177,7 @@ def inference(output: Path) -> Mapping[str, bytes | str]:
 
 
 def test_every_config_is_run_here() -> None:
-    assert (len(TRAINED), len(EVALUATED)) == (3 * 3 + 2 * 3 + 3 * 2, 3 + 4 + 2)
+    assert (len(TRAINED), len(EVALUATED)) == (3 * 3 + 2 * 3 + 3 * 2 + 2 * 10, 3 + 4 + 2)
 
 
 def test_preparing_again_changes_nothing(prepared: tuple[Path, dict]) -> None:
