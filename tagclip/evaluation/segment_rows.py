@@ -143,7 +143,7 @@ def prediction_row(
     """
     indices = outputs["sem_seg_labels"].numpy()
     scores = outputs["sem_seg_scores"].float().numpy()
-    seen = outputs["trusty"].numpy() >= SEEN_FROM if "trusty" in outputs else None
+    seen = (outputs["trusty"] >= SEEN_FROM).numpy() if "trusty" in outputs else None
     flat = np.add(indices.ravel(), 1, dtype=np.int64)
     bins = len(vocabulary) + 1
     # Pixels of each class that are taken for unseen, and for seen; without a map all in the first.
@@ -152,24 +152,34 @@ def prediction_row(
     counts = both[::2] + seen_counts
     sums = np.bincount(flat, scores.ravel(), minlength=bins)
     present = np.flatnonzero(counts[1:]).tolist()
+    rows = [k + 1 for k in present]
+    sizes = counts[rows]
+    columns = (
+        [vocabulary.classes[k] for k in present],
+        _float32(sizes / flat.size),
+        _float32(sums[rows] / sizes),
+        [None] * len(present) if seen is None else _float32(seen_counts[rows] / sizes),
+        _encode(indices, present),
+    )
     segments = [
         {
-            "id": vocabulary.classes[k].id,
-            "name": vocabulary.names[k],
-            "share": _float32(counts[k + 1] / flat.size),
-            "score": _float32(sums[k + 1] / counts[k + 1]),
-            "trusty": None if seen is None else _float32(seen_counts[k + 1] / counts[k + 1]),
+            "id": entry.id,
+            "name": entry.name,
+            "share": share,
+            "score": score,
+            "trusty": trusty,
             "rle": rle,
         }
-        for k, rle in zip(present, _encode(indices, present), strict=True)
+        for entry, share, score, trusty, rle in zip(*columns, strict=True)
     ]
+    other, unseen = _float32(np.array([counts[0], flat.size - seen_counts.sum()]) / flat.size)
     row = {
         "image_id": image_id,
         "height": indices.shape[0],
         "width": indices.shape[1],
         "segments": segments,
-        "other": _float32(counts[0] / flat.size),
-        "unseen": None if seen is None else _float32(1 - seen_counts.sum() / flat.size),
+        "other": other,
+        "unseen": None if seen is None else unseen,
     }
     if labels:
         row["label_png"] = label_png(indices, vocabulary)
@@ -180,16 +190,19 @@ def _encode(indices: np.ndarray, classes: Sequence[int]) -> list[bytes]:
     """RLE of each class on an (H, W) map, as `pycocotools.mask.encode`, from one pass for all."""
     height, width = indices.shape
     flat = indices.ravel(order="F")
-    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
-    ends = np.append(starts[1:], flat.size)
-    values = flat[starts]
+    edges = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1, [flat.size]))
+    values = flat[edges[:-1]]
+    # Beginning and end of every run, those of a class behind each other, in the order of the map.
+    order = np.argsort(values, kind="stable")
+    runs = np.stack((edges[:-1], edges[1:]), axis=1)[order]
+    firsts = np.searchsorted(values[order], classes, "left").tolist()
+    lasts = np.searchsorted(values[order], classes, "right").tolist()
     found = []
-    for k in classes:
-        runs = values == k
-        # Lengths of what is not k and what is, in turn; k may begin, and may end.
-        edges = np.column_stack((starts[runs], ends[runs])).ravel()
-        behind = [] if edges[-1] == flat.size else [flat.size]
-        counts = np.diff(np.concatenate(([0], edges, behind)))
+    for first, last in zip(firsts, lasts, strict=True):
+        # Lengths of what is not the class and what is, in turn; the class may end the map.
+        counts = np.append(runs[first:last], flat.size)
+        counts[1:] -= counts[:-1].copy()
+        counts = counts[:-1] if counts[-1] == 0 else counts
         found.append({"counts": counts, "size": [height, width]})
     return [rle["counts"] for rle in coco_mask.frPyObjects(found, height, width)] if found else []
 
@@ -206,9 +219,9 @@ def failed_row(image_id: str, error: str, labels: bool) -> dict[str, Any]:
     return {"image_id": image_id, **dict.fromkeys(nothing), "error": error}
 
 
-def _float32(value: float) -> float:
-    """The value that a parquet file holds, so that a tar holds it, too."""
-    return float(np.float32(value))
+def _float32(values: np.ndarray) -> list[float]:
+    """The values that a parquet file holds, so that a tar holds them, too."""
+    return values.astype(np.float32).tolist()
 
 
 def row_labels(row: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:
