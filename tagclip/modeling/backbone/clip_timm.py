@@ -63,8 +63,12 @@ class CLIPTimm(FrozenTower):
             prompts: trainable prompts, for tokens without relative positions; None is plain CLIP.
             pos_embed_resize: of position tables (timm's own is ``bicubic``); rotary embeddings are
                 computed for each grid.
-            last_block, use_checkpoint, compile_blocks, inference_dtype, weights_sha256,
-                pixel_statistics: see `FrozenTower`.
+            last_block: see `FrozenTower`, as for what follows.
+            use_checkpoint: compute blocks again in the backward pass.
+            compile_blocks: with torch's compiler.
+            inference_dtype: of the blocks outside training.
+            weights_sha256: of the file.
+            pixel_statistics: mean and std that come with the weights.
 
         Raises:
             ConfigError: a word is unknown, the last block and prompts exclude each other, or there

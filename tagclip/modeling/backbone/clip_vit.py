@@ -103,8 +103,13 @@ class CLIPViT(FrozenTower):
             double_cls_embed: count the class embedding twice, as the released code.
             state: open_clip's ``visual.`` tensors without that prefix; None keeps random ones.
             weights_path: where ``state`` comes from, for messages.
-            pos_embed_resize, last_block, use_checkpoint, compile_blocks, inference_dtype,
-                weights_sha256, pixel_statistics: see `FrozenTower`.
+            pos_embed_resize: see `FrozenTower`, as for what follows.
+            last_block: how the last block is read.
+            use_checkpoint: compute blocks again in the backward pass.
+            compile_blocks: with torch's compiler.
+            inference_dtype: of the blocks outside training.
+            weights_sha256: of the file.
+            pixel_statistics: mean and std that come with the weights.
 
         Raises:
             ConfigError: a word is unknown, or the last block and prompts exclude each other.
