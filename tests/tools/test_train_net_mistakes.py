@@ -184,7 +184,7 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     ),
     "unknown head": (
         option("MODEL.SEM_SEG_HEAD.NAME", "x"),
-        "...MODEL.SEM_SEG_HEAD.NAME: found 'x', expected ...TagCLIPHead...; check it, or name its pro",
+        "...MODEL.SEM_SEG_HEAD.NAME: found 'x', expected ...TagCLIPHead...; check it, or name",
     ),
     "two means": (
         option("MODEL.PIXEL_MEAN", [1.0, 2.0]),
