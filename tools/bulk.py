@@ -86,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
     from detectron2.utils.logger import setup_logger
 
     from tagclip.bulk.inputs import find_inputs
+    from tagclip.bulk.manifest import check_ours
     from tagclip.bulk.summary import write_summary
     from tagclip.evaluation.segment_rows import require_pyarrow
     from tagclip.utils.run_lock import RunLock
@@ -100,6 +101,7 @@ def main(args: argparse.Namespace) -> int:
     run_engine = _engine(args)
     check_output("--output", args.output, is_folder=True)
     files = find_inputs(args.inputs, args.output)
+    check_ours(args.output)
     with RunLock(args.output):
         options, folder = _open(args)
         folder.plan(files, args.inputs, options.asked.shown, args.shard_size)

@@ -29,15 +29,24 @@ from tagclip.modeling.clip.weights import file_sha256
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import remove_leftovers, write_atomic
+from tagclip.utils.run_lock import LOCK_NAME
 from tagclip.utils.text import json_text, listed, one_line
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["BulkFolder", "BulkSettings", "fingerprints", "writing_output"]
+__all__ = [
+    "SUMMARY",
+    "BulkFolder",
+    "BulkSettings",
+    "check_ours",
+    "fingerprints",
+    "writing_output",
+]
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _MANIFEST, _VOCABULARY, _PLANS, _ROWS = "manifest.json", "vocabulary.json", "shards", "segments"
+SUMMARY = "summary.html"
 # Time and memory only.
 _NO_RESULT = ("WINDOW_BATCH", "WORKSPACE_MIB")
 
@@ -119,6 +128,22 @@ def writing_output(folder: Path) -> Iterator[None]:
             f"--output {folder}: cannot be written ({error.strerror or one_line(error)}); free "
             "space and start again: finished shards stay"
         ) from error
+
+
+def check_ours(folder: Path) -> None:
+    """Refuse a folder that holds files of others under the names of a run's.
+
+    Raises:
+        ConfigError: names one. Where a run was killed before its manifest, its lock file is there.
+    """
+    if any((folder / name).exists() for name in (_MANIFEST, LOCK_NAME)):
+        return
+    for name in (_VOCABULARY, _PLANS, _ROWS, SUMMARY):
+        if (folder / name).exists():
+            raise ConfigError(
+                f"--output {folder}: found {name} and no {_MANIFEST}, expected a new folder or "
+                "that of an earlier bulk run; choose another folder"
+            )
 
 
 class BulkFolder:

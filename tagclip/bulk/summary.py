@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tagclip.bulk.manifest import BulkSettings, writing_output
+from tagclip.bulk.manifest import SUMMARY, BulkSettings, writing_output
 from tagclip.bulk.members import shard_images
 from tagclip.bulk.shards import Shard
 from tagclip.data.image_io import read_image
@@ -24,7 +24,7 @@ from tagclip.visualization.segments import draw_segments, marked_names
 
 __all__ = ["write_summary"]
 
-_NAME = "summary.html"
+
 # Of what is listed or drawn; the page stays below some megabytes whatever the run.
 _FAILURES, _CLASSES, _LEAST_SEEN = 50, 12, 6
 # Longer side of a picture, in pixels.
@@ -140,10 +140,10 @@ def write_summary(output: Path, shards: Sequence[Shard], settings: BulkSettings)
         version=folder.manifest["tagclip"],
     )
     with writing_output(output):
-        path = output / _NAME
+        path = output / SUMMARY
         if not path.is_file() or path.read_bytes() != page.encode():
             write_atomic(path, page)
-    return output / _NAME
+    return output / SUMMARY
 
 
 def _count(folder: SegmentFolder) -> _Counts:

@@ -12,9 +12,11 @@ from types import TracebackType
 
 from tagclip.errors import ConfigError
 
-__all__ = ["RunLock"]
+__all__ = ["LOCK_NAME", "RunLock"]
 
 logger = logging.getLogger(__name__)
+
+LOCK_NAME = ".lock"
 
 
 class RunLock:
@@ -30,7 +32,7 @@ class RunLock:
         Args:
             folder: is created.
         """
-        self._path = folder / ".lock"
+        self._path = folder / LOCK_NAME
         self._handle = -1
 
     def __enter__(self) -> RunLock:

@@ -140,6 +140,20 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["vocabulary.json", "summary.html", "segments/a", "shards/a"])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_files_of_others_are_kept(
+    run: Callable[..., int], tmp_path: Path, name: str, more: list[str]
+) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with pytest.raises(ConfigError, match=rf"mine: found {name.split('/')[0]} and no manifest"):
+        run("mine", *more)
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "mine"
+
+
 def test_two_runs_in_one_folder_and_a_run_of_other_words(
     run: Callable[..., int], tmp_path: Path
 ) -> None:
