@@ -202,7 +202,10 @@ def print_images(images: Sequence[ImageSummary], total: int, args: argparse.Name
         ]
     if rows:
         print(tabulate(rows, head, disable_numparse=True))
-    print(f"{total} images" + (f", {len(shown)} of them above" if len(shown) < total else ""))
+    print(
+        f"{total} images"
+        + (f", {len(shown)} of them above" if len(shown) < total else "")
+    )
 
 
 def rounded(shares: Mapping[str, float]) -> dict[str, float]:
@@ -251,8 +254,8 @@ def label_files(ids: Iterable[str]) -> dict[str, PurePosixPath]:
     for image_id, path in paths.items():
         if ".." in path.parts or not path.name:
             raise DatasetError(
-                f"--labels-to: found the image {image_id!r}, expected a path without '..'; run "
-                "tagclip bulk on a folder that holds all images"
+                f"--labels-to: found the image {image_id!r}, expected a path without '..'; "
+                "run tagclip bulk on a folder that holds all images, or on a tar without such names"
             )
     stems = Counter(path.with_suffix("") for path in paths.values())
     found: dict[str, PurePosixPath] = {}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from tagclip.data.datasets.walk import files_below
+from tagclip.data.datasets.walk import files_below, files_matching
 from tagclip.data.image_io import IMAGE_SUFFIXES
 from tagclip.errors import ConfigError
 from tagclip.utils.files import expand_path
@@ -108,23 +107,12 @@ def _expand(text: str, is_own: Callable[[str], bool]) -> Iterator[tuple[str, str
     if path.is_dir():
         top, files = path, map(str, files_below(path))
     else:
-        top = _fixed_folder(path)
-        files = iter(glob.glob(str(path), recursive=True))
+        top, paths = files_matching(path)
+        files = map(str, paths)
     for file in files:
         is_asked = is_image_name(file) or input_kind(file) != "files"
         if is_asked and not os.path.isdir(file) and not is_own(os.path.dirname(file)):
             yield file.removeprefix(str(top)).lstrip(os.sep).replace(os.sep, "/"), file
-
-
-def _fixed_folder(pattern: Path) -> Path:
-    """The folders of a glob before the first that holds a wildcard, or before the file."""
-    parts: Iterable[str] = pattern.parts[:-1]
-    fixed = []
-    for part in parts:
-        if glob.has_magic(part):
-            break
-        fixed.append(part)
-    return Path(*fixed)
 
 
 def _read_list(path: Path) -> Iterator[tuple[str, str]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from tagclip.evaluation.segment_rows import FORMATS, read_metadata, read_rows
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.cli import writing
 from tagclip.utils.files import remove_leftovers, write_atomic
 from tagclip.utils.run_lock import LOCK_NAME
-from tagclip.utils.text import json_text, listed, one_line
+from tagclip.utils.text import json_text, listed
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
@@ -47,6 +49,7 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 _MANIFEST, _VOCABULARY, _PLANS, _ROWS = "manifest.json", "vocabulary.json", "shards", "segments"
 SUMMARY = "summary.html"
+_SHARD_NAME = re.compile(r"shard-[0-9]{6,}")
 # Time and memory only.
 _NO_RESULT = ("WINDOW_BATCH", "WORKSPACE_MIB")
 
@@ -114,20 +117,9 @@ def fingerprints(predictor: TagCLIPPredictor) -> dict[str, str]:
     }
 
 
-@contextmanager
-def writing_output(folder: Path) -> Iterator[None]:
-    """Say in one line that the folder of a run cannot be written.
-
-    Raises:
-        ConfigError: for an OSError of the block.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise ConfigError(
-            f"--output {folder}: cannot be written ({error.strerror or one_line(error)}); free "
-            "space and start again: finished shards stay"
-        ) from error
+def writing_output(folder: Path) -> AbstractContextManager[None]:
+    """Say in one line that the folder of a run cannot be written, see `writing`."""
+    return writing("--output", folder, "free space and start again: finished shards stay")
 
 
 def check_ours(folder: Path) -> None:
@@ -312,8 +304,20 @@ class BulkFolder:
             tree = load_json(path.read_text("utf-8"))
             if tree["version"] != _VERSION:
                 raise ValueError(f"version {tree['version']}")
-            [(row["name"], row["images"]) for row in tree["shards"]]
-            return {"tagclip": "", "shard_size": 0, "fingerprints": {}, **tree}
+            tree = {"tagclip": "", "shard_size": 0, "fingerprints": {}, **tree}
+            names = [row["name"] for row in tree["shards"] if "images" in row]
+            is_ours = (
+                len(names) == len(tree["shards"])
+                # In the order of their numbers, and none twice.
+                and names == sorted({*names}, key=lambda name: (len(name), name))
+                and all(_SHARD_NAME.fullmatch(name) for name in names)
+                and isinstance(tree["fingerprints"], dict)
+                and type(tree["shard_size"]) is int
+                and tree["shard_size"] >= 0
+            )
+            if not is_ours:
+                raise ValueError("values that no run writes")
+            return tree
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
                 f"--output {self.path}: found a {_MANIFEST} of another kind, expected that of an "

@@ -84,7 +84,7 @@ def _tar_images(file: InputFile) -> Iterator[tuple[str, bytes | DatasetError]]:
             for member in archive:
                 # Otherwise the archive keeps them all.
                 archive.members.clear()
-                name = valid_text(str(PurePosixPath(member.name)))
+                name = valid_text(str(PurePosixPath(member.name)).lstrip("/"))
                 if not member.isfile() or not is_image_name(name):
                     continue
                 if member.size > _MOST_BYTES:
@@ -118,10 +118,15 @@ def _parquet_images(
                 # A column that is both comes once.
                 rows = zip(batch[column], batch[names[-1]], strict=True)
                 for value, name in rows:
+                    if id_column and not name.is_valid:
+                        raise DatasetError(
+                            f"{file.path}: found null in column {id_column!r}, row {number}, "
+                            "expected an id; fill it in, or choose another --id-column"
+                        )
                     text = valid_text(str(name.as_py())) if id_column else str(number)
                     yield text, _stored(file, text, value.as_py())
                     number += 1
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise _damaged(file, "parquet file", error) from error
 
 
@@ -140,9 +145,17 @@ def _column(schema: Any, file: InputFile, column: str, id_column: str) -> str:
             f"{file.path}: found columns {listed(schema.names, 9)}, expected one of "
             f"{', '.join(COLUMNS)}; name it with --column, or leave the file out"
         )
+    for name in (found, *([id_column] if id_column else ())):
+        if schema.names.count(name) > 1:
+            raise DatasetError(
+                f"{file.path}: found {schema.names.count(name)} columns {name!r}, expected one; "
+                "rename the others"
+            )
     kind = schema.field(found).type
-    is_struct = str(kind).startswith("struct") and kind.get_field_index("bytes") >= 0
-    if not is_struct and not any(word in str(kind) for word in ("binary", "string")):
+    fields = {field.name: field.type for field in kind} if str(kind).startswith("struct") else {}
+    # Of Hugging Face's datasets; one of the two may be null in all rows.
+    held = [fields[name] for name in ("bytes", "path") if name in fields] or [kind]
+    if not all(_is_image(each) or (fields and str(each) == "null") for each in held):
         raise DatasetError(
             f"{file.path}: column {found!r} holds {kind}, expected binary (image files), string "
             "(paths), or a struct of bytes and path; name another with --column"
@@ -150,9 +163,20 @@ def _column(schema: Any, file: InputFile, column: str, id_column: str) -> str:
     return found
 
 
+def _is_image(kind: Any) -> bool:
+    """Whether values of a type are bytes or texts."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    names = ("binary", "large_binary", "fixed_size_binary", "binary_view")
+    names += ("string", "large_string", "string_view")
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
+
+
 def _stored(file: InputFile, name: str, value: Any) -> str | bytes | DatasetError:
     if isinstance(value, dict):
-        value = value["bytes"] if value["bytes"] is not None else value.get("path")
+        data = value.get("bytes")
+        value = value.get("path") if data is None else data
     if isinstance(value, str):
         return os.path.join(os.path.dirname(file.path), value)
     if isinstance(value, bytes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import shlex
@@ -18,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tagclip.data.datasets.walk import files_below
+from tagclip.data.datasets.walk import files_below, files_matching
 from tagclip.data.image_io import IMAGE_SUFFIXES
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.files import expand_path
@@ -105,7 +104,7 @@ def _expand(text: str, output: Path | None, option: str) -> list[tuple[Path, Pat
         files = sorted(files_below(path))
         pairs = [(file, file.relative_to(path)) for file in files if _is_input(file, output)]
     else:
-        files = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        files = sorted(files_matching(path)[1])
         pairs = [(file, Path(file.name)) for file in files if _is_input(file, output)]
     videos = [file for file in files if is_video(file)]
     if not pairs and videos:

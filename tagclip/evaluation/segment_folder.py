@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tagclip.errors import DatasetError
+from tagclip.errors import DatasetError, VocabularyError
 from tagclip.evaluation.saved_folder import image_finder
 from tagclip.evaluation.segment_rows import (
     FORMATS,
@@ -84,7 +84,12 @@ class SegmentFolder:
                 f"{self.path / _MANIFEST}: found another or a damaged file ({error_text(error)}), "
                 "expected that of tagclip bulk; run it again with the same --output"
             ) from error
-        self.vocabulary = Vocabulary.from_json(self.path / _VOCABULARY)
+        try:
+            self.vocabulary = Vocabulary.from_json(self.path / _VOCABULARY)
+        except VocabularyError as error:
+            raise VocabularyError(
+                f"{error}; or run tagclip bulk again with the same --output, which writes it anew"
+            ) from error
         self.files: list[Path] = []
         self.unfinished: list[str] = []
         for name, fingerprint in shards.items():

@@ -18,7 +18,7 @@ from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.files import expand_path, probe_path
 from tagclip.utils.installed import check_installed
 from tagclip.utils.quiet import quiet_imports
-from tagclip.utils.text import shortened
+from tagclip.utils.text import one_line, shortened
 
 __all__ = [
     "check_output",
@@ -167,8 +167,15 @@ def check_output(option: str, path: Path, is_folder: bool = False) -> None:
 
 
 @contextmanager
-def writing(option: str, path: Path) -> Iterator[None]:
+def writing(
+    option: str, path: Path, remedy: str = "free space or choose another folder"
+) -> Iterator[None]:
     """Say in one line that what an option names cannot be written.
+
+    Args:
+        option: that names it.
+        path: of it.
+        remedy: what to do, behind the semicolon.
 
     Raises:
         ConfigError: for an OSError of the block.
@@ -177,8 +184,7 @@ def writing(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(
-            f"{option} {path}: cannot be written ({error.strerror}); free space or choose another "
-            "folder"
+            f"{option} {path}: cannot be written ({error.strerror or one_line(error)}); {remedy}"
         ) from error
 
 

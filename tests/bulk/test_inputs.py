@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tagclip.bulk import inputs as bulk_inputs
 from tagclip.bulk.inputs import GONE, InputFile, find_inputs, input_kind
+from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 
 
@@ -74,6 +75,21 @@ def test_names_that_are_no_utf8_or_no_line_are_escaped(tmp_path: Path) -> None:
     found = find_inputs([str(tmp_path)], tmp_path / "o")
     assert [file.id for file in found] == ["caf\\xe9.jpg", "two\\nlines.jpg"]
     assert all(os.path.isfile(file.path) for file in found)
+
+
+def test_a_glob_finds_what_is_behind_links_once(tmp_path: Path) -> None:
+    touch(tmp_path, "in/b/x.jpg", "else/y.jpg")
+    (tmp_path / "in" / "b" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "a").symlink_to(tmp_path / "in" / "b")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "else")
+    # Of links to files each is an image, as it is in a folder.
+    (tmp_path / "in" / "b" / "z.jpg").symlink_to("x.jpg")
+    expected = ["b/x.jpg", "b/z.jpg", "link/y.jpg"]
+    assert ids(tmp_path / "in") == expected
+    assert ids(tmp_path / "in" / "**" / "*.jpg") == expected
+    assert ids(tmp_path / "in" / "b*" / "**" / "x.*") == ["b/x.jpg"]
+    shown = find_images([str(tmp_path / "in" / "**" / "*.jpg")], None)
+    assert [path.name for path, _ in shown] == ["x.jpg", "y.jpg"]
 
 
 def test_a_link_to_nothing_is_an_image_that_is_missing(tmp_path: Path) -> None:

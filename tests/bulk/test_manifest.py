@@ -183,7 +183,18 @@ def test_overwriting_that_was_broken_off_is_refused_until_it_is_told_again(tmp_p
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"version": 2, "shards": []}', '{"version": 1, "shards": [1]}']
+    "text",
+    [
+        *("", "[]", "{}", '{"version": 2, "shards": []}', '{"version": 1, "shards": [1]}'),
+        '{"version": 1, "shards": [], "fingerprints": null}',
+        '{"version": 1, "shards": [], "shard_size": "9"}',
+        '{"version": 1, "shards": [], "shard_size": -1}',
+        '{"version": 1, "shards": [{"name": "other", "images": 1}]}',
+        '{"version": 1, "shards": [{"name": "shard-x/../../a", "images": 1}]}',
+        '{"version": 1, "shards": [{"name": 7, "images": 1}]}',
+        '{"version": 1, "shards": [{"name": "shard-000001", "images": 1},'
+        ' {"name": "shard-000000", "images": 1}]}',
+    ],
 )
 def test_a_manifest_of_another_kind_is_refused_even_if_told(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)

@@ -103,7 +103,19 @@ def bad_files(root: Path) -> dict[str, tuple[Path, dict[str, str], str]]:
     write_tar(root / "twice.tar", [("a.png", b"1"), ("./a.png", b"2")])
     write_table(root / "names.parquet", name=["a"])
     write_table(root / "numbers.parquet", image=[[1, 2]])
+    for name, rows in {
+        "lists": [[b"1"]],
+        "maps": pa.array([[("a", "b")]], pa.map_(pa.string(), pa.string())),
+        "other": [{"x": "a.jpg"}],
+        "struct": [{"bytes": 1, "path": "a.jpg"}],
+    }.items():
+        write_table(root / f"{name}.parquet", image=rows)
+    image = pa.array([b"1"])
+    parquet.write_table(pa.table([image, image], ["image", "image"]), root / "double.parquet")
+    latin = pa.array([b"caf\xe9"]).view(pa.string())
+    write_table(root / "latin.parquet", image=latin)
     write_table(root / "ids.parquet", image=[b"1", b"2"], key=[7, 7])
+    write_table(root / "no id.parquet", image=[b"1", b"2"], key=[7, None])
     write_table(root / "none.parquet", image=pa.array([], pa.binary()))
     (root / "text.parquet").write_text("hello")
     cases = {
@@ -116,7 +128,17 @@ def bad_files(root: Path) -> dict[str, tuple[Path, dict[str, str], str]]:
         "missing.tar": ({}, "no such tar file"),
         "names.parquet": ({}, "found columns name, expected one of image, bytes"),
         "numbers.parquet": ({}, "column 'image' holds list<"),
+        "lists.parquet": ({}, "column 'image' holds list<"),
+        "maps.parquet": ({}, "column 'image' holds map<"),
+        "other.parquet": ({}, "column 'image' holds struct<x"),
+        "struct.parquet": ({}, "column 'image' holds struct<bytes: int64"),
+        "double.parquet": ({}, "found 2 columns 'image', expected one"),
+        "latin.parquet": ({}, "damaged parquet file (UnicodeDecodeError"),
         "ids.parquet": ({"id_column": "key"}, "found two images called 7"),
+        "no id.parquet": (
+            {"id_column": "key"},
+            "found null in column 'key', row 1, expected an id",
+        ),
         "none.parquet": ({}, "found no image in it"),
         "text.parquet": ({}, "damaged parquet file (ArrowInvalid"),
         "missing.parquet": ({}, "no such parquet file"),

@@ -13,7 +13,7 @@ import pytest
 from helpers.labelled_images import NAMES, label_maps, odd_vocabulary
 from helpers.segment_folders import label_rows, write_segment_folder
 
-from tagclip.errors import DatasetError, TagCLIPError
+from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.evaluation.segment_folder import SegmentFolder, is_segment_folder
 from tagclip.evaluation.segment_rows import FORMATS, failed_row
 
@@ -98,6 +98,9 @@ def test_another_folder_is_refused(tmp_path: Path, text: str | None, message: st
 def test_a_folder_without_its_words(folder: Path) -> None:
     (folder / "vocabulary.json").unlink()
     with pytest.raises(TagCLIPError, match=r"vocabulary\.json: no such"):
+        SegmentFolder(folder)
+    (folder / "vocabulary.json").write_text("{}")
+    with pytest.raises(VocabularyError, match="run tagclip bulk again with the same --output"):
         SegmentFolder(folder)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from tqdm import tqdm
 from tagclip.errors import DatasetError
 from tagclip.utils.parent import end_with_parent
 
-__all__ = ["files_below", "map_files"]
+__all__ = ["files_below", "files_matching", "map_files"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,6 +50,36 @@ def files_below(root: str | Path) -> Iterator[Path]:
                 links += filter(os.path.islink, paths)
                 yield from (Path(folder, n) for n in sorted(names) if not n.startswith("."))
         tops = links
+
+
+def files_matching(pattern: str | Path) -> tuple[Path, Iterator[Path]]:
+    """Find the files of a glob, where ``**`` enters each real folder once, as `files_below`.
+
+    `glob.glob` follows links: with one that leads back it finds a file up to forty times, with two
+    it may not end.
+
+    Args:
+        pattern: a path with wildcards, none of which stands for a leading dot.
+
+    Returns:
+        The folders before the first wildcard, or before the file; the files, in any order.
+    """
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts[:-1]) if glob.has_magic(part)), len(parts) - 1)
+    top, wanted = Path(*parts[:fixed]), parts[fixed:]
+    if "**" not in wanted:
+        return top, filter(Path.is_file, map(Path, glob.glob(str(pattern))))
+    files = files_below(top)
+    return top, (file for file in files if _matches(file.relative_to(top).parts, wanted))
+
+
+def _matches(parts: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether the parts of a path are those of a pattern."""
+    if not parts or not wanted:
+        return not parts and all(part == "**" for part in wanted)
+    if wanted[0] == "**":
+        return _matches(parts, wanted[1:]) or _matches(parts[1:], wanted)
+    return fnmatch.fnmatchcase(parts[0], wanted[0]) and _matches(parts[1:], wanted[1:])
 
 
 class _Bar(tqdm):
