@@ -202,10 +202,7 @@ def print_images(images: Sequence[ImageSummary], total: int, args: argparse.Name
         ]
     if rows:
         print(tabulate(rows, head, disable_numparse=True))
-    print(
-        f"{total} images"
-        + (f", {len(shown)} of them above" if len(shown) < total else "")
-    )
+    print(f"{total} images" + (f", {len(shown)} of them above" if len(shown) < total else ""))
 
 
 def rounded(shares: Mapping[str, float]) -> dict[str, float]:

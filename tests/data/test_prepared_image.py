@@ -146,6 +146,24 @@ def test_what_is_no_image_takes_no_memory(preparer: ImagePreparer, image: Any) -
     assert preparer.nbytes(image) == 0
 
 
+def test_the_memory_of_an_image_is_known_without_decoding_it(
+    preparer: ImagePreparer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow decodes a PNG where it is asked for its orientation."""
+    path = tmp_path / "a.png"
+    Image.new("RGB", (91, 64)).save(path)
+    expected = preparer.nbytes(np.zeros((64, 91, 3), np.uint8)) + 3 * 64 * 91
+
+    def load(image: Image.Image) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    assert preparer.nbytes(path) == expected
+    with pytest.raises(AssertionError, match="decoded"):
+        image_size(path)
+
+
 @pytest.mark.parametrize("form", ["RGB", "BGR"])
 def test_every_form_of_an_image_is_prepared_alike(
     tiny_cfg: CfgNode, tmp_path: Path, form: str
