@@ -25,6 +25,13 @@ from tagclip.bulk.shards import (
 from tagclip.data.class_tables import ClassTable, vocabulary_text
 from tagclip.engine.run_info import config_hash
 from tagclip.errors import ConfigError, DatasetError
+from tagclip.evaluation.segment_folder import (
+    MANIFEST,
+    ROWS,
+    VOCABULARY,
+    shard_metadata,
+    shard_path,
+)
 from tagclip.evaluation.segment_rows import FORMATS, read_metadata, read_rows
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.predictor import TagCLIPPredictor
@@ -47,7 +54,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
-_MANIFEST, _VOCABULARY, _PLANS, _ROWS = "manifest.json", "vocabulary.json", "shards", "segments"
+_PLANS = "shards"
 SUMMARY = "summary.html"
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,}")
 # Time and memory only.
@@ -81,11 +88,11 @@ class BulkSettings:
 
     def output_of(self, shard: Shard) -> Path:
         """The file of a shard's rows, below the folder of the run."""
-        return Path(_ROWS, f"{shard.name}{FORMATS[self.format]}")
+        return shard_path(shard.name, self.format)
 
     def metadata_of(self, shard: Shard) -> dict[str, str]:
-        """What that file says about itself: where it differs, the shard is not finished."""
-        return {"tagclip.run": self.run, "tagclip.shard": shard.fingerprint}
+        """What that file says about itself, see `shard_metadata`."""
+        return shard_metadata(self.run, shard.fingerprint)
 
 
 def fingerprints(predictor: TagCLIPPredictor) -> dict[str, str]:
@@ -128,12 +135,12 @@ def check_ours(folder: Path) -> None:
     Raises:
         ConfigError: names one. Where a run was killed before its manifest, its lock file is there.
     """
-    if any((folder / name).exists() for name in (_MANIFEST, LOCK_NAME)):
+    if any((folder / name).exists() for name in (MANIFEST, LOCK_NAME)):
         return
-    for name in (_VOCABULARY, _PLANS, _ROWS, SUMMARY):
+    for name in (VOCABULARY, _PLANS, ROWS, SUMMARY):
         if (folder / name).exists():
             raise ConfigError(
-                f"--output {folder}: found {name} and no {_MANIFEST}, expected a new folder or "
+                f"--output {folder}: found {name} and no {MANIFEST}, expected a new folder or "
                 "that of an earlier bulk run; choose another folder"
             )
 
@@ -200,11 +207,11 @@ class BulkFolder:
             self.shards = [left for shard in self.shards if (left := self._still_there(shard))]
         self._inputs = list(inputs)
         with writing_output(self.path):
-            (self.path / _ROWS).mkdir(parents=True, exist_ok=True)
+            (self.path / ROWS).mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
             for shard in self.shards:
                 self._write(f"{_PLANS}/{shard.name}.txt", format_members(shard.members))
-            self._write(_VOCABULARY, _vocabulary_text(vocabulary))
+            self._write(VOCABULARY, _vocabulary_text(vocabulary))
             # Behind what it names, and before what it no longer names.
             self._write_manifest()
             names = {f"{shard.name}.txt" for shard in self.shards}
@@ -214,7 +221,7 @@ class BulkFolder:
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written."""
-        for folder in (self.path, self.path / _PLANS, self.path / _ROWS):
+        for folder in (self.path, self.path / _PLANS, self.path / ROWS):
             remove_leftovers(folder, "*")
 
     def finished(self, shard: Shard) -> ShardResult | None:
@@ -283,7 +290,7 @@ class BulkFolder:
             "shards": rows,
             "list": hashlib.sha256(text.encode()).hexdigest(),
         }
-        self._write(_MANIFEST, json_text(tree, indent=1) + "\n")
+        self._write(MANIFEST, json_text(tree, indent=1) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         path = self.path / name
@@ -292,11 +299,11 @@ class BulkFolder:
             write_atomic(path, text)
 
     def _read(self) -> dict[str, Any] | None:
-        path = self.path / _MANIFEST
+        path = self.path / MANIFEST
         if not path.exists():
             if any(self._files()):
                 raise ConfigError(
-                    f"--output {self.path}: found a folder {_ROWS} without {_MANIFEST}, expected "
+                    f"--output {self.path}: found a folder {ROWS} without {MANIFEST}, expected "
                     "an earlier bulk run, or none; choose another folder"
                 )
             return None
@@ -320,7 +327,7 @@ class BulkFolder:
             return tree
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(
-                f"--output {self.path}: found a {_MANIFEST} of another kind, expected that of an "
+                f"--output {self.path}: found a {MANIFEST} of another kind, expected that of an "
                 "earlier bulk run, or none; choose another folder"
             ) from error
 
@@ -356,13 +363,13 @@ class BulkFolder:
     def _clear(self) -> None:
         """Remove results, and then what names them; lists that are left over go with the plan."""
         with writing_output(self.path):
-            for path in (*self._files(), self.path / _MANIFEST):
+            for path in (*self._files(), self.path / MANIFEST):
                 path.unlink()
 
     def _files(self) -> Iterator[Path]:
         """Files of rows, of whatever run."""
         for suffix in FORMATS.values():
-            yield from self.path.glob(f"{_ROWS}/shard-*{suffix}")
+            yield from self.path.glob(f"{ROWS}/shard-*{suffix}")
 
 
 def _vocabulary_text(vocabulary: Vocabulary) -> str:

@@ -33,17 +33,40 @@ from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.text import error_text, listed
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["SegmentFolder", "is_segment_folder"]
+__all__ = [
+    "MANIFEST",
+    "ROWS",
+    "VOCABULARY",
+    "SegmentFolder",
+    "is_segment_folder",
+    "shard_metadata",
+    "shard_path",
+]
 
 logger = logging.getLogger(__name__)
 
-_MANIFEST, _VOCABULARY, _ROWS = "manifest.json", "vocabulary.json", "segments"
+MANIFEST, VOCABULARY, ROWS = "manifest.json", "vocabulary.json", "segments"
 _LISTED = 5
+
+
+def shard_path(name: str, file_format: str) -> Path:
+    """The file of a shard's rows, below the folder of the run."""
+    return Path(ROWS, f"{name}{FORMATS[file_format]}")
+
+
+def shard_metadata(run: str, fingerprint: str) -> dict[str, str]:
+    """What that file says about itself: where it differs, the shard is not finished.
+
+    Args:
+        run: sha256 of all that rows depend on, but their images.
+        fingerprint: of these.
+    """
+    return {"tagclip.run": run, "tagclip.shard": fingerprint}
 
 
 def is_segment_folder(path: Path) -> bool:
     """Whether a folder is one of ``tagclip bulk``, damaged or not."""
-    return (path / _MANIFEST).is_file() and (path / _ROWS).is_dir()
+    return (path / MANIFEST).is_file() and (path / ROWS).is_dir()
 
 
 class SegmentFolder:
@@ -70,31 +93,37 @@ class SegmentFolder:
         """
         self.path = Path(path)
         try:
-            self.manifest: dict[str, Any] = load_json((self.path / _MANIFEST).read_text("utf-8"))
-            suffix = FORMATS[self.manifest["format"]]
-            shards = {row["name"]: row["fingerprint"] for row in self.manifest["shards"]}
-            run = self.manifest["run"]
+            self.manifest: dict[str, Any] = load_json((self.path / MANIFEST).read_text("utf-8"))
+            run, rows = self.manifest["run"], self.manifest["shards"]
+            if (file_format := self.manifest["format"]) not in FORMATS:
+                raise ValueError(f"format {file_format!r:.40}")
+            shards = {
+                row["name"]: (
+                    self.path / shard_path(row["name"], file_format),
+                    shard_metadata(run, row["fingerprint"]),
+                )
+                for row in rows
+            }
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{path}: found no {_MANIFEST}, expected a folder that tagclip bulk wrote; name "
+                f"{path}: found no {MANIFEST}, expected a folder that tagclip bulk wrote; name "
                 "its --output"
             ) from error
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise DatasetError(
-                f"{self.path / _MANIFEST}: found another or a damaged file ({error_text(error)}), "
+                f"{self.path / MANIFEST}: found another or a damaged file ({error_text(error)}), "
                 "expected that of tagclip bulk; run it again with the same --output"
             ) from error
         try:
-            self.vocabulary = Vocabulary.from_json(self.path / _VOCABULARY)
+            self.vocabulary = Vocabulary.from_json(self.path / VOCABULARY)
         except VocabularyError as error:
             raise VocabularyError(
                 f"{error}; or run tagclip bulk again with the same --output, which writes it anew"
             ) from error
         self.files: list[Path] = []
         self.unfinished: list[str] = []
-        for name, fingerprint in shards.items():
-            file = self.path / _ROWS / f"{name}{suffix}"
-            if _is_finished(file, {"tagclip.run": run, "tagclip.shard": fingerprint}):
+        for name, (file, metadata) in shards.items():
+            if _is_finished(file, metadata):
                 self.files.append(file)
             else:
                 self.unfinished.append(name)
