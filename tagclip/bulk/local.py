@@ -188,6 +188,8 @@ def _work(connection: Connection, options: BulkOptions, device: str) -> None:
     # One each: how many there are changes no bits.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    # What there is to say of model and words, the main process has said.
+    logging.getLogger("tagclip.modeling").setLevel(logging.ERROR)
     # The main process may be gone at any time.
     with suppress(EOFError, BrokenPipeError):
         try:

@@ -56,6 +56,15 @@ def rows_of(folder: Path) -> list[dict]:
     return [row for file in files for row in read_rows(file)]
 
 
+def test_a_word_without_tokens_is_said_by_the_main_process_alone(
+    run: Callable[..., int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--vocab", "cat, \U0001f993"]
+    assert run("out", *words) == 0
+    said = capfd.readouterr()
+    assert (said.out.count("letter by letter"), said.err.count("letter by letter")) == (1, 0)
+
+
 def test_a_run_goes_on_until_all_is_well(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
