@@ -25,6 +25,7 @@ groups are fixed, and there are no times. In a tar row NUMBER is ``NUMBER.json``
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -44,6 +45,7 @@ from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import open_atomic
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
+from tagclip.utils.whole_tar import WholeTarInfo
 
 __all__ = [
     "FORMATS",
@@ -508,7 +510,7 @@ def _tar_metadata(archive: tarfile.TarFile) -> dict[str, Any]:
 
 
 def _tar_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    with tarfile.open(path, "r:") as archive:
+    with tarfile.open(path, "r:", tarinfo=WholeTarInfo) as archive:
         labels = _tar_metadata(archive)[_LABELS]
         _check_columns(path, columns or (), labels)
         row = None
@@ -529,6 +531,10 @@ def _tar_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[
                 segment["rle"] = segment["rle"].encode("ascii")
         if row is not None:
             yield row
+        # Zeros from some row on look like an end.
+        whole = -(-(archive.offset + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE)
+        if (size := os.path.getsize(path)) != whole * tarfile.RECORDSIZE:
+            raise ValueError(f"{size} bytes, but rows of {archive.offset}")
 
 
 @contextmanager

@@ -184,6 +184,20 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, suffix: str, damage
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("damage", ["cut", "zeros", "header"])
+def test_no_row_of_a_damaged_tar_is_passed_over(tmp_path: Path, damage: str) -> None:
+    """Where a row begins, tarfile takes each of these for the end."""
+    path = write(tmp_path / "a.tar", rows(100))
+    with tarfile.open(path) as archive:
+        start = archive.getmember("000050.json").offset
+    whole = path.read_bytes()
+    zeros = bytes(len(whole) - start)
+    ends = {"cut": b"", "zeros": zeros, "header": b"\1" + whole[start + 1 :]}
+    path.write_bytes(whole[:start] + ends[damage])
+    with pytest.raises(DatasetError, match=r"a\.tar: found another or a damaged file"):
+        list(read_rows(path, ["image_id", "error"]))
+
+
 def test_rows_that_cannot_be_painted_are_named() -> None:
     good = prediction_row("x.png", outputs(4, 5, 0), WORDS, labels=False)
     with pytest.raises(DatasetError, match="^y.png: was not read"):
