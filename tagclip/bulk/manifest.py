@@ -43,6 +43,7 @@ from tagclip.utils.text import json_text, listed
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
+    "OWN_NAMES",
     "SUMMARY",
     "BulkFolder",
     "BulkSettings",
@@ -56,6 +57,8 @@ logger = logging.getLogger(__name__)
 _VERSION = 1
 _PLANS = "shards"
 SUMMARY = "summary.html"
+# In the folder of a run, but for the lock.
+OWN_NAMES = (MANIFEST, VOCABULARY, _PLANS, ROWS, SUMMARY)
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,}")
 # Time and memory only.
 _NO_RESULT = ("WINDOW_BATCH", "WORKSPACE_MIB")
@@ -137,7 +140,7 @@ def check_ours(folder: Path) -> None:
     """
     if any((folder / name).exists() for name in (MANIFEST, LOCK_NAME)):
         return
-    for name in (VOCABULARY, _PLANS, ROWS, SUMMARY):
+    for name in OWN_NAMES:
         if (folder / name).exists():
             raise ConfigError(
                 f"--output {folder}: found {name} and no {MANIFEST}, expected a new folder or "

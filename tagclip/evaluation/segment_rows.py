@@ -237,25 +237,27 @@ def row_labels(row: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:
         (H, W) int32 indices of classes, -1 for none.
 
     Raises:
-        DatasetError: the image was not read, an id is no class, or an RLE is damaged or of another
-            size.
+        DatasetError: the image was not read, an id is no class or another one, or an RLE is damaged
+            or of another size.
     """
     name = row["image_id"]
     if row["segments"] is None:
         raise DatasetError(f"{name}: was not read ({row.get('error')}), so it has no labels")
     size = row["height"], row["width"]
-    indices = {entry.id: index for index, entry in enumerate(vocabulary.classes)}
+    indices = {(entry.id, entry.name): index for index, entry in enumerate(vocabulary.classes)}
     labels = np.full(size, -1, np.int32)
     for segment in row["segments"]:
-        if segment["id"] not in indices:
+        # Ids alone would give the pixels to other classes where somebody has edited the list.
+        if (key := (segment["id"], segment["name"])) not in indices:
             raise DatasetError(
-                f"{name}: found class id {segment['id']}, expected one of the vocabulary"
+                f"{name}: found class id {key[0]}, {key[1]!r}, expected one of the vocabulary; "
+                "run tagclip bulk again, which writes that anew"
             )
         try:
             mask = rle_mask(size, segment["rle"])()
         except DatasetError as error:
             raise DatasetError(f"{name}: {error}") from error
-        labels[mask] = indices[segment["id"]]
+        labels[mask] = indices[key]
     return labels
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,11 @@ def test_rows_that_cannot_be_painted_are_named() -> None:
         row_labels(failed_row("y.png", "broken", labels=False), WORDS)
     with pytest.raises(DatasetError, match="^x.png: found class id 7"):
         row_labels(good, Vocabulary("words", (ClassEntry(1, "dog"),)))
+    # Names that somebody has exchanged.
+    names = [entry.name for entry in reversed(WORDS.classes)]
+    others = [replace(entry, name=name) for entry, name in zip(WORDS.classes, names, strict=True)]
+    with pytest.raises(DatasetError, match="^x.png: found class id 7, .* tagclip bulk again"):
+        row_labels(good, Vocabulary("words", tuple(others)))
     with pytest.raises(DatasetError, match="^x.png: found run lengths of 20 pixels"):
         row_labels({**good, "height": 9}, WORDS)
 
