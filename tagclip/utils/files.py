@@ -187,7 +187,8 @@ def probe_path(path: str | Path) -> None:
     path = Path(path).absolute()
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not path.is_file():
+    # Of /dev itself the files, too: /dev/stdout is a link to one if output goes there.
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
         raise OSError(errno.EINVAL, "is a device or a pipe, not a file", str(path))
     folder = next(parent for parent in path.parents if os.path.lexists(parent))
     if not folder.is_dir():

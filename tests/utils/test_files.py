@@ -139,7 +139,7 @@ def test_a_path_is_probed_without_a_trace(tmp_path: Path) -> None:
     probe_path(tmp_path / "file")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe")
-    for name in (".", "file/a", "link/a/b", "pipe"):
+    for name in (".", "file/a", "link/a/b", "pipe", "/dev/stdout"):
         with pytest.raises(OSError):
             probe_path(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
