@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tagclip.bulk import inputs as bulk_inputs
-from tagclip.bulk.inputs import GONE, InputFile, find_inputs, input_kind
+from tagclip.bulk.inputs import GONE, InputFile, find_inputs, input_kind, valid_text
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 
@@ -75,6 +75,8 @@ def test_names_that_are_no_utf8_or_no_line_are_escaped(tmp_path: Path) -> None:
     found = find_inputs([str(tmp_path)], tmp_path / "o")
     assert [file.id for file in found] == ["caf\\xe9.jpg", "two\\nlines.jpg"]
     assert all(os.path.isfile(file.path) for file in found)
+    # Of tars and parquet files: a csv reader takes a carriage return for the end of a row.
+    assert valid_text("a\rb\x1b[2J\0\u2028\x85\t\xa0é") == "a\\rb\\x1b[2J\\x00\\u2028\\x85\t\xa0é"
 
 
 def test_a_glob_finds_what_is_behind_links_once(tmp_path: Path) -> None:
