@@ -287,7 +287,7 @@ def label_files(ids: Iterable[str]) -> dict[str, PurePosixPath]:
     another differs in the suffix alone.
 
     Raises:
-        DatasetError: a path would lie elsewhere, or two are equal.
+        DatasetError: a path would lie elsewhere, two are equal, or one lies below another.
     """
     # Of lists of files: /data/a.jpg.
     paths = {image_id: PurePosixPath(image_id.lstrip("/")) for image_id in ids}
@@ -305,6 +305,9 @@ def label_files(ids: Iterable[str]) -> dict[str, PurePosixPath]:
         found[image_id] = unique.with_name(f"{unique.name}.png")
     if twice := [str(path) for path, n in Counter(found.values()).items() if n > 1]:
         raise DatasetError(f"--labels-to: several images would be {twice[0]}; rename one of them")
+    folders = {folder for path in found.values() for folder in path.parents}
+    if both := next((path for path in found.values() if path in folders), None):
+        raise DatasetError(f"--labels-to: {both} would be a file and a folder; rename an image")
     return found
 
 

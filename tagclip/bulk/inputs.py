@@ -72,7 +72,8 @@ def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
         names is there even if it is missing: that is an error of one image.
 
     Raises:
-        ConfigError: an input does not exist or names nothing, or two files have one id.
+        ConfigError: an input does not exist or names nothing, a list is no text, or two files have
+            one id.
     """
     is_own = _is_below(output)
     found: dict[str, InputFile] = {}
@@ -121,10 +122,15 @@ def _expand(text: str, is_own: Callable[[str], bool]) -> Iterator[tuple[str, str
 
 def _read_list(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise ConfigError(f"INPUT {path}: cannot be read ({error.strerror}); mend it") from error
-    for line in lines:
+    if b"\0" in content:
+        raise ConfigError(
+            f"INPUT {path}: found NUL, expected a path per line in UTF-8; save it as such (from "
+            "UTF-16: iconv -f UTF-16 -t UTF-8)"
+        )
+    for line in content.split(b"\n"):
         if name := os.fsdecode(line.rstrip(b"\r")):
             yield Path(name).as_posix(), os.path.join(path.parent, name)
 

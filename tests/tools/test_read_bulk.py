@@ -120,6 +120,7 @@ def test_label_maps_are_files_that_can_be_read(tool: ModuleType, folder: Path) -
         (["/data/a.jpg", "x.tar/a.jpg", "x.parquet/17"],
          ["data/a.png", "x.tar/a.png", "x.parquet/17.png"]),
         (["a.jpg", "a.png", "a.jpg.tif"], "several images would be a.jpg.png"),
+        (["a.jpg", "a.png/b.jpg"], "a.png would be a file and a folder"),
         (["../a.jpg"], "found the image '../a.jpg', expected a path without"),
         (["x/../../a.jpg"], "expected a path without"),
         ([""], "found the image ''"),
