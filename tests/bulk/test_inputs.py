@@ -168,4 +168,4 @@ def test_the_order_is_not_that_of_the_disk(
         found = find_inputs(["/"], Path("/nowhere"))
     ids = map(valid_text, names)
     assert [file.id for file in found] == sorted(ids, key=lambda name: name.encode("utf-32-be"))
-    assert found[0] == InputFile(found[0].id, f"/{found[0].id}", 1)
+    assert {(file.id, file.path) for file in found} == {(valid_text(n), f"/{n}") for n in names}
