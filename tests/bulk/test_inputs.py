@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tagclip.bulk import inputs as bulk_inputs
-from tagclip.bulk.inputs import GONE, InputFile, find_inputs, input_kind, valid_text
+from tagclip.bulk.inputs import GONE, find_inputs, input_kind, valid_text
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 
