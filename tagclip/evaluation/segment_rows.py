@@ -43,7 +43,7 @@ from tagclip.data.label_image import label_png
 from tagclip.errors import DatasetError, NotInstalledError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import open_atomic
-from tagclip.utils.text import error_text, json_text
+from tagclip.utils.text import error_text, json_text, listed
 from tagclip.utils.untrusted import load_json
 from tagclip.utils.whole_tar import WholeTarInfo
 
@@ -77,7 +77,10 @@ _COLUMNS = (
 _METADATA = "__tagclip.json__"
 # There, too: whether rows have PNGs.
 _LABELS = "labels"
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError)
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
+    tarfile.TarError,
+)
 
 
 def require_pyarrow() -> ModuleType:
@@ -336,7 +339,9 @@ Sink = Callable[[Sequence[Mapping[str, Any]]], None]
 def _parquet_sink(file: BinaryIO, labels: bool, metadata: Mapping[str, str]) -> Iterator[Sink]:
     pa = require_pyarrow()
     schema = row_schema(labels, metadata)
-    with pa.parquet.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
+    # Damage then does not pass for other values.
+    options = {"compression": _COMPRESSION, "write_page_checksum": True}
+    with pa.parquet.ParquetWriter(file, schema, **options) as writer:
         yield lambda rows: writer.write_table(pa.Table.from_pylist(list(rows), schema))
 
 
@@ -436,7 +441,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Any:
         with _damage(path), tarfile.open(path, "r:") as archive:
             schema = row_schema(_tar_metadata(archive)[_LABELS])
         return pa.Table.from_pylist(rows, _chosen(schema, columns))
-    with _damage(path), pa.parquet.ParquetFile(path) as file:
+    with _damage(path), _open_parquet(path) as file:
         found = file.read(_parquet_columns(path, file, columns), use_threads=False)
         schema = _chosen(found.schema.remove_metadata(), columns)
         return found.select(schema.names).cast(schema)
@@ -475,6 +480,17 @@ def _check_columns(path: str | Path, columns: Sequence[str], labels: bool) -> No
             )
 
 
+@contextmanager
+def _open_parquet(path: str | Path) -> Iterator[Any]:
+    """Open a file of our columns, whose pages are checked as they are read."""
+    parquet = require_pyarrow().parquet
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        names = file.schema_arrow.names
+        if not file.schema_arrow.equals(row_schema("label_png" in names)):
+            raise ValueError(f"columns {listed(names, 9)}")
+        yield file
+
+
 def _parquet_columns(
     path: str | Path, file: Any, columns: Sequence[str] | None
 ) -> list[str] | None:
@@ -488,8 +504,7 @@ def _parquet_columns(
 def _parquet_rows(
     path: str | Path, columns: Sequence[str] | None, first: int
 ) -> Iterator[dict[str, Any]]:
-    parquet = require_pyarrow().parquet
-    with parquet.ParquetFile(path) as file:
+    with _open_parquet(path) as file:
         start, skipped = divmod(first, ROW_GROUP)
         rows = (
             row
@@ -515,6 +530,7 @@ def _tar_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[
     with tarfile.open(path, "r:", tarinfo=WholeTarInfo) as archive:
         labels = _tar_metadata(archive)[_LABELS]
         _check_columns(path, columns or (), labels)
+        names = {name for name in _COLUMNS if "." not in name} - {"label_png"}
         row = None
         for member in archive:
             content = archive.extractfile(member).read()
@@ -527,6 +543,8 @@ def _tar_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[
             if row is not None:
                 yield row
             row = load_json(content.decode())
+            if row.keys() != names:
+                raise ValueError(f"{member.name} has {listed(list(row), 9)}")
             error = row.pop("error")
             row |= {**({"label_png": None} if labels else {}), "error": error}
             for segment in row["segments"] or ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,42 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, suffix: str, damage
     with pytest.raises(DatasetError) as caught:
         list(read_rows(path, ["image_id", "error"]))
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", [None, ["image_id", "unseen"]])
+def test_a_bit_that_flips_is_no_other_value(tmp_path: Path, columns: list[str] | None) -> None:
+    """Of a parquet file: pages have checksums, and names of columns are known."""
+    path = write(tmp_path / "a.parquet", rows(3))
+    whole, expected = path.read_bytes(), list(read_rows(path, columns))
+    generator = np.random.default_rng(0)
+    for place in generator.choice(len(whole), 200, replace=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        with suppress(DatasetError):
+            assert list(read_rows(path, columns)) == expected, place
+
+
+def test_a_type_that_pyarrow_does_not_know(tmp_path: Path) -> None:
+    """As damage to the footer makes it: integers of other widths."""
+    path = write(tmp_path / "a.parquet", rows(3))
+    whole = path.read_bytes()
+    for place in range(len(whole) - 9, 0, -1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 32]) + whole[place + 1 :])
+        try:
+            list(read_rows(path))
+        except DatasetError as error:
+            if "ArrowNotImplementedError" in str(error):
+                return
+    pytest.fail("found no such damage")
+
+
+@pytest.mark.parametrize("suffix", FORMATS.values())
+def test_a_name_of_a_column_that_is_damaged(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a{suffix}", rows(3))
+    path.write_bytes(path.read_bytes().replace(b"segments", b"segmentz"))
+    with pytest.raises(DatasetError, match="found another or a damaged file"):
+        list(read_rows(path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros", "header"])
