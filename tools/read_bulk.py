@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING
 
 from tagclip.errors import ConfigError, DatasetError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _SHOWN = 20
 _CLASSES_SHOWN = 4
 _COLUMNS = ("image_id", "height", "width", "unseen", "other", "score", "classes", "error")
+# Options that a figure has no use for.
+_OF_LISTS = ("sort", "name", "errors", "limit", "csv", "labels_to")
 # Of the images, in the table of the orders.
 _FIRST = (5, 10, 20, 50)
 
@@ -83,6 +86,10 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--errors: images that were not read have no classes, labels or order")
     if bool(parsed.figure) != bool(parsed.dataset or parsed.config_file):
         parser.error("--figure: expected with --dataset or --config-file, and these with it")
+    if not parsed.figure and (parsed.split or parsed.truth_above):
+        parser.error("--split, --truth-above: expected with --figure")
+    if parsed.figure and any(getattr(parsed, name) for name in _OF_LISTS):
+        parser.error("--figure: shows all orders of all images of the dataset; list in another run")
     return parsed
 
 
@@ -102,9 +109,7 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.evaluation.segment_folder import SegmentFolder
 
     setup_logger(name="tagclip")
-    for option in ("csv", "labels_to", "figure"):
-        if path := getattr(args, option):
-            check_output(f"--{option.replace('_', '-')}", path, is_folder=option == "labels_to")
+    check_outputs(args)
     folder = SegmentFolder(args.folder)
     if not folder.files:
         raise DatasetError(
@@ -121,6 +126,28 @@ def main(args: argparse.Namespace) -> None:
             write_atomic(args.csv, format_csv(_COLUMNS, rows))
     if args.labels_to:
         write_labels(args, folder, [image.image_id for image in images])
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse what cannot be written, and what belongs to the run.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    from tagclip.bulk.manifest import OWN_NAMES
+
+    run = args.folder.resolve()
+    own = [run / name for name in OWN_NAMES]
+    for name in ("csv", "labels_to", "figure"):
+        if not (path := getattr(args, name)):
+            continue
+        option, place = f"--{name.replace('_', '-')}", path.resolve()
+        check_output(option, path, is_folder=name == "labels_to")
+        if place == run or not {place, *place.parents}.isdisjoint(own):
+            raise ConfigError(
+                f"{option} {path}: found what tagclip bulk wrote into {args.folder}, expected "
+                "another place; choose one"
+            )
 
 
 def summaries(folder: SegmentFolder) -> Iterator[ImageSummary]:
@@ -230,13 +257,29 @@ def write_labels(args: argparse.Namespace, folder: SegmentFolder, ids: Sequence[
 
     files = label_files(ids)
     with writing("--labels-to", args.labels_to):
+        # What their values mean. First: with it, what an earlier call left is known for label maps.
+        words, path = (folder.path / "vocabulary.json").read_bytes(), Path("vocabulary.json")
+        known = args.labels_to / path
+        if not (known.is_file() and known.read_bytes() == words):
+            refuse_files(args.labels_to, [path, *files.values()])
+            write_atomic(known, words)
         for image_id in tqdm(ids, desc="Labels", unit="image", disable=None):
             content = label_png(folder.labels(image_id), folder.vocabulary)
             write_atomic(args.labels_to / files[image_id], content)
-        # What their values mean.
-        words = (folder.path / "vocabulary.json").read_bytes()
-        write_atomic(args.labels_to / "vocabulary.json", words)
     print(f"{len(ids)} label maps written: {args.labels_to}")
+
+
+def refuse_files(folder: Path, names: Iterable[PurePath]) -> None:
+    """Refuse to replace files that are no label maps of these classes: maybe the photos.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    if there := next((name for name in names if os.path.lexists(folder / name)), None):
+        raise ConfigError(
+            f"--labels-to {folder}: found {there}, which would be replaced, expected a new "
+            "folder, or one with label maps of the same classes; choose another"
+        )
 
 
 def label_files(ids: Iterable[str]) -> dict[str, PurePosixPath]:
@@ -244,7 +287,7 @@ def label_files(ids: Iterable[str]) -> dict[str, PurePosixPath]:
     another differs in the suffix alone.
 
     Raises:
-        DatasetError: a path would lie elsewhere, or two are equal.
+        DatasetError: a path would lie elsewhere, two are equal, or one lies below another.
     """
     # Of lists of files: /data/a.jpg.
     paths = {image_id: PurePosixPath(image_id.lstrip("/")) for image_id in ids}
@@ -262,6 +305,9 @@ def label_files(ids: Iterable[str]) -> dict[str, PurePosixPath]:
         found[image_id] = unique.with_name(f"{unique.name}.png")
     if twice := [str(path) for path, n in Counter(found.values()).items() if n > 1]:
         raise DatasetError(f"--labels-to: several images would be {twice[0]}; rename one of them")
+    folders = {folder for path in found.values() for folder in path.parents}
+    if both := next((path for path in found.values() if path in folders), None):
+        raise DatasetError(f"--labels-to: {both} would be a file and a folder; rename an image")
     return found
 
 

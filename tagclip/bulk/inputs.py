@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -18,6 +19,8 @@ __all__ = ["GONE", "InputFile", "find_inputs", "input_kind", "is_image_name", "v
 
 # Size of a file that is not there.
 GONE = -1
+# What ends a line or acts on a terminal; NUL is in no path.
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _LISTS = (".txt",)
 _KINDS = {".parquet": "parquet", ".tar": "tar", ".tar.gz": "tar", ".tgz": "tar"}
 
@@ -26,8 +29,8 @@ class InputFile(NamedTuple):
     """A file to read.
 
     Attributes:
-        id: its path below the input, with ``/``. What is no UTF-8, and line feeds, are escaped as
-            in Python.
+        id: its path below the input, with ``/``. What is no UTF-8, and control characters,
+            are escaped as in Python.
         path: where it is, absolute.
         size: in bytes; `GONE` if it is not there.
     """
@@ -51,7 +54,8 @@ def input_kind(name: str) -> str:
 
 def valid_text(name: str) -> str:
     """Return the id of a path: in UTF-8 and of one line."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
@@ -68,7 +72,8 @@ def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
         names is there even if it is missing: that is an error of one image.
 
     Raises:
-        ConfigError: an input does not exist or names nothing, or two files have one id.
+        ConfigError: an input does not exist or names nothing, a list is no text, or two files have
+            one id.
     """
     is_own = _is_below(output)
     found: dict[str, InputFile] = {}
@@ -117,10 +122,15 @@ def _expand(text: str, is_own: Callable[[str], bool]) -> Iterator[tuple[str, str
 
 def _read_list(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise ConfigError(f"INPUT {path}: cannot be read ({error.strerror}); mend it") from error
-    for line in lines:
+    if b"\0" in content:
+        raise ConfigError(
+            f"INPUT {path}: found NUL, expected a path per line in UTF-8; save it as such (from "
+            "UTF-16: iconv -f UTF-16 -t UTF-8)"
+        )
+    for line in content.split(b"\n"):
         if name := os.fsdecode(line.rstrip(b"\r")):
             yield Path(name).as_posix(), os.path.join(path.parent, name)
 

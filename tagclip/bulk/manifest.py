@@ -27,6 +27,7 @@ from tagclip.engine.run_info import config_hash
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.segment_folder import (
     MANIFEST,
+    PLANS,
     ROWS,
     VOCABULARY,
     shard_metadata,
@@ -43,6 +44,7 @@ from tagclip.utils.text import json_text, listed
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
+    "OWN_NAMES",
     "SUMMARY",
     "BulkFolder",
     "BulkSettings",
@@ -54,8 +56,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
-_PLANS = "shards"
 SUMMARY = "summary.html"
+# In the folder of a run, but for the lock.
+OWN_NAMES = (MANIFEST, VOCABULARY, PLANS, ROWS, SUMMARY)
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,}")
 # Time and memory only.
 _NO_RESULT = ("WINDOW_BATCH", "WORKSPACE_MIB")
@@ -137,7 +140,7 @@ def check_ours(folder: Path) -> None:
     """
     if any((folder / name).exists() for name in (MANIFEST, LOCK_NAME)):
         return
-    for name in (VOCABULARY, _PLANS, ROWS, SUMMARY):
+    for name in OWN_NAMES:
         if (folder / name).exists():
             raise ConfigError(
                 f"--output {folder}: found {name} and no {MANIFEST}, expected a new folder or "
@@ -210,18 +213,18 @@ class BulkFolder:
             (self.path / ROWS).mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
             for shard in self.shards:
-                self._write(f"{_PLANS}/{shard.name}.txt", format_members(shard.members))
+                self._write(f"{PLANS}/{shard.name}.txt", format_members(shard.members))
             self._write(VOCABULARY, _vocabulary_text(vocabulary))
             # Behind what it names, and before what it no longer names.
             self._write_manifest()
             names = {f"{shard.name}.txt" for shard in self.shards}
-            for path in (self.path / _PLANS).glob("shard-*.txt"):
+            for path in (self.path / PLANS).glob("shard-*.txt"):
                 if path.name not in names:
                     path.unlink()
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written."""
-        for folder in (self.path, self.path / _PLANS, self.path / ROWS):
+        for folder in (self.path, self.path / PLANS, self.path / ROWS):
             remove_leftovers(folder, "*")
 
     def finished(self, shard: Shard) -> ShardResult | None:
@@ -348,7 +351,7 @@ class BulkFolder:
         )
 
     def _read_shard(self, name: str) -> Shard:
-        path = self.path / _PLANS / f"{name}.txt"
+        path = self.path / PLANS / f"{name}.txt"
         try:
             members = parse_members(path.read_bytes().decode())
             if members:

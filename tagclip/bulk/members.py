@@ -14,6 +14,7 @@ from tagclip.bulk.shards import Shard
 from tagclip.data.image_io import IMAGE_SUFFIXES
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text, listed
+from tagclip.utils.whole_tar import WholeTarInfo
 
 __all__ = ["COLUMNS", "StoredImage", "shard_images"]
 
@@ -80,12 +81,23 @@ def _tar_images(file: InputFile) -> Iterator[tuple[str, bytes | DatasetError]]:
     name = "its beginning"
     try:
         # As a stream: one pass, packed or not, and nothing is written to the disk.
-        with tarfile.open(file.path, "r|*") as archive:
+        with tarfile.open(file.path, "r|*", tarinfo=WholeTarInfo) as archive:
             for member in archive:
                 # Otherwise the archive keeps them all.
                 archive.members.clear()
                 name = valid_text(str(PurePosixPath(member.name)).lstrip("/"))
-                if not member.isfile() or not is_image_name(name):
+                is_link = member.islnk() or member.issym()
+                if not (member.isfile() or is_link) or not is_image_name(name):
+                    continue
+                if is_link:
+                    yield (
+                        name,
+                        DatasetError(
+                            f"{file.id}/{name}: found a link to {valid_text(member.linkname)}, "
+                            "expected the image itself; pack it with tar --dereference "
+                            "--hard-dereference, or leave the link out"
+                        ),
+                    )
                     continue
                 if member.size > _MOST_BYTES:
                     yield (

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from tagclip.bulk.inputs import InputFile, input_kind
+from tagclip.evaluation.segment_folder import parse_plan
 
 __all__ = [
     "MOST_ERRORS",
@@ -86,8 +87,7 @@ def parse_members(text: str) -> tuple[InputFile, ...]:
     Raises:
         ValueError: it is another kind of text.
     """
-    rows = (line.split("\t", 1) for line in text.split("\n")[:-1])
-    return tuple(InputFile(name, name, int(size)) for size, name in rows)
+    return tuple(InputFile(name, name, size) for size, name in parse_plan(text))
 
 
 def plan_shards(files: Sequence[InputFile], known: Sequence[Shard], shard_size: int) -> list[Shard]:

@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,17 +37,19 @@ from tagclip.utils.untrusted import load_json
 
 __all__ = [
     "MANIFEST",
+    "PLANS",
     "ROWS",
     "VOCABULARY",
     "SegmentFolder",
     "is_segment_folder",
+    "parse_plan",
     "shard_metadata",
     "shard_path",
 ]
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, VOCABULARY, ROWS = "manifest.json", "vocabulary.json", "segments"
+MANIFEST, VOCABULARY, ROWS, PLANS = "manifest.json", "vocabulary.json", "segments", "shards"
 _LISTED = 5
 
 
@@ -62,6 +66,16 @@ def shard_metadata(run: str, fingerprint: str) -> dict[str, str]:
         fingerprint: of these.
     """
     return {"tagclip.run": run, "tagclip.shard": fingerprint}
+
+
+def parse_plan(text: str) -> Iterator[tuple[int, str]]:
+    """Size in bytes and id of each member of a shard, from the text of its list in `PLANS`.
+
+    Raises:
+        ValueError: it is another kind of text.
+    """
+    rows = (line.split("\t", 1) for line in text.split("\n")[:-1])
+    return ((int(size), name) for size, name in rows)
 
 
 def is_segment_folder(path: Path) -> bool:
@@ -197,7 +211,7 @@ class SegmentFolder:
             ``image_id`` by file.
 
         Raises:
-            DatasetError: an image has no row, or several.
+            DatasetError: an image has no row, or several; or a file of another size was segmented.
         """
         find, images = image_finder(images), list(images)
         found: dict[str, str] = {}
@@ -215,9 +229,37 @@ class SegmentFolder:
                 f"{self.path}: {len(missing)} of {len(images)} images have no row, such as "
                 f"{listed(missing, _LISTED)}; run tagclip bulk on the folder of all of them"
             )
+        self._refuse_others(found)
         if extra := len(self._places) - len(found):
             logger.warning("%s: %d rows are of no image of the dataset", self.path, extra)
         return found
+
+    def _refuse_others(self, ids: Mapping[str, str]) -> None:
+        """Refuse images of another dataset that have the same names.
+
+        Args:
+            ids: see `match`.
+        """
+        sizes: dict[str, int] = {}
+        for file in self.files:
+            # Where the lists were left behind, names must do.
+            with suppress(OSError, ValueError):
+                text = (self.path / PLANS / f"{file.stem}.txt").read_bytes().decode()
+                # What was no file or not there has none.
+                sizes |= {name: size for size, name in parse_plan(text) if size > 0}
+        others = [
+            f"{file} ({os.path.getsize(file)} bytes, not {sizes[image_id]})"
+            for file, image_id in ids.items()
+            if image_id in sizes
+            and os.path.isfile(file)
+            and os.path.getsize(file) != sizes[image_id]
+        ]
+        if others:
+            raise DatasetError(
+                f"{self.path}: {len(others)} of {len(ids)} images are called as those that were "
+                f"segmented, but are other files, such as {listed(others, 2)}; name the dataset "
+                "whose images these are, or run tagclip bulk on the folder of this one's"
+            )
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, int]]:

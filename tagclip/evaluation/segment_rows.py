@@ -25,6 +25,7 @@ groups are fixed, and there are no times. In a tar row NUMBER is ``NUMBER.json``
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -42,8 +43,9 @@ from tagclip.data.label_image import label_png
 from tagclip.errors import DatasetError, NotInstalledError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import open_atomic
-from tagclip.utils.text import error_text, json_text
+from tagclip.utils.text import error_text, json_text, listed
 from tagclip.utils.untrusted import load_json
+from tagclip.utils.whole_tar import WholeTarInfo
 
 __all__ = [
     "FORMATS",
@@ -75,7 +77,10 @@ _COLUMNS = (
 _METADATA = "__tagclip.json__"
 # There, too: whether rows have PNGs.
 _LABELS = "labels"
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, tarfile.TarError)
+_DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError),
+    tarfile.TarError,
+)
 
 
 def require_pyarrow() -> ModuleType:
@@ -235,25 +240,27 @@ def row_labels(row: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:
         (H, W) int32 indices of classes, -1 for none.
 
     Raises:
-        DatasetError: the image was not read, an id is no class, or an RLE is damaged or of another
-            size.
+        DatasetError: the image was not read, an id is no class or another one, or an RLE is damaged
+            or of another size.
     """
     name = row["image_id"]
     if row["segments"] is None:
         raise DatasetError(f"{name}: was not read ({row.get('error')}), so it has no labels")
     size = row["height"], row["width"]
-    indices = {entry.id: index for index, entry in enumerate(vocabulary.classes)}
+    indices = {(entry.id, entry.name): index for index, entry in enumerate(vocabulary.classes)}
     labels = np.full(size, -1, np.int32)
     for segment in row["segments"]:
-        if segment["id"] not in indices:
+        # Ids alone would give the pixels to other classes where somebody has edited the list.
+        if (key := (segment["id"], segment["name"])) not in indices:
             raise DatasetError(
-                f"{name}: found class id {segment['id']}, expected one of the vocabulary"
+                f"{name}: found class id {key[0]}, {key[1]!r}, expected one of the vocabulary; "
+                "run tagclip bulk again, which writes that anew"
             )
         try:
             mask = rle_mask(size, segment["rle"])()
         except DatasetError as error:
             raise DatasetError(f"{name}: {error}") from error
-        labels[mask] = indices[segment["id"]]
+        labels[mask] = indices[key]
     return labels
 
 
@@ -332,7 +339,9 @@ Sink = Callable[[Sequence[Mapping[str, Any]]], None]
 def _parquet_sink(file: BinaryIO, labels: bool, metadata: Mapping[str, str]) -> Iterator[Sink]:
     pa = require_pyarrow()
     schema = row_schema(labels, metadata)
-    with pa.parquet.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
+    # Damage then does not pass for other values.
+    options = {"compression": _COMPRESSION, "write_page_checksum": True}
+    with pa.parquet.ParquetWriter(file, schema, **options) as writer:
         yield lambda rows: writer.write_table(pa.Table.from_pylist(list(rows), schema))
 
 
@@ -432,7 +441,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> Any:
         with _damage(path), tarfile.open(path, "r:") as archive:
             schema = row_schema(_tar_metadata(archive)[_LABELS])
         return pa.Table.from_pylist(rows, _chosen(schema, columns))
-    with _damage(path), pa.parquet.ParquetFile(path) as file:
+    with _damage(path), _open_parquet(path) as file:
         found = file.read(_parquet_columns(path, file, columns), use_threads=False)
         schema = _chosen(found.schema.remove_metadata(), columns)
         return found.select(schema.names).cast(schema)
@@ -471,6 +480,17 @@ def _check_columns(path: str | Path, columns: Sequence[str], labels: bool) -> No
             )
 
 
+@contextmanager
+def _open_parquet(path: str | Path) -> Iterator[Any]:
+    """Open a file of our columns, whose pages are checked as they are read."""
+    parquet = require_pyarrow().parquet
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+        names = file.schema_arrow.names
+        if not file.schema_arrow.equals(row_schema("label_png" in names)):
+            raise ValueError(f"columns {listed(names, 9)}")
+        yield file
+
+
 def _parquet_columns(
     path: str | Path, file: Any, columns: Sequence[str] | None
 ) -> list[str] | None:
@@ -484,8 +504,7 @@ def _parquet_columns(
 def _parquet_rows(
     path: str | Path, columns: Sequence[str] | None, first: int
 ) -> Iterator[dict[str, Any]]:
-    parquet = require_pyarrow().parquet
-    with parquet.ParquetFile(path) as file:
+    with _open_parquet(path) as file:
         start, skipped = divmod(first, ROW_GROUP)
         rows = (
             row
@@ -508,9 +527,10 @@ def _tar_metadata(archive: tarfile.TarFile) -> dict[str, Any]:
 
 
 def _tar_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    with tarfile.open(path, "r:") as archive:
+    with tarfile.open(path, "r:", tarinfo=WholeTarInfo) as archive:
         labels = _tar_metadata(archive)[_LABELS]
         _check_columns(path, columns or (), labels)
+        names = {name for name in _COLUMNS if "." not in name} - {"label_png"}
         row = None
         for member in archive:
             content = archive.extractfile(member).read()
@@ -523,12 +543,18 @@ def _tar_rows(path: str | Path, columns: Sequence[str] | None) -> Iterator[dict[
             if row is not None:
                 yield row
             row = load_json(content.decode())
+            if row.keys() != names:
+                raise ValueError(f"{member.name} has {listed(list(row), 9)}")
             error = row.pop("error")
             row |= {**({"label_png": None} if labels else {}), "error": error}
             for segment in row["segments"] or ():
                 segment["rle"] = segment["rle"].encode("ascii")
         if row is not None:
             yield row
+        # Zeros from some row on look like an end.
+        whole = -(-(archive.offset + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE)
+        if (size := os.path.getsize(path)) != whole * tarfile.RECORDSIZE:
+            raise ValueError(f"{size} bytes, but rows of {archive.offset}")
 
 
 @contextmanager

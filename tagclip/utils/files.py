@@ -181,11 +181,15 @@ def probe_path(path: str | Path) -> None:
     first folder above that is there: nothing is created.
 
     Raises:
-        OSError: there is no such folder, it cannot be written, or the path is a folder itself.
+        OSError: there is no such folder, it cannot be written, or the path is a folder itself, or
+            a device, which a file would replace.
     """
     path = Path(path).absolute()
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    # Of /dev itself the files, too: /dev/stdout is a link to one if output goes there.
+    if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "is a device or a pipe, not a file", str(path))
     folder = next(parent for parent in path.parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))

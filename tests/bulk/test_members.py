@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -167,3 +168,33 @@ def test_images_before_the_damage_come(tmp_path: Path) -> None:
     assert next(stream) == ("t.tar/a.png", b"x" * 3000)
     with pytest.raises(DatasetError):
         next(stream)
+
+
+def test_no_image_of_a_damaged_tar_is_passed_over(tmp_path: Path) -> None:
+    """Cut between two members, a header that was overwritten, and two tars in one file."""
+    path = write_tar(tmp_path / "t.tar", [(f"{name}.png", b"x" * 600) for name in "abc"])
+    whole, second = path.read_bytes(), 512 + 1024
+    for content in (
+        whole[:second],
+        whole[:second] + b"\1" + whole[second + 1 :],
+        whole + whole,
+        whole[: 3 * second] + b"x" * 512,
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DatasetError, match=r"t\.tar: damaged tar file, at [ac]\.png"):
+            images(path)
+    for content in (whole, whole[: 3 * second + 512], whole + bytes(1 << 20)):
+        path.write_bytes(content)
+        assert len(images(path)) == 3
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_an_image_that_is_a_link_is_an_error_of_its_own(tmp_path: Path, kind: bytes) -> None:
+    path = write_tar(tmp_path / "t.tar", [("a.png", b"x")])
+    link = tarfile.TarInfo("b.png")
+    link.type, link.linkname = kind, "a.png"
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(link)
+    (_, good), (name, error) = images(path)
+    assert (good, name) == (b"x", "below/t.tar/b.png")
+    assert str(error).startswith("below/t.tar/b.png: found a link to a.png, expected the image")

@@ -131,3 +131,21 @@ def test_rows_of_a_dataset_are_found(folder: Path, caplog: pytest.LogCaptureFixt
         rows = label_rows({"a/1.jpg": MAPS["b/1.jpg"]}, odd_vocabulary())
         both = write_segment_folder(folder.with_name("both"), [[*rows, *ROWS]], odd_vocabulary())
         SegmentFolder(both).match(["x/1.jpg"])
+
+
+def test_other_images_of_the_same_names_are_refused(folder: Path, tmp_path: Path) -> None:
+    """The test images of a dataset are often called as those to validate on."""
+    files = [tmp_path / "data" / "b" / f"{number}.jpg" for number in range(3)]
+    files[0].parent.mkdir(parents=True)
+    for size, file in enumerate(files, start=1):
+        file.write_bytes(b"x" * size)
+    (folder / "shards").mkdir()
+    plan = folder / "shards" / "shard-000000.txt"
+    # Of those that no list names, and of what was not there, names must do.
+    plan.write_text("1\tb/0.jpg\n-1\tb/1.jpg\n")
+    found = SegmentFolder(folder)
+    assert len(found.match(map(str, files))) == 3
+    plan.write_text("1\tb/0.jpg\n9\tb/1.jpg\n")
+    message = r"out: 1 of 3 images are called as those .* b/1\.jpg \(2 bytes, not 9\); name the"
+    with pytest.raises(DatasetError, match=message.replace("b/1", ".*b/1")):
+        found.match(map(str, files))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tarfile
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +186,67 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, suffix: str, damage
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("columns", [None, ["image_id", "unseen"]])
+def test_a_bit_that_flips_is_no_other_value(tmp_path: Path, columns: list[str] | None) -> None:
+    """Of a parquet file: pages have checksums, and names of columns are known."""
+    path = write(tmp_path / "a.parquet", rows(3))
+    whole, expected = path.read_bytes(), list(read_rows(path, columns))
+    generator = np.random.default_rng(0)
+    for place in generator.choice(len(whole), 200, replace=False):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        with suppress(DatasetError):
+            assert list(read_rows(path, columns)) == expected, place
+
+
+def test_a_type_that_pyarrow_does_not_know(tmp_path: Path) -> None:
+    """As damage to the footer makes it: integers of other widths."""
+    path = write(tmp_path / "a.parquet", rows(3))
+    whole = path.read_bytes()
+    for place in range(len(whole) - 9, 0, -1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 32]) + whole[place + 1 :])
+        try:
+            list(read_rows(path))
+        except DatasetError as error:
+            if "ArrowNotImplementedError" in str(error):
+                return
+    pytest.fail("found no such damage")
+
+
+@pytest.mark.parametrize("suffix", FORMATS.values())
+def test_a_name_of_a_column_that_is_damaged(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"a{suffix}", rows(3))
+    path.write_bytes(path.read_bytes().replace(b"segments", b"segmentz"))
+    with pytest.raises(DatasetError, match="found another or a damaged file"):
+        list(read_rows(path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros", "header"])
+def test_no_row_of_a_damaged_tar_is_passed_over(tmp_path: Path, damage: str) -> None:
+    """Where a row begins, tarfile takes each of these for the end."""
+    path = write(tmp_path / "a.tar", rows(100))
+    with tarfile.open(path) as archive:
+        start = archive.getmember("000050.json").offset
+    whole = path.read_bytes()
+    zeros = bytes(len(whole) - start)
+    ends = {"cut": b"", "zeros": zeros, "header": b"\1" + whole[start + 1 :]}
+    path.write_bytes(whole[:start] + ends[damage])
+    with pytest.raises(DatasetError, match=r"a\.tar: found another or a damaged file"):
+        list(read_rows(path, ["image_id", "error"]))
+
+
 def test_rows_that_cannot_be_painted_are_named() -> None:
     good = prediction_row("x.png", outputs(4, 5, 0), WORDS, labels=False)
     with pytest.raises(DatasetError, match="^y.png: was not read"):
         row_labels(failed_row("y.png", "broken", labels=False), WORDS)
     with pytest.raises(DatasetError, match="^x.png: found class id 7"):
         row_labels(good, Vocabulary("words", (ClassEntry(1, "dog"),)))
+    # Names that somebody has exchanged.
+    names = [entry.name for entry in reversed(WORDS.classes)]
+    others = [replace(entry, name=name) for entry, name in zip(WORDS.classes, names, strict=True)]
+    with pytest.raises(DatasetError, match="^x.png: found class id 7, .* tagclip bulk again"):
+        row_labels(good, Vocabulary("words", tuple(others)))
     with pytest.raises(DatasetError, match="^x.png: found run lengths of 20 pixels"):
         row_labels({**good, "height": 9}, WORDS)
 

@@ -120,6 +120,7 @@ def test_label_maps_are_files_that_can_be_read(tool: ModuleType, folder: Path) -
         (["/data/a.jpg", "x.tar/a.jpg", "x.parquet/17"],
          ["data/a.png", "x.tar/a.png", "x.parquet/17.png"]),
         (["a.jpg", "a.png", "a.jpg.tif"], "several images would be a.jpg.png"),
+        (["a.jpg", "a.png/b.jpg"], "a.png would be a file and a folder"),
         (["../a.jpg"], "found the image '../a.jpg', expected a path without"),
         (["x/../../a.jpg"], "expected a path without"),
         ([""], "found the image ''"),
@@ -159,8 +160,44 @@ def test_mistakes_are_one_line(
 
 @pytest.mark.parametrize(
     "words",
+    ["--csv {}/manifest.json", "--csv {}/segments/a.csv", "--csv {}/segments/shard-000000.tar",
+     "--labels-to {}", "--labels-to {}/segments", "--labels-to {}/../out/shards/a",
+     "--figure {}/summary.html --dataset a"],
+)  # fmt: skip
+def test_files_of_the_run_are_no_output(tool: ModuleType, folder: Path, words: str) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert "found what tagclip bulk wrote" in mistake(tool, folder, *words.format(folder).split())
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    read(tool, folder, "--csv", folder / "list.csv")
+
+
+def test_label_maps_replace_nothing_but_label_maps(
+    tool: ModuleType, folder: Path, tmp_path: Path
+) -> None:
+    """The folder of the images is taken for a place, and one with maps of other classes."""
+    photo = tmp_path / "photos" / "b" / "3.png"
+    photo.parent.mkdir(parents=True)
+    photo.write_bytes(b"photo")
+    found = mistake(tool, folder, "--labels-to", tmp_path / "photos")
+    assert "photos: found b/3.png, which would be replaced" in found
+    assert [path for path in (tmp_path / "photos").rglob("*") if path.is_file()] == [photo]
+    assert photo.read_bytes() == b"photo"
+    labels = tmp_path / "labels"
+    read(tool, folder, "--labels-to", labels)
+    before = {path: path.read_bytes() for path in labels.rglob("*") if path.is_file()}
+    (labels / "b" / "3.png").write_bytes(b"half")
+    read(tool, folder, "--labels-to", labels)
+    assert {p: p.read_bytes() for p in labels.rglob("*") if p.is_file()} == before
+    (labels / "vocabulary.json").write_text("{}")
+    found = mistake(tool, folder, "--labels-to", labels)
+    assert "labels: found vocabulary.json, which would be replaced" in found
+
+
+@pytest.mark.parametrize(
+    "words",
     ["--above 0.1", "--above 5 --class a", "--limit 0", "--errors --sort id", "--figure a.png",
-     "--dataset a", "--sort size"],
+     "--dataset a", "--sort size", "--split a", "--truth-above 0.1",
+     "--figure a.png --dataset a --csv a.csv", "--figure a.png --dataset a --sort id"],
 )  # fmt: skip
 def test_options_that_do_not_fit(tool: ModuleType, words: str) -> None:
     assert exit_of(tool.parse_args, ["out", *words.split()]) == 2

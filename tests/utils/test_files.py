@@ -138,10 +138,11 @@ def test_a_path_is_probed_without_a_trace(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     probe_path(tmp_path / "file")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for path in (tmp_path, tmp_path / "file" / "a", tmp_path / "link" / "a" / "b"):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (".", "file/a", "link/a/b", "pipe", "/dev/stdout"):
         with pytest.raises(OSError):
-            probe_path(path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+            probe_path(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link", "pipe"]
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
