@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         stage: Stage | None = None,
         allow_partial: bool = False,
         save_to_disk: bool | None = None,
+        before_save: Callable[[], None] | None = None,
         **checkpointables: Any,
     ) -> None:
         """Prepare.
@@ -69,12 +70,13 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             stage: what a training adds to the model's provenance; None does not train.
             allow_partial: load what fits and warn about the rest.
             save_to_disk: default: only in the main process.
+            before_save: brings the model up to date in the process that saves it.
             checkpointables: optimizer, trainer and so on, restored on resume. Without any, a
                 checkpoint is loaded for evaluation.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata, self.allow_partial = metadata or {}, allow_partial
-        self._stage = stage
+        self._stage, self._before_save = stage, before_save
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -89,6 +91,8 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        if self._before_save is not None:
+            self._before_save()
         data = {"model": trained_state(self.model), "tagclip": self._current_metadata()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
         path = Path(self.save_dir) / f"{name}.pth"

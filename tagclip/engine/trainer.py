@@ -37,6 +37,7 @@ from tagclip.engine.run_info import (
     training_goes_on,
 )
 from tagclip.engine.training_loop import TrainingLoop
+from tagclip.engine.trusty_fitting import TrustyFitting
 from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
@@ -92,11 +93,13 @@ class ZeroShotTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self._trusty_training = TrustyTraining.from_config(cfg, model)
         parts = {"trusty_training": self._trusty_training} if self._trusty_training else {}
+        self._trusty_fitting = TrustyFitting.from_config(cfg, model, self._stream)
         self.checkpointer = TagCLIPCheckpointer(
             model,
             cfg.OUTPUT_DIR,
             metadata=checkpoint_metadata(cfg, model),
             stage=stage,
+            before_save=self._trusty_fitting.fit if self._trusty_fitting else None,
             optimizer=optimizer,
             scaler=self._trainer.grad_scaler,
             trainer=weakref.proxy(self),
@@ -151,7 +154,7 @@ class ZeroShotTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
-        first = [self._trusty_training] if self._trusty_training else []
+        first = [hook for hook in (self._trusty_training, self._trusty_fitting) if hook]
         return [*first, *interruptible(super().build_hooks(), self.checkpointer)]
 
     def build_writers(self) -> list[EventWriter]:

@@ -18,6 +18,7 @@ from tagclip.data.read_ahead import BUDGET
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
+from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeMap, RelativeTrusty
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
 from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.inference.windows import ViewLogits, WindowedImage, window_logits
@@ -85,6 +86,7 @@ class TagCLIP(nn.Module):
         self.gate, self.inference_settings = gate, inference
         self.self_training = self_training
         self.provenance = Provenance(is_complete=False)
+        self._known_map: tuple[Any, RelativeMap | None] = (None, None)
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -273,7 +275,12 @@ class TagCLIP(nn.Module):
                 yield from (self._windowed(view, len(vocabulary)) for view in views)
 
         bank = self.text_bank
-        networks = partial(self._networks, bank(vocabulary), bank.prompt_rows(vocabulary))
+        networks = partial(
+            self._networks,
+            bank(vocabulary),
+            bank.prompt_rows(vocabulary),
+            self._relative_map(vocabulary),
+        )
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(self.device)
         found: list[ViewLogits] = []
         for view in window_logits(images(), networks, self._windows_per_batch(), budget):
@@ -302,6 +309,7 @@ class TagCLIP(nn.Module):
         self,
         class_embed: Tensor,
         prompt_rows: Tensor | None,
+        relative_map: RelativeMap | None,
         windows: Sequence[Tensor],
         size: tuple[int, int],
     ) -> tuple[Tensor, Tensor | None]:
@@ -309,9 +317,50 @@ class TagCLIP(nn.Module):
         images = stack_padded([self._normalise(window) for window in windows], size, 0.0)
         # TEST.DTYPE says what is in half precision, whatever surrounds the call.
         with torch.autocast(self.device.type, enabled=False):
-            (logits, trusty), _ = self.sem_seg_head(self.backbone(images), class_embed)
+            features = self.backbone(images)
+            (logits, trusty), _ = self.sem_seg_head(features, class_embed)
             logits = class_maximum(logits, prompt_rows).float()
+            if relative_map is not None:
+                trusty = relative_map(self.patch_vectors(images, features), logits)
         return logits, None if trusty is None else trusty.float()
+
+    @property
+    def relative_trusty(self) -> RelativeTrusty | None:
+        """What a trusty map of kind ``relative`` is made of; None with another kind, or without."""
+        return getattr(self.sem_seg_head, "trusty_relative", None)
+
+    def patch_vectors(self, images: Tensor, features: dict[str, Tensor]) -> PatchVectors:
+        """Return what a trusty map of kind ``relative`` compares.
+
+        Args:
+            images: (N, 3, H, W) normalised.
+            features: what the backbone makes of them.
+        """
+        plain = self.backbone.plain(images)
+        return PatchVectors(features["clip_dense"], plain, features["clip_global"])
+
+    def _relative_map(self, vocabulary: Vocabulary) -> RelativeMap | None:
+        """The trusty map of a vocabulary with seen and unseen decided, made once."""
+        if self.relative_trusty is None:
+            return None
+        bank, seen = self.text_bank, torch.from_numpy(vocabulary.seen_mask)
+        key = bank.fingerprint(vocabulary), self.relative_trusty.fits, seen.numpy().tobytes()
+        if self._known_map[0] != key:
+            embed, rows = bank(vocabulary), bank.prompt_rows(vocabulary)
+
+            def decode(dense: Tensor, whole: Tensor) -> Tensor:
+                features = {"clip_dense": dense, "clip_global": whole}
+                return class_maximum(self.sem_seg_head.layers(features, embed)[0], rows).float()
+
+            found = self.relative_trusty.map_for(
+                bank.class_vectors(self.train_vocabulary),
+                bank.class_vectors(vocabulary),
+                seen.to(self.device),
+                decode,
+            )
+            # One at a time: whoever asks for others in turn pays a few decoders for it.
+            self._known_map = key, found
+        return self._known_map[1]
 
     def _windows_per_batch(self) -> int:
         # Matrix products on a CPU round differently for every batch size, and larger batches

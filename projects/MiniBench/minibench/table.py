@@ -59,6 +59,7 @@ ROWS = (
     Row("TagCLIP, convolutional head, additive gate", "TagCLIP conv", "additive", "given"),
     Row("TagCLIP, convolutional head, gate only lifts", "TagCLIP conv", "lift", "given"),
     Row("ZegCLIP + convolutional head (`nnn`)", "ZegCLIP", "product", "given"),
+    Row("TagCLIP, relative map", "relative", "product", "given"),
     Row("transductive, token", "transductive token", "product", "given"),
     Row("transductive, convolutional head", "transductive conv", "product", "given"),
     Row("supervised: all classes have labels", "supervised", "none", "given"),
@@ -84,12 +85,16 @@ SUMMARY_ROWS = (
 )
 # Training images that show an unseen class are left out: compared among themselves.
 STRICT_ROWS = (
-    Row("TagCLIP without token", "conv without unseen images", "none", "val"),
-    Row("TagCLIP without token", "conv without unseen images", "none", "given"),
+    Row("TagCLIP without token", "relative without unseen images", "none", "val"),
+    Row("TagCLIP without token", "relative without unseen images", "none", "given"),
     Row("convolutional head, product gate", "conv without unseen images", "product", "given"),
     Row("convolutional head, fitted gate", "conv without unseen images", "additive", "given"),
     Row("convolutional head, gate only lifts", "conv without unseen images", "lift", "given"),
     Row("convolutional head, gate only lifts", "conv without unseen images", "lift", "val"),
+    Row("**relative map**", "relative without unseen images", "product", "given"),
+    Row("relative map", "relative without unseen images", "product", "val"),
+    Row("ZegCLIP (`nnn`)", "ZegCLIP without unseen images", "none", "val"),
+    Row("ZegCLIP + relative map (`nnn`)", "ZegCLIP without unseen images", "product", "given"),
 )
 
 

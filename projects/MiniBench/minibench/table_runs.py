@@ -59,6 +59,7 @@ class TableRun:
 
 _MINI = "minibench/tagclip_minibench_{}"
 _CONV = f"{_MINI}_convtrust.yaml"
+_RELATIVE = f"{_MINI}_relative.yaml"
 _FREE = "trainingfree/{}_minibench_{{}}"
 _METHODS = {"MaskCLIP": "maskclip", "SCLIP": "sclip", "ClearCLIP": "clearclip", "NACLIP": "naclip"}
 _DICE = ("MODEL.TAGCLIP.TRUSTY.LOSS", "dice")
@@ -85,6 +86,9 @@ RUNS = {
         opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "True"),
         constants="without unseen images",
     ),
+    "relative without unseen images": TableRun(_RELATIVE, 0.0),
+    "ZegCLIP without unseen images": TableRun(_RELATIVE, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
+    "relative": TableRun(_RELATIVE, 0.0, opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "False")),
     "transductive token": TableRun(
         f"{_MINI}_transductive.yaml", 0.1, start="TagCLIP token seen", seeds=1
     ),

@@ -201,18 +201,33 @@ class CLIPViT(FrozenTower):
         features = {"clip_dense": _as_map(vectors[:, 1:], grid), "clip_global": pooled}
         return features if keys is None else features | {"clip_keys": _as_map(keys, grid)}
 
+    @torch.no_grad()
+    def plain(self, images: Tensor) -> Tensor:
+        """See `FrozenTower.plain`."""
+        tokens, grid = self.embed(images, cls_weight=1)
+        blocks = self.active_blocks()
+        tokens = self.ln_pre(tokens)
+        for block in blocks[:-1]:
+            tokens = block(tokens)
+        tokens, _ = run_last_block(blocks[-1], tokens, "maskclip", grid)
+        return _as_map(self._projected(tokens[:, 1:]), grid)
+
     @property
     def _reads_class_token(self) -> bool:
         return self.pool_type == "tok" and self.attn_pool is None
 
     def embed(
-        self, images: Tensor, positions: Tensor | None = None
+        self, images: Tensor, positions: Tensor | None = None, cls_weight: int | None = None
     ) -> tuple[Tensor, tuple[int, int]]:
-        """Return (N, 1 + h*w, W) tokens before ``ln_pre``, class token first, and (h, w)."""
+        """Return (N, 1 + h*w, W) tokens before ``ln_pre``, class token first, and (h, w).
+
+        The class embedding counts ``cls_weight`` times, if given.
+        """
         patches = self.patch_embed(images)
         grid = (patches.shape[-2], patches.shape[-1])
         positions = self._positions(grid) if positions is None else positions
-        cls = positions[:1] + self.class_embedding * (2 if self.double_cls_embed else 1)
+        cls_weight = cls_weight or (2 if self.double_cls_embed else 1)
+        cls = positions[:1] + self.class_embedding * cls_weight
         patches = patches.flatten(2).transpose(1, 2) + positions[1:]
         return torch.cat([cls.expand(images.shape[0], 1, -1), patches], dim=1), grid
 
@@ -261,7 +276,9 @@ class CLIPViT(FrozenTower):
         Each token goes through what CLIP's image vector goes through, with an attention pool
         through its value path.
         """
-        tokens = self._post_norm(tokens)
+        return self._projected(self._post_norm(tokens))
+
+    def _projected(self, tokens: Tensor) -> Tensor:
         if self.attn_pool is not None:
             tokens = self.attn_pool.values(tokens)
         return unit(self.ln_post(tokens) @ self.proj)

@@ -146,6 +146,14 @@ class TextBank(nn.Module):
             self._encoded.pop(oldest, None)
         return vectors
 
+    def class_vectors(self, vocabulary: Vocabulary) -> Tensor:
+        """Return (K, D) float32 unit vectors, one per class whatever ``synonyms`` says."""
+        vectors = self(vocabulary)
+        if self.prompt_rows(vocabulary) is None:
+            return vectors
+        groups = vectors.split([len(names) for names in vocabulary.prompts])
+        return _unit(torch.stack([group.mean(dim=0) for group in groups]))
+
     def prompt_rows(self, vocabulary: Vocabulary) -> Tensor | None:
         """Say which rows of `forward` belong to which class.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tagclip.config.checks import check_value
 from tagclip.modeling.heads.conv_trusty import ConvTrustyHead
 from tagclip.modeling.heads.mask_decoder import MaskDecoder
+from tagclip.modeling.heads.relative_trusty import RelativeTrusty
 from tagclip.modeling.losses.seg_loss import SegLoss, SegTargets
 
 __all__ = ["RelationDescriptor", "TagCLIPHead"]
@@ -80,6 +81,7 @@ class TagCLIPHead(nn.Module):
         feature_scale: float = 1.0,
         trusty_enabled: bool = True,
         trusty_head: ConvTrustyHead | None = None,
+        trusty_relative: RelativeTrusty | None = None,
     ) -> None:
         """Assemble built parts.
 
@@ -91,6 +93,7 @@ class TagCLIPHead(nn.Module):
             feature_scale: multiplies class, image and patch vectors, not the trusty token.
             trusty_enabled: whether the trusty token exists.
             trusty_head: patch vectors (N, D, h, w) -> trusty logits, instead of the token.
+            trusty_relative: compares asked classes, instead of either; `TagCLIP` asks it.
         """
         super().__init__()
         self.relation, self.decoder, self.loss = relation, decoder, loss
@@ -98,7 +101,7 @@ class TagCLIPHead(nn.Module):
         self.trusty_token = nn.Parameter(torch.empty(1, dim)) if trusty_enabled else None
         if trusty_enabled:
             nn.init.xavier_uniform_(self.trusty_token)
-        self.trusty_head = trusty_head
+        self.trusty_head, self.trusty_relative = trusty_head, trusty_relative
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
@@ -137,6 +140,9 @@ class TagCLIPHead(nn.Module):
             "trusty_enabled": has_token,
             # Made last: the class path begins with the same numbers as without it.
             "trusty_head": ConvTrustyHead.from_config(cfg, dim),
+            "trusty_relative": RelativeTrusty.from_config(
+                cfg, dim, input_shape["clip_dense"].stride
+            ),
         }
 
     def forward(

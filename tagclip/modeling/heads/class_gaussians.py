@@ -1,0 +1,218 @@
+"""Gaussian densities of classes on patch vectors: measured for seen ones, foretold for others.
+
+docs/method.md, section 9: seen classes have means of their own and one covariance (linear
+discriminant analysis). Where a class without masks lies is read off its name, by a ridge regression
+from class vectors to means; how wrong that is, seen classes tell that are left out of it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ClassGaussians", "Densities", "PatchStatistics", "patch_labels", "with_context"]
+
+MIXED = -1
+# A patch belongs to the class of so many of its pixels.
+_MAJORITY = 0.6
+# Share of the mean variance in the covariance, and in that of the errors, of which there are few.
+_SHRINKAGE, _ERROR_SHRINKAGE = 0.1, 0.5
+# Of the regression from class vectors of unit length.
+_RIDGE = 0.1
+
+
+class PatchStatistics(NamedTuple):
+    """What the densities of S classes are made of; sums of parts of the data add up.
+
+    Attributes:
+        counts: (S,) float64 patches of each class.
+        sums: (S, C) float64 sums of their vectors.
+        products: (C, C) float64 sum over all of them of v v^T.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor, labels: Tensor, num_classes: int) -> PatchStatistics:
+        """Count patches.
+
+        Args:
+            vectors: (N, C, h, w).
+            labels: (N, h, w) class of each patch, in [0, S), `MIXED` where it has none.
+            num_classes: S.
+        """
+        own = labels >= 0
+        vectors, labels = vectors.permute(0, 2, 3, 1)[own].double(), labels[own].long()
+        members = F.one_hot(labels, num_classes).double()
+        return cls(members.sum(0), members.T @ vectors, vectors.T @ vectors)
+
+    def plus(self, other: PatchStatistics) -> PatchStatistics:
+        """Statistics of the patches of both."""
+        return PatchStatistics(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Densities(NamedTuple):
+    """Gaussians of K classes under two covariances, ready for any number of patches.
+
+    Attributes:
+        seen: (K,) bool, which classes have measured means.
+        means: (K, C).
+        whitening: of measured and of foretold classes, (C, C) lower triangles that multiply.
+        constants: of the two, -1/2 log det of the covariance.
+    """
+
+    seen: Tensor
+    means: Tensor
+    whitening: tuple[Tensor, Tensor]
+    constants: tuple[Tensor, Tensor]
+
+    def gap(self, vectors: Tensor, unseen: Tensor) -> Tensor:
+        """Return by how much the likeliest unseen class is ahead of the likeliest other.
+
+        Args:
+            vectors: (N, C, h, w) float32.
+            unseen: (K,) bool, some of each side.
+
+        Returns:
+            (N, 1, h, w) difference of log densities.
+        """
+        flat = vectors.permute(0, 2, 3, 1).reshape(-1, vectors.shape[1])
+        best = [flat.new_full((len(flat),), -torch.inf) for _ in range(2)]
+        for measured, matrix, constant in zip(
+            (True, False), self.whitening, self.constants, strict=True
+        ):
+            points = flat @ matrix.T
+            for side in (0, 1):
+                classes = (self.seen == measured) & (unseen == bool(side))
+                if classes.any():
+                    centres = self.means[classes] @ matrix.T
+                    distance = torch.cdist(points, centres).square().amin(1)
+                    best[side] = torch.maximum(best[side], constant - distance / 2)
+        gap = (best[1] - best[0]).view(len(vectors), *vectors.shape[-2:])
+        return gap[:, None]
+
+
+class ClassGaussians(nn.Module):
+    """Means and covariance of patch vectors of S seen classes."""
+
+    counts: Tensor
+    means: Tensor
+    covariance: Tensor
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        """Begin with nothing measured.
+
+        Args:
+            num_classes: S.
+            channels: C.
+        """
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(num_classes))
+        self.register_buffer("means", torch.zeros(num_classes, channels))
+        self.register_buffer("covariance", torch.zeros(channels, channels))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether two classes at least have been measured: a regression needs as many."""
+        return int((self.counts > 0).sum()) > 1
+
+    def fit(self, statistics: PatchStatistics) -> None:
+        """Take over means and the pooled covariance within classes."""
+        counts, sums, products = statistics
+        means = sums / counts.clamp(min=1)[:, None]
+        within = products - (sums[:, :, None] * means[:, None]).sum(0)
+        self.counts.copy_(counts)
+        self.means.copy_(means)
+        self.covariance.copy_(within / counts.sum().clamp(min=1))
+
+    def densities(self, trained: Tensor, asked: Tensor) -> Densities:
+        """Find the Gaussians of classes that are asked.
+
+        A class that has the vector of a measured one is that class, whatever it is called.
+
+        Args:
+            trained: (S, D) unit class vectors of the seen classes.
+            asked: (K, D) unit class vectors.
+        """
+        known = self.counts > 0
+        text, means = trained[known].double(), self.means[known].double()
+        errors = torch.stack([self._left_out(text, means, i) for i in range(len(text))])
+        spread = _shrunk(errors.T @ errors / len(errors), _ERROR_SHRINKAGE)
+        within = _shrunk(self.covariance.double(), _SHRINKAGE)
+        whitening, constants = zip(*map(_whitening, (within, within + spread)), strict=True)
+        asked = asked.double()
+        likeness, same = (asked @ text.T).max(1)
+        measured = likeness > 1 - 1e-5
+        foretold = _regression(text, means)(asked)
+        centres = torch.where(measured[:, None], means[same], foretold)
+        return Densities(measured, centres.float(), whitening, constants)
+
+    @staticmethod
+    def _left_out(text: Tensor, means: Tensor, index: int) -> Tensor:
+        """(C,) error of the mean that the other classes foretell of one."""
+        others = torch.arange(len(text), device=text.device) != index
+        return _regression(text[others], means[others])(text[index]) - means[index]
+
+
+def _regression(text: Tensor, means: Tensor):  # noqa: ANN202
+    """Ridge regression around the map that CLIP was trained for: means lie where the names do."""
+    centre, middle = text.mean(0), means.mean(0)
+    x, y = text - centre, means - middle
+    base = x.repeat(1, y.shape[1] // x.shape[1])
+    scale = (base * y).sum() / base.square().sum().clamp(min=1e-12)
+    gram = x @ x.T + _RIDGE * torch.eye(len(x), dtype=x.dtype, device=x.device)
+    weights = x.T @ torch.linalg.solve(gram, y - scale * base)
+
+    def predict(asked: Tensor) -> Tensor:
+        offset = asked - centre
+        repeats = [1] * (asked.ndim - 1) + [y.shape[1] // x.shape[1]]
+        return middle + scale * offset.repeat(repeats) + offset @ weights
+
+    return predict
+
+
+def _shrunk(covariance: Tensor, share: float) -> Tensor:
+    """Mix a covariance with the mean variance in all directions."""
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    variance = covariance.diagonal().mean().clamp(min=1e-12)
+    return (1 - share) * covariance + share * variance * identity
+
+
+def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, C) matrix W with W^T W the inverse of a covariance, and -1/2 log det of it; float32."""
+    factor = torch.linalg.cholesky(covariance)
+    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    inverse = torch.linalg.solve_triangular(factor, identity, upper=False)
+    return inverse.float(), -factor.diagonal().log().sum().float()
+
+
+def patch_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Label patches by the class of most of their pixels.
+
+    Args:
+        labels: (N, H, W) integers, below 0 without class; H and W are multiples of h and w.
+        grid: (h, w).
+
+    Returns:
+        (N, h, w) int64; `MIXED` where no class has 60 % of the pixels.
+    """
+    height, width = (full // part for full, part in zip(labels.shape[-2:], grid, strict=True))
+    pixels = labels.unfold(1, height, height).unfold(2, width, width).flatten(3).long()
+    found = pixels.mode(dim=-1).values
+    share = (pixels == found[..., None]).float().mean(-1)
+    return torch.where((share >= _MAJORITY) & (found >= 0), found, MIXED)
+
+
+def with_context(vectors: Tensor) -> Tensor:
+    """(N, D, h, w) -> (N, 2D, h, w): each patch and the mean of the 3 x 3 around it."""
+    return torch.cat([vectors, local_mean(vectors)], dim=1)
+
+
+def local_mean(vectors: Tensor) -> Tensor:
+    """(N, D, h, w): mean of the 3 x 3 patches around each, borders replicated."""
+    return F.avg_pool2d(F.pad(vectors, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
