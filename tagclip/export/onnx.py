@@ -75,8 +75,9 @@ class WindowModel(nn.Module):
                 leaves it open and resizes the table in the graph.
 
         Raises:
-            ConfigError: the backbone is no `CLIPViT`, or classes that are an input would have
-                several vectors each or a text tower that is not exported.
+            ConfigError: the backbone is no `CLIPViT`, the trusty map compares classes, or classes
+                that are an input would have several vectors each or a text tower that is not
+                exported.
         """
         super().__init__()
         if not isinstance(model.backbone, CLIPViT):
@@ -84,6 +85,11 @@ class WindowModel(nn.Module):
                 f"MODEL.BACKBONE.NAME: found {type(model.backbone).__name__}, expected CLIPViT, "
                 "whose towers alone can be exported: those that tagclip towers calls ViT; train "
                 "with such a MODEL.CLIP.NAME"
+            )
+        if model.relative_trusty is not None:
+            raise ConfigError(
+                "MODEL.TAGCLIP.TRUSTY.KIND: found relative, expected token or conv, whose maps "
+                "alone are exported; train such a model, or set MODEL.TAGCLIP.TRUSTY.ENABLED False"
             )
         bank = model.text_bank
         if vocabulary is None:

@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import exit_of, load_tool, own_loggers
+from helpers.tiny_run import exit_of, load_tool, own_loggers, train, write_tiny_dataset
 from helpers.webdemo_server import Calls, scores_under_the_pointer, served
 from PIL import Image
 
@@ -100,6 +100,23 @@ def test_the_visitor_says_what_is_seen(
     assert_same(found, predictor(image))
     plain = encoded.predict(Settings.from_config(predictor.cfg), changed.size)
     assert not torch.equal(found["sem_seg_scores"], plain["sem_seg_scores"])
+
+
+def test_a_map_that_compares_classes_is_made_anew(
+    tiny_cfg: CfgNode, tmp_path: Path, image: Path
+) -> None:
+    write_tiny_dataset(tmp_path)
+    opts = ["SOLVER.MAX_ITER", 2, "SOLVER.IMS_PER_BATCH", 2, "DATASETS.TEST", ()]
+    train(tiny_cfg, *opts, "MODEL.TAGCLIP.TRUSTY.KIND", "relative")
+    predictor = TagCLIPPredictor.from_checkpoint(Path(tiny_cfg.OUTPUT_DIR) / "model_final.pth")
+    settings, flags = Settings("both", 0.0, 0.0), [False, True]
+    found = encode_image(predictor, image, "cat, zebra", "", Limits())
+    chosen = found.with_seen(flags)
+    assert chosen.with_seen(flags).fusion is chosen.fusion
+    predictor.set_vocabulary(["cat", "zebra"], seen=flags)
+    expected = predictor(str(image))["trusty"]
+    assert torch.equal(chosen.predict(settings, found.size)["trusty"], expected)
+    assert not torch.equal(found.predict(settings, found.size)["trusty"], expected)
 
 
 def test_visitors_at_the_same_time_get_their_own_words(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -81,6 +82,7 @@ class EncodedImage:
         picture: (h, w, 3) uint8 RGB, at most 800 pixels long; `size` if that is smaller.
         asked: the classes.
         fusion: their logits; the visitor chooses mode and bias of the gate.
+        encode: runs the networks again, where the trusty map depends on which classes are seen.
     """
 
     name: str
@@ -88,6 +90,7 @@ class EncodedImage:
     picture: np.ndarray
     asked: AskedClasses
     fusion: ScoreFusion
+    encode: Callable[[AskedClasses], ScoreFusion] | None = None
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -109,7 +112,10 @@ class EncodedImage:
         asked = AskedClasses(
             self.asked.shown.with_seen(flags), self.asked.all.with_seen([*flags, *context])
         )
-        return replace(self, asked=asked)
+        fusion = self.fusion
+        if self.encode is not None and asked.all.seen != self.asked.all.seen:
+            fusion = self.encode(asked)
+        return replace(self, asked=asked, fusion=fusion)
 
     @torch.no_grad()
     def predict(
@@ -248,12 +254,14 @@ def encode_image(
     except TagCLIPError as error:
         # Where the server keeps the file is of no use to the visitor.
         raise type(error)(str(error).replace(str(path), name)) from error
+    relative = predictor.model.relative_trusty
     return EncodedImage(
         name=name,
         size=pixels.shape[:2],
         picture=_shrunk(pixels[:, :, ::-1]),
         asked=asked,
         fusion=fusion,
+        encode=None if relative is None else partial(predictor.encode, pixels),
     )
 
 

@@ -189,3 +189,17 @@ def test_what_does_not_fit_is_said(clip: CLIP) -> None:
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match="LAST_BLOCK: found 'naclop'"):
         make_vit(clip, "naclop")
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_plain_vectors_of_a_tower_with_prompts_are_those_of_maskclip(
+    clip: CLIP, grid: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    prompts = DeepPrompts(num_tokens=3, width=64, depth=4, patch_size=16)
+    options = {"state": vision_state(clip), "prompts": prompts, "double_cls_embed": True}
+    tower = CLIPViT(**SIZES | options).eval()
+    batch = images(*grid)
+    expected = make_vit(clip, "maskclip")(batch)["clip_dense"]
+    torch.testing.assert_close(tower.plain(batch), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(tower(batch)["clip_dense"], expected, atol=1e-3)

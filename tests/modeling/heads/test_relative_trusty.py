@@ -1,0 +1,149 @@
+"""The relative trusty map: what it compares, what it is calibrated to, when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import uniform_filter
+from torch import Tensor
+from torch.nn import functional as F
+
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.heads.class_gaussians import PatchStatistics, with_context
+from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeTrusty
+
+SEEN, ASKED, DIM, GRID, IMAGES = 4, 6, 5, (3, 4), 12
+
+
+def unit_vectors(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator), dim=1)
+
+
+TEXT = unit_vectors(0, ASKED, DIM)
+MASK = torch.arange(ASKED) < SEEN
+
+
+def vectors(seed: int, images: int = IMAGES) -> PatchVectors:
+    return PatchVectors(
+        unit_vectors(seed, images, DIM, *GRID),
+        unit_vectors(seed + 1, images, DIM, *GRID),
+        unit_vectors(seed + 2, images, DIM),
+    )
+
+
+def decode(dense: Tensor, whole: Tensor) -> Tensor:
+    """Some logits that depend on both."""
+    return torch.einsum("ndhw,kd->nkhw", 3 * dense + whole[:, :, None, None], TEXT)
+
+
+def make(miss_rate: float = 0.05, images: int = IMAGES, **options: int) -> RelativeTrusty:
+    return RelativeTrusty(
+        num_classes=SEEN, dim=DIM, grid=GRID, sample_images=images, miss_rate=miss_rate, **options
+    )
+
+
+def fitted(miss_rate: float = 0.05, images: int = IMAGES) -> RelativeTrusty:
+    trusty, sample = make(miss_rate, images), vectors(10)
+    labels = torch.randint(-1, SEEN, (IMAGES, *GRID), generator=torch.Generator().manual_seed(4))
+    statistics = PatchStatistics.of(with_context(sample.dense), labels, SEEN)
+    trusty.fit(statistics, sample, labels >= 0)
+    return trusty
+
+
+def test_the_differences_are_those_of_the_best_classes() -> None:
+    trusty = fitted()
+    found = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)
+    new = vectors(20, 2)
+    logits = decode(new.dense, new.whole)
+    differences = found.differences(new, logits).numpy()
+    own = logits[:, SEEN:].numpy().max(1) - logits[:, :SEEN].numpy().max(1)
+    np.testing.assert_allclose(differences[:, 0], own, rtol=1e-5, atol=1e-6)
+    smooth = uniform_filter(new.plain.numpy(), (1, 1, 3, 3), mode="nearest").astype(np.float64)
+    likeness = 20 * np.einsum("ndhw,kd->nkhw", smooth, TEXT.double().numpy())
+    sums = np.log(np.exp(likeness[:, SEEN:]).sum(1)) - np.log(np.exp(likeness[:, :SEEN]).sum(1))
+    np.testing.assert_allclose(differences[:, 1], sums, rtol=1e-4, atol=1e-4)
+    densities = trusty.gaussians.densities(TEXT[:SEEN], TEXT).gap(with_context(new.dense), ~MASK)
+    np.testing.assert_allclose(differences[:, 2:], densities, rtol=1e-5)
+    # Each over its spread on seen patches, own logits twice as heavy as the others.
+    standard = (differences - found.mean.numpy()[:, None, None]) / found.deviation.numpy()[
+        :, None, None
+    ]
+    total = standard[:, 0] + standard[:, 1] / 2 + standard[:, 2] / 2
+    expected = -found.scale * (total - found.threshold)
+    np.testing.assert_allclose(found(new, logits)[:, 0], expected, rtol=1e-4, atol=1e-4)
+
+
+def usual(trusty: RelativeTrusty, miss: Callable[[Tensor], Tensor]) -> float:
+    """Share of the seen patches of the sample for which something holds, one by one."""
+    found = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)
+    maps = []
+    for index in range(IMAGES):
+        kept = PatchVectors(
+            trusty.sample_dense[index : index + 1].float(),
+            trusty.sample_plain[index : index + 1].float(),
+            trusty.sample_whole[index : index + 1],
+        )
+        logits = found(kept, decode(kept.dense, kept.whole))
+        maps.append(logits[0, 0][trusty.sample_seen[index]])
+    return miss(torch.cat(maps)).float().mean().item()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.2, 1.0])
+def test_the_map_misses_the_share_of_seen_patches_that_was_asked_for(rate: float) -> None:
+    trusty = fitted(rate)
+    patches = int(trusty.sample_seen.sum())
+    found = usual(trusty, lambda logits: logits < -1e-4)
+    assert rate - 2 / patches <= found <= rate
+
+
+@pytest.mark.parametrize("side", [True, False])
+def test_on_one_side_alone_the_map_is_sure(side: bool) -> None:
+    found = make().map_for(TEXT[:SEEN], TEXT, torch.full((ASKED,), side), decode)
+    new = vectors(20, 2)
+    logits = found(new, decode(new.dense, new.whole))
+    assert logits.shape == (2, 1, *GRID)
+    assert ((logits > 0) == side).all()
+
+
+def test_unfitted_it_is_refused_in_one_line() -> None:
+    with pytest.raises(CheckpointError, match="^[^\n]*no training has fitted[^\n]*MODEL.WEIGHTS"):
+        make().map_for(TEXT[:SEEN], TEXT, MASK, decode)
+
+
+def test_a_smaller_sample_than_there_is_room_for() -> None:
+    trusty = fitted(images=IMAGES + 3)
+    assert not trusty.sample_seen[IMAGES:].any()
+    same = fitted()
+    a, b = (t.map_for(TEXT[:SEEN], TEXT, MASK, decode) for t in (trusty, same))
+    assert a.threshold == b.threshold
+
+
+def test_another_order_of_the_classes_gives_the_same_map() -> None:
+    trusty, order = fitted(), torch.tensor([5, 2, 0, 4, 1, 3])
+
+    def reordered(dense: Tensor, whole: Tensor) -> Tensor:
+        return decode(dense, whole)[:, order]
+
+    new = vectors(20, 2)
+    logits = decode(new.dense, new.whole)
+    plain = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)(new, logits)
+    other = trusty.map_for(TEXT[:SEEN], TEXT[order], MASK[order], reordered)
+    torch.testing.assert_close(other(new, logits[:, order]), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_loaded_counts_as_another_fit() -> None:
+    trusty, other = fitted(), make()
+    other.load_state_dict(trusty.state_dict())
+    assert other.fits == 1
+    a, b = (t.map_for(TEXT[:SEEN], TEXT, MASK, decode) for t in (trusty, other))
+    assert a.threshold == b.threshold and a.scale == b.scale
+
+
+@pytest.mark.parametrize(("name", "value"), [("miss_rate", 1.5), ("images", 0)])
+def test_numbers_out_of_range_are_named(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match="MODEL.TAGCLIP.TRUSTY.RELATIVE"):
+        make(**{name: value})
