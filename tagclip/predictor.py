@@ -302,7 +302,7 @@ class TagCLIPPredictor:
         Raises:
             DatasetError: the file is missing, damaged or too large.
         """
-        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS)
+        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, name=str(path))
 
     def encode(self, image: ImageLike, asked: AskedClasses) -> ScoreFusion:
         """Run the networks on one image; gate, bias, threshold and size can follow, many times.

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from tagclip.errors import ConfigError, NotInstalledError
 from tagclip.tools import demo
 from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.text import counted
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -189,7 +190,7 @@ def _run(folder: BulkFolder, options: BulkOptions, run_engine: Engine) -> Iterat
         else:
             yield result
     total = len(folder.shards)
-    logger.info("%d of %d shards are to be done, in %s", len(left), total, folder.path)
+    logger.info("To be done: %d of %s, in %s", len(left), counted(total, "shard"), folder.path)
     if not left:
         return
     progress = Progress(left)
@@ -207,21 +208,26 @@ def _report(results: Sequence[ShardResult], output: Path) -> int:
 
     broken = [result.error for result in results if result.error]
     images, failed = (sum(getattr(r, name) for r in results) for name in ("images", "failed"))
-    logger.info("%d images in %d shards, in %s", images, len(results) - len(broken), output)
+    shards = counted(len(results) - len(broken), "shard")
+    logger.info("%s in %s, in %s", counted(images, "image"), shards, output)
     errors = [error for result in results for error in result.errors][:MOST_ERRORS]
     if failed:
-        print(f"{failed} of {images} images failed:", file=sys.stderr)
+        print(f"{failed} of {counted(images, 'image')} failed:", file=sys.stderr)
         more = [f"and {failed - len(errors)} more"] if failed > len(errors) else []
         print("\n".join(f"  {text}" for text in (*errors, *more)), file=sys.stderr)
     if broken:
-        print(f"{len(broken)} of {len(results)} shards failed:", file=sys.stderr)
+        print(f"{len(broken)} of {counted(len(results), 'shard')} failed:", file=sys.stderr)
         print("\n".join(f"  {text}" for text in broken), file=sys.stderr)
     return 1 if failed or broken else 0
 
 
 def run(args: argparse.Namespace) -> None:
     """Segment and end with the exit code."""
-    sys.exit(main(args))
+    try:
+        sys.exit(main(args))
+    except KeyboardInterrupt as error:
+        text = "finished shards stay, the same command goes on with the others"
+        raise KeyboardInterrupt(text) from error
 
 
 def invoke_main() -> None:

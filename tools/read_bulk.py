@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import write_atomic
-from tagclip.utils.text import did_you_mean, format_csv
+from tagclip.utils.text import counted, did_you_mean, format_csv
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -112,9 +112,7 @@ def main(args: argparse.Namespace) -> None:
     check_outputs(args)
     folder = SegmentFolder(args.folder)
     if not folder.files:
-        raise DatasetError(
-            f"{args.folder}: found no finished shard, expected one; run tagclip bulk again"
-        )
+        raise DatasetError(f"{args.folder}: found no finished shard, expected one; {folder.remedy}")
     if args.figure:
         draw(args, folder)
         return
@@ -124,6 +122,7 @@ def main(args: argparse.Namespace) -> None:
         with writing("--csv", args.csv):
             rows = [image._replace(classes=rounded(image.classes)) for image in images]
             write_atomic(args.csv, format_csv(_COLUMNS, rows))
+        print(f"{counted(len(images), 'image')} listed: {args.csv}")
     if args.labels_to:
         write_labels(args, folder, [image.image_id for image in images])
 
@@ -229,7 +228,7 @@ def print_images(images: Sequence[ImageSummary], total: int, args: argparse.Name
         ]
     if rows:
         print(tabulate(rows, head, disable_numparse=True))
-    print(f"{total} images" + (f", {len(shown)} of them above" if len(shown) < total else ""))
+    print(counted(total, "image") + (f", {len(shown)} of them above" if len(shown) < total else ""))
 
 
 def rounded(shares: Mapping[str, float]) -> dict[str, float]:
@@ -266,7 +265,7 @@ def write_labels(args: argparse.Namespace, folder: SegmentFolder, ids: Sequence[
         for image_id in tqdm(ids, desc="Labels", unit="image", disable=None):
             content = label_png(folder.labels(image_id), folder.vocabulary)
             write_atomic(args.labels_to / files[image_id], content)
-    print(f"{len(ids)} label maps written: {args.labels_to}")
+    print(f"{counted(len(ids), 'label map')} written: {args.labels_to}")
 
 
 def refuse_files(folder: Path, names: Iterable[PurePath]) -> None:

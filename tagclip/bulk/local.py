@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection, wait
 
 import cv2
 import torch
+from detectron2.utils.logger import setup_logger
 
 from tagclip.bulk.shards import Shard, ShardResult
 from tagclip.bulk.worker import BulkOptions, BulkWorker
@@ -188,7 +189,9 @@ def _work(connection: Connection, options: BulkOptions, device: str) -> None:
     # One each: how many there are changes no bits.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    # What there is to say of model and words, the main process has said.
+    # As the lines of the main process.
+    setup_logger(name="tagclip")
+    # What there is to say of model and words, it has said.
     logging.getLogger("tagclip.modeling").setLevel(logging.ERROR)
     # The main process may be gone at any time.
     with suppress(EOFError, BrokenPipeError):

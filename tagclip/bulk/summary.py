@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from tagclip.evaluation.segment_folder import SegmentFolder
 from tagclip.evaluation.segment_rows import FORMATS, read_rows, row_labels
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
+from tagclip.utils.quiet import silence
 from tagclip.visualization.html_page import render
 from tagclip.visualization.panels import encode_jpeg, fit, legend_notes
 from tagclip.visualization.segments import draw_segments, marked_names
@@ -115,7 +117,9 @@ def write_summary(output: Path, shards: Sequence[Shard], settings: BulkSettings)
     folder = SegmentFolder(output)
     vocabulary = folder.vocabulary
     counts = _count(folder)
-    examples, missing = _examples(counts, folder, shards, settings)
+    # What there is to say of these images was said when they were segmented.
+    with silence(logging.WARNING):
+        examples, missing = _examples(counts, folder, shards, settings)
     names = marked_names(vocabulary)
     page = render(
         "summary.html.j2",

@@ -98,9 +98,10 @@ def opened(
         source: a path, or the bytes of a file.
         what: the file is, in messages.
         max_pixels: that INPUT.MAX_PIXELS allows, in messages.
-        name: of the file in messages; "": its path.
+        name: of the file in messages, if it is of no dataset; "": its path.
     """
     is_bytes = isinstance(source, bytes)
+    of_dataset = not name
     name = name or _name(source)
     try:
         with warnings.catch_warnings():
@@ -114,7 +115,8 @@ def opened(
                     raise UnknownTiffError.of(header, name, what)
                 yield image
     except FileNotFoundError as error:
-        raise DatasetError(f"{name}: no such {what}; check the dataset folder") from error
+        remedy = "check the dataset folder" if of_dataset else "bring it back, or leave it out"
+        raise DatasetError(f"{name}: no such {what}; {remedy}") from error
     except Image.DecompressionBombError as error:
         raise DatasetError(
             f"{name}: {what} is larger than Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS} pixels"
@@ -124,9 +126,10 @@ def opened(
     except _DAMAGE as error:
         if isinstance(error, UnidentifiedImageError) and (header := read_tiff_header(source)):
             raise UnknownTiffError.of(header, name, what) from error
+        skip = " (of a dataset: DATASETS.ON_BAD_SAMPLE skip)" if of_dataset else ""
         raise DatasetError(
             f"{name}: cannot decode this {what} ({_describe_damage(source, error)}); replace it, "
-            "or leave it out (of a dataset: DATASETS.ON_BAD_SAMPLE skip)"
+            f"or leave it out{skip}"
         ) from error
 
 
@@ -224,7 +227,7 @@ def read_image(
         max_pixels: images with more pixels are refused before decoding; 0 sets no limit.
         least: (height, width) that are enough, of the upright image: a JPEG is decoded at 1/2, 1/4
             or 1/8 of its size, rounded up, where both sides stay so long. None: whole.
-        name: of the image in messages; "": its path.
+        name: of the image in messages, if it is of no dataset; "": its path.
 
     Returns:
         (H, W, 3) uint8.
@@ -234,9 +237,8 @@ def read_image(
     """
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
-    name = name or _name(source)
     with opened(source, "image", max_pixels, name) as image:
-        return image_pixels(image, name, max_pixels, format, least)
+        return image_pixels(image, name or _name(source), max_pixels, format, least)
 
 
 def image_pixels(

@@ -32,7 +32,8 @@ from tagclip.evaluation.segment_rows import (
     row_labels,
 )
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.text import error_text, listed
+from tagclip.utils.run_lock import RunLock
+from tagclip.utils.text import counted, error_text, listed
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST, VOCABULARY, ROWS, PLANS = "manifest.json", "vocabulary.json", "segments", "shards"
 _LISTED = 5
+_RUN_AGAIN = "run tagclip bulk again"
 
 
 def shard_path(name: str, file_format: str) -> Path:
@@ -95,6 +97,7 @@ class SegmentFolder:
         vocabulary: the K classes.
         files: of the finished shards, in order.
         unfinished: names of the other shards.
+        remedy: what to do about these.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -141,11 +144,12 @@ class SegmentFolder:
                 self.files.append(file)
             else:
                 self.unfinished.append(name)
+        who = RunLock.holder(self.path)
+        self.remedy = f"wait until {who} has ended, which is at it" if who else _RUN_AGAIN
         if self.unfinished:
             logger.warning(
-                "%s: %d of %d shards are not finished, their images are left out: %s; run tagclip "
-                "bulk again", path, len(self.unfinished), len(shards),
-                listed(self.unfinished, _LISTED),
+                "%s: %d of %s not finished, images left out: %s; %s", path, len(self.unfinished),
+                counted(len(shards), "shard"), listed(self.unfinished, _LISTED), self.remedy,
             )  # fmt: skip
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -169,9 +173,7 @@ class SegmentFolder:
         """
         tables = [read_table(file, columns) for file in self.files]
         if not tables:
-            raise DatasetError(
-                f"{self.path}: found no finished shard, expected one; run tagclip bulk again"
-            )
+            raise DatasetError(f"{self.path}: found no finished shard, expected one; {self.remedy}")
         return require_pyarrow().concat_tables(tables)
 
     def row(self, image_id: str) -> dict[str, Any]:

@@ -59,10 +59,11 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
         if _is_debugging():
             raise
         sys.exit(error_line(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if _is_debugging():
             raise
-        print("Interrupted", file=sys.stderr)
+        # One of Python itself has no text, one of a tool says how to go on.
+        print(": ".join(["Interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         line = _process_line(error)

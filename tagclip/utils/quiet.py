@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 __all__ = ["quiet_imports", "silence"]
+
+# How they begin.
+_UNSAID = (
+    ("`torch.jit.script`", FutureWarning),
+    ("`broadcast_buffers` is deprecated", FutureWarning),
+    ("TypedStorage is deprecated", UserWarning),
+)
 
 
 def quiet_imports() -> None:
@@ -15,11 +23,14 @@ def quiet_imports() -> None:
 
     Must be called before they are imported. Their import makes torch warn about torch.jit.script,
     and detectron2's environment report that nvcc is there without a GPU; several processes make
-    torch warn about what detectron2 and torch themselves call.
+    torch warn about what detectron2 and torch themselves call. Processes of multiprocessing that
+    are started later are as quiet.
     """
-    warnings.filterwarnings("ignore", "`torch.jit.script", FutureWarning)
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
-    warnings.filterwarnings("ignore", "TypedStorage is deprecated", UserWarning)
+    for text, kind in _UNSAID:
+        warnings.filterwarnings("ignore", text, kind)
+        # What Python hands to them, as -W; they import before they run anything of ours.
+        if (option := f"ignore:{text}:{kind.__name__}") not in sys.warnoptions:
+            sys.warnoptions.append(option)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 

@@ -35,6 +35,27 @@ class RunLock:
         self._path = folder / LOCK_NAME
         self._handle = -1
 
+    @staticmethod
+    def holder(folder: Path) -> str:
+        """``process PID on HOST`` that works in a folder, "" if none but this one does."""
+        ours = _whose(f"{socket.gethostname()} {os.getpid()}")
+        try:
+            handle = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return ""
+        try:
+            # Most often it is empty. Else the lock says whether who wrote it still lives.
+            if not (text := os.read(handle, 1024).decode(errors="replace")):
+                return ""
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return "" if _whose(text) == ours else _whose(text)
+        except OSError:
+            return ""
+        finally:
+            os.close(handle)
+        return ""
+
     def __enter__(self) -> RunLock:
         """Lock.
 
@@ -51,11 +72,11 @@ class RunLock:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            host, _, pid = os.read(self._handle, 1024).decode(errors="replace").partition(" ")
+            who = _whose(os.read(self._handle, 1024).decode(errors="replace"))
             os.close(self._handle)
             raise ConfigError(
-                f"{self._path.parent}: process {pid or '?'} on {host or '?'} is at work in this "
-                "folder, expected nobody; wait until it ends, or choose another folder"
+                f"{self._path.parent}: {who} is at work in this folder, expected nobody; wait "
+                "until it ends, or choose another folder"
             ) from error
         except OSError as error:
             logger.warning(
@@ -79,3 +100,9 @@ class RunLock:
         with suppress(OSError):
             os.truncate(self._handle, 0)
             os.pwrite(self._handle, text.encode(), 0)
+
+
+def _whose(text: str) -> str:
+    """Who wrote the text of a lock file."""
+    host, _, pid = text.partition(" ")
+    return f"process {pid or '?'} on {host or '?'}"

@@ -12,6 +12,7 @@ from numbers import Integral, Real
 from typing import Any
 
 __all__ = [
+    "counted",
     "did_you_mean",
     "error_text",
     "format_csv",
@@ -21,6 +22,11 @@ __all__ = [
     "one_line",
     "shortened",
 ]
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``"1 image"``, ``"2 images"``: a number and what there is, whose plural ends in s."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def one_line(text: object) -> str:

@@ -198,6 +198,23 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + 100_000
 
 
+def test_what_was_said_of_an_image_is_not_said_again(
+    weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A process that works says it as the main one does, and the page is silent."""
+    (tmp_path / "in").mkdir()
+    deep = np.random.default_rng(0).integers(0, 65536, (50, 60)).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "in" / "deep.png")
+    arguments = [str(tmp_path / "in"), "--weights", str(weights), "--vocab", "cat, zebra, sky"]
+    arguments += ["--output", str(tmp_path / "out"), "--processes", "1"]
+    with own_loggers():
+        assert bulk.main(bulk.parse_args(arguments)) == 0
+    said = capfd.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if "16-bit gray" in line]
+    assert len(lines) == 1 and "tagclip.data.image_io" in lines[0]
+    assert "1 image in 1 shard, in " in said.out
+
+
 def test_the_command_writes_it(weights: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 3)
     arguments = [str(tmp_path / "in"), "--weights", str(weights), "--vocab", "cat, zebra, sky"]

@@ -112,6 +112,8 @@ def test_a_broken_image_is_a_row_among_the_others(options: BulkOptions, tmp_path
         # No path of this machine: the same images give the same rows anywhere.
         assert failed[name].startswith(f"{name}: {text}") and "\n" not in failed[name]
         assert str(tmp_path) not in failed[name]
+        # Nor a key of datasets, which this is none.
+        assert "dataset" not in failed[name] and "DATASETS" not in failed[name]
     assert (result.images, result.failed) == (9, 6)
     assert result.errors == tuple(failed[name] for name in sorted(broken))
 

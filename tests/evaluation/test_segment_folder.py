@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.labelled_images import NAMES, label_maps, odd_vocabulary
+from helpers.locks import at_work
 from helpers.segment_folders import label_rows, write_segment_folder
 
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
@@ -66,7 +67,7 @@ def test_unfinished_shards_are_named(folder: Path, caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         left = SegmentFolder(folder)
     assert left.files == [third] and left.unfinished == ["shard-000000", "shard-000001"]
-    assert "2 of 3 shards are not finished" in caplog.text
+    assert "2 of 3 shards not finished" in caplog.text
     assert "shard-000000, shard-000001" in caplog.text
     shutil.copy(third, first)
     assert SegmentFolder(folder).files == [third]
@@ -75,6 +76,20 @@ def test_unfinished_shards_are_named(folder: Path, caplog: pytest.LogCaptureFixt
     assert left.files == [] and list(left.rows()) == []
     with pytest.raises(DatasetError, match="out: found no finished shard"):
         left.table()
+
+
+def test_a_run_that_goes_on_is_waited_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, *others = SegmentFolder(folder).files
+    first.unlink()
+    with caplog.at_level(logging.WARNING), at_work(folder) as process:
+        found = SegmentFolder(folder)
+        for file in others:
+            file.unlink()
+        with pytest.raises(DatasetError, match="expected one; wait until process"):
+            SegmentFolder(folder).table()
+    assert f"shard-000000; wait until process {process.pid} on " in caplog.text
+    assert "run tagclip bulk" not in caplog.text and found.files == others
+    assert SegmentFolder(folder).remedy == "run tagclip bulk again"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,13 +19,16 @@ from helpers.bulk import content_of, write_images, write_tar
 from helpers.full_disk import largest_file
 from helpers.paths import REPOSITORY
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import own_loggers
+from helpers.tiny_run import exit_of, own_loggers
 from PIL import Image
 from pyarrow import parquet
 
+from tagclip.bulk.progress import Progress
+from tagclip.bulk.shards import ShardResult
 from tagclip.errors import ConfigError, NotInstalledError
 from tagclip.evaluation.segment_rows import read_rows
 from tagclip.tools import bulk
+from tagclip.utils.cli import run_tool
 from tagclip.utils.run_lock import RunLock
 
 IMAGES = 8
@@ -198,6 +202,32 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
     assert all(found[name] == expected[name] for name in done)
     assert run("out", "--labels", "--shard-size", 1) == 0
     assert content_of(tmp_path / "out") == expected
+
+
+def test_an_interruption_says_how_to_go_on(
+    run: Callable[..., int],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(self: Progress, result: ShardResult) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    given = bulk.parse_args([*arguments, "--output", str(tmp_path / "out"), "--processes", "1"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Progress, "shard", interrupt)
+            assert exit_of(run_tool, bulk.run, given) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "Interrupted: finished shards stay, the same command goes on with the others"
+    assert len(list((tmp_path / "out" / "segments").iterdir())) == 1
+    assert run("out") == 0
+    assert run("whole") == 0
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def test_lists(tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str
         assert float(row["unseen"]) == pytest.approx(expected["unseen"], abs=1e-4)
         shares = {s["name"]: round(s["share"], 4) for s in expected["segments"]}
         assert json.loads(row["classes"]) == shares
-    assert capsys.readouterr().out.endswith("\n5 images\n")
+    path = folder.with_name("list.csv")
+    assert capsys.readouterr().out.endswith(f"\n5 images\n5 images listed: {path}\n")
     order = sorted(MAPS, key=lambda i: (-round(next(r for r in rows() if r["image_id"] == i)
                                                 ["unseen"], 4), i))  # fmt: skip
     assert ids(listed(tool, folder, "--sort", "unseen")) == order
@@ -90,7 +91,7 @@ def test_lists(tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str
         {**dict.fromkeys(everything[0], ""), "image_id": "b/broken.jpg",
          "classes": "{}", "error": "b/broken.jpg: no image"}
     ]  # fmt: skip
-    assert "b/broken.jpg: no image\n1 images" in capsys.readouterr().out
+    assert "b/broken.jpg: no image\n1 image\n1 image listed: " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("above", [0, 0.2, 0.3])
@@ -155,7 +156,8 @@ def test_mistakes_are_one_line(
         assert "cannot be written" in mistake(tool, folder, "--labels-to", tmp_path / "labels")
     for file in (folder / "segments").iterdir():
         file.unlink()
-    assert "out: found no finished shard" in mistake(tool, folder)
+    found = mistake(tool, folder)
+    assert found.endswith("found no finished shard, expected one; run tagclip bulk again")
 
 
 @pytest.mark.parametrize(

@@ -139,11 +139,16 @@ def test_interruption(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyP
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
+    def interrupt_with_advice() -> None:
+        raise KeyboardInterrupt("call it again")
+
     # A shell starts background jobs with SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert exit_of(run_tool, interrupt) == 130
         assert capsys.readouterr().err == "Interrupted\n"
+        assert exit_of(run_tool, interrupt_with_advice) == 130
+        assert capsys.readouterr().err == "Interrupted: call it again\n"
         monkeypatch.setenv("TAGCLIP_DEBUG", "1")
         with pytest.raises(KeyboardInterrupt):
             run_tool(interrupt)

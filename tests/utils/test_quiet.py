@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import subprocess
 import sys
 import warnings
@@ -11,7 +12,7 @@ import pytest
 
 import tagclip
 from tagclip.utils.cli import run_tool
-from tagclip.utils.quiet import silence
+from tagclip.utils.quiet import quiet_imports, silence
 
 
 def test_a_tool_is_quiet_about_what_it_imports() -> None:
@@ -31,6 +32,26 @@ def test_a_tool_is_quiet_about_what_it_imports() -> None:
         finally:
             logger.setLevel(before)
     assert [str(warning.message) for warning in caught] == ["mend me"]
+
+
+def warn_twice() -> None:
+    warnings.warn("`torch.jit.script` is deprecated. Please", FutureWarning, stacklevel=1)
+    warnings.warn("mend me", FutureWarning, stacklevel=1)
+
+
+def test_processes_that_a_tool_starts_are_quiet_from_the_first(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings():
+        quiet_imports()
+        quiet_imports()
+    process = multiprocessing.get_context("spawn").Process(target=warn_twice)
+    process.start()
+    process.join()
+    said = capfd.readouterr().err
+    assert process.exitcode == 0 and "mend me" in said and "torch.jit" not in said
+    assert len(sys.warnoptions) == 3
 
 
 # The package itself, which imports everything, is replaced by an empty one.

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import multiprocessing
 import os
-import signal
 import socket
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from helpers.locks import at_work
 
 from tagclip.errors import ConfigError
 from tagclip.utils.run_lock import RunLock
-
-
-def hold(folder: Path, connection: Connection) -> None:
-    with RunLock(folder):
-        connection.send("held")
-        connection.recv()
 
 
 def test_a_second_one_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
@@ -33,19 +25,21 @@ def test_a_second_one_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
     assert str(caught.value).startswith(expected)
     with RunLock(folder):
         assert (folder / ".lock").read_text() == f"{socket.gethostname()} {os.getpid()}"
+        assert RunLock.holder(folder) == "", "this process is no other"
     assert (folder / ".lock").read_text() == ""
+    assert RunLock.holder(folder) == RunLock.holder(tmp_path / "missing") == ""
 
 
 def test_a_killed_process_keeps_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=hold, args=(tmp_path, theirs))
-    process.start()
-    assert ours.recv() == "held"
-    with pytest.raises(ConfigError, match=f"process {process.pid} on"), RunLock(tmp_path):
-        raise AssertionError
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    with at_work(tmp_path) as process:
+        with pytest.raises(ConfigError, match=f"process {process.pid} on"), RunLock(tmp_path):
+            raise AssertionError
+        assert RunLock.holder(tmp_path) == f"process {process.pid} on {socket.gethostname()}"
+        process.kill()
+        process.wait()
+        # It has left its name.
+        assert str(process.pid) in (tmp_path / ".lock").read_text()
+        assert RunLock.holder(tmp_path) == ""
     with RunLock(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tagclip.utils.text import (
+    counted,
     did_you_mean,
     error_text,
     format_csv,
@@ -22,6 +23,10 @@ from tagclip.utils.text import (
     one_line,
     shortened,
 )
+
+
+def test_one_and_many() -> None:
+    assert [counted(number, "shard") for number in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
 
 
 def test_white_space_is_one_space() -> None:
