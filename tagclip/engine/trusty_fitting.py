@@ -50,7 +50,7 @@ class TrustyFitting(HookBase):
         Args:
             cfg: see `tagclip.config`.
             model: whose map is fitted.
-            training: the stream of training, whose images are taken in another order.
+            training: the stream of training, whose first images are taken again.
         """
         if model.relative_trusty is None:
             return None
