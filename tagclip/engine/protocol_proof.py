@@ -23,6 +23,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from tagclip.checkpoint.checkpointer import trained_state
 from tagclip.data import Protocol
 from tagclip.data.claim import Claim, question
 from tagclip.data.datasets.changed_copies import (
@@ -282,11 +283,16 @@ class _ProofTrainer(ZeroShotTrainer):
     """Learns as any run does, but evaluates and writes nothing."""
 
     def build_hooks(self) -> list[HookBase]:
-        learning = [self._trusty_training] if self._trusty_training else []
+        learning = [hook for hook in (self._trusty_training, self._trusty_fitting) if hook]
         return [*learning, LRScheduler()]
 
 
 def _train(cfg: CfgNode, iterations: int, bar: tqdm) -> _Run:
+    cfg = cfg.clone()
+    # A relative trusty map is fitted on the first images of the stream: here on those alone whose
+    # labels are scrambled.
+    relative = cfg.MODEL.TAGCLIP.TRUSTY.RELATIVE
+    relative.FIT_IMAGES = min(relative.FIT_IMAGES, iterations * cfg.SOLVER.IMS_PER_BATCH)
     trainer = _ProofTrainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.max_iter = iterations
@@ -294,20 +300,21 @@ def _train(cfg: CfgNode, iterations: int, bar: tqdm) -> _Run:
     provenance = trainer.model.provenance
     # Without this training itself.
     start = replace(provenance, stages=provenance.stages[:-1])
-    before = _trainable(trainer.model)
+    before = _copied(trainer.model)
     trainer.train()
-    weights = _trainable(trainer.model)
+    weights = _copied(trainer.model)
     losses = {
         name: [value for value, _ in history.values()]
         for name, history in trainer.storage.histories().items()
         if "loss" in name
     }
-    return _Run(start, weights, _distance(before, weights), losses)
+    learned = {n: before[n] for n, p in trainer.model.named_parameters() if p.requires_grad}
+    return _Run(start, weights, _distance(learned, weights), losses)
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    parameters = model.named_parameters()
-    return {name: p.detach().cpu().clone() for name, p in parameters if p.requires_grad}
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint would hold of the model: what was trained, and what was fitted."""
+    return {name: t.detach().cpu().clone() for name, t in trained_state(model).items()}
 
 
 def _distance(weights: dict[str, Tensor], others: dict[str, Tensor]) -> float:

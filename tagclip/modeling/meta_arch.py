@@ -344,8 +344,15 @@ class TagCLIP(nn.Module):
         if self.relative_trusty is None:
             return None
         bank, seen = self.text_bank, torch.from_numpy(vocabulary.seen_mask)
-        key = bank.fingerprint(vocabulary), self.relative_trusty.fits, seen.numpy().tobytes()
-        if self._known_map[0] != key:
+        key = (
+            bank.fingerprint(vocabulary),
+            seen.numpy().tobytes(),
+            self.relative_trusty.fits,
+            self.device,
+        )
+        # A name of its own: another thread may ask for other words at any time.
+        known, found = self._known_map
+        if known != key:
             embed, rows = bank(vocabulary), bank.prompt_rows(vocabulary)
 
             def decode(dense: Tensor, whole: Tensor) -> Tensor:
@@ -360,7 +367,7 @@ class TagCLIP(nn.Module):
             )
             # One at a time: whoever asks for others in turn pays a few decoders for it.
             self._known_map = key, found
-        return self._known_map[1]
+        return found
 
     def _windows_per_batch(self) -> int:
         # Matrix products on a CPU round differently for every batch size, and larger batches

@@ -38,6 +38,7 @@ from tagclip.data.datasets.changed_copies import (
 from tagclip.data.label_io import read_label
 from tagclip.engine import training_loop
 from tagclip.engine.protocol_proof import prove_protocol
+from tagclip.engine.trusty_fitting import TrustyFitting
 from tagclip.errors import ConfigError, DatasetError, ProtocolError
 from tagclip.modeling import meta_arch
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
@@ -90,6 +91,32 @@ def test_what_is_proven_about_is_the_run_itself(config: Path, tmp_path: Path) ->
     trainer.train()
     end = weights(trainer.model)
     assert proof.moved == max(float((end[n].double() - start[n]).abs().max()) for n in start) > 0
+
+
+RELATIVE = ("MODEL.TAGCLIP.TRUSTY.KIND", "relative")
+
+
+def test_a_fitted_map_is_proven_too(config: Path) -> None:
+    proof = prove(config, 2, *RELATIVE)
+    assert "Proved" in proof.conclusion()
+    trained = prove(config, 2, "MODEL.TAGCLIP.TRUSTY.ENABLED", False)
+    tensors, fewer = (p.differences[LABELS].all_tensors for p in (proof, trained))
+    assert tensors == fewer + 7
+
+
+def test_a_fit_that_reads_unseen_labels_is_noticed(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = TrustyFitting.fit
+
+    def leaking(self: TrustyFitting) -> None:
+        fit(self)
+        label = np.asarray(Image.open(self._loader.source(0)["sem_seg_file_name"]))
+        self._model.relative_trusty.gaussians.counts[0] = float((label == UNSEEN[0]).sum())
+
+    monkeypatch.setattr(TrustyFitting, "fit", leaking)
+    with pytest.raises(ProtocolError, match=f"with {LABELS}, found"):
+        prove(config, 2, *RELATIVE).conclusion()
 
 
 ORIGINAL_TABLES = dataset_mapper._training_luts
