@@ -24,7 +24,7 @@ def test_every_config_has_a_name(repository: Path) -> None:
     assert {name.split("/")[0] for name in names} == {
         *("voc", "coco-stuff", "context", "cross_dataset", "official", "towers"),
         *("minibench", "zegclip", "trainingfree"),
-        *("Base-ZeroShot.yaml", "Base-ConvTrust.yaml"),
+        *("Base-ZeroShot.yaml", "Base-ConvTrust.yaml", "Base-Relative.yaml"),
     }
     assert tagclip.model_zoo is model_zoo
 
