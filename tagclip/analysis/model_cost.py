@@ -140,7 +140,8 @@ class ModelAnalysis:
 
         Returns:
             By part: ``backbone.<child>`` and ``sem_seg_head.<child>`` of every child module;
-            ``backbone`` and ``sem_seg_head`` are what belongs to no child.
+            ``backbone`` and ``sem_seg_head`` are what belongs to no child; ``backbone.plain`` the
+            second pass of the tower, for a trusty map of kind ``relative``.
         """
         model = self.model.eval()
         with self._fake():
@@ -149,6 +150,9 @@ class ModelAnalysis:
         features, backbone = self._count_parts(model.backbone, images)
         _, head = self._count_parts(model.sem_seg_head, features, class_embed)
         parts = {f"backbone{child}": macs for child, macs in backbone.items()}
+        if model.relative_trusty is not None:
+            _, plain = self._count(model.backbone.plain, images)
+            parts["backbone.plain"] = plain.get_total_flops() // 2
         return parts | {f"sem_seg_head{child}": macs for child, macs in head.items()}
 
     @property
@@ -225,7 +229,7 @@ class ModelAnalysis:
         labels = torch.zeros(1, height, width, dtype=torch.uint8)
         logits = torch.zeros(1, len(self.model.train_vocabulary), *grid, requires_grad=True)
         trusty_logits = trusty = None
-        if self.model.trusty_target is not None:
+        if self.model.trusty_target is not None and self.model.relative_trusty is None:
             trusty_logits, trusty = torch.zeros(1, 1, *grid, requires_grad=True), labels.bool()
         targets = SegTargets(labels, torch.ones_like(labels, dtype=torch.bool), trusty, 255)
         features = {"clip_dense": torch.zeros(1, self._embed_dim, *grid)}

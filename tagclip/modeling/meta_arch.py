@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tagclip.config.checks import check_config
 from tagclip.data.protocol import Protocol, requested_vocabulary, resolve_seen
 from tagclip.data.read_ahead import BUDGET
+from tagclip.errors import ConfigError
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
@@ -78,9 +79,18 @@ class TagCLIP(nn.Module):
             pixel_mean: per channel, in units of the uint8 image.
             pixel_std: per channel, in units of the uint8 image.
             self_training: writes pseudo-labels into the training targets; None: no pseudo-labels.
+
+        Raises:
+            ConfigError: the trusty map needs plain CLIP's patches, which the backbone cannot give.
         """
         super().__init__()
         self.backbone, self.sem_seg_head, self.text_bank = backbone, sem_seg_head, text_bank
+        if self.relative_trusty is not None and not hasattr(backbone, "plain"):
+            raise ConfigError(
+                "MODEL.TAGCLIP.TRUSTY.KIND: found relative with the image tower "
+                f"{type(backbone).__name__}, expected CLIPViT, which has plain CLIP's patches, "
+                "too; take token or conv, or another MODEL.CLIP.NAME"
+            )
         self.train_vocabulary, self.vocabulary = train_vocabulary, vocabulary
         self.unknown_classes, self.trusty_target = unknown_classes, trusty_target
         self.gate, self.inference_settings = gate, inference

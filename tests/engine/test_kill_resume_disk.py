@@ -24,10 +24,10 @@ from helpers.tiny_run import (
     exit_of,
     own_loggers,
     run_arguments,
+    short_run,
     train,
     weights,
     write_run_config,
-    write_tiny_dataset,
 )
 
 from tagclip.checkpoint import read_checkpoint
@@ -42,15 +42,7 @@ FULL = 100_000
 @pytest.fixture
 def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
     """Six steps, a checkpoint every second."""
-    write_tiny_dataset(tmp_path)
-    return changed(
-        tiny_cfg,
-        "SOLVER.IMS_PER_BATCH", 2,
-        "SOLVER.MAX_ITER", 6,
-        "SOLVER.WARMUP_ITERS", 2,
-        "SOLVER.CHECKPOINT_PERIOD", 2,
-        "DATASETS.TEST", (),
-    )  # fmt: skip
+    return short_run(tiny_cfg, tmp_path, "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2)
 
 
 class FullDisk(HookBase):

@@ -18,14 +18,13 @@ from helpers.tiny_run import (
     UNSEEN,
     VOID,
     Call,
-    changed,
     equal,
     exit_of,
     losses,
+    short_run,
     train,
     train_labels,
     weights,
-    write_tiny_dataset,
 )
 from PIL import Image
 
@@ -38,15 +37,8 @@ NOVEL = ("MODEL.TAGCLIP.TRUSTY.TARGET", "novel", "DATASETS.ZERO_SHOT.ALLOW_NOVEL
 @pytest.fixture
 def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
     """Ten steps of two random crops with dropout, on a dataset that exists; no evaluation."""
-    write_tiny_dataset(tmp_path)
-    return changed(
-        tiny_cfg,
-        "SOLVER.IMS_PER_BATCH", 2,
-        "SOLVER.MAX_ITER", 10,
-        "SOLVER.WARMUP_ITERS", 4,
-        "SOLVER.BASE_LR", 0.01,
-        "DATASETS.TEST", (),
-    )  # fmt: skip
+    steps = ("SOLVER.MAX_ITER", 10, "SOLVER.WARMUP_ITERS", 4, "SOLVER.BASE_LR", 0.01)
+    return short_run(tiny_cfg, tmp_path, *steps)
 
 
 def send_sigterm(trainer: Any) -> None:

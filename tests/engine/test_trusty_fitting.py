@@ -13,17 +13,20 @@ from helpers.tiny_run import (
     VOID,
     changed,
     equal,
+    maskclip_parts,
+    short_run,
     train,
     train_in_two,
     train_labels,
     weights,
-    write_tiny_dataset,
 )
 from PIL import Image
 
 from tagclip import TagCLIPPredictor, ZeroShotTrainer
+from tagclip.analysis.model_cost import ModelAnalysis
 from tagclip.errors import ConfigError
 from tagclip.export.onnx import WindowModel
+from tagclip.modeling.backbone import CLIPViT
 from tagclip.projects import import_projects
 
 PREFIX = "sem_seg_head.trusty_relative."
@@ -32,14 +35,10 @@ WORDS = ["cat", "dog", "a red bus"]
 
 @pytest.fixture
 def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
-    write_tiny_dataset(tmp_path)
-    return changed(
-        tiny_cfg,
-        "SOLVER.IMS_PER_BATCH", 2,
+    return short_run(
+        tiny_cfg, tmp_path,
         "SOLVER.MAX_ITER", 6,
-        "SOLVER.WARMUP_ITERS", 2,
         "SOLVER.BASE_LR", 0.01,
-        "DATASETS.TEST", (),
         "MODEL.TAGCLIP.TRUSTY.KIND", "relative",
         "MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES", 12,
         "MODEL.TAGCLIP.TRUSTY.RELATIVE.SAMPLE_IMAGES", 5,
@@ -131,6 +130,26 @@ def test_training_free_heads_have_no_such_map(cfg: CfgNode, maskclip_cfg: CfgNod
     import_projects(maskclip_cfg.PROJECTS)
     with pytest.raises(ConfigError, match="TRUSTY.KIND: found 'relative'"):
         ZeroShotTrainer.build_model(changed(maskclip_cfg, *on))
+
+
+def test_a_tower_without_plain_patches_is_refused_when_it_is_built(
+    cfg: CfgNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(CLIPViT, "plain")
+    with pytest.raises(ConfigError, match="TRUSTY.KIND: found relative with the image tower"):
+        ZeroShotTrainer.build_model(cfg)
+
+
+def test_the_second_pass_of_the_tower_is_counted(cfg: CfgNode) -> None:
+    size = (64, 64)
+    found = ModelAnalysis(cfg).forward_macs(3, size)
+    opts = [*maskclip_parts(), "MODEL.CLIP.DOUBLE_CLS_EMBED", False]
+    import_projects(["training_free"])
+    free = ModelAnalysis(changed(cfg, "MODEL.TAGCLIP.TRUSTY.KIND", "token", *opts))
+    parts = free.forward_macs(3, size)
+    # MaskCLIP projects the class token, too: 64 channels to 32.
+    expected = sum(macs for name, macs in parts.items() if name.startswith("backbone")) - 64 * 32
+    assert found["backbone.plain"] == expected
 
 
 def test_it_is_not_exported(cfg: CfgNode) -> None:

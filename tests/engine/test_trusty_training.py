@@ -16,11 +16,11 @@ from helpers.tiny_run import (
     changed,
     equal,
     losses,
+    short_run,
     train,
     train_in_two,
     train_labels,
     weights,
-    write_tiny_dataset,
 )
 from PIL import Image
 
@@ -35,14 +35,10 @@ CONV = "MODEL.TAGCLIP.TRUSTY.CONV."
 
 @pytest.fixture
 def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
-    write_tiny_dataset(tmp_path)
-    return changed(
-        tiny_cfg,
-        "SOLVER.IMS_PER_BATCH", 2,
+    return short_run(
+        tiny_cfg, tmp_path,
         "SOLVER.MAX_ITER", 8,
-        "SOLVER.WARMUP_ITERS", 2,
         "SOLVER.BASE_LR", 0.01,
-        "DATASETS.TEST", (),
         "MODEL.TAGCLIP.TRUSTY.KIND", "conv",
         f"{CONV}STEPS", 2,
         f"{CONV}REPLAY_BATCHES", 3,

@@ -76,6 +76,19 @@ def maskclip_parts() -> list[Any]:
     ]  # fmt: skip
 
 
+def short_run(cfg: CfgNode, root: Path, *opts: Any) -> CfgNode:
+    """Write the dataset of ``tiny_cfg``; a config of steps of two images without evaluation.
+
+    Args:
+        cfg: the fixture.
+        root: folder of its dataset.
+        opts: keys and values that differ.
+    """
+    write_tiny_dataset(root)
+    steps = ("SOLVER.IMS_PER_BATCH", 2, "SOLVER.WARMUP_ITERS", 2, "DATASETS.TEST", ())
+    return changed(cfg, *steps, *opts)
+
+
 def write_run_config(cfg: CfgNode, root: Path) -> Path:
     """Write the dataset of ``tiny_cfg`` and a config file of a training of four steps."""
     write_tiny_dataset(root)

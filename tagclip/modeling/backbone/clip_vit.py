@@ -203,7 +203,14 @@ class CLIPViT(FrozenTower):
 
     @torch.no_grad()
     def plain(self, images: Tensor) -> Tensor:
-        """See `FrozenTower.plain`."""
+        """Encode normalised images as CLIP was published, without prompts, as MaskCLIP reads it.
+
+        Args:
+            images: (N, 3, H, W) float, H and W multiples of the patch size.
+
+        Returns:
+            (N, D, h, w) float32 patch vectors, unit length over D (arXiv 2112.01071, section 3.2).
+        """
         tokens, grid = self.embed(images, cls_weight=1)
         blocks = self.active_blocks()
         tokens = self.ln_pre(tokens)

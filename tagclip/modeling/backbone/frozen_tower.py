@@ -115,24 +115,6 @@ class FrozenTower(Backbone):
             shapes["clip_keys"] = ShapeSpec(channels=self.key_width, stride=self.patch_size)
         return shapes
 
-    def plain(self, images: Tensor) -> Tensor:
-        """Encode normalised images as CLIP was published, without prompts, as MaskCLIP reads it.
-
-        Args:
-            images: (N, 3, H, W) float, H and W multiples of the patch size.
-
-        Returns:
-            (N, D, h, w) float32 patch vectors, unit length over D (arXiv 2112.01071, section 3.2).
-
-        Raises:
-            ConfigError: the tower cannot.
-        """
-        raise ConfigError(
-            "MODEL.TAGCLIP.TRUSTY.KIND: found relative with the image tower "
-            f"{type(self).__name__}, expected one of open_clip's own ViTs (CLIPViT); take token or "
-            "conv, or another MODEL.CLIP.NAME"
-        )
-
     def run_block(self, block: nn.Module, *args: Any, **options: Any) -> Tensor:
         """Call a block, recomputed in the backward pass if that is asked for."""
         if self.use_checkpoint and self.training:

@@ -61,13 +61,13 @@ class Densities(NamedTuple):
 
     Attributes:
         seen: (K,) bool, which classes have measured means.
-        means: (K, C).
+        centres: (K, C) means, whitened as their class is.
         whitening: of measured and of foretold classes, (C, C) lower triangles that multiply.
         constants: of the two, -1/2 log det of the covariance.
     """
 
     seen: Tensor
-    means: Tensor
+    centres: Tensor
     whitening: tuple[Tensor, Tensor]
     constants: tuple[Tensor, Tensor]
 
@@ -90,8 +90,7 @@ class Densities(NamedTuple):
             for side in (0, 1):
                 classes = (self.seen == measured) & (unseen == bool(side))
                 if classes.any():
-                    centres = self.means[classes] @ matrix.T
-                    distance = torch.cdist(points, centres).square().amin(1)
+                    distance = torch.cdist(points, self.centres[classes]).square().amin(1)
                     best[side] = torch.maximum(best[side], constant - distance / 2)
         gap = (best[1] - best[0]).view(len(vectors), *vectors.shape[-2:])
         return gap[:, None]
@@ -125,7 +124,7 @@ class ClassGaussians(nn.Module):
         """Take over means and the pooled covariance within classes."""
         counts, sums, products = statistics
         means = sums / counts.clamp(min=1)[:, None]
-        within = products - (sums[:, :, None] * means[:, None]).sum(0)
+        within = products - sums.T @ means
         self.counts.copy_(counts)
         self.means.copy_(means)
         self.covariance.copy_(within / counts.sum().clamp(min=1))
@@ -141,39 +140,44 @@ class ClassGaussians(nn.Module):
         """
         known = self.counts > 0
         text, means = trained[known].double(), self.means[known].double()
-        errors = torch.stack([self._left_out(text, means, i) for i in range(len(text))])
+        errors = _left_out_errors(text, means)
         spread = _shrunk(errors.T @ errors / len(errors), _ERROR_SHRINKAGE)
         within = _shrunk(self.covariance.double(), _SHRINKAGE)
         whitening, constants = zip(*map(_whitening, (within, within + spread)), strict=True)
         asked = asked.double()
         likeness, same = (asked @ text.T).max(1)
         measured = likeness > 1 - 1e-5
-        foretold = _regression(text, means)(asked)
-        centres = torch.where(measured[:, None], means[same], foretold)
-        return Densities(measured, centres.float(), whitening, constants)
-
-    @staticmethod
-    def _left_out(text: Tensor, means: Tensor, index: int) -> Tensor:
-        """(C,) error of the mean that the other classes foretell of one."""
-        others = torch.arange(len(text), device=text.device) != index
-        return _regression(text[others], means[others])(text[index]) - means[index]
+        foretold = _foretold(text, means, asked).float()
+        centres = torch.where(
+            measured[:, None], means[same].float() @ whitening[0].T, foretold @ whitening[1].T
+        )
+        return Densities(measured, centres, whitening, constants)
 
 
-def _regression(text: Tensor, means: Tensor):  # noqa: ANN202
-    """Ridge regression around the map that CLIP was trained for: means lie where the names do."""
+def _foretold(text: Tensor, means: Tensor, asked: Tensor) -> Tensor:
+    """(K, C) means of the asked classes, by ridge regression of what names alone leave over.
+
+    Without classes to learn from, a mean lies where CLIP was trained to put it: where the name is.
+    In the dual form, as there are fewer classes than channels.
+    """
     centre, middle = text.mean(0), means.mean(0)
-    x, y = text - centre, means - middle
-    base = x.repeat(1, y.shape[1] // x.shape[1])
+    x, y, offset = text - centre, means - middle, asked - centre
+    copies = y.shape[1] // x.shape[1]
+    base = x.repeat(1, copies)
     scale = (base * y).sum() / base.square().sum().clamp(min=1e-12)
     gram = x @ x.T + _RIDGE * torch.eye(len(x), dtype=x.dtype, device=x.device)
-    weights = x.T @ torch.linalg.solve(gram, y - scale * base)
+    shares = torch.linalg.solve(gram, x @ offset.T).T
+    return middle + scale * offset.repeat(1, copies) + shares @ (y - scale * base)
 
-    def predict(asked: Tensor) -> Tensor:
-        offset = asked - centre
-        repeats = [1] * (asked.ndim - 1) + [y.shape[1] // x.shape[1]]
-        return middle + scale * offset.repeat(repeats) + offset @ weights
 
-    return predict
+def _left_out_errors(text: Tensor, means: Tensor) -> Tensor:
+    """(S, C) by how much each mean is missed that the other classes foretell."""
+    errors = []
+    for index in range(len(text)):
+        others = torch.arange(len(text), device=text.device) != index
+        found = _foretold(text[others], means[others], text[index, None])
+        errors.append(found[0] - means[index])
+    return torch.stack(errors)
 
 
 def _shrunk(covariance: Tensor, share: float) -> Tensor:
