@@ -217,9 +217,9 @@ class TagCLIPPredictor:
 
     @property
     def can_be_other(self) -> bool:
-        """Whether pixels may get none of the K classes: there is context or a threshold."""
+        """Whether pixels may get none of the K classes: there is context, or TEST.BACKGROUND."""
         has_context = len(self.asked.all) > len(self.asked.shown)
-        return has_context or self.model.inference_settings.background_threshold > 0
+        return has_context or self.model.inference_settings.may_be_other
 
     def set_vocabulary(
         self,
@@ -232,10 +232,10 @@ class TagCLIPPredictor:
         Arguments and errors are those of `resolve`.
         """
         asked = self.resolve(vocabulary, seen, context)
-        if len(asked.all) == 1 and not self.model.inference_settings.background_threshold:
+        if len(asked.all) == 1 and not self.model.inference_settings.may_be_other:
             logger.warning(
                 "The only class, %r, gets every pixel; name others as context, or set "
-                "MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", asked.shown.names[0],
+                "MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD, or BACKGROUND auto", asked.shown.names[0],
             )  # fmt: skip
         with torch.no_grad():
             self.model.text_bank(asked.all)
@@ -258,6 +258,9 @@ class TagCLIPPredictor:
             context: more classes, in the same forms, that compete for pixels but are not shown:
                 where one wins, the label is -1. Those that the vocabulary has, too, are dropped.
 
+        With MODEL.TAGCLIP.TEST.BACKGROUND auto the context has the training's other classes, too,
+        see `TagCLIP.competitors`.
+
         Raises:
             VocabularyError: names are empty or occur twice, or a file is inconsistent.
             DatasetError: the dataset is not registered with a vocabulary.
@@ -265,7 +268,8 @@ class TagCLIPPredictor:
         shown = self._resolved(vocabulary)
         shown = shown if seen is None else shown.with_seen(seen)
         everything = shown if context is None else _joined(shown, self._resolved(context))
-        return AskedClasses(shown, everything)
+        others = self.model.competitors(everything)
+        return AskedClasses(shown, everything if others is None else _joined(everything, others))
 
     def __call__(
         self, image: ImageLike | Sequence[ImageLike], top_k: int = 0

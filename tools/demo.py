@@ -42,6 +42,7 @@ logger = logging.getLogger("tagclip.demo")
 MINIBENCH, OUTPUT = Path("output/minibench/model_final.pth"), Path("segmented")
 # On MiniBench's validation set it rejects 80 % of the unlabelled clutter and 10 % of what is right.
 BACKGROUND = 0.1
+AUTO = "auto"
 # What segments without training, and its config.
 METHODS = ("maskclip", "sclip", "clearclip", "naclip")
 METHOD_CONFIG = "trainingfree/Base-AnyWords.yaml"
@@ -105,9 +106,17 @@ def add_model_options(parser: ToolParser) -> None:
         help="more names (file, dataset) that compete and are shown as other",
     )
     parser.add_argument(
-        "--background", "--confidence-threshold", nargs="?", type=float, const=BACKGROUND,
-        metavar="THRESHOLD", help="call pixels with a lower score other (%(const)s)",
+        "--background", "--confidence-threshold", nargs="?", type=_background, const=BACKGROUND,
+        metavar="THRESHOLD", help="call pixels with a lower score other (%(const)s); auto: those "
+        "that no word fits (TEST.BACKGROUND)",
     )  # fmt: skip
+
+
+def _background(text: str) -> float | str:
+    try:
+        return text if text == AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number or {AUTO}") from None
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -204,7 +213,7 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
     predictor.set_vocabulary(
         predictor.vocabulary if vocabulary is None else vocabulary, context=context
     )
-    if context is None and not predictor.cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD:
+    if not predictor.can_be_other:
         logger.info(
             "Every pixel gets one of %d classes; --context or --background make room for others",
             len(predictor.vocabulary),
@@ -219,7 +228,8 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
 
     opts = [*args.opts, *opts]
     if args.background is not None:
-        opts += ["MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", str(args.background)]
+        name = "BACKGROUND" if args.background == AUTO else "BACKGROUND_THRESHOLD"
+        opts += [f"MODEL.TAGCLIP.TEST.{name}", str(args.background)]
     if args.weights:
         opts += ["MODEL.WEIGHTS", args.weights]
     weights = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS")

@@ -22,6 +22,7 @@ _SECTIONS = {
     "detector": "detection of unseen pixels: AUROC of",
     "clutter": "unlabelled pixels that get an unseen class",
     "calibration": "trusty map as a probability",
+    "rejected": "BACKGROUND auto",
 }
 # Not in percent.
 _PLAIN = ("bias", "best bias", "mean P(seen) on seen pixels", "mean P(seen) on unseen pixels")
@@ -44,11 +45,13 @@ def comparison_rows(figures: Sequence[Figures]) -> list[tuple[str, ...]]:
 
 
 def _figure_rows(figures: Sequence[Figures]) -> list[tuple[Any, ...]]:
-    """(section, figure, one value per run)."""
+    """(section, figure, one value per run); nan for a run that has no such figure."""
+    names = dict.fromkeys(
+        (s, name) for run in figures for s, values in run.items() for name in values
+    )
     return [
-        (section, name, *(run[section][name] for run in figures))
-        for section, values in figures[0].items()
-        for name in values
+        (section, name, *(run.get(section, {}).get(name, math.nan) for run in figures))
+        for section, name in names
     ]
 
 

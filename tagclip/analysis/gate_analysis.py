@@ -11,6 +11,7 @@ import torch
 
 from tagclip.analysis.bias_curves import BiasCounts, BiasCurve, Contest, bias_grid
 from tagclip.analysis.calibration import TrustyCounts, detector_auroc
+from tagclip.analysis.none_counts import NoneCounts
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import confusion_matrix, summarize
 from tagclip.modeling.inference.fusion import ScoreFusion
@@ -81,6 +82,7 @@ class GateAnalysis:
         # Without a gate the two are one.
         self.none = BiasCounts(self.seen, grid) if self.has_gate else self.own
         self.trusty = TrustyCounts(self.seen)
+        self.rejected: NoneCounts | None = None
         self.confusion, self.oracle = np.zeros((2, classes, classes), dtype=np.int64)
 
     def add(self, truth: np.ndarray, fusion: ScoreFusion, size: tuple[int, int]) -> np.ndarray:
@@ -109,6 +111,10 @@ class GateAnalysis:
         self.own.add(flat, found)
         if self.has_gate:
             self.none.add(flat, bare)
+        margin = fusion.margin(size)
+        if margin is not None:
+            self.rejected = self.rejected or NoneCounts(self.seen)
+            self.rejected.add(flat, found.labels(self.bias), _flat(margin < 0))
         pixels = np.flatnonzero((flat >= 0) & (flat < classes))
         flat, own, plain = flat[pixels], found[pixels], bare[pixels]
         perfect = np.where(self.seen[flat], plain.seen, plain.unseen)
@@ -131,7 +137,8 @@ class GateAnalysis:
         ``own`` and ``none``: the model's gate and no gate; ``oracle``: the true side of every
         pixel as the gate; ``detector``: AUROC of what could tell seen from unseen pixels;
         ``clutter``: pixels without label, no IoU counts them; ``calibration``: the trusty map as a
-        probability.
+        probability; ``rejected``, with BACKGROUND auto alone: what is called none of the classes,
+        which the other figures leave out of account.
         """
         found = {name: self._curve_figures(curve) for name, curve in self.curves.items()}
         perfect = summarize(self.oracle, self.seen)
@@ -154,6 +161,8 @@ class GateAnalysis:
             "mean P(seen) on seen pixels": self.trusty.mean(True),
             "mean P(seen) on unseen pixels": self.trusty.mean(False),
         }
+        if self.rejected is not None:
+            found["rejected"] = self.rejected.figures()
         return found
 
     def _curve_figures(self, curve: BiasCurve) -> dict[str, float]:

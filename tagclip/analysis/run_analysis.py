@@ -19,6 +19,7 @@ from tagclip.data import Protocol, read_indices
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import per_class, summarize
 from tagclip.evaluation.saved_logits import SavedLogits
+from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.structures.vocabulary import Vocabulary
 
 __all__ = ["AnalyzedRun", "analyze_run", "crossing_confusions"]
@@ -134,20 +135,20 @@ def analyze_run(
             score = float(np.nanmean(per_class(confusion)["IoU"]))
             both = bool(present[analysis.seen].any() and present[~analysis.seen].any())
             ranking.append(Ranked(score, sample, both))
-    _check(saved.folder, analysis, content, cfg.MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD)
+    _check(saved.folder, analysis, content, InferenceSettings.from_config(cfg).may_be_other)
     ranking.sort(key=lambda each: (-each.score, each.sample["file_name"]))
     return AnalyzedRun(label, content, vocabulary, saved, analysis, ranking)
 
 
 def _check(
-    folder: Path, analysis: GateAnalysis, content: Mapping[str, Any], threshold: float
+    folder: Path, analysis: GateAnalysis, content: Mapping[str, Any], may_be_other: bool
 ) -> None:
     """Refuse logits that are not those of the result beside them.
 
-    With a threshold, pixels have no class in the result, but one here: no comparison.
+    With TEST.BACKGROUND, pixels have no class in the result, but one here: no comparison.
     """
     found, stored = summarize(analysis.confusion, None)["mIoU"], content["metrics"]["mIoU"]
-    if threshold == 0 and abs(found - stored) > _TOLERANCE:
+    if not may_be_other and abs(found - stored) > _TOLERANCE:
         raise ConfigError(
             f"{folder}: found logits that reach mIoU {found:.2f}, expected the {stored:.2f} of the "
             "metrics.json beside them; evaluate again with TEST.SAVE_LOGITS True"

@@ -7,17 +7,22 @@ import math
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from torch import Tensor
 from tqdm import tqdm
 
 from tagclip.data import ZeroShotDatasetMapper
 from tagclip.engine.data_stream import StreamLoader
 from tagclip.modeling.heads.class_gaussians import (
+    MAJORITY,
     MIXED,
     PatchStatistics,
     patch_labels,
+    patch_share,
     with_context,
 )
-from tagclip.modeling.heads.relative_trusty import PatchVectors
+from tagclip.modeling.heads.none_of_these import KeptPatches, choose_patches
+from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeTrusty
+from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.modeling.meta_arch import TagCLIP
 
 __all__ = ["TrustyFitting"]
@@ -79,24 +84,60 @@ class TrustyFitting(HookBase):
         model = self._model
         was_training = model.training
         model.eval()
-        total, room = None, model.relative_trusty.sample_images
-        sample: list[tuple[torch.Tensor, ...]] = []
+        gathered = _Gathered(model.relative_trusty, len(model.train_vocabulary))
         for batch in tqdm(self._loader, desc="Fitting the trusty map", disable=None, leave=False):
             images, sizes = model.preprocess_images(batch)
             targets = model.preprocess_targets(batch, images.shape[-2:], sizes)
             features = model.backbone(images)
-            dense = features["clip_dense"]
-            known = targets.trusty & targets.valid
-            labels = patch_labels(targets.labels.long().where(known, MIXED), dense.shape[-2:])
-            found = PatchStatistics.of(with_context(dense), labels, len(model.train_vocabulary))
-            total = found if total is None else total.plus(found)
-            if room > 0:
-                kept = model.patch_vectors(
-                    images[:room], {k: v[:room] for k, v in features.items()}
-                )
-                sample.append((kept.dense, kept.plain, kept.whole, labels[:room] >= 0))
-                room -= len(kept.dense)
-        *vectors, seen = (torch.cat(parts) for parts in zip(*sample, strict=True))
-        model.relative_trusty.fit(total, PatchVectors(*vectors), seen)
+            gathered.add(features["clip_dense"], targets)
+            if room := gathered.room:
+                features = {name: maps[:room] for name, maps in features.items()}
+                gathered.keep(model.patch_vectors(images[:room], features))
+        gathered.fit()
         model.train(was_training)
         self._fitted_at = self.trainer.iter
+
+
+class _Gathered:
+    """What is taken from the images so far."""
+
+    def __init__(self, trusty: RelativeTrusty, classes: int) -> None:
+        """Begin with nothing."""
+        self._trusty, self._classes = trusty, classes
+        self._totals: tuple[PatchStatistics, ...] | None = None
+        self._sample: list[tuple[Tensor, ...]] = []
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._images = 0
+        self.room = trusty.sample_images
+
+    def add(self, dense: Tensor, targets: SegTargets) -> None:
+        """Count the patches (N, D, h, w) of a batch, and keep some of each image."""
+        context, grid = with_context(dense), dense.shape[-2:]
+        known = targets.trusty & targets.valid
+        self._labels = patch_labels(targets.labels.long().where(known, MIXED), grid)
+        bare = patch_share(~targets.trusty & targets.valid, grid) >= MAJORITY
+        found = (
+            PatchStatistics.of(context, self._labels, self._classes),
+            PatchStatistics.of(context, torch.where(bare, 0, MIXED), 1),
+        )
+        if self._totals is not None:
+            found = tuple(a.plus(b) for a, b in zip(self._totals, found, strict=True))
+        self._totals = found
+        vectors, seen = context.flatten(2), patch_share(known, grid).flatten(1)
+        for image, share in zip(vectors, seen, strict=True):
+            chosen = choose_patches(self._images, len(share), self._trusty.none_of_these.patches)
+            self._kept.append((image[:, chosen].T.half(), share[chosen]))
+            self._images += 1
+
+    def keep(self, vectors: PatchVectors) -> None:
+        """Keep the first images of the batch that was added last."""
+        count = len(vectors.dense)
+        seen = self._labels[:count] >= 0
+        self._sample.append((vectors.dense, vectors.plain, vectors.whole, seen))
+        self.room -= count
+
+    def fit(self) -> None:
+        """Fit the map."""
+        *vectors, seen = (torch.cat(parts) for parts in zip(*self._sample, strict=True))
+        kept = KeptPatches(*map(torch.stack, zip(*self._kept, strict=True)))
+        self._trusty.fit(*self._totals, PatchVectors(*vectors), seen, kept)

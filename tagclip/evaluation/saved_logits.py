@@ -1,9 +1,10 @@
 """Low-resolution logits of an evaluation: gates and biases can be tried on them without a model.
 
 ``logits/`` holds one safetensors file per image. For each of its views (see `ScoreFusion`) v:
-``class_logits.v`` (W, K, h, w) and, with a trusty map, ``trusty_logits.v`` (W, 1, h, w), float16,
-one row per window. The metadata ``fusion`` is json: size of the result, windows, seen classes and
-gate (for ``index.json`` see `tagclip.evaluation.saved_folder`).
+``class_logits.v`` (W, K, h, w), with a trusty map ``trusty_logits.v`` (W, 1, h, w) and with
+BACKGROUND auto ``margins.v`` (W, 1, h, w), float16, one row per window. The metadata ``fusion`` is
+json: size of the result, windows, seen classes and gate (for ``index.json`` see
+`tagclip.evaluation.saved_folder`).
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ class LogitWriter(FolderWriter):
             )
         for number, view in enumerate(fusion.views):
             tensors[f"class_logits.{number}"] = _half(view.class_logits)
-            if view.trusty_logits is not None:
-                tensors[f"trusty_logits.{number}"] = _half(view.trusty_logits)
+            for name in ("trusty_logits", "margins"):
+                if getattr(view, name) is not None:
+                    tensors[f"{name}.{number}"] = _half(getattr(view, name))
         content = save(tensors, {_FUSION: json_text(_describe(fusion, labels.shape))})
         with self.kind.writing(self._folder):
             write_atomic(self._file(image), content)
@@ -150,11 +152,20 @@ def _parse(file: Any, device: torch.device) -> tuple[ScoreFusion, tuple[int, int
     fusion = load_json(file.metadata()[_FUSION])
     names, views = set(file.keys()), []
     for number, entry in enumerate(fusion["views"]):
-        pair = [f"class_logits.{number}", f"trusty_logits.{number}"]
-        tensors = [file.get_tensor(n).to(device).float() if n in names else None for n in pair]
+        parts = [f"{name}.{number}" for name in ("class_logits", "trusty_logits", "margins")]
+        classes, trusty, margins = (
+            file.get_tensor(n).to(device).float() if n in names else None for n in parts
+        )
         grid = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["grid"].items()}
         views.append(
-            ViewLogits(*tensors, WindowGrid(**grid), tuple(entry["padded_size"]), entry["mirrored"])
+            ViewLogits(
+                classes,
+                trusty,
+                WindowGrid(**grid),
+                tuple(entry["padded_size"]),
+                entry["mirrored"],
+                margins,
+            )
         )
         if len(views[-1].class_logits) != len(views[-1].grid):
             raise ValueError(f"{len(views[-1].class_logits)} of {len(views[-1].grid)} windows")

@@ -19,6 +19,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
+from tagclip.modeling.heads.class_gaussians import SAME_TEXT
 from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeMap, RelativeTrusty
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
 from tagclip.modeling.inference.gate import Gate
@@ -81,7 +82,8 @@ class TagCLIP(nn.Module):
             self_training: writes pseudo-labels into the training targets; None: no pseudo-labels.
 
         Raises:
-            ConfigError: the trusty map needs plain CLIP's patches, which the backbone cannot give.
+            ConfigError: the trusty map needs plain CLIP's patches, which the backbone cannot give,
+                or the test for none of the classes a map that there is not.
         """
         super().__init__()
         self.backbone, self.sem_seg_head, self.text_bank = backbone, sem_seg_head, text_bank
@@ -90,6 +92,12 @@ class TagCLIP(nn.Module):
                 "MODEL.TAGCLIP.TRUSTY.KIND: found relative with the image tower "
                 f"{type(backbone).__name__}, expected CLIPViT, which has plain CLIP's patches, "
                 "too; take token or conv, or another MODEL.CLIP.NAME"
+            )
+        if inference.background == "auto" and self.relative_trusty is None:
+            raise ConfigError(
+                "MODEL.TAGCLIP.TEST.BACKGROUND: found auto in a model without a trusty map of "
+                "TRUSTY.KIND relative, which knows what no class looks like; expected threshold, "
+                "with BACKGROUND_THRESHOLD, or a model that was trained with such a map"
             )
         self.train_vocabulary, self.vocabulary = train_vocabulary, vocabulary
         self.unknown_classes, self.trusty_target = unknown_classes, trusty_target
@@ -233,7 +241,7 @@ class TagCLIP(nn.Module):
 
             * OUTPUT ``labels``: ``sem_seg_labels`` (H, W) int16 (int32 above 32767 classes),
                 indices into the vocabulary, and ``sem_seg_scores`` (H, W) half, their scores;
-                the label is -1 where the score is below BACKGROUND_THRESHOLD.
+                the label is -1 where TEST.BACKGROUND says so.
             * OUTPUT ``scores``: ``sem_seg`` (K, H, W) float32.
             * ``trusty`` (H, W) half, P(pixel belongs to a seen class), if there is a token.
             * TEST.SAVE_LOGITS: ``logits``, the `ScoreFusion` that all of these come from.
@@ -315,6 +323,27 @@ class TagCLIP(nn.Module):
         asked = requested_vocabulary(batched_inputs, self.vocabulary)
         return resolve_seen(asked, self.train_vocabulary, self.unknown_classes)
 
+    @torch.no_grad()
+    def competitors(self, vocabulary: Vocabulary) -> Vocabulary | None:
+        """Return what else may be on an image: classes with masks that are not asked.
+
+        Left out are those that an asked class seems to be another name of: whose vector is nearer
+        than any two of the training's are to each other.
+
+        Args:
+            vocabulary: the asked classes.
+
+        Returns:
+            None if there is no such class, or TEST.BACKGROUND does not ask for them.
+        """
+        if self.inference_settings.background != "auto":
+            return None
+        known = self.train_vocabulary.restrict("seen")
+        trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
+        among = (trained @ trained.T).fill_diagonal_(-1).max()
+        others = (trained @ asked.T).amax(1) <= among.clamp(max=SAME_TEXT)
+        return known.with_seen(others.tolist()).restrict("seen") if others.any() else None
+
     def _networks(
         self,
         class_embed: Tensor,
@@ -322,8 +351,9 @@ class TagCLIP(nn.Module):
         relative_map: RelativeMap | None,
         windows: Sequence[Tensor],
         size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor | None]:
-        """N windows (3, h, w), padded to a size -> (N, K, h, w) and (N, 1, h, w) float32 logits."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """N windows (3, h, w), padded to a size -> what `window_logits` says, float32."""
+        margins = None
         images = stack_padded([self._normalise(window) for window in windows], size, 0.0)
         # TEST.DTYPE says what is in half precision, whatever surrounds the call.
         with torch.autocast(self.device.type, enabled=False):
@@ -331,8 +361,8 @@ class TagCLIP(nn.Module):
             (logits, trusty), _ = self.sem_seg_head(features, class_embed)
             logits = class_maximum(logits, prompt_rows).float()
             if relative_map is not None:
-                trusty = relative_map(self.patch_vectors(images, features), logits)
-        return logits, None if trusty is None else trusty.float()
+                trusty, margins = relative_map(self.patch_vectors(images, features), logits)
+        return logits, None if trusty is None else trusty.float(), margins
 
     @property
     def relative_trusty(self) -> RelativeTrusty | None:
@@ -389,8 +419,8 @@ class TagCLIP(nn.Module):
         grid = self.inference_settings.grid(*pixels.shape[-2:])
         padded = self._divisible(grid.window_height), self._divisible(grid.window_width)
         patches = len(grid) * (padded[0] // self._divisor) * (padded[1] // self._divisor)
-        # float32 of the classes and the trusty token.
-        logits_nbytes = 4 * (classes + 1) * patches
+        # float32 of the classes, the trusty map and the margins.
+        logits_nbytes = 4 * (classes + 2) * patches
         return WindowedImage(pixels, grid, padded, view.get("mirrored", False), logits_nbytes)
 
     @property

@@ -82,25 +82,27 @@ def test_windows_of_several_images_share_batches() -> None:
 
     def networks(
         cuts: list[torch.Tensor], padded: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         windows = stack_padded(cuts, padded, 0.0)
         batches.append(tuple(windows.shape))
-        return windows.sum(dim=1, keepdim=True), windows[:, :1]
+        return windows.sum(dim=1, keepdim=True), windows[:, :1], windows[:, 1:2]
 
     found = list(window_logits(images, networks, 3, 10**6))
     assert batches == [(3, 3, 8, 8), (3, 3, 8, 4), (3, 3, 8, 4), (2, 3, 8, 8)]
     for image, view in zip(images, found, strict=True):
-        classes, trusty = view.class_logits, view.trusty_logits
+        classes, trusty, margins = view.class_logits, view.trusty_logits, view.margins
         assert (view.grid, view.padded_size) == (image.grid, image.padded_size)
-        assert len(classes) == len(trusty) == len(image.grid)
+        assert len(classes) == len(trusty) == len(margins) == len(image.grid)
         # Not a part of the batch, which would stay in memory with it.
         assert classes.untyped_storage().nbytes() == classes.nbytes
-        for window, red, (rows, columns) in zip(classes, trusty, image.grid, strict=True):
+        parts = zip(classes, trusty, margins, image.grid, strict=True)
+        for window, red, green, (rows, columns) in parts:
             cut = image.pixels[:, rows, columns]
             height, width = cut.shape[-2:]
             torch.testing.assert_close(window[0, :height, :width], cut.sum(dim=0))
             assert not window[0, height:].any() and not window[0, :, width:].any()
             assert torch.equal(red[0, :height, :width], cut[0])
+            assert torch.equal(green[0, :height, :width], cut[1])
 
 
 def test_a_full_memory_makes_smaller_batches_of_that_size_only() -> None:
@@ -113,12 +115,12 @@ def test_a_full_memory_makes_smaller_batches_of_that_size_only() -> None:
 
     def networks(
         cuts: list[torch.Tensor], padded: tuple[int, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
         batches.append((padded[1], len(cuts)))
         if padded[1] == 8 and len(cuts) > 2:
             raise torch.OutOfMemoryError("full")
         windows = stack_padded(cuts, padded, 0.0)
-        return windows, windows[:, :1]
+        return windows, windows[:, :1], None
 
     found = list(window_logits(images, networks, 4, 10**6))
     assert batches == [(8, 4), *[(8, 2), (8, 2), (4, 4)] * 3]
@@ -137,7 +139,7 @@ def test_an_image_waits_for_its_turn_without_its_pixels() -> None:
             pixels.append(weakref.ref(tensor))
             yield WindowedImage(tensor, WindowGrid.cover(8, width, 8, 8), (8, width))
 
-    found = window_logits(images(), lambda cuts, _: (torch.stack(cuts), None), 2, 10**6)
+    found = window_logits(images(), lambda cuts, _: (torch.stack(cuts), None, None), 2, 10**6)
     assert len(list(found)) == 5
     # The first waits for another of its size, two of the others make a batch, and whoever asks for
     # the next image still has the last one in hand.
@@ -172,7 +174,7 @@ def test_images_of_a_batch_get_what_they_get_alone(
 
 def test_windows_without_trusty_logits() -> None:
     image = WindowedImage(torch.rand(3, 8, 8), WindowGrid.cover(8, 8, 8, 8), (8, 8))
-    (view,) = window_logits([image], lambda cuts, _: (torch.stack(cuts), None), 1, 0)
+    (view,) = window_logits([image], lambda cuts, _: (torch.stack(cuts), None, None), 1, 0)
     assert view.trusty_logits is None and torch.equal(view.class_logits[0], image.pixels)
 
 

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
-from tagclip import TagCLIP, Vocabulary, ZeroShotTrainer, load_config
+from tagclip import TagCLIP, TagCLIPPredictor, Vocabulary, ZeroShotTrainer, load_config
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import Protocol
 from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
+from tagclip.projects.minibench.asked_alone import measure_words_alone
 
 __all__ = [
     "RUNS",
@@ -62,6 +64,7 @@ _CONV = f"{_MINI}_convtrust.yaml"
 _RELATIVE = f"{_MINI}_relative.yaml"
 _FREE = "trainingfree/{}_minibench_{{}}"
 _METHODS = {"MaskCLIP": "maskclip", "SCLIP": "sclip", "ClearCLIP": "clearclip", "NACLIP": "naclip"}
+_OTHER = ("MODEL.TAGCLIP.TEST.BACKGROUND", "auto")
 _DICE = ("MODEL.TAGCLIP.TRUSTY.LOSS", "dice")
 RUNS = {
     **{
@@ -86,9 +89,13 @@ RUNS = {
         opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "True"),
         constants="without unseen images",
     ),
-    "relative without unseen images": TableRun(_RELATIVE, 0.0),
-    "ZegCLIP without unseen images": TableRun(_RELATIVE, 0.0, opts=("MODEL.TAGCLIP.LAYERS", "nnn")),
-    "relative": TableRun(_RELATIVE, 0.0, opts=("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "False")),
+    "relative without unseen images": TableRun(_RELATIVE, 0.0, opts=_OTHER),
+    "ZegCLIP without unseen images": TableRun(
+        _RELATIVE, 0.0, opts=(*_OTHER, "MODEL.TAGCLIP.LAYERS", "nnn")
+    ),
+    "relative": TableRun(
+        _RELATIVE, 0.0, opts=(*_OTHER, "DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "False")
+    ),
     "transductive token": TableRun(
         f"{_MINI}_transductive.yaml", 0.1, start="TagCLIP token seen", seeds=1
     ),
@@ -115,7 +122,8 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
 
     Returns:
         JSON-ready dict: ``gates`` (name -> figures in percent), ``detector``, ``clutter``,
-        ``calibration``, ``oracle``, ``swapped`` and ``seconds``.
+        ``calibration``, ``oracle``, ``swapped`` and ``seconds``; with BACKGROUND auto
+        ``rejected`` and ``alone``, see `measure_words_alone`.
     """
     run, folder = RUNS[name], run_folder(output, split, name, seed)
     cfg = _config(run, split, seed, output, folder)
@@ -132,6 +140,11 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     figures = test["product" if "product" in test else "none"].figures()
     result = {"split": split, "run": name, "seed": seed, "seconds": round(seconds, 1)}
     result |= {key: figures[key] for key in ("detector", "clutter", "calibration", "oracle")}
+    if "rejected" in figures:
+        result["rejected"] = figures["rejected"]
+        cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+        samples = DatasetCatalog.get("minibench_test")
+        result["alone"] = measure_words_alone(TagCLIPPredictor(cfg), samples, partition)
     result["gates"] = {
         gate: _gate_figures(test[gate].bias, val[gate].curves["own"], test[gate].curves["own"])
         for gate in gates

@@ -72,7 +72,9 @@ class Handlers:
             known = dict(zip(encoded.vocabulary.names, encoded.vocabulary.seen, strict=True))
             pairs = zip(names, found.vocabulary.seen, strict=True)
             found = found.with_seen([known.get(name, seen) for name, seen in pairs])
-        if len(names) == 1 and not found.context and not background_threshold:
+        settings = self.predictor.model.inference_settings
+        is_open = background_threshold or settings.may_be_other
+        if len(names) == 1 and not found.context and not is_open:
             text = f"The only word, {names[0]}, gets every pixel; write context words or raise"
             gr.Warning(_message(f"{text} the background threshold"))
         seen = [name for name, flag in zip(names, found.vocabulary.seen, strict=True) if flag]

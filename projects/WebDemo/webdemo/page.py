@@ -86,8 +86,10 @@ class _Widgets:
             )
             bias = _slider("Seen bias", "Taken off the scores of seen classes.", start.seen_bias)
         with gr.Row():
-            limit = start.background_threshold
-            threshold = _slider("Background threshold", "Lower scores become other.", limit)
+            is_auto = predictor.model.inference_settings.background == "auto"
+            also = ", as do pixels that no word fits" if is_auto else ""
+            about = f"Lower scores become other{also}."
+            threshold = _slider("Background threshold", about, start.background_threshold)
             opacity = _slider("Opacity", "Of the colours.", 0.5)
         self.sliders = [gate, bias, threshold, opacity]
         self.result = gr.HTML(

@@ -86,6 +86,7 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
         "gate": settings.gate,
         "seen_bias": settings.seen_bias,
         "background_threshold": settings.background_threshold,
+        "background": encoded.background,
         **summarize_prediction(prediction, vocabulary),
     }
     summary.write_text(json_text(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

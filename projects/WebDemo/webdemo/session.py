@@ -98,6 +98,11 @@ class EncodedImage:
         return self.asked.shown
 
     @property
+    def background(self) -> str:
+        """MODEL.TAGCLIP.TEST.BACKGROUND of the model."""
+        return "threshold" if self.fusion.views[0].margins is None else "auto"
+
+    @property
     def context(self) -> list[str]:
         """Names of the classes that compete but are not shown."""
         return self.asked.all.names[len(self.vocabulary) :]

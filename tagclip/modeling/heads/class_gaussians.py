@@ -13,15 +13,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ClassGaussians", "Densities", "PatchStatistics", "patch_labels", "with_context"]
+__all__ = [
+    "MAJORITY",
+    "MIXED",
+    "SAME_TEXT",
+    "ClassGaussians",
+    "Densities",
+    "PatchStatistics",
+    "local_mean",
+    "patch_labels",
+    "patch_share",
+    "same_classes",
+    "with_context",
+]
 
 MIXED = -1
 # A patch belongs to the class of so many of its pixels.
-_MAJORITY = 0.6
+MAJORITY = 0.6
 # Share of the mean variance in the covariance, and in that of the errors, of which there are few.
 _SHRINKAGE, _ERROR_SHRINKAGE = 0.1, 0.5
 # Of the regression from class vectors of unit length.
 _RIDGE = 0.1
+# Cosine from which on two class vectors are of one text.
+SAME_TEXT = 1 - 1e-5
 
 
 class PatchStatistics(NamedTuple):
@@ -71,29 +85,30 @@ class Densities(NamedTuple):
     whitening: tuple[Tensor, Tensor]
     constants: tuple[Tensor, Tensor]
 
-    def gap(self, vectors: Tensor, unseen: Tensor) -> Tensor:
-        """Return by how much the likeliest unseen class is ahead of the likeliest other.
+    def best(self, vectors: Tensor, groups: Tensor) -> Tensor:
+        """Find the likeliest class of each group at every patch.
 
         Args:
             vectors: (N, C, h, w) float32.
-            unseen: (K,) bool, some of each side.
+            groups: (G, K) bool, the classes of each.
 
         Returns:
-            (N, 1, h, w) difference of log densities.
+            (N, G, h, w) log densities, -inf for a group without classes.
         """
         flat = vectors.permute(0, 2, 3, 1).reshape(-1, vectors.shape[1])
-        best = [flat.new_full((len(flat),), -torch.inf) for _ in range(2)]
+        best = flat.new_full((len(flat), len(groups)), -torch.inf)
         for measured, matrix, constant in zip(
             (True, False), self.whitening, self.constants, strict=True
         ):
-            points = flat @ matrix.T
-            for side in (0, 1):
-                classes = (self.seen == measured) & (unseen == bool(side))
-                if classes.any():
-                    distance = torch.cdist(points, self.centres[classes]).square().amin(1)
-                    best[side] = torch.maximum(best[side], constant - distance / 2)
-        gap = (best[1] - best[0]).view(len(vectors), *vectors.shape[-2:])
-        return gap[:, None]
+            classes = self.seen == measured
+            if not classes.any():
+                continue
+            distances = torch.cdist(flat @ matrix.T, self.centres[classes]).square()
+            for index, members in enumerate(groups[:, classes]):
+                if members.any():
+                    found = constant - distances[:, members].amin(1) / 2
+                    best[:, index] = torch.maximum(best[:, index], found)
+        return best.T.reshape(len(groups), len(vectors), *vectors.shape[-2:]).transpose(0, 1)
 
 
 class ClassGaussians(nn.Module):
@@ -129,6 +144,12 @@ class ClassGaussians(nn.Module):
         self.means.copy_(means)
         self.covariance.copy_(within / counts.sum().clamp(min=1))
 
+    def measured(self) -> Densities:
+        """Return the Gaussians of the S classes themselves."""
+        matrix, constant = _whitening(_shrunk(self.covariance.double(), _SHRINKAGE))
+        known = torch.ones_like(self.counts, dtype=torch.bool)
+        return Densities(known, self.means @ matrix.T, (matrix, matrix), (constant, constant))
+
     def densities(self, trained: Tensor, asked: Tensor) -> Densities:
         """Find the Gaussians of classes that are asked.
 
@@ -146,7 +167,7 @@ class ClassGaussians(nn.Module):
         whitening, constants = zip(*map(_whitening, (within, within + spread)), strict=True)
         asked = asked.double()
         likeness, same = (asked @ text.T).max(1)
-        measured = likeness > 1 - 1e-5
+        measured = likeness > SAME_TEXT
         foretold = _foretold(text, means, asked).float()
         centres = torch.where(
             measured[:, None], means[same].float() @ whitening[0].T, foretold @ whitening[1].T
@@ -195,6 +216,11 @@ def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
     return inverse.float(), -factor.diagonal().log().sum().float()
 
 
+def same_classes(ones: Tensor, others: Tensor) -> Tensor:
+    """(K, D) and (S, D) unit class vectors -> (K, S) bool, whether they are of one text."""
+    return ones.double() @ others.double().T > SAME_TEXT
+
+
 def patch_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     """Label patches by the class of most of their pixels.
 
@@ -209,7 +235,12 @@ def patch_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     pixels = labels.unfold(1, height, height).unfold(2, width, width).flatten(3).long()
     found = pixels.mode(dim=-1).values
     share = (pixels == found[..., None]).float().mean(-1)
-    return torch.where((share >= _MAJORITY) & (found >= 0), found, MIXED)
+    return torch.where((share >= MAJORITY) & (found >= 0), found, MIXED)
+
+
+def patch_share(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(N, H, W) bool -> (N, h, w) float32, the share of each patch's pixels."""
+    return F.adaptive_avg_pool2d(pixels[:, None].float(), grid)[:, 0]
 
 
 def with_context(vectors: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ usual on seen classes, patches of training images tell, for any list of words.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ from tagclip.modeling.heads.class_gaussians import (
     Densities,
     PatchStatistics,
     local_mean,
+    same_classes,
     with_context,
 )
+from tagclip.modeling.heads.none_of_these import KeptPatches, NoneOfThese, PlausibilityTest
 
 __all__ = ["PatchVectors", "RelativeMap", "RelativeTrusty"]
 
@@ -62,11 +64,13 @@ class RelativeMap:
     Attributes:
         class_embed: (K, D) unit class vectors.
         unseen: (K,) bool.
-        densities: of the K classes; None where all are on one side.
+        densities: of the K classes and, for the test, of E others that training has shown; None
+            where nothing is to be compared.
         mean: (3,) of the differences on seen training patches.
         deviation: (3,) of the same.
         threshold: sum that so many seen training patches stay below as the miss rate leaves.
         scale: factor of what lies beyond it.
+        test: says where none of these classes is; None: not asked for.
     """
 
     class_embed: Tensor
@@ -76,21 +80,38 @@ class RelativeMap:
     deviation: Tensor
     threshold: float = 0.0
     scale: float = 1.0
+    test: PlausibilityTest | None = None
 
-    def differences(self, vectors: PatchVectors, class_logits: Tensor) -> Tensor:
+    @property
+    def _one_sided(self) -> bool:
+        return not 0 < int(self.unseen.sum()) < len(self.unseen)
+
+    def _likeliest(self, context: Tensor) -> Tensor:
+        """(N, 2D, h, w) -> (N, 3, h, w) log density of the likeliest seen, unseen and any class."""
+        groups = self.unseen.new_zeros(3, len(self.densities.seen))
+        groups[0, : len(self.unseen)], groups[1, : len(self.unseen)] = ~self.unseen, self.unseen
+        groups[2] = True
+        return self.densities.best(context, groups[: 3 if self.test else 2])
+
+    def differences(
+        self, vectors: PatchVectors, class_logits: Tensor, likeliest: Tensor | None = None
+    ) -> Tensor:
         """Return (N, 3, h, w): by how much the best unseen class is ahead of the best seen one.
 
         Args:
             vectors: of N images.
             class_logits: (N, K, h, w).
+            likeliest: what the densities say, if that is known.
         """
         seen, unseen = ~self.unseen, self.unseen
+        if likeliest is None:
+            likeliest = self._likeliest(with_context(vectors.dense))
         own = class_logits[:, unseen].amax(1) - class_logits[:, seen].amax(1)
         likeness = torch.einsum("ndhw,kd->nkhw", local_mean(vectors.plain), self.class_embed)
         likeness = likeness * _COSINE_SCALE
         plain = likeness[:, unseen].logsumexp(1) - likeness[:, seen].logsumexp(1)
-        density = self.densities.gap(with_context(vectors.dense), unseen)
-        return torch.cat([own[:, None], plain[:, None], density], dim=1)
+        density = likeliest[:, 1] - likeliest[:, 0]
+        return torch.stack([own, plain, density], dim=1)
 
     def sums(self, differences: Tensor) -> Tensor:
         """(N, 3, h, w) -> (N, 1, h, w): large means unseen."""
@@ -98,18 +119,28 @@ class RelativeMap:
         weights = standard.new_tensor(_WEIGHTS)[:, None, None]
         return (standard * weights).sum(1, keepdim=True)
 
-    def __call__(self, vectors: PatchVectors, class_logits: Tensor) -> Tensor:
-        """Return the logits of P(pixel belongs to a seen class), (N, 1, h, w) float32.
+    def __call__(self, vectors: PatchVectors, class_logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compare the classes.
 
         Args:
             vectors: of N images.
             class_logits: (N, K, h, w) of the classes of the map.
+
+        Returns:
+            Logits of P(pixel belongs to a seen class), (N, 1, h, w) float32, and
+            `PlausibilityTest.margin`, or None without a test.
         """
-        if self.densities is None:
+        likeliest = margin = None
+        if self.densities is not None:
+            context = with_context(vectors.dense)
+            likeliest = self._likeliest(context)
+            margin = self.test and self.test.margin(likeliest[:, 2:], context)
+        if self._one_sided:
             side = -_SURE if bool(self.unseen.all()) else _SURE
-            return class_logits.new_full((len(class_logits), 1, *class_logits.shape[-2:]), side)
-        sums = self.sums(self.differences(vectors, class_logits.float()))
-        return -self.scale * (sums - self.threshold)
+            shape = (len(class_logits), 1, *class_logits.shape[-2:])
+            return class_logits.new_full(shape, side, dtype=torch.float32), margin
+        sums = self.sums(self.differences(vectors, class_logits.float(), likeliest))
+        return -self.scale * (sums - self.threshold), margin
 
 
 class RelativeTrusty(nn.Module):
@@ -136,6 +167,7 @@ class RelativeTrusty(nn.Module):
         grid: tuple[int, int],
         sample_images: int = 32,
         miss_rate: float = 0.05,
+        none_of_these: NoneOfThese,
     ) -> None:
         """Begin unfitted.
 
@@ -145,6 +177,7 @@ class RelativeTrusty(nn.Module):
             grid: (h, w) patches of a training image.
             sample_images: images that are kept, in half precision and in checkpoints.
             miss_rate: share of seen training patches at which the map says unseen.
+            none_of_these: of 2D channels; fitted with it.
 
         Raises:
             ConfigError: a number is out of its range.
@@ -155,6 +188,7 @@ class RelativeTrusty(nn.Module):
         self.miss_rate, self.sample_images = miss_rate, sample_images
         self.fits = 0
         self.gaussians = ClassGaussians(num_classes, 2 * dim)
+        self.none_of_these = none_of_these
         maps = torch.zeros(sample_images, dim, *grid, dtype=torch.float16)
         self.register_buffer("sample_dense", maps)
         self.register_buffer("sample_plain", maps.clone())
@@ -174,7 +208,7 @@ class RelativeTrusty(nn.Module):
             ConfigError: the target is not ``seen``, the setting not inductive, or training images
                 have no common size.
         """
-        trusty = cfg.MODEL.TAGCLIP.TRUSTY
+        trusty, test = cfg.MODEL.TAGCLIP.TRUSTY, cfg.MODEL.TAGCLIP.TEST
         if not trusty.ENABLED or trusty.KIND != "relative":
             return None
         for name, found, expected in (
@@ -193,17 +227,33 @@ class RelativeTrusty(nn.Module):
             grid=tuple(-(-side // stride) for side in cfg.INPUT.CROP.SIZE),
             sample_images=trusty.RELATIVE.SAMPLE_IMAGES,
             miss_rate=trusty.RELATIVE.MISS_RATE,
+            none_of_these=NoneOfThese(
+                channels=2 * dim,
+                images=trusty.RELATIVE.FIT_IMAGES,
+                patches=trusty.RELATIVE.KEPT_PATCHES,
+                miss_rate=test.BACKGROUND_MISS_RATE if test.BACKGROUND == "auto" else None,
+            ),
         )
 
-    def fit(self, statistics: PatchStatistics, sample: PatchVectors, seen: Tensor) -> None:
+    def fit(
+        self,
+        statistics: PatchStatistics,
+        unlabelled: PatchStatistics,
+        sample: PatchVectors,
+        seen: Tensor,
+        kept: KeptPatches,
+    ) -> None:
         """Take over what training images show.
 
         Args:
             statistics: of `with_context` of the patch vectors, over the S seen classes.
+            unlabelled: the same of patches without label, as one class.
             sample: of at most as many images as are kept; what is missing has no seen patch.
             seen: (N, h, w) bool, their patches of seen classes.
+            kept: some patches of all images, see `NoneOfThese.fit`.
         """
         self.gaussians.fit(statistics)
+        self.none_of_these.fit(unlabelled, kept)
         self.fits += 1
         count = len(seen)
         self.sample_seen.zero_()
@@ -236,16 +286,27 @@ class RelativeTrusty(nn.Module):
         """
         unseen = ~seen_mask
         nothing = class_embed.new_zeros(3)
-        if not 0 < int(unseen.sum()) < len(unseen):
-            return RelativeMap(class_embed, unseen, None, nothing, nothing + 1)
+        draft = RelativeMap(class_embed, unseen, None, nothing, nothing + 1)
+        both_sides = 0 < int(unseen.sum()) < len(unseen)
+        if not both_sides and self.none_of_these.miss_rate is None:
+            return draft
         if not self.gaussians.is_fitted or not self.sample_seen.any():
             raise CheckpointError(
                 "MODEL.TAGCLIP.TRUSTY.KIND relative: found a map that no training has fitted, "
                 "expected one of a checkpoint; give its MODEL.WEIGHTS, train, or set "
                 "MODEL.TAGCLIP.TRUSTY.ENABLED False"
             )
-        densities = self.gaussians.densities(trained, class_embed)
-        draft = RelativeMap(class_embed, unseen, densities, nothing, nothing + 1)
+        shown = class_embed
+        if self.none_of_these.miss_rate is not None:
+            # A pixel of a class that is known but not asked is no less plausible for it.
+            others = ~same_classes(trained, class_embed).any(1) & (self.gaussians.counts > 0)
+            shown = torch.cat([class_embed, trained[others]])
+        densities = self.gaussians.densities(trained, shown)
+        draft = replace(draft, densities=densities, test=self.none_of_these.test_for(densities))
+        return self._calibrated(draft, decode) if both_sides else draft
+
+    def _calibrated(self, draft: RelativeMap, decode: Decoder) -> RelativeMap:
+        """Find out what is usual on the seen patches of the sample."""
         found = []
         for index in self.sample_seen.flatten(1).any(1).nonzero()[:, 0].tolist():
             dense, plain = (
@@ -256,13 +317,13 @@ class RelativeTrusty(nn.Module):
             found.append(differences[0][:, self.sample_seen[index]])
         usual = torch.cat(found, dim=1)
         mean, deviation = usual.mean(1), usual.std(1).clamp(min=1e-6)
-        draft = RelativeMap(class_embed, unseen, densities, mean, deviation)
+        draft = replace(draft, mean=mean, deviation=deviation)
         sums = draft.sums(usual[None, :, :, None]).flatten()
         # kthvalue: quantile takes no more than 2^24 numbers.
         rank = min(len(sums), 1 + int((1 - self.miss_rate) * len(sums)))
         threshold = float(sums.kthvalue(rank).values)
         scale = _STEEPNESS / max(float(sums.std()), 1e-6)
-        return RelativeMap(class_embed, unseen, densities, mean, deviation, threshold, scale)
+        return replace(draft, threshold=threshold, scale=scale)
 
     def extra_repr(self) -> str:
         """For print(model)."""

@@ -60,6 +60,7 @@ class InferenceSettings:
     workspace_mib: float
     output: str
     background_threshold: float = 0.0
+    background: str = "threshold"
     keep_logits: bool = False
 
     @classmethod
@@ -74,6 +75,7 @@ class InferenceSettings:
             workspace_mib=test.WORKSPACE_MIB,
             output=test.OUTPUT,
             background_threshold=test.BACKGROUND_THRESHOLD,
+            background=test.BACKGROUND,
             keep_logits=cfg.TEST.SAVE_LOGITS,
         )
 
@@ -81,13 +83,23 @@ class InferenceSettings:
         check_value("MODEL.TAGCLIP.TEST.MODE", self.mode)
         check_value("MODEL.TAGCLIP.TEST.OUTPUT", self.output)
         check_value("MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", self.background_threshold)
-        if self.background_threshold and self.output != "labels":
-            raise ConfigError(
-                f"MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found {self.background_threshold} with "
-                f"OUTPUT {self.output}, expected 0 (off), or OUTPUT labels"
-            )
+        check_value("MODEL.TAGCLIP.TEST.BACKGROUND", self.background)
+        for name, value, off in (
+            ("BACKGROUND_THRESHOLD", self.background_threshold, 0),
+            ("BACKGROUND", self.background, "threshold"),
+        ):
+            if value != off and self.output != "labels":
+                raise ConfigError(
+                    f"MODEL.TAGCLIP.TEST.{name}: found {value} with OUTPUT {self.output}, expected "
+                    f"{off}, or OUTPUT labels"
+                )
         # Refuses a stride that would leave gaps.
         self.grid(1, 1)
+
+    @property
+    def may_be_other(self) -> bool:
+        """Whether a pixel may get none of the classes."""
+        return self.background == "auto" or self.background_threshold > 0
 
     def grid(self, height: int, width: int) -> WindowGrid:
         """Lay the windows over an image of (height, width) pixels."""
@@ -136,7 +148,8 @@ class ScoreFusion:
 
         Args:
             size: (height, width) of the result in pixels.
-            threshold: pixels whose best score is below get the label -1; 0: none.
+            threshold: pixels whose best score is below get the label -1; 0: none. Those get it,
+                too, where no class is, if the views know that.
             top_k: how many classes to rank at every pixel; 0: none.
             ranked: only the first classes take part in that ranking; None: all, at least top_k.
 
@@ -164,13 +177,26 @@ class ScoreFusion:
 
     def trusty(self, size: tuple[int, int]) -> Tensor | None:
         """Return (H, W) float32, P(pixel belongs to a seen class); None without a token."""
+        return self._merged([self._trusty_windows(view) for view in self.views], size)
+
+    def margin(self, size: tuple[int, int]) -> Tensor | None:
+        """Return (H, W) float32, below 0 where none of the classes is; None if not tested."""
+        windows = [
+            None if v.margins is None else [upsample_window(v, m) for m in v.margins]
+            for v in self.views
+        ]
+        return self._merged(windows, size)
+
+    def _merged(
+        self, windows: Sequence[list[Tensor] | None], size: tuple[int, int]
+    ) -> Tensor | None:
+        """Mean plane of what each view has in its windows; None if they have nothing."""
+        if windows[0] is None:
+            return None
         maps = []
-        for view in self.views:
-            windows = self._trusty_windows(view)
-            if windows is None:
-                return None
-            coverage = view.grid.coverage(windows[0].device)
-            maps.append(_final(fuse_windows(windows.__getitem__, view.grid, coverage), view, size))
+        for view, planes in zip(self.views, windows, strict=True):
+            coverage = view.grid.coverage(planes[0].device)
+            maps.append(_final(fuse_windows(planes.__getitem__, view.grid, coverage), view, size))
         return _mean(maps)[0]
 
     def chunks(self, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
@@ -237,6 +263,9 @@ class ScoreFusion:
             others = top.result() | self._half_trusty(size)
         if threshold > 0:
             labels[scores < threshold] = -1
+        margin = self.margin(size)
+        if margin is not None:
+            labels[margin < 0] = -1
         return {"sem_seg_labels": labels, "sem_seg_scores": scores.half()} | others
 
     def _in_one_pass(self, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor | None] | None:

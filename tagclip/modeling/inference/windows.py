@@ -29,8 +29,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-# Of a batch of windows: (N, K, h, w) of the classes, (N, 1, h, w) of the trusty token or None.
-Logits = tuple[Tensor, Tensor | None]
+# Of a batch of windows: (N, K, h, w) of the classes; (N, 1, h, w) of the trusty map, or None;
+# (N, 1, h, w) margins of the test for none of the classes, or None.
+Logits = tuple[Tensor, Tensor | None, Tensor | None]
 Size = tuple[int, int]
 
 
@@ -132,6 +133,7 @@ class ViewLogits:
         padded_size: (height, width) in pixels that h x w stands for: the window, padded to
             whole patches.
         mirrored: whether the image was flipped left to right.
+        margins: (W, 1, h, w) float32, below 0 where none of the classes is; None: not tested.
     """
 
     class_logits: Tensor
@@ -139,11 +141,13 @@ class ViewLogits:
     grid: WindowGrid
     padded_size: Size
     mirrored: bool = False
+    margins: Tensor | None = None
 
     def cpu(self) -> ViewLogits:
         """Return the same on the CPU."""
-        trusty = None if self.trusty_logits is None else self.trusty_logits.cpu()
-        return replace(self, class_logits=self.class_logits.cpu(), trusty_logits=trusty)
+        names = ("class_logits", "trusty_logits", "margins")
+        found = {name: getattr(self, name) for name in names}
+        return replace(self, **{k: None if t is None else t.cpu() for k, t in found.items()})
 
 
 def window_logits(
@@ -160,7 +164,8 @@ def window_logits(
     Args:
         images: of any sizes; taken as `full_batches` says.
         networks: N windows (3, h, w) of an image's pixels, and the size to which they are to be
-            padded -> (N, K, h, w) class logits and (N, 1, h, w) trusty logits, or None.
+            padded -> (N, K, h, w) class logits, (N, 1, h, w) trusty logits or None, and
+            (N, 1, h, w) margins or None.
         batch_size: windows per call, at least 1.
         budget: bytes of pixels and logits of images that wait, see `full_batches`.
 
@@ -204,8 +209,10 @@ class _Pending:
     def add(self, logits: Logits) -> None:
         self.logits.append(logits)
         if len(self.logits) == len(self.places):
-            image, parts = self.image, _stacked(self.logits)
-            self.view = ViewLogits(*parts, image.grid, image.padded_size, image.mirrored)
+            image, (classes, trusty, margins) = self.image, _stacked(self.logits)
+            self.view = ViewLogits(
+                classes, trusty, image.grid, image.padded_size, image.mirrored, margins
+            )
             # Nothing waits with more than its logits, and not with those of others in its batch.
             self.image, self.logits = None, []
 
@@ -224,8 +231,7 @@ def _run(
         if logits is None:
             limits[size] = _half(len(part), size)
             continue
-        classes, trusty = logits
-        found += zip(classes, [None] * len(part) if trusty is None else trusty, strict=True)
+        found += zip(*([None] * len(part) if t is None else t for t in logits), strict=True)
         windows = windows[len(part) :]
     return found
 
@@ -245,8 +251,8 @@ def _half(count: int, size: Size) -> int:
 
 
 def _stacked(logits: Sequence[Logits]) -> Logits:
-    classes, trusty = zip(*logits, strict=True)
-    return torch.stack(classes), None if trusty[0] is None else torch.stack(trusty)
+    parts = zip(*logits, strict=True)
+    return tuple(None if part[0] is None else torch.stack(part) for part in parts)
 
 
 def none_if_out_of_memory(function: Callable[[], T]) -> T | None:

@@ -20,6 +20,8 @@ from tagclip.modeling.heads.class_gaussians import (
 )
 
 CLASSES, DIM, CHANNELS = 4, 3, 6
+# Log densities leave the constant of their dimension out.
+CHANNELS_PI = CHANNELS / 2 * np.log(2 * np.pi)
 
 
 def patches(seed: int = 0, images: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,12 +86,13 @@ def test_statistics_of_parts_add_up() -> None:
 
 
 @pytest.mark.parametrize("unseen", [[0, 0, 0, 0, 1, 1], [0, 1, 0, 0, 1, 0], [1, 1, 1, 1, 0, 1]])
-def test_the_gap_is_that_of_the_log_densities(unseen: list[int]) -> None:
+def test_the_best_classes_are_those_of_the_log_densities(unseen: list[int]) -> None:
     gaussians, text = fitted(), unit_text(1, CLASSES)
     asked = torch.cat([text, unit_text(2, 2)])
     mask = torch.tensor(unseen, dtype=torch.bool)
     vectors, _ = patches(3)
-    found = gaussians.densities(text, asked).gap(vectors, mask)
+    groups = torch.stack([mask, ~mask, mask | ~mask])
+    found = gaussians.densities(text, asked).best(vectors, groups)
 
     names, means = text.double().numpy(), gaussians.means.double().numpy()
     errors = []
@@ -103,9 +106,26 @@ def test_the_gap_is_that_of_the_log_densities(unseen: list[int]) -> None:
     for name in asked[CLASSES:].double().numpy():
         foretold = multivariate_normal(naive_regression(names, means, name), within + spread)
         logs.append(foretold.logpdf(flat))
-    logs = np.array(logs)
-    expected = logs[mask].max(0) - logs[~mask].max(0)
-    np.testing.assert_allclose(found[:, 0], expected, rtol=1e-4, atol=1e-3)
+    logs = np.array(logs) + CHANNELS_PI
+    for index, group in enumerate(groups):
+        expected = logs[group].max(0)
+        np.testing.assert_allclose(found[:, index], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_group_without_classes_is_never_likely() -> None:
+    gaussians, text = fitted(), unit_text(1, CLASSES)
+    groups = torch.zeros(2, CLASSES, dtype=torch.bool)
+    groups[1, 0] = True
+    found = gaussians.densities(text, text).best(patches(3)[0], groups)
+    assert (found[:, 0] == -torch.inf).all() and found[:, 1].isfinite().all()
+
+
+def test_measured_classes_alone_are_the_same_gaussians() -> None:
+    gaussians, text = fitted(), unit_text(1, CLASSES)
+    groups = torch.eye(CLASSES, dtype=torch.bool)
+    asked = [d.best(patches(3)[0], groups) for d in
+             (gaussians.measured(), gaussians.densities(text, text))]  # fmt: skip
+    torch.testing.assert_close(*asked)
 
 
 def test_a_class_without_patches_is_foretold() -> None:
@@ -124,8 +144,8 @@ def test_two_classes_at_least_are_needed(classes: int, expected: bool) -> None:
     assert gaussians.is_fitted == expected
     if expected:
         text = unit_text(1, CLASSES)
-        gap = gaussians.densities(text, text).gap(vectors, torch.tensor([False, True, True, True]))
-        assert gap.isfinite().all()
+        groups = torch.eye(CLASSES, dtype=torch.bool)
+        assert gaussians.densities(text, text).best(vectors, groups).isfinite().all()
 
 
 def test_context_is_the_mean_of_the_neighbours() -> None:

@@ -13,9 +13,12 @@ from torch.nn import functional as F
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.heads.class_gaussians import PatchStatistics, with_context
+from tagclip.modeling.heads.none_of_these import KeptPatches, NoneOfThese
 from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeTrusty
 
 SEEN, ASKED, DIM, GRID, IMAGES = 4, 6, 5, (3, 4), 12
+# Images of which patches are kept for the test.
+FIT = 40
 
 
 def unit_vectors(seed: int, *shape: int) -> Tensor:
@@ -40,17 +43,30 @@ def decode(dense: Tensor, whole: Tensor) -> Tensor:
     return torch.einsum("ndhw,kd->nkhw", 3 * dense + whole[:, :, None, None], TEXT)
 
 
-def make(miss_rate: float = 0.05, images: int = IMAGES, **options: int) -> RelativeTrusty:
+def make(
+    miss_rate: float = 0.05, images: int = IMAGES, none: float | None = None
+) -> RelativeTrusty:
     return RelativeTrusty(
-        num_classes=SEEN, dim=DIM, grid=GRID, sample_images=images, miss_rate=miss_rate, **options
+        num_classes=SEEN,
+        dim=DIM,
+        grid=GRID,
+        sample_images=images,
+        miss_rate=miss_rate,
+        none_of_these=NoneOfThese(channels=2 * DIM, images=FIT, patches=6, miss_rate=none),
     )
 
 
-def fitted(miss_rate: float = 0.05, images: int = IMAGES) -> RelativeTrusty:
-    trusty, sample = make(miss_rate, images), vectors(10)
+def fitted(
+    miss_rate: float = 0.05, images: int = IMAGES, none: float | None = None
+) -> RelativeTrusty:
+    trusty, sample = make(miss_rate, images, none), vectors(10)
     labels = torch.randint(-1, SEEN, (IMAGES, *GRID), generator=torch.Generator().manual_seed(4))
-    statistics = PatchStatistics.of(with_context(sample.dense), labels, SEEN)
-    trusty.fit(statistics, sample, labels >= 0)
+    context = with_context(sample.dense)
+    statistics = PatchStatistics.of(context, labels, SEEN)
+    bare = PatchStatistics.of(3 + with_context(vectors(40).dense), 0 * labels, 1)
+    kept = with_context(vectors(50, FIT).dense).flatten(2).transpose(1, 2)[:, :6]
+    seen = torch.rand(FIT, 6, generator=torch.Generator().manual_seed(5))
+    trusty.fit(statistics, bare, sample, labels >= 0, KeptPatches(kept, seen))
     return trusty
 
 
@@ -66,15 +82,18 @@ def test_the_differences_are_those_of_the_best_classes() -> None:
     likeness = 20 * np.einsum("ndhw,kd->nkhw", smooth, TEXT.double().numpy())
     sums = np.log(np.exp(likeness[:, SEEN:]).sum(1)) - np.log(np.exp(likeness[:, :SEEN]).sum(1))
     np.testing.assert_allclose(differences[:, 1], sums, rtol=1e-4, atol=1e-4)
-    densities = trusty.gaussians.densities(TEXT[:SEEN], TEXT).gap(with_context(new.dense), ~MASK)
-    np.testing.assert_allclose(differences[:, 2:], densities, rtol=1e-5)
+    densities = trusty.gaussians.densities(TEXT[:SEEN], TEXT)
+    logs = densities.best(with_context(new.dense), torch.stack([MASK, ~MASK])).numpy()
+    np.testing.assert_allclose(differences[:, 2], logs[:, 1] - logs[:, 0], rtol=1e-5)
     # Each over its spread on seen patches, own logits twice as heavy as the others.
     standard = (differences - found.mean.numpy()[:, None, None]) / found.deviation.numpy()[
         :, None, None
     ]
     total = standard[:, 0] + standard[:, 1] / 2 + standard[:, 2] / 2
     expected = -found.scale * (total - found.threshold)
-    np.testing.assert_allclose(found(new, logits)[:, 0], expected, rtol=1e-4, atol=1e-4)
+    trusty_map, margin = found(new, logits)
+    np.testing.assert_allclose(trusty_map[:, 0], expected, rtol=1e-4, atol=1e-4)
+    assert margin is None
 
 
 def usual(trusty: RelativeTrusty, miss: Callable[[Tensor], Tensor]) -> float:
@@ -87,7 +106,7 @@ def usual(trusty: RelativeTrusty, miss: Callable[[Tensor], Tensor]) -> float:
             trusty.sample_plain[index : index + 1].float(),
             trusty.sample_whole[index : index + 1],
         )
-        logits = found(kept, decode(kept.dense, kept.whole))
+        logits, _ = found(kept, decode(kept.dense, kept.whole))
         maps.append(logits[0, 0][trusty.sample_seen[index]])
     return miss(torch.cat(maps)).float().mean().item()
 
@@ -104,9 +123,38 @@ def test_the_map_misses_the_share_of_seen_patches_that_was_asked_for(rate: float
 def test_on_one_side_alone_the_map_is_sure(side: bool) -> None:
     found = make().map_for(TEXT[:SEEN], TEXT, torch.full((ASKED,), side), decode)
     new = vectors(20, 2)
-    logits = found(new, decode(new.dense, new.whole))
+    logits, margin = found(new, decode(new.dense, new.whole))
     assert logits.shape == (2, 1, *GRID)
-    assert ((logits > 0) == side).all()
+    assert ((logits > 0) == side).all() and margin is None
+
+
+@pytest.mark.parametrize("mask", [MASK, torch.zeros_like(MASK), torch.ones_like(MASK)])
+@pytest.mark.parametrize("asked", [slice(None), slice(3, None)])
+def test_the_margin_is_that_of_the_likeliest_class_of_all(mask: Tensor, asked: slice) -> None:
+    """Whichever are asked, and on whichever side: those of training are there as well."""
+    trusty, new = fitted(none=0.1), vectors(20, 2)
+
+    def decode_asked(dense: Tensor, whole: Tensor) -> Tensor:
+        return decode(dense, whole)[:, asked]
+
+    found = trusty.map_for(TEXT[:SEEN], TEXT[asked], mask[asked], decode_asked)
+    _, margin = found(new, decode_asked(new.dense, new.whole))
+    context = with_context(new.dense)
+    everything = torch.ones(1, ASKED, dtype=torch.bool)
+    likeliest = trusty.gaussians.densities(TEXT[:SEEN], TEXT).best(context, everything)
+    bare = trusty.none_of_these.unlabelled.measured().best(context, everything[:, :1])
+    expected = likeliest - bare - found.test.threshold
+    torch.testing.assert_close(margin, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_test_leaves_the_map_as_it_is() -> None:
+    new = vectors(20, 2)
+    logits = decode(new.dense, new.whole)
+    plain, tested = (
+        fitted(none=none).map_for(TEXT[:SEEN], TEXT, MASK, decode)(new, logits)[0]
+        for none in (None, 0.1)
+    )
+    torch.testing.assert_close(plain, tested)
 
 
 def test_unfitted_it_is_refused_in_one_line() -> None:
@@ -130,9 +178,9 @@ def test_another_order_of_the_classes_gives_the_same_map() -> None:
 
     new = vectors(20, 2)
     logits = decode(new.dense, new.whole)
-    plain = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)(new, logits)
+    plain, _ = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)(new, logits)
     other = trusty.map_for(TEXT[:SEEN], TEXT[order], MASK[order], reordered)
-    torch.testing.assert_close(other(new, logits[:, order]), plain, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(other(new, logits[:, order])[0], plain, rtol=1e-4, atol=1e-4)
 
 
 def test_what_was_loaded_counts_as_another_fit() -> None:

@@ -1,0 +1,55 @@
+"""What MODEL.TAGCLIP.TEST.BACKGROUND auto rejects, and classes drawn where they are not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["NoneCounts"]
+
+_REGIONS = ("seen pixels lost", "unseen pixels lost", "unlabelled pixels rejected")
+
+
+@dataclass
+class NoneCounts:
+    """Adds up images.
+
+    Attributes:
+        seen: (K,) bool, which classes are seen to the model.
+    """
+
+    seen: np.ndarray
+
+    def __post_init__(self) -> None:
+        # Rows: pixels of seen, of unseen classes, and without label; columns: all, rejected.
+        self._pixels = np.zeros((3, 2), dtype=np.int64)
+        # With a class that no pixel of the image has: of all pixels, and of those not rejected.
+        self._absent = np.zeros(2, dtype=np.int64)
+
+    def add(self, truth: np.ndarray, labels: np.ndarray, rejected: np.ndarray) -> None:
+        """Count one image.
+
+        Args:
+            truth: (N,) integers; those outside [0, K) have no label.
+            labels: (N,) the best class of each pixel.
+            rejected: (N,) bool, pixels that get none of them.
+        """
+        classes = len(self.seen)
+        has_label = (truth >= 0) & (truth < classes)
+        region = np.full(len(truth), 2)
+        region[has_label] = np.where(self.seen[truth[has_label]], 0, 1)
+        for column, pixels in enumerate((region, region[rejected])):
+            self._pixels[:, column] += np.bincount(pixels, minlength=3)
+        present = np.zeros(classes, dtype=bool)
+        present[truth[has_label]] = True
+        absent = ~present[labels]
+        self._absent += [absent.sum(), (absent & ~rejected).sum()]
+
+    def figures(self) -> dict[str, float]:
+        """Shares in percent; nan where there are no such pixels, or no image was added."""
+        every = self._pixels[:, 0].sum()
+        pairs = dict(zip(_REGIONS, self._pixels, strict=True))
+        pairs["pixels with a class that is not in the image"] = (every, self._absent[1])
+        pairs["the same without the test"] = (every, self._absent[0])
+        return {name: 100 * part / all if all else np.nan for name, (all, part) in pairs.items()}

@@ -1,0 +1,203 @@
+"""Which pixels are of no class that is asked: a test with a stated miss rate, for any words.
+
+docs/method.md, section 10: how much likelier the likeliest class is than what training images show
+where nobody labelled anything. Patches of seen classes say which value is too small, as in
+conformal risk control (arXiv 2208.02814).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tagclip.config.checks import check_value
+from tagclip.errors import CheckpointError, ConfigError
+from tagclip.modeling.heads.class_gaussians import ClassGaussians, Densities, PatchStatistics
+
+__all__ = ["KeptPatches", "NoneOfThese", "PlausibilityTest", "choose_patches"]
+
+# A covariance of fewer unlabelled patches says more about them than about what else there is.
+_LEAST_PATCHES = 100
+# Patches at a time, each of which has a distance to every class.
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class PlausibilityTest:
+    """The test for one list of classes.
+
+    Attributes:
+        unlabelled: Gaussian of patches without label.
+        threshold: least difference of log densities at which some class is there.
+    """
+
+    unlabelled: Densities
+    threshold: float
+
+    def margin(self, likeliest: Tensor, vectors: Tensor) -> Tensor:
+        """Return by how much some class is plausible: below 0 it is none of them.
+
+        Args:
+            likeliest: (N, 1, h, w) log density of the likeliest class.
+            vectors: (N, C, h, w) float32, patches with context.
+
+        Returns:
+            (N, 1, h, w) float32.
+        """
+        return likeliest - _of_unlabelled(self.unlabelled, vectors) - self.threshold
+
+
+@dataclass(frozen=True)
+class KeptPatches:
+    """Some patches of each of N training images, whatever is on them.
+
+    Attributes:
+        vectors: (N, P, C) with context.
+        seen: (N, P) float32 share of their pixels with a seen class.
+    """
+
+    vectors: Tensor
+    seen: Tensor
+
+
+class NoneOfThese(nn.Module):
+    """What training images show without label, and patches of seen classes to set thresholds by.
+
+    Fitted, not trained, together with `RelativeTrusty`.
+    """
+
+    vectors: Tensor
+    seen: Tensor
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        images: int = 800,
+        patches: int = 10,
+        miss_rate: float | None = None,
+    ) -> None:
+        """Begin unfitted.
+
+        Args:
+            channels: C of patches with context.
+            images: training images of which patches are kept.
+            patches: how many of each, in half precision and in checkpoints.
+            miss_rate: expected share of an image's seen pixels that may be lost; None: no test is
+                asked for.
+
+        Raises:
+            ConfigError: a number is out of its range, or so few images cannot promise the rate.
+        """
+        super().__init__()
+        check_value("MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES", images)
+        check_value("MODEL.TAGCLIP.TRUSTY.RELATIVE.KEPT_PATCHES", patches)
+        self.miss_rate, self.patches = miss_rate, patches
+        if miss_rate is not None:
+            check_value("MODEL.TAGCLIP.TEST.BACKGROUND_MISS_RATE", miss_rate)
+            if _rate_on_sample(miss_rate, images) <= 0:
+                raise ConfigError(
+                    "MODEL.TAGCLIP.TEST.BACKGROUND: found auto with BACKGROUND_MISS_RATE "
+                    f"{miss_rate:g} and a map fitted on {images} training images, expected "
+                    f"{_least_images(miss_rate)} or more, which can promise it; train with "
+                    "MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES of as many, or raise the rate"
+                )
+        self.unlabelled = ClassGaussians(1, channels)
+        self.register_buffer("vectors", torch.zeros(images, patches, channels, dtype=torch.half))
+        self.register_buffer("seen", torch.zeros(images, patches))
+
+    def fit(self, unlabelled: PatchStatistics, kept: KeptPatches) -> None:
+        """Take over what training images show.
+
+        Args:
+            unlabelled: of patches with context, as one class.
+            kept: of as many images as there is room for; what is missing weighs nothing.
+        """
+        self.unlabelled.fit(unlabelled)
+        self.seen.zero_()
+        count = min(len(kept.seen), len(self.seen))
+        self.vectors[:count] = kept.vectors[:count]
+        self.seen[:count] = kept.seen[:count]
+
+    def test_for(self, densities: Densities) -> PlausibilityTest | None:
+        """Set the threshold for a list of classes; None where no test is asked for.
+
+        Args:
+            densities: of all classes that make a pixel plausible, seen ones among them.
+
+        Raises:
+            CheckpointError: it was fitted on too little.
+        """
+        if self.miss_rate is None:
+            return None
+        found = int(self.unlabelled.counts)
+        if found < _LEAST_PATCHES:
+            raise CheckpointError(
+                f"MODEL.TAGCLIP.TEST.BACKGROUND: found auto with {found} unlabelled patches in the "
+                f"training images of the map, expected at least {_LEAST_PATCHES} that show what is "
+                "of no class; set it to threshold, and BACKGROUND_THRESHOLD"
+            )
+        shares = self.seen.double()
+        total = shares.sum(1)
+        images = int((total > 0).sum())
+        rate = _rate_on_sample(self.miss_rate, images)
+        if rate <= 0:
+            raise CheckpointError(
+                f"MODEL.TAGCLIP.TEST.BACKGROUND: found auto with {images} images of seen classes "
+                f"behind the map, expected at least {_least_images(self.miss_rate)} for "
+                f"BACKGROUND_MISS_RATE {self.miss_rate:g}; raise the rate"
+            )
+        everything = torch.ones(1, len(densities.seen), dtype=torch.bool, device=self.seen.device)
+        unlabelled = self.unlabelled.measured()
+        scores = []
+        for vectors in self.vectors.flatten(0, 1).split(_CHUNK):
+            points = vectors.float().T[None, :, None]
+            best = densities.best(points, everything) - _of_unlabelled(unlabelled, points)
+            scores.append(best.flatten())
+        weights = shares / total.clamp(min=1e-12)[:, None]
+        threshold = _weighted_quantile(torch.cat(scores), weights, rate)
+        return PlausibilityTest(unlabelled, threshold)
+
+
+def choose_patches(image: int, patches: int, kept: int) -> Tensor:
+    """(kept,) indices of an image's patches, the same whenever it is asked, other ones for others.
+
+    Args:
+        image: number of the image.
+        patches: how many it has; where that is less than ``kept`` they come again.
+        kept: how many to choose.
+    """
+    # A generator of its own: the training's random numbers stay as they are.
+    order = torch.randperm(patches, generator=torch.Generator().manual_seed(image))
+    return order.repeat(-(-kept // patches))[:kept]
+
+
+def _of_unlabelled(unlabelled: Densities, vectors: Tensor) -> Tensor:
+    """(N, C, h, w) -> (N, 1, h, w) log density."""
+    return unlabelled.best(vectors, torch.ones(1, 1, dtype=torch.bool, device=vectors.device))
+
+
+def _rate_on_sample(rate: float, images: int) -> float:
+    """Share that may be lost on so many images for an expected share of ``rate`` on a new one.
+
+    Conformal risk control (arXiv 2208.02814): n / (n + 1) R + 1 / (n + 1) <= rate, as no image
+    loses more than all of its pixels.
+    """
+    return rate - (1 - rate) / max(images, 1)
+
+
+def _least_images(rate: float) -> int:
+    """Fewest images that can promise a rate."""
+    # 1 / 0.05 - 1 must not come out below 19.
+    return math.floor(1 / rate - 1 + 1e-9) + 1
+
+
+def _weighted_quantile(values: Tensor, weights: Tensor, share: float) -> float:
+    """Largest value below which there is at most that share of the weight."""
+    values, order = values.flatten().double().sort()
+    below = weights.flatten()[order].cumsum(0)
+    index = int((below <= share * below[-1]).sum())
+    return float(values[min(index, len(values) - 1)])
