@@ -46,12 +46,10 @@ def comparison_rows(figures: Sequence[Figures]) -> list[tuple[str, ...]]:
 
 def _figure_rows(figures: Sequence[Figures]) -> list[tuple[Any, ...]]:
     """(section, figure, one value per run); nan for a run that has no such figure."""
-    names = dict.fromkeys(
-        (s, name) for run in figures for s, values in run.items() for name in values
-    )
+    rows = dict.fromkeys((s, name) for run in figures for s in run for name in run[s])
     return [
         (section, name, *(run.get(section, {}).get(name, math.nan) for run in figures))
-        for section, name in names
+        for section, name in rows
     ]
 
 
