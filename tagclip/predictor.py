@@ -101,7 +101,7 @@ class TagCLIPPredictor:
         self.preparer = ImagePreparer.from_config(cfg)
         self._protocol = Protocol(cfg)
         self._trained = self._protocol.full
-        self.asked = AskedClasses(self.model.vocabulary, self.model.vocabulary)
+        self.asked = self._against_others(self.model.vocabulary, self.model.vocabulary)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, opts: Sequence[str] = ()) -> TagCLIPPredictor:
@@ -268,6 +268,10 @@ class TagCLIPPredictor:
         shown = self._resolved(vocabulary)
         shown = shown if seen is None else shown.with_seen(seen)
         everything = shown if context is None else _joined(shown, self._resolved(context))
+        return self._against_others(shown, everything)
+
+    def _against_others(self, shown: Vocabulary, everything: Vocabulary) -> AskedClasses:
+        """With the classes that TEST.BACKGROUND auto adds."""
         others = self.model.competitors(everything)
         return AskedClasses(shown, everything if others is None else _joined(everything, others))
 

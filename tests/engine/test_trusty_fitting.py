@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from helpers.tiny_run import (
     UNSEEN,
     VOID,
@@ -24,6 +26,9 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor, ZeroShotTrainer
 from tagclip.analysis.model_cost import ModelAnalysis
+from tagclip.analysis.run_analysis import analyze_run
+from tagclip.checkpoint import load_trained
+from tagclip.data import Protocol, read_indices
 from tagclip.errors import ConfigError
 from tagclip.export.onnx import WindowModel
 from tagclip.modeling.backbone import CLIPViT
@@ -109,6 +114,107 @@ def test_a_predictor_of_the_checkpoint_asks_any_words(cfg: CfgNode, tmp_path: Pa
     assert ((words >= 0) & (words <= 1)).all()
     predictor.set_vocabulary(WORDS, seen=WORDS)
     assert (predictor(str(image))["trusty"] > 0.99).all()
+
+
+@pytest.fixture
+def auto(cfg: CfgNode) -> TagCLIPPredictor:
+    """Trained, and asked for a test that loses much."""
+    keys = "MODEL.TAGCLIP.TRUSTY.RELATIVE."
+    trainer = train(cfg, f"{keys}FIT_IMAGES", 24, f"{keys}KEPT_PATCHES", 16)
+    opts = ["MODEL.TAGCLIP.TEST.BACKGROUND", "auto", "MODEL.TAGCLIP.TEST.BACKGROUND_MISS_RATE", 0.3]
+    path = Path(trainer.cfg.OUTPUT_DIR) / "model_final.pth"
+    return TagCLIPPredictor.from_checkpoint(path, list(map(str, opts)))
+
+
+def test_kept_patches_are_those_of_the_training_images(cfg: CfgNode) -> None:
+    """Not more of them than FIT_IMAGES, though 12 is no multiple of the batch here."""
+    trainer = train(cfg, "SOLVER.IMS_PER_BATCH", 5)
+    none = trainer.model.relative_trusty.none_of_these
+    assert none.vectors.shape[:2] == (12, 10) and (none.seen.sum(1) > 0).any()
+    assert none.vectors.flatten(0, 1).abs().sum(1).all()
+    assert none.unlabelled.counts > 0
+    # Unlabelled pixels of all images, and none of seen classes, as patches.
+    assert 0 < none.seen.mean() < 1
+
+
+def test_words_that_are_not_there_are_other(auto: TagCLIPPredictor, tmp_path: Path) -> None:
+    image = next((tmp_path / "images" / "val").iterdir())
+    names = auto.model.train_vocabulary.names
+    known = list(names)
+    auto.set_vocabulary(["zebra"])
+    assert auto.can_be_other and auto.asked.shown.names == ["zebra"]
+    assert auto.asked.all.names == ["zebra", *known]
+    assert auto.asked.all.seen == (False, *[True] * len(known))
+    fusion = auto.encode(str(image), auto.asked)
+    size = auto.read_image(image).shape[:2]
+    best = fusion.best(size)[0].long()
+    expected = torch.where((best == 0) & (fusion.margin(size) >= 0), 0, -1)
+    found = auto(str(image), top_k=1)
+    assert torch.equal(found["sem_seg_labels"].long(), expected)
+    assert 0 < (fusion.margin(size) < 0).float().mean() < 1
+
+
+def test_asked_classes_and_other_names_of_them_do_not_compete(auto: TagCLIPPredictor) -> None:
+    model, bank = auto.model, auto.model.text_bank
+    known = model.train_vocabulary
+    vectors = bank.class_vectors(known).detach()
+    alike = vectors @ vectors.T
+    alike.fill_diagonal_(-1)
+    for words in (["zebra"], known.names[:2], ["a photo of " + known.names[0]], known.names):
+        asked = auto.resolve(words)
+        own = bank.class_vectors(asked.shown).detach()
+        expected = [
+            name
+            for name, vector in zip(known.names, vectors, strict=True)
+            if name not in words and (own @ vector).max() <= alike.max()
+        ]
+        assert asked.all.names[len(words) :] == expected
+    assert auto.resolve(known.names).all.names == known.names
+    context = auto.resolve(["zebra"], context=known.names[:1])
+    assert sorted(context.all.names) == sorted(["zebra", *known.names])
+
+
+def test_an_evaluation_counts_what_is_other(
+    auto: TagCLIPPredictor, tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    folder, (dataset,) = tmp_path / "evaluated", tiny_cfg.DATASETS.TEST
+    opts = ("DATASETS.TEST", (dataset,), "OUTPUT_DIR", str(folder), "TEST.SAVE_LOGITS", True)
+    cfg = changed(auto.cfg, *opts)
+    model = load_trained(cfg)
+    found = ZeroShotTrainer.test(cfg, model)["sem_seg"]
+    (metrics,) = folder.glob("inference/*/metrics.json")
+    run = analyze_run(folder, cfg, json.loads(metrics.read_text()), "auto")
+    rejected = run.analysis.figures()["rejected"]
+    counts = {"seen": [0, 0], "unseen": [0, 0]}
+    auto.set_vocabulary(dataset)
+    vocabulary, right, labelled = Protocol(cfg).asked(dataset), 0, 0
+    for sample in DatasetCatalog.get(dataset):
+        labels = auto(sample["file_name"])["sem_seg_labels"].numpy()
+        truth = read_indices(sample["sem_seg_file_name"], vocabulary, labels.shape)
+        known = truth < len(vocabulary)
+        right, labelled = right + (labels == truth)[known].sum(), labelled + known.sum()
+        for side, mask in (("seen", vocabulary.seen_mask), ("unseen", ~vocabulary.seen_mask)):
+            own = known & np.append(mask, [False] * 300)[truth]
+            counts[side][0] += own.sum()
+            counts[side][1] += (labels[own] == -1).sum()
+    for side, (every, lost) in counts.items():
+        assert rejected[f"{side} pixels lost"] == pytest.approx(100 * lost / every, abs=0.5)
+        assert 0 < lost < every
+    assert found["pAcc"] == pytest.approx(100 * right / labelled, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["token", "conv"])
+def test_auto_without_such_a_map_is_refused_when_the_model_is_built(
+    cfg: CfgNode, kind: str
+) -> None:
+    opts = ["MODEL.TAGCLIP.TRUSTY.KIND", kind, "MODEL.TAGCLIP.TEST.BACKGROUND", "auto"]
+    with pytest.raises(ConfigError, match="^MODEL.TAGCLIP.TEST.BACKGROUND: found auto [^\n]*rel"):
+        ZeroShotTrainer.build_model(changed(cfg, *opts))
+
+
+def test_a_promise_that_cannot_be_kept_is_refused_when_the_model_is_built(cfg: CfgNode) -> None:
+    with pytest.raises(ConfigError, match="^MODEL.TAGCLIP.TEST.BACKGROUND: .* 12 training images"):
+        ZeroShotTrainer.build_model(changed(cfg, "MODEL.TAGCLIP.TEST.BACKGROUND", "auto"))
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,19 @@ def test_views_windows_and_gate_come_back(toy_saved: tuple, trusty: bool) -> Non
         assert {file.get_tensor(name).dtype for name in names} == {torch.float16}
 
 
+def test_margins_come_back(toy_saved: tuple) -> None:
+    vocabulary, writer, folder = toy_saved
+    views = toy_views(margins=True, mode="seen")
+    writer.start()
+    writer.write("/data/a.png", LABELS, {"logits": views})
+    writer.finish(metrics_content(vocabulary, 1))
+    found, _ = SavedLogits.open(folder, vocabulary, ["/data/a.png"]).read("/data/a.png")
+    torch.testing.assert_close(found.margin(SIZE), views.margin(SIZE), atol=0.1, rtol=0)
+    rejected = found.labels(SIZE)["sem_seg_labels"] < 0
+    assert 0.2 < rejected.float().mean() < 0.8
+    assert (rejected != (views.margin(SIZE) < 0)).float().mean() < 0.01
+
+
 def test_incomplete_logits_are_refused(toy_saved: tuple) -> None:
     vocabulary, writer, folder = toy_saved
     writer.start()

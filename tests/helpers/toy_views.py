@@ -15,8 +15,10 @@ CLASSES, SIZE = 7, (40, 52)
 SEEN = np.arange(CLASSES) % 3 > 0
 
 
-def toy_views(seed: int = 0, trusty: bool = True, **gate: Any) -> ScoreFusion:
-    """Random logits and a `Gate`."""
+def toy_views(
+    seed: int = 0, trusty: bool = True, margins: bool = False, **gate: Any
+) -> ScoreFusion:
+    """Random logits, margins and a `Gate`."""
     generator = torch.Generator().manual_seed(seed)
     views = []
     for grid, padded in (
@@ -25,6 +27,8 @@ def toy_views(seed: int = 0, trusty: bool = True, **gate: Any) -> ScoreFusion:
     ):
         logits = torch.randn(len(grid), CLASSES, 5, 4, generator=generator) * 3
         trusty_logits = torch.randn(len(grid), 1, 5, 4, generator=generator) * 2 if trusty else None
-        views.append(ViewLogits(logits, trusty_logits, grid, padded, mirrored=len(grid) > 1))
+        # Log densities are far from 0.
+        own = torch.randn(len(grid), 1, 5, 4, generator=generator) * 90 if margins else None
+        views.append(ViewLogits(logits, trusty_logits, grid, padded, len(grid) > 1, own))
     target = "novel" if trusty else None
     return ScoreFusion(tuple(views), torch.from_numpy(SEEN), Gate(**gate), target, workspace_mib=1)

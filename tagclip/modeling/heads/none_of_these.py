@@ -98,7 +98,7 @@ class NoneOfThese(nn.Module):
         self.miss_rate, self.patches = miss_rate, patches
         if miss_rate is not None:
             check_value("MODEL.TAGCLIP.TEST.BACKGROUND_MISS_RATE", miss_rate)
-            if _rate_on_sample(miss_rate, images) <= 0:
+            if images < _least_images(miss_rate):
                 raise ConfigError(
                     "MODEL.TAGCLIP.TEST.BACKGROUND: found auto with BACKGROUND_MISS_RATE "
                     f"{miss_rate:g} and a map fitted on {images} training images, expected "
@@ -143,8 +143,7 @@ class NoneOfThese(nn.Module):
         shares = self.seen.double()
         total = shares.sum(1)
         images = int((total > 0).sum())
-        rate = _rate_on_sample(self.miss_rate, images)
-        if rate <= 0:
+        if images < _least_images(self.miss_rate):
             raise CheckpointError(
                 f"MODEL.TAGCLIP.TEST.BACKGROUND: found auto with {images} images of seen classes "
                 f"behind the map, expected at least {_least_images(self.miss_rate)} for "
@@ -158,6 +157,7 @@ class NoneOfThese(nn.Module):
             best = densities.best(points, everything) - _of_unlabelled(unlabelled, points)
             scores.append(best.flatten())
         weights = shares / total.clamp(min=1e-12)[:, None]
+        rate = _rate_on_sample(self.miss_rate, images)
         threshold = _weighted_quantile(torch.cat(scores), weights, rate)
         return PlausibilityTest(unlabelled, threshold)
 
@@ -186,11 +186,11 @@ def _rate_on_sample(rate: float, images: int) -> float:
     Conformal risk control (arXiv 2208.02814): n / (n + 1) R + 1 / (n + 1) <= rate, as no image
     loses more than all of its pixels.
     """
-    return rate - (1 - rate) / max(images, 1)
+    return max(0.0, rate - (1 - rate) / images)
 
 
 def _least_images(rate: float) -> int:
-    """Fewest images that can promise a rate."""
+    """Fewest images that can promise a rate and lose anything at all."""
     # 1 / 0.05 - 1 must not come out below 19.
     return math.floor(1 / rate - 1 + 1e-9) + 1
 

@@ -84,11 +84,16 @@ class InferenceSettings:
         check_value("MODEL.TAGCLIP.TEST.OUTPUT", self.output)
         check_value("MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", self.background_threshold)
         check_value("MODEL.TAGCLIP.TEST.BACKGROUND", self.background)
-        for name, value, off in (
-            ("BACKGROUND_THRESHOLD", self.background_threshold, 0),
-            ("BACKGROUND", self.background, "threshold"),
+        for name, value, is_on, off in (
+            (
+                "BACKGROUND_THRESHOLD",
+                self.background_threshold,
+                self.background_threshold,
+                "0 (off)",
+            ),
+            ("BACKGROUND", self.background, self.background == "auto", "threshold"),
         ):
-            if value != off and self.output != "labels":
+            if is_on and self.output != "labels":
                 raise ConfigError(
                     f"MODEL.TAGCLIP.TEST.{name}: found {value} with OUTPUT {self.output}, expected "
                     f"{off}, or OUTPUT labels"

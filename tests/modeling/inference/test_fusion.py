@@ -12,6 +12,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from helpers.largest_tensor import LargestTensor
 from helpers.tiny_run import changed
+from helpers.toy_views import SIZE as TOY_SIZE
+from helpers.toy_views import toy_views
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -154,6 +156,38 @@ def test_a_threshold_that_means_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=f"BACKGROUND_THRESHOLD: found .* expected {expected}"):
         InferenceSettings("slide", 16, 12, 4, 256, output, threshold)
+
+
+def test_auto_is_for_labels_alone() -> None:
+    with pytest.raises(ConfigError, match="BACKGROUND: found auto .* expected threshold, or OUTP"):
+        InferenceSettings("slide", 16, 12, 4, 256, "scores", background="auto")
+    assert InferenceSettings("slide", 16, 12, 4, 256, "labels", background="auto").may_be_other
+
+
+def test_pixels_with_a_margin_below_0_get_no_class() -> None:
+    """In two views of several windows, one of them mirrored: the mean of the margins decides."""
+    fusion, planes = toy_views(margins=True, mode="none"), []
+    for view in fusion.views:
+        grid = view.grid
+        total, count = torch.zeros(2, grid.height, grid.width, dtype=torch.float64)
+        full = F.interpolate(view.margins.double(), view.padded_size, mode="bilinear")
+        for margin, (rows, columns) in zip(full[:, 0], grid, strict=True):
+            total[rows, columns] += margin[: grid.window_height, : grid.window_width]
+            count[rows, columns] += 1
+        plane = F.interpolate((total / count)[None, None], TOY_SIZE, mode="bilinear")[0, 0]
+        planes.append(plane.flip(-1) if view.mirrored else plane)
+    expected = sum(planes) / 2
+    torch.testing.assert_close(fusion.margin(TOY_SIZE).double(), expected, atol=1e-3, rtol=0)
+    bare = replace(fusion, views=tuple(replace(view, margins=None) for view in fusion.views))
+    labels = bare.labels(TOY_SIZE)["sem_seg_labels"]
+    assert (labels >= 0).all() and bare.margin(TOY_SIZE) is None
+    found, ranked = fusion.labels(TOY_SIZE), fusion.labels(TOY_SIZE, top_k=2)
+    sure = expected.abs() > 1e-2
+    assert torch.equal(
+        found["sem_seg_labels"][sure], torch.where(expected < 0, -1, labels).short()[sure]
+    )
+    assert torch.equal(ranked["sem_seg_labels"], found["sem_seg_labels"])
+    assert (ranked["top_labels"] >= 0).all()
 
 
 def test_no_trusty_map_without_a_token() -> None:
