@@ -13,31 +13,49 @@ from tagclip.modeling.clip.text_bank import prompt_templates
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECOMMENDED = sorted(CONFIGS.glob("*/tagclip_*.yaml"))
-CONV = "_convtrust"
+CONV, RELATIVE = "_convtrust", "_relative"
+MAPS = {
+    CONV: {"MODEL.TAGCLIP.TRUSTY.KIND": "conv", "MODEL.TAGCLIP.TEST.SEEN_BIAS": 0.0},
+    RELATIVE: {
+        "MODEL.TAGCLIP.TRUSTY.KIND": "relative",
+        "MODEL.TAGCLIP.TEST.SEEN_BIAS": 0.0,
+        "DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES": True,
+    },
+}
+
+
+def map_of(path: Path) -> str:
+    """End of the name of a config that says which trusty map it has; empty: the token or none."""
+    return next((end for end in MAPS if path.stem.endswith(end)), "")
 
 
 def test_every_dataset_has_every_setting() -> None:
-    plain = [path for path in RECOMMENDED if not path.stem.endswith(CONV)]
+    plain = [path for path in RECOMMENDED if not map_of(path)]
     assert len(plain) == 4 * 3
-    conv = {path.stem.removesuffix(CONV) for path in RECOMMENDED if path not in plain}
+    conv, relative = (
+        {path.stem.removesuffix(end) for path in RECOMMENDED if map_of(path) == end} for end in MAPS
+    )
     assert conv == {path.stem for path in plain if not path.stem.endswith("supervised")}
+    # It is made for the inductive setting alone.
+    assert relative == {
+        f"tagclip_vitb16_{name}_inductive" for name in ("voc", "coco_stuff", "context")
+    }
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in RECOMMENDED if path.stem.endswith("_convtrust")], ids=lambda p: p.stem
-)
-def test_a_convolutional_head_is_one_base_away(path: Path) -> None:
-    found = load_config(path)
-    plain = load_config(path.with_name(f"{path.stem.removesuffix(CONV)}.yaml"))
-    assert found.MODEL.TAGCLIP.TRUSTY.KIND == "conv" and found.MODEL.TAGCLIP.TEST.SEEN_BIAS == 0
-    other, here = Path(plain.MODEL.WEIGHTS), Path(found.MODEL.WEIGHTS)
-    if plain.MODEL.WEIGHTS:
-        assert here == other.parent.with_name(other.parent.name + CONV) / other.name
-    for key in ("OUTPUT_DIR", "CONFIG_NAME", "MODEL.WEIGHTS", "MODEL.TAGCLIP.TRUSTY.KIND"):
-        plain.merge_from_list([key, found.OUTPUT_DIR if key == "OUTPUT_DIR" else ""])
-        found.merge_from_list([key, found.OUTPUT_DIR if key == "OUTPUT_DIR" else ""])
-    plain.MODEL.TAGCLIP.TEST.SEEN_BIAS = 0.0
-    assert found == plain
+@pytest.mark.parametrize("path", [p for p in RECOMMENDED if map_of(p)], ids=lambda path: path.stem)
+def test_another_trusty_map_is_one_base_away(path: Path) -> None:
+    end, found = map_of(path), load_config(path)
+    expected = load_config(path.with_name(f"{path.stem.removesuffix(end)}.yaml"))
+    weights = Path(expected.MODEL.WEIGHTS)
+    if expected.MODEL.WEIGHTS:
+        # It starts from a run with the same map.
+        expected.MODEL.WEIGHTS = str(
+            weights.parent.with_name(weights.parent.name + end) / weights.name
+        )
+    expected.CONFIG_NAME, expected.OUTPUT_DIR = path.name, f"output/{path.stem}"
+    for key, value in MAPS[end].items():
+        expected.merge_from_list([key, value])
+    assert found == expected
 
 
 @pytest.mark.parametrize("path", RECOMMENDED, ids=lambda path: path.stem)
@@ -46,7 +64,7 @@ def test_recommended_configs_read_no_unseen_label(path: Path) -> None:
     Protocol(cfg).check()
     assert not cfg.DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS
     assert not Protocol(cfg).reads_novel_masks
-    assert path.stem.removesuffix(CONV).rpartition("_")[2] == cfg.DATASETS.ZERO_SHOT.SETTING
+    assert path.stem.removesuffix(map_of(path)).rpartition("_")[2] == cfg.DATASETS.ZERO_SHOT.SETTING
     counts = {"voc": (15, 20), "context": (49, 59)}.get(path.parent.name, (156, 171))
     setting, asked = cfg.DATASETS.ZERO_SHOT.SETTING, Protocol(cfg).training
     seen = sum(asked.seen)
