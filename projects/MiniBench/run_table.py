@@ -157,8 +157,8 @@ def invoke_main() -> None:
     outdated = [key for key in keys if is_outdated(args.output, key)]
     if outdated:
         print(
-            f"{args.output}: found {len(outdated)} results without all figures of the table, "
-            "written by an earlier version; these runs are measured again"
+            f"{args.output}: found {len(outdated)} of {len(keys)} results without all figures of "
+            "the table, written by an earlier version; these runs are measured again"
         )
     missing = [
         key for key in keys if key in outdated or not result_file(args.output, key).is_file()
