@@ -55,19 +55,22 @@ def test_detectors_count_weighted_pairs_and_thresholds(seed: int, balanced: bool
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_bins_cost_little(balanced: bool) -> None:
-    """Against the values themselves, of a map most of which lies at its two ends."""
+@pytest.mark.parametrize(("sharpness", "loss"), [(2.5, 0.1), (6, 4), (12, 15)])
+def test_bins_cost_little_unless_a_map_is_too_sure(
+    sharpness: float, loss: float, balanced: bool
+) -> None:
+    """Against the values themselves; docs/evaluation.md has these figures, of pixels."""
     rng = np.random.default_rng(0)
     truth = rng.choice(5, 40000, p=[0.6, 0.03, 0.2, 0.07, 0.1])
-    logits = rng.normal(np.where(SEEN[truth], 2.5, -2.0), 2.5)
+    logits = sharpness * rng.normal(np.where(SEEN[truth], 1, -1))
     trusty = 1 / (1 + np.exp(-logits))
     counts = TrustyCounts(SEEN)
     counts.add(truth, trusty)
     found = detector_figures(counts.counts, SEEN, balanced)
     exact = by_class(trusty, truth, SEEN, balanced)
-    assert found["AUPR"] == pytest.approx(exact["AUPR"], abs=0.05)
+    assert found["AUPR"] == pytest.approx(exact["AUPR"], abs=loss)
     # A threshold inside a bin calls fewer seen pixels unseen than its edge.
-    assert 0 <= found["FPR95"] - exact["FPR95"] < 0.1
+    assert 0 <= found["FPR95"] - exact["FPR95"] < 0.5
 
 
 def test_a_map_finer_than_its_bins_has_ties() -> None:
