@@ -70,7 +70,7 @@ def test_bins_cost_little_unless_a_map_is_too_sure(
     exact = by_class(trusty, truth, SEEN, balanced)
     assert found["AUPR"] == pytest.approx(exact["AUPR"], abs=loss)
     # A threshold inside a bin calls fewer seen pixels unseen than its edge.
-    assert 0 <= found["FPR95"] - exact["FPR95"] < 0.5
+    assert 0 <= found["FPR95"] - exact["FPR95"] < 0.7
 
 
 def test_a_map_finer_than_its_bins_has_ties() -> None:
