@@ -34,6 +34,8 @@ METRICS = {
     "mIoU": "mIoU",
     "pAcc": "pAcc",
     "AUROC": "trusty-AUROC",
+    "AUPR": "trusty-AUPR",
+    "FPR95": "trusty-FPR95",
 }
 CONDITIONS = {
     "config": "config",

@@ -4,9 +4,10 @@
 tagclip minibench table --seeds 5 --workers 2
 
 Below --output: table.md, curves.png, results.json, and a json, a log and the
-checkpoints of every run. With --docs the table also replaces that in
-projects/MiniBench/README.md, and summaries those of docs/results.md and
-projects/TrainingFree/README.md.
+checkpoints of every run. Results of an earlier version, without figures that
+the table shows, are measured again, from the checkpoints if they are there.
+With --docs the table also replaces that in projects/MiniBench/README.md, and
+summaries those of docs/results.md and projects/TrainingFree/README.md.
 """
 
 from __future__ import annotations
@@ -56,6 +57,14 @@ def result_file(output: Path, key: RunKey) -> Path:
     from tagclip.projects.minibench.table_runs import run_folder
 
     return run_folder(output, *key).with_suffix(".json")
+
+
+def is_outdated(output: Path, key: RunKey) -> bool:
+    """Whether an earlier version wrote the result of a run, without figures of the table."""
+    from tagclip.projects.minibench.table_runs import missing_sections
+
+    path = result_file(output, key)
+    return path.is_file() and bool(missing_sections(json.loads(path.read_text())))
 
 
 def run_here(output: Path, key: RunKey) -> None:
@@ -145,7 +154,15 @@ def invoke_main() -> None:
     if unknown := set(args.runs) - RUNS.keys():
         sys.exit(f"--runs: found {', '.join(sorted(unknown))}, expected some of {', '.join(RUNS)}")
     keys = wanted_runs(args.seeds, args.runs)
-    missing = [key for key in keys if not result_file(args.output, key).is_file()]
+    outdated = [key for key in keys if is_outdated(args.output, key)]
+    if outdated:
+        print(
+            f"{args.output}: found {len(outdated)} of {len(keys)} results without all figures of "
+            "the table, written by an earlier version; these runs are measured again"
+        )
+    missing = [
+        key for key in keys if key in outdated or not result_file(args.output, key).is_file()
+    ]
     with tqdm(total=len(missing), desc="MiniBench table") as bar:
         for is_started in (False, True):
             part = [key for key in missing if bool(RUNS[key[1]].start) == is_started]

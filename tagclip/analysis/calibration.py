@@ -1,4 +1,4 @@
-"""The trusty map as a detector of unseen pixels, and as a probability: AUROC and calibration."""
+"""The trusty map as a detector of unseen pixels, and as a probability: its calibration."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagclip.evaluation.metrics import auroc
+from tagclip.evaluation.detection import detection
 
-__all__ = ["BINS", "Reliability", "TrustyCounts", "class_balanced", "detector_auroc"]
+__all__ = ["BINS", "Reliability", "TrustyCounts", "class_balanced", "detector_figures"]
 
 # Bins of the reliability diagram: the usual number (Guo et al. 2017, arXiv 1706.04599).
 BINS = 15
-# Finer bins in each of them, for the AUROC.
+# Finer bins in each of them, for detection. A map that is nearer to 0 or 1 than their width has
+# ties there, which shows in AUPR and FPR sooner than in AUROC.
 _FINE = 300
 
 
@@ -21,20 +22,21 @@ def class_balanced(counts: np.ndarray) -> np.ndarray:
     return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
 
-def detector_auroc(counts: np.ndarray, seen: np.ndarray, balanced: bool) -> float:
-    """Probability that a seen pixel scores above an unseen one, ties counting half.
+def detector_figures(counts: np.ndarray, seen: np.ndarray, balanced: bool) -> dict[str, float]:
+    """How well a score tells unseen pixels, the positives, from seen ones.
 
     Args:
         counts: (K, B) pixels of each class by score, bins ascending; large means seen.
         seen: (K,) bool.
-        balanced: whether every class weighs the same, instead of every pixel: the mean over all
-            pairs of a seen and an unseen class.
+        balanced: whether every class weighs the same, instead of every pixel: AUROC is
+            then the mean over all pairs of a seen and an unseen class.
 
     Returns:
-        In percent; nan if one side has no pixel.
+        Those of `detection`, in percent; nan if one side has no pixel.
     """
     masses = class_balanced(counts) if balanced else counts
-    return auroc(masses[seen].sum(axis=0), masses[~seen].sum(axis=0))
+    unseen, others = (masses[side].sum(axis=0)[::-1] for side in (~seen, seen))
+    return detection(unseen, others)
 
 
 @dataclass(frozen=True)

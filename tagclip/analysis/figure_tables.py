@@ -20,6 +20,8 @@ _SECTIONS = {
     "none": "no gate",
     "oracle": "oracle gate",
     "detector": "detection of unseen pixels: AUROC of",
+    "detector AUPR": "detection of unseen pixels: AUPR of",
+    "detector FPR at 95 % TPR": "detection of unseen pixels: FPR at 95 % TPR of",
     "clutter": "unlabelled pixels that get an unseen class",
     "calibration": "trusty map as a probability",
     "rejected": "BACKGROUND auto",

@@ -10,13 +10,20 @@ import numpy as np
 import torch
 
 from tagclip.analysis.bias_curves import BiasCounts, BiasCurve, Contest, bias_grid
-from tagclip.analysis.calibration import TrustyCounts, detector_auroc
+from tagclip.analysis.calibration import TrustyCounts, detector_figures
 from tagclip.analysis.none_counts import NoneCounts
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import confusion_matrix, summarize
 from tagclip.modeling.inference.fusion import ScoreFusion
 
-__all__ = ["GateAnalysis", "contest", "ungated"]
+__all__ = ["DETECTOR_SECTIONS", "GateAnalysis", "contest", "ungated"]
+
+DETECTOR_SECTIONS = {
+    "AUROC": "detector",
+    "AUPR": "detector AUPR",
+    "FPR95": "detector FPR at 95 % TPR",
+}
+"""Measure of `tagclip.evaluation.detection` -> section of the figures."""
 
 
 def ungated(fusion: ScoreFusion) -> ScoreFusion:
@@ -135,21 +142,23 @@ class GateAnalysis:
         """All figures by section, in percent but for biases and probabilities; nan: undefined.
 
         ``own`` and ``none``: the model's gate and no gate; ``oracle``: the true side of every
-        pixel as the gate; ``detector``: AUROC of what could tell seen from unseen pixels;
-        ``clutter``: pixels without label, no IoU counts them; ``calibration``: the trusty map as a
-        probability; ``rejected``, with BACKGROUND auto alone: what is called none of the classes,
-        which the other figures leave out of account.
+        pixel as the gate; `DETECTOR_SECTIONS`: AUROC, AUPR and false positive rate of what could
+        tell unseen from seen pixels; ``clutter``: pixels without label, no IoU counts them;
+        ``calibration``: the trusty map as a probability; ``rejected``, with BACKGROUND auto alone:
+        what is called none of the classes, which the other figures leave out of account.
         """
         found = {name: self._curve_figures(curve) for name, curve in self.curves.items()}
         perfect = summarize(self.oracle, self.seen)
         found["oracle"] = {key: perfect[key] for key in ("hIoU", "mIoU-seen", "mIoU-unseen")}
         gap, gated = self.none.true, self.own.true
         tables = {"trusty map": self.trusty.counts, "score gap": gap, "gated score gap": gated}
-        found["detector"] = {
-            name + ", class-balanced" * balanced: detector_auroc(table, self.seen, balanced)
+        detectors = {
+            name + ", class-balanced" * balanced: detector_figures(table, self.seen, balanced)
             for name, table in tables.items()
             for balanced in (False, True)
         }
+        for measure, section in DETECTOR_SECTIONS.items():
+            found[section] = {name: values[measure] for name, values in detectors.items()}
         own, none = self.curves["own"], self.curves["none"]
         found["clutter"] = {
             "with the model's gate and bias": self.own.unseen_share(own.at(self.bias)),

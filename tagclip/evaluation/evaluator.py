@@ -18,7 +18,8 @@ from tagclip.data.label_io import check_label, read_label
 from tagclip.data.protocol import Protocol, requested_vocabulary
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from tagclip.evaluation.content import evaluation_content, log_content
-from tagclip.evaluation.metrics import auroc, confusion_matrix
+from tagclip.evaluation.detection import detection
+from tagclip.evaluation.metrics import confusion_matrix
 from tagclip.evaluation.results import write_result
 from tagclip.evaluation.saved_folder import FolderWriter
 from tagclip.evaluation.saved_logits import LogitWriter
@@ -188,10 +189,11 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         Values of single classes are in the files only.
 
         Returns:
-            In the main process ``{"sem_seg": metrics}``, those of `summarize` and
-            ``trusty-AUROC``, in percent, nan where undefined; None in the others. Where the masks
-            that trained the model and the vocabulary's partition divide the classes differently,
-            ``"sem_seg_by_split"`` holds those of the partition.
+            In the main process ``{"sem_seg": metrics}``, those of `summarize` and,
+            of the trusty map as a detector of unseen pixels, those of `detection`
+            (``trusty-AUROC`` and so on), in percent, nan where undefined; None in the others.
+            Where the masks that trained the model and the vocabulary's partition divide the
+            classes differently, ``"sem_seg_by_split"`` holds those of the partition.
 
         Raises:
             DatasetError: no image had a labelled pixel.
@@ -238,7 +240,10 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             self._name, self._vocabulary, confusion, images, run, trained, left_out(self._name)
         )
         if trusty.any():
-            content["metrics"]["trusty-AUROC"] = auroc(*trusty)
+            # Large values of the map mean seen; what it shall detect is unseen.
+            seen, unseen = trusty[:, ::-1]
+            found = detection(unseen, seen)
+            content["metrics"] |= {f"trusty-{name}": value for name, value in found.items()}
         return content
 
     def _log(self, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Segmentation metrics from a confusion matrix, and AUROC from histograms: pure functions."""
+"""Segmentation metrics from a confusion matrix: pure functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 
 __all__ = [
     "ABSENT_AS_0",
-    "auroc",
     "confusion_matrix",
     "defined_classes",
     "harmonic_mean",
@@ -151,25 +150,6 @@ def defined_classes(confusion: np.ndarray, seen_mask: np.ndarray | None) -> dict
         if (absent & mask).any():
             counts[f"mIoU{side}{ABSENT_AS_0}"] = int(((defined | absent) & mask).sum())
     return counts
-
-
-def auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Probability that a positive scores above a negative, ties counting half.
-
-    That is the Mann-Whitney statistic over the number of pairs, the area under the ROC curve.
-
-    Args:
-        positive: (B,) counts of positives per bin, bins in ascending order of score.
-        negative: (B,) counts of negatives.
-
-    Returns:
-        In percent; nan if one side is empty.
-    """
-    pairs = float(positive.sum()) * float(negative.sum())
-    if pairs == 0:
-        return float("nan")
-    below = np.cumsum(negative) - negative
-    return 100 * float((positive * (below + negative / 2)).sum()) / pairs
 
 
 def _predicted_but_absent(confusion: np.ndarray) -> np.ndarray:

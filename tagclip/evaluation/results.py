@@ -47,6 +47,8 @@ _HEADLINES = (
     "pAcc-seen",
     "pAcc-unseen",
     "trusty-AUROC",
+    "trusty-AUPR",
+    "trusty-FPR95",
     "boundary-mIoU",
     "boundary-mIoU-seen",
     "boundary-mIoU-unseen",

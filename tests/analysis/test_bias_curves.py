@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.detection import by_class
 from helpers.toy_views import CLASSES, SEEN, SIZE, toy_views
 
 from tagclip.analysis.bias_curves import BiasCounts, BiasCurve, Contest, bias_grid
-from tagclip.analysis.calibration import detector_auroc
+from tagclip.analysis.calibration import detector_figures
 from tagclip.analysis.gate_analysis import GateAnalysis, contest, ungated
 from tagclip.errors import ConfigError, DatasetError
 
@@ -99,7 +100,7 @@ def test_the_grid_is_dense_where_scores_are() -> None:
     assert np.diff(inner).max() < 0.0012 and grid[0] < -1000 and grid[-1] > 1000
 
 
-def test_the_detector_counts_pairs() -> None:
+def test_the_detector_counts_pairs_and_thresholds() -> None:
     pixels = Pixels(0)
     # Steps of 1/32 tell all values of (A - U) / B apart, which are multiples of 1/8.
     counts = BiasCounts(SEEN, np.arange(-6, 6, 1 / 32) + 1 / 64)
@@ -117,8 +118,9 @@ def test_the_detector_counts_pairs() -> None:
         ]
         wins += own
         per_pair += [np.mean(own)] if own else []
-    assert detector_auroc(counts.true, SEEN, False) == pytest.approx(100 * np.mean(wins))
-    assert detector_auroc(counts.true, SEEN, True) == pytest.approx(100 * np.mean(per_pair))
+    for balanced, auroc in ((False, np.mean(wins)), (True, np.mean(per_pair))):
+        expected = {"AUROC": 100 * auroc, **by_class(change, pixels.truth, SEEN, balanced)}
+        assert detector_figures(counts.true, SEEN, balanced) == pytest.approx(expected)
 
 
 def curve(seen: list[float], unseen: list[float]) -> BiasCurve:

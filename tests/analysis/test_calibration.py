@@ -6,8 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.detection import by_class
 
-from tagclip.analysis.calibration import BINS, TrustyCounts, detector_auroc
+from tagclip.analysis.calibration import BINS, TrustyCounts, detector_figures
 
 SEEN = np.array([True, False, True, False, True])
 
@@ -37,7 +38,7 @@ class Pixels:
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_auroc_counts_weighted_pairs(seed: int, balanced: bool) -> None:
+def test_detectors_count_weighted_pairs_and_thresholds(seed: int, balanced: bool) -> None:
     pixels = Pixels(seed)
     weights, won, total = pixels.weights(balanced), 0.0, 0.0
     is_seen = SEEN[pixels.truth]
@@ -45,9 +46,41 @@ def test_auroc_counts_weighted_pairs(seed: int, balanced: bool) -> None:
         a, b = pixels.trusty[i], pixels.trusty[j]
         total += weights[i] * weights[j]
         won += weights[i] * weights[j] * (1.0 if a > b else 0.5 if a == b else 0.0)
-    assert detector_auroc(pixels.counts().counts, SEEN, balanced) == pytest.approx(
-        100 * won / total
-    )
+    expected = {
+        "AUROC": 100 * won / total,
+        **by_class(pixels.trusty, pixels.truth, SEEN, balanced),
+    }
+    found = detector_figures(pixels.counts().counts, SEEN, balanced)
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize(("sharpness", "loss"), [(2.5, 0.1), (6, 4), (12, 15)])
+def test_bins_cost_little_unless_a_map_is_too_sure(
+    sharpness: float, loss: float, balanced: bool
+) -> None:
+    """Against the values themselves; docs/evaluation.md has these figures, of pixels."""
+    rng = np.random.default_rng(0)
+    truth = rng.choice(5, 40000, p=[0.6, 0.03, 0.2, 0.07, 0.1])
+    logits = sharpness * rng.normal(np.where(SEEN[truth], 1, -1))
+    trusty = 1 / (1 + np.exp(-logits))
+    counts = TrustyCounts(SEEN)
+    counts.add(truth, trusty)
+    found = detector_figures(counts.counts, SEEN, balanced)
+    exact = by_class(trusty, truth, SEEN, balanced)
+    assert found["AUPR"] == pytest.approx(exact["AUPR"], abs=loss)
+    # A threshold inside a bin calls fewer seen pixels unseen than its edge.
+    assert 0 <= found["FPR95"] - exact["FPR95"] < 0.7
+
+
+def test_a_map_finer_than_its_bins_has_ties() -> None:
+    """All unseen pixels, and a tenth of the seen ones, lie below the first edge."""
+    truth = np.repeat([0, 1], 1000)
+    trusty = np.concatenate([np.full(900, 0.9), np.full(100, 2e-5), np.full(1000, 1e-5)])
+    counts = TrustyCounts(SEEN)
+    counts.add(truth, trusty)
+    found = detector_figures(counts.counts, SEEN, False)
+    assert found == pytest.approx({"AUROC": 95, "AUPR": 100 * 10 / 11, "FPR95": 10})
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -91,7 +124,7 @@ def test_means_and_histograms_are_of_their_side() -> None:
         assert counts.mean(side) == pytest.approx(values.mean())
         expected = np.histogram(values, 45, (0, 1))[0]
         np.testing.assert_allclose(counts.histogram(side), 100 * expected / expected.sum())
-    assert np.isnan(TrustyCounts(SEEN).mean(True)) and np.isnan(
-        detector_auroc(TrustyCounts(SEEN).counts, SEEN, True)
-    )
+    assert np.isnan(TrustyCounts(SEEN).mean(True))
+    empty = detector_figures(TrustyCounts(SEEN).counts, SEEN, True)
+    assert np.isnan(list(empty.values())).all()
     assert np.isnan(TrustyCounts(SEEN).reliability(True).error)

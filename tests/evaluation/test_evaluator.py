@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.evaluation import SemSegEvaluator
+from helpers.detection import detection_by_thresholds
 from helpers.toy_dataset import forget, vocabulary_tree, write_json, write_sample
 from helpers.toy_evaluation import IGNORE, NAMES, UNSEEN, Toy
 
@@ -57,7 +58,8 @@ def brute_force(toy: Toy) -> dict[str, Any]:
     others = [w for t, _, w in pixels if t in UNSEEN]
     pairs = [(a > b) + 0.5 * (a == b) for a in trusted for b in others]
     result["trusty-AUROC"] = 100 * sum(pairs) / len(pairs)
-    return result
+    detected = detection_by_thresholds([(-w, 1) for w in others], [(-w, 1) for w in trusted])
+    return result | {f"trusty-{name}": value for name, value in detected.items()}
 
 
 def test_equals_a_count_pixel_by_pixel(toy: Toy, tmp_path: Path) -> None:
@@ -279,14 +281,15 @@ def test_the_trusty_map_is_judged_by_what_the_model_was_trained_on(toy: Toy) -> 
         other.process([toy.input(i, vocabulary=toy.vocabulary)], [toy.output(i)])
     metrics = other.evaluate()["sem_seg"]
     expected = brute_force(toy)
-    assert metrics["trusty-AUROC"] == pytest.approx(expected["trusty-AUROC"])
+    for name in ("trusty-AUROC", "trusty-AUPR", "trusty-FPR95"):
+        assert metrics[name] == pytest.approx(expected[name])
     assert metrics["mIoU-seen"] == pytest.approx(expected["IoU"]["cat"])
 
 
-def test_without_a_trusty_map_there_is_no_auroc(toy: Toy) -> None:
+def test_without_a_trusty_map_nothing_is_detected(toy: Toy) -> None:
     evaluator = toy.evaluator()
     evaluator.process([toy.input(0)], [{"sem_seg_labels": toy.output(0)["sem_seg_labels"]}])
-    assert "trusty-AUROC" not in evaluator.evaluate()["sem_seg"]
+    assert not any("trusty" in name for name in evaluator.evaluate()["sem_seg"])
 
 
 def test_memory_does_not_grow_with_images(toy: Toy) -> None:

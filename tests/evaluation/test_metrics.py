@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from tagclip.evaluation.metrics import (
     ABSENT_AS_0,
-    auroc,
     confusion_matrix,
     defined_classes,
     harmonic_mean,
@@ -186,23 +185,3 @@ def test_images_of_many_pixels_are_counted_exactly() -> None:
 def test_what_cannot_be_counted_is_refused(truth: list, prediction: list, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         confusion_matrix(np.array(truth), np.array(prediction), 2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    positive=st.lists(st.integers(0, 5), max_size=12),
-    negative=st.lists(st.integers(0, 5), max_size=12),
-)
-def test_auroc_counts_pairs_and_half_of_the_ties(positive: list[int], negative: list[int]) -> None:
-    found = auroc(
-        *(np.bincount(scores, minlength=6) for scores in map(np.int64, (positive, negative)))
-    )
-    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
-    expected = 100 * sum(pairs) / len(pairs) if pairs else math.nan
-    assert found == pytest.approx(expected, nan_ok=True)
-
-
-def test_auroc_of_very_many_pixels_does_not_overflow() -> None:
-    many = np.array([0, 10**12, 0])
-    assert auroc(many, many) == 50
-    assert auroc(np.array([0, 0, 10**12]), many) == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ def result(split: str, run: str, seed: int, hiou: float) -> dict[str, Any]:
     # As json keeps a figure that there is not.
     auroc = 90.0 + seed if has_map else None
     detector = {"trusty map": auroc, "score gap": 80.0, "trusty map, class-balanced": auroc}
+    aupr, fpr = 70.0 if has_map else None, 20.0 + 2 * seed if has_map else None
     return {
         "split": split,
         "run": run,
         "seed": seed,
         "seconds": 1.0,
         "detector": detector,
+        "detector AUPR": {"trusty map": aupr, "score gap": 60.0},
+        "detector FPR at 95 % TPR": {"trusty map": fpr, "score gap": 30.0},
         "calibration": {"ECE": 5.0},
         "oracle": {"hIoU": 95.0},
         "clutter": {"with the model's gate and bias": 80.0, "without gate, best bias": 40.0},
@@ -98,9 +102,11 @@ def test_lines_hold_means_and_paired_differences(results: dict) -> None:
     assert "| NACLIP | 28.0 / 8.0 / **19.0** |  |  | -2.0 |" in summary
     assert "supervised" not in text
     assert lines["TagCLIP conv"].endswith(
-        "| 91.0 ± 1.0 | 80.0 ± 0.0 | 91.0 ± 1.0 | 5.0 ± 0.0 | 95.0 ± 0.0 "
-        "| 80.0 ± 0.0 | 40.0 ± 0.0 |"
+        "| 91.0 ± 1.0 | 70.0 ± 0.0 | 22.0 ± 2.0 | 80.0 ± 0.0 | 60.0 ± 0.0 | 30.0 ± 0.0 "
+        "| 91.0 ± 1.0 | 5.0 ± 0.0 | 95.0 ± 0.0 | 80.0 ± 0.0 | 40.0 ± 0.0 |"
     )
+    heads = ["map AUROC", "map AUPR", "map FPR95", "score gap AUROC", "score gap AUPR"]
+    assert f"| run | {' | '.join(heads)} | score gap FPR95 | map AUROC, class-balanced |" in text
     assert "Control, ZegCLIP with the texts of unseen classes swapped: U 3.0." in text
 
 
@@ -174,6 +180,27 @@ def test_curves_show_every_seed(results: dict) -> None:
         if len(line.get_xdata()) > 1 and line.get_color().startswith("#")
     ]
     assert [[0.0, 70.0], [50, 50], [60.0, 0.0]] in lines and len(lines) == 3 + 1 + 1 + 3
+
+
+def test_results_of_an_earlier_version_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = load_tool(PROJECT / "run_table.py")
+    keys = tool.wanted_runs(1, ["MaskCLIP"])
+    for key in keys[1:]:
+        content = result(*key, 20.0)
+        if key == keys[1]:
+            del content["detector AUPR"]
+        tool.result_file(tmp_path, key).write_text(json.dumps(content))
+    done, written = [], []
+    monkeypatch.setattr(tool, "run_as_process", lambda output, key: done.append(key))
+    monkeypatch.setattr(tool, "write_table", lambda output, found, docs: written.append(found))
+    words = ["--seeds", "1", "--output", str(tmp_path), "--runs", "MaskCLIP"]
+    monkeypatch.setattr("sys.argv", ["run_table.py", *words])
+    tool.invoke_main()
+    assert sorted(done) == sorted(keys[:2]) and written == [keys]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "earlier version" in line]
+    assert line.startswith(f"{tmp_path}: found 1 of 3 results without all figures")
 
 
 def test_documents_are_written_in_a_checkout_only(

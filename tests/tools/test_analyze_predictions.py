@@ -21,6 +21,7 @@ from helpers.tiny_run import UNSEEN, changed, load_tool, own_loggers, write_tiny
 
 from tagclip import ZeroShotTrainer
 from tagclip.analysis.figure_tables import comparison_rows
+from tagclip.analysis.gate_analysis import DETECTOR_SECTIONS
 from tagclip.analysis.run_analysis import AnalyzedRun
 from tagclip.data import Protocol
 from tagclip.errors import ConfigError
@@ -122,8 +123,10 @@ def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(
     for key in ("hIoU", "mIoU-seen", "mIoU-unseen"):
         assert own[key] == pytest.approx(metrics["metrics"][key], abs=0.2)
         assert found["figures"]["oracle"][key] >= own[key] - 1e-9
-    detector = found["figures"]["detector"]
-    assert detector["trusty map"] == pytest.approx(metrics["metrics"]["trusty-AUROC"], abs=0.2)
+    for name, section in DETECTOR_SECTIONS.items():
+        detector = found["figures"][section]
+        evaluated = metrics["metrics"][f"trusty-{name}"]
+        assert detector["trusty map"] == pytest.approx(evaluated, abs=0.2)
     assert own["best hIoU"] >= own["hIoU"] and own["bias"] == 0.1
     # The pairs are those of the stored confusion matrix.
     assert all(found["confusions"].values()) and own["mIoU-unseen"] > 0
@@ -139,6 +142,9 @@ def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(
     assert page.pictures == [(folder / f"{name}.png").read_bytes() for name in PICTURES]
     assert f"{own['hIoU']:.2f}" in page.words
     assert "classes are here those of the gate" in " ".join(page.words)
+    for measure in ("AUROC", "AUPR", "FPR at 95 % TPR"):
+        assert f"detection of unseen pixels: {measure} of" in page.words
+        assert f"{measure} is the " in " ".join(page.words)
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert html.index(verdict_of(found["figures"])) < html.index("<img ") < html.index("<table")
     rows = list(csv.reader((folder / "figures.csv").open()))
@@ -191,7 +197,7 @@ def test_runs_stand_side_by_side(
     content = json.loads((folder / "comparison.json").read_text())
     assert content["runs"] == ["plain", "gated"]
     one, two = content["figures"]
-    assert one["own"] == one["none"] and one["detector"]["trusty map"] is None
+    assert one["own"] == one["none"] and one["detector AUPR"]["trusty map"] is None
     for label, figures in (("plain", one), ("gated", two)):
         assert json.loads((folder / label / "analysis.json").read_text())["figures"] == figures
     assert not (folder / "plain" / "reliability.png").exists()

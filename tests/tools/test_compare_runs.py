@@ -86,15 +86,21 @@ def _cells(markdown: str, start: str) -> list[str]:
 def test_metrics_and_differences(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # What an earlier version did not write is n/a.
+    worse = {"mIoU": 50.0, "mIoU-seen": 65.0, "hIoU": 30.5, "pAcc": None, "trusty-FPR95": 80.0}
     better = {"mIoU": 52.345, "mIoU-seen": 60.0, "mIoU-unseen": 10.0, "hIoU": None, "pAcc": 1.0}
+    better |= {"trusty-AUROC": 90.0, "trusty-AUPR": 70.0, "trusty-FPR95": 20.0}
     runs = [
-        _write(tmp_path / "a", _content()),
+        _write(tmp_path / "a", _content(metrics=worse)),
         _write(tmp_path / "b", _content(IOU | {"dog": 44.0, "cat": 45.0}, better, seed=5)),
     ]
     tool.main(tool.parse_args([*runs, "--output", str(tmp_path / "out")]))
     printed = capsys.readouterr().out
-    assert _cells(printed, "| 1  | a")[2:] == ["65.00", "n/a", "30.50", "50.00", "n/a", "n/a"]
-    expected = ["60.00 (-5.00)", "10.00", "n/a", "52.34 (+2.34)", "1.00", "n/a"]
+    assert _cells(printed, "| 1  | a")[2:] == [
+        "65.00", "n/a", "30.50", "50.00", "n/a", "n/a", "n/a", "80.00",
+    ]  # fmt: skip
+    expected = ["60.00 (-5.00)", "10.00", "n/a", "52.34 (+2.34)", "1.00"]
+    expected += ["90.00", "70.00", "20.00 (-60.00)"]
     assert _cells(printed, "| 2  | b")[2:] == expected
     assert "Warning" not in printed
     markdown = (tmp_path / "out" / "toy_val.md").read_text()

@@ -10,6 +10,7 @@ from typing import Any
 
 from scipy import stats
 
+from tagclip.analysis.gate_analysis import DETECTOR_SECTIONS
 from tagclip.projects.minibench.table_runs import RUNS, SPLITS
 
 __all__ = [
@@ -97,6 +98,19 @@ STRICT_ROWS = (
     Row("ZegCLIP (`nnn`)", "ZegCLIP without unseen images", "none", "val"),
     Row("ZegCLIP + relative map (`nnn`)", "ZegCLIP without unseen images", "product", "given"),
 )
+# Head of a column -> (section, name) of its figure.
+_DETECTOR_COLUMNS = {
+    **{
+        f"{head} {measure}": (section, name)
+        for head, name in (("map", "trusty map"), ("score gap", "score gap"))
+        for measure, section in DETECTOR_SECTIONS.items()
+    },
+    "map AUROC, class-balanced": (DETECTOR_SECTIONS["AUROC"], "trusty map, class-balanced"),
+    "ECE": ("calibration", "ECE"),
+    "perfect map, hIoU": ("oracle", "hIoU"),
+    "clutter called unseen": ("clutter", "with the model's gate and bias"),
+    "without gate, best bias": ("clutter", "without gate, best bias"),
+}
 
 
 def format_table(results: Results) -> str:
@@ -210,26 +224,18 @@ def _bias(row: Row, found: dict[int, dict[str, float]]) -> str:
 
 
 def _detectors(own: dict[tuple[str, int], dict]) -> Iterator[str]:
-    yield (
-        "| run | map AUROC | score gap AUROC | map, class-balanced | ECE | perfect map, hIoU "
-        "| clutter called unseen | without gate, best bias |"
-    )
-    yield "|---|---|---|---|---|---|---|---|"
+    heads = ["run", *_DETECTOR_COLUMNS]
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + len(heads) * "---|"
     for run in RUNS:
         runs = [result for (name, _), result in own.items() if name == run]
         # One gate: there is no map.
         if not runs or len(RUNS[run].gates) == 1:
             continue
-        columns = (
-            ("detector", "trusty map"),
-            ("detector", "score gap"),
-            ("detector", "trusty map, class-balanced"),
-            ("calibration", "ECE"),
-            ("oracle", "hIoU"),
-            ("clutter", "with the model's gate and bias"),
-            ("clutter", "without gate, best bias"),
-        )
-        cells = [mean_and_spread([r[part][key] for r in runs]) for part, key in columns]
+        cells = [
+            mean_and_spread([result[section][name] for result in runs])
+            for section, name in _DETECTOR_COLUMNS.values()
+        ]
         yield f"| {run} | {' | '.join(cells)} |"
 
 

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 
 from tagclip import TagCLIP, TagCLIPPredictor, Vocabulary, ZeroShotTrainer, load_config
 from tagclip.analysis.bias_curves import BiasCurve
+from tagclip.analysis.gate_analysis import DETECTOR_SECTIONS
 from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import Protocol
 from tagclip.modeling.inference.gate import Gate
@@ -26,12 +27,15 @@ __all__ = [
     "SPLITS",
     "TableRun",
     "gates_of",
+    "missing_sections",
     "run_folder",
     "run_one",
     "swap_unseen_prompts",
 ]
 
 SPLITS = ("composition", "noun_fence_board", "noun_dice_board")
+# Of `GateAnalysis.figures`, what a result keeps.
+_SECTIONS = (*DETECTOR_SECTIONS.values(), "clutter", "calibration", "oracle")
 # Scale and bias of the additive gate by protocol and split, as `tagclip fit-gate` found them.
 _CONSTANTS = Path(__file__).with_name("gate_constants.json")
 
@@ -121,9 +125,10 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
         output: see `run_folder`; the run it starts from is there, too.
 
     Returns:
-        JSON-ready dict: ``gates`` (name -> figures in percent), ``detector``, ``clutter``,
-        ``calibration``, ``oracle``, ``swapped`` and ``seconds``; with BACKGROUND auto
-        ``rejected`` and ``alone``, see `measure_words_alone`.
+        JSON-ready dict: ``gates`` (name -> figures in percent), sections of
+        `GateAnalysis.figures` (detectors, ``clutter``, ``calibration``, ``oracle``), ``swapped``
+        and ``seconds``, CPU time of the training in this process; with BACKGROUND auto ``rejected``
+        and ``alone``, see `measure_words_alone`.
     """
     run, folder = RUNS[name], run_folder(output, split, name, seed)
     cfg = _config(run, split, seed, output, folder)
@@ -139,7 +144,7 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     )
     figures = test["product" if "product" in test else "none"].figures()
     result = {"split": split, "run": name, "seed": seed, "seconds": round(seconds, 1)}
-    result |= {key: figures[key] for key in ("detector", "clutter", "calibration", "oracle")}
+    result |= {key: figures[key] for key in _SECTIONS}
     if "rejected" in figures:
         result["rejected"] = figures["rejected"]
         cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
@@ -156,6 +161,11 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
         ].curves
         result["swapped"] = float(curve["own"].unseen[curve["own"].at(0.0)])
     return result
+
+
+def missing_sections(result: dict[str, Any]) -> list[str]:
+    """Sections of figures that a result lacks, because an earlier version wrote it."""
+    return [section for section in _SECTIONS if section not in result]
 
 
 def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) -> CfgNode:
