@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -20,7 +21,46 @@ from tagclip.modeling.heads.class_gaussians import (
 from tagclip.modeling.heads.relative_trusty import PatchVectors
 from tagclip.modeling.meta_arch import TagCLIP
 
-__all__ = ["TrustyFitting"]
+__all__ = ["TrustyFitting", "fitting_stream", "labelled_patches"]
+
+
+def fitting_stream(cfg: CfgNode, training: StreamLoader) -> StreamLoader:
+    """Batches of the images that the map is fitted on: the first of the training stream.
+
+    Args:
+        cfg: see `tagclip.config`.
+        training: the stream of training, whose samples are taken.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    return StreamLoader(
+        training.samples,
+        ZeroShotDatasetMapper(cfg, is_train=True),
+        batch_size=batch,
+        max_iter=math.ceil(cfg.MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES / batch),
+        seed=cfg.SEED,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def labelled_patches(
+    model: TagCLIP, batch: list[dict[str, Any]]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+    """Run the image tower on a batch of training inputs and label its patches.
+
+    Args:
+        model: in evaluation mode, with a map of target ``seen``.
+        batch: inputs of N images with labels, see `TagCLIP.forward`.
+
+    Returns:
+        (N, 3, H, W) normalised images, what the backbone makes of them, and (N, h, w) int64 seen
+        classes of the patches, `MIXED` where there is none.
+    """
+    images, sizes = model.preprocess_images(batch)
+    targets = model.preprocess_targets(batch, images.shape[-2:], sizes)
+    features = model.backbone(images)
+    known = targets.trusty & targets.valid
+    grid = features["clip_dense"].shape[-2:]
+    return images, features, patch_labels(targets.labels.long().where(known, MIXED), grid)
 
 
 class TrustyFitting(HookBase):
@@ -54,16 +94,7 @@ class TrustyFitting(HookBase):
         """
         if model.relative_trusty is None:
             return None
-        batch = cfg.SOLVER.IMS_PER_BATCH
-        loader = StreamLoader(
-            training.samples,
-            ZeroShotDatasetMapper(cfg, is_train=True),
-            batch_size=batch,
-            max_iter=math.ceil(cfg.MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES / batch),
-            seed=cfg.SEED,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
-        return cls(model, loader, eval_period=cfg.TEST.EVAL_PERIOD)
+        return cls(model, fitting_stream(cfg, training), eval_period=cfg.TEST.EVAL_PERIOD)
 
     def after_step(self) -> None:
         """Fit where an evaluation may follow."""
@@ -82,13 +113,9 @@ class TrustyFitting(HookBase):
         total, room = None, model.relative_trusty.sample_images
         sample: list[tuple[torch.Tensor, ...]] = []
         for batch in tqdm(self._loader, desc="Fitting the trusty map", disable=None, leave=False):
-            images, sizes = model.preprocess_images(batch)
-            targets = model.preprocess_targets(batch, images.shape[-2:], sizes)
-            features = model.backbone(images)
-            dense = features["clip_dense"]
-            known = targets.trusty & targets.valid
-            labels = patch_labels(targets.labels.long().where(known, MIXED), dense.shape[-2:])
-            found = PatchStatistics.of(with_context(dense), labels, len(model.train_vocabulary))
+            images, features, labels = labelled_patches(model, batch)
+            context = with_context(features["clip_dense"])
+            found = PatchStatistics.of(context, labels, len(model.train_vocabulary))
             total = found if total is None else total.plus(found)
             if room > 0:
                 kept = model.patch_vectors(

@@ -24,9 +24,11 @@ __all__ = [
     "SPLITS",
     "TableRun",
     "gates_of",
+    "run_config",
     "run_folder",
     "run_one",
     "swap_unseen_prompts",
+    "trained_model",
 ]
 
 SPLITS = ("composition", "noun_fence_board", "noun_dice_board")
@@ -117,10 +119,10 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
         JSON-ready dict: ``gates`` (name -> figures in percent), ``detector``, ``clutter``,
         ``calibration``, ``oracle``, ``swapped`` and ``seconds``.
     """
-    run, folder = RUNS[name], run_folder(output, split, name, seed)
-    cfg = _config(run, split, seed, output, folder)
+    run = RUNS[name]
+    cfg = run_config(split, name, seed, output)
     start = time.process_time()
-    model = _trained(cfg)
+    model = trained_model(cfg)
     seconds = time.process_time() - start
     vocabulary = Protocol(cfg).asked("minibench_test")
     partition = Vocabulary.from_metadata("minibench_test", split)
@@ -145,7 +147,9 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     return result
 
 
-def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) -> CfgNode:
+def run_config(split: str, name: str, seed: int, output: Path) -> CfgNode:
+    """Make the config of a run, its projects imported, and its folder; see `run_one`."""
+    run, folder = RUNS[name], run_folder(output, split, name, seed)
     weights = ""
     if run.start:
         weights = str(run_folder(output, split, run.start, seed) / "model_0000159.pth")
@@ -160,7 +164,7 @@ def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) ->
     return cfg
 
 
-def _trained(cfg: CfgNode) -> TagCLIP:
+def trained_model(cfg: CfgNode) -> TagCLIP:
     """Train, unless that is done, or nothing can be trained."""
     if cfg.MODEL.CLIP.LAST_BLOCK != "clip" and not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
         return ZeroShotTrainer.build_model(cfg).eval()

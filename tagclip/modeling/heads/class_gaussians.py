@@ -13,13 +13,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ClassGaussians", "Densities", "PatchStatistics", "patch_labels", "with_context"]
+__all__ = [
+    "MIXED",
+    "SHRINKAGE",
+    "ClassGaussians",
+    "Densities",
+    "PatchStatistics",
+    "local_mean",
+    "patch_labels",
+    "shrunk",
+    "whitening_of",
+    "with_context",
+]
 
 MIXED = -1
 # A patch belongs to the class of so many of its pixels.
 _MAJORITY = 0.6
 # Share of the mean variance in the covariance, and in that of the errors, of which there are few.
-_SHRINKAGE, _ERROR_SHRINKAGE = 0.1, 0.5
+SHRINKAGE, _ERROR_SHRINKAGE = 0.1, 0.5
 # Of the regression from class vectors of unit length.
 _RIDGE = 0.1
 
@@ -141,9 +152,9 @@ class ClassGaussians(nn.Module):
         known = self.counts > 0
         text, means = trained[known].double(), self.means[known].double()
         errors = _left_out_errors(text, means)
-        spread = _shrunk(errors.T @ errors / len(errors), _ERROR_SHRINKAGE)
-        within = _shrunk(self.covariance.double(), _SHRINKAGE)
-        whitening, constants = zip(*map(_whitening, (within, within + spread)), strict=True)
+        spread = shrunk(errors.T @ errors / len(errors), _ERROR_SHRINKAGE)
+        within = shrunk(self.covariance.double(), SHRINKAGE)
+        whitening, constants = zip(*map(whitening_of, (within, within + spread)), strict=True)
         asked = asked.double()
         likeness, same = (asked @ text.T).max(1)
         measured = likeness > 1 - 1e-5
@@ -180,14 +191,14 @@ def _left_out_errors(text: Tensor, means: Tensor) -> Tensor:
     return torch.stack(errors)
 
 
-def _shrunk(covariance: Tensor, share: float) -> Tensor:
+def shrunk(covariance: Tensor, share: float) -> Tensor:
     """Mix a covariance with the mean variance in all directions."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     variance = covariance.diagonal().mean().clamp(min=1e-12)
     return (1 - share) * covariance + share * variance * identity
 
 
-def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def whitening_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """(C, C) matrix W with W^T W the inverse of a covariance, and -1/2 log det of it; float32."""
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
