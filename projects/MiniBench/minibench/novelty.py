@@ -46,7 +46,17 @@ from tagclip.projects.minibench.novelty_scores import (
 )
 from tagclip.projects.minibench.table_runs import run_config, run_folder, trained_model
 
-__all__ = ["RUN", "Patches", "Score", "measure", "novelty_file", "patches_of", "scores_of"]
+__all__ = [
+    "RUN",
+    "Patches",
+    "Score",
+    "figures_of",
+    "measure",
+    "novelty_file",
+    "patches_of",
+    "scores_of",
+    "training_patches",
+]
 
 RUN = "relative without unseen images"
 # Of the training stream; on `minibench_val` 800 make no better heads.
@@ -96,6 +106,7 @@ def patches_of(model: TagCLIP, vocabulary: Vocabulary, vectors: PatchVectors) ->
     return Patches(vectors, seen, differences)
 
 
+@torch.no_grad()
 def training_patches(cfg: CfgNode, model: TagCLIP) -> TrainingPatches:
     """Patches of the first images that the relative map is fitted on."""
     vectors, labels = [], []
@@ -195,7 +206,6 @@ def novelty_file(output: Path, split: str, seed: int, subset: str) -> Path:
     return folder.with_name(f"{folder.name}-novelty-{subset}.json")
 
 
-@torch.no_grad()
 def measure(split: str, seed: int, subset: str, output: Path) -> dict[str, Any]:
     """Measure every score on the model of a run, which is trained unless that is done.
 
@@ -210,22 +220,25 @@ def measure(split: str, seed: int, subset: str, output: Path) -> dict[str, Any]:
         `detection_figures`, ``S``, ``U`` and ``hIoU`` in percent; ``no map`` has the last three.
     """
     cfg = run_config(split, RUN, seed, output)
+    # The heads are fitted there, and so small a model gains nothing from a GPU.
+    cfg.MODEL.DEVICE = "cpu"
     model = trained_model(cfg)
     dataset = f"minibench_{subset}"
     vocabulary = Protocol(cfg).asked(dataset)
     scores = scores_of(cfg, model, vocabulary, split.startswith("noun"))
-    return {"split": split, "seed": seed, "subset": subset} | {
-        "scores": _figures(cfg, model, vocabulary, dataset, scores)
-    }
+    figures = figures_of(cfg, model, vocabulary, dataset, scores)
+    return {"split": split, "seed": seed, "subset": subset, "scores": figures}
 
 
-def _figures(
+@torch.no_grad()
+def figures_of(
     cfg: CfgNode,
     model: TagCLIP,
     vocabulary: Vocabulary,
     dataset: str,
     scores: dict[str, Score],
 ) -> dict[str, dict[str, float]]:
+    """Measure scores on a dataset whose images are single windows; see `measure`."""
     seen, classes = vocabulary.seen_mask, len(vocabulary)
     confusion = {name: np.zeros((classes, classes), np.int64) for name in ("no map", *scores)}
     pixels: dict[str, list[np.ndarray]] = {name: [] for name in scores}
