@@ -54,7 +54,7 @@ from tagclip.projects.minibench.novelty_scores import (
     neighbour_distance,
 )
 from tagclip.projects.minibench.novelty_table import ROWS, format_novelty
-from tagclip.projects.minibench.table import mean_and_spread
+from tagclip.projects.minibench.table import mean_and_spread, paired_interval
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "MiniBench"
 NAMES = ("red ball", "blue ball", "red flag", "blue flag", "green fence", "sand", "stone")
@@ -363,7 +363,7 @@ def test_the_table_has_means_over_seeds() -> None:
             "seed": seed,
             "subset": "val",
             "scores": {
-                name: {key: value + seed for key in keys[3 if name == "no map" else 0 :]}
+                name: {key: value * seed for key in keys[3 if name == "no map" else 0 :]}
                 for name, value in values.items()
             },
         }
@@ -373,8 +373,10 @@ def test_the_table_has_means_over_seeds() -> None:
     assert text.startswith("**composition**, `minibench_val`, seeds 3, 5:\n\n| score |")
     lines = text.splitlines()
     for name, (label, knows) in ROWS.items():
-        cell = mean_and_spread([values[name] + 3, values[name] + 5])
+        cell = mean_and_spread([values[name] * 3, values[name] * 5])
         cells = ["" if name == "no map" else cell] * 3 + [cell] * 3
+        behind = values[name] - values["relative"]
+        cells.append("" if name == "relative" else paired_interval([behind * 3, behind * 5]))
         assert f"| {' | '.join([label, knows, *cells])} |" in lines
     assert len({line.count("|") for line in lines if "|" in line}) == 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tagclip.projects.minibench.table import mean_and_spread
+from tagclip.projects.minibench.table import mean_and_spread, paired_interval
 from tagclip.projects.minibench.table_runs import SPLITS
 
 __all__ = ["ROWS", "format_novelty"]
@@ -54,12 +54,19 @@ def format_novelty(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _rows(scores: Sequence[dict[str, dict[str, float]]]) -> Iterator[str]:
-    yield "| score | knows the words | AUROC | AUPR | FPR at 95 % TPR | S | U | hIoU |"
-    yield "|" + 8 * "---|"
+    yield (
+        "| score | knows the words | AUROC | AUPR | FPR at 95 % TPR | S | U | hIoU "
+        "| hIoU minus relative map |"
+    )
+    yield "|" + 9 * "---|"
+    reference = [own["relative"]["hIoU"] for own in scores]
     for name, (label, knows) in ROWS.items():
         found = [own[name] for own in scores]
         cells = [
             mean_and_spread([figures[key] for figures in found]) if key in found[0] else ""
             for key in _FIGURES
         ]
-        yield f"| {' | '.join([label, knows, *cells])} |"
+        pairs = zip(found, reference, strict=True)
+        gains = [figures["hIoU"] - other for figures, other in pairs]
+        gain = "" if name == "relative" or len(gains) < 2 else paired_interval(gains)
+        yield f"| {' | '.join([label, knows, *cells, gain])} |"
