@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,13 @@ from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.generate import scene
-from tagclip.projects.minibench.novelty import Score, figures_of, scores_of, training_patches
+from tagclip.projects.minibench.novelty import (
+    Score,
+    figures_of,
+    novelty_file,
+    scores_of,
+    training_patches,
+)
 from tagclip.projects.minibench.novelty_heads import (
     LogisticHead,
     TrainingPatches,
@@ -55,6 +62,7 @@ from tagclip.projects.minibench.novelty_scores import (
 )
 from tagclip.projects.minibench.novelty_table import ROWS, format_novelty
 from tagclip.projects.minibench.table import mean_and_spread, paired_interval
+from tagclip.projects.minibench.table_runs import SPLITS
 
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "MiniBench"
 NAMES = ("red ball", "blue ball", "red flag", "blue flag", "green fence", "sand", "stone")
@@ -328,8 +336,15 @@ def test_the_scores_of_a_run(cfg: CfgNode) -> None:
     usual = {name: score.usual for name, score in scores.items()}
     count = int(model.relative_trusty.sample_seen.sum())
     assert all(len(values) == count for values in usual.values())
-    # A patch is no neighbour of its own.
-    assert usual["neighbour"].min() > 0
+    # A patch has its neighbours in other images.
+    trusty = model.relative_trusty
+    unit = F.normalize(trusty.sample_dense.double(), dim=1).permute(0, 2, 3, 1).numpy()
+    own = trusty.sample_seen.numpy()
+    expected = []
+    for index in range(len(own)):
+        others = np.delete(unit, index, 0)[np.delete(own, index, 0)]
+        expected.append(np.sort(cdist(unit[index][own[index]], others), axis=1)[:, 49])
+    np.testing.assert_allclose(usual["neighbour"], np.concatenate(expected), rtol=1e-2, atol=1e-3)
 
 
 def test_heads_read_no_word_of_unseen_classes(cfg: CfgNode) -> None:
@@ -354,31 +369,52 @@ def test_heads_read_no_word_of_unseen_classes(cfg: CfgNode) -> None:
             assert same == (knows == "no"), name
 
 
+FIGURES = ("AUROC", "AUPR", "FPR95", "S", "U", "hIoU")
+
+
+def result(split: str, seed: int, subset: str) -> dict[str, Any]:
+    """Made-up figures, which grow from row to row and with the seed."""
+    scores = {
+        name: {key: (10.0 + row) * seed for key in FIGURES[3 if name == "no map" else 0 :]}
+        for row, name in enumerate(ROWS)
+    }
+    return {"split": split, "seed": seed, "subset": subset, "scores": scores}
+
+
 def test_the_table_has_means_over_seeds() -> None:
-    keys = ("AUROC", "AUPR", "FPR95", "S", "U", "hIoU")
-    values = {name: 10.0 + index for index, name in enumerate(ROWS)}
-    results = [
-        {
-            "split": "composition",
-            "seed": seed,
-            "subset": "val",
-            "scores": {
-                name: {key: value * seed for key in keys[3 if name == "no map" else 0 :]}
-                for name, value in values.items()
-            },
-        }
-        for seed in (3, 5)
-    ]
-    text = format_novelty(results)
+    text = format_novelty([result("composition", seed, "val") for seed in (3, 5)])
     assert text.startswith("**composition**, `minibench_val`, seeds 3, 5:\n\n| score |")
     lines = text.splitlines()
-    for name, (label, knows) in ROWS.items():
-        cell = mean_and_spread([values[name] * 3, values[name] * 5])
+    for row, (name, (label, knows)) in enumerate(ROWS.items()):
+        cell = mean_and_spread([(10 + row) * 3, (10 + row) * 5])
         cells = ["" if name == "no map" else cell] * 3 + [cell] * 3
-        behind = values[name] - values["relative"]
+        behind = row - len(ROWS) + 1
         cells.append("" if name == "relative" else paired_interval([behind * 3, behind * 5]))
         assert f"| {' | '.join([label, knows, *cells])} |" in lines
     assert len({line.count("|") for line in lines if "|" in line}) == 1
+
+
+def test_the_command_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    tool = load_tool(PROJECT / "compare_novelty.py")
+    done = []
+
+    def measured(output: Path, subset: str, key: tuple[str, int]) -> None:
+        done.append(key)
+        novelty_file(output, *key, subset).write_text(json.dumps(result(*key, subset)))
+
+    monkeypatch.setattr(tool, "run_as_process", measured)
+    words = ["compare_novelty.py", "--output", str(tmp_path), "--subset", "val"]
+    for first, count, expected in ((100, 1, [100]), (100, 2, [101]), (100, 2, [])):
+        done.clear()
+        options = ["--first-seed", str(first), "--seeds", str(count)]
+        monkeypatch.setattr("sys.argv", [*words, *options])
+        tool.invoke_main()
+        assert sorted(done) == sorted((split, seed) for split in SPLITS for seed in expected)
+    shown = capsys.readouterr().out
+    assert shown.endswith((tmp_path / "novelty-val.md").read_text() + "\n")
+    assert shown.count("`minibench_val`, seeds 100, 101:") == 2 * len(SPLITS)
 
 
 def test_documents_show_the_test_set(monkeypatch: pytest.MonkeyPatch) -> None:
