@@ -77,18 +77,31 @@ def run_here(output: Path, key: RunKey) -> None:
 
 def run_as_process(output: Path, key: RunKey) -> None:
     """Do one run in a process with one thread; its log lies beside its result."""
-    command = [sys.executable, __file__, "--output", str(output), "--one", *map(str, key)]
-    path = result_file(output, key).with_suffix(".log")
+    words = [__file__, "--output", str(output), "--one", *map(str, key)]
+    run_script(words, result_file(output, key).with_suffix(".log"))
+
+
+def run_script(words: Sequence[str], path: Path) -> None:
+    """Run a script in a process with one thread.
+
+    Args:
+        words: its file and arguments, ``--one`` and what it does at the end.
+        path: of its log.
+
+    Raises:
+        SystemExit: it failed.
+    """
     with path.open("w") as log:
         done = subprocess.run(
-            command,
+            [sys.executable, *words],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             check=False,
         )
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, key))}: exit code {done.returncode}; see {path}")
+        what = " ".join(words[words.index("--one") + 1 :])
+        sys.exit(f"{what}: exit code {done.returncode}; see {path}")
 
 
 def wanted_runs(seeds: int, names: Sequence[str] = ()) -> list[RunKey]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, build_detection_test_loader
@@ -17,7 +19,7 @@ from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.meta_arch import TagCLIP
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["compare_gates"]
+__all__ = ["compare_gates", "labelled_inputs"]
 
 
 @torch.no_grad()
@@ -50,6 +52,26 @@ def compare_gates(
         name: GateAnalysis(seen, gate.bias, gate.mode != "none") for name, gate in gates.items()
     }
     flags = torch.from_numpy(seen).to(model.device)
+    for item, truth in labelled_inputs(cfg, dataset, partition):
+        fusion = model.encode(item, vocabulary)
+        for name, gate in gates.items():
+            found[name].add(truth, replace(fusion, gate=gate, seen_mask=flags), truth.shape)
+    return found
+
+
+def labelled_inputs(
+    cfg: CfgNode, dataset: str, classes: Vocabulary
+) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Yield what a model takes of every image, and its (H, W) labels, indices into the classes.
+
+    Args:
+        cfg: config of the loader.
+        dataset: registered name, whose label files are read.
+        classes: those of the dataset that count; pixels of others get an index beyond them.
+
+    Raises:
+        DatasetError: a file is missing or damaged, or a label does not fit its image.
+    """
     samples = DatasetCatalog.get(dataset)
     truths = {item["file_name"]: item["sem_seg_file_name"] for item in samples}
     full = Vocabulary.from_metadata(dataset)
@@ -60,8 +82,4 @@ def compare_gates(
     )
     for (item,) in tqdm(loader, desc=dataset, disable=None, leave=False):
         size = item["height"], item["width"]
-        truth = read_indices(truths[item["file_name"]], full, size, partition)
-        fusion = model.encode(item, vocabulary)
-        for name, gate in gates.items():
-            found[name].add(truth, replace(fusion, gate=gate, seen_mask=flags), size)
-    return found
+        yield item, read_indices(truths[item["file_name"]], full, size, classes)

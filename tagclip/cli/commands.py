@@ -19,6 +19,10 @@ COMMANDS = {
         "minibench data": ("tools.minibench.generate_data", "generate its images alone"),
         "minibench report": ("tools.minibench.make_report", "draw what a run learned"),
         "minibench table": ("tools.minibench.run_table", "train and measure all its runs"),
+        "minibench novelty": (
+            "tools.minibench.compare_novelty",
+            "compare what tells unseen pixels",
+        ),
         "minibench clip": ("tools.minibench.train_clip", "train its small CLIP"),
         "segment": ("tools.demo", "segment images or videos into any classes"),
         "bulk": ("tools.bulk", "segment very many images, with any number of processes"),

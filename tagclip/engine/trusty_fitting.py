@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -25,7 +26,47 @@ from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeTrusty
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.modeling.meta_arch import TagCLIP
 
-__all__ = ["TrustyFitting"]
+__all__ = ["TrustyFitting", "fitting_stream", "labelled_patches"]
+
+
+def fitting_stream(cfg: CfgNode, training: StreamLoader) -> StreamLoader:
+    """Batches of the images that the map is fitted on: the first of the training stream.
+
+    Args:
+        cfg: see `tagclip.config`.
+        training: the stream of training, whose samples are taken.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    return StreamLoader(
+        training.samples,
+        ZeroShotDatasetMapper(cfg, is_train=True),
+        batch_size=batch,
+        max_iter=math.ceil(cfg.MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES / batch),
+        seed=cfg.SEED,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def labelled_patches(
+    model: TagCLIP, batch: list[dict[str, Any]]
+) -> tuple[Tensor, dict[str, Tensor], SegTargets, Tensor]:
+    """Run the image tower on a batch of training inputs and label its patches.
+
+    Args:
+        model: in evaluation mode, with a map of target ``seen``.
+        batch: inputs of N images with labels, see `TagCLIP.forward`.
+
+    Returns:
+        (N, 3, H, W) normalised images, what the backbone makes of them, the targets, and (N, h, w)
+        int64 seen classes of the patches, `MIXED` where there is none.
+    """
+    images, sizes = model.preprocess_images(batch)
+    targets = model.preprocess_targets(batch, images.shape[-2:], sizes)
+    features = model.backbone(images)
+    known = targets.trusty & targets.valid
+    grid = features["clip_dense"].shape[-2:]
+    labels = patch_labels(targets.labels.long().where(known, MIXED), grid)
+    return images, features, targets, labels
 
 
 class TrustyFitting(HookBase):
@@ -59,16 +100,7 @@ class TrustyFitting(HookBase):
         """
         if model.relative_trusty is None:
             return None
-        batch = cfg.SOLVER.IMS_PER_BATCH
-        loader = StreamLoader(
-            training.samples,
-            ZeroShotDatasetMapper(cfg, is_train=True),
-            batch_size=batch,
-            max_iter=math.ceil(cfg.MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES / batch),
-            seed=cfg.SEED,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
-        return cls(model, loader, eval_period=cfg.TEST.EVAL_PERIOD)
+        return cls(model, fitting_stream(cfg, training), eval_period=cfg.TEST.EVAL_PERIOD)
 
     def after_step(self) -> None:
         """Fit where an evaluation may follow."""
@@ -86,13 +118,11 @@ class TrustyFitting(HookBase):
         model.eval()
         gathered = _Gathered(model.relative_trusty, len(model.train_vocabulary))
         for batch in tqdm(self._loader, desc="Fitting the trusty map", disable=None, leave=False):
-            images, sizes = model.preprocess_images(batch)
-            targets = model.preprocess_targets(batch, images.shape[-2:], sizes)
-            features = model.backbone(images)
-            gathered.add(features["clip_dense"], targets)
+            images, features, targets, labels = labelled_patches(model, batch)
+            gathered.add(features["clip_dense"], targets, labels)
             if room := gathered.room:
                 features = {name: maps[:room] for name, maps in features.items()}
-                gathered.keep(model.patch_vectors(images[:room], features))
+                gathered.keep(model.patch_vectors(images[:room], features), labels)
         gathered.fit()
         model.train(was_training)
         self._fitted_at = self.trainer.iter
@@ -110,14 +140,13 @@ class _Gathered:
         self._images = 0
         self.room = trusty.sample_images
 
-    def add(self, dense: Tensor, targets: SegTargets) -> None:
+    def add(self, dense: Tensor, targets: SegTargets, labels: Tensor) -> None:
         """Count the patches (N, D, h, w) of a batch, and keep some of each image."""
         context, grid = with_context(dense), dense.shape[-2:]
         known = targets.trusty & targets.valid
-        self._labels = patch_labels(targets.labels.long().where(known, MIXED), grid)
         bare = patch_share(~targets.trusty & targets.valid, grid) >= MAJORITY
         found = (
-            PatchStatistics.of(context, self._labels, self._classes),
+            PatchStatistics.of(context, labels, self._classes),
             PatchStatistics.of(context, torch.where(bare, 0, MIXED), 1),
         )
         if self._totals is not None:
@@ -129,10 +158,10 @@ class _Gathered:
             self._kept.append((image[:, chosen].T.half(), share[chosen]))
             self._images += 1
 
-    def keep(self, vectors: PatchVectors) -> None:
-        """Keep the first images of the batch that was added last."""
+    def keep(self, vectors: PatchVectors, labels: Tensor) -> None:
+        """Keep whole images, the first of a batch with these labels."""
         count = len(vectors.dense)
-        seen = self._labels[:count] >= 0
+        seen = labels[:count] >= 0
         self._sample.append((vectors.dense, vectors.plain, vectors.whole, seen))
         self.room -= count
 

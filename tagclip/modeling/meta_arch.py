@@ -20,7 +20,12 @@ from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mas
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
 from tagclip.modeling.heads.class_gaussians import SAME_TEXT
-from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeMap, RelativeTrusty
+from tagclip.modeling.heads.relative_trusty import (
+    Decoder,
+    PatchVectors,
+    RelativeMap,
+    RelativeTrusty,
+)
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
 from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.inference.windows import ViewLogits, WindowedImage, window_logits
@@ -297,7 +302,7 @@ class TagCLIP(nn.Module):
             self._networks,
             bank(vocabulary),
             bank.prompt_rows(vocabulary),
-            self._relative_map(vocabulary),
+            self.relative_map(vocabulary),
         )
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(self.device)
         found: list[ViewLogits] = []
@@ -379,7 +384,17 @@ class TagCLIP(nn.Module):
         plain = self.backbone.plain(images)
         return PatchVectors(features["clip_dense"], plain, features["clip_global"])
 
-    def _relative_map(self, vocabulary: Vocabulary) -> RelativeMap | None:
+    def decoder(self, vocabulary: Vocabulary) -> Decoder:
+        """Return what makes class logits (N, K, h, w) of patch and image vectors."""
+        embed, rows = self.text_bank(vocabulary), self.text_bank.prompt_rows(vocabulary)
+
+        def decode(dense: Tensor, whole: Tensor) -> Tensor:
+            features = {"clip_dense": dense, "clip_global": whole}
+            return class_maximum(self.sem_seg_head.layers(features, embed)[0], rows).float()
+
+        return decode
+
+    def relative_map(self, vocabulary: Vocabulary) -> RelativeMap | None:
         """The trusty map of a vocabulary with seen and unseen decided, made once."""
         if self.relative_trusty is None:
             return None
@@ -393,17 +408,11 @@ class TagCLIP(nn.Module):
         # A name of its own: another thread may ask for other words at any time.
         known, found = self._known_map
         if known != key:
-            embed, rows = bank(vocabulary), bank.prompt_rows(vocabulary)
-
-            def decode(dense: Tensor, whole: Tensor) -> Tensor:
-                features = {"clip_dense": dense, "clip_global": whole}
-                return class_maximum(self.sem_seg_head.layers(features, embed)[0], rows).float()
-
             found = self.relative_trusty.map_for(
                 bank.class_vectors(self.train_vocabulary),
                 bank.class_vectors(vocabulary),
                 seen.to(self.device),
-                decode,
+                self.decoder(vocabulary),
             )
             # One at a time: whoever asks for others in turn pays a few decoders for it.
             self._known_map = key, found

@@ -28,9 +28,11 @@ __all__ = [
     "TableRun",
     "gates_of",
     "missing_sections",
+    "run_config",
     "run_folder",
     "run_one",
     "swap_unseen_prompts",
+    "trained_model",
 ]
 
 SPLITS = ("composition", "noun_fence_board", "noun_dice_board")
@@ -130,10 +132,10 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
         and ``seconds``, CPU time of the training in this process; with BACKGROUND auto ``rejected``
         and ``alone``, see `measure_words_alone`.
     """
-    run, folder = RUNS[name], run_folder(output, split, name, seed)
-    cfg = _config(run, split, seed, output, folder)
+    run = RUNS[name]
+    cfg = run_config(split, name, seed, output)
     start = time.process_time()
-    model = _trained(cfg)
+    model = trained_model(cfg)
     seconds = time.process_time() - start
     vocabulary = Protocol(cfg).asked("minibench_test")
     partition = Vocabulary.from_metadata("minibench_test", split)
@@ -147,7 +149,7 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
     result |= {key: figures[key] for key in _SECTIONS}
     if "rejected" in figures:
         result["rejected"] = figures["rejected"]
-        cfg.MODEL.WEIGHTS = str(folder / "model_final.pth")
+        cfg.MODEL.WEIGHTS = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
         samples = DatasetCatalog.get("minibench_test")
         result["alone"] = measure_words_alone(TagCLIPPredictor(cfg), samples, partition)
     result["gates"] = {
@@ -168,7 +170,9 @@ def missing_sections(result: dict[str, Any]) -> list[str]:
     return [section for section in _SECTIONS if section not in result]
 
 
-def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) -> CfgNode:
+def run_config(split: str, name: str, seed: int, output: Path) -> CfgNode:
+    """Make the config of a run, its projects imported, and its folder; see `run_one`."""
+    run, folder = RUNS[name], run_folder(output, split, name, seed)
     weights = ""
     if run.start:
         weights = str(run_folder(output, split, run.start, seed) / "model_0000159.pth")
@@ -183,7 +187,7 @@ def _config(run: TableRun, split: str, seed: int, output: Path, folder: Path) ->
     return cfg
 
 
-def _trained(cfg: CfgNode) -> TagCLIP:
+def trained_model(cfg: CfgNode) -> TagCLIP:
     """Train, unless that is done, or nothing can be trained."""
     if cfg.MODEL.CLIP.LAST_BLOCK != "clip" and not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
         return ZeroShotTrainer.build_model(cfg).eval()

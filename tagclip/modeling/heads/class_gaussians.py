@@ -17,6 +17,7 @@ __all__ = [
     "MAJORITY",
     "MIXED",
     "SAME_TEXT",
+    "SHRINKAGE",
     "ClassGaussians",
     "Densities",
     "PatchStatistics",
@@ -24,6 +25,8 @@ __all__ = [
     "patch_labels",
     "patch_share",
     "same_classes",
+    "shrunk",
+    "whitening_of",
     "with_context",
 ]
 
@@ -31,7 +34,7 @@ MIXED = -1
 # A patch belongs to the class of so many of its pixels.
 MAJORITY = 0.6
 # Share of the mean variance in the covariance, and in that of the errors, of which there are few.
-_SHRINKAGE, _ERROR_SHRINKAGE = 0.1, 0.5
+SHRINKAGE, _ERROR_SHRINKAGE = 0.1, 0.5
 # Of the regression from class vectors of unit length.
 _RIDGE = 0.1
 # Cosine from which on two class vectors are of one text.
@@ -146,7 +149,7 @@ class ClassGaussians(nn.Module):
 
     def measured(self) -> Densities:
         """Return the Gaussians of the S classes themselves."""
-        matrix, constant = _whitening(_shrunk(self.covariance.double(), _SHRINKAGE))
+        matrix, constant = whitening_of(shrunk(self.covariance.double(), SHRINKAGE))
         known = torch.ones_like(self.counts, dtype=torch.bool)
         return Densities(known, self.means @ matrix.T, (matrix, matrix), (constant, constant))
 
@@ -162,9 +165,9 @@ class ClassGaussians(nn.Module):
         known = self.counts > 0
         text, means = trained[known].double(), self.means[known].double()
         errors = _left_out_errors(text, means)
-        spread = _shrunk(errors.T @ errors / len(errors), _ERROR_SHRINKAGE)
-        within = _shrunk(self.covariance.double(), _SHRINKAGE)
-        whitening, constants = zip(*map(_whitening, (within, within + spread)), strict=True)
+        spread = shrunk(errors.T @ errors / len(errors), _ERROR_SHRINKAGE)
+        within = shrunk(self.covariance.double(), SHRINKAGE)
+        whitening, constants = zip(*map(whitening_of, (within, within + spread)), strict=True)
         asked = asked.double()
         likeness, same = (asked @ text.T).max(1)
         measured = likeness > SAME_TEXT
@@ -201,14 +204,14 @@ def _left_out_errors(text: Tensor, means: Tensor) -> Tensor:
     return torch.stack(errors)
 
 
-def _shrunk(covariance: Tensor, share: float) -> Tensor:
+def shrunk(covariance: Tensor, share: float) -> Tensor:
     """Mix a covariance with the mean variance in all directions."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     variance = covariance.diagonal().mean().clamp(min=1e-12)
     return (1 - share) * covariance + share * variance * identity
 
 
-def _whitening(covariance: Tensor) -> tuple[Tensor, Tensor]:
+def whitening_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """(C, C) matrix W with W^T W the inverse of a covariance, and -1/2 log det of it; float32."""
     factor = torch.linalg.cholesky(covariance)
     identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)

@@ -28,7 +28,7 @@ from tagclip.modeling.heads.class_gaussians import (
 )
 from tagclip.modeling.heads.none_of_these import KeptPatches, NoneOfThese, PlausibilityTest
 
-__all__ = ["PatchVectors", "RelativeMap", "RelativeTrusty"]
+__all__ = ["Decoder", "PatchVectors", "RelativeMap", "RelativeTrusty", "threshold_and_scale"]
 
 # Weights of own logits, plain CLIP and densities, each over its standard deviation on seen classes.
 _WEIGHTS = (1.0, 0.5, 0.5)
@@ -141,6 +141,19 @@ class RelativeMap:
             return class_logits.new_full(shape, side, dtype=torch.float32), margin
         sums = self.sums(self.differences(vectors, class_logits.float(), likeliest))
         return -self.scale * (sums - self.threshold), margin
+
+
+def threshold_and_scale(usual: Tensor, miss_rate: float) -> tuple[float, float]:
+    """From scores on seen patches to what turns a score into a logit, scale * (threshold - score).
+
+    Args:
+        usual: (M,) float, large means unseen.
+        miss_rate: share of them beyond the threshold.
+    """
+    # kthvalue: quantile takes no more than 2^24 numbers.
+    rank = min(len(usual), 1 + int((1 - miss_rate) * len(usual)))
+    threshold = float(usual.kthvalue(rank).values)
+    return threshold, _STEEPNESS / max(float(usual.std()), 1e-6)
 
 
 class RelativeTrusty(nn.Module):
@@ -319,10 +332,7 @@ class RelativeTrusty(nn.Module):
         mean, deviation = usual.mean(1), usual.std(1).clamp(min=1e-6)
         draft = replace(draft, mean=mean, deviation=deviation)
         sums = draft.sums(usual[None, :, :, None]).flatten()
-        # kthvalue: quantile takes no more than 2^24 numbers.
-        rank = min(len(sums), 1 + int((1 - self.miss_rate) * len(sums)))
-        threshold = float(sums.kthvalue(rank).values)
-        scale = _STEEPNESS / max(float(sums.std()), 1e-6)
+        threshold, scale = threshold_and_scale(sums, self.miss_rate)
         return replace(draft, threshold=threshold, scale=scale)
 
     def extra_repr(self) -> str:

@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""Measure what else could tell unseen pixels, without images of unseen objects.
+
+tagclip minibench novelty --seeds 5 --workers 2
+
+Runs of tagclip minibench table in --output are taken, missing ones are trained;
+goes on where it was stopped. Below --output: novelty-test.md or novelty-val.md,
+and a json and a log of every run. With --docs the table of test also replaces
+that in projects/MiniBench/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from tagclip.utils.files import write_atomic
+from tagclip.utils.text import json_text
+from tagclip.utils.tool_parser import ToolParser
+
+# Split and seed of a run.
+RunKey = tuple[str, int]
+
+
+def make_parser() -> ToolParser:
+    """Make the parser of the command line."""
+    parser = ToolParser(__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/minibench_table"), help="folder"
+    )
+    parser.add_argument(
+        "--subset", choices=("val", "test"), default="test", help="images to measure on"
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="of each split")
+    parser.add_argument("--first-seed", type=int, default=0, help="the others follow it")
+    parser.add_argument(
+        "--workers", "--jobs", dest="jobs", type=int, default=2, help="processes, a run each"
+    )
+    parser.add_argument("--docs", action="store_true", help="put the table into the documents")
+    parser.add_argument("--one", nargs=2, metavar=("SPLIT", "SEED"), help="one run only")
+    return parser
+
+
+def run_here(output: Path, subset: str, key: RunKey) -> None:
+    """Do one run in this process and write its result."""
+    from tagclip.projects.minibench.novelty import measure, novelty_file
+
+    result = measure(*key, subset, output)
+    write_atomic(novelty_file(output, *key, subset), json_text(result, indent=1) + "\n")
+
+
+def run_as_process(output: Path, subset: str, key: RunKey) -> None:
+    """Do one run in a process with one thread; its log lies beside its result."""
+    from tagclip.projects.minibench.novelty import novelty_file
+    from tagclip.tools.minibench.run_table import run_script
+
+    words = [__file__, "--output", str(output), "--subset", subset, "--one", *map(str, key)]
+    run_script(words, novelty_file(output, *key, subset).with_suffix(".log"))
+
+
+def write_table(output: Path, subset: str, keys: list[RunKey], docs: bool) -> str:
+    """Write the table of finished runs; return it."""
+    from tagclip.projects.minibench.novelty import novelty_file
+    from tagclip.projects.minibench.novelty_table import format_novelty
+    from tagclip.tools.minibench.run_table import README, replace_table
+
+    results = [json.loads(novelty_file(output, *key, subset).read_text()) for key in keys]
+    text = format_novelty(results)
+    write_atomic(output / f"novelty-{subset}.md", text)
+    if docs:
+        replace_table(README, text, "novelty")
+    return text
+
+
+def invoke_main() -> None:
+    """Run what is missing, then write the table."""
+    args = make_parser().parse_args()
+    if args.docs and args.subset != "test":
+        sys.exit(f"--docs: found --subset {args.subset}, expected test, which the documents show")
+    from tagclip.projects.minibench.novelty import novelty_file
+    from tagclip.projects.minibench.table_runs import SPLITS
+    from tagclip.tools.minibench.run_table import README
+
+    if args.docs and not README.is_file():
+        sys.exit(
+            f"--docs: found no {README}, expected a checkout's; run this there, or leave it out"
+        )
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        split, seed = args.one
+        run_here(args.output, args.subset, (split, int(seed)))
+        return
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    keys = [(split, seed) for seed in seeds for split in SPLITS]
+    missing = [key for key in keys if not novelty_file(args.output, *key, args.subset).is_file()]
+    with (
+        tqdm(total=len(missing), desc="MiniBench novelty") as bar,
+        ThreadPoolExecutor(args.jobs) as pool,
+    ):
+        for _ in pool.map(lambda key: run_as_process(args.output, args.subset, key), missing):
+            bar.update()
+    print(write_table(args.output, args.subset, keys, args.docs))
+
+
+if __name__ == "__main__":
+    invoke_main()
