@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tagclip.evaluation.metrics import auroc
+from tagclip.evaluation.detection import detection
 from tagclip.modeling.heads.class_gaussians import (
     SHRINKAGE,
     ClassGaussians,
@@ -140,18 +140,9 @@ def detection_figures(scores: np.ndarray, unseen: np.ndarray) -> dict[str, float
         unseen: (P,) bool, some of each side.
 
     Returns:
-        In percent: ``AUROC``; ``AUPR``, the average precision; ``FPR95``, the share of seen pixels
-        at or above the highest score that 95 % of the unseen ones reach.
+        In percent ``AUROC``, ``AUPR`` and ``FPR95``, see `tagclip.evaluation.detection`.
     """
     values, where = np.unique(scores, return_inverse=True)
     positive = np.bincount(where[unseen], minlength=len(values))
     negative = np.bincount(where[~unseen], minlength=len(values))
-    # From the highest score down, as a threshold falls.
-    hits, false = np.cumsum(positive[::-1]), np.cumsum(negative[::-1])
-    precision = hits / (hits + false)
-    at = int(np.searchsorted(hits, 0.95 * hits[-1]))
-    return {
-        "AUROC": auroc(positive, negative),
-        "AUPR": 100 * float((positive[::-1] * precision).sum() / hits[-1]),
-        "FPR95": 100 * float(false[at] / false[-1]),
-    }
+    return detection(positive, negative)
