@@ -3,11 +3,12 @@
 
 tagclip minibench table --seeds 5 --workers 2
 
-Below --output: table.md, curves.png, results.json, and a json, a log and the
-checkpoints of every run. Results of an earlier version, without figures that
-the table shows, are measured again, from the checkpoints if they are there.
-With --docs the table also replaces that in projects/MiniBench/README.md, and
-summaries those of docs/results.md and projects/TrainingFree/README.md.
+Below --output: table.md, curves.png, protocols.png, results.json, and a json, a
+log and the checkpoints of every run. Results of an earlier version, without
+figures that the table shows, are measured again, from the checkpoints if they
+are there. With --docs those tables whose runs are all asked for also replace
+the ones in projects/MiniBench/README.md, and summaries those of docs/results.md
+and projects/TrainingFree/README.md.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def make_parser() -> ToolParser:
     parser.add_argument(
         "--runs", nargs="+", default=[], metavar="RUN", help="these alone, as its logs call them"
     )
-    parser.add_argument("--docs", action="store_true", help="put the table into the documents")
+    parser.add_argument("--docs", action="store_true", help="put the tables into the documents")
     parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
     return parser
 
@@ -119,25 +120,37 @@ def wanted_runs(seeds: int, names: Sequence[str] = ()) -> list[RunKey]:
 
 
 def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
-    """Write table, picture and figures of finished runs; return the table."""
+    """Write tables, picture and figures of finished runs; return the tables."""
     from tagclip.projects.minibench.table import (
+        PROTOCOL_RUNS,
+        TABLE_RUNS,
         format_free_summary,
+        format_protocols,
         format_summary,
         format_table,
     )
-    from tagclip.projects.minibench.table_curves import draw_curves
+    from tagclip.projects.minibench.table_curves import STRICT, draw_curves
 
     results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
-    text = format_table(results)
-    write_atomic(output / "table.md", text)
+    found, text = {name for _, name, _ in keys}, ""
     write_atomic(output / "results.json", json_text(list(results.values())) + "\n")
-    draw_curves(results).savefig(output / "curves.png", dpi=100)
-    if docs:
+    if found & set(TABLE_RUNS):
+        text = format_table(results)
+        draw_curves(results).savefig(output / "curves.png", dpi=100)
+    if docs and found.issuperset(TABLE_RUNS):
         replace_table(README, text)
         replace_table(RESULTS, format_summary(results))
         for path, name in ((RESULTS, "training-free"), (FREE_README, "table")):
             replace_table(path, format_free_summary(results), name)
         shutil.copy(output / "curves.png", README.parent / "assets" / "curves.png")
+    if found & set(PROTOCOL_RUNS):
+        protocols = format_protocols(results)
+        text += f"\n## Two protocols\n\n{protocols}"
+        draw_curves(results, STRICT).savefig(output / "protocols.png", dpi=100)
+        if docs and found.issuperset(PROTOCOL_RUNS):
+            replace_table(README, protocols, "protocols")
+            shutil.copy(output / "protocols.png", README.parent / "assets" / "protocols.png")
+    write_atomic(output / "table.md", text)
     return text
 
 
@@ -155,15 +168,20 @@ def invoke_main() -> None:
         sys.exit(
             f"--docs: found no {RESULTS}, expected a checkout's; run this there, or leave it out"
         )
-    if args.docs and args.runs:
-        sys.exit("--docs: found --runs, expected none: the documents show all runs")
+    from tagclip.projects.minibench.table import PROTOCOL_RUNS, TABLE_RUNS
+    from tagclip.projects.minibench.table_runs import RUNS
+
+    tables = (set(TABLE_RUNS), set(PROTOCOL_RUNS))
+    if args.docs and args.runs and not any(map(set(args.runs).issuperset, tables)):
+        sys.exit(
+            "--docs: found --runs of no whole table, expected none, or all of "
+            f"{', '.join(PROTOCOL_RUNS)}"
+        )
     args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, name, seed = args.one
         run_here(args.output, (split, name, int(seed)))
         return
-    from tagclip.projects.minibench.table_runs import RUNS
-
     if unknown := set(args.runs) - RUNS.keys():
         sys.exit(f"--runs: found {', '.join(sorted(unknown))}, expected some of {', '.join(RUNS)}")
     keys = wanted_runs(args.seeds, args.runs)

@@ -14,11 +14,16 @@ from scipy import stats
 from tagclip import Vocabulary, load_config
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.table import (
+    ALL_ROWS,
     CONV_ROWS,
     FREE_ROWS,
+    PROTOCOL_RUNS,
+    REJECTED_COLUMNS,
     ROWS,
     STRICT_ROWS,
+    TABLE_RUNS,
     format_free_summary,
+    format_protocols,
     format_summary,
     format_table,
     mean_and_spread,
@@ -27,6 +32,7 @@ from tagclip.projects.minibench.table import (
 from tagclip.projects.minibench.table_curves import draw_curves
 from tagclip.projects.minibench.table_runs import RUNS, SPLITS, gates_of, swap_unseen_prompts
 
+REJECTED = [*REJECTED_COLUMNS.values()]
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "MiniBench"
 
 
@@ -117,6 +123,30 @@ def test_the_summary_has_a_column_for_each_split(results: dict) -> None:
     assert "| +11.0 [" in text and len({line.count("|") for line in text.splitlines()}) == 1
 
 
+def test_the_protocols_have_a_table_of_their_own() -> None:
+    strict, everything = "relative without unseen images", "TagCLIP conv"
+    found = {
+        ("composition", run, seed): result("composition", run, seed, value)
+        for run, values in ((strict, (50, 54)), (everything, (60, 66)), ("relative", (57, 65)))
+        for seed, value in enumerate(values)
+    }
+    for (_, run, seed), content in found.items():
+        if run != everything:
+            names = [n for s, n in REJECTED if s == "rejected"]
+            content["rejected"] = dict.fromkeys(names, 4.0 + seed)
+            content["alone"] = dict.fromkeys([n for s, n in REJECTED if s == "alone"], 1.0)
+    text = format_protocols(found)
+    lines = text.splitlines()
+    assert "**composition** (2 seeds), training images without unseen objects:" in lines
+    interval = paired_interval([-3, -1])
+    relative = [line for line in lines if line.startswith("| relative map | product | 0.1 |")]
+    assert relative[-1].endswith(f"| {interval} | {interval} |")
+    rejected = [line for line in lines if line.startswith(f"| {strict} | 4.5 ± 0.7 |")]
+    assert rejected == [f"| {strict} {'| 4.5 ± 0.7 ' * 5}{'| 1.0 ± 0.0 ' * 5}|"]
+    assert f"| {strict} | 90.5" in text and f"| {everything} | 90.5" in text
+    assert "supervised" not in text and strict not in format_table(found)
+
+
 def test_intervals_are_those_of_students_t() -> None:
     values = [1.0, 2.5, -0.5, 4.0, 3.0]
     expected = stats.ttest_1samp(values, 0).confidence_interval()
@@ -126,7 +156,8 @@ def test_intervals_are_those_of_students_t() -> None:
 
 
 def test_every_row_and_gate_exists() -> None:
-    rows = (*ROWS, *FREE_ROWS, *CONV_ROWS, *STRICT_ROWS)
+    rows = (*ROWS, *FREE_ROWS, *CONV_ROWS, *STRICT_ROWS, *ALL_ROWS)
+    assert {*TABLE_RUNS, *PROTOCOL_RUNS} == RUNS.keys()
     for row in rows:
         assert row.gate in RUNS[row.run].gates
     assert {row.run for row in rows} == RUNS.keys()
@@ -180,6 +211,36 @@ def test_curves_show_every_seed(results: dict) -> None:
         if len(line.get_xdata()) > 1 and line.get_color().startswith("#")
     ]
     assert [[0.0, 70.0], [50, 50], [60.0, 0.0]] in lines and len(lines) == 3 + 1 + 1 + 3
+
+
+def test_documents_take_whole_tables_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = load_tool(PROJECT / "run_table.py")
+    words = ["--docs", "--output", str(tmp_path / "out"), "--runs", *PROTOCOL_RUNS[:-1]]
+    monkeypatch.setattr("sys.argv", ["run_table.py", *words])
+    assert exit_of(tool.invoke_main).startswith("--docs: found --runs of no whole table")
+    assert not any(tmp_path.iterdir())
+    for name in ("README", "RESULTS"):
+        monkeypatch.setattr(tool, name, tmp_path / f"{name}.md")
+    (tmp_path / "assets").mkdir()
+    before = "a\n<!-- table: begin -->\n<!-- table: end -->\nb\n"
+    (tmp_path / "RESULTS.md").write_text(before)
+    marks = "<!-- protocols: begin -->\nold\n<!-- protocols: end -->\n"
+    (tmp_path / "README.md").write_text(before + marks)
+    output = tmp_path / "out"
+    output.mkdir()
+    keys = tool.wanted_runs(2, PROTOCOL_RUNS)
+    for key in keys:
+        content = result(*key, 20.0)
+        for section in ("rejected", "alone"):
+            content[section] = {n: 1.0 for s, n in REJECTED if s == section}
+        tool.result_file(output, key).write_text(json.dumps(content))
+    text = tool.write_table(output, keys, docs=True)
+    readme = (tmp_path / "README.md").read_text()
+    assert (tmp_path / "RESULTS.md").read_text() == before and readme.startswith(before)
+    assert "old" not in readme and "**noun_dice_board** (2 seeds)" in readme
+    assert readme.split("begin -->\n")[-1].split("<!--")[0] in text
+    assert (tmp_path / "assets" / "protocols.png").is_file()
+    assert not (tmp_path / "assets" / "curves.png").exists()
 
 
 def test_results_of_an_earlier_version_are_measured_again(

@@ -14,12 +14,18 @@ from tagclip.analysis.gate_analysis import DETECTOR_SECTIONS
 from tagclip.projects.minibench.table_runs import RUNS, SPLITS
 
 __all__ = [
+    "ALL_ROWS",
     "CONV_ROWS",
     "FREE_ROWS",
+    "PROTOCOL_RUNS",
+    "REJECTED_COLUMNS",
     "ROWS",
+    "STRICT_ROWS",
     "SUMMARY_ROWS",
+    "TABLE_RUNS",
     "Row",
     "format_free_summary",
+    "format_protocols",
     "format_summary",
     "format_table",
     "mean_and_spread",
@@ -60,7 +66,6 @@ ROWS = (
     Row("TagCLIP, convolutional head, additive gate", "TagCLIP conv", "additive", "given"),
     Row("TagCLIP, convolutional head, gate only lifts", "TagCLIP conv", "lift", "given"),
     Row("ZegCLIP + convolutional head (`nnn`)", "ZegCLIP", "product", "given"),
-    Row("TagCLIP, relative map", "relative", "product", "given"),
     Row("transductive, token", "transductive token", "product", "given"),
     Row("transductive, convolutional head", "transductive conv", "product", "given"),
     Row("supervised: all classes have labels", "supervised", "none", "given"),
@@ -84,6 +89,21 @@ SUMMARY_ROWS = (
     Row("transductive, convolutional head", "transductive conv", "product", "given"),
     Row("supervised", "supervised", "none", "given"),
 )
+# Head -> section and name of a figure.
+REJECTED_COLUMNS = {
+    "seen pixels lost": ("rejected", "seen pixels lost"),
+    "unseen pixels lost": ("rejected", "unseen pixels lost"),
+    "unlabelled pixels rejected": ("rejected", "unlabelled pixels rejected"),
+    "pixels with a class that is not there": (
+        "rejected", "pixels with a class that is not in the image"
+    ),
+    "without the test": ("rejected", "the same without the test"),
+    "one word, drawn where absent": ("alone", "words, drawn where absent"),
+    "one seen word": ("alone", "seen words, drawn where absent"),
+    "one unseen word": ("alone", "unseen words, drawn where absent"),
+    "own pixels of a seen word drawn": ("alone", "seen words, own pixels drawn"),
+    "of an unseen word": ("alone", "unseen words, own pixels drawn"),
+}  # fmt: skip
 # Training images that show an unseen class are left out: compared among themselves.
 # No kind of map changes the class path: the rows without one are of either run.
 STRICT_ROWS = (
@@ -113,8 +133,19 @@ _DETECTOR_COLUMNS = {
 }
 
 
+# All training images, with their unlabelled unseen objects.
+ALL_ROWS = (
+    Row("TagCLIP without token", "TagCLIP conv", "none", "given"),
+    Row("**convolutional head**", "TagCLIP conv", "product", "given"),
+    Row("relative map", "relative", "product", "given"),
+)
+# Runs of a table of their own, which compares the two protocols.
+PROTOCOL_RUNS = tuple(dict.fromkeys(row.run for row in STRICT_ROWS + ALL_ROWS))
+TABLE_RUNS = tuple(dict.fromkeys(row.run for row in ROWS + FREE_ROWS + CONV_ROWS))
+
+
 def format_table(results: Results) -> str:
-    """Return Markdown: for each split the models, the detectors, and the stricter protocol.
+    """Return Markdown: for each split the models and what tells seen from unseen pixels.
 
     Args:
         results: (split, run, seed) -> what `run_one` returned.
@@ -128,10 +159,8 @@ def format_table(results: Results) -> str:
         lines += ["", "Nothing of CLIP trained:", ""]
         bases = {"MaskCLIP": FREE_ROWS[0], "MaskCLIP + head": CONV_ROWS[0]}
         lines += list(_models(FREE_ROWS + CONV_ROWS, own, bases))
-        lines += ["", "Training images without unseen objects only:", ""]
-        bases = {"no map": STRICT_ROWS[0], "no map at bias 0": STRICT_ROWS[1]}
-        lines += list(_models(STRICT_ROWS, own, bases))
-        lines += ["", "What tells seen from unseen pixels:", "", *_detectors(own), ""]
+        detectors = _detectors(own, TABLE_RUNS)
+        lines += ["", "What tells seen from unseen pixels:", "", *detectors, ""]
         swapped = [result["swapped"] for result in own.values() if "swapped" in result]
         if swapped:
             control = mean_and_spread(swapped)
@@ -139,6 +168,29 @@ def format_table(results: Results) -> str:
                 f"Control, ZegCLIP with the texts of unseen classes swapped: U {control}.",
                 "",
             ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def format_protocols(results: Results) -> str:
+    """Return Markdown: for each split maps under two protocols, and BACKGROUND auto.
+
+    Args:
+        results: see `format_table`.
+    """
+    lines = []
+    for split in SPLITS:
+        own = {key[1:]: result for key, result in results.items() if key[0] == split}
+        seeds = sorted({seed for run, seed in own if run in PROTOCOL_RUNS})
+        lines += [f"**{split}** ({len(seeds)} seeds), training images without unseen objects:", ""]
+        bases = {"no map": STRICT_ROWS[0], "no map at bias 0": STRICT_ROWS[1]}
+        bases["ZegCLIP"] = STRICT_ROWS[-2]
+        lines += list(_models(STRICT_ROWS, own, bases))
+        lines += ["", "All training images:", ""]
+        bases = {"no map at bias 0": ALL_ROWS[0], "convolutional head": ALL_ROWS[1]}
+        lines += list(_models(ALL_ROWS, own, bases))
+        detectors, rejected = _detectors(own, PROTOCOL_RUNS), _rejected(own)
+        lines += ["", "What tells seen from unseen pixels:", "", *detectors]
+        lines += ["", "`TEST.BACKGROUND auto`, in percent:", "", *rejected, ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -223,11 +275,11 @@ def _bias(row: Row, found: dict[int, dict[str, float]]) -> str:
     return f"from val, {statistics.fmean(values):.2f}"
 
 
-def _detectors(own: dict[tuple[str, int], dict]) -> Iterator[str]:
+def _detectors(own: dict[tuple[str, int], dict], names: Sequence[str]) -> Iterator[str]:
     heads = ["run", *_DETECTOR_COLUMNS]
     yield f"| {' | '.join(heads)} |"
     yield "|" + len(heads) * "---|"
-    for run in RUNS:
+    for run in filter(names.__contains__, RUNS):
         runs = [result for (name, _), result in own.items() if name == run]
         # One gate: there is no map.
         if not runs or len(RUNS[run].gates) == 1:
@@ -237,6 +289,20 @@ def _detectors(own: dict[tuple[str, int], dict]) -> Iterator[str]:
             for section, name in _DETECTOR_COLUMNS.values()
         ]
         yield f"| {run} | {' | '.join(cells)} |"
+
+
+def _rejected(own: dict[tuple[str, int], dict]) -> Iterator[str]:
+    heads = ["run", *REJECTED_COLUMNS]
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + len(heads) * "---|"
+    for run in PROTOCOL_RUNS:
+        runs = [r for (name, _), r in own.items() if name == run and "rejected" in r]
+        if runs:
+            cells = [
+                mean_and_spread([result[section][name] for result in runs])
+                for section, name in REJECTED_COLUMNS.values()
+            ]
+            yield f"| {run} | {' | '.join(cells)} |"
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

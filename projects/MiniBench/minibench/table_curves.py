@@ -10,27 +10,38 @@ from matplotlib.figure import Figure
 from tagclip.analysis.charts import draw_hiou_levels
 from tagclip.projects.minibench.table_runs import SPLITS
 
-__all__ = ["draw_curves"]
+__all__ = ["SHOWN", "STRICT", "draw_curves"]
 
 # (label, run, gate, colour); the given bias is a dot.
-_SHOWN = (
+Lines = tuple[tuple[str, str, str, str], ...]
+SHOWN: Lines = (
     ("ZegCLIP", "ZegCLIP", "none", "#5b6470"),
     ("token, target seen", "TagCLIP token seen", "product", "#c2571a"),
     ("token, target novel", "TagCLIP token novel", "product", "#a07c00"),
     ("convolutional head", "TagCLIP conv", "product", "#1f6fb2"),
 )
+# Training images without unseen objects.
+STRICT: Lines = (
+    ("no map", "relative without unseen images", "none", "#5b6470"),
+    ("ZegCLIP", "ZegCLIP without unseen images", "none", "#a07c00"),
+    ("convolutional head", "conv without unseen images", "product", "#c2571a"),
+    ("relative map", "relative without unseen images", "product", "#1f6fb2"),
+)
 
 
-def draw_curves(results: dict[tuple[str, str, int], dict[str, Any]]) -> Figure:
+def draw_curves(
+    results: dict[tuple[str, str, int], dict[str, Any]], shown: Lines = SHOWN
+) -> Figure:
     """Draw what every seen bias gives, one panel per split, one line per seed.
 
     Args:
         results: (split, run, seed) -> what `run_one` returned.
+        shown: label, run, gate and colour of each kind of line.
     """
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     panels = figure.subplots(1, len(SPLITS), sharey=True)
     for axes, split in zip(panels, SPLITS, strict=True):
-        for label, run, gate, colour in _SHOWN:
+        for label, run, gate, colour in shown:
             own = [r for (s, name, _), r in sorted(results.items()) if (s, name) == (split, run)]
             for index, result in enumerate(own):
                 found = result["gates"][gate]

@@ -167,7 +167,9 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
 
 def missing_sections(result: dict[str, Any]) -> list[str]:
     """Sections of figures that a result lacks, because an earlier version wrote it."""
-    return [section for section in _SECTIONS if section not in result]
+    opts = RUNS[result["run"]].opts
+    wanted = _SECTIONS + ("rejected", "alone") * (_OTHER[0] in opts)
+    return [section for section in wanted if section not in result]
 
 
 def run_config(split: str, name: str, seed: int, output: Path) -> CfgNode:
