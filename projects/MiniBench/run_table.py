@@ -3,8 +3,8 @@
 
 tagclip minibench table --seeds 5 --workers 2
 
-Below --output: table.md, curves.png, protocols.png, results.json, and a json, a
-log and the checkpoints of every run. Results of an earlier version, without
+Below --output: table.md, curves.png, protocols.png, words.png, results.json, and
+a json, a log and the checkpoints of every run. Results of an earlier version, without
 figures that the table shows, are measured again, from the checkpoints if they
 are there. With --docs those tables whose runs are all asked for also replace
 the ones in projects/MiniBench/README.md, and summaries those of docs/results.md
@@ -146,12 +146,37 @@ def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
     if found & set(PROTOCOL_RUNS):
         protocols = format_protocols(results)
         text += f"\n## Two protocols\n\n{protocols}"
-        draw_curves(results, STRICT).savefig(output / "protocols.png", dpi=100)
+        pictures = [output / "protocols.png", output / "words.png"]
+        draw_curves(results, STRICT).savefig(pictures[0], dpi=100)
+        if not draw_words_of(output, pictures[1]):
+            pictures.pop()
         if docs and found.issuperset(PROTOCOL_RUNS):
             replace_table(README, protocols, "protocols")
-            shutil.copy(output / "protocols.png", README.parent / "assets" / "protocols.png")
+            for picture in pictures:
+                shutil.copy(picture, README.parent / "assets" / picture.name)
     write_atomic(output / "table.md", text)
     return text
+
+
+def draw_words_of(output: Path, path: Path) -> bool:
+    """Draw what BACKGROUND auto does, if the model is there whose pictures these are."""
+    from detectron2.data import DatasetCatalog
+
+    from tagclip import TagCLIPPredictor, Vocabulary
+    from tagclip.projects.minibench.asked_alone import draw_words
+    from tagclip.projects.minibench.table_runs import run_config
+    from tagclip.visualization.panels import save_png
+
+    split = "noun_dice_board"
+    cfg = run_config(split, "relative without unseen images", 0, output)
+    weights = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    if not weights.is_file():
+        return False
+    cfg.MODEL.WEIGHTS = str(weights)
+    vocabulary = Vocabulary.from_metadata("minibench_test", split)
+    samples = DatasetCatalog.get("minibench_test")[3::26]
+    save_png(path, draw_words(TagCLIPPredictor(cfg), samples, vocabulary))
+    return True
 
 
 def replace_table(path: Path, text: str, name: str = "table") -> None:
