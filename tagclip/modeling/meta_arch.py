@@ -366,7 +366,8 @@ class TagCLIP(nn.Module):
             (logits, trusty), _ = self.sem_seg_head(features, class_embed)
             logits = class_maximum(logits, prompt_rows).float()
             if relative_map is not None:
-                trusty, margins = relative_map(self.patch_vectors(images, features), logits)
+                vectors = self.patch_vectors(images, features, with_plain=relative_map.compares)
+                trusty, margins = relative_map(vectors, logits)
         return logits, None if trusty is None else trusty.float(), margins
 
     @property
@@ -374,14 +375,17 @@ class TagCLIP(nn.Module):
         """What a trusty map of kind ``relative`` is made of; None with another kind, or without."""
         return getattr(self.sem_seg_head, "trusty_relative", None)
 
-    def patch_vectors(self, images: Tensor, features: dict[str, Tensor]) -> PatchVectors:
+    def patch_vectors(
+        self, images: Tensor, features: dict[str, Tensor], with_plain: bool = True
+    ) -> PatchVectors:
         """Return what a trusty map of kind ``relative`` compares.
 
         Args:
             images: (N, 3, H, W) normalised.
             features: what the backbone makes of them.
+            with_plain: whether to run the tower a second time, without prompts.
         """
-        plain = self.backbone.plain(images)
+        plain = self.backbone.plain(images) if with_plain else None
         return PatchVectors(features["clip_dense"], plain, features["clip_global"])
 
     def decoder(self, vocabulary: Vocabulary) -> Decoder:

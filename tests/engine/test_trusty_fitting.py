@@ -98,7 +98,9 @@ def test_every_checkpoint_has_the_fit_of_its_own_weights(cfg: CfgNode) -> None:
     assert torch.equal(last[name], trainer.model.state_dict()[name])
 
 
-def test_a_predictor_of_the_checkpoint_asks_any_words(cfg: CfgNode, tmp_path: Path) -> None:
+def test_a_predictor_of_the_checkpoint_asks_any_words(
+    cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = train(cfg)
     path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
     predictor = TagCLIPPredictor.from_checkpoint(path)
@@ -112,7 +114,9 @@ def test_a_predictor_of_the_checkpoint_asks_any_words(cfg: CfgNode, tmp_path: Pa
     words = predictor(str(image))["trusty"]
     assert not torch.equal(words, found["trusty"])
     assert ((words >= 0) & (words <= 1)).all()
+    # Nothing is to be compared: the tower runs once.
     predictor.set_vocabulary(WORDS, seen=WORDS)
+    monkeypatch.delattr(CLIPViT, "plain")
     assert (predictor(str(image))["trusty"] > 0.99).all()
 
 

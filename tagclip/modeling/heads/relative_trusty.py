@@ -48,12 +48,12 @@ class PatchVectors:
 
     Attributes:
         dense: (N, D, h, w) patch vectors that the class path reads.
-        plain: (N, D, h, w) those of CLIP as it was published.
+        plain: (N, D, h, w) those of CLIP as it was published; None where no map compares classes.
         whole: (N, D) image vectors.
     """
 
     dense: Tensor
-    plain: Tensor
+    plain: Tensor | None
     whole: Tensor
 
 
@@ -83,11 +83,13 @@ class RelativeMap:
     test: PlausibilityTest | None = None
 
     @property
-    def _one_sided(self) -> bool:
-        return not 0 < int(self.unseen.sum()) < len(self.unseen)
+    def compares(self) -> bool:
+        """Whether there are classes on both sides."""
+        return 0 < int(self.unseen.sum()) < len(self.unseen)
 
     def _likeliest(self, context: Tensor) -> Tensor:
-        """(N, 2D, h, w) -> (N, 3, h, w) log density of the likeliest seen, unseen and any class."""
+        """(N, 2D, h, w) -> (N, 2 or 3, h, w) log density of the likeliest seen and unseen class,
+        and, for the test, of the likeliest of all."""
         groups = self.unseen.new_zeros(3, len(self.densities.seen))
         groups[0, : len(self.unseen)], groups[1, : len(self.unseen)] = ~self.unseen, self.unseen
         groups[2] = True
@@ -135,7 +137,7 @@ class RelativeMap:
             context = with_context(vectors.dense)
             likeliest = self._likeliest(context)
             margin = self.test and self.test.margin(likeliest[:, 2:], context)
-        if self._one_sided:
+        if not self.compares:
             side = -_SURE if bool(self.unseen.all()) else _SURE
             shape = (len(class_logits), 1, *class_logits.shape[-2:])
             return class_logits.new_full(shape, side, dtype=torch.float32), margin
@@ -300,8 +302,7 @@ class RelativeTrusty(nn.Module):
         unseen = ~seen_mask
         nothing = class_embed.new_zeros(3)
         draft = RelativeMap(class_embed, unseen, None, nothing, nothing + 1)
-        both_sides = 0 < int(unseen.sum()) < len(unseen)
-        if not both_sides and self.none_of_these.miss_rate is None:
+        if not draft.compares and self.none_of_these.miss_rate is None:
             return draft
         if not self.gaussians.is_fitted or not self.sample_seen.any():
             raise CheckpointError(
@@ -316,7 +317,7 @@ class RelativeTrusty(nn.Module):
             shown = torch.cat([class_embed, trained[others]])
         densities = self.gaussians.densities(trained, shown)
         draft = replace(draft, densities=densities, test=self.none_of_these.test_for(densities))
-        return self._calibrated(draft, decode) if both_sides else draft
+        return self._calibrated(draft, decode) if draft.compares else draft
 
     def _calibrated(self, draft: RelativeMap, decode: Decoder) -> RelativeMap:
         """Find out what is usual on the seen patches of the sample."""
