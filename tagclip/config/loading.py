@@ -107,7 +107,7 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     defaults = dict(_items(cfg))
     if len(opts) % 2:
         raise ConfigError(
-            f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
+            f"command line: found {len(opts)} words after the options ({' '.join(map(str, opts))}), "
             "expected KEY VALUE pairs; add the missing key or value"
         )
     pairs = zip(opts[0::2], opts[1::2], strict=True)
