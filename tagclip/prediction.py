@@ -48,8 +48,8 @@ class Prediction(dict[str, Any]):
     The keys, at the image's own size:
 
     * ``sem_seg_labels``: (H, W) int16 (int32 above 32767 classes), indices into ``class_names``;
-      -1 is "other": a context class won, or the score is below
-      MODEL.TAGCLIP.TEST.BACKGROUND.
+      -1 is "other": a context class won, or MODEL.TAGCLIP.TEST.BACKGROUND or
+      BACKGROUND_THRESHOLD says so.
     * ``sem_seg_scores``: (H, W) half, the score that won, after gate and bias; at most 1.
     * ``trusty``: (H, W) half, P(pixel belongs to a seen class), if there is a token.
     * ``top_labels``, ``top_scores``: (k, H, W), with ``top_k``; best first, among the K classes

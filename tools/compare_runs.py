@@ -46,6 +46,7 @@ CONDITIONS = {
     "gate": "gate",
     "gate form": "gate_form",
     "seen bias": "seen_bias",
+    "background": "background",
     "templates": "templates",
     "weights": "weights",
     "start": "start",

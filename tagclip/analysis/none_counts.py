@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tagclip.evaluation.metrics import confusion_matrix
+
 __all__ = ["NoneCounts"]
 
 _REGIONS = ("seen pixels lost", "unseen pixels lost", "unlabelled pixels rejected")
@@ -17,6 +19,7 @@ class NoneCounts:
 
     Attributes:
         seen: (K,) bool, which classes are seen to the model.
+        confusion: (K, K + 1) pixels by true class and result, the last column those rejected.
     """
 
     seen: np.ndarray
@@ -26,6 +29,7 @@ class NoneCounts:
         self._pixels = np.zeros((3, 2), dtype=np.int64)
         # With a class that no pixel of the image has: of all pixels, and of those not rejected.
         self._absent = np.zeros(2, dtype=np.int64)
+        self.confusion = np.zeros((len(self.seen), len(self.seen) + 1), dtype=np.int64)
 
     def add(self, truth: np.ndarray, labels: np.ndarray, rejected: np.ndarray) -> None:
         """Count one image.
@@ -44,6 +48,8 @@ class NoneCounts:
         present = np.zeros(classes, dtype=bool)
         present[truth[has_label]] = True
         absent = ~present[labels]
+        result = np.where(rejected, classes, labels)[has_label]
+        self.confusion += confusion_matrix(truth[has_label], result, classes + 1)[:classes]
         self._absent += [absent.sum(), (absent & ~rejected).sum()]
 
     def figures(self) -> dict[str, float]:

@@ -106,8 +106,9 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     add_tagclip_config(cfg)
     defaults = dict(_items(cfg))
     if len(opts) % 2:
+        words = " ".join(map(str, opts))
         raise ConfigError(
-            f"command line: found {len(opts)} words after the options ({' '.join(opts)}), "
+            f"command line: found {len(opts)} words after the options ({words}), "
             "expected KEY VALUE pairs; add the missing key or value"
         )
     pairs = zip(opts[0::2], opts[1::2], strict=True)

@@ -148,6 +148,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
     training started from is the ``start`` of `Claim.record`. ``weights_dropped`` lists what the
     config leaves out of it. ``iterations`` is how long a run has trained that evaluates in between
     or at its end; None with --eval-only. ``test_augmentation`` is TEST.AUG, None if it is off.
+    ``background`` is what may leave pixels without a class, None where nothing does.
     ``reduced_jpeg`` is INPUT.REDUCED_JPEG, which changes pixels, ``dtype`` what TEST.DTYPE means on
     the device.
     """
@@ -175,6 +176,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "gate": tagclip.TEST.GATE,
         "gate_form": tagclip.TEST.GATE_FORM,
         "seen_bias": tagclip.TEST.SEEN_BIAS,
+        "background": _background(tagclip.TEST),
         "test_augmentation": dict(cfg.TEST.AUG) if cfg.TEST.AUG.ENABLED else None,
         "dtype": str(inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE)).removeprefix("torch."),
         "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
@@ -201,6 +203,14 @@ def _hashed(node: Any, key: str) -> Any:
     if isinstance(node, str) and (os.path.isabs(node) or key in _MAY_BE_PATHS):
         return Path(canonical_name(node) if key == "MODEL.CLIP.NAME" else node).name
     return node
+
+
+def _background(test: CfgNode) -> str | None:
+    """What TEST.BACKGROUND and its numbers say, in words."""
+    auto, threshold = test.BACKGROUND == "auto", test.BACKGROUND_THRESHOLD
+    parts = [f"auto, miss rate {test.BACKGROUND_MISS_RATE:g}"] if auto else []
+    parts += [f"threshold {threshold:g}"] if threshold > 0 else []
+    return ", ".join(parts) or None
 
 
 def _iterations(cfg: CfgNode) -> int | None:

@@ -19,7 +19,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
-from tagclip.modeling.heads.class_gaussians import SAME_TEXT
+from tagclip.modeling.heads.class_gaussians import unlike_classes
 from tagclip.modeling.heads.relative_trusty import (
     Decoder,
     PatchVectors,
@@ -332,8 +332,7 @@ class TagCLIP(nn.Module):
     def competitors(self, vocabulary: Vocabulary) -> Vocabulary | None:
         """Return what else may be on an image: classes with masks that are not asked.
 
-        Left out are those that an asked class seems to be another name of: whose vector is nearer
-        than any two of the training's are to each other.
+        Left out are those that an asked class seems to be another name of, see `unlike_classes`.
 
         Args:
             vocabulary: the asked classes.
@@ -345,8 +344,7 @@ class TagCLIP(nn.Module):
             return None
         known = self.train_vocabulary.restrict("seen")
         trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
-        among = (trained @ trained.T).fill_diagonal_(-1).max()
-        others = (trained @ asked.T).amax(1) <= among.clamp(max=SAME_TEXT)
+        others = unlike_classes(trained, asked)
         return known.with_seen(others.tolist()).restrict("seen") if others.any() else None
 
     def _networks(

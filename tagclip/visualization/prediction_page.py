@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 OTHER = "other"
-_OTHER_NOTE = "other: a context class won, or the score is below the background threshold"
+_OTHER_NOTE = "other: a context class won, the score is below the threshold, or no class fits"
 # Room for the titles of narrow panels.
 _NARROWEST = 190
 # Room for the notes below the legend.

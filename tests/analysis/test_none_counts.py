@@ -42,6 +42,20 @@ def test_shares_are_those_of_the_pixels() -> None:
     assert found == pytest.approx(naive(images)) and len(found) == 5
 
 
+def test_the_confusion_is_that_of_what_is_left() -> None:
+    generator, counts = np.random.default_rng(2), NoneCounts(SEEN)
+    expected = np.zeros((CLASSES, CLASSES + 1), dtype=int)
+    for size in (50, 120):
+        truth = generator.choice([0, 2, 3, 255, -1], size)
+        labels, rejected = generator.integers(0, CLASSES, size), generator.random(size) < 0.4
+        counts.add(truth, labels, rejected)
+        for true, label, none in zip(truth, labels, rejected, strict=True):
+            if 0 <= true < CLASSES:
+                expected[true, CLASSES if none else label] += 1
+    np.testing.assert_array_equal(counts.confusion, expected)
+    assert expected[:, CLASSES].any()
+
+
 def test_what_does_not_occur_is_nan() -> None:
     counts = NoneCounts(SEEN)
     assert all(math.isnan(value) for value in counts.figures().values())

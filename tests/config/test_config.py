@@ -102,6 +102,11 @@ def test_broken_command_line() -> None:
         load_config("", ["SEEDS", "1"])
 
 
+def test_tools_that_add_values_of_their_own_name_a_stray_word_too() -> None:
+    with pytest.raises(ConfigError, match=r"found 3 words after the options \(SEED True stray\)"):
+        load_config("", ["SEED", True, "stray"])
+
+
 def test_every_shipped_config_loads_and_leaves_are_short(repository: Path) -> None:
     files = [*repository.glob("configs/**/*.yaml"), *repository.glob("projects/*/configs/*.yaml")]
     assert len(files) > 5

@@ -86,6 +86,26 @@ def test_the_record_has_the_config_and_no_paths(tiny_cfg: CfgNode, tmp_path: Pat
     assert run_info(changed(cfg, "INPUT.REDUCED_JPEG", True))["reduced_jpeg"] is True
 
 
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        ({}, None),
+        ({"BACKGROUND_MISS_RATE": 0.2}, None),
+        ({"BACKGROUND_THRESHOLD": 0.3}, "threshold 0.3"),
+        ({"BACKGROUND": "auto"}, "auto, miss rate 0.05"),
+        (
+            {"BACKGROUND": "auto", "BACKGROUND_MISS_RATE": 0.2, "BACKGROUND_THRESHOLD": 0.3},
+            "auto, miss rate 0.2, threshold 0.3",
+        ),
+    ],
+)
+def test_the_record_says_what_leaves_pixels_without_a_class(
+    tiny_cfg: CfgNode, opts: dict[str, object], expected: str | None
+) -> None:
+    pairs = [part for key, value in opts.items() for part in (f"MODEL.TAGCLIP.TEST.{key}", value)]
+    assert run_info(changed(tiny_cfg, *pairs))["background"] == expected
+
+
 def test_the_record_says_how_long_the_run_has_trained(tiny_cfg: CfgNode) -> None:
     assert run_info(tiny_cfg)["iterations"] is None
     with EventStorage(9):

@@ -205,6 +205,11 @@ def test_an_evaluation_counts_what_is_other(
         assert rejected[f"{side} pixels lost"] == pytest.approx(100 * lost / every, abs=0.5)
         assert 0 < lost < every
     assert found["pAcc"] == pytest.approx(100 * right / labelled, abs=1e-6)
+    # The logits of an evaluation before do not pass for those of this one.
+    content = json.loads(metrics.read_text())
+    content["metrics"]["mIoU"] += 1
+    with pytest.raises(ConfigError, match="^[^\n]*logits that reach mIoU"):
+        analyze_run(folder, cfg, content, "auto")
 
 
 @pytest.mark.parametrize("kind", ["token", "conv"])

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 __all__ = [
     "MAJORITY",
     "MIXED",
-    "SAME_TEXT",
     "SHRINKAGE",
     "ClassGaussians",
     "Densities",
@@ -26,6 +25,7 @@ __all__ = [
     "patch_share",
     "same_classes",
     "shrunk",
+    "unlike_classes",
     "whitening_of",
     "with_context",
 ]
@@ -38,7 +38,9 @@ SHRINKAGE, _ERROR_SHRINKAGE = 0.1, 0.5
 # Of the regression from class vectors of unit length.
 _RIDGE = 0.1
 # Cosine from which on two class vectors are of one text.
-SAME_TEXT = 1 - 1e-5
+_SAME_TEXT = 1 - 1e-5
+# Of a cosine, which another shape of the same product changes.
+_ROUNDING = 1e-6
 
 
 class PatchStatistics(NamedTuple):
@@ -170,7 +172,7 @@ class ClassGaussians(nn.Module):
         whitening, constants = zip(*map(whitening_of, (within, within + spread)), strict=True)
         asked = asked.double()
         likeness, same = (asked @ text.T).max(1)
-        measured = likeness > SAME_TEXT
+        measured = likeness > _SAME_TEXT
         foretold = _foretold(text, means, asked).float()
         centres = torch.where(
             measured[:, None], means[same].float() @ whitening[0].T, foretold @ whitening[1].T
@@ -221,7 +223,23 @@ def whitening_of(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
 def same_classes(ones: Tensor, others: Tensor) -> Tensor:
     """(K, D) and (S, D) unit class vectors -> (K, S) bool, whether they are of one text."""
-    return ones.double() @ others.double().T > SAME_TEXT
+    return ones.double() @ others.double().T > _SAME_TEXT
+
+
+def unlike_classes(trained: Tensor, asked: Tensor) -> Tensor:
+    """Find the trained classes that no asked one seems to be another name of.
+
+    A name is another one if it is nearer to a class than any two of them are to each other.
+
+    Args:
+        trained: (S, D) unit class vectors.
+        asked: (K, D) unit class vectors.
+
+    Returns:
+        (S,) bool.
+    """
+    among = (trained @ trained.T).fill_diagonal_(-1).max() + _ROUNDING
+    return (trained @ asked.T).amax(1) <= among.clamp(max=_SAME_TEXT)
 
 
 def patch_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -84,7 +84,7 @@ class NoneOfThese(nn.Module):
 
         Args:
             channels: C of patches with context.
-            images: training images of which patches are kept.
+            images: training images of which patches are kept; one that comes again counts again.
             patches: how many of each, in half precision and in checkpoints.
             miss_rate: expected share of an image's seen pixels that may be lost; None: no test is
                 asked for.

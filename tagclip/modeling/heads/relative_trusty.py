@@ -304,12 +304,7 @@ class RelativeTrusty(nn.Module):
         draft = RelativeMap(class_embed, unseen, None, nothing, nothing + 1)
         if not draft.compares and self.none_of_these.miss_rate is None:
             return draft
-        if not self.gaussians.is_fitted or not self.sample_seen.any():
-            raise CheckpointError(
-                "MODEL.TAGCLIP.TRUSTY.KIND relative: found a map that no training has fitted, "
-                "expected one of a checkpoint; give its MODEL.WEIGHTS, train, or set "
-                "MODEL.TAGCLIP.TRUSTY.ENABLED False"
-            )
+        self._check_fitted()
         shown = class_embed
         if self.none_of_these.miss_rate is not None:
             # A pixel of a class that is known but not asked is no less plausible for it.
@@ -318,6 +313,23 @@ class RelativeTrusty(nn.Module):
         densities = self.gaussians.densities(trained, shown)
         draft = replace(draft, densities=densities, test=self.none_of_these.test_for(densities))
         return self._calibrated(draft, decode) if draft.compares else draft
+
+    def _check_fitted(self) -> None:
+        patches, classes = int(self.sample_seen.sum()), int((self.gaussians.counts > 0).sum())
+        if not (patches or classes):
+            raise CheckpointError(
+                "MODEL.TAGCLIP.TRUSTY.KIND relative: found a map that no training has fitted, "
+                "expected one of a checkpoint; give its MODEL.WEIGHTS, train, or set "
+                "MODEL.TAGCLIP.TRUSTY.ENABLED False"
+            )
+        # A deviation takes two patches.
+        if patches < 2 or not self.gaussians.is_fitted:
+            raise CheckpointError(
+                "MODEL.TAGCLIP.TRUSTY.KIND relative: found a map that was fitted on patches of "
+                f"{classes} seen classes, and {patches} in the sample, expected 2 or more of both; "
+                "train with more TRUSTY.RELATIVE.FIT_IMAGES and SAMPLE_IMAGES, or set "
+                "MODEL.TAGCLIP.TRUSTY.ENABLED False"
+            )
 
     def _calibrated(self, draft: RelativeMap, decode: Decoder) -> RelativeMap:
         """Find out what is usual on the seen patches of the sample."""

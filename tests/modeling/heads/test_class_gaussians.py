@@ -16,6 +16,7 @@ from tagclip.modeling.heads.class_gaussians import (
     ClassGaussians,
     PatchStatistics,
     patch_labels,
+    unlike_classes,
     with_context,
 )
 
@@ -170,3 +171,23 @@ def test_a_patch_has_the_class_of_most_of_its_pixels(data: st.DataObject) -> Non
         counts = [(block == k).mean() for k in range(3)]
         expected = int(np.argmax(counts)) if max(counts) >= 0.6 else MIXED
         assert found[image, row, column] == expected
+
+
+def test_the_closest_classes_are_no_other_names_of_each_other() -> None:
+    """Asked for one of the two alone: a product of another shape rounds their cosine anew."""
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        shared = 1.5 * torch.randn(512, generator=generator)
+        trained = F.normalize(torch.randn(20, 512, generator=generator) + shared, dim=1)
+        for index in range(len(trained)):
+            expected = torch.arange(len(trained)) != index
+            assert torch.equal(unlike_classes(trained, trained[index, None]), expected)
+
+
+def test_what_is_nearer_than_any_two_classes_is_another_name() -> None:
+    trained = torch.eye(4)
+    trained[1] = F.normalize(torch.tensor([0.6, 0.8, 0.0, 0.0]), dim=0)
+    near, far = (F.normalize(torch.tensor([0.0, 0.0, 1.0, x]), dim=0) for x in (1.2, 2.0))
+    assert unlike_classes(trained, near[None]).tolist() == [True, True, False, False]
+    assert unlike_classes(trained, far[None]).tolist() == [True, True, True, False]
+    assert not unlike_classes(trained, trained).any()

@@ -162,6 +162,19 @@ def test_unfitted_it_is_refused_in_one_line() -> None:
         make().map_for(TEXT[:SEEN], TEXT, MASK, decode)
 
 
+@pytest.mark.parametrize(("classes", "patches"), [(1, 100), (SEEN, 1)])
+def test_what_was_fitted_on_too_little_is_told_from_what_never_was(
+    classes: int, patches: int
+) -> None:
+    """One patch has no deviation: the map would be nan."""
+    trusty = fitted()
+    trusty.gaussians.counts[classes:] = 0
+    trusty.sample_seen.flatten()[trusty.sample_seen.flatten().nonzero()[patches:, 0]] = False
+    found = f"patches of {classes} seen classes[^\n]* {patches} in the sample"
+    with pytest.raises(CheckpointError, match=f"^[^\n]*{found}[^\n]*FIT_IMAGES"):
+        trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)
+
+
 def test_a_smaller_sample_than_there_is_room_for() -> None:
     trusty = fitted(images=IMAGES + 3)
     assert not trusty.sample_seen[IMAGES:].any()
