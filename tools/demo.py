@@ -228,8 +228,10 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
 
     opts = [*args.opts, *opts]
     if args.background is not None:
-        name = "BACKGROUND" if args.background == AUTO else "BACKGROUND_THRESHOLD"
-        opts += [f"MODEL.TAGCLIP.TEST.{name}", str(args.background)]
+        is_auto = args.background == AUTO
+        opts += ["MODEL.TAGCLIP.TEST.BACKGROUND", AUTO if is_auto else "threshold"]
+        threshold = 0 if is_auto else args.background
+        opts += ["MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", str(threshold)]
     if args.weights:
         opts += ["MODEL.WEIGHTS", args.weights]
     weights = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS")

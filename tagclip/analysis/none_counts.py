@@ -27,6 +27,8 @@ class NoneCounts:
     def __post_init__(self) -> None:
         # Rows: pixels of seen, of unseen classes, and without label; columns: all, rejected.
         self._pixels = np.zeros((3, 2), dtype=np.int64)
+        # Images with seen pixels, and the sum of their shares of these that are rejected.
+        self._images, self._lost = 0, 0.0
         # With a class that no pixel of the image has: of all pixels, and of those not rejected.
         self._absent = np.zeros(2, dtype=np.int64)
         self.confusion = np.zeros((len(self.seen), len(self.seen) + 1), dtype=np.int64)
@@ -45,6 +47,9 @@ class NoneCounts:
         region[has_label] = np.where(self.seen[truth[has_label]], 0, 1)
         for column, pixels in enumerate((region, region[rejected])):
             self._pixels[:, column] += np.bincount(pixels, minlength=3)
+        if (region == 0).any():
+            self._images += 1
+            self._lost += float(rejected[region == 0].mean())
         present = np.zeros(classes, dtype=bool)
         present[truth[has_label]] = True
         absent = ~present[labels]
@@ -56,6 +61,7 @@ class NoneCounts:
         """Shares in percent; nan where there are no such pixels, or no image was added."""
         every = self._pixels[:, 0].sum()
         pairs = dict(zip(_REGIONS, self._pixels, strict=True))
+        pairs["seen pixels lost, mean of images"] = (self._images, self._lost)
         pairs["pixels with a class that is not in the image"] = (every, self._absent[1])
         pairs["the same without the test"] = (every, self._absent[0])
         return {name: 100 * part / all if all else np.nan for name, (all, part) in pairs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -100,6 +101,7 @@ class TrustyFitting(HookBase):
         """
         if model.relative_trusty is None:
             return None
+        model.relative_trusty.none_of_these.check_images(len(training.samples))
         return cls(model, fitting_stream(cfg, training), eval_period=cfg.TEST.EVAL_PERIOD)
 
     def after_step(self) -> None:
@@ -119,7 +121,8 @@ class TrustyFitting(HookBase):
         gathered = _Gathered(model.relative_trusty, len(model.train_vocabulary))
         for batch in tqdm(self._loader, desc="Fitting the trusty map", disable=None, leave=False):
             images, features, targets, labels = labelled_patches(model, batch)
-            gathered.add(features["clip_dense"], targets, labels)
+            files = [item["file_name"] for item in batch]
+            gathered.add(features["clip_dense"], targets, labels, files)
             if room := gathered.room:
                 features = {name: maps[:room] for name, maps in features.items()}
                 gathered.keep(model.patch_vectors(images[:room], features), labels)
@@ -137,11 +140,11 @@ class _Gathered:
         self._totals: tuple[PatchStatistics, ...] | None = None
         self._sample: list[tuple[Tensor, ...]] = []
         self._kept: list[tuple[Tensor, Tensor]] = []
-        self._images = 0
+        self._files: list[str] = []
         self.room = trusty.sample_images
 
-    def add(self, dense: Tensor, targets: SegTargets, labels: Tensor) -> None:
-        """Count the patches (N, D, h, w) of a batch, and keep some of each image."""
+    def add(self, dense: Tensor, targets: SegTargets, labels: Tensor, files: Sequence[str]) -> None:
+        """Count the patches (N, D, h, w) of a batch, and keep some of each input."""
         context, grid = with_context(dense), dense.shape[-2:]
         known = targets.trusty & targets.valid
         bare = patch_share(~targets.trusty & targets.valid, grid) >= MAJORITY
@@ -154,9 +157,10 @@ class _Gathered:
         self._totals = found
         vectors, seen = context.flatten(2), patch_share(known, grid).flatten(1)
         for image, share in zip(vectors, seen, strict=True):
-            chosen = choose_patches(self._images, len(share), self._trusty.none_of_these.patches)
+            number, kept = len(self._kept), self._trusty.none_of_these.patches
+            chosen = choose_patches(number, len(share), kept)
             self._kept.append((image[:, chosen].T.half(), share[chosen]))
-            self._images += 1
+        self._files += files
 
     def keep(self, vectors: PatchVectors, labels: Tensor) -> None:
         """Keep whole images, the first of a batch with these labels."""
@@ -168,5 +172,7 @@ class _Gathered:
     def fit(self) -> None:
         """Fit the map."""
         *vectors, seen = (torch.cat(parts) for parts in zip(*self._sample, strict=True))
-        kept = KeptPatches(*map(torch.stack, zip(*self._kept, strict=True)))
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(self._files))}
+        images = torch.tensor([numbers[name] for name in self._files])
+        kept = KeptPatches(*map(torch.stack, zip(*self._kept, strict=True)), images)
         self._trusty.fit(*self._totals, PatchVectors(*vectors), seen, kept)

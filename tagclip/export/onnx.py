@@ -89,7 +89,8 @@ class WindowModel(nn.Module):
         if model.relative_trusty is not None:
             raise ConfigError(
                 "MODEL.TAGCLIP.TRUSTY.KIND: found relative, expected token or conv, whose maps "
-                "alone are exported; train such a model, or set MODEL.TAGCLIP.TRUSTY.ENABLED False"
+                "alone are exported; train such a model, or set MODEL.TAGCLIP.TRUSTY.ENABLED False "
+                "(and TEST.BACKGROUND threshold)"
             )
         bank = model.text_bank
         if vocabulary is None:

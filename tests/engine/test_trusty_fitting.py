@@ -137,6 +137,8 @@ def test_kept_patches_are_those_of_the_training_images(cfg: CfgNode) -> None:
     assert none.vectors.shape[:2] == (12, 10) and (none.seen.sum(1) > 0).any()
     assert none.vectors.flatten(0, 1).abs().sum(1).all()
     assert none.unlabelled.counts > 0
+    # Six images twice over.
+    assert none.images.unique().tolist() == [0, 1, 2, 3, 4, 5]
     # Unlabelled pixels of all images, and none of seen classes, as patches.
     assert 0 < none.seen.mean() < 1
 

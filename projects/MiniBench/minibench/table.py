@@ -92,6 +92,7 @@ SUMMARY_ROWS = (
 # Head -> section and name of a figure.
 REJECTED_COLUMNS = {
     "seen pixels lost": ("rejected", "seen pixels lost"),
+    "mean of images": ("rejected", "seen pixels lost, mean of images"),
     "unseen pixels lost": ("rejected", "unseen pixels lost"),
     "unlabelled pixels rejected": ("rejected", "unlabelled pixels rejected"),
     "pixels with a class that is not there": (

@@ -52,15 +52,17 @@ class PlausibilityTest:
 
 @dataclass(frozen=True)
 class KeptPatches:
-    """Some patches of each of N training images, whatever is on them.
+    """Some patches of each of N training inputs, whatever is on them.
 
     Attributes:
         vectors: (N, P, C) with context.
         seen: (N, P) float32 share of their pixels with a seen class.
+        images: (N,) int64 numbers, the same for inputs that are crops of one image.
     """
 
     vectors: Tensor
     seen: Tensor
+    images: Tensor
 
 
 class NoneOfThese(nn.Module):
@@ -71,12 +73,13 @@ class NoneOfThese(nn.Module):
 
     vectors: Tensor
     seen: Tensor
+    images: Tensor
 
     def __init__(
         self,
         *,
         channels: int,
-        images: int = 800,
+        inputs: int = 800,
         patches: int = 10,
         miss_rate: float | None = None,
     ) -> None:
@@ -84,43 +87,56 @@ class NoneOfThese(nn.Module):
 
         Args:
             channels: C of patches with context.
-            images: training images of which patches are kept; one that comes again counts again.
+            inputs: training inputs of which patches are kept.
             patches: how many of each, in half precision and in checkpoints.
             miss_rate: expected share of an image's seen pixels that may be lost; None: no test is
                 asked for.
 
         Raises:
-            ConfigError: a number is out of its range, or so few images cannot promise the rate.
+            ConfigError: a number is out of its range, or see `check_images`.
         """
         super().__init__()
-        check_value("MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES", images)
+        check_value("MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES", inputs)
         check_value("MODEL.TAGCLIP.TRUSTY.RELATIVE.KEPT_PATCHES", patches)
         self.miss_rate, self.patches = miss_rate, patches
         if miss_rate is not None:
             check_value("MODEL.TAGCLIP.TEST.BACKGROUND_MISS_RATE", miss_rate)
-            if images < _least_images(miss_rate):
-                raise ConfigError(
-                    "MODEL.TAGCLIP.TEST.BACKGROUND: found auto with BACKGROUND_MISS_RATE "
-                    f"{miss_rate:g} and a map fitted on {images} training images, expected "
-                    f"{_least_images(miss_rate)} or more, which can promise it; train with "
-                    "MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES of as many, or raise the rate"
-                )
+        self.check_images(inputs)
         self.unlabelled = ClassGaussians(1, channels)
-        self.register_buffer("vectors", torch.zeros(images, patches, channels, dtype=torch.half))
-        self.register_buffer("seen", torch.zeros(images, patches))
+        self.register_buffer("vectors", torch.zeros(inputs, patches, channels, dtype=torch.half))
+        self.register_buffer("seen", torch.zeros(inputs, patches))
+        self.register_buffer("images", torch.zeros(inputs, dtype=torch.long))
+
+    def check_images(self, count: int) -> None:
+        """Refuse so few training images that they cannot promise the miss rate.
+
+        Args:
+            count: at most so many images the map will be fitted on.
+
+        Raises:
+            ConfigError: they are too few.
+        """
+        if self.miss_rate is not None and count < _least_images(self.miss_rate):
+            raise ConfigError(
+                "MODEL.TAGCLIP.TEST.BACKGROUND: found auto with BACKGROUND_MISS_RATE "
+                f"{self.miss_rate:g} and a map fitted on {count} training images, expected "
+                f"{_least_images(self.miss_rate)} or more, which can promise it; train with as "
+                "many (MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES), or raise the rate"
+            )
 
     def fit(self, unlabelled: PatchStatistics, kept: KeptPatches) -> None:
         """Take over what training images show.
 
         Args:
             unlabelled: of patches with context, as one class.
-            kept: of as many images as there is room for; what is missing weighs nothing.
+            kept: of as many inputs as there is room for; what is missing weighs nothing.
         """
         self.unlabelled.fit(unlabelled)
         self.seen.zero_()
         count = min(len(kept.seen), len(self.seen))
         self.vectors[:count] = kept.vectors[:count]
         self.seen[:count] = kept.seen[:count]
+        self.images[:count] = kept.images[:count]
 
     def test_for(self, densities: Densities) -> PlausibilityTest | None:
         """Set the threshold for a list of classes; None where no test is asked for.
@@ -141,7 +157,8 @@ class NoneOfThese(nn.Module):
                 "of no class; set it to threshold, and BACKGROUND_THRESHOLD"
             )
         shares = self.seen.double()
-        total = shares.sum(1)
+        # Crops of one image tell no more of another image than it does.
+        total = shares.new_zeros(len(shares)).index_add(0, self.images, shares.sum(1))
         images = int((total > 0).sum())
         if images < _least_images(self.miss_rate):
             raise CheckpointError(
@@ -156,7 +173,7 @@ class NoneOfThese(nn.Module):
             points = vectors.float().T[None, :, None]
             best = densities.best(points, everything) - _of_unlabelled(unlabelled, points)
             scores.append(best.flatten())
-        weights = shares / total.clamp(min=1e-12)[:, None]
+        weights = shares / total[self.images].clamp(min=1e-12)[:, None]
         rate = _rate_on_sample(self.miss_rate, images)
         threshold = _weighted_quantile(torch.cat(scores), weights, rate)
         return PlausibilityTest(unlabelled, threshold)

@@ -244,7 +244,7 @@ class RelativeTrusty(nn.Module):
             miss_rate=trusty.RELATIVE.MISS_RATE,
             none_of_these=NoneOfThese(
                 channels=2 * dim,
-                images=trusty.RELATIVE.FIT_IMAGES,
+                inputs=trusty.RELATIVE.FIT_IMAGES,
                 patches=trusty.RELATIVE.KEPT_PATCHES,
                 miss_rate=test.BACKGROUND_MISS_RATE if test.BACKGROUND == "auto" else None,
             ),

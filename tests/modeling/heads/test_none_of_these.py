@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -40,11 +42,11 @@ def kept(images: int, patches: int = 7) -> KeptPatches:
     vectors = 2.5 * draw(3, images, patches, CHANNELS)
     seen = draw(4, images, patches).sigmoid()
     seen[draw(5, images, patches) > 0.5] = 0
-    return KeptPatches(vectors.half(), seen)
+    return KeptPatches(vectors.half(), seen, torch.arange(images))
 
 
 def fitted(rate: float, images: int = 60, room: int = 60) -> NoneOfThese:
-    found = NoneOfThese(channels=CHANNELS, images=room, patches=7, miss_rate=rate)
+    found = NoneOfThese(channels=CHANNELS, inputs=room, patches=7, miss_rate=rate)
     found.fit(unlabelled(), kept(images))
     return found
 
@@ -81,8 +83,9 @@ def test_new_images_keep_the_promise_on_average() -> None:
     densities = known()
     for seed in range(40):
         vectors = 2.5 * draw(seed + 100, 80, 7, CHANNELS)
-        found = NoneOfThese(channels=CHANNELS, images=40, patches=7, miss_rate=0.1)
-        found.fit(unlabelled(), KeptPatches(vectors[:40].half(), torch.ones(40, 7)))
+        found = NoneOfThese(channels=CHANNELS, inputs=40, patches=7, miss_rate=0.1)
+        sample = KeptPatches(vectors[:40].half(), torch.ones(40, 7), torch.arange(40))
+        found.fit(unlabelled(), sample)
         test = found.test_for(densities)
         points = vectors[40:].flatten(0, 1).T[None, :, None]
         rates.append(
@@ -97,6 +100,18 @@ def test_what_is_missing_weighs_nothing() -> None:
     assert few.threshold == many.threshold
 
 
+def test_crops_of_one_image_count_as_one() -> None:
+    """As if all their patches were those of one input."""
+    sample = kept(60)
+    crops = NoneOfThese(channels=CHANNELS, inputs=60, patches=7, miss_rate=0.2)
+    crops.fit(unlabelled(), replace(sample, images=torch.arange(60) // 3))
+    wide = NoneOfThese(channels=CHANNELS, inputs=20, patches=21, miss_rate=0.2)
+    vectors, seen = sample.vectors.reshape(20, 21, CHANNELS), sample.seen.reshape(20, 21)
+    wide.fit(unlabelled(), KeptPatches(vectors, seen, torch.arange(20)))
+    found, expected = (each.test_for(known()).threshold for each in (crops, wide))
+    assert found == expected < fitted(0.2).test_for(known()).threshold
+
+
 def test_patches_without_a_seen_pixel_do_not_matter() -> None:
     plain, other = fitted(0.2), fitted(0.2)
     other.vectors[other.seen == 0] = 7.0
@@ -104,7 +119,7 @@ def test_patches_without_a_seen_pixel_do_not_matter() -> None:
 
 
 def test_no_test_is_made_where_none_is_asked_for() -> None:
-    found = NoneOfThese(channels=CHANNELS, images=5, patches=2)
+    found = NoneOfThese(channels=CHANNELS, inputs=5, patches=2)
     assert found.test_for(known()) is None
 
 
@@ -118,21 +133,21 @@ def test_far_from_every_class_there_is_none() -> None:
 
 def test_too_few_images_are_refused_when_it_is_built() -> None:
     with pytest.raises(ConfigError, match="^[^\n]*20 training images, expected 90 or more"):
-        NoneOfThese(channels=CHANNELS, images=20, patches=2, miss_rate=0.011)
+        NoneOfThese(channels=CHANNELS, inputs=20, patches=2, miss_rate=0.011)
     with pytest.raises(ConfigError, match="^[^\n]*19 training images, expected 20 or more"):
-        NoneOfThese(channels=CHANNELS, images=19, patches=2, miss_rate=0.05)
-    NoneOfThese(channels=CHANNELS, images=20, patches=2, miss_rate=0.05)
+        NoneOfThese(channels=CHANNELS, inputs=19, patches=2, miss_rate=0.05)
+    NoneOfThese(channels=CHANNELS, inputs=20, patches=2, miss_rate=0.05)
 
 
 def test_doing_what_the_message_says_ends_the_trouble() -> None:
     for rate in (0.001, 0.05, 0.1, 1 / 3, 0.5, 0.9):
         for images in range(1, 40):
             try:
-                NoneOfThese(channels=1, images=images, patches=1, miss_rate=rate)
+                NoneOfThese(channels=1, inputs=images, patches=1, miss_rate=rate)
             except ConfigError as error:
                 least = int(str(error).split("expected ")[1].split()[0])
                 assert least > images
-                NoneOfThese(channels=1, images=least, patches=1, miss_rate=rate)
+                NoneOfThese(channels=1, inputs=least, patches=1, miss_rate=rate)
 
 
 def test_too_few_images_with_seen_pixels_are_refused() -> None:
@@ -152,7 +167,7 @@ def test_training_images_without_unlabelled_patches_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"images": 0}, "TRUSTY.RELATIVE.FIT_IMAGES"),
+        ({"inputs": 0}, "TRUSTY.RELATIVE.FIT_IMAGES"),
         ({"patches": 0}, "TRUSTY.RELATIVE.KEPT_PATCHES"),
         ({"miss_rate": 0.0}, "TEST.BACKGROUND_MISS_RATE"),
         ({"miss_rate": 1.0}, "TEST.BACKGROUND_MISS_RATE"),

@@ -52,7 +52,7 @@ def make(
         grid=GRID,
         sample_images=images,
         miss_rate=miss_rate,
-        none_of_these=NoneOfThese(channels=2 * DIM, images=FIT, patches=6, miss_rate=none),
+        none_of_these=NoneOfThese(channels=2 * DIM, inputs=FIT, patches=6, miss_rate=none),
     )
 
 
@@ -66,7 +66,7 @@ def fitted(
     bare = PatchStatistics.of(3 + with_context(vectors(40).dense), 0 * labels, 1)
     kept = with_context(vectors(50, FIT).dense).flatten(2).transpose(1, 2)[:, :6]
     seen = torch.rand(FIT, 6, generator=torch.Generator().manual_seed(5))
-    trusty.fit(statistics, bare, sample, labels >= 0, KeptPatches(kept, seen))
+    trusty.fit(statistics, bare, sample, labels >= 0, KeptPatches(kept, seen, torch.arange(FIT)))
     return trusty
 
 
