@@ -320,6 +320,30 @@ def test_options_of_detectron2(demo: ModuleType, tmp_path: Path) -> None:
         assert exit_of(demo.parse_args, [*common, *words]) == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["auto"], ("auto", 0)),
+        (["0.2"], ("threshold", 0.2)),
+        (["0"], ("threshold", 0)),
+        ([], ("threshold", 0.1)),
+    ],
+)
+def test_one_way_to_find_what_is_other_takes_the_place_of_another(
+    demo: ModuleType, tiny_cfg: CfgNode, tmp_path: Path, words: list[str], expected: tuple
+) -> None:
+    key = "MODEL.TAGCLIP.TEST.BACKGROUND"
+    opts = [key, "auto", f"{key}_THRESHOLD", "0.7"]
+    config = tmp_path / "config.yaml"
+    config.write_text(tiny_cfg.dump())
+    common = ["--config-file", str(config), "--vocab", "cat"]
+    args = demo.parse_args(["--input", "a.png", *common, "--background", *words, "--opts", *opts])
+    test = demo.build_config(args, []).MODEL.TAGCLIP.TEST
+    found = test.BACKGROUND, test.BACKGROUND_THRESHOLD
+    assert found == expected
+    assert exit_of(demo.parse_args, ["--input", "a.png", *common, "--background", "none"]) == 2
+
+
 def test_outputs_are_checked_before_the_model(
     demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -82,18 +83,23 @@ class RelativeMap:
     scale: float = 1.0
     test: PlausibilityTest | None = None
 
-    @property
+    # Once for all windows: a GPU would wait for each answer.
+    @cached_property
     def compares(self) -> bool:
         """Whether there are classes on both sides."""
         return 0 < int(self.unseen.sum()) < len(self.unseen)
 
-    def _likeliest(self, context: Tensor) -> Tensor:
-        """(N, 2D, h, w) -> (N, 2 or 3, h, w) log density of the likeliest seen and unseen class,
-        and, for the test, of the likeliest of all."""
+    @cached_property
+    def _groups(self) -> Tensor:
+        """(2 or 3, K + E) bool: seen and unseen classes and, for the test, all of them."""
         groups = self.unseen.new_zeros(3, len(self.densities.seen))
         groups[0, : len(self.unseen)], groups[1, : len(self.unseen)] = ~self.unseen, self.unseen
         groups[2] = True
-        return self.densities.best(context, groups[: 3 if self.test else 2])
+        return groups[: 3 if self.test else 2]
+
+    def _likeliest(self, context: Tensor) -> Tensor:
+        """(N, 2D, h, w) -> (N, 2 or 3, h, w) log density of the likeliest class of each group."""
+        return self.densities.best(context, self._groups)
 
     def differences(
         self, vectors: PatchVectors, class_logits: Tensor, likeliest: Tensor | None = None
