@@ -174,7 +174,7 @@ def draw_words_of(output: Path, path: Path) -> bool:
         return False
     cfg.MODEL.WEIGHTS = str(weights)
     vocabulary = Vocabulary.from_metadata("minibench_test", split)
-    samples = DatasetCatalog.get("minibench_test")[3::26]
+    samples = DatasetCatalog.get("minibench_test")[5::24]
     save_png(path, draw_words(TagCLIPPredictor(cfg), samples, vocabulary))
     return True
 

@@ -72,7 +72,8 @@ def draw_words(
 
     Args:
         predictor: of MODEL.TAGCLIP.TEST.BACKGROUND auto.
-        samples: dicts with ``file_name`` and ``sem_seg_file_name``, with unseen classes on each.
+        samples: dicts with ``file_name`` and ``sem_seg_file_name``; those without an unseen class
+            are left out.
         vocabulary: see `measure_words_alone`.
 
     Returns:
@@ -85,6 +86,8 @@ def draw_words(
         truth = read_indices(sample["sem_seg_file_name"], vocabulary, image.shape[:2])
         counts = np.bincount(truth[truth < classes], minlength=classes)
         counts[vocabulary.seen_mask] = -1
+        if counts.max() <= 0:
+            continue
         there = int(counts.argmax())
         # Behind it in the list are its noun in other colours, and other nouns in its own.
         absent = next(k for k in np.roll(np.arange(classes), -there) if counts[k] == 0)
