@@ -54,11 +54,13 @@ def measure_words_alone(
         predictor.set_vocabulary(_alone(vocabulary, index))
         own, drawn = truths == index, _drawn(predictor, images)
         elsewhere = ~own.any(axis=(1, 2))
-        shares.append((drawn[elsewhere].mean(), drawn[own].mean()))
+        # No image may have the class, or each of them.
+        parts = drawn[elsewhere], drawn[own]
+        shares.append([part.mean() if part.size else np.nan for part in parts])
     shares, seen = 100 * np.array(shares), vocabulary.seen_mask
     found = {}
     for words, rows in (("words", seen | ~seen), ("seen words", seen), ("unseen words", ~seen)):
-        elsewhere, kept = shares[rows].mean(axis=0)
+        elsewhere, kept = np.nanmean(shares[rows], axis=0)
         found |= {f"{words}, drawn where absent": elsewhere, f"{words}, own pixels drawn": kept}
     return {name: float(value) for name, value in found.items()}
 
