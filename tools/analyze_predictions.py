@@ -7,10 +7,10 @@ tagclip analyze output/run_a output/run_b
 
 No model runs again. Writes below --output, for each dataset and run:
 report.html (seen-unseen curve over the seen bias, AUSUC, best hIoU, oracle
-gate, AUROC, AUPR and FPR at 95 % TPR of what tells unseen pixels, calibration of
-the trusty map, confused classes, images), its pictures, analysis.json and csv
-tables. Several runs also get comparison.html, .json and .csv, with differences
-to the first run.
+gate, AUROC, AUPR and FPR at 95 % TPR of what tells unseen pixels,
+calibration of the trusty map, confused classes, images; with BACKGROUND auto
+what it rejects), its pictures, analysis.json and csv tables. Several runs also
+get comparison.html, .json and .csv, with differences to the first run.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
 
 tagclip minibench table --seeds 5 --workers 2
 
-Below --output: table.md, curves.png, protocols.png, words.png, results.json, and
-a json, a log and the checkpoints of every run. Results of an earlier version, without
-figures that the table shows, are measured again, from the checkpoints if they
-are there. With --docs those tables whose runs are all asked for also replace
-the ones in projects/MiniBench/README.md, and summaries those of docs/results.md
-and projects/TrainingFree/README.md.
+Below --output: table.md, curves.png, protocols.png, words.png, results.json,
+and a json, a log and the checkpoints of every run. Results of an earlier
+version, without figures that the table shows, are measured again, from the
+checkpoints if they are there. With --docs those tables whose runs are all asked
+for also replace the ones in projects/MiniBench/README.md, and summaries those
+of docs/results.md and projects/TrainingFree/README.md.
 """
 
 from __future__ import annotations

@@ -430,8 +430,9 @@ class TagCLIP(nn.Module):
         grid = self.inference_settings.grid(*pixels.shape[-2:])
         padded = self._divisible(grid.window_height), self._divisible(grid.window_width)
         patches = len(grid) * (padded[0] // self._divisor) * (padded[1] // self._divisor)
-        # float32 of the classes, the trusty map and the margins.
-        logits_nbytes = 4 * (classes + 2) * patches
+        # float32 of the classes, the trusty map and, where there are any, the margins.
+        planes = classes + 1 + (self.inference_settings.background == "auto")
+        logits_nbytes = 4 * planes * patches
         return WindowedImage(pixels, grid, padded, view.get("mirrored", False), logits_nbytes)
 
     @property
