@@ -4,7 +4,7 @@
 # in masks and in maps of few levels, it is much higher: the curve is joined by straight lines that
 # begin at a precision of 1.
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-environment pytorch-ood==0.4.0 torch==2.14.1 scikit-learn==1.9.1
+environment pytorch-ood==0.4.0 torch==2.14.1 numpy==2.4.6 scikit-learn==1.9.1
 "$PYTHON" - <<'PYTHON'
 import torch
 from pytorch_ood.metrics import AUPR

@@ -259,6 +259,7 @@ def test_features_of_outliers() -> None:
         VI=np.linalg.inv(covariance),
     )
     density = -(distance.reshape(IMAGES, *GRID, SEEN).transpose(0, 3, 1, 2) ** 2) / 2
+    density -= np.linalg.slogdet(covariance)[1] / 2
     logits, plain = LOGITS.double().numpy(), cosines()
     for image in range(IMAGES):
         own = asked[image].numpy()

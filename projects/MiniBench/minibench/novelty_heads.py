@@ -23,7 +23,7 @@ from tagclip.modeling.heads.class_gaussians import (
     local_mean,
     with_context,
 )
-from tagclip.modeling.heads.relative_trusty import Decoder, PatchVectors, RelativeMap
+from tagclip.modeling.heads.relative_trusty import Decoder, PatchVectors, RelativeMap, likeness
 from tagclip.projects.minibench.novelty_scores import entropy
 from tagclip.projects.minibench.textures import NOUNS
 
@@ -43,8 +43,6 @@ _STEPS = 200
 # Of colour-noun pairs, and how many of these an episode holds out: about the share that
 # `composition` does.
 _EPISODES, _PAIRS = 12, 4
-# Of cosines, as in the relative map.
-_COSINE_SCALE = 20.0
 
 
 @dataclass(frozen=True)
@@ -131,12 +129,6 @@ def episodes_of(names: Sequence[str], by_noun: bool, seed: int) -> list[list[int
     ]
 
 
-def likeness(vectors: PatchVectors, text: Tensor) -> Tensor:
-    """(N, K, h, w): 20 times the cosines of plain CLIP, in the mean of 3 x 3 patches."""
-    cosines = torch.einsum("ndhw,kd->nkhw", local_mean(vectors.plain), text)
-    return _COSINE_SCALE * cosines
-
-
 def episode_features(found: RelativeMap, differences: Tensor, vectors: PatchVectors) -> Tensor:
     """(N, 5, h, w): what is known of a patch for classes without masks.
 
@@ -204,9 +196,7 @@ def outlier_features(
     """
     asked = asked[:, :, None, None]
     context = with_context(vectors.dense)
-    points = context.permute(0, 2, 3, 1).reshape(-1, context.shape[1]) @ densities.whitening[0].T
-    density = -torch.cdist(points, densities.centres).square() / 2
-    density = density.view(len(context), *context.shape[-2:], -1).permute(0, 3, 1, 2)
+    density = densities.best(context, torch.eye(len(text), dtype=torch.bool))
     own, plain, density = (
         values.masked_fill(~asked, -1e4) for values in (logits, likeness(vectors, text), density)
     )

@@ -19,6 +19,7 @@ __all__ = [
     "SHRINKAGE",
     "ClassGaussians",
     "Densities",
+    "Foretelling",
     "PatchStatistics",
     "local_mean",
     "patch_labels",
@@ -155,14 +156,11 @@ class ClassGaussians(nn.Module):
         known = torch.ones_like(self.counts, dtype=torch.bool)
         return Densities(known, self.means @ matrix.T, (matrix, matrix), (constant, constant))
 
-    def densities(self, trained: Tensor, asked: Tensor) -> Densities:
-        """Find the Gaussians of classes that are asked.
-
-        A class that has the vector of a measured one is that class, whatever it is called.
+    def foretelling(self, trained: Tensor) -> Foretelling:
+        """Find out how well means can be foretold from names.
 
         Args:
             trained: (S, D) unit class vectors of the seen classes.
-            asked: (K, D) unit class vectors.
         """
         known = self.counts > 0
         text, means = trained[known].double(), self.means[known].double()
@@ -170,6 +168,42 @@ class ClassGaussians(nn.Module):
         spread = shrunk(errors.T @ errors / len(errors), _ERROR_SHRINKAGE)
         within = shrunk(self.covariance.double(), SHRINKAGE)
         whitening, constants = zip(*map(whitening_of, (within, within + spread)), strict=True)
+        return Foretelling(text, means, whitening, constants)
+
+    def densities(self, trained: Tensor, asked: Tensor) -> Densities:
+        """Find the Gaussians of classes that are asked, see `Foretelling.densities`.
+
+        Args:
+            trained: (S, D) unit class vectors of the seen classes.
+            asked: (K, D) unit class vectors.
+        """
+        return self.foretelling(trained).densities(asked)
+
+
+class Foretelling(NamedTuple):
+    """What gives any list of classes its Gaussians; the same for all of them.
+
+    Attributes:
+        text: (S, D) float64 unit class vectors of the measured classes.
+        means: (S, C) float64.
+        whitening: see `Densities`.
+        constants: see `Densities`.
+    """
+
+    text: Tensor
+    means: Tensor
+    whitening: tuple[Tensor, Tensor]
+    constants: tuple[Tensor, Tensor]
+
+    def densities(self, asked: Tensor) -> Densities:
+        """Find the Gaussians of classes that are asked.
+
+        A class that has the vector of a measured one is that class, whatever it is called.
+
+        Args:
+            asked: (K, D) unit class vectors.
+        """
+        text, means, whitening, constants = self
         asked = asked.double()
         likeness, same = (asked @ text.T).max(1)
         measured = likeness > _SAME_TEXT

@@ -17,7 +17,7 @@ from tagclip.config.checks import check_value
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.heads.class_gaussians import ClassGaussians, Densities, PatchStatistics
 
-__all__ = ["KeptPatches", "NoneOfThese", "PlausibilityTest", "choose_patches"]
+__all__ = ["Calibration", "KeptPatches", "NoneOfThese", "PlausibilityTest", "choose_patches"]
 
 # A covariance of fewer unlabelled patches says more about them than about what else there is.
 _LEAST_PATCHES = 100
@@ -47,7 +47,8 @@ class PlausibilityTest:
         Returns:
             (N, 1, h, w) float32.
         """
-        return likeliest - _of_unlabelled(self.unlabelled, vectors) - self.threshold
+        only = torch.ones(1, 1, dtype=torch.bool, device=vectors.device)
+        return likeliest - self.unlabelled.best(vectors, only) - self.threshold
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,8 @@ class NoneOfThese(nn.Module):
         self.seen[:count] = kept.seen[:count]
         self.images[:count] = kept.images[:count]
 
-    def test_for(self, densities: Densities) -> PlausibilityTest | None:
-        """Set the threshold for a list of classes; None where no test is asked for.
-
-        Args:
-            densities: of all classes that make a pixel plausible, seen ones among them.
+    def calibration(self) -> Calibration | None:
+        """Gather what thresholds are made of; None where no test is asked for.
 
         Raises:
             CheckpointError: it was fitted on too little.
@@ -166,17 +164,56 @@ class NoneOfThese(nn.Module):
                 f"behind the map, expected at least {_least_images(self.miss_rate)} for "
                 f"BACKGROUND_MISS_RATE {self.miss_rate:g}; raise the rate"
             )
-        everything = torch.ones(1, len(densities.seen), dtype=torch.bool, device=self.seen.device)
         unlabelled = self.unlabelled.measured()
-        scores = []
-        for vectors in self.vectors.flatten(0, 1).split(_CHUNK):
-            points = vectors.float().T[None, :, None]
-            best = densities.best(points, everything) - _of_unlabelled(unlabelled, points)
-            scores.append(best.flatten())
-        weights = shares / total[self.images].clamp(min=1e-12)[:, None]
-        rate = _rate_on_sample(self.miss_rate, images)
-        threshold = _weighted_quantile(torch.cat(scores), weights, rate)
-        return PlausibilityTest(unlabelled, threshold)
+        return Calibration(
+            unlabelled,
+            self.vectors.flatten(0, 1),
+            _best(unlabelled, self.vectors.flatten(0, 1)),
+            (shares / total[self.images].clamp(min=1e-12)[:, None]).flatten(),
+            _rate_on_sample(self.miss_rate, images),
+        )
+
+    def test_for(self, densities: Densities) -> PlausibilityTest | None:
+        """Set the threshold for one list of classes, see `Calibration.test_for`.
+
+        Args:
+            densities: of all classes that make a pixel plausible, seen ones among them.
+
+        Raises:
+            CheckpointError: see `calibration`.
+        """
+        calibration = self.calibration()
+        return None if calibration is None else calibration.test_for(densities)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What gives any list of classes its threshold; the same for all of them.
+
+    Attributes:
+        unlabelled: Gaussian of patches without label.
+        vectors: (M, C) half, kept patches with context.
+        bare: (M,) log densities of patches without label.
+        weights: (M,) float64 seen pixels of each, those of an image add up to 1.
+        rate: share of the weight that may be lost.
+    """
+
+    unlabelled: Densities
+    vectors: Tensor
+    bare: Tensor
+    weights: Tensor
+    rate: float
+
+    def test_for(self, densities: Densities) -> PlausibilityTest:
+        """Set the threshold.
+
+        Args:
+            densities: of all classes that make a pixel plausible, seen ones among them.
+        """
+        scores = _best(densities, self.vectors) - self.bare
+        return PlausibilityTest(
+            self.unlabelled, _weighted_quantile(scores, self.weights, self.rate)
+        )
 
 
 def choose_patches(image: int, patches: int, kept: int) -> Tensor:
@@ -192,9 +229,14 @@ def choose_patches(image: int, patches: int, kept: int) -> Tensor:
     return order.repeat(-(-kept // patches))[:kept]
 
 
-def _of_unlabelled(unlabelled: Densities, vectors: Tensor) -> Tensor:
-    """(N, C, h, w) -> (N, 1, h, w) log density."""
-    return unlabelled.best(vectors, torch.ones(1, 1, dtype=torch.bool, device=vectors.device))
+def _best(densities: Densities, vectors: Tensor) -> Tensor:
+    """(M, C) half -> (M,) log density of the likeliest class."""
+    everything = torch.ones(1, len(densities.seen), dtype=torch.bool, device=vectors.device)
+    parts = [
+        densities.best(part.float().T[None, :, None], everything).flatten()
+        for part in vectors.split(_CHUNK)
+    ]
+    return torch.cat(parts)
 
 
 def _rate_on_sample(rate: float, images: int) -> float:

@@ -22,14 +22,27 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.heads.class_gaussians import (
     ClassGaussians,
     Densities,
+    Foretelling,
     PatchStatistics,
     local_mean,
     same_classes,
     with_context,
 )
-from tagclip.modeling.heads.none_of_these import KeptPatches, NoneOfThese, PlausibilityTest
+from tagclip.modeling.heads.none_of_these import (
+    Calibration,
+    KeptPatches,
+    NoneOfThese,
+    PlausibilityTest,
+)
 
-__all__ = ["Decoder", "PatchVectors", "RelativeMap", "RelativeTrusty", "threshold_and_scale"]
+__all__ = [
+    "Decoder",
+    "PatchVectors",
+    "RelativeMap",
+    "RelativeTrusty",
+    "likeness",
+    "threshold_and_scale",
+]
 
 # Weights of own logits, plain CLIP and densities, each over its standard deviation on seen classes.
 _WEIGHTS = (1.0, 0.5, 0.5)
@@ -115,9 +128,8 @@ class RelativeMap:
         if likeliest is None:
             likeliest = self._likeliest(with_context(vectors.dense))
         own = class_logits[:, unseen].amax(1) - class_logits[:, seen].amax(1)
-        likeness = torch.einsum("ndhw,kd->nkhw", local_mean(vectors.plain), self.class_embed)
-        likeness = likeness * _COSINE_SCALE
-        plain = likeness[:, unseen].logsumexp(1) - likeness[:, seen].logsumexp(1)
+        alike = likeness(vectors, self.class_embed)
+        plain = alike[:, unseen].logsumexp(1) - alike[:, seen].logsumexp(1)
         density = likeliest[:, 1] - likeliest[:, 0]
         return torch.stack([own, plain, density], dim=1)
 
@@ -149,6 +161,20 @@ class RelativeMap:
             return class_logits.new_full(shape, side, dtype=torch.float32), margin
         sums = self.sums(self.differences(vectors, class_logits.float(), likeliest))
         return -self.scale * (sums - self.threshold), margin
+
+
+def likeness(vectors: PatchVectors, class_embed: Tensor) -> Tensor:
+    """Compare plain CLIP's patches, in the mean of 3 x 3, with classes.
+
+    Args:
+        vectors: of N images.
+        class_embed: (K, D) unit class vectors.
+
+    Returns:
+        (N, K, h, w), 20 times the cosine for patches of unit length.
+    """
+    alike = torch.einsum("ndhw,kd->nkhw", local_mean(vectors.plain), class_embed)
+    return alike * _COSINE_SCALE
 
 
 def threshold_and_scale(usual: Tensor, miss_rate: float) -> tuple[float, float]:
@@ -208,6 +234,7 @@ class RelativeTrusty(nn.Module):
         check_value("MODEL.TAGCLIP.TRUSTY.RELATIVE.MISS_RATE", miss_rate)
         self.miss_rate, self.sample_images = miss_rate, sample_images
         self.fits = 0
+        self._prepared: tuple[Any, Foretelling, Calibration | None] | None = None
         self.gaussians = ClassGaussians(num_classes, 2 * dim)
         self.none_of_these = none_of_these
         maps = torch.zeros(sample_images, dim, *grid, dtype=torch.float16)
@@ -278,13 +305,13 @@ class RelativeTrusty(nn.Module):
         self.fits += 1
         count = len(seen)
         self.sample_seen.zero_()
-        for kept, value in (
+        for buffer, value in (
             (self.sample_dense, sample.dense),
             (self.sample_plain, sample.plain),
             (self.sample_whole, sample.whole),
             (self.sample_seen, seen),
         ):
-            kept[:count] = value
+            buffer[:count] = value
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -316,9 +343,21 @@ class RelativeTrusty(nn.Module):
             # A pixel of a class that is known but not asked is no less plausible for it.
             others = ~same_classes(trained, class_embed).any(1) & (self.gaussians.counts > 0)
             shown = torch.cat([class_embed, trained[others]])
-        densities = self.gaussians.densities(trained, shown)
-        draft = replace(draft, densities=densities, test=self.none_of_these.test_for(densities))
+        foretelling, calibration = self._of_this_fit(trained)
+        densities = foretelling.densities(shown)
+        test = None if calibration is None else calibration.test_for(densities)
+        draft = replace(draft, densities=densities, test=test)
         return self._calibrated(draft, decode) if draft.compares else draft
+
+    def _of_this_fit(self, trained: Tensor) -> tuple[Foretelling, Calibration | None]:
+        """What does not depend on the asked classes."""
+        key = self.fits, trained.device, trained.cpu().numpy().tobytes()
+        # A name of its own: another thread may ask at the same time.
+        found = self._prepared
+        if found is None or found[0] != key:
+            calibration = self.none_of_these.calibration()
+            found = self._prepared = key, self.gaussians.foretelling(trained), calibration
+        return found[1:]
 
     def _check_fitted(self) -> None:
         patches, classes = int(self.sample_seen.sum()), int((self.gaussians.counts > 0).sum())

@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.modeling.heads.class_gaussians import PatchStatistics, with_context
+from tagclip.modeling.heads.class_gaussians import (
+    ClassGaussians,
+    Foretelling,
+    PatchStatistics,
+    with_context,
+)
 from tagclip.modeling.heads.none_of_these import KeptPatches, NoneOfThese
 from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeTrusty
 
@@ -208,3 +213,28 @@ def test_what_was_loaded_counts_as_another_fit() -> None:
 def test_numbers_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ConfigError, match="MODEL.TAGCLIP.TRUSTY.RELATIVE"):
         make(**{name: value})
+
+
+def test_what_a_fit_tells_is_found_once_and_anew_after_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trusty, found = fitted(none=0.1), []
+    original = ClassGaussians.foretelling
+
+    def counted(self: ClassGaussians, trained: Tensor) -> Foretelling:
+        found.append(trained)
+        return original(self, trained)
+
+    monkeypatch.setattr(ClassGaussians, "foretelling", counted)
+    first = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)
+    trusty.map_for(TEXT[:SEEN], TEXT[:5], MASK[:5], lambda *parts: decode(*parts)[:, :5])
+    assert len(found) == 1
+    other = fitted(none=0.4)
+    trusty.load_state_dict(other.state_dict())
+    trusty.none_of_these.miss_rate = 0.4
+    again = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)
+    assert len(found) == 2 and again.test.threshold > first.test.threshold
+    expected = other.map_for(TEXT[:SEEN], TEXT, MASK, decode)
+    assert again.test.threshold == expected.test.threshold
+    turned = trusty.map_for(TEXT[:SEEN].flip(0), TEXT, MASK, decode)
+    assert len(found) == 4 and turned.threshold != again.threshold
