@@ -98,6 +98,10 @@ def test_new_images_keep_the_promise_on_average() -> None:
 def test_what_is_missing_weighs_nothing() -> None:
     few, many = (fitted(0.2, 30, room).test_for(known()) for room in (30, 50))
     assert few.threshold == many.threshold
+    # Nor what an earlier fit had kept.
+    again = fitted(0.2, 50, 50)
+    again.fit(unlabelled(), kept(30))
+    assert again.test_for(known()).threshold == few.threshold
 
 
 def test_crops_of_one_image_count_as_one() -> None:
