@@ -33,6 +33,7 @@ from tagclip.checkpoint.reading import LAST, find_weights, read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance, Stage
+from tagclip.utils.state_dict import kind_of_numbers, type_name
 from tagclip.utils.text import one_line
 
 __all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "load_trained", "trained_state"]
@@ -152,7 +153,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         tag = Path(self.save_dir) / LAST
         if resume and self.has_checkpoint():
             if not tag.exists():
-                self.logger.warning("%s: no such file: continuing from the newest checkpoint", tag)
+                self.logger.warning("%s: no such file: continuing from the latest iteration", tag)
             return self.load(self.get_checkpoint_file())
         if resume:
             if advice := advise_other(tag):
@@ -267,6 +268,10 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             found, expected = state.get(name), own.get(name, frozen.get(name))
             if _size(found) != _size(expected):
                 differences.append(f"{name}: found {_size(found)}, expected {_size(expected)}")
+            elif kind_of_numbers(found) != kind_of_numbers(expected):
+                differences.append(
+                    f"{name}: found {type_name(found)}, expected {type_name(expected)}"
+                )
             elif name in own:
                 fitting[name] = found
             elif not torch.equal(found.to(expected), expected):

@@ -80,7 +80,8 @@ def last_checkpoint(folder: str | Path) -> str:
     """Path of the checkpoint that a training in a folder continues from; "" if there is none.
 
     The file ``last_checkpoint`` names it. Where that is missing, as a process leaves it that is
-    killed right after its first checkpoint, it is the newest complete one of a training.
+    killed right after its first checkpoint, it is the complete one of a training that has the most
+    iterations.
 
     Raises:
         CheckpointError: ``last_checkpoint`` names no file beside it.

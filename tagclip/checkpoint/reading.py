@@ -123,7 +123,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:
-    """Return the name of the newest other checkpoint of ours beside a file that can be read.
+    """Return the name of another checkpoint of ours beside a file, the latest that can be read.
+
+    It is the one of the most iterations, by what the files hold: clocks are set back, and copies
+    get new times. Those that hold no iteration come last.
 
     Args:
         path: the file.
@@ -131,7 +134,7 @@ def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:
     """
     wanted = {"tagclip", *parts}
     others = [file for file in path.parent.glob("*.pth") if file != path and file.is_file()]
-    for file in sorted(others, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+    for file in sorted(others, key=lambda file: (_iteration(file), file.name), reverse=True):
         try:
             is_wanted = wanted <= _read(file)[0].keys()
         except CheckpointError:
@@ -139,6 +142,16 @@ def loadable_beside(path: Path, parts: Iterable[str] = ()) -> str | None:
         if is_wanted:
             return file.name
     return None
+
+
+def _iteration(path: Path) -> int:
+    """The iteration that a checkpoint was saved at, without reading its tensors; -1 if unknown."""
+    try:
+        found = load_torch_file(path, tensors=False)["iteration"]
+    # A damaged file may end in any error of zip, pickle or torch.
+    except Exception:
+        return -1
+    return found if type(found) is int else -1
 
 
 def read_dict(path: Path) -> dict[str, Any]:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
 from tagclip.utils.text import listed
 
-__all__ = ["STATE_KEYS", "check_finite", "unwrap"]
+__all__ = ["STATE_KEYS", "check_finite", "check_floating", "kind_of_numbers", "type_name", "unwrap"]
 
 # Where trainers put the state dict, and where they put the moving average of the weights.
 STATE_KEYS = ("state_dict", "model", "model_state_dict")
@@ -25,6 +26,8 @@ _EMA_PREFIXES = tuple(f"{key}." for key in _EMA)
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 # Number of models in an average of torch.optim.swa_utils.
 _AVERAGED = "n_averaged"
+# End the names of what a model stores as integers: counts and places in tables.
+_COUNTS = ("num_batches_tracked", "position_ids", "token_type_ids", "relative_position_index")
 _LISTED = 5
 
 
@@ -62,6 +65,45 @@ def unwrap(content: Mapping[str, Any], path: str | Path) -> tuple[dict[str, Tens
     return _plain_names(dict(state), found, path), found
 
 
+def kind_of_numbers(tensor: Tensor) -> str:
+    """Say in a word what a tensor holds: what becomes another kind is rounded, cut or made up."""
+    if tensor.is_complex():
+        return "complex"
+    # Two numbers to a byte, which torch can neither compare nor convert.
+    if tensor.dtype == torch.float4_e2m1fn_x2:
+        return "packed"
+    if tensor.is_floating_point():
+        return "floating-point"
+    return "bool" if tensor.dtype == torch.bool else "integer"
+
+
+def type_name(tensor: Tensor) -> str:
+    """Return a tensor's dtype without the ``torch.`` before it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_floating(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse weights that are no floating-point numbers; the counts of a layer may be integers.
+
+    Args:
+        state: name -> tensor.
+        path: the file, for messages.
+
+    Raises:
+        CheckpointError: there are such; it names their tensors.
+    """
+    other = [
+        f"{name} ({type_name(tensor)})"
+        for name, tensor in state.items()
+        if kind_of_numbers(tensor) != "floating-point" and not name.endswith(_COUNTS)
+    ]
+    if other:
+        raise CheckpointError(
+            f"{path}: found {listed(other, _LISTED)}, expected floating-point weights; take the "
+            "file that was made before they were quantized or cast"
+        )
+
+
 def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> None:
     """Refuse weights of which one is infinite or not a number.
 
@@ -73,8 +115,12 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> 
     Raises:
         CheckpointError: there are such; it names their tensors.
     """
-    # torch has no isfinite for numbers of one byte.
-    wide = ((name, t if t.element_size() > 1 else t.float()) for name, t in state.items())
+    # torch has no isfinite for numbers of one byte; integers are finite.
+    wide = (
+        (name, t if t.element_size() > 1 else t.float())
+        for name, t in state.items()
+        if kind_of_numbers(t) in ("floating-point", "complex")
+    )
     broken = [name for name, tensor in wide if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(

@@ -216,3 +216,50 @@ def test_nothing_else_is_dropped(tiny_cfg: CfgNode, saved: Path) -> None:
         checkpointer(cfg, model, saved.parent).load(str(without))
     cfg.MODEL.WEIGHTS = str(saved)
     assert run_info(cfg)["weights_dropped"] == []
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.complex64,
+     torch.complex128],
+    ids=str,
+)  # fmt: skip
+def test_tensors_of_another_type_are_refused(
+    tiny_cfg: CfgNode, saved: Path, dtype: torch.dtype
+) -> None:
+    """torch would round integers or drop the imaginary part, and evaluate that."""
+    content = torch.load(saved, weights_only=True)
+    changed = content["model"] | {TOKEN: (content["model"][TOKEN] * 100).to(dtype)}
+    torch.save(content | {"model": changed}, saved)
+    cfg, model = build(tiny_cfg)
+    before, short = trained(model), str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"{TOKEN}: found {short}, expected float32;"):
+        checkpointer(cfg, model, saved.parent).load(str(saved))
+    assert_equal(trained(model), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_tensors_of_another_precision_are_read(
+    tiny_cfg: CfgNode, saved: Path, dtype: torch.dtype
+) -> None:
+    content = torch.load(saved, weights_only=True)
+    cast = {name: tensor.to(dtype) for name, tensor in content["model"].items()}
+    torch.save(content | {"model": cast}, saved)
+    cfg, model = build(tiny_cfg)
+    checkpointer(cfg, model, saved.parent).load(str(saved))
+    assert_equal(trained(model), {name: tensor.float() for name, tensor in cast.items()})
+
+
+def test_a_count_that_is_a_fraction_is_refused(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    """Integers of a model stay integers, too."""
+    cfg, model = build(tiny_cfg)
+    model.register_buffer("count", torch.tensor(3))
+    training = checkpointer(cfg, model, tmp_path)
+    training.save("x")
+    training.load(str(tmp_path / "x.pth"))
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    content["model"]["count"] = torch.tensor(2.5)
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="count: found float32, expected int64"):
+        training.load(str(tmp_path / "x.pth"))
+    assert model.count == 3

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,16 @@ from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny
 
 from tagclip.errors import CheckpointError
 from tagclip.solver import build_optimizer
+
+
+class Iteration:
+    """A trainer without a state."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert state == {}
 
 
 @pytest.fixture
@@ -45,6 +57,20 @@ def test_resume_takes_the_last_and_restores_the_optimizer(
     assert training.resume_or_load("unused.pth", resume=True)["iteration"] == 1
     states = optimizer.state_dict()["state"].values()
     assert states and all(state["step"] == 2 for state in states)
+
+
+@pytest.mark.parametrize("times", list(itertools.permutations((1, 2, 3))))
+def test_resume_goes_by_the_iteration_and_not_by_the_clock(
+    tiny_cfg: CfgNode, tmp_path: Path, times: tuple[int, ...]
+) -> None:
+    cfg, model = build(tiny_cfg)
+    parts = {"optimizer": build_optimizer(cfg, model), "trainer": Iteration()}
+    training = checkpointer(cfg, model, tmp_path, **parts)
+    for iteration, time in zip((9, 99, 100), times, strict=True):
+        training.save(f"model_{iteration}", iteration=iteration)
+        os.utime(tmp_path / f"model_{iteration}.pth", (time, time))
+    (tmp_path / "last_checkpoint").unlink()
+    assert training.resume_or_load("", resume=True)["iteration"] == 100
 
 
 @pytest.mark.parametrize("content", ["model_9.pth", "", "../model_final.pth", None])

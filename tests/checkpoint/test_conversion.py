@@ -138,6 +138,18 @@ def test_weights_that_are_not_finite_are_not_converted(space: Workspace, tmp_pat
     assert not (tmp_path / "x.pth").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.complex64], ids=str)
+def test_weights_of_another_type_are_not_converted(
+    space: Workspace, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    state, short = official(space), str(dtype).removeprefix("torch.")
+    state["decode_head.disc_token"] = (state["decode_head.disc_token"] * 100).to(dtype)
+    message = rf"found decode_head\.disc_token \({short}\), expected floating-point"
+    with pytest.raises(CheckpointError, match=message):
+        convert_file(mmseg_file(tmp_path, state), tmp_path / "x.pth")
+    assert not (tmp_path / "x.pth").exists()
+
+
 def test_what_mmengine_and_wrappers_put_around_it_is_taken_off(
     space: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,14 +44,20 @@ def test_a_truncated_file_names_its_size_and_the_previous_one(
     assert "beside" not in str(caught.value)
 
 
-def test_the_newest_readable_checkpoint_is_named(saved: Path) -> None:
-    for age, name in ((3, "newest"), (1, "oldest"), (2, "middle")):
+def test_the_readable_checkpoint_of_the_latest_iteration_is_named(saved: Path) -> None:
+    """Whatever their times say; damaged ones and those that hold no iteration come last."""
+    content = torch.load(saved, weights_only=True)
+    iterations = {"a": 2, "b": 10, "c": 9, "d": None, "e": "11", "f": True, "g": 12}
+    for age, (name, iteration) in enumerate(iterations.items()):
         other = saved.with_name(f"{name}.pth")
-        other.write_bytes(saved.read_bytes())
+        torch.save(content | ({} if iteration is None else {"iteration": iteration}), other)
         os.utime(other, (age, age))
+    other.write_bytes(other.read_bytes()[:-200])
     saved.unlink()
-    with pytest.raises(CheckpointError, match=r"no such checkpoint.*; newest\.pth beside it"):
-        read_checkpoint(saved)
+    for expected in ("b", "c", "a", "f"):
+        with pytest.raises(CheckpointError, match=rf"no such checkpoint.*; {expected}\.pth beside"):
+            read_checkpoint(saved)
+        saved.with_name(f"{expected}.pth").unlink()
 
 
 def test_a_flipped_bit_is_noticed(saved: Path) -> None:

@@ -215,12 +215,12 @@ def test_a_folder_with_one_complete_checkpoint_and_no_name_of_it_is_resumed(
     train(changed(cfg, "SOLVER.MAX_ITER", 2))
     output = Path(cfg.OUTPUT_DIR)
     (output / "last_checkpoint").unlink()
-    # The newest, but not of a training.
+    # Weights alone are no training.
     (output / "model_final.pth").unlink()
     checkpointer(*build(cfg), output).save("weights")
     (output / "last_checkpoint").unlink()
     resumed = train(cfg, resume=True)
     assert resumed.start_iter == 2
-    assert "last_checkpoint: no such file: continuing from the newest checkpoint" in caplog.text
+    assert "last_checkpoint: no such file: continuing from the latest iteration" in caplog.text
     curve = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
     assert curve[-1]["iteration"] == 5

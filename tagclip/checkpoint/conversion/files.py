@@ -30,7 +30,7 @@ from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance
 from tagclip.utils.files import write_atomic
-from tagclip.utils.state_dict import STATE_KEYS, check_finite, unwrap
+from tagclip.utils.state_dict import STATE_KEYS, check_finite, check_floating, unwrap
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_yaml
 
@@ -76,6 +76,7 @@ def convert_file(
     if "tagclip" not in content:
         state, unwrapped = unwrap(content, source)
         if is_official(state):
+            check_floating(state, source)
             check_finite(state, source, "take an earlier checkpoint of the run")
             lines = _convert_official(source, target, state, content, cfg, clip_target, full)
             return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tagclip.utils.text import listed
 
-__all__ = ["describe_misfit", "foreign_layout", "is_openai", "to_open_clip"]
+__all__ = ["describe_misfit", "foreign_layout", "is_constant", "is_openai", "to_open_clip"]
 
 # Sizes that OpenAI stores as tensors; nothing reads them.
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
@@ -82,6 +82,11 @@ def is_openai(state: Mapping[str, Tensor]) -> bool:
     return _OPENAI_SIZES[0] in state
 
 
+def is_constant(name: str) -> bool:
+    """Whether a tensor is none of the weights: a size, a mask or positions, which are dropped."""
+    return name in _OPENAI_SIZES or name.endswith(_CONSTANTS)
+
+
 def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename CLIP's tensors to open_clip's names, as float32.
 
@@ -90,9 +95,7 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ``SiglipModel``).
     """
     state = {
-        name: tensor.detach().float()
-        for name, tensor in state.items()
-        if name not in _OPENAI_SIZES and not name.endswith(_CONSTANTS)
+        name: tensor.detach().float() for name, tensor in state.items() if not is_constant(name)
     }
     if _PROBE in state:
         return _from_siglip(_renamed(state, _SIGLIP))

@@ -40,6 +40,8 @@ _PROMPT = re.compile(r"\b(?:photo|photograph|picture|image)s? of (?:(?:an?|the) 
 _SHOWN = 80
 # Vocabularies in memory: a long-running server must not grow with every list of words.
 _KEPT = 64
+# How far the length of a float32 unit vector may be from 1.
+_UNIT_TOLERANCE = 1e-5
 # What zipfile and numpy raise on damaged, unsafe and foreign files.
 _CACHE_DAMAGE = (
     OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, SyntaxError, TypeError,
@@ -262,12 +264,15 @@ class TextBank(nn.Module):
         try:
             check_zip(self._cache_file(key))
             with np.load(self._cache_file(key), allow_pickle=False) as file:
-                vectors = file["vectors"]
+                vectors, checksum = file["vectors"], file["sha256"]
             size = (num_classes, self.source.config["embed_dim"])
             if vectors.shape != size or vectors.dtype != np.float32:
                 raise ValueError(f"{vectors.dtype} {vectors.shape} instead of float32 {size}")
-            if not np.isfinite(vectors).all():
-                raise ValueError("not finite")
+            # Written so that vectors that are not finite fail it, too.
+            if not (abs(np.linalg.norm(vectors, axis=1) - 1) <= _UNIT_TOLERANCE).all():
+                raise ValueError("not of length 1")
+            if not np.array_equal(checksum, _checksum(key, vectors)):
+                raise ValueError("another checksum than that of its content")
         except _CACHE_DAMAGE as error:
             logger.warning("%s: damaged (%s); encoding anew", self._cache_file(key), error)
             return None
@@ -277,7 +282,8 @@ class TextBank(nn.Module):
         if not self.cache_dir:
             return
         content = io.BytesIO()
-        np.savez(content, vectors=vectors.cpu().numpy())
+        array = vectors.cpu().numpy()
+        np.savez(content, vectors=array, sha256=_checksum(key, array))
         try:
             write_atomic(self._cache_file(key), content.getbuffer())
         except OSError as error:
@@ -303,6 +309,12 @@ def class_maximum(logits: Tensor, rows: Tensor | None) -> Tensor:
 
 def _short(text: str) -> str:
     return repr(shortened(text, _SHOWN))
+
+
+def _checksum(key: str, vectors: np.ndarray) -> np.ndarray:
+    """Binds vectors to what they are of: a whole file under another's name does not pass either."""
+    content = key.encode() + np.ascontiguousarray(vectors).tobytes()
+    return np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
 
 
 def _unit(vectors: Tensor) -> Tensor:

@@ -11,12 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tagclip.errors import CheckpointError
-from tagclip.modeling.clip.layouts import foreign_layout, is_openai, to_open_clip
+from tagclip.modeling.clip.layouts import foreign_layout, is_constant, is_openai, to_open_clip
 from tagclip.modeling.clip.torchscript_archive import is_torchscript, read_torchscript_tensors
-from tagclip.utils.state_dict import check_finite, unwrap
+from tagclip.utils.state_dict import check_finite, check_floating, unwrap
 from tagclip.utils.text import error_text
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
@@ -121,7 +122,7 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, unconfirmed, holds no CLIP, or a
-            weight in it is not finite.
+            weight in it is no floating-point number, or not a finite one.
     """
     path = find_weight_file(Path(path))
     archive = is_torchscript(path)
@@ -133,19 +134,22 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
         logger.info("%s: CLIP weights unwrapped: %s", path, ", ".join(unwrapped))
     if foreign := foreign_layout(stored):
         raise CheckpointError(f"{path}: {foreign}")
-    state = to_open_clip(stored)
-    if not all(any(name.startswith(tower) for name in state) for tower in (_VISION, _TEXT)):
-        if any(name.startswith("sem_seg_head.") for name in state):
+    # Names and shapes alone: tensors of a type that cannot be converted are refused below.
+    names = to_open_clip({n: torch.empty(t.shape, device="meta") for n, t in stored.items()})
+    if not all(any(name.startswith(tower) for name in names) for tower in (_VISION, _TEXT)):
+        if any(name.startswith("sem_seg_head.") for name in names):
             raise CheckpointError(
                 f"{path}: found a checkpoint of TagCLIP for Detectron2 (sem_seg_head.*), expected "
                 "the weights of a CLIP; it needs no conversion: name it as MODEL.WEIGHTS"
             )
-        begins = ", ".join(sorted({name.partition(".")[0] for name in state})[:_LISTED])
+        begins = ", ".join(sorted({name.partition(".")[0] for name in names})[:_LISTED])
         raise CheckpointError(
-            f"{path}: found {len(state)} tensors whose names begin with {begins}, expected those "
+            f"{path}: found {len(names)} tensors whose names begin with {begins}, expected those "
             "of a CLIP: an image tower (visual.*) and a text tower (token_embedding.* or text.*); "
             "check MODEL.CLIP.PRETRAINED"
         )
+    check_floating({name: t for name, t in stored.items() if not is_constant(name)}, path)
+    state = to_open_clip(stored)
     check_finite(state, path, "download it again, or take what it was converted from")
     quick_gelu = True if archive or is_openai(stored) else _declared_quick_gelu(path)
     return CLIPWeights(state, quick_gelu)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -195,3 +196,51 @@ def test_weights_that_are_not_finite(clip: CLIP, tiny_clip_json: str, tmp_path: 
     torch.save(state, path)
     source = CLIPSource(tiny_clip_json, str(path))
     fails(CheckpointError, source.state_dict, path, "not finite in ln_final.bias", "download")
+
+
+# Types that torch converts without a word, and two that it cannot convert.
+OTHER_TYPES = [
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16,
+    torch.complex32, torch.complex64, torch.complex128, torch.float4_e2m1fn_x2,
+]  # fmt: skip
+
+
+def of_type(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if dtype == torch.float4_e2m1fn_x2:
+        return tensor.to(torch.uint8).view(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "ComplexHalf support is experimental")
+        return tensor.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", OTHER_TYPES, ids=str)
+def test_weights_of_another_type_are_refused(
+    dtype: torch.dtype, clip: CLIP, tiny_clip_json: str, tmp_path: Path
+) -> None:
+    """Rounded or cut, they would be evaluated."""
+    path, state = tmp_path / "clip.pt", clip.state_dict()
+    for changed in (["positional_embedding", "visual.proj"], list(state)):
+        torch.save(state | {name: of_type(state[name], dtype) for name in changed}, path)
+        source = CLIPSource(tiny_clip_json, str(path))
+        short, more = str(dtype).removeprefix("torch."), len(changed) - 5
+        first = next(name for name in state if name in changed)
+        fails(CheckpointError, source.state_dict, path, f"{first} ({short})", "floating-point")
+        if more > 0:
+            fails(CheckpointError, source.state_dict, f"and {more} more")
+
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_floating_point_weights_and_integer_counts_are_read(
+    dtype: torch.dtype, clip: CLIP, tmp_path: Path
+) -> None:
+    cast = {name: tensor.to(dtype) for name, tensor in clip.state_dict().items()}
+    counts = {"visual.bn.num_batches_tracked": torch.tensor(3), "position_ids": torch.arange(4)}
+    torch.save(cast | counts | {"attn_mask": torch.ones(2, 2, dtype=torch.bool)}, tmp_path / "c.pt")
+    found = read_clip_weights(tmp_path / "c.pt").state
+    assert found.pop("visual.bn.num_batches_tracked") == 3
+    assert found.keys() == cast.keys()
+    for name, tensor in cast.items():
+        assert found[name].dtype == torch.float32 and torch.equal(found[name], tensor.float())

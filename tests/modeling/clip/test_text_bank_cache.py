@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from open_clip.model import CLIP
 
 from tagclip import TextBank, Vocabulary
 from tagclip.modeling.clip import CLIPSource
+from tagclip.modeling.clip.text_bank import _checksum
 
 TEMPLATES = ("a photo of a {}.", "{} in the scene", "the very large {}")
 
@@ -86,18 +88,45 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(b"")
     elif how == "name":
         np.savez(path, other=vectors)
-    elif how == "rows":
-        np.savez(path, vectors=vectors[:1])
-    elif how == "type":
-        np.savez(path, vectors=vectors.astype(np.float64))
-    elif how == "nan":
-        np.savez(path, vectors=np.full_like(vectors, np.nan))
-    else:
+    elif how == "no checksum":
+        np.savez(path, vectors=vectors)
+    elif how == "pickle":
         np.savez(path, vectors=np.array([{"a": 1}], dtype=object))
+    else:
+        # With the old checksum and with one that suits the content: neither is taken.
+        changed, sealed = CONTENTS[how.removesuffix(", sealed")](vectors), "sealed" in how
+        checksum = _checksum(path.stem, changed) if sealed else np.load(path)["sha256"]
+        np.savez(path, vectors=changed, sha256=checksum)
+
+
+# Arrays that a right header may stand before.
+CONTENTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "zeros": np.zeros_like,
+    "nan": lambda vectors: np.full_like(vectors, np.nan),
+    "infinite": lambda vectors: np.full_like(vectors, np.inf),
+    "twice as long": lambda vectors: 2 * vectors,
+    "a little short": lambda vectors: vectors * np.float32(0.999),
+    "rows": lambda vectors: vectors[:1],
+    "columns": lambda vectors: vectors[:, :-1],
+    "flat": np.ravel,
+    "double": lambda vectors: vectors.astype(np.float64),
+    "half": lambda vectors: vectors.astype(np.float16),
+    "other end first": lambda vectors: vectors.astype(">f4"),
+    "complex": lambda vectors: vectors.astype(np.complex64),
+}
+# Unit vectors of the right size, but not those of these classes: the checksum alone tells.
+UNIT = {
+    "rows in another order": lambda vectors: vectors[::-1],
+    "columns in another order": lambda vectors: vectors[:, ::-1],
+    "opposite": np.negative,
+}
+CONTENTS |= UNIT
 
 
 @pytest.mark.parametrize(
-    "how", ["truncated", "flipped", "deflated", "empty", "name", "rows", "type", "nan", "pickle"]
+    "how",
+    ["truncated", "flipped", "deflated", "empty", "name", "no checksum", "pickle", *CONTENTS]
+    + [f"{how}, sealed" for how in CONTENTS if how not in UNIT],
 )
 def test_a_damaged_cache_file_is_replaced(
     how: str, model_files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -115,6 +144,23 @@ def test_a_damaged_cache_file_is_replaced(
     assert str(path) in record.getMessage() and "damaged" in record.getMessage()
     assert list(tmp_path.iterdir()) == [path]
     assert np.array_equal(np.load(path)["vectors"], first.numpy())
+
+
+def test_a_file_under_the_name_of_another_is_replaced(
+    model_files: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is whole, of the right size, and of other words."""
+    options: dict[str, Any] = {"templates": TEMPLATES, "cache_dir": str(tmp_path)}
+    bank = TextBank(source=CLIPSource(*model_files), **options)
+    first, second = class_list(["cat"], ["sky"]), class_list(["cow"], ["sky"])
+    expected, other = (tmp_path / f"{bank.fingerprint(words)}.npz" for words in (first, second))
+    vectors = bank(first)
+    bank(second)
+    expected.write_bytes(other.read_bytes())
+    bank = TextBank(source=CLIPSource(*model_files), **options)
+    assert torch.equal(bank(first), vectors)
+    (record,) = caplog.records
+    assert str(expected) in record.getMessage() and "checksum" in record.getMessage()
 
 
 def test_a_cache_that_cannot_be_written_only_warns(
