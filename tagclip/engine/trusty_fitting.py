@@ -22,7 +22,7 @@ from tagclip.modeling.heads.class_gaussians import (
     patch_share,
     with_context,
 )
-from tagclip.modeling.heads.none_of_these import KeptPatches, choose_patches
+from tagclip.modeling.heads.none_of_these import LEAST_PATCHES, KeptPatches, choose_patches
 from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeTrusty
 from tagclip.modeling.losses.seg_loss import SegTargets
 from tagclip.modeling.meta_arch import TagCLIP
@@ -104,6 +104,27 @@ class TrustyFitting(HookBase):
         model.relative_trusty.none_of_these.check_images(len(training.samples))
         return cls(model, fitting_stream(cfg, training), eval_period=cfg.TEST.EVAL_PERIOD)
 
+    @torch.no_grad()
+    def before_train(self) -> None:
+        """Refuse images without unlabelled patches now if the first evaluation would refuse them.
+
+        Raises:
+            CheckpointError: see `NoneOfThese.check_unlabelled`.
+        """
+        none_of_these = self._model.relative_trusty.none_of_these
+        if none_of_these.miss_rate is None:
+            return
+        was_training, found = self._model.training, 0
+        self._model.eval()
+        for batch in self._loader:
+            _, features, targets, _ = labelled_patches(self._model, batch)
+            found += int(_unlabelled(targets, features["clip_dense"].shape[-2:]).sum())
+            # Most often the first batch shows enough.
+            if found >= LEAST_PATCHES:
+                break
+        none_of_these.check_unlabelled(found)
+        self._model.train(was_training)
+
     def after_step(self) -> None:
         """Fit where an evaluation may follow."""
         done = self.trainer.iter + 1
@@ -147,7 +168,7 @@ class _Gathered:
         """Count the patches (N, D, h, w) of a batch, and keep some of each input."""
         context, grid = with_context(dense), dense.shape[-2:]
         known = targets.trusty & targets.valid
-        bare = patch_share(~targets.trusty & targets.valid, grid) >= MAJORITY
+        bare = _unlabelled(targets, grid)
         found = (
             PatchStatistics.of(context, labels, self._classes),
             PatchStatistics.of(context, torch.where(bare, 0, MIXED), 1),
@@ -176,3 +197,8 @@ class _Gathered:
         images = torch.tensor([numbers[name] for name in self._files])
         kept = KeptPatches(*map(torch.stack, zip(*self._kept, strict=True)), images)
         self._trusty.fit(*self._totals, PatchVectors(*vectors), seen, kept)
+
+
+def _unlabelled(targets: SegTargets, grid: torch.Size) -> Tensor:
+    """(N, h, w) bool: patches that show hardly anything else."""
+    return patch_share(~targets.trusty & targets.valid, grid) >= MAJORITY

@@ -29,7 +29,7 @@ from tagclip.analysis.model_cost import ModelAnalysis
 from tagclip.analysis.run_analysis import analyze_run
 from tagclip.checkpoint import load_trained
 from tagclip.data import Protocol, read_indices
-from tagclip.errors import ConfigError
+from tagclip.errors import CheckpointError, ConfigError
 from tagclip.export.onnx import WindowModel
 from tagclip.modeling.backbone import CLIPViT
 from tagclip.projects import import_projects
@@ -226,6 +226,25 @@ def test_auto_without_such_a_map_is_refused_when_the_model_is_built(
 def test_a_promise_that_cannot_be_kept_is_refused_when_the_model_is_built(cfg: CfgNode) -> None:
     with pytest.raises(ConfigError, match="^MODEL.TAGCLIP.TEST.BACKGROUND: .* 12 training images"):
         ZeroShotTrainer.build_model(changed(cfg, "MODEL.TAGCLIP.TEST.BACKGROUND", "auto"))
+
+
+def test_images_without_unlabelled_pixels_are_refused_before_the_training(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    """The first evaluation would refuse them after hours. With such pixels nothing changes."""
+    asked = ["MODEL.TAGCLIP.TEST.BACKGROUND", "auto"]
+    asked += ["MODEL.TAGCLIP.TEST.BACKGROUND_MISS_RATE", 0.3]
+    asked += ["MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES", 24]
+    plain = train(cfg, *asked[-2:])
+    assert equal(fit_of(train(cfg, *asked)), fit_of(plain))
+    for path in train_labels(tmp_path):
+        label = np.array(Image.open(path))
+        label[np.isin(label, [*UNSEEN, VOID])] = 0
+        Image.fromarray(label).save(path)
+    other = changed(cfg, *asked, "OUTPUT_DIR", str(tmp_path / "other"))
+    with pytest.raises(CheckpointError, match="^[^\n]*found auto with 0 unlabelled patches"):
+        train(other)
+    assert not list((tmp_path / "other").glob("*.pth"))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,17 @@ from tagclip.config.checks import check_value
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.heads.class_gaussians import ClassGaussians, Densities, PatchStatistics
 
-__all__ = ["Calibration", "KeptPatches", "NoneOfThese", "PlausibilityTest", "choose_patches"]
+__all__ = [
+    "LEAST_PATCHES",
+    "Calibration",
+    "KeptPatches",
+    "NoneOfThese",
+    "PlausibilityTest",
+    "choose_patches",
+]
 
-# A covariance of fewer unlabelled patches says more about them than about what else there is.
-_LEAST_PATCHES = 100
+LEAST_PATCHES = 100
+"""A covariance of fewer unlabelled patches says more of them than of what else there is."""
 # Patches at a time, each of which has a distance to every class.
 _CHUNK = 8192
 
@@ -125,6 +132,22 @@ class NoneOfThese(nn.Module):
                 "many (MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES), or raise the rate"
             )
 
+    def check_unlabelled(self, found: int) -> None:
+        """Refuse so few patches without label that nothing is known of what else there is.
+
+        Args:
+            found: their number in the images that the map is fitted on.
+
+        Raises:
+            CheckpointError: they are too few.
+        """
+        if found < LEAST_PATCHES:
+            raise CheckpointError(
+                f"MODEL.TAGCLIP.TEST.BACKGROUND: found auto with {found} unlabelled patches in the "
+                f"training images of the map, expected at least {LEAST_PATCHES} that show what is "
+                "of no class; set it to threshold, and BACKGROUND_THRESHOLD"
+            )
+
     def fit(self, unlabelled: PatchStatistics, kept: KeptPatches) -> None:
         """Take over what training images show.
 
@@ -147,13 +170,7 @@ class NoneOfThese(nn.Module):
         """
         if self.miss_rate is None:
             return None
-        found = int(self.unlabelled.counts)
-        if found < _LEAST_PATCHES:
-            raise CheckpointError(
-                f"MODEL.TAGCLIP.TEST.BACKGROUND: found auto with {found} unlabelled patches in the "
-                f"training images of the map, expected at least {_LEAST_PATCHES} that show what is "
-                "of no class; set it to threshold, and BACKGROUND_THRESHOLD"
-            )
+        self.check_unlabelled(int(self.unlabelled.counts))
         shares = self.seen.double()
         # Crops of one image tell no more of another image than it does.
         total = shares.new_zeros(len(shares)).index_add(0, self.images, shares.sum(1))
