@@ -21,7 +21,13 @@ import torch
 from tqdm import tqdm
 
 from tagclip.demo.media import find_images
-from tagclip.demo.result_json import JSON_PERIOD, check_own_file, read_entries, write_entries
+from tagclip.demo.result_json import (
+    JSON_PERIOD,
+    check_own_file,
+    own_json,
+    read_entries,
+    write_entries,
+)
 from tagclip.demo.results import ResultKeeper, save_output
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
@@ -133,6 +139,16 @@ def draw_images(
     pictures = [picture for _, picture in pairs if picture is not None]
     own = [image for image, _ in pairs] + pictures + [_labels_of(picture) for picture in pictures]
     check_own_file(args.json, own)
+    with own_json(args.json):
+        return _draw_all(args, build_predictor, pairs, processes)
+
+
+def _draw_all(
+    args: argparse.Namespace,
+    build_predictor: BuildPredictor,
+    pairs: list[tuple[Path, Path | None]],
+    processes: int,
+) -> list[str]:
     known = read_entries(args.json)
     by_file = {entry["file"]: entry for entry in known}
     tasks = [(image, picture, by_file.get(str(image))) for image, picture in pairs]

@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import cv2
@@ -16,9 +16,16 @@ from tqdm import tqdm
 
 from tagclip.demo.images import BuildPredictor
 from tagclip.demo.media import Video, VideoFile
-from tagclip.demo.result_json import JSON_PERIOD, check_own_file, read_entries, write_entries
+from tagclip.demo.result_json import (
+    JSON_PERIOD,
+    check_own_file,
+    own_json,
+    read_entries,
+    write_entries,
+)
 from tagclip.demo.results import ResultKeeper
 from tagclip.errors import ConfigError
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import StopRequest
 from tagclip.visualization.prediction_page import draw_prediction
 
@@ -49,7 +56,13 @@ def draw_video(
         TagCLIPError: the source cannot be opened, something cannot be written, or an option, the
             config, the weights or the vocabulary are not in order.
     """
-    job = _VideoJob(args, source, build_predictor)
+    with own_json(args.json):
+        job = _VideoJob(args, source, build_predictor)
+        with job.own_video():
+            _draw(args, source, job)
+
+
+def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
     start = time.perf_counter()
     with StopRequest("this frame") as stop:
         try:
@@ -110,6 +123,13 @@ class _VideoJob:
     @property
     def _labels_folder(self) -> Path:
         return self.path.with_name(f"{self.path.stem}_labels")
+
+    def own_video(self) -> AbstractContextManager:
+        """Keep another run from the video that is written."""
+        is_written = self.path is not None and not self.args.no_draw
+        return (
+            RunLock(self.path.parent, "--output", self.path.name) if is_written else nullcontext()
+        )
 
     def places(self) -> Iterator[Path]:
         """What is written."""

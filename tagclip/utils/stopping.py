@@ -17,9 +17,7 @@ from typing import Any
 __all__ = ["STOPPING", "StopRequest", "Stopped", "explained", "leave_terminal", "stoppable"]
 
 # Those that end a process unasked; systems without terminals have no SIGHUP.
-STOPPING = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
