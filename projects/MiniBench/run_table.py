@@ -20,6 +20,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
-from tagclip.utils.parent import end_children, end_with_parent, run_child
+from tagclip.utils.parent import end_with_parent, ending_children, run_child
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text
@@ -131,9 +132,9 @@ def run_scripts(job: Callable[[Any], None], keys: Sequence[Any], jobs: int) -> I
         try:
             yield from pool.map(job, keys)
         except BaseException as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-                end_children()
+            is_stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
+            with ending_children() if is_stopped else nullcontext():
+                pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -13,11 +13,19 @@ from typing import IO
 
 from tagclip.utils.stopping import STOPPING
 
-__all__ = ["end_children", "end_with_parent", "leave_signals_to_parent", "run_child", "unsignalled"]
+__all__ = [
+    "end_with_parent",
+    "ending_children",
+    "leave_signals_to_parent",
+    "run_child",
+    "unsignalled",
+]
 
 # Names the pipe whose other end only the parent of `run_child` holds.
 _PIPE = "TAGCLIP_PARENT"
 _children: set[subprocess.Popen] = set()
+_are_ending = threading.Event()
+_lock = threading.Lock()
 
 
 def end_with_parent() -> None:
@@ -58,18 +66,29 @@ def run_child(command: Sequence[str], output: IO[str], environment: Mapping[str,
         raise
     finally:
         os.close(read)
-    _children.add(child)
+    with _lock:
+        _children.add(child)
+        if _are_ending.is_set():
+            child.terminate()
     try:
         return child.wait()
     finally:
-        _children.discard(child)
+        with _lock:
+            _children.discard(child)
         os.close(write)
 
 
-def end_children() -> None:
-    """Let the processes of `run_child` save and end: SIGTERM."""
-    for child in list(_children):
-        child.terminate()
+@contextmanager
+def ending_children() -> Iterator[None]:
+    """Let the processes of `run_child`, also those that start within, save and end: SIGTERM."""
+    with _lock:
+        _are_ending.set()
+        for child in _children:
+            child.terminate()
+    try:
+        yield
+    finally:
+        _are_ending.clear()
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from helpers.pictures import picture, video
 from helpers.tiny_checkpoint import save_tiny
 from PIL import Image
 
-
 # The tool, which gets a signal with the third result.
 SIGNALLED = """
 import os, signal, sys
