@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -77,21 +78,22 @@ def main(args: argparse.Namespace) -> None:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = load_results(args.runs, args.dataset)
     configs = [run_config(Path(run)) for run in args.runs]
-    for dataset, found in results.items():
-        runs = []
-        for folder, cfg, result in zip(args.runs, configs, found, strict=True):
-            progress = partial(
-                tqdm, desc=f"{result.label} on {dataset}", unit="image", disable=None
-            )
-            run = analyze_run(Path(folder), cfg, result.content, result.label, device, progress)
-            print(f"Written: {write_run(run, args.output / dataset / run.label, args.num)}")
-            print(f"{run.label}: {run.verdict}")
-            runs.append(run)
-        if len(runs) > 1:
-            warned = differences(found)
-            print(f"Written: {write_comparison(runs, warned, args.output / dataset)}")
-            print("".join(f"Warning: {text}\n" for text in warned), end="")
-        print_figures(runs)
+    with RunLock(args.output, "--output"):
+        for dataset, found in results.items():
+            runs = []
+            for folder, cfg, result in zip(args.runs, configs, found, strict=True):
+                progress = partial(
+                    tqdm, desc=f"{result.label} on {dataset}", unit="image", disable=None
+                )
+                run = analyze_run(Path(folder), cfg, result.content, result.label, device, progress)
+                print(f"Written: {write_run(run, args.output / dataset / run.label, args.num)}")
+                print(f"{run.label}: {run.verdict}")
+                runs.append(run)
+            if len(runs) > 1:
+                warned = differences(found)
+                print(f"Written: {write_comparison(runs, warned, args.output / dataset)}")
+                print("".join(f"Warning: {text}\n" for text in warned), end="")
+            print_figures(runs)
 
 
 def print_figures(runs: Sequence[AnalyzedRun]) -> None:

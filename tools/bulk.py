@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from tagclip.errors import ConfigError, NotInstalledError
 from tagclip.tools import demo
 from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.stopping import explained
 from tagclip.utils.text import counted
 from tagclip.utils.tool_parser import ToolParser
 
@@ -223,11 +224,8 @@ def _report(results: Sequence[ShardResult], output: Path) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Segment and end with the exit code."""
-    try:
+    with explained("finished shards stay, the same command goes on with the others"):
         sys.exit(main(args))
-    except KeyboardInterrupt as error:
-        text = "finished shards stay, the same command goes on with the others"
-        raise KeyboardInterrupt(text) from error
 
 
 def invoke_main() -> None:

@@ -29,6 +29,7 @@ from tagclip.data.formats import READERS, reader
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import remove_leftovers, write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import did_you_mean, format_csv, json_text, listed, one_line
 from tagclip.utils.tool_parser import ToolParser
 
@@ -420,19 +421,20 @@ def _convert(
     from tagclip.data.datasets.walk import map_files
 
     _refuse_equal(args, tasks)
-    for folder in {task.output.parent for task in tasks}:
-        remove_leftovers(folder, "*.png")
-    unknown: Counter[Pixel] = Counter()
-    bad, num_new = 0, 0
-    for done in map_files(function, tasks, "convert", args.workers):
-        unknown.update(done.unknown)
-        bad += bool(done.unknown)
-        num_new += done.is_new
-    if unknown and args.unknown == "error":
-        is_lossy = any(task.name.lower().endswith(_LOSSY) for task in tasks)
-        message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
-        raise DatasetError(message)
-    _write_index(args, tasks, table, {**unknown, **unknown_names})
+    with RunLock(args.output, "--output"):
+        for folder in {task.output.parent for task in tasks}:
+            remove_leftovers(folder, "*.png")
+        unknown: Counter[Pixel] = Counter()
+        bad, num_new = 0, 0
+        for done in map_files(function, tasks, "convert", args.workers):
+            unknown.update(done.unknown)
+            bad += bool(done.unknown)
+            num_new += done.is_new
+        if unknown and args.unknown == "error":
+            is_lossy = any(task.name.lower().endswith(_LOSSY) for task in tasks)
+            message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
+            raise DatasetError(message)
+        _write_index(args, tasks, table, {**unknown, **unknown_names})
     line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
     line += f"{len(tasks) - num_new} kept"
     if unknown:

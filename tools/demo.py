@@ -14,7 +14,8 @@ Pictures show the image, its segments, their confidence and the trusty map;
 classes with a star count as unseen: by the split of the training or, in another
 list, by their names (MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES). Images are read as in
 training: upright, without transparency. A file that cannot be read is listed at
-the end, with exit code 1; finished pictures are not made again.
+the end, with exit code 1; finished pictures are not made again. A video that
+SIGTERM or Ctrl-C ends is whole up to that frame.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
 
@@ -128,10 +129,11 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     if calibration:
         contents[INT8_FILE] = add_int8(args, predictor, recipe, contents["model.onnx"], calibration)
     try:
-        for name, content in contents.items():
-            print(f"Written: {write_atomic(folder / name, content)}")
-        # Last: its checksums say whether the files beside it belong to it.
-        print(f"Written: {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
+        with RunLock(folder, "--output"):
+            for name, content in contents.items():
+                print(f"Written: {write_atomic(folder / name, content)}")
+            # Last: its checksums say whether the files beside it belong to it.
+            print(f"Written: {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
     except OSError as error:
         raise ConfigError(
             f"--output {folder}: found no folder to write to ({error.strerror}), expected one; "

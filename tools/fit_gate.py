@@ -21,6 +21,7 @@ from pathlib import Path
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -68,16 +69,17 @@ def main(args: argparse.Namespace) -> None:
     import_projects(cfg.PROJECTS)
     vocabulary = Protocol(cfg).full
     groups = [held_out_classes(vocabulary, words) for words in args.hold_out]
-    setup_logger(str(args.output))
-    setup_logger(str(args.output), name="tagclip")
-    curves = []
-    for index, names in enumerate(groups):
-        folder = args.output / f"held_out_{index}"
-        folder.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
-        curves.append(held_out_curves(cfg, args.dataset, names, folder))
-    found = to_json(best_constants(curves), groups)
-    write_atomic(args.output / "gate.json", json_text(found, indent=1) + "\n")
+    with RunLock(args.output, "--output"):
+        setup_logger(str(args.output))
+        setup_logger(str(args.output), name="tagclip")
+        curves = []
+        for index, names in enumerate(groups):
+            folder = args.output / f"held_out_{index}"
+            folder.mkdir(parents=True, exist_ok=True)
+            logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
+            curves.append(held_out_curves(cfg, args.dataset, names, folder))
+        found = to_json(best_constants(curves), groups)
+        write_atomic(args.output / "gate.json", json_text(found, indent=1) + "\n")
     print(
         f"Held-out hIoU {found['hIoU']:.1f}. Evaluate with MODEL.TAGCLIP.TEST.GATE_FORM additive "
         f"MODEL.TAGCLIP.TEST.GATE_SCALE {found['GATE_SCALE']} "

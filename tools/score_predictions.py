@@ -28,6 +28,7 @@ from tagclip.scoring import MERGES
 from tagclip.scoring.conventions import CONVENTIONS
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import listed
 from tagclip.utils.tool_parser import ToolParser
 
@@ -143,37 +144,38 @@ def main(args: argparse.Namespace) -> None:
     predictions, match, how = open_predictions(args, vocabulary, samples)
     folder = args.output / "inference" / dataset
     check_free(args, folder)
-    writer = PredictionWriter(
-        folder / PredictionWriter.kind.name,
-        [sample["file_name"] for sample in samples],
-        distributed=False,
-        form="png",
-        vocabulary=vocabulary,
-    )
-    scorer = Scorer(vocabulary, predictions, writer, args.boundary, args.convention)
-    counts = scorer.score(samples, args.workers)
-    run = record(args, how, match)
-    content = evaluation_content(dataset, vocabulary, counts.confusion, counts.images, run)
-    content["conventions"] = counts.convention_metrics()
-    if counts.boundary is not None:
-        add_boundary(content, counts.boundary.per_class(), vocabulary)
-    log_content(content, vocabulary, len(samples))
-    for name, means in content["conventions"].items():
-        texts = [f"{key} {value:.2f}" for key, value in means.items()]
-        logger.info("%s, as %s: %s", dataset, CONVENTIONS[name].source, ", ".join(texts))
-    for line in notes(match, content):
-        logger.warning("%s: %s", dataset, line)
-    write_result(content, folder, args.output / "results.csv")
-    writer.finish(content)
-    try:
-        # Last: without it, nothing here is a run.
-        write_atomic(args.output / "config.yaml", cfg.dump())
-        logger.info("written: %s", draw_report(args, content, match))
-    except OSError as error:
-        raise ConfigError(
-            f"{error.filename or args.output}: cannot be written ({error.strerror}); free space, "
-            "or choose another folder as --output"
-        ) from error
+    with RunLock(args.output, "--output"):
+        writer = PredictionWriter(
+            folder / PredictionWriter.kind.name,
+            [sample["file_name"] for sample in samples],
+            distributed=False,
+            form="png",
+            vocabulary=vocabulary,
+        )
+        scorer = Scorer(vocabulary, predictions, writer, args.boundary, args.convention)
+        counts = scorer.score(samples, args.workers)
+        run = record(args, how, match)
+        content = evaluation_content(dataset, vocabulary, counts.confusion, counts.images, run)
+        content["conventions"] = counts.convention_metrics()
+        if counts.boundary is not None:
+            add_boundary(content, counts.boundary.per_class(), vocabulary)
+        log_content(content, vocabulary, len(samples))
+        for name, means in content["conventions"].items():
+            texts = [f"{key} {value:.2f}" for key, value in means.items()]
+            logger.info("%s, as %s: %s", dataset, CONVENTIONS[name].source, ", ".join(texts))
+        for line in notes(match, content):
+            logger.warning("%s: %s", dataset, line)
+        write_result(content, folder, args.output / "results.csv")
+        writer.finish(content)
+        try:
+            # Last: without it, nothing here is a run.
+            write_atomic(args.output / "config.yaml", cfg.dump())
+            logger.info("written: %s", draw_report(args, content, match))
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or args.output}: cannot be written ({error.strerror}); free "
+                "space, or choose another folder as --output"
+            ) from error
 
 
 def check_free(args: argparse.Namespace, folder: Path) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import hide_tracebacks, run_tool
+from tagclip.utils.stopping import explained
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -117,15 +118,22 @@ def read_config(args: argparse.Namespace, *, overwrite: bool) -> tuple[CfgNode, 
     return cfg, wanted != cfg.MODEL.DEVICE
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Build the config and check all that it names before anything is written."""
+def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
+    """Prepare OUTPUT_DIR and begin its log.
+
+    Args:
+        args: see `parse_args`.
+        cfg, no_gpu: see `read_config`.
+
+    Raises:
+        ConfigError: OUTPUT_DIR cannot be written, or its run cannot be removed.
+    """
     from detectron2.engine import default_setup
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
     from tagclip.engine.finished_run import remove_run
 
-    cfg, no_gpu = read_config(args, overwrite=args.resume or args.overwrite)
     if args.overwrite:
         remove_run(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     try:
@@ -142,11 +150,26 @@ def setup(args: argparse.Namespace) -> CfgNode:
     logger = logging.getLogger("tagclip")
     logger.info("Device: %s%s", cfg.MODEL.DEVICE, " (found no GPU)" if no_gpu else "")
     logger.info("Seed: %d", cfg.SEED)
-    return cfg
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with --eval-only; return the results."""
+    from tagclip import ZeroShotTrainer
+    from tagclip.engine.own_folder import own_folder
+
+    # All that the config names is checked before anything is written.
+    cfg, no_gpu = read_config(args, overwrite=args.resume or args.overwrite)
+    with own_folder(cfg.OUTPUT_DIR):
+        setup(args, cfg, no_gpu)
+        if args.eval_only:
+            return evaluate(cfg)
+        trainer = ZeroShotTrainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
+
+
+def evaluate(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS on all datasets; return the results."""
     from detectron2.evaluation import verify_results
     from detectron2.utils import comm
 
@@ -154,14 +177,11 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     from tagclip.checkpoint import load_trained
     from tagclip.engine.run_info import announce_protocol
 
-    cfg = setup(args)
-    if not args.eval_only:
-        trainer = ZeroShotTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
     model = load_trained(cfg, model=ZeroShotTrainer.build_model(cfg))
     announce_protocol(cfg, model)
-    results = ZeroShotTrainer.test(cfg, model)
+    there = "results.csv has a row of each dataset that is finished; the same command evaluates all"
+    with explained(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {there}"):
+        results = ZeroShotTrainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

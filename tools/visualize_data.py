@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -87,9 +88,10 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.visualization.panels import save_png
 
     setup = read_setup(args.config_file, args.opts)
-    for position in tqdm(range(args.num), unit="page", disable=None):
-        positions = setup.loader.positions(position, args.draws)
-        save_png(args.output / f"{position:06d}.png", draw_page(setup, positions))
+    with RunLock(args.output, "--output"):
+        for position in tqdm(range(args.num), unit="page", disable=None):
+            positions = setup.loader.positions(position, args.draws)
+            save_png(args.output / f"{position:06d}.png", draw_page(setup, positions))
     print(setup.protocol)
     print(f"Written: {args.num} pages to {args.output}")
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -77,8 +78,9 @@ def main(args: argparse.Namespace) -> None:
         vocabulary = Protocol(cfg).asked(dataset)
         counts = stored_counts(args.run, result.content, vocabulary)
         output = (args.output or args.run / "visualize_results") / dataset
-        draw_confusions(counts, vocabulary, dataset, output)
-        draw_images(args, cfg, result.content, counts, vocabulary, output)
+        with RunLock(output, "--output"):
+            draw_confusions(counts, vocabulary, dataset, output)
+            draw_images(args, cfg, result.content, counts, vocabulary, output)
 
 
 def stored_counts(run: Path, content: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:

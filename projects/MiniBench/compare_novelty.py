@@ -11,14 +11,17 @@ that in projects/MiniBench/README.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
+from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
+from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -77,33 +80,48 @@ def write_table(output: Path, subset: str, keys: list[RunKey], docs: bool) -> st
 
 
 def invoke_main() -> None:
-    """Run what is missing, then write the table."""
-    args = make_parser().parse_args()
+    """Parse the command line and run."""
+    run_tool(main, make_parser().parse_args())
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run what is missing, then write the table.
+
+    Raises:
+        TagCLIPError: another process works in the folder, maybe tagclip minibench table.
+        SystemExit: an option makes no sense, or a run failed.
+    """
     if args.docs and args.subset != "test":
         sys.exit(f"--docs: found --subset {args.subset}, expected test, which the documents show")
-    from tagclip.projects.minibench.novelty import novelty_file
-    from tagclip.projects.minibench.table_runs import SPLITS
-    from tagclip.tools.minibench.run_table import README
+    from tagclip.tools.minibench.run_table import README, be_script
 
     if args.docs and not README.is_file():
         sys.exit(
             f"--docs: found no {README}, expected a checkout's; run this there, or leave it out"
         )
-    args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, seed = args.one
-        run_here(args.output, args.subset, (split, int(seed)))
+        be_script(run_here, args.output, args.subset, (split, int(seed)))
         return
+    with RunLock(args.output, "--output"):
+        print(write_table(args.output, args.subset, run_missing(args), args.docs))
+
+
+def run_missing(args: argparse.Namespace) -> list[RunKey]:
+    """Do the runs that have no result; return all that are asked for."""
+    from tagclip.projects.minibench.novelty import novelty_file
+    from tagclip.projects.minibench.table_runs import SPLITS
+    from tagclip.tools.minibench.run_table import GOES_ON, run_scripts
+
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     keys = [(split, seed) for seed in seeds for split in SPLITS]
     missing = [key for key in keys if not novelty_file(args.output, *key, args.subset).is_file()]
-    with (
-        tqdm(total=len(missing), desc="MiniBench novelty") as bar,
-        ThreadPoolExecutor(args.jobs) as pool,
-    ):
-        for _ in pool.map(lambda key: run_as_process(args.output, args.subset, key), missing):
+    with tqdm(total=len(missing), desc="MiniBench novelty") as bar, explained(GOES_ON):
+        for _ in run_scripts(
+            lambda key: run_as_process(args.output, args.subset, key), missing, args.jobs
+        ):
             bar.update()
-    print(write_table(args.output, args.subset, keys, args.docs))
+    return keys
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
+from tagclip.utils.run_lock import LOCK_NAME
 from tagclip.utils.tool_parser import ToolParser
 
 OUTPUT = Path("output/minibench")
@@ -34,17 +35,23 @@ def run() -> None:
     """Do what the commands minibench data, train and minibench report do.
 
     Raises:
-        TagCLIPError: a step fails; the later ones are left out.
+        TagCLIPError: a step fails, or another run is at work in the folder; the later steps are
+            left out.
     """
+    from tagclip.engine.own_folder import own_folder
     from tagclip.tools import train_net
     from tagclip.tools.minibench import generate_data, make_report
 
     generate_data.write(None)
-    if OUTPUT.exists():
-        shutil.rmtree(OUTPUT)
-    words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]
-    train_net.start(train_net.parse_args(words))
-    make_report.report(OUTPUT)
+    with own_folder(OUTPUT):
+        for path in OUTPUT.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK_NAME:
+                path.unlink()
+        words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]
+        train_net.start(train_net.parse_args(words))
+        make_report.report(OUTPUT)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,24 @@ of docs/results.md and projects/TrainingFree/README.md.
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
 import shutil
-import subprocess
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.parent import end_with_parent, ending_children, run_child
+from tagclip.utils.run_lock import RunLock
+from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -33,6 +39,8 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
 FREE_README = Path(__file__).resolve().parents[1] / "TrainingFree" / "README.md"
 
 RunKey = tuple[str, str, int]
+
+GOES_ON = "finished runs stay, the same command goes on with the others"
 
 
 def make_parser() -> ToolParser:
@@ -93,16 +101,41 @@ def run_script(words: Sequence[str], path: Path) -> None:
         SystemExit: it failed.
     """
     with path.open("w") as log:
-        done = subprocess.run(
-            [sys.executable, *words],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        )
-    if done.returncode:
+        code = run_child([sys.executable, *words], log, {"OMP_NUM_THREADS": "1"})
+    if code:
         what = " ".join(words[words.index("--one") + 1 :])
-        sys.exit(f"{what}: exit code {done.returncode}; see {path}")
+        sys.exit(f"{what}: exit code {code}; see {path}")
+
+
+def be_script(job: Callable[..., None], *args: Any) -> None:
+    """Be the process of `run_script`: do a job, and end when who started it does.
+
+    Raises:
+        SystemExit: the job is not done.
+    """
+    end_with_parent()
+    try:
+        job(*args)
+    except SystemExit as error:
+        # A training that SIGTERM ends has saved, and ends with 0; here its run is not done.
+        sys.exit(error.code or 128 + signal.SIGTERM)
+
+
+def run_scripts(job: Callable[[Any], None], keys: Sequence[Any], jobs: int) -> Iterator[None]:
+    """Call a job that is `run_script` for every key, some at a time; yields after each.
+
+    Raises:
+        SystemExit: one has failed; those that run end first.
+        KeyboardInterrupt: the process was stopped; those that run have saved and ended.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            yield from pool.map(job, keys)
+        except BaseException as error:
+            is_stopped = isinstance(error, (KeyboardInterrupt, GeneratorExit))
+            with ending_children() if is_stopped else nullcontext():
+                pool.shutdown(cancel_futures=True)
+            raise
 
 
 def wanted_runs(seeds: int, names: Sequence[str] = ()) -> list[RunKey]:
@@ -187,8 +220,17 @@ def replace_table(path: Path, text: str, name: str = "table") -> None:
 
 
 def invoke_main() -> None:
-    """Run what is missing, then write the table."""
-    args = make_parser().parse_args()
+    """Parse the command line and run."""
+    run_tool(main, make_parser().parse_args())
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run what is missing, then write the table.
+
+    Raises:
+        TagCLIPError: another process works in the folder.
+        SystemExit: an option makes no sense, or a run failed.
+    """
     if args.docs and not RESULTS.is_file():
         sys.exit(
             f"--docs: found no {RESULTS}, expected a checkout's; run this there, or leave it out"
@@ -202,13 +244,20 @@ def invoke_main() -> None:
             "--docs: found --runs of no whole table, expected none, or all of "
             f"{', '.join(PROTOCOL_RUNS)}"
         )
-    args.output.mkdir(parents=True, exist_ok=True)
     if args.one:
         split, name, seed = args.one
-        run_here(args.output, (split, name, int(seed)))
+        be_script(run_here, args.output, (split, name, int(seed)))
         return
     if unknown := set(args.runs) - RUNS.keys():
         sys.exit(f"--runs: found {', '.join(sorted(unknown))}, expected some of {', '.join(RUNS)}")
+    with RunLock(args.output, "--output"):
+        print(write_table(args.output, run_missing(args), args.docs))
+
+
+def run_missing(args: argparse.Namespace) -> list[RunKey]:
+    """Do the runs that have no result; return all that are asked for."""
+    from tagclip.projects.minibench.table_runs import RUNS
+
     keys = wanted_runs(args.seeds, args.runs)
     outdated = [key for key in keys if is_outdated(args.output, key)]
     if outdated:
@@ -219,13 +268,12 @@ def invoke_main() -> None:
     missing = [
         key for key in keys if key in outdated or not result_file(args.output, key).is_file()
     ]
-    with tqdm(total=len(missing), desc="MiniBench table") as bar:
+    with tqdm(total=len(missing), desc="MiniBench table") as bar, explained(GOES_ON):
         for is_started in (False, True):
             part = [key for key in missing if bool(RUNS[key[1]].start) == is_started]
-            with ThreadPoolExecutor(args.jobs) as pool:
-                for _ in pool.map(lambda key: run_as_process(args.output, key), part):
-                    bar.update()
-    print(write_table(args.output, keys, args.docs))
+            for _ in run_scripts(lambda key: run_as_process(args.output, key), part, args.jobs):
+                bar.update()
+    return keys
 
 
 if __name__ == "__main__":

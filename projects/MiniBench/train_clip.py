@@ -7,11 +7,12 @@ tagclip minibench clip --output out/clip
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -34,45 +35,43 @@ def main(args: argparse.Namespace) -> None:
     """Train, measure, write."""
     import torch
     from open_clip import SimpleTokenizer
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from tagclip.projects.minibench import clip_training as training
 
     check_output("--output", args.output, is_folder=True)
-    args.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(1)
-    merges = args.output / "mini_bpe.txt.gz"
-    config = training.model_config(training.write_merges(merges))
-    tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=training.CONTEXT)
-    model = training.build_model(config)
-    start = time.process_time()
-    training.train(
-        model,
-        tokenizer,
-        num_images=args.images,
-        steps=args.steps,
-        batch_size=args.batch,
-        lr=args.lr,
-        seed=args.seed,
-    )
-    seconds = time.process_time() - start
-    weights = args.output / "mini_clip.safetensors"
-    half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = weights.with_suffix(".tmp")
-    save_file(half, temporary)
-    os.replace(temporary, weights)
-    model.load_state_dict({name: tensor.float() for name, tensor in half.items()})
-    report = {
-        "crop_accuracy_percent": round(training.crop_accuracy(model, tokenizer), 2),
-        "cpu_seconds": round(seconds),
-        "steps": args.steps,
-        "seed": args.seed,
-        "megabytes": round(weights.stat().st_size / 2**20, 3),
-    }
-    (args.output / "mini_clip.json").write_text(json_text(config, indent=1) + "\n")
-    (args.output / "mini_clip_report.json").write_text(json_text(report, indent=1) + "\n")
-    print(json_text(report))
+    with RunLock(args.output, "--output"):
+        torch.manual_seed(args.seed)
+        torch.set_num_threads(1)
+        merges = args.output / "mini_bpe.txt.gz"
+        config = training.model_config(training.write_merges(merges))
+        tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=training.CONTEXT)
+        model = training.build_model(config)
+        start = time.process_time()
+        training.train(
+            model,
+            tokenizer,
+            num_images=args.images,
+            steps=args.steps,
+            batch_size=args.batch,
+            lr=args.lr,
+            seed=args.seed,
+        )
+        seconds = time.process_time() - start
+        weights = args.output / "mini_clip.safetensors"
+        half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+        write_atomic(weights, save(half))
+        model.load_state_dict({name: tensor.float() for name, tensor in half.items()})
+        report = {
+            "crop_accuracy_percent": round(training.crop_accuracy(model, tokenizer), 2),
+            "cpu_seconds": round(seconds),
+            "steps": args.steps,
+            "seed": args.seed,
+            "megabytes": round(weights.stat().st_size / 2**20, 3),
+        }
+        write_atomic(args.output / "mini_clip.json", json_text(config, indent=1) + "\n")
+        write_atomic(args.output / "mini_clip_report.json", json_text(report, indent=1) + "\n")
+        print(json_text(report))
 
 
 def invoke_main() -> None:

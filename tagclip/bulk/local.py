@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 import cv2
@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 from tagclip.bulk.shards import Shard, ShardResult
 from tagclip.bulk.worker import BulkOptions, BulkWorker
 from tagclip.errors import DatasetError, ProcessError, TagCLIPError
-from tagclip.utils.parent import end_with_parent
+from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
 
 __all__ = ["run_local"]
 
@@ -68,7 +68,7 @@ class _Process:
         self.is_ready = False
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, options, device), daemon=True)
-        with _deaf():
+        with unsignalled():
             self._process.start()
         # Else the end of the process would not be the end of the pipe.
         theirs.close()
@@ -170,22 +170,10 @@ class _Team:
             self._report(-count)
 
 
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """Ctrl-C is the business of the main process alone, from the first moment of the others.
-
-    They inherit what is blocked here, and keep it.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _work(connection: Connection, options: BulkOptions, device: str) -> None:
     """Be one of the processes."""
     end_with_parent()
+    leave_signals_to_parent()
     # One each: how many there are changes no bits.
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

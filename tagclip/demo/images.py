@@ -21,11 +21,18 @@ import torch
 from tqdm import tqdm
 
 from tagclip.demo.media import find_images
-from tagclip.demo.result_json import JSON_PERIOD, check_own_file, read_entries, write_entries
+from tagclip.demo.result_json import (
+    JSON_PERIOD,
+    check_own_file,
+    own_json,
+    read_entries,
+    write_entries,
+)
 from tagclip.demo.results import ResultKeeper, save_output
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
-from tagclip.utils.parent import end_with_parent
+from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
+from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text, one_line
 from tagclip.visualization.panels import read_note
 from tagclip.visualization.prediction_page import draw_prediction
@@ -132,18 +139,29 @@ def draw_images(
     pictures = [picture for _, picture in pairs if picture is not None]
     own = [image for image, _ in pairs] + pictures + [_labels_of(picture) for picture in pictures]
     check_own_file(args.json, own)
+    with own_json(args.json):
+        return _draw_all(args, build_predictor, pairs, processes)
+
+
+def _draw_all(
+    args: argparse.Namespace,
+    build_predictor: BuildPredictor,
+    pairs: list[tuple[Path, Path | None]],
+    processes: int,
+) -> list[str]:
     known = read_entries(args.json)
     by_file = {entry["file"]: entry for entry in known}
     tasks = [(image, picture, by_file.get(str(image))) for image, picture in pairs]
     outcomes: list[_Outcome] = []
     start, processes = time.perf_counter(), min(processes, len(tasks))
-    try:
-        for outcome in _outcomes(args, build_predictor, tasks, processes):
-            outcomes.append(outcome)
-            if len(outcomes) % JSON_PERIOD == 0:
-                write_entries(args.json, known, _entries(outcomes))
-    finally:
-        write_entries(args.json, known, _entries(outcomes))
+    with explained(lambda: _what_is_there(outcomes, len(tasks), args)):
+        try:
+            for outcome in _outcomes(args, build_predictor, tasks, processes):
+                outcomes.append(outcome)
+                if len(outcomes) % JSON_PERIOD == 0:
+                    write_entries(args.json, known, _entries(outcomes))
+        finally:
+            write_entries(args.json, known, _entries(outcomes))
     errors, skipped = [o.error for o in outcomes], sum(o.skipped for o in outcomes)
     drawn = errors.count("") - skipped
     busy = sum(outcome.seconds for outcome in outcomes) / processes
@@ -155,6 +173,14 @@ def draw_images(
     if skipped:
         logger.info("%d finished images were left as they are; --overwrite redoes them", skipped)
     return errors
+
+
+def _what_is_there(outcomes: list[_Outcome], total: int, args: argparse.Namespace) -> str:
+    done, less = sum(not outcome.error for outcome in outcomes), " less --overwrite"
+    return (
+        f"{done} of {total} images are finished and stay, the same command"
+        f"{less * args.overwrite} goes on with the others"
+    )
 
 
 def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:
@@ -190,7 +216,9 @@ def _outcomes(
     start = (args, build_predictor, devices, threads)
     with ProcessPoolExecutor(processes, context, _start_process, start) as pool:
         try:
-            yield from tqdm(pool.map(_run_task, tasks), **bar)
+            with unsignalled():
+                outcomes = pool.map(_run_task, tasks)
+            yield from tqdm(outcomes, **bar)
         except BrokenProcessPool as error:
             raise ConfigError(
                 f"--workers {processes}: one of them was killed, perhaps for lack of memory; "
@@ -209,6 +237,7 @@ def _start_process(
 ) -> None:
     global _job
     end_with_parent()
+    leave_signals_to_parent()
     torch.set_num_threads(threads)
     device = devices.get()
     # Not now: the pool hands on errors of tasks only.

@@ -11,15 +11,17 @@ of ``categories`` may be others than those in ``labels``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from tagclip.errors import ConfigError
 from tagclip.evaluation.coco_json import format_coco
 from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["JSON_PERIOD", "check_own_file", "read_entries", "write_entries"]
+__all__ = ["JSON_PERIOD", "check_own_file", "own_json", "read_entries", "write_entries"]
 
 # Images between two writings: so many are made again after a kill.
 JSON_PERIOD = 100
@@ -56,6 +58,15 @@ def read_entries(path: Path | None) -> list[dict[str, Any]]:
             f"--json {path}: found another kind of file, expected that of an earlier run, or "
             "none; choose another name"
         ) from error
+
+
+def own_json(path: Path | None) -> AbstractContextManager:
+    """Keep another run, which would lose entries of this one, from a file; without a path nothing.
+
+    Raises:
+        ConfigError: on entering: another run is at work at it.
+    """
+    return RunLock(path.parent, "--json", path.name) if path else nullcontext()
 
 
 def write_entries(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import cv2
@@ -15,9 +16,17 @@ from tqdm import tqdm
 
 from tagclip.demo.images import BuildPredictor
 from tagclip.demo.media import Video, VideoFile
-from tagclip.demo.result_json import JSON_PERIOD, check_own_file, read_entries, write_entries
+from tagclip.demo.result_json import (
+    JSON_PERIOD,
+    check_own_file,
+    own_json,
+    read_entries,
+    write_entries,
+)
 from tagclip.demo.results import ResultKeeper
 from tagclip.errors import ConfigError
+from tagclip.utils.run_lock import RunLock
+from tagclip.utils.stopping import StopRequest
 from tagclip.visualization.prediction_page import draw_prediction
 
 __all__ = ["draw_video"]
@@ -34,32 +43,52 @@ def draw_video(
     ``NAME_labels/N.png`` beside the video, with six digits from 000000; the json has an entry with
     ``frame`` for each.
 
+    After SIGTERM, SIGHUP or a first Ctrl-C the frame at work is finished, and with it what is
+    written: a whole video, if a shorter one. A camera is ended in this way.
+
     Args:
         args: its arguments.
         source: a file, or the number of a camera.
         build_predictor: (args, device) -> predictor.
 
     Raises:
+        KeyboardInterrupt: after Ctrl-C; says how many frames are there.
         TagCLIPError: the source cannot be opened, something cannot be written, or an option, the
             config, the weights or the vocabulary are not in order.
     """
-    job = _VideoJob(args, source, build_predictor)
+    with own_json(args.json):
+        job = _VideoJob(args, source, build_predictor)
+        with job.own_video():
+            _draw(args, source, job)
+
+
+def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
     start = time.perf_counter()
-    try:
-        with job.target as target:
-            for page in job.pages():
-                if len(job.entries) % JSON_PERIOD == 0:
-                    write_entries(args.json, job.known, job.entries)
-                if target is not None:
-                    target.write(page)
-                elif page is not None and _is_closed(page):
-                    break
-    finally:
-        write_entries(args.json, job.known, job.entries)
+    with StopRequest("this frame") as stop:
+        try:
+            with job.target as target:
+                for page in job.pages():
+                    if len(job.entries) % JSON_PERIOD == 0:
+                        write_entries(args.json, job.known, job.entries)
+                    if target is not None:
+                        target.write(page)
+                    elif page is not None and _is_closed(page):
+                        break
+                    if stop.number:
+                        break
+        finally:
+            write_entries(args.json, job.known, job.entries)
     if job.path is not None and not args.no_draw:
         logger.info("Written: %s", job.path)
     seconds, count = time.perf_counter() - start, len(job.entries)
     logger.info("%d frames in %.1f s (%.2f frames/s)", count, seconds, count / seconds)
+    if stop.number and isinstance(source, str):
+        total = f" of {job.video.length}" if job.video.length else ""
+        places = " and ".join(map(str, job.places())) or "a window"
+        text = f"{count}{total} frames are in {places}; the same command begins anew"
+        if stop.number == signal.SIGINT:
+            raise KeyboardInterrupt(text)
+        logger.warning("Stopped by %s: %s", signal.Signals(stop.number).name, text)
 
 
 class _VideoJob:
@@ -94,6 +123,22 @@ class _VideoJob:
     @property
     def _labels_folder(self) -> Path:
         return self.path.with_name(f"{self.path.stem}_labels")
+
+    def own_video(self) -> AbstractContextManager:
+        """Keep another run from the video that is written."""
+        is_written = self.path is not None and not self.args.no_draw
+        return (
+            RunLock(self.path.parent, "--output", self.path.name) if is_written else nullcontext()
+        )
+
+    def places(self) -> Iterator[Path]:
+        """What is written."""
+        if self.path is not None and not self.args.no_draw:
+            yield self.path
+        if self.args.save_labels:
+            yield self._labels_folder
+        if self.args.json:
+            yield self.args.json
 
     def pages(self) -> Iterator[np.ndarray | None]:
         """Predict each frame, save its labels and draw it; None where nothing is drawn."""

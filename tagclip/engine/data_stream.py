@@ -5,10 +5,7 @@ So worker count, prefetching and resuming do not change what the model sees.
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,6 +15,8 @@ import numpy as np
 import torch
 from detectron2.data import DatasetFromList
 from torch.utils.data import DataLoader, Dataset
+
+from tagclip.utils.parent import leave_signals_to_parent
 
 __all__ = ["StreamLoader", "leave_signals_to_main", "seeded", "seeded_step"]
 
@@ -151,25 +150,15 @@ class StreamLoader:
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """Let a loader process outlive the SIGTERM and Ctrl-C that its whole group gets.
+    """Let a loader process outlive the signals that its whole group gets.
 
-    A terminal or a cluster sends them to every process; the main one saves, for which it may need
-    more batches, and ends its workers itself. They also end when it dies, as torch sees to.
+    The main one saves, for which it may need more batches, and ends its workers itself. They also
+    end when it dies, as torch sees to.
 
     Args:
         worker: number of the loader process; `torch.utils.data.DataLoader` gives it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Elsewhere than on Linux nothing tells who sent a signal.
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_main_says, daemon=True).start()
-
-
-def _end_when_main_says() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    leave_signals_to_parent()
 
 
 def seeded_step(seed: int, rank: int, iteration: int) -> None:

@@ -18,6 +18,7 @@ from fvcore.common.checkpoint import Checkpointer
 
 from tagclip.checkpoint.folder import write_durably
 from tagclip.errors import CheckpointError
+from tagclip.utils.stopping import STOPPING, leave_terminal
 
 __all__ = ["PatientWriter", "interruptible", "stop_listening"]
 
@@ -51,12 +52,12 @@ def stop_listening(hooks: list[HookBase]) -> None:
 
 
 class StopOnSignal(HookBase):
-    """Saves a checkpoint at the next step boundary after SIGTERM or Ctrl-C and leaves.
+    """Saves a checkpoint at the next step boundary after SIGTERM, SIGHUP or Ctrl-C and leaves.
 
-    After SIGTERM with exit code 0, after Ctrl-C with KeyboardInterrupt; a second Ctrl-C does not
-    wait. A running evaluation is finished first, except the last one: then all is saved already.
-    With several processes all stop at the same step, whichever got the SIGTERM; Ctrl-C is left
-    to what started them.
+    After SIGTERM and SIGHUP (the terminal is closed; under nohup it is ignored) with exit code 0,
+    after Ctrl-C with KeyboardInterrupt; a second Ctrl-C does not wait. A running evaluation is
+    finished first, except the last one: then all is saved already. With several processes all stop
+    at the same step, whichever got the signal; Ctrl-C is left to what started them.
     """
 
     def __init__(self, checkpointer: Checkpointer) -> None:
@@ -70,13 +71,16 @@ class StopOnSignal(HookBase):
         if threading.current_thread() is not threading.main_thread():
             return
         self._is_saved = self.trainer.start_iter >= self.trainer.max_iter
-        self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._ask)
+        for each in STOPPING:
+            if signal.getsignal(each) is not signal.SIG_IGN:
+                self._previous[each] = signal.signal(each, self._ask)
         # A shell makes what runs in the background ignore Ctrl-C.
         is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if is_default and comm.get_world_size() == 1:
             self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
         if self._is_saved:
             logger.warning(
                 "%s: the training is done and saved, its evaluation is not; --resume repeats it",
@@ -93,7 +97,7 @@ class StopOnSignal(HookBase):
         """Save and leave, if asked to.
 
         Raises:
-            SystemExit: after SIGTERM; the checkpoint is written.
+            SystemExit: after SIGTERM or SIGHUP; the checkpoint is written.
             KeyboardInterrupt: after Ctrl-C; the checkpoint is written.
             CheckpointError: it cannot be written.
         """

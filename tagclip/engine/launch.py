@@ -25,11 +25,13 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch import distributed
 from torch.distributed.elastic.utils.distributed import get_free_port
-from torch.multiprocessing import start_processes
+from torch.multiprocessing import ProcessExitedException, start_processes
 
 from tagclip.errors import ConfigError, ProcessError
 from tagclip.utils.cli import check_processes, forward_sigterm, is_lost_connection
+from tagclip.utils.parent import end_with_parent
 from tagclip.utils.quiet import quiet_imports
+from tagclip.utils.stopping import Stopped
 
 __all__ = ["launch"]
 
@@ -86,6 +88,7 @@ def launch(
         ProcessError: under torchrun, another process ended.
         ProcessExitedException: a process died without an error.
         ProcessRaisedException: a process raised an error; holds its traceback.
+        Stopped: SIGTERM or SIGHUP came while the processes were not training.
     """
     if distributed.is_torchelastic_launched():
         _check_torchrun(args)
@@ -108,13 +111,18 @@ def launch(
         return
     url = _meeting_point(args)
     team = _Team(url, device, local_size, args.num_machines, args.machine_rank)
-    forward_sigterm()
+    received = forward_sigterm()
     # It would announce every process that it ends.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     context = start_processes(_work, args=(team, main, args), nprocs=local_size, join=False)
     try:
         while not context.join(grace_period=_GRACE):
             pass
+    except ProcessExitedException as error:
+        # Not in training: nobody there listens, and nothing there is to be saved.
+        if received and error.signal_name == "SIGTERM":
+            raise Stopped(received[0]) from error
+        raise
     finally:
         # After Ctrl-C some may still run; checkpoints survive this.
         for process in context.processes:
@@ -125,6 +133,8 @@ def _work(
     local_rank: int, team: _Team, main: Callable[[argparse.Namespace], Any], args: Any
 ) -> None:
     """What each process does."""
+    # torch sends an orphan Ctrl-C, which one that a shell has started in the background ignores.
+    end_with_parent()
     quiet_imports()
     if team.size == 1:
         main(args)

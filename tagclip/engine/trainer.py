@@ -29,6 +29,7 @@ from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
 from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
+from tagclip.engine.own_folder import own_folder
 from tagclip.engine.run_info import (
     announce_protocol,
     announce_shared_images,
@@ -206,11 +207,15 @@ class ZeroShotTrainer(DefaultTrainer):
         Returns:
             In the main process the results of the last evaluation, if DATASETS.TEST names any
             dataset.
+
+        Raises:
+            ConfigError: another run is at work in OUTPUT_DIR.
         """
-        try:
-            super().train()
-        finally:
-            stop_listening(self._hooks)
+        with own_folder(self.cfg.OUTPUT_DIR):
+            try:
+                super().train()
+            finally:
+                stop_listening(self._hooks)
         return getattr(self, "_last_eval_results", None)
 
     @classmethod

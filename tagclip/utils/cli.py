@@ -18,6 +18,7 @@ from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.files import expand_path, probe_path
 from tagclip.utils.installed import check_installed
 from tagclip.utils.quiet import quiet_imports
+from tagclip.utils.stopping import STOPPING, Stopped, leave_terminal, stoppable
 from tagclip.utils.text import one_line, shortened
 
 __all__ = [
@@ -49,12 +50,14 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
         args: its arguments. Paths in them are expanded (`expand_path`), also those in a Namespace.
 
     Raises:
-        SystemExit: with 1 after a `TagCLIPError` or the death of a process, 130 after Ctrl-C.
+        SystemExit: with 1 after a `TagCLIPError` or the death of a process, 130 after Ctrl-C, 143
+            after SIGTERM, 129 after SIGHUP (the terminal is closed).
     """
     quiet_imports()
     try:
         check_installed()
-        main(*map(_expanded, args))
+        with stoppable():
+            main(*map(_expanded, args))
     except TagCLIPError as error:
         if _is_debugging():
             raise
@@ -62,9 +65,8 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
     except KeyboardInterrupt as error:
         if _is_debugging():
             raise
-        # One of Python itself has no text, one of a tool says how to go on.
-        print(": ".join(["Interrupted", *map(str, error.args)]), file=sys.stderr)
-        sys.exit(130)
+        print(_stop_line(error), file=sys.stderr)
+        sys.exit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
     except Exception as error:
         line = _process_line(error)
         if line is None:
@@ -81,6 +83,14 @@ def _expanded(value: Any) -> Any:
         return Path(expand_path(value))
     is_path = isinstance(value, str) and _UNEXPANDED.match(value)
     return expand_path(value) if is_path else value
+
+
+def _stop_line(error: KeyboardInterrupt) -> str:
+    """How an interruption is told: one of a tool says what is there and how to go on."""
+    if not isinstance(error, Stopped):
+        return ": ".join(["Interrupted", *map(str, error.args)])
+    text = error.args[0] if error.args else "finished files stay, the one at work is removed"
+    return f"Stopped by {signal.Signals(error.number).name}: {text}"
 
 
 def _process_line(error: Exception) -> str | None:
@@ -237,14 +247,25 @@ def check_processes(
         )
 
 
-def forward_sigterm() -> None:
-    """Hand SIGTERM on to the child processes, which save and end by themselves."""
+def forward_sigterm() -> list[int]:
+    """Hand SIGTERM on to the child processes, which save and end by themselves.
 
+    SIGHUP, unless it is ignored, does the same.
+
+    Returns:
+        Numbers of the signals, once they come.
+    """
     # It takes half the time of a tool's --help.
     import multiprocessing
 
     def forward(number: int, frame: FrameType | None) -> None:
+        leave_terminal(number)
+        received.append(number)
         for child in multiprocessing.active_children():
             child.terminate()
 
-    signal.signal(signal.SIGTERM, forward)
+    received: list[int] = []
+    for each in STOPPING:
+        if signal.getsignal(each) is not signal.SIG_IGN:
+            signal.signal(each, forward)
+    return received

@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""One process at a time in a folder, or at a file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from weakref import WeakSet
 
 from tagclip.errors import ConfigError
 
@@ -22,17 +23,23 @@ LOCK_NAME = ".lock"
 class RunLock:
     """Keeps other processes, also of other machines that share it, out of a folder within ``with``.
 
-    The lock is the kernel's: it ends with the process, however that ends. The file ``.lock``
-    stays; while it is held, it says by whom.
+    The lock is the kernel's: it ends with the process, however that ends, and its forked children
+    do not hold it. While it is held, the file ``.lock`` says by whom; then the file goes. That of a
+    killed process stays and locks nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, option: str = "", file: str = "") -> None:
         """Do not lock yet.
 
         Args:
             folder: is created.
+            option: what names the folder, for messages.
+            file: name of a file in the folder that is locked instead, by ``.NAME.lock``.
         """
-        self._path = folder / LOCK_NAME
+        self._folder = folder
+        self._path = folder / (f".{file}.lock" if file else LOCK_NAME)
+        self._name = " ".join(filter(None, [option, str(folder / file)]))
+        self._place = "file" if file else "folder"
         self._handle = -1
 
     @staticmethod
@@ -44,7 +51,7 @@ class RunLock:
         except OSError:
             return ""
         try:
-            # Most often it is empty. Else the lock says whether who wrote it still lives.
+            # The lock says whether who wrote it still lives.
             if not (text := os.read(handle, 1024).decode(errors="replace")):
                 return ""
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -56,6 +63,11 @@ class RunLock:
             os.close(handle)
         return ""
 
+    @staticmethod
+    def is_held(folder: Path) -> bool:
+        """Whether this process itself works in a folder."""
+        return any(lock._path.absolute() == (folder / LOCK_NAME).absolute() for lock in _held)
+
     def __enter__(self) -> RunLock:
         """Lock.
 
@@ -63,28 +75,41 @@ class RunLock:
             ConfigError: another process works there, or the folder cannot be written.
         """
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            while not self._take():
+                pass
+        # A zero byte in a path is a ValueError.
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
             raise ConfigError(
-                f"{self._path.parent}: cannot be written ({error.strerror}); choose another folder"
+                f"{self._name}: found no folder to write to ({reason}), expected one; name another"
             ) from error
+        _held.add(self)
+        self._say(f"{socket.gethostname()} {os.getpid()}")
+        return self
+
+    def _take(self) -> bool:
+        """Open and lock; False if whoever held the lock has just removed the file."""
+        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             who = _whose(os.read(self._handle, 1024).decode(errors="replace"))
             os.close(self._handle)
             raise ConfigError(
-                f"{self._path.parent}: {who} is at work in this folder, expected nobody; wait "
-                "until it ends, or choose another folder"
+                f"{self._name}: {who} is at work in this {self._place}, expected nobody; wait "
+                f"until it ends, or choose another {self._place}"
             ) from error
         except OSError as error:
             logger.warning(
-                "%s: this file system has no locks (%s); start no second run in this folder",
-                self._path.parent, error.strerror,
+                "%s: this file system has no locks (%s); start no second run in this %s",
+                self._name, error.strerror, self._place,
             )  # fmt: skip
-        self._say(f"{socket.gethostname()} {os.getpid()}")
-        return self
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._handle), os.stat(self._path)):
+                return True
+        os.close(self._handle)
+        return False
 
     def __exit__(
         self,
@@ -92,14 +117,38 @@ class RunLock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._say("")
+        _held.discard(self)
+        if self._handle < 0:
+            return
+        # First the name, then the lock: who opens it in between sees that it is gone.
+        with suppress(OSError):
+            self._path.unlink()
         os.close(self._handle)
+        self._handle = -1
 
     def _say(self, text: str) -> None:
         # A full disk does not matter: the lock holds all the same.
         with suppress(OSError):
             os.truncate(self._handle, 0)
             os.pwrite(self._handle, text.encode(), 0)
+
+    def _drop(self) -> None:
+        """In a forked child: leave the lock to the parent, whose end is then its end."""
+        os.close(self._handle)
+        self._handle = -1
+
+
+_held: WeakSet[RunLock] = WeakSet()
+
+
+def _drop_all() -> None:
+    for lock in list(_held):
+        lock._drop()
+    _held.clear()
+
+
+# A loader process that outlives a killed training by seconds would lock out who resumes it.
+os.register_at_fork(after_in_child=_drop_all)
 
 
 def _whose(text: str) -> str:

@@ -149,7 +149,8 @@ def test_overwrite_removes_what_runs_wrote_and_nothing_else(
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("mine")
-    train_net.setup(run_arguments(config, "SOLVER.MAX_ITER", 6, overwrite=True))
+    args = run_arguments(config, "SOLVER.MAX_ITER", 6, overwrite=True)
+    train_net.setup(args, *train_net.read_config(args, overwrite=True))
     # The log of this process is that of the first run: detectron2 keeps it open.
     assert not [path for path in of_run if path.exists()]
     assert load_config(output / "config.yaml").SOLVER.MAX_ITER == 6

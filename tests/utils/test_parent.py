@@ -44,3 +44,62 @@ def test_a_killed_process_leaves_none_behind(method: str, tmp_path: Path) -> Non
 def test_a_process_works_on_while_its_parent_lives() -> None:
     with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:
         assert list(pool.map(abs, [-1, -2, -3])) == [1, 2, 3]
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from tagclip.utils.cli import run_tool
+from tagclip.tools.minibench import run_table
+
+def main(folder):
+    def job(key):
+        words = [str(folder / "child.py"), "--output", str(folder), "--one", key]
+        run_table.run_script(words, folder / f"{key}.log")
+    for _ in run_table.run_scripts(job, ["a", "b", "c"], 2):
+        print("done", flush=True)
+
+run_tool(main, Path(sys.argv[1]))
+"""
+CHILD = """
+import signal, sys, threading
+from pathlib import Path
+from tagclip.tools.minibench import run_table
+
+folder, key = Path(sys.argv[2]), sys.argv[4]
+def save(*_):
+    (folder / f"{key}.saved").touch()
+    sys.exit(0)
+def job():
+    signal.signal(signal.SIGTERM, save)
+    alive = (folder / "alive").open("w")
+    print(key, file=alive, flush=True)
+    threading.Event().wait()
+run_table.be_script(job)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "saved"),
+    [(signal.SIGKILL, []), (signal.SIGTERM, ["a", "b"]), (signal.SIGINT, ["a", "b"])],
+)
+def test_runs_of_a_table_end_with_it(tmp_path: Path, number: int, saved: list[str]) -> None:
+    """After SIGKILL at once, else they save; none begins that has not."""
+    (tmp_path / "child.py").write_text(CHILD)
+    os.mkfifo(tmp_path / "alive")
+    code = f"import signal; signal.signal(2, signal.default_int_handler){STARTER}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        text=True,
+    )
+    with (tmp_path / "alive").open() as alive:
+        assert {alive.readline(), alive.readline()} == {"a\n", "b\n"}
+        process.send_signal(number)
+        # It ends with the last process that has it open.
+        assert alive.read() == ""
+    assert process.communicate(timeout=60)[0] == ""
+    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert sorted(path.stem for path in tmp_path.glob("*.saved")) == saved
+    assert not (tmp_path / "c.log").exists()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from helpers.locks import at_work
+from helpers.paths import REPOSITORY
 
 from tagclip.errors import ConfigError
 from tagclip.utils.run_lock import RunLock
@@ -26,7 +30,8 @@ def test_a_second_one_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
     with RunLock(folder):
         assert (folder / ".lock").read_text() == f"{socket.gethostname()} {os.getpid()}"
         assert RunLock.holder(folder) == "", "this process is no other"
-    assert (folder / ".lock").read_text() == ""
+        assert RunLock.is_held(folder)
+    assert not list(folder.iterdir()) and not RunLock.is_held(folder)
     assert RunLock.holder(folder) == RunLock.holder(tmp_path / "missing") == ""
 
 
@@ -46,8 +51,68 @@ def test_a_killed_process_keeps_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot be written"), RunLock(tmp_path / "file" / "x"):
-        raise AssertionError
+    for folder, found in (
+        (tmp_path / "file" / "x", "Not a directory"),
+        (Path("a\0"), "embedded null byte"),
+    ):
+        with pytest.raises(ConfigError) as caught, RunLock(folder, "--output"):
+            raise AssertionError
+        assert str(caught.value).startswith("--output ")
+        assert f": found no folder to write to ({found}" in str(caught.value)
+
+
+def test_a_lock_of_a_file_leaves_its_folder_to_others(tmp_path: Path) -> None:
+    with RunLock(tmp_path, file="a.json"), RunLock(tmp_path), RunLock(tmp_path, file="b.json"):
+        expected = f"--json {tmp_path / 'a.json'}: process {os.getpid()} on .*in this file"
+        again = RunLock(tmp_path, "--json", "a.json")
+        with pytest.raises(ConfigError, match=expected), again:
+            raise AssertionError
+    assert not list(tmp_path.iterdir())
+
+
+FORKS = """
+import os, signal, sys
+from pathlib import Path
+from tagclip.utils.run_lock import RunLock
+with RunLock(Path(sys.argv[1])):
+    if os.fork():
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("alive", flush=True)
+    sys.stdin.read()
+print("gone", flush=True)
+"""
+
+
+def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """As a loader process that lives on for seconds when its training was killed."""
+    command = [sys.executable, "-c", FORKS, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, **pipes) as process:
+        assert process.stdout.readline() == b"alive\n"
+        assert process.wait() == -signal.SIGKILL
+        with RunLock(tmp_path):
+            # What the child leaves is not its own.
+            process.stdin.close()
+            assert process.stdout.readline() == b"gone\n"
+            assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_who_opened_the_file_that_is_then_removed_locks_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, first = fcntl.flock, RunLock(tmp_path)
+    first.__enter__()
+
+    def leave_before(handle: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        first.__exit__(None, None, None)
+        real(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", leave_before)
+    with RunLock(tmp_path):
+        assert (tmp_path / ".lock").exists()
+        with pytest.raises(ConfigError, match="at work"), RunLock(tmp_path):
+            raise AssertionError
 
 
 def test_where_there_are_no_locks_the_user_is_told(

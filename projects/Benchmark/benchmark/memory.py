@@ -15,6 +15,7 @@ import torch
 from tagclip.projects.benchmark.measure import memory_growth
 from tagclip.projects.benchmark.released import released_labels, released_losses
 from tagclip.projects.benchmark.workload import QUICK, Scale, Workload
+from tagclip.utils.parent import end_with_parent
 
 __all__ = [
     "Prepare",
@@ -46,7 +47,7 @@ def peak_memory(scale: Scale, device: str, prepare: Prepare, *options: Any) -> f
     if scale == QUICK:
         return _measure(*arguments)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, context, end_with_parent) as pool:
         return pool.submit(_measure, *arguments).result()
 
 

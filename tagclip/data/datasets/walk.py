@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from tagclip.errors import DatasetError
-from tagclip.utils.parent import end_with_parent
+from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
 
 __all__ = ["files_below", "files_matching", "map_files"]
 
@@ -123,7 +122,9 @@ def map_files(
         chunk = max(1, min(32, len(items) // (4 * processes)))
     try:
         with pool:
-            yield from bar(pool.map(function, items, chunksize=chunk))
+            with unsignalled():
+                results = pool.map(function, items, chunksize=chunk)
+            yield from bar(results)
     except BrokenProcessPool as error:
         raise DatasetError(
             f"{title}: a worker process died, maybe for lack of memory; use fewer --workers, or 1 "
@@ -135,9 +136,8 @@ def _begin(function: Callable[[Any], Any]) -> None:
     """Start a process of `map_files`."""
     global _function
     _function = function
-    # Ctrl-C is the business of the main process alone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    leave_signals_to_parent()
 
 
 def _call(item: Any) -> Any:

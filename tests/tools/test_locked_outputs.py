@@ -1,0 +1,80 @@
+"""Commands that write a folder for minutes: a second one there is refused and changes nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.bench import Bench, files_below, refused
+from helpers.locks import at_work
+from helpers.paths import REPOSITORY, TOOLS
+from helpers.pictures import picture, video
+from helpers.tiny_run import load_tool, own_loggers
+from PIL import Image
+
+from tagclip.utils.run_lock import RunLock
+
+MINIBENCH = REPOSITORY / "projects" / "MiniBench"
+
+
+@pytest.fixture
+def bench(request: pytest.FixtureRequest) -> Bench:
+    """The tools on a tiny dataset."""
+    return Bench.of(request)
+
+
+def words_of(script: str, bench: Bench) -> list[str]:
+    """What a command is given besides its --output."""
+    masks = bench.root / "masks"
+    masks.mkdir()
+    Image.fromarray(picture(70, 96)[:, :, 0]).save(masks / "a.png")
+    config = ["--config-file", str(bench.config)]
+    if script == "convert_labels.py":
+        return [str(masks), "--threshold", "128"]
+    if script == "export_predictions.py":
+        labels = bench.root / "labels_of_masks"
+        labels.mkdir()
+        Image.fromarray(np.zeros((70, 96), np.uint8)).save(labels / "a.png")
+        return [str(labels), "--images", str(masks), "--vocab", "cat, dog", "--to", "labelme"]
+    if script == "fit_gate.py":
+        return [*config, "--hold-out", "cat", "--dataset", bench.cfg.DATASETS.TEST[0]]
+    return config if script == "visualize_data.py" else []
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        TOOLS / "convert_labels.py",
+        TOOLS / "export_predictions.py",
+        TOOLS / "fit_gate.py",
+        TOOLS / "visualize_data.py",
+        MINIBENCH / "run_table.py",
+        MINIBENCH / "compare_novelty.py",
+        MINIBENCH / "train_clip.py",
+    ],
+    ids=lambda path: path.stem,
+)
+def test_a_second_one_is_refused(bench: Bench, script: Path) -> None:
+    out = bench.root / "out"
+    words = [str(script), *words_of(script.name, bench), "--output", str(out)]
+    with own_loggers(), at_work(out) as process:
+        bench.patch.setattr(sys, "argv", words)
+        line = refused(load_tool(script).invoke_main)
+        assert line.startswith(f"ConfigError: --output {out}: process {process.pid} on "), line
+        assert list(files_below(out)) == [".lock"]
+
+
+@pytest.mark.parametrize("name", ["r.json", "out/v.mp4"])
+def test_a_file_that_another_segment_writes_is_left_alone(bench: Bench, name: str) -> None:
+    file = bench.root / name
+    path = video(bench.root / "v.avi")
+    words = ("--input", path, "--output", bench.root / "out", "--json", bench.root / "r.json")
+    with RunLock(file.parent, file=file.name):
+        line = bench.demo(*words)
+    option = "--json" if name == "r.json" else "--output"
+    assert line.startswith(f"ConfigError: {option} {file}: process {os.getpid()} on ")
+    assert not (bench.root / "out" / "v.mp4").exists() and not list(bench.root.rglob(".*lock"))
+    assert bench.demo(*words) == 0 and not list(bench.root.rglob(".*lock"))
