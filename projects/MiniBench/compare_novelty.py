@@ -11,6 +11,7 @@ that in projects/MiniBench/README.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tagclip.utils.files import write_atomic
+from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.files import make_folder, write_atomic
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -76,9 +78,13 @@ def write_table(output: Path, subset: str, keys: list[RunKey], docs: bool) -> st
     return text
 
 
-def invoke_main() -> None:
-    """Run what is missing, then write the table."""
-    args = make_parser().parse_args()
+def main(args: argparse.Namespace) -> None:
+    """Run what is missing, then write the table.
+
+    Raises:
+        SystemExit: the options do not fit together, or a run failed.
+        TagCLIPError: something cannot be written.
+    """
     if args.docs and args.subset != "test":
         sys.exit(f"--docs: found --subset {args.subset}, expected test, which the documents show")
     from tagclip.projects.minibench.novelty import novelty_file
@@ -89,7 +95,8 @@ def invoke_main() -> None:
         sys.exit(
             f"--docs: found no {README}, expected a checkout's; run this there, or leave it out"
         )
-    args.output.mkdir(parents=True, exist_ok=True)
+    check_output("--output", args.output, is_folder=True)
+    make_folder(args.output)
     if args.one:
         split, seed = args.one
         run_here(args.output, args.subset, (split, int(seed)))
@@ -104,6 +111,11 @@ def invoke_main() -> None:
         for _ in pool.map(lambda key: run_as_process(args.output, args.subset, key), missing):
             bar.update()
     print(write_table(args.output, args.subset, keys, args.docs))
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, make_parser().parse_args())
 
 
 if __name__ == "__main__":

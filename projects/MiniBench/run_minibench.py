@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tagclip.utils.cli import run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.tool_parser import ToolParser
 
 OUTPUT = Path("output/minibench")
@@ -40,6 +40,8 @@ def run() -> None:
     from tagclip.tools.minibench import generate_data, make_report
 
     generate_data.write(None)
+    # Before the earlier run goes.
+    check_output("OUTPUT_DIR", OUTPUT, is_folder=True)
     if OUTPUT.exists():
         shutil.rmtree(OUTPUT)
     words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]

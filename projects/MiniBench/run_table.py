@@ -13,9 +13,9 @@ of docs/results.md and projects/TrainingFree/README.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,7 +24,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tagclip.utils.files import write_atomic
+from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.files import make_folder, write_atomic
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -130,30 +131,31 @@ def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
         format_table,
     )
     from tagclip.projects.minibench.table_curves import STRICT, draw_curves
+    from tagclip.visualization.class_charts import save_chart
 
     results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
     found, text = {name for _, name, _ in keys}, ""
     write_atomic(output / "results.json", json_text(list(results.values())) + "\n")
     if found & set(TABLE_RUNS):
         text = format_table(results)
-        draw_curves(results).savefig(output / "curves.png", dpi=100)
+        save_chart(draw_curves(results), output / "curves.png")
     if docs and found.issuperset(TABLE_RUNS):
         replace_table(README, text)
         replace_table(RESULTS, format_summary(results))
         for path, name in ((RESULTS, "training-free"), (FREE_README, "table")):
             replace_table(path, format_free_summary(results), name)
-        shutil.copy(output / "curves.png", README.parent / "assets" / "curves.png")
+        put_picture(output / "curves.png")
     if found & set(PROTOCOL_RUNS):
         protocols = format_protocols(results)
         text += f"\n## Two protocols\n\n{protocols}"
         pictures = [output / "protocols.png", output / "words.png"]
-        draw_curves(results, STRICT).savefig(pictures[0], dpi=100)
+        save_chart(draw_curves(results, STRICT), pictures[0])
         if not draw_words_of(output, pictures[1]):
             pictures.pop()
         if docs and found.issuperset(PROTOCOL_RUNS):
             replace_table(README, protocols, "protocols")
             for picture in pictures:
-                shutil.copy(picture, README.parent / "assets" / picture.name)
+                put_picture(picture)
     write_atomic(output / "table.md", text)
     return text
 
@@ -179,6 +181,11 @@ def draw_words_of(output: Path, path: Path) -> bool:
     return True
 
 
+def put_picture(path: Path) -> None:
+    """Copy a picture to those of the documents."""
+    write_atomic(README.parent / "assets" / path.name, path.read_bytes())
+
+
 def replace_table(path: Path, text: str, name: str = "table") -> None:
     """Put a table between the two marks of its name in a file."""
     begin, end = (f"<!-- {name}: {side} -->\n" for side in ("begin", "end"))
@@ -186,9 +193,13 @@ def replace_table(path: Path, text: str, name: str = "table") -> None:
     write_atomic(path, f"{before}{begin}{text}{end}{rest.split(end)[1]}")
 
 
-def invoke_main() -> None:
-    """Run what is missing, then write the table."""
-    args = make_parser().parse_args()
+def main(args: argparse.Namespace) -> None:
+    """Run what is missing, then write the table.
+
+    Raises:
+        SystemExit: the options do not fit together, or a run failed.
+        TagCLIPError: something cannot be written.
+    """
     if args.docs and not RESULTS.is_file():
         sys.exit(
             f"--docs: found no {RESULTS}, expected a checkout's; run this there, or leave it out"
@@ -202,7 +213,8 @@ def invoke_main() -> None:
             "--docs: found --runs of no whole table, expected none, or all of "
             f"{', '.join(PROTOCOL_RUNS)}"
         )
-    args.output.mkdir(parents=True, exist_ok=True)
+    check_output("--output", args.output, is_folder=True)
+    make_folder(args.output)
     if args.one:
         split, name, seed = args.one
         run_here(args.output, (split, name, int(seed)))
@@ -226,6 +238,11 @@ def invoke_main() -> None:
                 for _ in pool.map(lambda key: run_as_process(args.output, key), part):
                     bar.update()
     print(write_table(args.output, keys, args.docs))
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, make_parser().parse_args())
 
 
 if __name__ == "__main__":

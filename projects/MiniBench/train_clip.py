@@ -7,11 +7,11 @@ tagclip minibench clip --output out/clip
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
 from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.files import make_folder, write_atomic
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -34,12 +34,12 @@ def main(args: argparse.Namespace) -> None:
     """Train, measure, write."""
     import torch
     from open_clip import SimpleTokenizer
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from tagclip.projects.minibench import clip_training as training
 
     check_output("--output", args.output, is_folder=True)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output)
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     merges = args.output / "mini_bpe.txt.gz"
@@ -59,9 +59,7 @@ def main(args: argparse.Namespace) -> None:
     seconds = time.process_time() - start
     weights = args.output / "mini_clip.safetensors"
     half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = weights.with_suffix(".tmp")
-    save_file(half, temporary)
-    os.replace(temporary, weights)
+    write_atomic(weights, save(half))
     model.load_state_dict({name: tensor.float() for name, tensor in half.items()})
     report = {
         "crop_accuracy_percent": round(training.crop_accuracy(model, tokenizer), 2),
@@ -70,8 +68,8 @@ def main(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "megabytes": round(weights.stat().st_size / 2**20, 3),
     }
-    (args.output / "mini_clip.json").write_text(json_text(config, indent=1) + "\n")
-    (args.output / "mini_clip_report.json").write_text(json_text(report, indent=1) + "\n")
+    for name, content in (("mini_clip", config), ("mini_clip_report", report)):
+        write_atomic(args.output / f"{name}.json", json_text(content, indent=1) + "\n")
     print(json_text(report))
 
 

@@ -14,7 +14,7 @@ from helpers.pictures import picture
 
 from tagclip.demo import media
 from tagclip.demo.media import VideoFile
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, OutputError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
@@ -115,7 +115,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
         return SimpleNamespace(write=calls["write"], close=calls["close"])
 
     monkeypatch.setattr(media, "_Cv2Writer", build)
-    with pytest.raises(ConfigError, match=r"a\.avi: cannot be written \(OSError: .*No space"):
+    with pytest.raises(OutputError, match=r"a\.avi: cannot be written \(No space left"):
         written(tmp_path / "a.avi", pages())
     assert not list(tmp_path.iterdir())
 
@@ -123,6 +123,6 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
 def test_pyav_says_what_is_wrong_with_a_place(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
     file = VideoFile(tmp_path / "gone" / "a.mp4", 5)
-    with pytest.raises(ConfigError, match=r"a\.mp4: cannot be written \(.*No such file"), file:
+    with pytest.raises(OutputError, match=r"a\.mp4: cannot be written \(No such file"), file:
         (tmp_path / "gone").rmdir()
         file.write(pages()[0])
