@@ -106,6 +106,9 @@ def make_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        number = errno.ENOTDIR
+        raise OutputError(number, os.strerror(number), str(folder)) from error
     except OSError as error:
         raise OutputError(error.errno, error.strerror, str(folder)) from error
     return folder

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ class Stage:
         """What that leaves."""
         called("train", "--config-file", self.config, "OUTPUT_DIR", self.root / "run")
         return self.root / "run"
+
+    @cached_property
+    def another(self) -> Path:
+        """A copy, as of another run."""
+        return Path(shutil.copytree(self.run, self.root / "another"))
 
     @property
     def dataset(self) -> str:
@@ -114,7 +119,7 @@ class Case:
         needs: packages.
         replaces: whether it is asked to remove what an earlier one wrote.
         is_temporary: whether it writes temporary files alone; for them there is another place.
-        is_slow: whether it starts processes.
+        is_slow: whether it starts processes, or exports.
     """
 
     command: str
@@ -167,6 +172,7 @@ def _tree(make: Callable[[Path], Any]) -> Callable[..., None]:
     def build(stage: Stage, out: Path, patch: pytest.MonkeyPatch) -> None:
         if not out.exists():
             make(out)
+        _temporary(stage, out, patch)
 
     return build
 
@@ -186,7 +192,8 @@ def _small_minibench(stage: Stage, out: Path, patch: pytest.MonkeyPatch) -> None
     from tagclip.projects.minibench import generate
 
     patch.setattr(generate, "SUBSETS", {"val": (4, 22)})
-    patch.setattr(generate, "checksum", lambda root, subset: "0")
+    patch.setattr(generate, "generate", partial(generate.generate, subsets=["val"]))
+    patch.setattr(generate, "_checksum", lambda images, labels, subset: "0")
     checksums = stage.root / "checksums.json"
     checksums.write_text('{"val": "0"}')
     patch.setattr(generate, "_CHECKSUMS", checksums)
@@ -348,16 +355,17 @@ CASES = [
         "TEST.SAVE_PREDICTIONS", "json", "TEST.SAVE_LOGITS", False], name="json", replaces=True),
     Case("fit-gate", lambda stage, out: [
         "--config-file", stage.config, "--dataset", stage.dataset, "--hold-out", NAMES[0],
-        "--output", out], again=_remove_first("held_out_0/model_final.pth"), replaces=True),
+        "--output", out], again=_remove_first("gate.json"), replaces=True),
     Case("cost", lambda stage, out: ["--config-file", stage.config]),
     Case("benchmark", lambda stage, out: [
-        "--quick", "--runs", 1, "--threads", 1, "--part", "labels", "--write", out / "table.md"]),
+        "--quick", "--runs", 1, "--threads", 1, "--part", "labels", "--write", out / "table.md"],
+         before=_temporary),
     Case("score", lambda stage, out: [
         stage.run / "inference" / stage.dataset / "predictions", "--dataset", stage.dataset,
-        "--output", out, "--workers", 0, "--num", 1]),
+        "--output", out, "--workers", 0, "--num", 1], replaces=True),
     Case("bulk-read", lambda stage, out: [stage.bulk, "--csv", out / "list.csv"], name="csv"),
     Case("bulk-read", lambda stage, out: [stage.bulk, "--labels-to", out], name="labels"),
-    Case("compare", lambda stage, out: [stage.run, stage.run, "--output", out]),
+    Case("compare", lambda stage, out: [stage.run, stage.another, "--output", out]),
     Case("analyze", lambda stage, out: [stage.run, "--num", 1, "--output", out]),
     Case("visualize results", lambda stage, out: [stage.run, "--num", 1, "--output", out]),
     *map(_export_predictions, ("coco", "labelme", "cvat", "label-studio")),
@@ -368,9 +376,11 @@ CASES = [
     Case("convert", lambda stage, out: [
         stage.root / "clip.safetensors", out / "clip.pt"], name="clip"),
     Case("export", lambda stage, out: [
-        "--weights", stage.weights, *WORDS, "--output", out], needs=("onnx", "onnxscript")),
+        "--weights", stage.weights, *WORDS, "--output", out], needs=("onnx", "onnxscript"),
+        is_slow=True),
     Case("run-onnx", lambda stage, out: [
         stage.exported, min(stage.images.iterdir()), out / "labels.png", "--words", "cat, sky",
-        "--save-vectors", out / "words.npz"], needs=("onnx", "onnxscript", "onnxruntime")),
+        "--save-vectors", out / "words.npz"], needs=("onnx", "onnxscript", "onnxruntime"),
+        is_slow=True),
     Case("setup-detectron2", lambda stage, out: [], before=_no_detectron2, is_temporary=True),
 ]  # fmt: skip

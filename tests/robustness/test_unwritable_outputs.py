@@ -23,6 +23,9 @@ PRINTING = ("configs", "towers", "cost")
 KINDS = ("almost full", "read-only", *(
     pytest.param(kind, marks=pytest.mark.slow) for kind in ("full", "full at the largest")
 ))  # fmt: skip
+REASON = re.compile(
+    r"File too large|Permission denied|No usable temporary|bytes of the video are there"
+)
 TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp|\.part\.|\.probe\.")
 
 Files = Mapping[str, bytes | str]
@@ -90,7 +93,7 @@ def test_an_output_that_cannot_be_written(
     stage: Stage,
     finished: dict[str, tuple[Path, list[int]]],
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in case.needs:
         pytest.importorskip(name)
@@ -102,14 +105,14 @@ def test_an_output_that_cannot_be_written(
     before = snapshot(out)
     case.before(stage, out, monkeypatch)
     words = case.words(stage, out)
-    capfd.readouterr()
+    capsys.readouterr()
     with broken(kind, out, sizes):
         code, line = ended(case.command, *words)
-    captured = capfd.readouterr()
+    captured = capsys.readouterr()
     said = captured.out + captured.err
     assert (code, len(line.splitlines())) == (1, 1), (code, line, said)
     assert str(out) in line or (case.command == "minibench" and " output" in line), line
-    assert "annot be written" in line or "no folder to write to" in line or "no room" in line, line
+    assert REASON.search(line), line
     assert "Traceback" not in said + line, said
     assert_kept(case, kind, before, snapshot(out), sizes)
     if kind != "full at the largest":
@@ -128,7 +131,9 @@ def assert_kept(case: Case, kind: str, before: Files, after: Files, sizes: list[
         assert {name: after.get(name) for name in large} == large
 
 
-@pytest.mark.parametrize("command", PRINTING)
+@pytest.mark.parametrize(
+    "command", [PRINTING[0], *(pytest.param(c, marks=pytest.mark.slow) for c in PRINTING[1:])]
+)
 def test_a_list_that_the_shell_leads_to_a_full_disk(command: str, stage: Stage) -> None:
     (case,) = (case for case in CASES if case.command == command)
     words = map(str, case.words(stage, stage.root / "out"))
