@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from prepare_sources import LabelSource
 
 from tagclip.data.image_io import image_size, read_image
 from tagclip.data.label_io import check_label, read_label
-from tagclip.errors import DatasetError
+from tagclip.errors import DatasetError, OutputError
 from tagclip.utils.files import write_atomic
 
 __all__ = ["TEMPORARY", "Task", "check_label_file", "compare_label", "make_label"]
@@ -116,10 +117,16 @@ def check_label_file(task: Task) -> dict[int, int]:
 def _encoded(pixels: np.ndarray, **options: object) -> bytes:
     # Into a real file: in memory, Pillow's TIFF encoder leaves the byte that pads an odd strip as
     # it finds it, and two runs would differ.
-    with tempfile.TemporaryFile() as file:
-        Image.fromarray(pixels).save(file, **options)
-        file.seek(0)
-        return file.read()
+    try:
+        with tempfile.TemporaryFile() as file:
+            Image.fromarray(pixels).save(file, **options)
+            file.seek(0)
+            return file.read()
+    except OSError as error:
+        # Of a full disk, Pillow says no more than that it could not write.
+        number, reason = error.errno or errno.ENOSPC, error.strerror or str(error)
+        place = os.environ.get("TMPDIR") or "/tmp"
+        raise OutputError(number, reason, place) from error
 
 
 def _link(source: Path, output: Path) -> None:

@@ -4,6 +4,7 @@ Each message is one line: which file or key, what was found, what was expected, 
 `tools/*` print it without a traceback and exit with 1; ``TAGCLIP_DEBUG=1`` shows the traceback.
 """
 
+import errno
 import re
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "DatasetError",
     "NonFiniteLossError",
     "NotInstalledError",
+    "OutputError",
     "ProcessError",
     "ProtocolError",
     "TagCLIPError",
@@ -32,11 +34,15 @@ class TagCLIPError(Exception):
     """
 
     def __str__(self) -> str:
-        text = _LONG_WORD.sub(r"\1...\2", super().__str__())
+        text = _LONG_WORD.sub(r"\1...\2", self._text())
         if text.isprintable():
             return text
         # An escape of Python, without its quotes.
         return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+    def _text(self) -> str:
+        """Message before what is too long or not printable is shown otherwise."""
+        return super().__str__()
 
 
 class ConfigError(TagCLIPError):
@@ -61,6 +67,22 @@ class NonFiniteLossError(TagCLIPError, FloatingPointError):
 
 class NotInstalledError(TagCLIPError, ImportError):
     """A package that tagclip needs, but cannot bring along, is not installed."""
+
+
+class OutputError(TagCLIPError, OSError):
+    """A file or folder cannot be written: OutputError(errno, reason, path), as any OSError.
+
+    ``filename`` is the path that was asked for, not that of a temporary file.
+    """
+
+    def _text(self) -> str:
+        # A process of torch hands on a text alone.
+        if self.filename is None:
+            return super()._text()
+        remedy = "free space or choose another place"
+        if self.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            remedy = "choose a place that can be written, or mend this one"
+        return f"{self.filename}: cannot be written ({self.strerror}); {remedy}"
 
 
 class ProcessError(TagCLIPError):

@@ -22,6 +22,7 @@ from helpers.tiny_run import (
     load_tool,
     maskclip_parts,
     own_loggers,
+    tiny_config,
     tiny_tree,
     write_run_config,
 )
@@ -59,35 +60,7 @@ def tiny_vocabulary_json(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def tiny_cfg(tiny_clip_json: str, tiny_vocabulary_json: str, tmp_path: Path) -> CfgNode:
     """Config of a random tiny model on the datasets `tiny_train` and `tiny_val`."""
-    from tagclip import load_config, register_zero_shot_sem_seg
-
-    for subset in ("train", "val"):
-        name = f"tiny_{subset}_{tmp_path.name}"
-        register_zero_shot_sem_seg(
-            name,
-            image_root=str(tmp_path / "images" / subset),
-            sem_seg_root=str(tmp_path / "labels" / subset),
-            vocabulary_json=tiny_vocabulary_json,
-            image_ext="png",
-        )
-    options = {
-        "MODEL.DEVICE": "cpu",
-        "MODEL.CLIP.NAME": tiny_clip_json,
-        "MODEL.CLIP.PRETRAINED": "",
-        "MODEL.CLIP.PROMPT.NUM_TOKENS": 3,
-        "MODEL.TAGCLIP.NUM_HEADS": 4,
-        "MODEL.TAGCLIP.TEST.WINDOW": 64,
-        "MODEL.TAGCLIP.TEST.STRIDE": 48,
-        "INPUT.CROP.SIZE": [64, 64],
-        "INPUT.MIN_SIZE_TRAIN": [64],
-        "INPUT.MIN_SIZE_TEST": 64,
-        "DATALOADER.NUM_WORKERS": 0,
-        "DATASETS.TRAIN": (f"tiny_train_{tmp_path.name}",),
-        "DATASETS.TEST": (f"tiny_val_{tmp_path.name}",),
-        "OUTPUT_DIR": str(tmp_path / "output"),
-    }
-    opts = [value for pair in options.items() for value in pair]
-    return load_config(REPOSITORY / "configs" / "Base-ZeroShot.yaml", opts)
+    return tiny_config(tmp_path, tiny_clip_json, tiny_vocabulary_json)
 
 
 @pytest.fixture

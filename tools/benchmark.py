@@ -24,7 +24,6 @@ import argparse
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import temporary_folder, write_atomic
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -122,8 +121,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
     torch.set_num_threads(args.threads)
     rows, bars, curves = [], [], []
     # Random weights, encoded names: what is normal here need not be told.
-    with silence(logging.WARNING), tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "dataset"
+    with silence(logging.WARNING), temporary_folder() as folder:
+        place = folder / "dataset"
         place.mkdir()
         workload = Workload(QUICK if args.quick else FULL, args.device, place)
         workload.weights, workload.base = args.weights, args.base
@@ -133,7 +132,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
             rows += found.rows
             bars += found.bars
         if args.curves:
-            curves = measure_curves(workload, Path(folder))
+            curves = measure_curves(workload, folder)
         described = machine(args.device)
     scale = "tiny sizes (numbers mean nothing)" if args.quick else "ViT-B/16, COCO-Stuff"
     result = {

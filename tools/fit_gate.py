@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tagclip.projects import import_projects
-from tagclip.utils.cli import run_tool
-from tagclip.utils.files import write_atomic
+from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.files import make_folder, write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
@@ -63,6 +63,7 @@ def main(args: argparse.Namespace) -> None:
     )
     from tagclip.data import Protocol
 
+    check_output("--output", args.output, is_folder=True)
     cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -74,8 +75,7 @@ def main(args: argparse.Namespace) -> None:
         setup_logger(str(args.output), name="tagclip")
         curves = []
         for index, names in enumerate(groups):
-            folder = args.output / f"held_out_{index}"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = make_folder(args.output / f"held_out_{index}")
             logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
             curves.append(held_out_curves(cfg, args.dataset, names, folder))
         found = to_json(best_constants(curves), groups)

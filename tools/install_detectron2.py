@@ -23,6 +23,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -357,11 +358,17 @@ def main() -> None:
 
 
 def invoke_main() -> None:
-    """Run; Ctrl-C ends with one line."""
+    """Run; Ctrl-C and a disk that cannot be written end with one line."""
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("Interrupted; run this again")
+    except OSError as error:
+        place = error.filename or os.environ.get("TMPDIR") or "/tmp"
+        sys.exit(
+            f"{place}: cannot be written ({error.strerror}), so nothing was installed; free space, "
+            f"or name another folder for temporary files with TMPDIR, then run: {COMMAND}"
+        )
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import hide_tracebacks, run_tool
+from tagclip.utils.files import write_atomic
 from tagclip.utils.stopping import explained
 from tagclip.utils.tool_parser import ToolParser
 
@@ -137,6 +139,9 @@ def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
     if args.overwrite:
         remove_run(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     try:
+        if cfg.OUTPUT_DIR and comm.is_main_process():
+            # detectron2 empties the file that is there before it writes.
+            write_atomic(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
         default_setup(cfg, args)
     # A zero byte is a ValueError.
     except (OSError, ValueError) as error:

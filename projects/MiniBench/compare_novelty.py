@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tagclip.utils.cli import run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
@@ -79,17 +79,13 @@ def write_table(output: Path, subset: str, keys: list[RunKey], docs: bool) -> st
     return text
 
 
-def invoke_main() -> None:
-    """Parse the command line and run."""
-    run_tool(main, make_parser().parse_args())
-
-
 def main(args: argparse.Namespace) -> None:
     """Run what is missing, then write the table.
 
     Raises:
-        TagCLIPError: another process works in the folder, maybe tagclip minibench table.
-        SystemExit: an option makes no sense, or a run failed.
+        TagCLIPError: something cannot be written, or another process works in the folder, maybe
+            tagclip minibench table.
+        SystemExit: the options do not fit together, or a run failed.
     """
     if args.docs and args.subset != "test":
         sys.exit(f"--docs: found --subset {args.subset}, expected test, which the documents show")
@@ -99,6 +95,7 @@ def main(args: argparse.Namespace) -> None:
         sys.exit(
             f"--docs: found no {README}, expected a checkout's; run this there, or leave it out"
         )
+    check_output("--output", args.output, is_folder=True)
     if args.one:
         split, seed = args.one
         be_script(run_here, args.output, args.subset, (split, int(seed)))
@@ -122,6 +119,11 @@ def run_missing(args: argparse.Namespace) -> list[RunKey]:
         ):
             bar.update()
     return keys
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, make_parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tagclip.utils.cli import run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.run_lock import LOCK_NAME
 from tagclip.utils.tool_parser import ToolParser
 
@@ -43,6 +43,8 @@ def run() -> None:
     from tagclip.tools.minibench import generate_data, make_report
 
     generate_data.write(None)
+    # Before the earlier run goes.
+    check_output("OUTPUT_DIR", OUTPUT, is_folder=True)
     with own_folder(OUTPUT):
         for path in OUTPUT.iterdir():
             if path.is_dir() and not path.is_symlink():

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tagclip.utils.cli import run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.parent import end_with_parent, ending_children, run_child
 from tagclip.utils.run_lock import RunLock
@@ -163,30 +162,31 @@ def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
         format_table,
     )
     from tagclip.projects.minibench.table_curves import STRICT, draw_curves
+    from tagclip.visualization.class_charts import save_chart
 
     results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
     found, text = {name for _, name, _ in keys}, ""
     write_atomic(output / "results.json", json_text(list(results.values())) + "\n")
     if found & set(TABLE_RUNS):
         text = format_table(results)
-        draw_curves(results).savefig(output / "curves.png", dpi=100)
+        save_chart(draw_curves(results), output / "curves.png")
     if docs and found.issuperset(TABLE_RUNS):
         replace_table(README, text)
         replace_table(RESULTS, format_summary(results))
         for path, name in ((RESULTS, "training-free"), (FREE_README, "table")):
             replace_table(path, format_free_summary(results), name)
-        shutil.copy(output / "curves.png", README.parent / "assets" / "curves.png")
+        put_picture(output / "curves.png")
     if found & set(PROTOCOL_RUNS):
         protocols = format_protocols(results)
         text += f"\n## Two protocols\n\n{protocols}"
         pictures = [output / "protocols.png", output / "words.png"]
-        draw_curves(results, STRICT).savefig(pictures[0], dpi=100)
+        save_chart(draw_curves(results, STRICT), pictures[0])
         if not draw_words_of(output, pictures[1]):
             pictures.pop()
         if docs and found.issuperset(PROTOCOL_RUNS):
             replace_table(README, protocols, "protocols")
             for picture in pictures:
-                shutil.copy(picture, README.parent / "assets" / picture.name)
+                put_picture(picture)
     write_atomic(output / "table.md", text)
     return text
 
@@ -212,6 +212,11 @@ def draw_words_of(output: Path, path: Path) -> bool:
     return True
 
 
+def put_picture(path: Path) -> None:
+    """Copy a picture to those of the documents."""
+    write_atomic(README.parent / "assets" / path.name, path.read_bytes())
+
+
 def replace_table(path: Path, text: str, name: str = "table") -> None:
     """Put a table between the two marks of its name in a file."""
     begin, end = (f"<!-- {name}: {side} -->\n" for side in ("begin", "end"))
@@ -219,17 +224,12 @@ def replace_table(path: Path, text: str, name: str = "table") -> None:
     write_atomic(path, f"{before}{begin}{text}{end}{rest.split(end)[1]}")
 
 
-def invoke_main() -> None:
-    """Parse the command line and run."""
-    run_tool(main, make_parser().parse_args())
-
-
 def main(args: argparse.Namespace) -> None:
     """Run what is missing, then write the table.
 
     Raises:
-        TagCLIPError: another process works in the folder.
-        SystemExit: an option makes no sense, or a run failed.
+        TagCLIPError: something cannot be written, or another process works in the folder.
+        SystemExit: the options do not fit together, or a run failed.
     """
     if args.docs and not RESULTS.is_file():
         sys.exit(
@@ -244,6 +244,7 @@ def main(args: argparse.Namespace) -> None:
             "--docs: found --runs of no whole table, expected none, or all of "
             f"{', '.join(PROTOCOL_RUNS)}"
         )
+    check_output("--output", args.output, is_folder=True)
     if args.one:
         split, name, seed = args.one
         be_script(run_here, args.output, (split, name, int(seed)))
@@ -274,6 +275,11 @@ def run_missing(args: argparse.Namespace) -> list[RunKey]:
             for _ in run_scripts(lambda key: run_as_process(args.output, key), part, args.jobs):
                 bar.update()
     return keys
+
+
+def invoke_main() -> None:
+    """Parse the command line and run."""
+    run_tool(main, make_parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.tools.demo import MINIBENCH
 from tagclip.utils.cli import run_tool
+from tagclip.utils.files import temporary_folder
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -71,11 +71,11 @@ def main(args: argparse.Namespace) -> None:
     setup_logger(name="tagclip")
     predictor = TagCLIPPredictor.from_checkpoint(args.weights, [*OPTS, *args.opts])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="tagclip-webdemo-") as folder:
+    with temporary_folder() as folder:
         serve(
             predictor,
-            find_examples(predictor, args.examples, Path(folder)),
-            Path(folder),
+            find_examples(predictor, args.examples, folder),
+            folder,
             host=args.host,
             port=args.port,
             max_upload_mb=args.max_upload_mb,

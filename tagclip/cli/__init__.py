@@ -15,6 +15,7 @@ from tagclip.cli.commands import (
     find_command,
     load_command,
 )
+from tagclip.errors import OutputError
 from tagclip.utils.text import did_you_mean
 
 __all__ = ["main"]
@@ -24,7 +25,8 @@ def main() -> None:
     """Run the command that the command line names, or complete one for a shell.
 
     Raises:
-        SystemExit: there is no such command, or as the command ends.
+        SystemExit: there is no such command, as the command ends, or with 1 if what it prints goes
+            to a file that cannot be written.
     """
     if "_ARGCOMPLETE" in os.environ:
         from tagclip.cli.completion import complete
@@ -61,13 +63,18 @@ def _has_lost_reader(text: str = "") -> bool:
 
     Args:
         text: is written to find out; without it that shows only where something is still buffered.
+
+    Raises:
+        SystemExit: the shell leads stdout to a file that cannot be written.
     """
     try:
         print(end=text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         # What is left is written at the end, where Python would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+        if isinstance(error, BrokenPipeError):
+            return True
+        sys.exit(str(OutputError(error.errno, error.strerror, "stdout")))
     return False
 
 

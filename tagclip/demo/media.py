@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +20,10 @@ import numpy as np
 
 from tagclip.data.datasets.walk import files_below, files_matching
 from tagclip.data.image_io import IMAGE_SUFFIXES
-from tagclip.errors import ConfigError, DatasetError
-from tagclip.utils.files import expand_path
+from tagclip.demo.whole_video import check_video
+from tagclip.errors import ConfigError, DatasetError, OutputError
+from tagclip.utils.files import expand_path, path_atomic
 from tagclip.utils.opencv import quiet_opencv
-from tagclip.utils.text import error_text
 
 __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video", "list_images"]
 
@@ -193,8 +194,8 @@ class VideoFile:
     """Writes frames within ``with``; the size of the first one is that of the video.
 
     With PyAV, .mp4 and .webm are VP9, which browsers play; without it, .mp4 is MPEG-4 part 2, which
-    most do not; .avi is Motion JPEG. The video appears under its name when it is complete, or
-    after Ctrl-C, which ends there.
+    most do not; .avi is Motion JPEG. The video appears under its name when it is complete and has
+    been read back, or after Ctrl-C, which ends there.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -214,51 +215,55 @@ class VideoFile:
             )
         if suffix in _VP9 and not has_pyav:
             logger.warning("%s: a browser may not play it; for one that does, %s", path, _INSTALL)
-        self._temporary = path.with_name(f".{path.stem}.part{path.suffix}")
         self._open = _PyavWriter if suffix in _VP9 and has_pyav else _Cv2Writer
-        self._path, self._fps, self._writer = path, fps, None
+        self._path, self._fps, self._count, self._writer = path, fps, 0, None
+        self._place = path_atomic(path)
 
     def __enter__(self) -> VideoFile:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self._place.__enter__()
         return self
 
     def write(self, picture: np.ndarray) -> None:
         """Append (H, W, 3) uint8 RGB.
 
         Raises:
-            ConfigError: this file cannot be written.
+            OutputError: this file cannot be written.
         """
         # Most codecs take even sizes only.
         height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-        try:
+        with self._naming():
             if self._writer is None:
-                self._writer = self._open(self._temporary, self._fps, (width, height))
+                self._size = width, height
+                self._writer = self._open(self._temporary, self._fps, self._size)
             self._writer.write(np.ascontiguousarray(picture[:height, :width]))
-        except OSError as error:
-            raise self._failed(error) from error
+        self._count += 1
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> bool:
         is_interrupted = kind is KeyboardInterrupt
-        try:
+        with ExitStack() as stack:
+            # Renames the file, or removes it if anything fails.
+            stack.push(self._place)
+            if error is not None and not is_interrupted:
+                if self._writer is not None:
+                    with suppress(OSError):
+                        self._writer.close()
+                raise error
             if self._writer is not None:
-                self._writer.close()
-        except OSError as error:
-            self._temporary.unlink(missing_ok=True)
-            if kind is None or is_interrupted:
-                raise self._failed(error) from error
+                with self._naming(), _quiet_decoder():
+                    self._writer.close()
+                    check_video(self._temporary, self._count, self._size)
         if is_interrupted:
             logger.info("Interrupted: %s ends here", self._path)
-        elif kind is not None:
-            self._temporary.unlink(missing_ok=True)
-        if self._temporary.is_file():
-            os.replace(self._temporary, self._path)
         return is_interrupted
 
-    def _failed(self, error: OSError) -> ConfigError:
-        return ConfigError(
-            f"--output {self._path}: cannot be written ({error_text(error)}); free space or choose "
-            "another file"
-        )
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror, str(self._path)) from error
 
 
 class _PyavWriter:
@@ -316,7 +321,7 @@ class _Cv2Writer:
         code = cv2.VideoWriter_fourcc(*_CODECS[path.suffix.lower()])
         self._writer = cv2.VideoWriter(str(path), code, fps, size)
         if not self._writer.isOpened():
-            raise OSError(None, "cv2 opens no video here")
+            raise OSError(errno.EIO, "cv2 opens no video here")
 
     def write(self, picture: np.ndarray) -> None:
         self._writer.write(np.ascontiguousarray(picture[:, :, ::-1]))

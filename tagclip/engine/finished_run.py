@@ -21,6 +21,7 @@ from tagclip.checkpoint.metadata import (
 from tagclip.checkpoint.reading import LAST
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.utils.cli import check_output
 from tagclip.utils.text import one_line
 from tagclip.utils.untrusted import load_yaml
 
@@ -91,7 +92,8 @@ def remove_run(folder: str, weights: str) -> None:
         weights: path of the checkpoint that the next run starts from; "" is CLIP.
 
     Raises:
-        ConfigError: that is one of the files, or a file cannot be removed.
+        ConfigError: that is one of the files, or the folder cannot be written, or a file in it not
+            be removed.
     """
     root = Path(folder)
     start = Path(weights)
@@ -102,6 +104,8 @@ def remove_run(folder: str, weights: str) -> None:
                 "expected one that stays; copy it to another folder, or name another OUTPUT_DIR"
             )
     if comm.is_main_process() and os.path.isdir(folder):
+        # Before anything goes.
+        check_output("OUTPUT_DIR", root, is_folder=True)
         clean_folder(root)
         found = [path for path in root.iterdir() if _OF_RUN.fullmatch(path.name)]
         found += [path for name in _OF_EVALUATION for path in root.glob(f"inference/*/{name}")]

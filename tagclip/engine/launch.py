@@ -29,6 +29,7 @@ from torch.multiprocessing import ProcessExitedException, start_processes
 
 from tagclip.errors import ConfigError, ProcessError
 from tagclip.utils.cli import check_processes, forward_sigterm, is_lost_connection
+from tagclip.utils.lost_logs import lost_logs
 from tagclip.utils.parent import end_with_parent
 from tagclip.utils.quiet import quiet_imports
 from tagclip.utils.stopping import Stopped
@@ -141,7 +142,8 @@ def _work(
         return
     try:
         _meet(local_rank, team)
-        main(args)
+        with lost_logs():
+            main(args)
         # Whoever is done first learns whether the others get there.
         comm.synchronize()
     except Exception as error:

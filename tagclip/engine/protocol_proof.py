@@ -11,8 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,6 +34,7 @@ from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, ProtocolError
 from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import temporary_folder
 
 __all__ = ["ProtocolProof", "prove_protocol"]
 
@@ -210,7 +209,7 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASETS.TEST, cfg.TEST.EXPECTED_RESULTS, cfg.OUTPUT_DIR = (), [], ""
-    with TemporaryDirectory() as folder, _reproducible(cfg.MODEL.DEVICE):
+    with temporary_folder() as folder, _reproducible(cfg.MODEL.DEVICE):
         files = _drawn_files(cfg, iterations)
         copies, pixels = scramble_files(files, vocabulary, cfg.SEED, folder)
         if pixels == 0:
@@ -222,10 +221,10 @@ def prove_protocol(cfg: CfgNode, iterations: int) -> ProtocolProof:
         changes: dict[str, dict[str, Any]] = {_LABELS: {"labels": copies}}
         if vocabulary.labels == "colors":
             # The copies hold ids.
-            either = write_vocabulary(replace(vocabulary, labels=""), Path(folder) / "either.json")
+            either = write_vocabulary(replace(vocabulary, labels=""), folder / "either.json")
             changes[_LABELS]["vocabulary"] = either
         if cfg.DATASETS.ZERO_SHOT.SETTING == "inductive":
-            renamed = write_vocabulary(rename_unseen(vocabulary), Path(folder) / "renamed.json")
+            renamed = write_vocabulary(rename_unseen(vocabulary), folder / "renamed.json")
             changes[_NAMES] = {"vocabulary": renamed}
         with tqdm(total=iterations * (1 + len(changes)), disable=None, leave=False) as bar:
             original = _train(cfg, iterations, bar)

@@ -22,7 +22,7 @@ from tagclip.errors import ConfigError
 from tagclip.evaluation.results import format_json
 from tagclip.evaluation.run_folder import evaluation_command
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import probe_path, write_atomic
 from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import load_json
 
@@ -163,6 +163,8 @@ class FolderWriter:
         """
         with self.kind.writing(self._folder):
             if self._folder.exists() and not (self._distributed and comm.get_rank()):
+                # Before anything goes.
+                probe_path(self._folder / _INDEX)
                 # First: what a kill leaves is not complete.
                 (self._folder / _INDEX).unlink(missing_ok=True)
                 shutil.rmtree(self._folder)

@@ -9,13 +9,12 @@ labels.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tagclip.utils.files import temporary_folder
 from tagclip.utils.quiet import silence
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ def quantize(content: bytes, windows: Iterable[Mapping[str, np.ndarray]]) -> byt
     from onnxruntime.quantization import QuantType, quantize_static
 
     model = onnx.load_from_string(content)
-    with tempfile.TemporaryDirectory() as folder, silence(logging.WARNING):
-        path = Path(folder) / "model.onnx"
+    with temporary_folder() as folder, silence(logging.WARNING):
+        path = folder / "model.onnx"
         quantize_static(
             model,
             path,

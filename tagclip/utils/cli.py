@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.files import expand_path, probe_path
 from tagclip.utils.installed import check_installed
+from tagclip.utils.lost_logs import lost_logs
 from tagclip.utils.quiet import quiet_imports
 from tagclip.utils.stopping import STOPPING, Stopped, leave_terminal, stoppable
 from tagclip.utils.text import one_line, shortened
@@ -33,6 +35,10 @@ __all__ = [
 ]
 
 _LONGEST = 2000
+# What a disk, its rights and its quota answer; a file that is not there may be our mistake.
+_OF_DISK = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+}  # fmt: skip
 # A text that is a path which the shell has not expanded, as in --output=~/pictures.
 _UNEXPANDED = re.compile(r"(~\w*|\$\w+|\$\{\w+\})/")
 # Last line of the traceback that a loader or training process hands on as text.
@@ -42,7 +48,8 @@ _LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
 def run_tool(main: Callable[..., Any], *args: Any) -> None:
     """Call ``main``; a `TagCLIPError`, in whichever process, becomes one line on stderr.
 
-    Heavy packages should be imported inside ``main``: `quiet_imports` comes before it.
+    So does what a disk, its rights or its quota answer to a write or read that nobody names in a
+    better way. Heavy packages should be imported inside ``main``: `quiet_imports` comes before it.
     ``TAGCLIP_DEBUG=1`` shows the traceback instead.
 
     Args:
@@ -56,7 +63,7 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
     quiet_imports()
     try:
         check_installed()
-        with stoppable():
+        with stoppable(), lost_logs():
             main(*map(_expanded, args))
     except TagCLIPError as error:
         if _is_debugging():
@@ -68,7 +75,7 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
         print(_stop_line(error), file=sys.stderr)
         sys.exit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
     except Exception as error:
-        line = _process_line(error)
+        line = _disk_line(error) or _process_line(error)
         if line is None:
             raise
         sys.exit(line)
@@ -91,6 +98,18 @@ def _stop_line(error: KeyboardInterrupt) -> str:
         return ": ".join(["Interrupted", *map(str, error.args)])
     text = error.args[0] if error.args else "finished files stay, the one at work is removed"
     return f"Stopped by {signal.Signals(error.number).name}: {text}"
+
+
+def _disk_line(error: Exception) -> str | None:
+    """What the disk says, in one line; None for another error."""
+    if not isinstance(error, OSError) or error.errno not in _OF_DISK or _is_debugging():
+        return None
+    # The system names no file that is open.
+    named = error.filename or "a file that is open"
+    return (
+        f"{type(error).__name__}: {named}: cannot be read or written ({error.strerror}); free "
+        "space, or mend its rights"
+    )
 
 
 def _process_line(error: Exception) -> str | None:

@@ -8,25 +8,31 @@ import random
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, OutputError
 
 __all__ = [
     "expand_path",
     "folder_atomic",
+    "make_folder",
     "open_atomic",
+    "path_atomic",
     "probe_folder",
     "probe_path",
     "remove_leftovers",
     "sync_folder",
+    "temporary_folder",
     "write_atomic",
 ]
 
 _CHUNK = 1 << 24
+# What writing into an open file fails with; the system then names no file.
+_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # What `expand_path` would have replaced.
 _UNKNOWN = re.compile(r"^~([^/]*)|\$(\w+)|\$\{(\w+)\}")
 
@@ -53,6 +59,106 @@ def expand_path(path: str | Path) -> str:
 
 
 @contextmanager
+def _naming(path: Path, own: Path) -> Iterator[None]:
+    """Say which file cannot be written where the system names another one, or none.
+
+    Args:
+        path: that was asked for.
+        own: temporary file or folder in its place; an error that names any other path, such as
+            that of an input, is left as it is.
+
+    Raises:
+        OutputError: instead of an OSError of writing.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        is_own = (
+            error.errno in _WRITING
+            if error.filename is None
+            else (
+                isinstance(error.filename, (str, os.PathLike))
+                and (Path(error.filename) == path or Path(error.filename).is_relative_to(own))
+            )
+        )
+        if not is_own:
+            raise
+        raise OutputError(error.errno, error.strerror, str(path)) from error
+
+
+def _remove(temporary: Path) -> None:
+    """Remove a file that may not be there; a read-only file system refuses even that."""
+    with suppress(OSError):
+        temporary.unlink()
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Create a folder and those above it, unless they are there.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        number = errno.ENOTDIR
+        raise OutputError(number, os.strerror(number), str(folder)) from error
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror, str(folder)) from error
+    return folder
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give a folder for temporary files, which is removed in the end.
+
+    Raises:
+        OutputError: there is no place for it, or a file in it cannot be written.
+    """
+    place = os.environ.get("TMPDIR") or "/tmp"
+    try:
+        made = tempfile.TemporaryDirectory(prefix="tagclip-")
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror, place) from error
+    with made as folder, _naming(Path(folder), Path(folder)):
+        yield Path(folder)
+
+
+@contextmanager
+def path_atomic(path: str | Path) -> Iterator[Path]:
+    """Give the path of a temporary file beside ``path``, for what opens files by their name.
+
+    As `open_atomic`, but the block makes the file, and closes it, or makes none. A kill may leave
+    it behind as ``.NAME.RANDOM.tmp`` with the suffix of ``path``.
+
+    Args:
+        path: the file; its folder is created.
+
+    Raises:
+        OutputError: the folder or file cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        with _naming(path, temporary):
+            yield temporary
+            if temporary.exists():
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+@contextmanager
 def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path``; in the end flush it to the disk, then rename it.
 
@@ -64,19 +170,20 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
         path: the file; its folder is created.
 
     Raises:
-        OSError: the folder or file cannot be written, or the disk is full.
+        OutputError: the folder or file cannot be written, or the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _naming(path, temporary):
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         raise
 
 
@@ -92,22 +199,23 @@ def folder_atomic(path: str | Path) -> Iterator[Path]:
         path: the folder; those above it are created.
 
     Raises:
-        OSError: it cannot be written, or the disk is full.
+        OutputError: it cannot be written, or the disk is full.
     """
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists():
-            os.replace(old, path)
-        raise
+    with _naming(path, temporary):
+        temporary.mkdir()
+        try:
+            yield temporary
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists():
+                os.replace(old, path)
+            raise
     shutil.rmtree(old, ignore_errors=True)
     sync_folder(path.parent)
 
@@ -123,7 +231,7 @@ def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:
         ``path``.
 
     Raises:
-        OSError: the folder or file cannot be written, or the disk is full.
+        OutputError: the folder or file cannot be written, or the disk is full.
     """
     with open_atomic(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -162,8 +270,7 @@ def probe_folder(folder: str | Path, size: int) -> None:
     Raises:
         OSError: the folder cannot be written, or the disk has no such room.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
     generator = random.Random(0)
     try:
@@ -173,7 +280,7 @@ def probe_folder(folder: str | Path, size: int) -> None:
             file.flush()
             os.fsync(file.fileno())
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def probe_path(path: str | Path) -> None:

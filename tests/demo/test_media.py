@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from helpers.full_disk import largest_file
 from helpers.pictures import picture
 
 from tagclip.demo import media
 from tagclip.demo.media import VideoFile
-from tagclip.errors import ConfigError
+from tagclip.demo.whole_video import check_video
+from tagclip.errors import ConfigError, OutputError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
@@ -115,14 +117,51 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(
         return SimpleNamespace(write=calls["write"], close=calls["close"])
 
     monkeypatch.setattr(media, "_Cv2Writer", build)
-    with pytest.raises(ConfigError, match=r"a\.avi: cannot be written \(OSError: .*No space"):
+    with pytest.raises(OutputError, match=r"a\.avi: cannot be written \(No space left"):
         written(tmp_path / "a.avi", pages())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4", "pyav.mp4", "pyav.webm"])
+def test_a_disk_that_is_full_at_any_byte_leaves_the_earlier_video(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cv2 says nothing of a write that fails; the frames of an .avi are there without its end."""
+    if name.startswith("pyav"):
+        pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
+    else:
+        monkeypatch.setattr(media, "find_spec", lambda name: None)
+    content = written(tmp_path / name, pages()).read_bytes()
+    size, step = len(content), len(content) // 9
+    for limit in (0, 1, *range(step, size, step), size - 8, size - 1):
+        with largest_file(limit), pytest.raises(OutputError) as error:
+            written(tmp_path / name, pages())
+        assert str(error.value).startswith(f"{tmp_path / name}: cannot be written ("), limit
+        assert (tmp_path / name).read_bytes() == content
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+    with largest_file(size):
+        written(tmp_path / name, pages())
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "found"),
+    [
+        (5, (128, 70), "found 4 frames of 128 x 70 pixels when it was read again, expected 5 of"),
+        (4, (128, 72), "found 4 frames of 128 x 70 pixels when it was read again, expected 4 of"),
+    ],
+)
+def test_a_video_that_holds_something_else(
+    tmp_path: Path, frames: int, size: tuple[int, int], found: str
+) -> None:
+    path = written(tmp_path / "a.avi", pages())
+    check_video(path, 4, (128, 70))
+    with pytest.raises(OSError, match=found):
+        check_video(path, frames, size)
 
 
 def test_pyav_says_what_is_wrong_with_a_place(tmp_path: Path) -> None:
     pytest.importorskip("av", reason="PyAV is not installed: pip install '.[video]'")
     file = VideoFile(tmp_path / "gone" / "a.mp4", 5)
-    with pytest.raises(ConfigError, match=r"a\.mp4: cannot be written \(.*No such file"), file:
+    with pytest.raises(OutputError, match=r"a\.mp4: cannot be written \(No such file"), file:
         (tmp_path / "gone").rmdir()
         file.write(pages()[0])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import resource
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from helpers.full_disk import largest_file
+from helpers.full_disk import largest_file, read_only
 from helpers.tiny_checkpoint import build, checkpointer
 from helpers.tiny_run import (
     changed,
@@ -142,37 +140,30 @@ def test_no_room_is_found_before_the_first_step(
     assert not (output / "metrics.json").read_text() and not list(output.glob(".*.tmp"))
 
 
-def refuse_below(folder: Path, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` on a file system that can only be read below a folder."""
-
-    def refuse(path: Any, *args: Any, **kwargs: Any) -> Any:
-        mode = args[0] if args and isinstance(args[0], str) else kwargs.get("mode", "w")
-        if str(path).startswith(str(folder)) and set(str(mode)) & set("wax"):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        return function(path, *args, **kwargs)
-
-    return refuse
-
-
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_read_only_folder_is_one_line(
-    exists: bool,
-    tiny_cfg: CfgNode,
-    tmp_path: Path,
-    train_net: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
+    exists: bool, tiny_cfg: CfgNode, tmp_path: Path, train_net: ModuleType
 ) -> None:
     config, output = write_run_config(tiny_cfg, tmp_path), tmp_path / "output"
     if exists:
         output.mkdir()
-        monkeypatch.setattr("builtins.open", refuse_below(output, open))
-    else:
-        monkeypatch.setattr(os, "mkdir", refuse_below(output, os.mkdir))
-    assert start(train_net, config) == (
-        f"ConfigError: OUTPUT_DIR {output}: found no folder to write to (Read-only file system), "
-        "expected one; name another"
-    )
+    with read_only(tmp_path):
+        assert start(train_net, config) == (
+            f"ConfigError: OUTPUT_DIR {output}: found no folder to write to (Permission denied), "
+            "expected one; name another"
+        )
     assert not output.exists() or not list(output.iterdir())
+
+
+def test_a_disk_without_room_for_the_config_keeps_the_earlier_one(
+    tiny_cfg: CfgNode, tmp_path: Path, train_net: ModuleType
+) -> None:
+    """detectron2 empties the file before it writes."""
+    config, output = write_run_config(tiny_cfg, tmp_path), tmp_path / "output"
+    write_atomic(output / "config.yaml", "SEED: 5\n")
+    with largest_file(1000):
+        assert start(train_net, config).startswith(f"ConfigError: OUTPUT_DIR {output}: found no ")
+    assert (output / "config.yaml").read_text() == "SEED: 5\n"
 
 
 def test_the_probe_leaves_nothing_and_asks_for_what_a_checkpoint_takes(

@@ -89,6 +89,45 @@ def short_run(cfg: CfgNode, root: Path, *opts: Any) -> CfgNode:
     return changed(cfg, *steps, *opts)
 
 
+def tiny_config(root: Path, clip_json: str, vocabulary_json: str) -> CfgNode:
+    """Config of a random tiny model; its datasets, below a folder, are registered, not written.
+
+    Args:
+        root: its name is part of the datasets' names.
+        clip_json: open_clip's model json.
+        vocabulary_json: of the datasets.
+    """
+    from tagclip import load_config, register_zero_shot_sem_seg
+
+    for subset in ("train", "val"):
+        name = f"tiny_{subset}_{root.name}"
+        register_zero_shot_sem_seg(
+            name,
+            image_root=str(root / "images" / subset),
+            sem_seg_root=str(root / "labels" / subset),
+            vocabulary_json=vocabulary_json,
+            image_ext="png",
+        )
+    options = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.CLIP.NAME": clip_json,
+        "MODEL.CLIP.PRETRAINED": "",
+        "MODEL.CLIP.PROMPT.NUM_TOKENS": 3,
+        "MODEL.TAGCLIP.NUM_HEADS": 4,
+        "MODEL.TAGCLIP.TEST.WINDOW": 64,
+        "MODEL.TAGCLIP.TEST.STRIDE": 48,
+        "INPUT.CROP.SIZE": [64, 64],
+        "INPUT.MIN_SIZE_TRAIN": [64],
+        "INPUT.MIN_SIZE_TEST": 64,
+        "DATALOADER.NUM_WORKERS": 0,
+        "DATASETS.TRAIN": (f"tiny_train_{root.name}",),
+        "DATASETS.TEST": (f"tiny_val_{root.name}",),
+        "OUTPUT_DIR": str(root / "output"),
+    }
+    opts = [value for pair in options.items() for value in pair]
+    return load_config(REPOSITORY / "configs" / "Base-ZeroShot.yaml", opts)
+
+
 def write_run_config(cfg: CfgNode, root: Path) -> Path:
     """Write the dataset of ``tiny_cfg`` and a config file of a training of four steps."""
     write_tiny_dataset(root)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from helpers.minibench_results import novelty_result
 from helpers.tiny_run import exit_of, load_tool, train
 from helpers.toy_dataset import forget, write_sample
 from scipy import optimize, special, stats
@@ -370,20 +371,8 @@ def test_heads_read_no_word_of_unseen_classes(cfg: CfgNode) -> None:
             assert same == (knows == "no"), name
 
 
-FIGURES = ("AUROC", "AUPR", "FPR95", "S", "U", "hIoU")
-
-
-def result(split: str, seed: int, subset: str) -> dict[str, Any]:
-    """Made-up figures, which grow from row to row and with the seed."""
-    scores = {
-        name: {key: (10.0 + row) * seed for key in FIGURES[3 if name == "no map" else 0 :]}
-        for row, name in enumerate(ROWS)
-    }
-    return {"split": split, "seed": seed, "subset": subset, "scores": scores}
-
-
 def test_the_table_has_means_over_seeds() -> None:
-    text = format_novelty([result("composition", seed, "val") for seed in (3, 5)])
+    text = format_novelty([novelty_result("composition", seed, "val") for seed in (3, 5)])
     assert text.startswith("**composition**, `minibench_val`, seeds 3, 5:\n\n| score |")
     lines = text.splitlines()
     for row, (name, (label, knows)) in enumerate(ROWS.items()):
@@ -403,7 +392,7 @@ def test_the_command_goes_on_where_it_was_stopped(
 
     def measured(output: Path, subset: str, key: tuple[str, int]) -> None:
         done.append(key)
-        novelty_file(output, *key, subset).write_text(json.dumps(result(*key, subset)))
+        novelty_file(output, *key, subset).write_text(json.dumps(novelty_result(*key, subset)))
 
     monkeypatch.setattr(tool, "run_as_process", measured)
     words = ["compare_novelty.py", "--output", str(tmp_path), "--subset", "val"]

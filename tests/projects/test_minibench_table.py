@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.minibench_results import table_result
 from helpers.tiny_run import exit_of, load_tool
 from scipy import stats
 
@@ -36,49 +37,19 @@ REJECTED = [*REJECTED_COLUMNS.values()]
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "MiniBench"
 
 
-def result(split: str, run: str, seed: int, hiou: float) -> dict[str, Any]:
-    figures = {"bias": 0.1, "S": hiou + 10, "U": hiou - 10, "hIoU": hiou}
-    has_map = len(RUNS[run].gates) > 1
-    # As json keeps a figure that there is not.
-    auroc = 90.0 + seed if has_map else None
-    detector = {"trusty map": auroc, "score gap": 80.0, "trusty map, class-balanced": auroc}
-    aupr, fpr = 70.0 if has_map else None, 20.0 + 2 * seed if has_map else None
-    return {
-        "split": split,
-        "run": run,
-        "seed": seed,
-        "seconds": 1.0,
-        "detector": detector,
-        "detector AUPR": {"trusty map": aupr, "score gap": 60.0},
-        "detector FPR at 95 % TPR": {"trusty map": fpr, "score gap": 30.0},
-        "calibration": {"ECE": 5.0},
-        "oracle": {"hIoU": 95.0},
-        "clutter": {"with the model's gate and bias": 80.0, "without gate, best bias": 40.0},
-        "gates": {
-            gate: {
-                "AUSUC": 50.0,
-                "given": figures,
-                "val": {**figures, "bias": 0.2, "hIoU": hiou + 1},
-                "curve": [[0.0, 70.0], [hiou, hiou], [60.0, 0.0]],
-            }
-            for gate in RUNS[run].gates
-        },
-    }
-
-
 @pytest.fixture
 def results() -> dict[tuple[str, str, int], dict[str, Any]]:
     hiou = {"ZegCLIP": (50, 52, 54), "TagCLIP conv": (60, 66, 66)}
     found = {
-        ("composition", run, seed): result("composition", run, seed, value)
+        ("composition", run, seed): table_result("composition", run, seed, value)
         for run, values in hiou.items()
         for seed, value in enumerate(values)
     }
     for run, hiou in (("MaskCLIP", 20), ("NACLIP", 18)):
-        found["composition", run, 0] = result("composition", run, 0, hiou)
+        found["composition", run, 0] = table_result("composition", run, 0, hiou)
     for run, values in (("MaskCLIP conv", (30, 31, 32)), ("NACLIP conv", (33, 33, 36))):
         for seed, value in enumerate(values):
-            found["composition", run, seed] = result("composition", run, seed, value)
+            found["composition", run, seed] = table_result("composition", run, seed, value)
     found["composition", "ZegCLIP", 0]["swapped"] = 3.0
     return found
 
@@ -126,7 +97,7 @@ def test_the_summary_has_a_column_for_each_split(results: dict) -> None:
 def test_the_protocols_have_a_table_of_their_own() -> None:
     strict, everything = "relative without unseen images", "TagCLIP conv"
     found = {
-        ("composition", run, seed): result("composition", run, seed, value)
+        ("composition", run, seed): table_result("composition", run, seed, value)
         for run, values in ((strict, (50, 54)), (everything, (60, 66)), ("relative", (57, 65)))
         for seed, value in enumerate(values)
     }
@@ -201,7 +172,7 @@ def test_curves_show_every_seed(results: dict) -> None:
         results |= {(split, *key[1:]): value for key, value in list(results.items())}
     for key in list(results):
         for run in ("TagCLIP token seen", "TagCLIP token novel"):
-            results[key[0], run, 0] = result(key[0], run, 0, 40)
+            results[key[0], run, 0] = table_result(key[0], run, 0, 40)
     panels = draw_curves(results).axes
     assert [axes.get_title() for axes in panels] == list(SPLITS)
     # Besides the grey lines of equal hIoU and the points of the given bias.
@@ -230,7 +201,7 @@ def test_documents_take_whole_tables_only(tmp_path: Path, monkeypatch: pytest.Mo
     output.mkdir()
     keys = tool.wanted_runs(2, PROTOCOL_RUNS)
     for key in keys:
-        content = result(*key, 20.0)
+        content = table_result(*key, 20.0)
         for section in ("rejected", "alone"):
             content[section] = {n: 1.0 for s, n in REJECTED if s == section}
         tool.result_file(output, key).write_text(json.dumps(content))
@@ -249,7 +220,7 @@ def test_results_of_an_earlier_version_are_measured_again(
     tool = load_tool(PROJECT / "run_table.py")
     keys = tool.wanted_runs(1, ["MaskCLIP"])
     for key in keys[1:]:
-        content = result(*key, 20.0)
+        content = table_result(*key, 20.0)
         if key == keys[1]:
             del content["detector AUPR"]
         tool.result_file(tmp_path, key).write_text(json.dumps(content))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import logging
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.full_disk import largest_file
 from helpers.tiny_run import exit_of
 from torch.multiprocessing import ProcessRaisedException, start_processes
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
 
 from tagclip.errors import ConfigError, DatasetError, NonFiniteLossError, TagCLIPError
 from tagclip.utils.cli import check_processes, forward_sigterm, hide_tracebacks, run_tool
@@ -177,6 +182,74 @@ def test_tracebacks_of_mendable_errors_go_to_the_file_only(
     assert "ValueError: a bug" in shown and "Traceback" in shown
     assert (MESSAGE in shown) == (debug == "1")
     assert MESSAGE in file.read_text()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("path", ["/data/a.txt", None])
+def test_what_a_disk_says_is_one_line(
+    number: int, path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    line = exit_of(run_tool, fail)
+    named = path or "a file that is open"
+    assert f": {named}: cannot be read or written ({os.strerror(number)}); free space, or" in line
+    assert len(line.splitlines()) == 1
+    monkeypatch.setenv("TAGCLIP_DEBUG", "1")
+    with pytest.raises(OSError):
+        run_tool(fail)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "a"), OSError()])
+def test_other_errors_of_the_system_may_be_ours(error: OSError) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(OSError):
+        run_tool(fail)
+
+
+def test_a_log_on_a_full_disk_costs_its_lines(capsys: pytest.CaptureFixture) -> None:
+    """And nothing is said when Python closes it."""
+    logger = logging.getLogger("tagclip_test_cli")
+    logger.propagate = False
+    with Path("/dev/full").open("a") as full:
+        logger.handlers = [logging.StreamHandler(full)]
+
+        def work() -> None:
+            for number in range(3):
+                logger.error("line %d", number)
+
+        assert exit_of(run_tool, work) is None
+    said = capsys.readouterr().err
+    assert said == (
+        "/dev/full: cannot be written (No space left on device); its lines are lost, the run goes "
+        "on: free space\n"
+    )
+
+
+def test_tensorboard_on_a_full_disk_costs_its_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def work() -> None:
+        writer = SummaryWriter(str(tmp_path))
+        with largest_file(100), suppress(OSError):
+            for step in range(100):
+                writer.add_scalar("loss", 1.0, step)
+            writer.flush()
+
+    assert exit_of(run_tool, work) is None
+    said = capsys.readouterr().err
+    assert said.startswith("events.out.tfevents (TensorBoard): cannot be written (File too large)")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_line_that_is_no_text_keeps_its_traceback(capsys: pytest.CaptureFixture) -> None:
+    logger = logging.getLogger("tagclip_test_cli")
+    logger.propagate, logger.handlers = False, [logging.StreamHandler(io.StringIO())]
+    run_tool(lambda: logger.error("%d", "no number"))
+    assert "TypeError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import re
 import stat
 import subprocess
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers.full_disk import largest_file
+from helpers.full_disk import largest_file, read_only
 
-from tagclip.errors import ConfigError
-from tagclip.utils.files import expand_path, folder_atomic, probe_path, write_atomic
+from tagclip.errors import ConfigError, OutputError
+from tagclip.utils.files import (
+    expand_path,
+    folder_atomic,
+    make_folder,
+    path_atomic,
+    probe_folder,
+    probe_path,
+    temporary_folder,
+    write_atomic,
+)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +145,97 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OSError):
         write_atomic(tmp_path / "file" / "x", b"")
+
+
+def write_path(path: Path) -> None:
+    with path_atomic(path) as temporary:
+        temporary.write_bytes(bytes(20_000))
+
+
+def write_folder(path: Path) -> None:
+    with folder_atomic(path) as temporary:
+        (temporary / "inner").write_bytes(bytes(20_000))
+
+
+WRITERS = {
+    "file": lambda path: write_atomic(path, bytes(20_000)),
+    "path": write_path,
+    "folder": write_folder,
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("kind", ["full", "read-only", "in a file"])
+def test_an_error_names_what_was_asked_for(tmp_path: Path, writer: str, kind: str) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    path, reason, remedy = place / "new", "Permission denied", "choose a place that can be written"
+    if kind == "in a file":
+        (place / "file").touch()
+        path, reason = place / "file" / "new", "Not a directory"
+    if kind == "full":
+        reason, remedy = "File too large", "free space or choose another place"
+    broken = {"full": largest_file(10_000), "read-only": read_only(place)}.get(kind, nullcontext())
+    with broken, pytest.raises(OutputError) as caught:
+        WRITERS[writer](path)
+    # A file in the place of a folder is found where the folder is made.
+    named = path.parent if kind == "in a file" else path
+    assert str(caught.value).startswith(f"{named}: cannot be written ({reason}); {remedy}")
+    assert (caught.value.filename, caught.value.strerror) == (str(named), reason)
+    assert caught.value.errno in (errno.EFBIG, errno.EACCES, errno.ENOTDIR)
+    assert os.listdir(place) == ["file"] * (kind == "in a file")
+
+
+@pytest.mark.parametrize("writer", [path_atomic, folder_atomic])
+def test_an_error_of_an_input_stays_what_it_is(tmp_path: Path, writer: Any) -> None:
+    with pytest.raises(FileNotFoundError) as caught, writer(tmp_path / "out"):
+        (tmp_path / "in").read_bytes()
+    assert caught.value.filename == str(tmp_path / "in")
+    with pytest.raises(OSError, match="no image") as caught, writer(tmp_path / "out"):
+        raise OSError("no image")
+    assert type(caught.value) is OSError and not list(tmp_path.iterdir())
+
+
+def test_an_output_error_reaches_another_process() -> None:
+    error = pickle.loads(pickle.dumps(OutputError(errno.ENOSPC, "No space left", "/a/b")))
+    assert str(error) == "/a/b: cannot be written (No space left); " + (
+        "free space or choose another place"
+    )
+    # torch's loader hands on a text alone.
+    assert str(OutputError("a text")) == "a text"
+
+
+def test_a_block_that_makes_no_file_leaves_the_old_one(tmp_path: Path) -> None:
+    path = write_atomic(tmp_path / "a.avi", b"old")
+    with path_atomic(path) as temporary:
+        assert temporary.suffix == ".avi" and temporary.parent == path.parent
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.avi"]
+
+
+def test_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with temporary_folder() as folder:
+        assert folder.parent == tmp_path
+    with pytest.raises(OutputError) as caught, temporary_folder() as folder, largest_file(10):
+        (folder / "x").write_bytes(bytes(100))
+    assert str(caught.value).startswith(f"{folder}: cannot be written (File too large)")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with largest_file(0), pytest.raises(OutputError) as caught, temporary_folder():
+        pass
+    assert str(caught.value).startswith(f"{tmp_path}: cannot be written (No usable temporary dir")
+    # What is no error of a disk is not called one.
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with pytest.raises(OSError, match="Address already in use") as caught, temporary_folder():
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    assert not isinstance(caught.value, OutputError) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("function", [make_folder, lambda path: probe_folder(path, 5)])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, function: Any) -> None:
+    with read_only(tmp_path), pytest.raises(OutputError) as caught:
+        function(tmp_path / "a" / "b")
+    assert caught.value.filename == str(tmp_path / "a" / "b")
 
 
 def test_a_path_is_probed_without_a_trace(tmp_path: Path) -> None:

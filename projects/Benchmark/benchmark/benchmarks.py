@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -40,6 +39,7 @@ from tagclip.projects.benchmark.precision import precision
 from tagclip.projects.benchmark.released import released_confusion, released_labels
 from tagclip.projects.benchmark.startup import startup
 from tagclip.projects.benchmark.workload import Workload, rectangles
+from tagclip.utils.files import temporary_folder
 
 __all__ = ["BENCHMARKS"]
 
@@ -233,9 +233,9 @@ def _add_memory(
 def text(workload: Workload, runs: int) -> Findings:
     """Class vectors: encoded, read from the cache, and one uncut prompt at a time."""
     vocabulary = workload.vocabulary(workload.scale.classes)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         cfg = workload.cfg.clone()
-        cfg.merge_from_list(["MODEL.CLIP.TEXT_CACHE", folder])
+        cfg.merge_from_list(["MODEL.CLIP.TEXT_CACHE", str(folder)])
         first, second = (TextBank(cfg).to(workload.device) for _ in range(2))
         # Built before the clock starts.
         tower = first.source.text_tower().to(workload.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import product
@@ -14,6 +13,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.inference.triton_fusion import TILE
 from tagclip.projects.benchmark.findings import Findings
 from tagclip.projects.benchmark.workload import Workload
+from tagclip.utils.files import temporary_folder
 
 __all__ = ["CAPABILITIES", "KernelResources", "kernel", "kernel_resources"]
 
@@ -60,8 +60,8 @@ def kernel_resources(
     source, target = ASTSource(fuse, signature, constants), GPUTarget("cuda", capability, 32)
     code = triton.compile(source, target=target, options=options).asm["ptx"]
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.ptx"
+    with temporary_folder() as folder:
+        file = folder / "kernel.ptx"
         file.write_text(code, encoding="utf-8")
         architecture = re.search(r"^\.target (\w+)", code, re.MULTILINE)[1]
         line = [ptxas, "-v", f"--gpu-name={architecture}", file, "-o", file.with_suffix(".cubin")]

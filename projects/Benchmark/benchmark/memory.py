@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ import torch
 from tagclip.projects.benchmark.measure import memory_growth
 from tagclip.projects.benchmark.released import released_labels, released_losses
 from tagclip.projects.benchmark.workload import QUICK, Scale, Workload
+from tagclip.utils.files import temporary_folder
 from tagclip.utils.parent import end_with_parent
 
 __all__ = [
@@ -53,8 +52,8 @@ def peak_memory(scale: Scale, device: str, prepare: Prepare, *options: Any) -> f
 
 def _measure(scale: Scale, device: str, prepare: Prepare, threads: int, *options: Any) -> float:
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as folder:
-        workload = Workload(scale, device, Path(folder), *options)
+    with temporary_folder() as folder:
+        workload = Workload(scale, device, folder, *options)
         workload.model  # noqa: B018  built before the meter starts
         return memory_growth(prepare(workload), device)
 

@@ -16,6 +16,7 @@ from tqdm import trange
 
 from tagclip.projects.minibench.clip_pairs import PREFIXES, crops, pairs, words
 from tagclip.projects.minibench.scenes import CLASSES
+from tagclip.utils.files import open_atomic
 
 __all__ = ["CONTEXT", "build_model", "crop_accuracy", "model_config", "train", "write_merges"]
 
@@ -37,7 +38,7 @@ def write_merges(path: Path) -> int:
             symbols = ["".join(symbols[:2]), *symbols[2:]]
     text = "\n".join(("#version: 0.2", *merges, ""))
     # A fixed time stamp keeps the file the same in every run.
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
+    with open_atomic(path) as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         file.write(text.encode())
     return SimpleTokenizer(bpe_path=str(path)).vocab_size
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.scenes import Scene, draw_scene
 from tagclip.projects.minibench.textures import Stream
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.files import folder_atomic
 
 __all__ = ["SUBSETS", "checksum", "generate", "scene"]
 
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Number of images, and the seed that no other subset shares.
 SUBSETS = {"train": (400, 21), "val": (100, 22), "test": (100, 23)}
+_KINDS = ("images", "labels")
 _CHECKSUMS = Path(__file__).with_name("checksums.json")
 
 
@@ -42,10 +43,14 @@ def checksum(root: Path, subset: str) -> str:
     Raises:
         DatasetError: an image is missing or damaged.
     """
+    return _checksum(*(root / kind / subset for kind in _KINDS), subset)
+
+
+def _checksum(images: Path, labels: Path, subset: str) -> str:
     digest = hashlib.sha256()
     for index in range(SUBSETS[subset][0]):
-        for kind in ("images", "labels"):
-            path = root / kind / subset / f"{index:06d}.png"
+        for folder in (images, labels):
+            path = folder / f"{index:06d}.png"
             try:
                 with Image.open(path) as file:
                     digest.update(np.asarray(file).tobytes())
@@ -66,6 +71,7 @@ def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
     Raises:
         DatasetError: the pixels are not those of the committed checksums, or files of somebody else
             are in the way.
+        OutputError: the files cannot be written.
     """
     expected = json.loads(_CHECKSUMS.read_text())
     for subset in subsets:
@@ -73,27 +79,23 @@ def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
             logger.info("%s: %s is complete and verified", root, subset)
             continue
         _refuse_strangers(root, subset)
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root, prefix=f".{subset}-") as folder:
-            temporary = Path(folder)
-            _write(temporary, subset)
-            found = checksum(temporary, subset)
+        with ExitStack() as stack:
+            images, labels = (
+                stack.enter_context(folder_atomic(root / kind / subset)) for kind in _KINDS
+            )
+            _write(images, labels, subset)
+            found = _checksum(images, labels, subset)
             if found != expected[subset]:
                 raise DatasetError(
                     f"{root}: generated {subset} with sha256 {found}, expected "
                     f"{expected[subset]}; report your numpy and Pillow versions"
                 )
-            for kind in ("images", "labels"):
-                place = root / kind / subset
-                place.parent.mkdir(exist_ok=True)
-                shutil.rmtree(place, ignore_errors=True)
-                os.replace(temporary / kind / subset, place)
         logger.info("%s: wrote and verified %d images of %s", root, SUBSETS[subset][0], subset)
 
 
 def _refuse_strangers(root: Path, subset: str) -> None:
     """What is generated anew replaces the folders."""
-    for kind in ("images", "labels"):
+    for kind in _KINDS:
         for path in (root / kind / subset).glob("[!.]*"):
             if not re.fullmatch(r"\d{6}\.png", path.name):
                 raise DatasetError(
@@ -103,7 +105,7 @@ def _refuse_strangers(root: Path, subset: str) -> None:
 
 
 def _is_complete(root: Path, subset: str, expected: str) -> bool:
-    folders = [root / kind / subset for kind in ("images", "labels")]
+    folders = [root / kind / subset for kind in _KINDS]
     if not any(folder.is_dir() for folder in folders):
         return False
     names = {f"{index:06d}.png" for index in range(SUBSETS[subset][0])}
@@ -117,18 +119,18 @@ def _is_complete(root: Path, subset: str, expected: str) -> bool:
     return False
 
 
-def _write(root: Path, subset: str) -> None:
+def _write(images: Path, labels: Path, subset: str) -> None:
     palette = np.zeros((256, 3), dtype=np.uint8)
     colors = Vocabulary.from_json(VOCABULARY_JSON).colors
     palette[: len(colors)] = colors
     palette[255] = 255
-    for kind in ("images", "labels"):
-        (root / kind / subset).mkdir(parents=True)
     # None: a bar on terminals only.
     for index in tqdm(range(SUBSETS[subset][0]), desc=f"MiniBench {subset}", disable=None):
         drawn = scene(subset, index)
-        name = f"{subset}/{index:06d}.png"
-        Image.fromarray(drawn.image).save(root / "images" / name)
         label = Image.fromarray(drawn.label)
         label.putpalette(palette.tobytes())
-        label.save(root / "labels" / name)
+        for folder, picture in ((images, Image.fromarray(drawn.image)), (labels, label)):
+            # Pillow says of a full disk what it says of a bug.
+            content = io.BytesIO()
+            picture.save(content, "PNG")
+            (folder / f"{index:06d}.png").write_bytes(content.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -76,6 +77,7 @@ def scramble_files(
 
     Raises:
         DatasetError: a label file is missing or damaged, or holds unknown values.
+        OutputError: a copy cannot be written.
     """
     copies = {path: str(Path(folder) / f"{number:07d}.png") for number, path in enumerate(paths)}
 
@@ -84,7 +86,9 @@ def scramble_files(
         check_label(label, path, vocabulary, label.shape)
         generator = np.random.default_rng([seed, crc32(path.encode())])
         scrambled, count = scramble_unseen(label, vocabulary, generator)
-        Image.fromarray(scrambled).save(copies[path])
+        content = io.BytesIO()
+        Image.fromarray(scrambled).save(content, "PNG")
+        write_atomic(copies[path], content.getbuffer())
         return count
 
     return copies, sum(map_files(scramble, paths, "Scrambling"))
