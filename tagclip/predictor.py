@@ -19,7 +19,7 @@ from torch import Tensor
 import tagclip
 from tagclip.checkpoint import checkpoint_config, find_weights, load_trained
 from tagclip.config.checks import available_device, check_config, check_registered
-from tagclip.data.image_io import read_image
+from tagclip.data.image_io import read_image, stored_size
 from tagclip.data.prepared_image import ImageLike, ImagePreparer, PreparedImage
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.data.read_ahead import BUDGET, read_ahead
@@ -31,7 +31,7 @@ from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import expand_path
 
-__all__ = ["AskedClasses", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
+__all__ = ["AskedClasses", "Demand", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,23 @@ class AskedClasses:
 
     shown: Vocabulary
     all: Vocabulary
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What an image will ask of the machine.
+
+    Attributes:
+        size: (height, width) of the file in pixels, before any EXIF rotation.
+        windows: how many the model will see, of all views.
+        logits_nbytes: bytes of the logits of all windows, which `TagCLIPPredictor.encode` returns.
+        nbytes: of these and of the image while it is prepared.
+    """
+
+    size: tuple[int, int]
+    windows: int
+    logits_nbytes: int
+    nbytes: int
 
 
 class TagCLIPPredictor:
@@ -311,6 +328,30 @@ class TagCLIPPredictor:
             DatasetError: the file is missing, damaged or too large.
         """
         return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, name=str(path))
+
+    def demand(self, path: str | Path, asked: AskedClasses) -> Demand:
+        """Say what `encode` would take, from the header of a file alone.
+
+        Args:
+            path: of an image.
+            asked: what `resolve` returns.
+
+        Raises:
+            DatasetError: the file is missing, no image or too large, as `read_image` says.
+        """
+        size = stored_size(path, self.cfg.INPUT.MAX_PIXELS, name=str(path))
+        try:
+            views = [view.size(*size) for view in self.preparer.inputs.views]
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}") from error
+        plans = [self.model.window_plan(*view, len(asked.all)) for view in views]
+        logits = sum(plan.logits_nbytes for plan in plans)
+        return Demand(
+            size=size,
+            windows=sum(len(plan.grid) for plan in plans),
+            logits_nbytes=logits,
+            nbytes=logits + self.preparer.nbytes(path),
+        )
 
     def encode(self, image: ImageLike, asked: AskedClasses) -> ScoreFusion:
         """Run the networks on one image; gate, bias, threshold and size can follow, many times.

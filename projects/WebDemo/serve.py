@@ -23,7 +23,8 @@ from tagclip.utils.tool_parser import ToolParser
 
 WEIGHTS = str(MINIBENCH)
 # Visitors bring anything: smaller images than elsewhere, and no folder that grows with their words.
-OPTS = ["INPUT.MAX_PIXELS", "25000000", "MODEL.CLIP.TEXT_CACHE", ""]
+# Others have their turn between batches of prompts.
+OPTS = ["INPUT.MAX_PIXELS", "25000000", "MODEL.CLIP.TEXT_CACHE", "", "MODEL.CLIP.TEXT_BATCH", "32"]
 
 
 def make_parser() -> ToolParser:
@@ -34,8 +35,38 @@ def make_parser() -> ToolParser:
     add("--examples", metavar="FOLDER", help="images to try; MiniBench's models bring their own")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
     add("--port", type=int, default=7860, help="of the server")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer to this name, too, such as that of a proxy in front; may be given again",
+    )
     add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size")
+    add(
+        "--max-uploads-mb",
+        type=int,
+        default=1000,
+        metavar="MB",
+        help=("all files that visitors have brought; a tenth of it for each address"),
+    )
     add("--max-words", type=int, default=200, help="per image, at most 250")
+    add("--max-windows", type=int, default=32, help="per image, that the model sees")
+    add("--max-seconds", type=int, default=60, help="per request, waiting included")
+    add(
+        "--max-memory-mb",
+        type=int,
+        default=2048,
+        metavar="MB",
+        help=("of all requests at work; one may take half of it"),
+    )
+    add(
+        "--max-kept-mb",
+        type=int,
+        default=512,
+        metavar="MB",
+        help=("of all images with their scores; one may take a quarter of it"),
+    )
     parser.add_config_keys()
     return parser
 
@@ -63,6 +94,10 @@ def main(args: argparse.Namespace) -> None:
         raise CheckpointError(
             f"{WEIGHTS}: no such file; run tagclip minibench, or name a checkpoint with --weights"
         )
+    for name in ("uploads_mb", "windows", "seconds", "memory_mb", "kept_mb"):
+        if (value := getattr(args, f"max_{name}")) < 1:
+            option = f"--max-{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: found {value}, expected at least 1; give a larger one")
     if not 1 <= args.max_words <= 250 or args.max_upload_mb < 1 or not 1 <= args.port <= 65535:
         raise ConfigError(
             f"--max-words, --max-upload-mb, --port: found {args.max_words}, {args.max_upload_mb}, "
@@ -79,7 +114,15 @@ def main(args: argparse.Namespace) -> None:
             host=args.host,
             port=args.port,
             max_upload_mb=args.max_upload_mb,
-            limits=Limits(words=args.max_words),
+            max_uploads_mb=args.max_uploads_mb,
+            allowed_hosts=args.allow_host,
+            limits=Limits(
+                words=args.max_words,
+                windows=args.max_windows,
+                seconds=args.max_seconds,
+                memory=args.max_memory_mb << 20,
+                kept=args.max_kept_mb << 20,
+            ),
         )
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "opened",
     "read_header",
     "read_image",
+    "stored_size",
 ]
 
 # By these, in lower case, files of folders and archives are known to be images.
@@ -155,6 +156,22 @@ def _describe_damage(source: str | Path | bytes, error: BaseException) -> str:
     return error_text(error)
 
 
+def stored_size(source: str | Path | bytes, max_pixels: int = 0, name: str = "") -> tuple[int, int]:
+    """(height, width) of an image as its header says, before any EXIF rotation.
+
+    Args:
+        source: a path, or the bytes of a file.
+        max_pixels: images with more pixels are refused; 0 sets no limit.
+        name: of the image in messages, if it is of no dataset; "": its path.
+
+    Raises:
+        DatasetError: the file is missing, no image, or too large.
+    """
+    with opened(source, "image", max_pixels, name) as image:
+        _check_pixels(*image.size, name or _name(source), max_pixels)
+        return image.size[::-1]
+
+
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
     """(height, width) of an image after its EXIF rotation; a JPEG is not decoded for it.
 
@@ -249,12 +266,7 @@ def image_pixels(
     least: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """(H, W, 3) uint8 of an opened image, as `read_image` says; name is for messages."""
-    width, height = image.size
-    if max_pixels and width * height > max_pixels:
-        raise DatasetError(
-            f"{name}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "
-            f"{max_pixels}; make the image smaller or raise the key"
-        )
+    _check_pixels(*image.size, name, max_pixels)
     is_16_bit, bands = _is_16_bit(image), _further_bands(image)
     if least is not None and isinstance(image, JpegImageFile):
         is_turned = _exif_orientation(image, name) in _TURNED
@@ -280,6 +292,14 @@ def image_pixels(
         text = f"{name}: 16-bit image, dark as read: brightest value {pixels.max()} of 255"
         log_first_n(logging.WARNING, f"{text}; {DARK_REMEDY}", name=__name__)
     return pixels
+
+
+def _check_pixels(width: int, height: int, name: str | Path, max_pixels: int) -> None:
+    if max_pixels and width * height > max_pixels:
+        raise DatasetError(
+            f"{name}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "
+            f"{max_pixels}; make the image smaller or raise the key"
+        )
 
 
 def _reduce(image: JpegImageFile, least: tuple[int, int]) -> None:

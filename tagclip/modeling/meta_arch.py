@@ -28,7 +28,12 @@ from tagclip.modeling.heads.relative_trusty import (
 )
 from tagclip.modeling.inference.fusion import InferenceSettings, ScoreFusion
 from tagclip.modeling.inference.gate import Gate
-from tagclip.modeling.inference.windows import ViewLogits, WindowedImage, window_logits
+from tagclip.modeling.inference.windows import (
+    ViewLogits,
+    WindowedImage,
+    WindowPlan,
+    window_logits,
+)
 from tagclip.modeling.losses.seg_loss import SegTargets, pixel_accuracy
 from tagclip.modeling.scalars import log_scalars
 from tagclip.modeling.self_training import SelfTraining
@@ -427,13 +432,18 @@ class TagCLIP(nn.Module):
 
     def _windowed(self, view: dict[str, Any], classes: int) -> WindowedImage:
         pixels = view["image"]
-        grid = self.inference_settings.grid(*pixels.shape[-2:])
+        plan = self.window_plan(*pixels.shape[-2:], classes)
+        mirrored = view.get("mirrored", False)
+        return WindowedImage(pixels, plan.grid, plan.padded_size, mirrored, plan.logits_nbytes)
+
+    def window_plan(self, height: int, width: int, classes: int) -> WindowPlan:
+        """Say how a view of this size in pixels is cut, and what its logits will take."""
+        grid = self.inference_settings.grid(height, width)
         padded = self._divisible(grid.window_height), self._divisible(grid.window_width)
         patches = len(grid) * (padded[0] // self._divisor) * (padded[1] // self._divisor)
         # float32 of the classes, the trusty map and, where there are any, the margins.
         planes = classes + 1 + (self.inference_settings.background == "auto")
-        logits_nbytes = 4 * planes * patches
-        return WindowedImage(pixels, grid, padded, view.get("mirrored", False), logits_nbytes)
+        return WindowPlan(grid, padded, logits_nbytes=4 * planes * patches)
 
     @property
     def _divisor(self) -> int:

@@ -228,7 +228,8 @@ def test_thin_images_are_drawn(
     predictor: TagCLIPPredictor, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "thin.png")
-    encoded = encode_image(predictor, tmp_path / "thin.png", WORDS, "", Limits())
+    limits = Limits(windows=1200)
+    encoded = encode_image(predictor, tmp_path / "thin.png", WORDS, "", limits)
     assert render_result(encoded, Settings("both", 0.1, 0.0), 0.5).count("<img ") == 2
 
 

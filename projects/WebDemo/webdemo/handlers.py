@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
 
-from tagclip.errors import ConfigError, DatasetError, TagCLIPError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.session import (
@@ -21,7 +19,7 @@ from tagclip.projects.webdemo.session import (
     Uploads,
     encode_image,
 )
-from tagclip.utils.text import one_line
+from tagclip.projects.webdemo.visits import shown_errors, shown_message
 
 __all__ = ["Handlers"]
 
@@ -60,7 +58,7 @@ class Handlers:
 
         A word that was asked before stays seen or unseen as the visitor left it.
         """
-        with _shown_errors():
+        with shown_errors():
             # Before the forward pass.
             _check_sliders(gate, seen_bias, background_threshold, opacity)
             words, context = _text("words", words), _text("context", context)
@@ -76,7 +74,7 @@ class Handlers:
         is_open = background_threshold or settings.may_be_other
         if len(names) == 1 and not found.context and not is_open:
             text = f"The only word, {names[0]}, gets every pixel; write context words or raise"
-            gr.Warning(_message(f"{text} the background threshold"))
+            gr.Warning(shown_message(f"{text} the background threshold"))
         seen = [name for name, flag in zip(names, found.vocabulary.seen, strict=True) if flag]
         boxes = gr.update(choices=names, value=seen, visible=True)
         return (
@@ -95,7 +93,7 @@ class Handlers:
         """Call these words seen and the others unseen."""
         if encoded is None:
             return gr.skip(), gr.skip(), gr.skip()
-        with _shown_errors():
+        with shown_errors():
             if not isinstance(seen, (list, tuple)) or not all(isinstance(n, str) for n in seen):
                 raise VocabularyError(f"seen: found {seen!r:.80}, expected a list of words")
         encoded = encoded.with_seen([name in seen for name in encoded.vocabulary.names])
@@ -112,7 +110,7 @@ class Handlers:
         """Draw the result anew; files that were written before are out of date."""
         if encoded is None:
             return gr.skip(), gr.skip()
-        with _shown_errors():
+        with shown_errors():
             settings = _check_sliders(gate, seen_bias, background_threshold, opacity)
             result = render_result(encoded, settings, opacity)
         return result, gr.update(value=None, visible=False)
@@ -125,7 +123,7 @@ class Handlers:
         background_threshold: float,
     ) -> Iterator[dict[str, Any]]:
         """Write labels and json; gradio copies them for download before they are deleted."""
-        with _shown_errors():
+        with shown_errors():
             if encoded is None:
                 raise DatasetError("result: found none, expected one; press Segment first")
             with TemporaryDirectory() as folder:
@@ -150,17 +148,3 @@ def _text(name: str, value: str | None) -> str:
             f"{name}: found {value!r:.80}, expected a text; separate words by commas"
         )
     return value or ""
-
-
-def _message(text: str) -> str:
-    """One line as HTML, which gradio takes messages for."""
-    return html.escape(one_line(text), quote=False)
-
-
-@contextmanager
-def _shown_errors() -> Iterator[None]:
-    """Show what the visitor can mend."""
-    try:
-        yield
-    except TagCLIPError as error:
-        raise gr.Error(_message(str(error)), print_exception=False) from error

@@ -11,6 +11,7 @@ from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.handlers import Handlers
 from tagclip.projects.webdemo.session import Limits, Settings, Uploads
+from tagclip.projects.webdemo.visits import Visits
 from tagclip.visualization.html_page import render
 
 __all__ = ["KEPT_SECONDS", "build_page"]
@@ -127,15 +128,16 @@ def build_page(
         widgets = _Widgets(predictor, examples)
         # What gradio has copied for the widgets so far are the examples.
         files = Uploads(uploads, page.upload_file_set)
-        _connect(widgets, Handlers(predictor, limits or Limits(), files))
+        limits = limits or Limits()
+        _connect(widgets, Handlers(predictor, limits, files), Visits(limits))
     return page
 
 
-def _connect(on: _Widgets, handlers: Handlers) -> None:
+def _connect(on: _Widgets, handlers: Handlers, visits: Visits) -> None:
     # Without gradio's decoding of images: tagclip.data reads the file and says what is wrong.
     raw = {"preprocess": False}
     segment = {
-        "fn": handlers.segment,
+        "fn": visits.attended(handlers.segment, needs_image=False),
         "inputs": [on.encoded, on.image, on.words, on.context, *on.sliders],
         "outputs": [on.encoded, on.seen, on.result, on.files],
         "show_progress_on": on.result,
@@ -147,21 +149,21 @@ def _connect(on: _Widgets, handlers: Handlers) -> None:
     shown = [on.result, on.files]
     gr.on(
         [slider.change for slider in on.sliders],
-        handlers.adjust,
+        visits.attended(handlers.adjust),
         [on.encoded, *on.sliders],
         shown,
         api_name="adjust",
         **look,
     )
     on.seen.input(
-        handlers.choose_seen,
+        visits.attended(handlers.choose_seen),
         [on.encoded, on.seen, *on.sliders],
         [on.encoded, *shown],
         api_name="choose_seen",
         **look,
     )
     asked = [on.encoded, *on.sliders[:3]]
-    on.save.click(handlers.save, asked, on.files, api_name="save", **raw)
+    on.save.click(visits.attended(handlers.save), asked, on.files, api_name="save", **raw)
 
 
 def _slider(label: str, info: str, value: float) -> gr.Slider:

@@ -15,6 +15,7 @@ from PIL import Image
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.doors import ROOM_AROUND_FILE, BodyDoor, HostDoor, UploadSpace
 from tagclip.projects.webdemo.session import Limits
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["find_examples", "serve"]
 
 _MAX_EXAMPLES = 5
-# Visitors whose scores are kept; some MB each.
-_SESSIONS = 200
-_CONCURRENT, _WAITING = 2, 50
+# Visitors who are remembered, and requests that gradio takes in before they take turns.
+_SESSIONS, _WAITING = 200, 50
 
 _LOCAL_ONLY = {
     "share": False,
@@ -99,6 +99,8 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     max_upload_mb: int = 20,
+    max_uploads_mb: int = 1000,
+    allowed_hosts: Sequence[str] = (),
     limits: Limits | None = None,
     wait: bool = True,
 ) -> gr.Blocks:
@@ -110,6 +112,9 @@ def serve(
         folder: for uploads and results.
         host, port: where to listen.
         max_upload_mb: larger files are refused before they are read.
+        max_uploads_mb: of all files that visitors have brought; a tenth of it, or one file, is for
+            each address.
+        allowed_hosts: names of the page beside ``host`` and those of this machine's loopback.
         limits: what a visitor may ask for.
         wait: return only after Ctrl-C.
 
@@ -123,17 +128,28 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    from starlette.middleware import Middleware
+
     from tagclip.projects.webdemo.page import build_page
 
+    # Who works when is decided by `turns`: gradio's limits would let one visitor fill all places,
+    # and its open API would pass them by.
     page = build_page(predictor, examples, limits, uploads=folder).queue(
-        default_concurrency_limit=_CONCURRENT, max_size=_WAITING
+        default_concurrency_limit=None, max_size=_WAITING, api_open=False
     )
+    largest, in_all = max_upload_mb << 20, max_uploads_mb << 20
+    space = UploadSpace(max(in_all // 10, largest + ROOM_AROUND_FILE), in_all)
+    doors = [
+        Middleware(HostDoor, allowed=[host, *allowed_hosts]),
+        Middleware(BodyDoor, space=space, largest=largest, folder=folder),
+    ]
     try:
         page.launch(
             server_name=host,
             server_port=port,
             max_file_size=f"{max_upload_mb}mb",
             state_session_capacity=_SESSIONS,
+            app_kwargs={"middleware": doors},
             css=_CSS,
             prevent_thread_lock=True,
             **_LOCAL_ONLY,

@@ -18,7 +18,8 @@ from detectron2.config import CfgNode
 from tagclip.config.checks import check_value
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
-from tagclip.predictor import AskedClasses, TagCLIPPredictor
+from tagclip.predictor import AskedClasses, Demand, TagCLIPPredictor
+from tagclip.projects.webdemo.turns import current_turn
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.class_names import split_words
 from tagclip.utils.text import one_line
@@ -27,19 +28,52 @@ __all__ = ["EncodedImage", "Limits", "Settings", "Uploads", "encode_image", "fin
 
 # Longer side, in pixels, of what is drawn; the result to download has the image's own size.
 _SHOWN_SIZE = 800
+# Float32 planes of the result and of a view that `EncodedImage.predict` holds at a time.
+_PLANES = 8
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one visitor may ask for; INPUT.MAX_PIXELS limits the image, too.
+    """What visitors may ask for; INPUT.MAX_PIXELS limits the image, too.
 
     Attributes:
         words: number of words, context included; at most 250.
         characters: length of a word.
+        windows: that the model sees of an image.
+        seconds: of a request, waiting included.
+        memory: bytes of all requests that are worked on; one may take half of it.
+        kept: bytes of all images after their forward pass; one may take a quarter of it.
     """
 
     words: int = 200
     characters: int = 80
+    windows: int = 32
+    seconds: float = 60
+    memory: int = 2 << 30
+    kept: int = 512 << 20
+
+    def check(self, demand: Demand, kept_nbytes: int, name: str) -> None:
+        """Check what an image would take.
+
+        Args:
+            demand: of the model.
+            kept_nbytes: what is kept of it until the visitor asks for another one.
+            name: of the image.
+
+        Raises:
+            DatasetError: more than is allowed.
+        """
+        size = f"{name}: image of {demand.size[1]}x{demand.size[0]} pixels"
+        if demand.windows > self.windows:
+            raise DatasetError(
+                f"{size}: found {demand.windows} windows for the model, expected at most "
+                f"{self.windows}; cut a piece out of it that is less long and thin"
+            )
+        if kept_nbytes > self.kept // 4:
+            raise DatasetError(
+                f"{size}: found {kept_nbytes // 2**20 + 1} MiB to be kept, expected at most "
+                f"{self.kept // 4 // 2**20}; ask for fewer words, or make it smaller"
+            )
 
 
 @dataclass(frozen=True)
@@ -98,6 +132,19 @@ class EncodedImage:
         return self.asked.shown
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it holds: logits, picture and, to run the networks again, the pixels."""
+        views = self.fusion.views
+        tensors = [t for v in views for t in (v.class_logits, v.trusty_logits, v.margins)]
+        pixels = 0 if self.encode is None else 3 * self.size[0] * self.size[1]
+        return pixels + self.picture.nbytes + sum(t.nbytes for t in tensors if t is not None)
+
+    def working_nbytes(self, size: tuple[int, int]) -> int:
+        """Bytes that `predict` takes for a result of (height, width) pixels, about."""
+        views = max(view.grid.height * view.grid.width for view in self.fusion.views)
+        return 4 * _PLANES * (size[0] * size[1] + views)
+
+    @property
     def background(self) -> str:
         """MODEL.TAGCLIP.TEST.BACKGROUND of the model."""
         return "threshold" if self.fusion.views[0].margins is None else "auto"
@@ -119,7 +166,10 @@ class EncodedImage:
         )
         fusion = self.fusion
         if self.encode is not None and asked.all.seen != self.asked.all.seen:
-            fusion = self.encode(asked)
+            turn = current_turn()
+            turn.reserve(self.nbytes)
+            with turn.work():
+                fusion = self.encode(asked)
         return replace(self, asked=asked, fusion=fusion)
 
     @torch.no_grad()
@@ -137,6 +187,14 @@ class EncodedImage:
             ``sem_seg_labels``, ``sem_seg_scores``, ``trusty``, ``top_labels`` and ``top_scores``
             as a call of `TagCLIPPredictor`; a label from K on in ``top_labels`` is context.
         """
+        turn = current_turn()
+        turn.reserve(self.working_nbytes(size))
+        with turn.work():
+            return self._predict(settings, size, top_k)
+
+    def _predict(
+        self, settings: Settings, size: tuple[int, int], top_k: int
+    ) -> dict[str, torch.Tensor]:
         seen = self.asked.all.seen_mask.tolist()
         gate = replace(self.fusion.gate, mode=settings.gate, bias=settings.seen_bias)
         fusion = replace(self.fusion, gate=gate, seen_mask=self.fusion.seen_mask.new_tensor(seen))
@@ -238,7 +296,8 @@ def encode_image(
         limits: what a visitor may ask for.
 
     Raises:
-        DatasetError: there is no image, or it is damaged or too large.
+        DatasetError: there is no image, or it is damaged, too large or too long and thin.
+        RequestError: the request of `current_turn` is to end.
         VocabularyError: there are no words, too many, too long ones, or one twice.
     """
     if path is None:
@@ -251,15 +310,20 @@ def encode_image(
             f"words: found {len(names)}, and {len(others)} of context, expected at most "
             f"{limits.words} together; ask for fewer at a time"
         )
-    name = Path(path).name
+    name, turn = Path(path).name, current_turn()
+    relative = predictor.model.relative_trusty
     try:
+        with turn.work():
+            asked = predictor.resolve(names, context=others or None)
+        demand = predictor.demand(path, asked)
+        limits.check(demand, _kept_nbytes(demand, relative is not None), name)
+        turn.reserve(demand.nbytes)
         pixels = predictor.read_image(path)
-        asked = predictor.resolve(names, context=others or None)
-        fusion = predictor.encode(pixels, asked)
+        with turn.work():
+            fusion = predictor.encode(pixels, asked)
     except TagCLIPError as error:
         # Where the server keeps the file is of no use to the visitor.
         raise type(error)(str(error).replace(str(path), name)) from error
-    relative = predictor.model.relative_trusty
     return EncodedImage(
         name=name,
         size=pixels.shape[:2],
@@ -268,6 +332,11 @@ def encode_image(
         fusion=fusion,
         encode=None if relative is None else partial(predictor.encode, pixels),
     )
+
+
+def _kept_nbytes(demand: Demand, with_pixels: bool) -> int:
+    """Of `EncodedImage.nbytes`, all that may become large."""
+    return demand.logits_nbytes + with_pixels * 3 * demand.size[0] * demand.size[1]
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:

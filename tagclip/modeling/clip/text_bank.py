@@ -27,6 +27,7 @@ from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names
 from tagclip.utils.files import expand_path, write_atomic
+from tagclip.utils.stepping import pause_point
 from tagclip.utils.text import json_text, shortened
 from tagclip.utils.untrusted import check_zip
 
@@ -237,6 +238,7 @@ class TextBank(nn.Module):
         ids = self._token_ids(texts)
         vectors = []
         for start in range(0, len(ids), self.batch_size):
+            pause_point()
             chunk = ids[start : start + self.batch_size]
             length = tower.length(chunk)
             padded = [row + [self.source.tokenizer.pad_id] * (length - len(row)) for row in chunk]

@@ -29,6 +29,7 @@ from tagclip.modeling.inference.windows import (
     none_if_out_of_memory,
     warn_and_free,
 )
+from tagclip.utils.stepping import pause_point
 
 __all__ = [
     "BestClass",
@@ -212,6 +213,7 @@ class ScoreFusion:
         ]
         count, step = len(self.seen_mask), self.classes_per_chunk(size)
         for start in range(0, count, step):
+            pause_point()
             classes = slice(start, min(start + step, count))
             planes = []
             for view, trusty, coverage in views:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.inference.windows import ViewLogits
+from tagclip.utils.stepping import pause_point
 
 __all__ = ["TiledFusion"]
 
@@ -91,6 +92,7 @@ class TiledFusion:
         labels, scores = torch.empty(size, dtype=torch.int64), torch.empty(size)
         trusty = None if self.views[0].trusty_logits is None else torch.empty(size)
         for rows, columns, classes, _ in tiles:
+            pause_point()
             found = self._tile(views, rows, columns, classes)
             labels[rows, columns], scores[rows, columns] = found[:2]
             if trusty is not None:
@@ -103,6 +105,7 @@ class TiledFusion:
         """Yield rows and columns of every tile, the classes that can win there, their scores."""
         tall, wide = (blocks * _BLOCK for blocks in self.tile)
         for top in range(0, size[0], tall):
+            pause_point()
             rows = slice(top, min(top + tall, size[0]))
             can_win = self._can_win(views, rows, size[1]).view(torch.uint8).amax(dim=1)
             for left in range(0, size[1], wide):

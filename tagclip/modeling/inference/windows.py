@@ -17,10 +17,12 @@ from torch import Tensor
 
 from tagclip.errors import ConfigError
 from tagclip.modeling.inference.grouping import ImageWindows, full_batches
+from tagclip.utils.stepping import pause_point
 
 __all__ = [
     "ViewLogits",
     "WindowGrid",
+    "WindowPlan",
     "WindowedImage",
     "none_if_out_of_memory",
     "warn_and_free",
@@ -101,6 +103,15 @@ class WindowGrid:
         for left in self.lefts:
             columns[:, left : left + self.window_width] += 1
         return rows * columns
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """How an image of some size is to be cut; attributes are those of `WindowedImage`."""
+
+    grid: WindowGrid
+    padded_size: Size
+    logits_nbytes: int
 
 
 @dataclass(frozen=True)
@@ -226,6 +237,7 @@ def _run(
     """Logits of each window of a batch; ``limits`` are the batches that fit, by size."""
     windows, found = list(cuts), []
     while windows:
+        pause_point()
         part = windows[: limits.get(size)]
         logits = none_if_out_of_memory(partial(networks, part, size))
         if logits is None:

@@ -1,0 +1,272 @@
+"""What reaches the page at all: requests to its own names, with bodies of a bounded size.
+
+ASGI middleware without gradio. An upload is received whole, into an unnamed file, before gradio
+sees it: what is too large, too much or broken off leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["ROOM_AROUND_FILE", "BodyDoor", "HostDoor", "UploadSpace"]
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# Bytes of words, sliders and paths.
+_LARGEST_JSON = 1 << 20
+# Bytes of boundaries and names around a file.
+ROOM_AROUND_FILE = 1 << 16
+# Seconds without a byte after which an upload ends.
+_SILENCE = 30.0
+_PIECE = 1 << 16
+
+
+class HostDoor:
+    """Refuses requests to other names than the page's (421).
+
+    A page of somebody else's may point its own name at this machine (DNS rebinding); the visitor's
+    browser then takes both for one site. The name still stands in the Host header.
+    """
+
+    def __init__(self, app: App, allowed: Iterable[str]) -> None:
+        """Keep the names, with or without a port.
+
+        Args:
+            app: the page.
+            allowed: beside this machine's loopback names and the address a request arrives at.
+        """
+        self.app = app
+        self.allowed = {_name(host) for host in (*_LOOPBACK, *allowed)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on what is asked of a name of the page."""
+        if scope["type"] in ("http", "websocket"):
+            hosts = _headers(scope, b"host") or [""]
+            # From a proxy: the page makes addresses of it.
+            for part in _headers(scope, b"x-forwarded-host"):
+                hosts += part.split(",")
+            arrived = _name((scope.get("server") or [""])[0] or "")
+            for host in hosts:
+                if not host.strip() or _name(host) not in {*self.allowed, arrived}:
+                    text = (
+                        f"Host: found {host.strip()[:80]!r}, expected a name of this page; start "
+                        "it with --allow-host NAME if that is one"
+                    )
+                    return await _refuse(scope, send, 421, text)
+        return await self.app(scope, receive, send)
+
+
+def _name(host: str) -> str:
+    """A host without its port and brackets."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host if host.count(":") > 1 else host.partition(":")[0].rstrip(".")
+
+
+class UploadSpace:
+    """Bytes of uploads, per visitor (address) and in all; who needs more loses the own oldest."""
+
+    def __init__(self, per_visitor: int, in_all: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            per_visitor: bytes of the files and of what is arriving.
+            in_all: the same, of all visitors.
+        """
+        self.per_visitor, self.in_all = per_visitor, in_all
+        # Of each visitor the files, the oldest first, and bytes that are arriving.
+        self._files: dict[str, dict[Path, int]] = {}
+        self._arriving: dict[str, int] = {}
+
+    @property
+    def held(self) -> int:
+        """Bytes of all."""
+        files = {path: size for own in self._files.values() for path, size in own.items()}
+        return sum(files.values()) + sum(self._arriving.values())
+
+    def held_by(self, visitor: str) -> int:
+        """Bytes of one visitor."""
+        return sum(self._files.get(visitor, {}).values()) + self._arriving.get(visitor, 0)
+
+    def reserve(self, visitor: str, nbytes: int) -> str:
+        """Make room for an upload.
+
+        Args:
+            visitor: the address.
+            nbytes: at most so many will come.
+
+        Returns:
+            "", or one line that says why there is no room.
+        """
+        self._forget_deleted()
+        own = self._files.setdefault(visitor, {})
+        while own and (
+            self.held_by(visitor) + nbytes > self.per_visitor or self.held + nbytes > self.in_all
+        ):
+            path = next(iter(own))
+            del own[path]
+            if not any(path in files for files in self._files.values()):
+                path.unlink(missing_ok=True)
+        for who, held, most in (
+            ("you", self.held_by(visitor), self.per_visitor),
+            ("all visitors", self.held, self.in_all),
+        ):
+            if held + nbytes > most:
+                return (
+                    f"upload: found {_mb(held)} of {who} here and {_mb(nbytes)} to come, expected "
+                    f"at most {_mb(most)} together; try again later"
+                )
+        self._arriving[visitor] = self._arriving.get(visitor, 0) + nbytes
+        return ""
+
+    def arrived(self, visitor: str, nbytes: int, paths: Iterable[str]) -> None:
+        """Put the files in the place of what was reserved."""
+        self._arriving[visitor] -= nbytes
+        if not self._arriving[visitor]:
+            del self._arriving[visitor]
+        own = self._files.setdefault(visitor, {})
+        for path in map(Path, paths):
+            # The newest stand last.
+            own.pop(path, None)
+            if path.is_file():
+                own[path] = path.stat().st_size
+
+    def _forget_deleted(self) -> None:
+        kept = {
+            visitor: {path: size for path, size in own.items() if path.is_file()}
+            for visitor, own in self._files.items()
+        }
+        self._files = {visitor: own for visitor, own in kept.items() if own}
+
+
+class BodyDoor:
+    """Bounds what requests bring (413), and takes files at the page's one address for them only."""
+
+    def __init__(self, app: App, space: UploadSpace, largest: int, folder: Path) -> None:
+        """Keep the limits.
+
+        Args:
+            app: the page.
+            space: for the files of all visitors.
+            largest: bytes of a file.
+            folder: where files lie while they arrive, without a name.
+        """
+        self.app, self.space, self.largest, self.folder = app, space, largest, folder
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Receive the body whole and hand it on."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return await self.app(scope, receive, send)
+        is_upload = scope["path"].rstrip("/").endswith("/upload")
+        largest = self.largest + ROOM_AROUND_FILE if is_upload else _LARGEST_JSON
+        kind = next(iter(_headers(scope, b"content-type")), "")
+        if not is_upload and kind.lower().startswith("multipart/"):
+            return await _refuse(scope, send, 415, "body: found files, expected json; use /upload")
+        length = next(iter(_headers(scope, b"content-length")), "")
+        announced = int(length) if length.isascii() and length.isdigit() else largest
+        if announced > largest:
+            return await _refuse(scope, send, 413, _too_large(announced, largest))
+        if not is_upload:
+            return await self._receive_and_hand_on(scope, receive, send, largest)
+        visitor = (scope.get("client") or [""])[0]
+        if text := self.space.reserve(visitor, announced):
+            return await _refuse(scope, send, 413, text)
+        answer = _Answer(send)
+        try:
+            return await self._receive_and_hand_on(scope, receive, answer, largest)
+        finally:
+            self.space.arrived(visitor, announced, answer.paths)
+
+    async def _receive_and_hand_on(
+        self, scope: Scope, receive: Receive, send: Send, largest: int
+    ) -> None:
+        with tempfile.TemporaryFile(dir=self.folder) as body:
+            size = 0
+            while True:
+                try:
+                    message = await asyncio.wait_for(receive(), _SILENCE)
+                except TimeoutError:
+                    text = f"body: found no byte for {_SILENCE:g} seconds, expected more; try again"
+                    return await _refuse(scope, send, 408, text)
+                if message["type"] == "http.disconnect":
+                    return None
+                size += len(message.get("body", b""))
+                if size > largest:
+                    return await _refuse(scope, send, 413, _too_large(size, largest))
+                body.write(message.get("body", b""))
+                if not message.get("more_body", False):
+                    break
+            body.seek(0)
+            return await self.app(scope, _Replay(body, size, receive), send)
+
+
+class _Replay:
+    """Hands a received body on, and then waits as the server does."""
+
+    def __init__(self, body: IO[bytes], left: int, receive: Receive) -> None:
+        self._body, self._left, self._receive = body, left, receive
+        self._is_done = False
+
+    async def __call__(self) -> Message:
+        if self._is_done:
+            return await self._receive()
+        piece = self._body.read(_PIECE)
+        self._left -= len(piece)
+        self._is_done = self._left <= 0
+        return {"type": "http.request", "body": piece, "more_body": not self._is_done}
+
+
+class _Answer:
+    """Hands the answer to an upload on, and reads in it where the files lie."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._is_good, self._body = send, False, b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._is_good = message["status"] == 200
+        elif message["type"] == "http.response.body" and self._is_good:
+            self._body += message.get("body", b"")
+        await self._send(message)
+
+    @property
+    def paths(self) -> list[str]:
+        return json.loads(self._body) if self._body else []
+
+
+def _headers(scope: Mapping[str, Any], name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f} MB"
+
+
+def _too_large(found: int, largest: int) -> str:
+    return f"body: found {_mb(found)} or more, expected at most {_mb(largest)}; make it smaller"
+
+
+async def _refuse(scope: Scope, send: Send, status: int, text: str) -> None:
+    """Answer with one line, and end the connection: what else comes is not read."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    body = f"{text}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,231 @@
+"""Who may work when: one request at a time, in short turns, each within its time and memory.
+
+All visitors share one model. Their requests take turns between the steps of the work (batches of
+windows and of prompts, parts of the work on logits, see `tagclip.utils.stepping`): whoever has had
+the least time goes on. Knows neither a model nor a page.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from tagclip.errors import TagCLIPError
+from tagclip.utils.stepping import between_steps
+
+__all__ = ["RequestError", "Turn", "Turns", "current_turn"]
+
+_MIB = 2**20
+# How often, in seconds, a request that waits looks whether it is still wanted.
+_LOOK = 0.2
+
+
+class RequestError(TagCLIPError):
+    """A request asks for more than there is, takes too long, or nobody waits for it any more."""
+
+
+class Turn:
+    """One request: waits for its turn and for memory. By itself it is alone and waits for nothing.
+
+    Attributes:
+        used: seconds of work so far, at its first step at least those of the request that has had
+            the fewest: who comes later neither starves others nor waits for what they had.
+    """
+
+    used = 0.0
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Work on the model; others have their turns between the steps.
+
+        Raises:
+            RequestError: the time is over, or nobody waits for the result.
+        """
+        yield
+
+    def reserve(self, nbytes: int) -> None:
+        """Wait for memory in addition to what this request holds, which ends with it.
+
+        Args:
+            nbytes: an estimate; may be more than it will be.
+
+        Raises:
+            RequestError: it is more than a request may take, the time is over, or nobody waits.
+        """
+
+
+_CURRENT: ContextVar[Turn] = ContextVar("turn", default=Turn())  # noqa: B039
+
+
+def current_turn() -> Turn:
+    """Return the turn of the request that this thread works for."""
+    return _CURRENT.get()
+
+
+class _SharedTurn(Turn):
+    def __init__(self, turns: Turns, visitor: str, is_abandoned: Callable[[], bool]) -> None:
+        self._turns, self.visitor, self._is_abandoned = turns, visitor, is_abandoned
+        self._began, self.held = turns.clock(), 0
+        self._step_began = 0.0
+
+    def check(self) -> None:
+        if self._is_abandoned():
+            raise RequestError("request: found nobody waiting for it, expected somebody; ask again")
+        seconds = self._turns.seconds
+        if self._turns.clock() - self._began > seconds:
+            raise RequestError(
+                f"request: found it unfinished after {seconds:g} seconds, expected less; ask for "
+                "fewer words or a smaller image, or try again when fewer people are here"
+            )
+
+    def _wait_until(self, is_ready: Callable[[], bool]) -> None:
+        """With the condition held."""
+        while not is_ready():
+            self.check()
+            self._turns.changed.wait(_LOOK)
+        self.check()
+
+    def _catch_up(self) -> None:
+        """Who has waited for something else has no claim to the time of meanwhile."""
+        others = self._turns.others(self)
+        self.used = max(self.used, min((each.used for each in others), default=0.0))
+
+    def _take(self) -> None:
+        turns = self._turns
+        turns.waiting.append(self)
+        try:
+            self._wait_until(
+                lambda: turns.working is None and min(turns.waiting, key=_used) is self
+            )
+            turns.working, self._step_began = self, turns.clock()
+        finally:
+            turns.waiting.remove(self)
+            turns.changed.notify_all()
+
+    def _hand_on(self) -> None:
+        self.used += self._turns.clock() - self._step_began
+        self._turns.working = None
+        self._turns.changed.notify_all()
+
+    def _step(self) -> None:
+        with self._turns.changed:
+            self._hand_on()
+            self._take()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        with self._turns.changed:
+            self._catch_up()
+            self._take()
+        try:
+            with between_steps(self._step):
+                yield
+        finally:
+            with self._turns.changed:
+                if self._turns.working is self:
+                    self._hand_on()
+
+    def reserve(self, nbytes: int) -> None:
+        turns = self._turns
+        allowed = turns.memory // 2
+        if self.held + nbytes > allowed:
+            raise RequestError(
+                f"request: found it to need {(self.held + nbytes) // _MIB + 1} MiB, expected at "
+                f"most {allowed // _MIB}; ask for fewer words or a smaller image"
+            )
+        with turns.changed:
+            self._wait_until(lambda: turns.held + nbytes <= turns.memory)
+            turns.held += nbytes
+            self.held += nbytes
+
+
+def _used(turn: _SharedTurn) -> float:
+    return turn.used
+
+
+class Turns:
+    """All requests.
+
+    A visitor's requests run one after the other, so that who sends many has no larger share.
+    """
+
+    def __init__(
+        self,
+        memory: int,
+        seconds: float,
+        per_visitor: int = 4,
+        in_all: int = 24,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set the limits.
+
+        Args:
+            memory: bytes of all requests together; one may take half of it.
+            seconds: of a request, waiting included.
+            per_visitor: requests of a visitor that may wait or work.
+            in_all: requests that may wait or work.
+            clock: seconds.
+        """
+        self.memory, self.seconds, self.clock = memory, seconds, clock
+        self._per_visitor, self._in_all = per_visitor, in_all
+        self.changed = threading.Condition()
+        self.held = 0
+        self.working: _SharedTurn | None = None
+        self.waiting: list[_SharedTurn] = []
+        self._requests: list[_SharedTurn] = []
+
+    @contextmanager
+    def request(self, visitor: str, is_abandoned: Callable[[], bool]) -> Iterator[Turn]:
+        """Wait until no earlier request of this visitor is left; `current_turn` inside is its turn.
+
+        Args:
+            visitor: a name of the visitor.
+            is_abandoned: whether nobody waits for the result any more; asked now and then.
+
+        Raises:
+            RequestError: too many requests wait already, or as `Turn.work`.
+        """
+        turn = _SharedTurn(self, visitor, is_abandoned)
+        with self.changed:
+            self._admit(turn)
+            try:
+                turn._wait_until(lambda: self._of(visitor)[0] is turn)
+            except RequestError:
+                self._leave(turn)
+                raise
+        token = _CURRENT.set(turn)
+        try:
+            yield turn
+        finally:
+            _CURRENT.reset(token)
+            with self.changed:
+                self._leave(turn)
+
+    def others(self, turn: _SharedTurn) -> list[_SharedTurn]:
+        """Return the other requests; `changed` is to be held."""
+        return [each for each in self._requests if each is not turn]
+
+    def _of(self, visitor: str) -> list[_SharedTurn]:
+        return [turn for turn in self._requests if turn.visitor == visitor]
+
+    def _admit(self, turn: _SharedTurn) -> None:
+        own = len(self._of(turn.visitor))
+        if own >= self._per_visitor:
+            raise RequestError(
+                f"requests: found {own} of yours unfinished, expected fewer than "
+                f"{self._per_visitor}; wait for an answer first"
+            )
+        if len(self._requests) >= self._in_all:
+            raise RequestError(
+                f"requests: found {len(self._requests)} unfinished, expected fewer than "
+                f"{self._in_all}; try again in a moment"
+            )
+        self._requests.append(turn)
+
+    def _leave(self, turn: _SharedTurn) -> None:
+        self._requests.remove(turn)
+        self.held -= turn.held
+        self.changed.notify_all()

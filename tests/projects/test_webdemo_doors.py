@@ -1,0 +1,325 @@
+"""The doors of the web page: names it answers to, bytes it takes in, requests nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from detectron2.config import CfgNode
+from helpers.pictures import picture
+from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import load_tool
+from helpers.webdemo_server import served
+from PIL import Image
+
+from tagclip import TagCLIPPredictor
+from tagclip.errors import ConfigError
+from tagclip.projects.webdemo.doors import ROOM_AROUND_FILE, BodyDoor, HostDoor, UploadSpace
+
+MIB = 1 << 20
+
+
+class Page:
+    """Takes everything; knows what it got. An upload lies where gradio would put it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bodies = folder, []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        path = self.folder / f"{len(self.bodies)}.png"
+        self.bodies.append(body)
+        path.write_bytes(body)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps([str(path)]).encode()})
+
+
+def ask(app: Any, path: str = "/", body: bytes | list[bytes] = b"", **more: Any) -> tuple[int, str]:
+    """Status and text of the answer; `body` in pieces, None among them is a broken connection."""
+    pieces = [body] if isinstance(body, bytes) else list(body)
+    headers = {"host": "127.0.0.1:7860"} | more.get("headers", {})
+    scope = {
+        "type": "http",
+        "method": more.get("method", "POST" if body else "GET"),
+        "path": path,
+        "headers": [(k.encode(), v.encode()) for k, v in headers.items() if v is not None],
+        "client": (more.get("client", "1.2.3.4"), 5),
+        "server": ("10.0.0.7", 7860),
+    }
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        piece = pieces.pop(0) if pieces else None
+        if piece is None:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    if not sent:
+        return 0, ""
+    return sent[0]["status"], b"".join(m["body"] for m in sent[1:]).decode()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_taken"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.1:7860", True),
+        ("LOCALHOST:1", True),
+        ("localhost.", True),
+        ("[::1]:7860", True),
+        ("10.0.0.7:7860", True),
+        ("bound.example", True),
+        ("page.example:443", True),
+        ("evil.example", False),
+        ("evil.example:7860", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("127.0.0.1@evil.example", False),
+        ("10.0.0.8", False),
+        ("[::2]", False),
+        ("", False),
+        (None, False),
+        ("page.example, evil.example", False),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "DELETE"])
+def test_only_its_own_names_are_answered(
+    tmp_path: Path, host: str | None, is_taken: bool, method: str
+) -> None:
+    page = Page(tmp_path)
+    app = HostDoor(page, ["bound.example", "Page.example"])
+    status, text = ask(app, headers={"host": host}, body=[b""], method=method)
+    assert (status == 200) == is_taken == bool(page.bodies)
+    if not is_taken:
+        assert status == 421 and text.count("\n") == 1 and "--allow-host NAME" in text
+    # A proxy's name counts, too.
+    status, _ = ask(app, headers={"x-forwarded-host": host}, body=[b""], method=method)
+    assert (status == 200) == (is_taken or host is None)
+
+
+def test_two_names_in_one_request_and_websockets(tmp_path: Path) -> None:
+    sent = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"headers": [(b"host", b"localhost"), (b"host", b"evil.example")], "server": None}
+    asyncio.run(HostDoor(Page(tmp_path), [])(scope | {"type": "http"}, None, send))
+    asyncio.run(HostDoor(Page(tmp_path), [])(scope | {"type": "websocket"}, None, send))
+    assert (sent[0]["status"], sent[2]) == (421, {"type": "websocket.close", "code": 1008})
+
+
+@pytest.fixture
+def doors(tmp_path: Path) -> tuple[Page, BodyDoor]:
+    page = Page(tmp_path / "files")
+    page.folder.mkdir()
+    (tmp_path / "arriving").mkdir()
+    space = UploadSpace(3 * MIB, 5 * MIB)
+    return page, BodyDoor(page, space, MIB, tmp_path / "arriving")
+
+
+@pytest.mark.parametrize("pieces", [1, 7])
+@pytest.mark.parametrize("has_length", [True, False])
+@pytest.mark.parametrize(
+    ("path", "size", "status"),
+    [
+        ("/gradio_api/upload", MIB, 200),
+        ("/gradio_api/upload/", MIB + ROOM_AROUND_FILE, 200),
+        ("/gradio_api/upload", MIB + ROOM_AROUND_FILE + 7, 413),
+        ("/gradio_api/queue/join", 1000, 200),
+        ("/gradio_api/queue/join", MIB, 200),
+        ("/gradio_api/queue/join", MIB + 7, 413),
+        ("/anything", 9 * MIB, 413),
+    ],
+)
+def test_what_is_too_large_leaves_nothing_behind(
+    doors: tuple[Page, BodyDoor],
+    path: str,
+    size: int,
+    status: int,
+    has_length: bool,
+    pieces: int,
+) -> None:
+    page, app = doors
+    body, step = bytes(range(256)) * (size // 256) + bytes(size % 256), -(-size // pieces)
+    parts = [body[start : start + step] for start in range(0, size, step)]
+    headers = {"content-length": str(size)} if has_length else {}
+    found, text = ask(app, path, parts, headers=headers)
+    assert found == status and page.bodies == ([body] if status == 200 else [])
+    if status != 200:
+        assert text.startswith("body: found ") and text.count("\n") == 1
+        assert app.space.held == 0
+    assert not list(app.folder.iterdir())
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing_behind(
+    doors: tuple[Page, BodyDoor],
+) -> None:
+    page, app = doors
+    assert ask(app, "/gradio_api/upload", [b"abc", None]) == (0, "")
+    assert not page.bodies and app.space.held == 0 and not list(app.folder.iterdir())
+
+
+def test_files_are_taken_at_one_address_only(doors: tuple[Page, BodyDoor]) -> None:
+    page, app = doors
+    headers = {"content-type": "Multipart/form-data; boundary=x"}
+    for path in ("/gradio_api/component_server", "/gradio_api/process_recording"):
+        status, text = ask(app, path, b"abc", headers=headers)
+        assert status == 415 and "expected json" in text and not page.bodies
+
+
+def test_a_visitor_keeps_the_newest_files_and_all_have_room(doors: tuple[Page, BodyDoor]) -> None:
+    page, app = doors
+    for number in range(20):
+        status, _ = ask(app, "/gradio_api/upload", bytes(MIB // 2), client=f"{number % 2}")
+        assert status == 200
+        held = sum(path.stat().st_size for path in page.folder.iterdir())
+        assert held == app.space.held <= 5 * MIB
+        assert all(app.space.held_by(who) <= 3 * MIB for who in "01")
+    names = {path.name for path in page.folder.iterdir()}
+    assert "19.png" in names and "0.png" not in names
+    # A third one without files has none to lose; those of others stay.
+    answers = [
+        ask(app, "/gradio_api/upload", bytes(MIB), client=f"{number}") for number in range(10, 16)
+    ]
+    assert {status for status, _ in answers} <= {200, 413} and answers[-1][0] == 413
+    assert "of all visitors here" in answers[-1][1]
+    assert sum(path.stat().st_size for path in page.folder.iterdir()) <= 5 * MIB
+    # What is deleted elsewhere makes room.
+    for path in page.folder.iterdir():
+        path.unlink()
+    assert ask(app, "/gradio_api/upload", bytes(MIB), client="99")[0] == 200
+
+
+def test_a_file_of_two_visitors_stays_as_long_as_one_has_it(tmp_path: Path) -> None:
+    space, path = UploadSpace(10, 100), tmp_path / "a.png"
+    path.write_bytes(bytes(8))
+    for visitor in ("a", "b"):
+        assert not space.reserve(visitor, 9)
+        space.arrived(visitor, 9, [str(path)])
+    assert space.held == 8
+    assert not space.reserve("a", 9) and path.exists()
+    assert not space.reserve("b", 9) and not path.exists()
+
+
+@pytest.fixture
+def predictor(tiny_cfg: CfgNode, tmp_path: Path) -> TagCLIPPredictor:
+    return TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
+
+
+@pytest.fixture
+def address(
+    predictor: TagCLIPPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Of the running page."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    (folder := tmp_path / "served").mkdir()
+    Image.fromarray(picture(70, 95)).save(tmp_path / "a.png")
+    with served(predictor, tmp_path / "a.png", folder, monkeypatch) as found:
+        yield found.rstrip("/")
+
+
+def test_the_running_page_has_these_doors(address: str, tmp_path: Path) -> None:
+    import httpx
+
+    assert httpx.get(f"{address}/config").status_code == 200
+    port = address.rsplit(":", 1)[1]
+    assert httpx.get(f"{address}/config", headers={"Host": f"localhost:{port}"}).status_code == 200
+    for path in ("/", "/config", "/gradio_api/info", "/gradio_api/heartbeat/x", "/nothing"):
+        answer = httpx.get(f"{address}{path}", headers={"Host": f"evil.example:{port}"})
+        assert answer.status_code == 421 and "found 'evil.example" in answer.text
+    answer = httpx.post(f"{address}/gradio_api/call/segment", json={"data": ["x" * MIB]})
+    assert answer.status_code == 413
+    files = {f"files{k}": (f"{k}.png", bytes(MIB // 2)) for k in range(4)}
+    assert httpx.post(f"{address}/gradio_api/upload", files=files).status_code == 413
+    # Not past the turns.
+    answer = httpx.post(f"{address}/gradio_api/run/segment", json={"data": [None] * 8})
+    assert answer.status_code == 404
+
+
+def test_a_long_thin_image_is_refused_with_one_line(address: str, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    Image.new("1", (95, 1)).save(tmp_path / "thin.png")
+    client = Client(f"{address}/", verbose=False)
+    for _ in range(2):
+        with pytest.raises(AppError, match="thin.png: image of 95x1 pixels: found 127 windows"):
+            client.predict(handle_file(str(tmp_path / "thin.png")), "cat", api_name="/segment")
+
+
+@pytest.mark.parametrize("how", ["cancel", "leave"])
+def test_a_request_that_nobody_waits_for_ends(
+    address: str, predictor: TagCLIPPredictor, tmp_path: Path, how: str
+) -> None:
+    """The model stops at its first window until the visitor is gone, and sees no second one."""
+    import httpx
+    from gradio.context import LocalContext
+
+    seen, began, gone = [], threading.Event(), threading.Event()
+    image = tmp_path / "a.png"
+
+    def wait(*_: object) -> None:
+        seen.append(LocalContext.blocks.get()._queue)
+        began.set()
+        gone.wait(30)
+
+    hook = predictor.model.backbone.register_forward_pre_hook(wait)
+    api, session = f"{address}/gradio_api", "somebody"
+    sent = httpx.post(f"{api}/upload", files={"files": ("b.png", image.read_bytes())})
+    data = [None, {"path": sent.json()[0]}, "cat, dog", "", "both", 0.1, 0.0, 0.5]
+    functions = httpx.get(f"{address}/config").json()["dependencies"]
+    number = next(f["id"] for f in functions if f["api_name"] == "segment")
+    body = {"data": data, "fn_index": number, "session_hash": session}
+    event = httpx.post(f"{api}/queue/join", json=body).json()["event_id"]
+    with httpx.stream("GET", f"{api}/queue/data?session_hash={session}", timeout=60) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        assert began.wait(30)
+        if how == "cancel":
+            asked = {"session_hash": session, "fn_index": number, "event_id": event}
+            assert httpx.post(f"{api}/cancel", json=asked).json() == {"success": True}
+    # The stream is closed, which gradio hears a moment later.
+    known = seen[0].event_ids_to_events
+    while (found := known.get(event)) and found.alive:
+        pass
+    gone.set()
+    # The visitor's next one waits until the first has ended.
+    body = {"data": data[1:], "session_hash": session}
+    again = httpx.post(f"{api}/call/segment", json=body).json()["event_id"]
+    assert "event: complete" in httpx.get(f"{api}/call/segment/{again}", timeout=60).text
+    hook.remove()
+    windows = len(predictor.encode(image, predictor.asked).views[0].grid)
+    assert windows > 1 and len(seen) == 1 + windows
+
+
+@pytest.fixture
+def tool(repository: Path) -> ModuleType:
+    return load_tool(repository / "projects" / "WebDemo" / "serve.py")
+
+
+@pytest.mark.parametrize("name", ["uploads-mb", "windows", "seconds", "memory-mb", "kept-mb"])
+def test_limits_of_nothing_are_refused(tool: ModuleType, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.pth").write_bytes(b"")
+    args = ["--weights", str(tmp_path / "mine.pth"), f"--max-{name}", "0"]
+    with pytest.raises(ConfigError, match=f"--max-{name}: found 0, expected at least 1"):
+        tool.main(tool.parse_args(args))
+
+
+def test_names_are_given_one_by_one(tool: ModuleType) -> None:
+    assert tool.parse_args([]).allow_host == []
+    args = tool.parse_args(["--allow-host", "a.example", "--allow-host", "b.example"])
+    assert args.allow_host == ["a.example", "b.example"]
