@@ -23,7 +23,6 @@ from tagclip.data.datasets.walk import map_files
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
-from tagclip.utils.run_lock import RunLock
 
 __all__ = ["prepare"]
 
@@ -57,16 +56,14 @@ def prepare(
     vocabulary = sources[0].label_map.vocabulary
     record = partial(LabelManifest.of, vocabulary, len(tasks), benchmark.num_images)
     manifest_path = options.root / benchmark.manifest
-    # Another process would remove the files that this one is writing.
-    with RunLock(manifest_path.parent, file=manifest_path.name):
-        _make_way(benchmark, vocabulary, manifest_path, tasks, options)
-        if LabelManifest.read(manifest_path) != record(complete=True):
-            record(complete=False).write(manifest_path)
-        _remove_leftovers(tasks.values(), manifest_path)
-        num_new = sum(_run(make_label, tasks.values(), options, f"{dataset}: write"))
-        _report(benchmark, vocabulary, num_new, _check_all(benchmark, tasks, options))
-        _write_if_new(options.root / benchmark.image_list, "\n".join(tasks) + "\n")
-        record(complete=True).write(manifest_path)
+    _make_way(benchmark, vocabulary, manifest_path, tasks, options)
+    if LabelManifest.read(manifest_path) != record(complete=True):
+        record(complete=False).write(manifest_path)
+    _remove_leftovers(tasks.values(), manifest_path)
+    num_new = sum(_run(make_label, tasks.values(), options, f"{dataset}: write"))
+    _report(benchmark, vocabulary, num_new, _check_all(benchmark, tasks, options))
+    _write_if_new(options.root / benchmark.image_list, "\n".join(tasks) + "\n")
+    record(complete=True).write(manifest_path)
 
 
 def _make_way(

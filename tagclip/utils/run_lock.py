@@ -32,7 +32,7 @@ class RunLock:
         """Do not lock yet.
 
         Args:
-            folder: is created.
+            folder: is created; it goes again if nothing is written there.
             option: what names the folder, for messages.
             file: name of a file in the folder that is locked instead, by ``.NAME.lock``.
         """
@@ -40,7 +40,7 @@ class RunLock:
         self._path = folder / (f".{file}.lock" if file else LOCK_NAME)
         self._name = " ".join(filter(None, [option, str(folder / file)]))
         self._place = "file" if file else "folder"
-        self._handle = -1
+        self._handle, self._is_new = -1, False
 
     @staticmethod
     def holder(folder: Path) -> str:
@@ -75,6 +75,7 @@ class RunLock:
             ConfigError: another process works there, or the folder cannot be written.
         """
         try:
+            self._is_new = not self._folder.exists()
             self._folder.mkdir(parents=True, exist_ok=True)
             while not self._take():
                 pass
@@ -123,6 +124,9 @@ class RunLock:
         # First the name, then the lock: who opens it in between sees that it is gone.
         with suppress(OSError):
             self._path.unlink()
+            if self._is_new:
+                # A run that was refused before it wrote anything leaves no folder.
+                self._folder.rmdir()
         os.close(self._handle)
         self._handle = -1
 

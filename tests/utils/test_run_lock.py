@@ -31,7 +31,11 @@ def test_a_second_one_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
         assert (folder / ".lock").read_text() == f"{socket.gethostname()} {os.getpid()}"
         assert RunLock.holder(folder) == "", "this process is no other"
         assert RunLock.is_held(folder)
-    assert not list(folder.iterdir()) and not RunLock.is_held(folder)
+    assert not folder.exists() and not RunLock.is_held(folder)
+    folder.mkdir()
+    with RunLock(folder):
+        pass
+    assert folder.is_dir() and not list(folder.iterdir())
     assert RunLock.holder(folder) == RunLock.holder(tmp_path / "missing") == ""
 
 
