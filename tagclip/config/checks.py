@@ -84,7 +84,7 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             f"TEST.EXPECTED_RESULTS: found {expected!r:.200} for {len(cfg.DATASETS.TEST)} datasets "
             "in DATASETS.TEST, expected lists of 'sem_seg', a metric, its value and what it may "
-            "differ by, for one dataset, such as [['sem_seg', 'mIoU', 54.8, 0.1]]"
+            "differ by (0 to 100 each), for one dataset, such as [['sem_seg', 'mIoU', 54.8, 0.1]]"
         )
 
 
@@ -95,7 +95,10 @@ def _is_expectation(row: Any) -> bool:
         and [type(item) for item in row[:2]] == [str, str]
         and row[0] == "sem_seg"
         and len(row) == 4
-        and all(isinstance(item, (int, float)) for item in row[2:])
+        and all(type(item) in (int, float) for item in row[2:])
+        # A difference from nan is never too large.
+        and 0 <= row[2] <= 100
+        and 0 <= row[3] <= 100
     )
 
 
