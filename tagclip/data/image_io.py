@@ -250,6 +250,8 @@ def image_pixels(
 ) -> np.ndarray:
     """(H, W, 3) uint8 of an opened image, as `read_image` says; name is for messages."""
     width, height = image.size
+    if not width * height:
+        raise DatasetError(f"{name}: image has {width}x{height} pixels, expected one at least")
     if max_pixels and width * height > max_pixels:
         raise DatasetError(
             f"{name}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "

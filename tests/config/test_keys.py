@@ -155,7 +155,7 @@ def test_docs_are_in_step_with_the_table(repository: Path) -> None:
         ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.0,
          "found 0.0, expected a number above 0 and at most 1"),
         ("INPUT.SCALE_RANGE", [2.0, 1.0],
-         "found [2.0, 1.0], expected a list of 2 numbers from 0.01 to 100, ascending"),
+         "found [2.0, 1.0], expected a list of 2 numbers from 0.01 to 10, ascending"),
         ("SOLVER.ADAM_BETAS", [0.9, 1.0],
          "found [0.9, 1.0], expected a list of 2 numbers of at least 0 and below 1"),
         ("INPUT.MIN_SIZE_TRAIN", (),
