@@ -63,10 +63,11 @@ def main(args: argparse.Namespace) -> None:
         raise CheckpointError(
             f"{WEIGHTS}: no such file; run tagclip minibench, or name a checkpoint with --weights"
         )
-    if not 1 <= args.max_words <= 250 or args.max_upload_mb < 1 or not 1 <= args.port <= 65535:
+    is_size = 1 <= args.max_upload_mb <= 10**6
+    if not (1 <= args.max_words <= 250 and is_size and 1 <= args.port <= 65535):
         raise ConfigError(
             f"--max-words, --max-upload-mb, --port: found {args.max_words}, {args.max_upload_mb}, "
-            f"{args.port}, expected 1 to 250, at least 1, 1 to 65535"
+            f"{args.port}, expected 1 to 250, 1 to 1000000, 1 to 65535"
         )
     setup_logger(name="tagclip")
     predictor = TagCLIPPredictor.from_checkpoint(args.weights, [*OPTS, *args.opts])

@@ -69,8 +69,8 @@ def check_config(cfg: CfgNode) -> None:
     keys = _all_keys()
     if not isinstance(cfg, CfgNode):
         raise ConfigError(
-            f"config: found {cfg!r:.80}, expected what tagclip.load_config returns; a checkpoint is "
-            "for TagCLIPPredictor.from_checkpoint"
+            f"config: found {cfg!r:.80}, expected what tagclip.load_config returns; a checkpoint "
+            "is for TagCLIPPredictor.from_checkpoint"
         )
     for key in keys.values():
         if not _has(cfg, key.path):
