@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tagclip.errors import DatasetError
 from tagclip.utils.cli import run_tool
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 __all__ = ["Options", "add_converted", "prepare_parser", "run_script"]
 
@@ -63,7 +63,10 @@ def prepare_parser(description: str, datasets: Sequence[str]) -> ToolParser:
         help=f"some of {', '.join(datasets)} (default: all)",
     )
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+        "--workers",
+        type=NumberIn(int, 1, MOST_PROCESSES),
+        default=os.cpu_count() or 1,
+        help="processes (default: all cores)",
     )
     parser.add_argument(
         "--allow-missing",
@@ -102,8 +105,6 @@ def run_script(
         argv: command line; None takes that of the process.
     """
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        parser.error(f"--workers is {args.workers}, expected 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_tool(_prepare_all, prepare_dataset, args)
 

@@ -138,8 +138,9 @@ class Prediction(dict[str, Any]):
         Raises:
             ConfigError: ``alpha`` or ``size`` is something else.
         """
-        if not 0 <= alpha <= 1:
-            raise ConfigError(f"alpha: found {alpha}, expected 0 to 1")
+        is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
+        if not is_number or not 0 <= alpha <= 1:
+            raise ConfigError(f"alpha: found {alpha!r:.40}, expected a number from 0 to 1")
         if size is not None and not (isinstance(size, int) and size > 0):
             raise ConfigError(f"size: found {size!r:.40}, expected pixels, 1 or more, or None")
         from PIL import Image

@@ -29,6 +29,7 @@ from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.prediction import Prediction
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_class import is_int
 from tagclip.utils.files import expand_path
 
 __all__ = ["AskedClasses", "Demand", "ImageLike", "TagCLIPPredictor", "VocabularyLike"]
@@ -327,7 +328,8 @@ class TagCLIPPredictor:
         Raises:
             DatasetError: the file is missing, damaged or too large.
         """
-        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, name=str(path))
+        path = expand_path(path)
+        return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, name=path)
 
     def demand(self, path: str | Path, asked: AskedClasses) -> Demand:
         """Say what `encode` would take, from the header of a file alone.
@@ -393,8 +395,10 @@ class TagCLIPPredictor:
         """
         asked = asked or self.asked
         count = len(asked.shown)
-        if not 0 <= top_k <= count:
-            raise ConfigError(f"top_k: found {top_k}, expected 0 to {count}, the number of classes")
+        if not is_int(top_k) or not 0 <= top_k <= count:
+            raise ConfigError(
+                f"top_k: found {top_k!r:.80}, expected 0 to {count}, the number of classes"
+            )
         waiting: deque[tuple[int, int] | DatasetError] = deque()
 
         def inputs() -> Iterator[dict[str, Any]]:
@@ -471,7 +475,7 @@ class TagCLIPPredictor:
                 )
             # A split in the json says nothing about this model's training.
             return replace(Vocabulary.from_json(source), seen=None, split="")
-        return Vocabulary.from_names(list(source))
+        return Vocabulary.from_names(source)
 
 
 def _joined(shown: Vocabulary, context: Vocabulary) -> Vocabulary:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
 from tagclip.utils.run_lock import RunLock
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def make_parser() -> ToolParser:
         "--dataset", metavar="NAME", default="", help="only this one (default: all in common)"
     )
     parser.add_argument("--output", type=Path, default=Path("output/analysis"), help="folder")
-    parser.add_argument("--num", type=int, default=4, help="images to draw")
+    parser.add_argument("--num", type=NumberIn(int, 1, 1000000), default=4, help="images to draw")
     parser.add_argument(
         "--device", default="", metavar="NAME", help="cuda or cpu (default: cuda if there is one)"
     )
@@ -55,8 +55,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parsed.runs += parsed.more_runs
     if not parsed.runs:
         parser.error("expected a run")
-    if parsed.num < 1:
-        parser.error("--num: expected at least 1")
     return parsed
 
 

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
-from tagclip.utils.cli import run_tool
+from tagclip.utils.cli import check_number, run_tool
 from tagclip.utils.files import temporary_folder, write_atomic
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -149,9 +149,8 @@ def _check(args: argparse.Namespace) -> None:
 
     from tagclip.export.onnx import require_onnx
 
-    for name in ("runs", "threads"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name}: found {getattr(args, name)}, expected at least 1")
+    check_number("--runs", args.runs, 1, 10**6)
+    check_number("--threads", args.threads, 1, MOST_PROCESSES)
     if args.base and not Path(args.base, "tools", "demo.py").is_file():
         raise ConfigError(f"--base {args.base}: found no tools/demo.py, expected a checkout")
     if "int8" in args.part:

@@ -27,12 +27,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagclip.errors import ConfigError, NotInstalledError
+from tagclip.errors import NotInstalledError
 from tagclip.tools import demo
-from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.cli import check_number, check_output, run_tool
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import counted
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from tagclip.bulk.worker import BulkOptions
 
 logger = logging.getLogger("tagclip.bulk")
+
+# Upper bounds of options, 16 TiB for the images that wait.
+_MOST = {"processes": MOST_PROCESSES, "shard_size": 10**9, "memory": 2**24}
 
 
 def make_parser() -> ToolParser:
@@ -94,10 +97,9 @@ def main(args: argparse.Namespace) -> int:
     from tagclip.utils.run_lock import RunLock
 
     setup_logger(name="tagclip")
-    for option in ("processes", "shard_size", "memory"):
-        if (value := getattr(args, option)) is not None and value < 1:
-            name = option.replace("_", "-")
-            raise ConfigError(f"--{name}: found {value}, expected at least 1")
+    for option, most in _MOST.items():
+        if (value := getattr(args, option)) is not None:
+            check_number(f"--{option.replace('_', '-')}", value, 1, most)
     if args.format == "parquet":
         require_pyarrow()
     run_engine = _engine(args)

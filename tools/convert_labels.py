@@ -31,7 +31,7 @@ from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import remove_leftovers, write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import did_you_mean, format_csv, json_text, listed, one_line
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 if TYPE_CHECKING:
     from tagclip.data.class_tables import ClassTable
@@ -82,7 +82,9 @@ def make_parser() -> ToolParser:
         "--ids", metavar="FILE", type=Path, help="csv value,id: what the values in masks become"
     )
     parser.add_argument(
-        "--threshold", type=int, help="masks of two values: this and brighter is the second class"
+        "--threshold",
+        type=NumberIn(int, 1, 65535),
+        help="masks of two values: this and brighter is the second class",
     )
     parser.add_argument(
         "--unknown",
@@ -99,7 +101,10 @@ def make_parser() -> ToolParser:
     parser.add_argument("--scan", action="store_true", help="print what occurs in the masks as csv")
     parser.add_argument("--overwrite", action="store_true", help="write over other label files")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes"
+        "--workers",
+        type=NumberIn(int, 0, MOST_PROCESSES),
+        default=min(8, os.cpu_count() or 1),
+        help="processes",
     )
     return parser
 
@@ -110,8 +115,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if bool(parsed.output) == parsed.scan:
         parser.error("expected either --output or --scan")
-    if parsed.workers < 0:
-        parser.error("--workers: expected 0 or more")
     if parsed.classes and parsed.dataset:
         parser.error("expected --classes or --dataset, not both")
     for option in (

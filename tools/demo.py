@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.utils.cli import check_output, check_processes, run_tool
-from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
+from tagclip.utils.cli import check_number, check_output, check_processes, run_tool
+from tagclip.utils.tool_parser import MOST_PROCESSES, ToolParser, add_vocabulary_options
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def main(args: argparse.Namespace) -> int:
 
     setup_logger(name="tagclip")
     check_processes(args.num_gpus)
-    if args.processes < 1 or args.panel_size < 1:
-        raise ConfigError("--workers, --panel-size: expected at least 1")
+    check_number("--workers", args.processes, 1, MOST_PROCESSES)
+    check_number("--panel-size", args.panel_size, 1, 10000)
     videos = (
         [] if args.webcam else [path for path in args.input if args.video_input or is_video(path)]
     )

@@ -28,7 +28,7 @@ from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import counted, did_you_mean, format_csv
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -56,9 +56,20 @@ def make_parser() -> ToolParser:
         "(default: order of the input)",
     )  # fmt: skip
     add("--class", dest="name", metavar="NAME", help="only images with this class")
-    add("--above", type=float, default=0.0, metavar="SHARE", help="on more of the image, 0 to 1")
+    add(
+        "--above",
+        type=NumberIn(float, 0, 1),
+        default=0.0,
+        metavar="SHARE",
+        help="on more of the image, 0 to 1",
+    )
     add("--errors", action="store_true", help="only images that were not read, and why")
-    add("--limit", type=int, metavar="N", help=f"images (default: all; printed are {_SHOWN})")
+    add(
+        "--limit",
+        type=NumberIn(int, 1, 10**9),
+        metavar="N",
+        help=f"images (default: all; printed are {_SHOWN})",
+    )
     add("--csv", type=Path, metavar="FILE", help="write the list")
     add("--labels-to", type=Path, metavar="FOLDER", help="write label maps, as index PNGs")
     add("--figure", type=Path, metavar="FILE", help="draw what the orders find, as PNG")
@@ -66,7 +77,7 @@ def make_parser() -> ToolParser:
     parser.add_config_file(use="with --figure: whose dataset and split it is")
     add("--split", default="", metavar="NAME", help="with --figure: says what is unseen")
     add(
-        "--truth-above", type=float, default=0.0, metavar="SHARE",
+        "--truth-above", type=NumberIn(float, 0, 1), default=0.0, metavar="SHARE",
         help="with --figure: look for images with more of unseen classes, 0 to 1",
     )  # fmt: skip
     return parser
@@ -76,10 +87,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser()
     parsed = parser.parse_args(args)
-    if not (0 <= parsed.above < 1 and 0 <= parsed.truth_above < 1):
-        parser.error("--above, --truth-above: expected a share from 0 to below 1, as 0.05")
-    if parsed.limit is not None and parsed.limit < 1:
-        parser.error("--limit: expected 1 or more")
+    if 1 in (parsed.above, parsed.truth_above):
+        parser.error("--above, --truth-above: found 1, expected a share below 1, as 0.05")
     if parsed.above and not parsed.name:
         parser.error("--above: expected --class NAME")
     if parsed.errors and (parsed.name or parsed.labels_to or parsed.sort):

@@ -30,7 +30,7 @@ from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import listed
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -100,10 +100,15 @@ def make_parser() -> ToolParser:
         "times",
     )
     parser.add_argument("--boundary", action="store_true", help="count boundary IoU as well")
-    parser.add_argument("--num", type=int, default=6, help="worst and best images")
+    parser.add_argument(
+        "--num", type=NumberIn(int, 1, 1000000), default=6, help="worst and best images"
+    )
     parser.add_argument("--output", type=Path, default=Path("output/score"), help="folder")
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes"
+        "--workers",
+        type=NumberIn(int, 0, MOST_PROCESSES),
+        default=min(8, os.cpu_count() or 1),
+        help="processes",
     )
     parser.add_config_keys()
     return parser
@@ -115,8 +120,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if not (parsed.dataset or parsed.config_file):
         parser.error("expected --dataset or --config-file")
-    if parsed.workers < 0 or parsed.num < 1:
-        parser.error("--workers: expected 0 or more, --num: 1 or more")
     return parsed
 
 

@@ -22,12 +22,12 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.projects import PROJECT_NAMES, import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 if TYPE_CHECKING:
     from tagclip.data.validation.findings import Finding
@@ -73,7 +73,10 @@ def make_parser() -> ToolParser:
         "--output", type=Path, default=Path("output/validate_dataset"), help="folder"
     )
     parser.add_argument(
-        "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes"
+        "--workers",
+        type=NumberIn(int, 0, MOST_PROCESSES),
+        default=min(8, os.cpu_count() or 1),
+        help="processes",
     )
     parser.add_config_keys()
     return parser
@@ -85,8 +88,6 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if bool(parsed.names) == bool(parsed.config_file):
         parser.error("expected either dataset names or --config-file")
-    if parsed.workers < 0:
-        parser.error("--workers: expected 0 or more")
     return parsed
 
 
@@ -142,6 +143,11 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
         protocol = Protocol(cfg)
         vocabularies = [protocol.dataset(name) for name in names]
         pairs = list(product(cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+    if not names:
+        raise ConfigError(
+            "DATASETS.TRAIN, DATASETS.TEST: found no dataset, expected one at least to validate; "
+            "name it there, or on the command line"
+        )
     targets = [find_target(name, v) for name, v in zip(names, vocabularies, strict=True)]
     return targets, pairs, cfg.INPUT.MAX_PIXELS
 

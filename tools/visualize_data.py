@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.run_lock import RunLock
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_config_file(required=True)
-    parser.add_argument("--num", type=int, default=8, help="samples")
-    parser.add_argument("--draws", type=int, default=3, help="of each image")
+    parser.add_argument("--num", type=NumberIn(int, 1, 1000000), default=8, help="samples")
+    parser.add_argument("--draws", type=NumberIn(int, 1, 1000), default=3, help="of each image")
     parser.add_argument("--output", type=Path, default=Path("output/visualize_data"), help="folder")
     parser.add_config_keys()
     return parser
@@ -52,11 +52,7 @@ def make_parser() -> ToolParser:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = make_parser()
-    parsed = parser.parse_args(args)
-    if parsed.num < 1 or parsed.draws < 1:
-        parser.error("--num, --draws: expected at least 1")
-    return parsed
+    return make_parser().parse_args(args)
 
 
 class Setup(NamedTuple):

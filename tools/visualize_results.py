@@ -24,7 +24,7 @@ from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.run_lock import RunLock
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -48,18 +48,16 @@ def make_parser() -> ToolParser:
     parser.add_argument(
         "--dataset", metavar="NAME", default="", help="only this one (default: all evaluated)"
     )
-    parser.add_argument("--num", type=int, default=6, help="worst and best images")
+    parser.add_argument(
+        "--num", type=NumberIn(int, 1, 1000000), default=6, help="worst and best images"
+    )
     parser.add_argument("--output", type=Path, help="folder (default: visualize_results in RUN)")
     return parser
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = make_parser()
-    parsed = parser.parse_args(args)
-    if parsed.num < 1:
-        parser.error("--num: expected at least 1")
-    return parsed
+    return make_parser().parse_args(args)
 
 
 def main(args: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from tagclip.utils.files import write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 # Split and seed of a run.
 RunKey = tuple[str, int]
@@ -38,10 +38,17 @@ def make_parser() -> ToolParser:
     parser.add_argument(
         "--subset", choices=("val", "test"), default="test", help="images to measure on"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="of each split")
-    parser.add_argument("--first-seed", type=int, default=0, help="the others follow it")
+    parser.add_argument("--seeds", type=NumberIn(int, 1, 1000), default=5, help="of each split")
     parser.add_argument(
-        "--workers", "--jobs", dest="jobs", type=int, default=2, help="processes, a run each"
+        "--first-seed", type=NumberIn(int, 0, 2**31), default=0, help="the others follow it"
+    )
+    parser.add_argument(
+        "--workers",
+        "--jobs",
+        dest="jobs",
+        type=NumberIn(int, 1, MOST_PROCESSES),
+        default=2,
+        help="processes, a run each",
     )
     parser.add_argument("--docs", action="store_true", help="put the table into the documents")
     parser.add_argument("--one", nargs=2, metavar=("SPLIT", "SEED"), help="one run only")

@@ -31,7 +31,7 @@ from tagclip.utils.parent import end_with_parent, ending_children, run_child
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
@@ -48,9 +48,14 @@ def make_parser() -> ToolParser:
     parser.add_argument(
         "--output", type=Path, default=Path("output/minibench_table"), help="folder"
     )
-    parser.add_argument("--seeds", type=int, default=5, help="of each run")
+    parser.add_argument("--seeds", type=NumberIn(int, 1, 1000), default=5, help="of each run")
     parser.add_argument(
-        "--workers", "--jobs", dest="jobs", type=int, default=2, help="processes, a run each"
+        "--workers",
+        "--jobs",
+        dest="jobs",
+        type=NumberIn(int, 1, MOST_PROCESSES),
+        default=2,
+        help="processes, a run each",
     )
     parser.add_argument(
         "--runs", nargs="+", default=[], metavar="RUN", help="these alone, as its logs call them"

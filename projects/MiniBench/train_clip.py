@@ -14,7 +14,7 @@ from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import NumberIn, ToolParser
 
 # torch is imported inside the functions: --help answers at once.
 
@@ -23,11 +23,19 @@ def make_parser() -> ToolParser:
     """Make the parser of the command line."""
     parser = ToolParser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the assets")
-    parser.add_argument("--steps", type=int, default=1600, help="of training")
-    parser.add_argument("--images", type=int, default=12000, help="drawn beforehand")
-    parser.add_argument("--batch", type=int, default=64, help="images of a step")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--steps", type=NumberIn(int, 1, 1000000), default=1600, help="of training")
+    parser.add_argument(
+        "--images", type=NumberIn(int, 1, 1000000), default=12000, help="drawn beforehand"
+    )
+    parser.add_argument(
+        "--batch", type=NumberIn(int, 2, 100000), default=64, help="images of a step"
+    )
+    parser.add_argument(
+        "--lr", type=NumberIn(float, 0, 10), default=2e-3, help="highest learning rate"
+    )
+    parser.add_argument(
+        "--seed", type=NumberIn(int, 0, 2**32 - 1), default=0, help="of everything random"
+    )
     return parser
 
 

@@ -17,7 +17,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.tools.demo import MINIBENCH
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import temporary_folder
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 
@@ -34,7 +34,7 @@ def make_parser() -> ToolParser:
     parser.add_weights("the model", default=WEIGHTS)
     add("--examples", metavar="FOLDER", help="images to try; MiniBench's models bring their own")
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
-    add("--port", type=int, default=7860, help="of the server")
+    add("--port", type=NumberIn(int, 1, 65535), default=7860, help="of the server")
     add(
         "--allow-host",
         action="append",
@@ -42,27 +42,37 @@ def make_parser() -> ToolParser:
         metavar="NAME",
         help="answer to this name, too, such as that of a proxy in front; may be given again",
     )
-    add("--max-upload-mb", type=int, default=20, metavar="MB", help="file size")
+    add("--max-upload-mb", type=NumberIn(int, 1, 10**6), default=20, metavar="MB", help="file size")
     add(
         "--max-uploads-mb",
-        type=int,
+        type=NumberIn(int, 1, 10**9),
         default=1000,
         metavar="MB",
         help=("all files that visitors have brought; a tenth of it for each address"),
     )
-    add("--max-words", type=int, default=200, help="per image, at most 250")
-    add("--max-windows", type=int, default=32, help="per image, that the model sees")
-    add("--max-seconds", type=int, default=60, help="per request, waiting included")
+    add("--max-words", type=NumberIn(int, 1, 250), default=200, help="per image")
+    add(
+        "--max-windows",
+        type=NumberIn(int, 1, 10**6),
+        default=32,
+        help="per image, that the model sees",
+    )
+    add(
+        "--max-seconds",
+        type=NumberIn(int, 1, 10**6),
+        default=60,
+        help="per request, waiting included",
+    )
     add(
         "--max-memory-mb",
-        type=int,
+        type=NumberIn(int, 1, 10**9),
         default=2048,
         metavar="MB",
         help=("of all requests at work; one may take half of it"),
     )
     add(
         "--max-kept-mb",
-        type=int,
+        type=NumberIn(int, 1, 10**9),
         default=512,
         metavar="MB",
         help=("of all images with their scores; one may take a quarter of it"),
@@ -93,15 +103,6 @@ def main(args: argparse.Namespace) -> None:
     if not Path(args.weights).is_file() and args.weights == WEIGHTS:
         raise CheckpointError(
             f"{WEIGHTS}: no such file; run tagclip minibench, or name a checkpoint with --weights"
-        )
-    for name in ("uploads_mb", "windows", "seconds", "memory_mb", "kept_mb"):
-        if (value := getattr(args, f"max_{name}")) < 1:
-            option = f"--max-{name.replace('_', '-')}"
-            raise ConfigError(f"{option}: found {value}, expected at least 1; give a larger one")
-    if not 1 <= args.max_words <= 250 or args.max_upload_mb < 1 or not 1 <= args.port <= 65535:
-        raise ConfigError(
-            f"--max-words, --max-upload-mb, --port: found {args.max_words}, {args.max_upload_mb}, "
-            f"{args.port}, expected 1 to 250, at least 1, 1 to 65535"
         )
     setup_logger(name="tagclip")
     predictor = TagCLIPPredictor.from_checkpoint(args.weights, [*OPTS, *args.opts])

@@ -19,7 +19,7 @@ from torch import nn
 
 from tagclip.checkpoint.pretrained_folder import is_of_folder
 from tagclip.checkpoint.reading import find_weights, read_checkpoint
-from tagclip.config.loading import build_config, resolve_paths
+from tagclip.config.loading import build_config, check_overrides, resolve_paths
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource, resolve_pixels
@@ -192,6 +192,7 @@ def checkpoint_config(path: str | Path, opts: Sequence[str] = ()) -> CfgNode:
             from CLIP's weights.
         ConfigError: a key is unknown (in `opts`, or to this version), or a value is wrong.
     """
+    check_overrides(opts)
     found = find_weights(path)
     path = path if Path(path) == found else found
     metadata = read_checkpoint(path).get("tagclip")

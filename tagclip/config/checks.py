@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, reduce
 from operator import getitem
 from typing import Any
@@ -62,10 +63,21 @@ def check_config(cfg: CfgNode) -> None:
     """Check every key of the table, and what several keys have to do with each other.
 
     Raises:
-        ConfigError: names a key, its value and what is expected.
+        ConfigError: names a key, its value and what is expected; or it is no config with these
+            keys.
     """
     keys = _all_keys()
+    if not isinstance(cfg, CfgNode):
+        raise ConfigError(
+            f"config: found {cfg!r:.80}, expected what tagclip.load_config returns; a checkpoint "
+            "is for TagCLIPPredictor.from_checkpoint"
+        )
     for key in keys.values():
+        if not _has(cfg, key.path):
+            raise ConfigError(
+                f"config: found no {key.name}, expected the keys of tagclip, too; make it with "
+                "tagclip.load_config, or add_tagclip_config"
+            )
         if not key.when or reduce(getitem, keys[key.when].path, cfg):
             key.check(reduce(getitem, key.path, cfg))
     solver = cfg.SOLVER
@@ -84,8 +96,16 @@ def check_config(cfg: CfgNode) -> None:
         raise ConfigError(
             f"TEST.EXPECTED_RESULTS: found {expected!r:.200} for {len(cfg.DATASETS.TEST)} datasets "
             "in DATASETS.TEST, expected lists of 'sem_seg', a metric, its value and what it may "
-            "differ by, for one dataset, such as [['sem_seg', 'mIoU', 54.8, 0.1]]"
+            "differ by (0 to 100 each), for one dataset, such as [['sem_seg', 'mIoU', 54.8, 0.1]]"
         )
+
+
+def _has(node: Any, path: Sequence[str]) -> bool:
+    for part in path:
+        if not isinstance(node, CfgNode) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _is_expectation(row: Any) -> bool:
@@ -95,7 +115,10 @@ def _is_expectation(row: Any) -> bool:
         and [type(item) for item in row[:2]] == [str, str]
         and row[0] == "sem_seg"
         and len(row) == 4
-        and all(isinstance(item, (int, float)) for item in row[2:])
+        and all(type(item) in (int, float) for item in row[2:])
+        # A difference from nan is never too large.
+        and 0 <= row[2] <= 100
+        and 0 <= row[3] <= 100
     )
 
 

@@ -16,8 +16,6 @@ __all__ = ["DETECTRON2", "Key"]
 
 # Default of a row whose key detectron2 has and whose value stays as it is there.
 DETECTRON2 = object()
-# Numbers beyond are no count or size of anything and overflow in what is built of them.
-_MOST = {int: 2**31 - 1, float: 1e9}
 _NOUNS = {
     bool: ("True or False", "truth values"),
     int: ("a whole number", "whole numbers"),
@@ -39,8 +37,10 @@ class Key:
         kind: type of the value, such as ``float``, ``list[str]`` or ``float | None``; without one
             that of the default. A whole number is a float, too, and a tuple a list.
         choices: the only values.
-        low, high: inclusive bounds of numbers, which are never beyond `_MOST` unless these say so.
-        above, below: exclusive bounds.
+        low, high: inclusive bounds of numbers.
+        above, below: exclusive bounds. A number has one on either side: a count or size without
+            limit overflows in what is built of it.
+        also: a number beside those, which switches off what the key limits.
         letters: a text consists of these, one at least.
         length: number of items of a list, or two as "0 or 3"; "some" is at least one, None any.
         ascending: whether no item may be lower than the one before.
@@ -56,6 +56,7 @@ class Key:
     high: float | None = None
     above: float | None = None
     below: float | None = None
+    also: float | None = None
     letters: str = ""
     length: int | str | None = None
     ascending: bool = False
@@ -76,9 +77,6 @@ class Key:
         if self._accepts(value):
             return
         hint = did_you_mean(value, map(str, self.choices)) if isinstance(value, str) else ""
-        most = _MOST.get(self._kinds[0], math.inf)
-        if isinstance(value, (int, float)) and most < value < math.inf and self.high is None:
-            hint = f", {most:.10g} at most"
         raise ConfigError(f"{self.name}: found {value!r:.200}, expected {self.expected}{hint}")
 
     @cached_property
@@ -101,6 +99,7 @@ class Key:
         if items:
             count = {None: "", "some": "one or more "}.get(self.length, f"{self.length} ")
             return f"a list of {count}{several}{', ascending' * self.ascending}"
+        one = one if self.also is None else f"{self.also}, or {one}"
         return f"{one} of the letters {' and '.join(self.letters)}" if self.letters else one
 
     def _bounds(self) -> list[str]:
@@ -124,7 +123,8 @@ class Key:
 
     def _accepts(self, value: Any) -> bool:
         if self.choices:
-            return value in self.choices
+            # 0 and 1 equal truth values.
+            return any(type(value) is type(c) and value == c for c in self.choices)
         return any(self._is_a(kind, value) for kind in self._kinds)
 
     def _is_a(self, kind: Any, value: Any) -> bool:
@@ -132,8 +132,8 @@ class Key:
             return isinstance(value, (list, tuple)) and self._is_list_of(kind.__args__[0], value)
         if isinstance(value, bool):
             return kind is bool
-        if kind in _MOST:
-            return isinstance(value, (int, kind)) and self._is_inside(value, _MOST[kind])
+        if kind in (int, float):
+            return isinstance(value, (int, kind)) and self._is_inside(value)
         if not self.letters:
             return isinstance(value, kind)
         return isinstance(value, kind) and set() < set(value) <= set(self.letters)
@@ -147,11 +147,12 @@ class Key:
             and (not self.ascending or list(values) == sorted(values))
         )
 
-    def _is_inside(self, number: float, most: float) -> bool:
+    def _is_inside(self, number: float) -> bool:
         # Not a number is inside of nothing.
-        return (
-            -most <= number <= (most if self.high is None else self.high)
+        return number == self.also or (
+            -math.inf < number < math.inf
             and (self.low is None or number >= self.low)
+            and (self.high is None or number <= self.high)
             and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
         )

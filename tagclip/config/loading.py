@@ -22,7 +22,14 @@ from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, one_line
 from tagclip.utils.untrusted import load_yaml
 
-__all__ = ["advice_if_relative", "build_config", "find_config", "load_config", "resolve_paths"]
+__all__ = [
+    "advice_if_relative",
+    "build_config",
+    "check_overrides",
+    "find_config",
+    "load_config",
+    "resolve_paths",
+]
 
 # A user means a folder relative to where the command is run, as everywhere in detectron2.
 _CWD_RELATIVE = ("OUTPUT_DIR",)
@@ -105,6 +112,7 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     cfg = get_cfg()
     add_tagclip_config(cfg)
     defaults = dict(_items(cfg))
+    check_overrides(opts)
     if len(opts) % 2:
         words = " ".join(map(str, opts))
         raise ConfigError(
@@ -123,6 +131,19 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(expand_path, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
     check_config(cfg)
     return cfg
+
+
+def check_overrides(opts: Any) -> None:
+    """Refuse overrides that are no list of keys and values.
+
+    Raises:
+        ConfigError: they are something else.
+    """
+    if not isinstance(opts, (list, tuple)) or not all(isinstance(key, str) for key in opts[::2]):
+        raise ConfigError(
+            f"command line: found {opts!r:.80} as overrides, expected a list of keys and values, "
+            "such as ['SEED', 1]"
+        )
 
 
 def _merge(cfg: CN, key: str, value: Any, source: str | Path) -> None:

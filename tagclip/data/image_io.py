@@ -295,6 +295,8 @@ def image_pixels(
 
 
 def _check_pixels(width: int, height: int, name: str | Path, max_pixels: int) -> None:
+    if not width * height:
+        raise DatasetError(f"{name}: image has {width}x{height} pixels, expected one at least")
     if max_pixels and width * height > max_pixels:
         raise DatasetError(
             f"{name}: image has {width}x{height} pixels, INPUT.MAX_PIXELS allows "

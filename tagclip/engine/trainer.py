@@ -129,10 +129,8 @@ class ZeroShotTrainer(DefaultTrainer):
             check_registered(cfg)
             amp = cfg.SOLVER.AMP
             check_training_precision(train and amp.ENABLED, amp.DTYPE, cfg.MODEL.DEVICE)
-            if not train and not cfg.DATASETS.TEST:
-                raise ConfigError(
-                    "DATASETS.TEST: found no dataset, expected one at least to evaluate"
-                )
+            if not train:
+                _check_tested(cfg)
             read_result_rows(_results_table(cfg))
             for name in cfg.DATASETS.TEST:
                 _check_evaluator_type(name)
@@ -156,7 +154,10 @@ class ZeroShotTrainer(DefaultTrainer):
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""
         first = [hook for hook in (self._trusty_training, self._trusty_fitting) if hook]
-        return [*first, *interruptible(super().build_hooks(), self.checkpointer)]
+        hooks = super().build_hooks()
+        if not self.cfg.DATASETS.TEST:
+            hooks = [hook for hook in hooks if not isinstance(hook, EvalHook)]
+        return [*first, *interruptible(hooks, self.checkpointer)]
 
     def build_writers(self) -> list[EventWriter]:
         """detectron2's writers of the training curve, whose json is valid."""
@@ -298,8 +299,10 @@ class ZeroShotTrainer(DefaultTrainer):
         """Evaluate as detectron2 does; classes count as seen if their masks trained the model.
 
         Raises:
+            ConfigError: DATASETS.TEST names no dataset: nothing would be evaluated.
             ProtocolError: masks of unseen classes have trained the model.
         """
+        _check_tested(cfg)
         provenance = model_provenance(model)
         Claim(Protocol(cfg), provenance).check(cfg.MODEL.WEIGHTS)
         if evaluators is None:
@@ -338,6 +341,11 @@ def _check_seed(cfg: CfgNode) -> None:
             f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1; a seed that training draws is in "
             "config.yaml of its OUTPUT_DIR: give that file, or SEED NUMBER"
         )
+
+
+def _check_tested(cfg: CfgNode) -> None:
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST: found no dataset, expected one at least to evaluate")
 
 
 def _results_table(cfg: CfgNode) -> Path:

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from tagclip.config.checks import check_value
 from tagclip.modeling.batching import stack_novel_masks
 from tagclip.modeling.inference.gate import Gate, trusty_probability
 from tagclip.modeling.losses.seg_loss import SegTargets
@@ -42,6 +43,9 @@ class SelfTraining:
         gate: makes the scores that are compared; ``unlabeled`` only.
         trusty_target: what the trusty token is trained on, see `trusty_probability`.
         workspace_mib: memory for full-resolution planes; never changes the result.
+
+    Raises:
+        ConfigError: ``region`` is unknown, or ``threshold`` no number from 0 to 1.
     """
 
     region: str
@@ -49,6 +53,10 @@ class SelfTraining:
     gate: Gate
     trusty_target: str
     workspace_mib: float
+
+    def __post_init__(self) -> None:
+        check_value("MODEL.TAGCLIP.SELF_TRAINING.REGION", self.region)
+        check_value("MODEL.TAGCLIP.SELF_TRAINING.THRESHOLD", self.threshold)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> SelfTraining | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +59,7 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         where = f"vocabulary {self.name!r}"
-        object.__setattr__(self, "classes", tuple(self.classes))
+        self._take_lists(where)
         if not self.classes:
             raise VocabularyError(f"{where}: the class list is empty; name at least one class")
         refuse_duplicates(self.names, f"{where}: class names")
@@ -85,13 +87,26 @@ class Vocabulary:
             )
         self._check_colors(where)
         if self.seen is not None:
-            flags = tuple(self.seen)
+            flags = _as_tuple(self.seen, f"{where}: seen: ", "truth values, one per class")
             if len(flags) != len(self) or not all(isinstance(f, (bool, np.bool_)) for f in flags):
                 raise VocabularyError(
                     f"{where}: found seen {flags!r}, expected {len(self)} truth values, one per "
                     "class"
                 )
             object.__setattr__(self, "seen", tuple(map(bool, flags)))
+
+    def _take_lists(self, where: str) -> None:
+        """Make tuples of the fields that are lists."""
+        for name in ("more_ignored", "ignore_colors"):
+            value = _as_tuple(getattr(self, name), f"{where}: {name}: ", "a list")
+            object.__setattr__(self, name, value)
+        expected = "a list of ClassEntry (Vocabulary.from_names takes names)"
+        object.__setattr__(
+            self, "classes", _as_tuple(self.classes, f"{where}: classes: ", expected)
+        )
+        for entry in self.classes:
+            if not isinstance(entry, ClassEntry):
+                raise VocabularyError(f"{where}: classes: found {entry!r:.80}, expected {expected}")
 
     def _check_colors(self, where: str) -> None:
         if self.labels not in ("", "ids", "colors"):
@@ -128,6 +143,8 @@ class Vocabulary:
         """
         if isinstance(names, str):
             raise VocabularyError(f"class names are one text, {names!r}; expected a list of names")
+        # A set has no order, but an index means a class.
+        names = _as_tuple(names, "class names: ", "a list of names", (Set,))
         entries = tuple(ClassEntry(index, text) for index, text in enumerate(names))
         vocabulary = cls(name, entries, ignore_label=255 if len(entries) <= 255 else MAX_LABEL)
         return vocabulary if seen is None else vocabulary.with_seen(seen)
@@ -144,6 +161,11 @@ class Vocabulary:
         Raises:
             VocabularyError: the file is missing or inconsistent, or has no such split.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise VocabularyError(
+                f"vocabulary json: found {path!r:.80}, expected its path; a list of names is for "
+                "Vocabulary.from_names"
+            )
         path = expand_path(path)
         return cls.from_text(read_vocabulary_text(path), split, path)
 
@@ -176,7 +198,7 @@ class Vocabulary:
 
         names = DatasetCatalog.list()
         paths = {name: MetadataCatalog.get(name).get("vocabulary") for name in names}
-        if paths.get(dataset_name) is None:
+        if not isinstance(dataset_name, str) or paths.get(dataset_name) is None:
             found = "registered without a vocabulary"
             if dataset_name not in names:
                 useful = (name for name, path in paths.items() if path)
@@ -290,7 +312,8 @@ class Vocabulary:
         Raises:
             VocabularyError: the number of flags is wrong, or a name is unknown.
         """
-        flags = [seen] if isinstance(seen, str) else list(seen)
+        where, expected = f"vocabulary {self.name!r}: seen: ", "truth values, or names of classes"
+        flags = [seen] if isinstance(seen, str) else list(_as_tuple(seen, where, expected))
         if not flags or not all(isinstance(flag, (bool, np.bool_)) for flag in flags):
             flags = name_flags(list(map(str, flags)), self.names, f"vocabulary {self.name!r}: seen")
         return self._partitioned(flags)
@@ -341,3 +364,17 @@ class Vocabulary:
         for entry in self.classes:
             lut[list(entry.ids)] = indices.get(name_key(entry.name), target.ignore_index)
         return lut
+
+
+def _as_tuple(
+    items: Any, where: str, expected: str, refused: tuple[type, ...] = ()
+) -> tuple[Any, ...]:
+    """Items of a list, a generator or an array; of a text they would be letters."""
+    try:
+        iter(items)
+        is_list = not isinstance(items, (str, bytes, *refused))
+    except TypeError:
+        is_list = False
+    if not is_list:
+        raise VocabularyError(f"{where}found {items!r:.80}, expected {expected}")
+    return tuple(items)

@@ -44,8 +44,11 @@ def expand_path(path: str | Path) -> str:
         path: from a config, a command line or a caller.
 
     Raises:
-        ConfigError: there is no such user or variable, and no file that is really called so.
+        ConfigError: there is no such user or variable, and no file that is really called so; or
+            it is no path.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(f"path: found {path!r:.80}, expected a text or a pathlib.Path")
     expanded = os.path.expandvars(os.path.expanduser(path))
     unknown = _UNKNOWN.search(expanded)
     if unknown and not os.path.lexists(expanded):

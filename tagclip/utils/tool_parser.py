@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIG_ROOTS", "ToolParser", "add_vocabulary_options"]
+__all__ = ["CONFIG_ROOTS", "MOST_PROCESSES", "NumberIn", "ToolParser", "add_vocabulary_options"]
 
 # First parts of the names of all config keys, detectron2's as well.
 CONFIG_ROOTS = (
@@ -17,15 +19,45 @@ CONFIG_ROOTS = (
     *("INPUT", "MODEL", "OUTPUT_DIR", "PROJECTS", "SEED", "SOLVER", "TEST", "VERSION"),
     "VIS_PERIOD",
 )
+# More of them than any machine has use for are a slip of the hand that takes all of its memory.
+MOST_PROCESSES = 1024
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
 _KEY = re.compile(rf"({'|'.join(CONFIG_ROOTS)})(\.[A-Z0-9_]+)*")
+
+
+@dataclass(frozen=True)
+class NumberIn:
+    """``type`` of an option whose value is a number from ``low`` to ``high``.
+
+    Attributes:
+        kind: int or float.
+        low, high: inclusive bounds.
+    """
+
+    kind: type
+    low: float
+    high: float
+
+    def __call__(self, text: str) -> float:
+        """Read it; argparse makes a usage error of what is no such number."""
+        try:
+            number = self.kind(text)
+        except ValueError:
+            number = math.nan
+        if self.low <= number <= self.high:
+            return number
+        noun = "a whole number" if self.kind is int else "a number"
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.40}, expected {noun} from {self.low} to {self.high}"
+        )
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """The description stands as it is; kinds of values and defaults are said in one way."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return _METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
+        kind = getattr(action.type, "kind", action.type)
+        return _METAVARS.get(kind) or super()._get_default_metavar_for_optional(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         is_told = "default" in (action.help or "default") or isinstance(action.default, bool)

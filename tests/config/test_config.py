@@ -66,7 +66,7 @@ def test_dumped_config_loads_again(tmp_path: Path) -> None:
         ("SOLVER.LR: 1\n", r"unknown config key SOLVER\.LR; did you mean SOLVER\."),
         ("DATASETS: {TRAIN: a}\n", r"DATASETS\.TRAIN: found 'a', expected a list of texts"),
         ("OUTPUT_DIR: 12\n", r"OUTPUT_DIR: found 12, expected a text"),
-        ("VERSION: x\n", r"VERSION: found 'x', expected a whole number"),
+        ("VERSION: x\n", r"VERSION: found 'x', expected 2"),
         ("MODEL: {RPN: {NMS_THRESH: x}}\n", r"RPN\.NMS_THRESH: found 'x', expected a number"),
         ("- 1\n- 2\n", r"found a list, expected keys and values"),
         ("a: [1\n", r"not a plain yaml file"),

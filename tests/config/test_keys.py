@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 from functools import partial
+from importlib import resources
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import detectron2
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from helpers.tiny_run import changed, write_run_config, write_tiny_dataset
 from hypothesis import example, given, settings
@@ -102,6 +104,8 @@ def test_every_key_has_a_reader(key: Key, repository: Path) -> None:
     section, _, name = key.name.rpartition(".")
     # A section may be bound to a variable first, so the parent's name must stand in the file.
     parent = section.rpartition(".")[2]
+    # detectron2 asks for some by a literal.
+    used = rf"\.{name}\b" if parent else rf"(\.{name}\b|\"{name}\")"
     files = [*repository.glob("tagclip/**/*.py"), *repository.glob("tools/*.py")]
     files = [path for path in files if path.parent.name != "config"]
     files.append(repository / "tagclip" / "config" / "loading.py")
@@ -111,7 +115,7 @@ def test_every_key_has_a_reader(key: Key, repository: Path) -> None:
         files += [path for part in parts for path in part.rglob("*.py")]
     for path in files:
         text = path.read_text()
-        if re.search(rf"\.{name}\b", text) and (not parent or re.search(rf"\.{parent}\b", text)):
+        if re.search(used, text) and (not parent or re.search(rf"\.{parent}\b", text)):
             return
     pytest.fail(f"no code reads {key.name}")
 
@@ -134,10 +138,9 @@ def test_docs_are_in_step_with_the_table(repository: Path) -> None:
         ("MODEL.TAGCLIP.TEST.GATE", "bth",
          "found 'bth', expected 'none' or 'seen' or 'unseen' or 'both'; did you mean both?"),
         ("SOLVER.BASE_LR", -1.0, "found -1.0, expected a number from 0 to 1000"),
-        ("SOLVER.MIN_LR", math.nan, "found nan, expected a number of at least 0"),
-        ("SOLVER.MIN_LR", "1", "found '1', expected a number of at least 0"),
-        ("SOLVER.MIN_LR", 1e308,
-         "found 1e+308, expected a number of at least 0, 1000000000 at most"),
+        ("SOLVER.MIN_LR", math.nan, "found nan, expected a number from 0 to 1000"),
+        ("SOLVER.MIN_LR", "1", "found '1', expected a number from 0 to 1000"),
+        ("SOLVER.MIN_LR", 1e308, "found 1e+308, expected a number from 0 to 1000"),
         ("MODEL.TAGCLIP.TEST.SEEN_BIAS", math.nan,
          "found nan, expected a number from -100 to 100"),
         ("MODEL.TAGCLIP.TEST.SEEN_BIAS", -math.inf,
@@ -145,23 +148,27 @@ def test_docs_are_in_step_with_the_table(repository: Path) -> None:
         ("TEST.PRECISE_BN.ENABLED", True, "found True, expected False"),
         ("SEED", 2**32, "found 4294967296, expected a whole number from -1 to 4294967295"),
         ("SOLVER.MAX_ITER", 2**31,
-         "found 2147483648, expected a whole number of at least 1, 2147483647 at most"),
-        ("SOLVER.MAX_ITER", 1.0, "found 1.0, expected a whole number of at least 1"),
-        ("SOLVER.MAX_ITER", True, "found True, expected a whole number of at least 1"),
+         "found 2147483648, expected a whole number from 1 to 2147483647"),
+        ("SOLVER.MAX_ITER", 1.0, "found 1.0, expected a whole number from 1 to 2147483647"),
+        ("SOLVER.MAX_ITER", True, "found True, expected a whole number from 1 to 2147483647"),
         ("INPUT.COLOR_AUG_SSD", 1, "found 1, expected True or False"),
         ("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", 0.0,
          "found 0.0, expected a number above 0 and at most 1"),
         ("INPUT.SCALE_RANGE", [2.0, 1.0],
-         "found [2.0, 1.0], expected a list of 2 numbers above 0 and at most 1000, ascending"),
+         "found [2.0, 1.0], expected a list of 2 numbers from 0.01 to 10, ascending"),
         ("SOLVER.ADAM_BETAS", [0.9, 1.0],
          "found [0.9, 1.0], expected a list of 2 numbers of at least 0 and below 1"),
         ("INPUT.MIN_SIZE_TRAIN", (),
-         "found (), expected a list of one or more whole numbers from 1 to 1000000"),
+         "found (), expected a list of one or more whole numbers from 14 to 1000000"),
         ("MODEL.TAGCLIP.LAYERS", "abn", "found 'abn', expected a text of the letters a and n"),
         ("MODEL.CLIP.TEMPLATES", 3, "found 3, expected a text or a list of one or more texts"),
         ("SOLVER.WEIGHT_DECAY_BIAS", -1.0,
-         "found -1.0, expected a number of at least 0 or null"),
+         "found -1.0, expected a number from 0 to 1000 or null"),
         ("DATASETS.TRAIN", ("a", 1), "found ('a', 1), expected a list of texts"),
+        ("INPUT.MAX_SIZE_TEST", 1, "found 1, expected 0, or a whole number from 14 to 1000000"),
+        ("INPUT.MIN_SIZE_TEST", -1, "found -1, expected 0, or a whole number from 14 to 1000000"),
+        ("SOLVER.MOMENTUM", 1.0, "found 1.0, expected a number of at least 0 and below 1"),
+        ("TEST.PRECISE_BN.ENABLED", 0, "found 0, expected False"),
     ],
 )  # fmt: skip
 def test_a_message_says_what_was_found_and_is_expected(name: str, value: Any, message: str) -> None:
@@ -183,10 +190,99 @@ def test_a_message_says_what_was_found_and_is_expected(name: str, value: Any, me
         ("INPUT.SCALE_RANGE", [1.0, 1.0]),
         ("SEED", 2**32 - 1),
         ("INPUT.MAX_PIXELS", 10**12),
+        ("INPUT.MAX_SIZE_TEST", 0),
+        ("INPUT.MAX_SIZE_TEST", 14),
     ],
 )
 def test_what_makes_sense_is_accepted(name: str, value: Any) -> None:
     check_config(set_value(load_config(), name, value))
+
+
+# What the key itself says, beside the type of its default.
+ROWS = {
+    name: row
+    for rows in yaml.safe_load(
+        (resources.files("tagclip.config") / "keys.yaml").read_text()
+    ).values()
+    for name, row in rows.items()
+}
+
+
+def numbers(name: str) -> bool:
+    """Whether a key is a number or a list of numbers."""
+    row = ROWS[name]
+    default = row.get("default", "")
+    kind = row.get("kind") or type((default or [""])[0] if isinstance(default, list) else default)
+    return "choices" not in row and bool(re.search("int|float", str(kind)))
+
+
+def switched_on(name: str) -> CfgNode:
+    """A config in which the value of a key is looked at."""
+    cfg = load_config("", ["INPUT.CROP.TYPE", "absolute"])
+    return set_value(cfg, ROWS[name]["when"], True) if "when" in ROWS[name] else cfg
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_number_has_a_range_and_nothing_beyond_is_accepted(name: str, repository: Path) -> None:
+    row, cfg = ROWS[name], switched_on(name)
+    if not numbers(name):
+        assert not {"low", "high", "above", "below", "also"} & set(row)
+        return
+    assert len({"low", "above"} & set(row)) == len({"high", "below"} & set(row)) == 1
+    is_whole = "int" in str(row.get("kind", "")) or isinstance(row.get("default"), int)
+    step = 1 if is_whole else 1e-3 * abs(row.get("low") or row.get("high") or 1)
+    outside = [math.nan, math.inf, -math.inf, 10**400, -(10**400), None, True, "1", "", {}, [[]]]
+    inside = [row["also"]] if "also" in row else []
+    for bound, sign in (("low", -1), ("high", 1)):
+        if bound in row:
+            inside.append(row[bound])
+            outside.append(row[bound] + sign * step)
+    outside += [row[bound] for bound in ("above", "below") if bound in row]
+    if "null" in row.get("kind", ""):
+        outside.remove(None)
+    # A word that the table has of its own is no number beside its range.
+    outside = [value for value in outside if type(value) in (str, dict) or value not in inside]
+    is_list = "list" in str(row.get("kind", "")) or isinstance(row.get("default"), list)
+    length = row.get("length", 1) if is_list else 0
+    length = 1 if length == "some" else int(str(length).split(" or ")[-1])
+
+    def of(value: Any) -> Any:
+        return [value] * length if is_list else value
+
+    for value in inside:
+        check_value(name, of(value))
+    bounds = [
+        str(row[bound]) for bound in ("low", "high", "above", "below", "also") if bound in row
+    ]
+    for value in map(of, outside):
+        with pytest.raises(ConfigError) as caught:
+            check_config(set_value(cfg, name, value))
+        found, _, expected = str(caught.value).partition(", expected ")
+        assert found == f"{name}: found {value!r:.200}"
+        assert all(bound in expected for bound in bounds)
+
+
+# Wrong for every key but those that are named.
+WRONG = [
+    (math.nan, ()),
+    (math.inf, ()),
+    (-1, ("SEED", "TAGCLIP.TEST.SEEN_BIAS", "TAGCLIP.TEST.GATE_SCALE")),
+    (None, ("WEIGHT_DECAY_BIAS",)),
+    (10**10, ("MAX_PIXELS",)),
+    ({}, ()),
+    ([None], ("FOLDER_DATASETS", "DATASETS.VOCABULARIES", "EXPECTED_RESULTS")),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_key_takes_what_is_of_no_type_or_size(name: str) -> None:
+    cfg = switched_on(name)
+    for value, takers in WRONG:
+        if name.endswith(takers) and takers:
+            continue
+        with pytest.raises(ConfigError) as caught:
+            check_config(set_value(cfg, name, value))
+        assert str(caught.value).startswith(f"{name}: found {value!r}, expected "), name
 
 
 def test_a_switch_that_is_off_hides_its_keys() -> None:
@@ -208,6 +304,12 @@ def test_a_switch_that_is_off_hides_its_keys() -> None:
          r"EXPECTED_RESULTS: found .* for 0 datasets in DATASETS\.TEST, expected lists of"),
         (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0]], "DATASETS.TEST", ("a",)),
          r"EXPECTED_RESULTS: found .* for 1 datasets in DATASETS\.TEST, expected lists of"),
+        *(
+            (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", *row]], "DATASETS.TEST", ("a",)),
+             r"EXPECTED_RESULTS: found .*, expected lists of .* \(0 to 100 each\)")
+            for row in ([math.nan, 1.0], [50.0, math.nan], [50.0, -1.0], [50.0, math.inf],
+                        [True, True], [101.0, 1.0], [-1, 0], [10**400, 1], [None, 1], ["50", 1])
+        ),
         (("MODEL.DEVICE", "gpu"), r"MODEL\.DEVICE: found 'gpu', expected cuda or cpu"),
         (("MODEL.DEVICE", "cuda:999999999999999999999"), r"MODEL\.DEVICE: found 'cuda:9*', exp"),
     ],

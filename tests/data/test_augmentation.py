@@ -206,15 +206,15 @@ def test_crop_reaches_every_place() -> None:
     assert {(t.y0, t.x0) for t in transforms} == {(y, x) for y in range(3) for x in range(2)}
 
 
-@pytest.mark.parametrize("size", [(5, 9), (40, 9), (5, 40), (12, 12)])
+@pytest.mark.parametrize("size", [(15, 27), (80, 27), (15, 80), (36, 36)])
 def test_sides_shorter_than_the_crop_stay_whole(size: tuple[int, int]) -> None:
-    cfg = toy_config("INPUT.CROP.SIZE", (12, 12), "INPUT.SCALE_RANGE", [1.0, 1.0])
+    cfg = toy_config("INPUT.CROP.SIZE", (36, 36), "INPUT.SCALE_RANGE", [1.0, 1.0])
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (min(size),), 0
     aug_input = AugInput(
         np.zeros((*size, 3), dtype=np.uint8), sem_seg=np.zeros(size, dtype=np.uint8)
     )
     AugmentationList(build_train_augmentations(cfg, 255))(aug_input)
-    expected = tuple(min(side, 12) for side in size)
+    expected = tuple(min(side, 36) for side in size)
     assert aug_input.image.shape == (*expected, 3)
     assert aug_input.sem_seg.shape == expected
 

@@ -116,7 +116,7 @@ def test_reduced_jpegs_have_the_same_sizes(tiny_cfg: CfgNode, sizes: tuple, tmp_
         ("TEST.AUG.MIN_SIZES", (48, 0), r"TEST\.AUG\.MIN_SIZES: found \(48, 0\), expected"),
         ("TEST.AUG.MIN_SIZES", ("48",), r"TEST\.AUG\.MIN_SIZES: found \('48',\), expected"),
         ("TEST.AUG.MIN_SIZES", (0.5,), r"TEST\.AUG\.MIN_SIZES: found \(0\.5,\), expected"),
-        ("TEST.AUG.MAX_SIZE", -1, r"TEST\.AUG\.MAX_SIZE: found -1, expected .* from 0"),
+        ("TEST.AUG.MAX_SIZE", -1, r"TEST\.AUG\.MAX_SIZE: found -1, expected 0, or .* from 14"),
         ("INPUT.RESIZE", "nearest", r"INPUT\.RESIZE: found 'nearest'"),
     ],
 )

@@ -121,6 +121,11 @@ def _read_json(path: Path, text: str = "") -> dict[str, Any]:
     try:
         config = load_json(text or path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if text:
+            raise ConfigError(
+                f"MODEL.CLIP.JSON: found {text!r:.60}, no json ({error}), expected the content of "
+                'an open_clip model json, or "" to read that of MODEL.CLIP.NAME'
+            ) from error
         raise ConfigError(
             f"MODEL.CLIP.NAME: cannot read the model json {path} ({error}); check the path"
             f"{advice_if_relative(str(path))}"
@@ -129,8 +134,8 @@ def _read_json(path: Path, text: str = "") -> dict[str, Any]:
     wrong = next(_wrong_values(config), "")
     if wrong:
         raise ConfigError(
-            f"{path}: found {wrong}, as open_clip model jsons hold; compare with "
-            "open_clip/model_configs"
+            f"{'MODEL.CLIP.JSON' if text else path}: found {wrong}, as open_clip model jsons hold; "
+            "compare with open_clip/model_configs"
         )
     return config
 

@@ -81,10 +81,10 @@ class InferenceSettings:
         )
 
     def __post_init__(self) -> None:
-        check_value("MODEL.TAGCLIP.TEST.MODE", self.mode)
-        check_value("MODEL.TAGCLIP.TEST.OUTPUT", self.output)
-        check_value("MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", self.background_threshold)
-        check_value("MODEL.TAGCLIP.TEST.BACKGROUND", self.background)
+        for name in ("MODE", "OUTPUT", "WINDOW_BATCH", "BACKGROUND_THRESHOLD", "BACKGROUND"):
+            check_value(f"MODEL.TAGCLIP.TEST.{name}", getattr(self, name.lower()))
+        if self.mode == "slide":
+            check_value("MODEL.TAGCLIP.TEST.WINDOW", self.window)
         for name, value, is_on, off in (
             (
                 "BACKGROUND_THRESHOLD",
@@ -164,7 +164,11 @@ class ScoreFusion:
             (H, W) half; ``trusty`` (H, W) half unless there is no token. With ``top_k``
             ``top_labels`` (k, H, W) of the labels' type and ``top_scores`` (k, H, W) half, best
             first, whatever the threshold.
+
+        Raises:
+            ConfigError: the threshold is no number from 0 to 1.
         """
+        check_value("MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", threshold)
         return self._or_on_cpu(lambda self: self._labels(size, threshold, top_k, ranked))
 
     def scores(self, size: tuple[int, int]) -> dict[str, Tensor]:

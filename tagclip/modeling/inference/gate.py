@@ -53,7 +53,8 @@ class Gate:
         bias_after_gate: subtract the bias after the multiplication instead of before.
 
     Raises:
-        ConfigError: ``mode`` or ``form`` is unknown.
+        ConfigError: ``mode`` or ``form`` is unknown, or ``bias`` or ``scale`` no number in the
+            range of its key.
     """
 
     mode: str = "both"
@@ -65,6 +66,9 @@ class Gate:
     def __post_init__(self) -> None:
         check_value("MODEL.TAGCLIP.TEST.GATE", self.mode)
         check_value("MODEL.TAGCLIP.TEST.GATE_FORM", self.form)
+        check_value("MODEL.TAGCLIP.TEST.SEEN_BIAS", self.bias)
+        check_value("MODEL.TAGCLIP.TEST.GATE_SCALE", self.scale)
+        check_value("MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE", self.bias_after_gate)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Gate:

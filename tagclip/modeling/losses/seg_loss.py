@@ -95,10 +95,18 @@ class SegLoss(nn.Module):
             compiled: let `torch.compile` fuse the passes over these planes.
 
         Raises:
-            ConfigError: the stride is less than 1, or the trusty loss unknown.
+            ConfigError: a number is outside the range of its key, or the trusty loss unknown.
         """
         check_value("MODEL.TAGCLIP.TRUSTY.LOSS", trusty_loss)
-        check_value("MODEL.TAGCLIP.LOSS.STRIDE", stride)
+        for name, value in {
+            "MASK": mask_weight,
+            "DICE": dice_weight,
+            "TRUSTY": trusty_weight,
+            "FOCAL_ALPHA": focal_alpha,
+            "FOCAL_GAMMA": focal_gamma,
+            "STRIDE": stride,
+        }.items():
+            check_value(f"MODEL.TAGCLIP.LOSS.{name}", value)
         super().__init__()
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.trusty_weight, self.trusty_loss = trusty_weight, trusty_loss
