@@ -143,7 +143,7 @@ def test_the_config_is_read(tiny_cfg: CfgNode) -> None:
     ("key", "value", "message"),
     [
         ("LR_SCHEDULER_NAME", "WarmupCosineLR", "found 'WarmupCosineLR', expected 'WarmupPolyLR'"),
-        ("MAX_ITER", 0, "SOLVER.MAX_ITER: found 0, expected a whole number of at least 1"),
+        ("MAX_ITER", 0, "SOLVER.MAX_ITER: found 0, expected a whole number from 1 to"),
     ],
 )
 def test_what_makes_no_schedule_is_refused(

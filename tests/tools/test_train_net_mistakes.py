@@ -192,7 +192,7 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
     ),
     "dropout above 1": (
         option("MODEL.TAGCLIP.DROPOUT", 1.5),
-        "...MODEL.TAGCLIP.DROPOUT: found 1.5, expected a number from 0 to 1",
+        "...MODEL.TAGCLIP.DROPOUT: found 1.5, expected a number of at least 0 and below 1",
     ),
     "unknown backbone": (
         option("MODEL.BACKBONE.NAME", "x"),
