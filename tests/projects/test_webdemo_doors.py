@@ -295,7 +295,7 @@ def test_a_request_that_nobody_waits_for_ends(
     # The stream is closed, which gradio hears a moment later.
     known = seen[0].event_ids_to_events
     while (found := known.get(event)) and found.alive:
-        pass
+        httpx.get(f"{api}/queue/status")
     gone.set()
     # The visitor's next one waits until the first has ended.
     body = {"data": data[1:], "session_hash": session}
