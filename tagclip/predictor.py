@@ -59,12 +59,14 @@ class Demand:
         size: (height, width) of the file in pixels, before any EXIF rotation.
         windows: how many the model will see, of all views.
         logits_nbytes: bytes of the logits of all windows, which `TagCLIPPredictor.encode` returns.
+        views_nbytes: bytes of what the networks take.
         nbytes: of these and of the image while it is prepared.
     """
 
     size: tuple[int, int]
     windows: int
     logits_nbytes: int
+    views_nbytes: int
     nbytes: int
 
 
@@ -350,6 +352,7 @@ class TagCLIPPredictor:
             size=size,
             windows=sum(len(plan.grid) for plan in plans),
             logits_nbytes=logits,
+            views_nbytes=sum(3 * height * width for height, width in views),
             nbytes=logits + self.preparer.nbytes(path),
         )
 
