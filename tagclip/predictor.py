@@ -60,12 +60,14 @@ class Demand:
         size: (height, width) of the file in pixels, before any EXIF rotation.
         windows: how many the model will see, of all views.
         logits_nbytes: bytes of the logits of all windows, which `TagCLIPPredictor.encode` returns.
+        views_nbytes: bytes of what the networks take.
         nbytes: of these and of the image while it is prepared.
     """
 
     size: tuple[int, int]
     windows: int
     logits_nbytes: int
+    views_nbytes: int
     nbytes: int
 
 
@@ -352,6 +354,7 @@ class TagCLIPPredictor:
             size=size,
             windows=sum(len(plan.grid) for plan in plans),
             logits_nbytes=logits,
+            views_nbytes=sum(3 * height * width for height, width in views),
             nbytes=logits + self.preparer.nbytes(path),
         )
 

@@ -73,9 +73,9 @@ def make_parser() -> ToolParser:
     add(
         "--max-kept-mb",
         type=NumberIn(int, 1, 10**9),
-        default=512,
+        default=64,
         metavar="MB",
-        help=("of all images with their scores; one may take a quarter of it"),
+        help=("of all images with their scores; one may take half of it"),
     )
     parser.add_config_keys()
     return parser

@@ -225,8 +225,8 @@ def test_what_is_too_much_is_refused_by_its_header(
 ) -> None:
     predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
     Image.new("1", size[::-1]).save(tmp_path / "a.png")
-    for name in ("read_image", "encode"):
-        monkeypatch.setattr(predictor, name, lambda *_: pytest.fail("decoded"))
+    for owner, name in ((predictor, "read_image"), (predictor.model, "encode")):
+        monkeypatch.setattr(owner, name, lambda *_: pytest.fail("decoded"))
     with pytest.raises(DatasetError, match=f"^a.png: {message}") as caught:
         encode_image(predictor, tmp_path / "a.png", "cat", "", limits)
     assert "\n" not in str(caught.value)

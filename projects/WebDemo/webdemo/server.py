@@ -26,7 +26,7 @@ __all__ = ["find_examples", "serve"]
 
 _MAX_EXAMPLES = 5
 # Visitors who are remembered, and requests that gradio takes in before they take turns.
-_SESSIONS, _WAITING = 200, 50
+_SESSIONS, _WAITING = 100, 50
 
 _LOCAL_ONLY = {
     "share": False,

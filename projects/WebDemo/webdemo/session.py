@@ -16,6 +16,7 @@ import torch
 from detectron2.config import CfgNode
 
 from tagclip.config.checks import check_value
+from tagclip.data.prepared_image import PreparedImage
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.predictor import AskedClasses, Demand, TagCLIPPredictor
@@ -42,7 +43,7 @@ class Limits:
         windows: that the model sees of an image.
         seconds: of a request, waiting included.
         memory: bytes of all requests that are worked on; one may take half of it.
-        kept: bytes of all images after their forward pass; one may take a quarter of it.
+        kept: bytes of all images after their forward pass; one may take half of it.
     """
 
     words: int = 200
@@ -50,7 +51,7 @@ class Limits:
     windows: int = 32
     seconds: float = 60
     memory: int = 2 << 30
-    kept: int = 512 << 20
+    kept: int = 64 << 20
 
     def check(self, demand: Demand, kept_nbytes: int, name: str) -> None:
         """Check what an image would take.
@@ -69,10 +70,10 @@ class Limits:
                 f"{size}: found {demand.windows} windows for the model, expected at most "
                 f"{self.windows}; cut a piece out of it that is less long and thin"
             )
-        if kept_nbytes > self.kept // 4:
+        if kept_nbytes > self.kept // 2:
             raise DatasetError(
                 f"{size}: found {kept_nbytes // 2**20 + 1} MiB to be kept, expected at most "
-                f"{self.kept // 4 // 2**20}; ask for fewer words, or make it smaller"
+                f"{self.kept // 2 // 2**20}; ask for fewer words, or cut a piece out of it"
             )
 
 
@@ -117,6 +118,7 @@ class EncodedImage:
         asked: the classes.
         fusion: their logits; the visitor chooses mode and bias of the gate.
         encode: runs the networks again, where the trusty map depends on which classes are seen.
+        encode_nbytes: bytes that this holds.
     """
 
     name: str
@@ -125,6 +127,7 @@ class EncodedImage:
     asked: AskedClasses
     fusion: ScoreFusion
     encode: Callable[[AskedClasses], ScoreFusion] | None = None
+    encode_nbytes: int = 0
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -133,11 +136,11 @@ class EncodedImage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it holds: logits, picture and, to run the networks again, the pixels."""
+        """Bytes that it holds: logits, picture and what runs the networks again."""
         views = self.fusion.views
         tensors = [t for v in views for t in (v.class_logits, v.trusty_logits, v.margins)]
-        pixels = 0 if self.encode is None else 3 * self.size[0] * self.size[1]
-        return pixels + self.picture.nbytes + sum(t.nbytes for t in tensors if t is not None)
+        logits = sum(t.nbytes for t in tensors if t is not None)
+        return logits + self.picture.nbytes + self.encode_nbytes
 
     def working_nbytes(self, size: tuple[int, int]) -> int:
         """Bytes that `predict` takes for a result of (height, width) pixels, about."""
@@ -311,16 +314,19 @@ def encode_image(
             f"{limits.words} together; ask for fewer at a time"
         )
     name, turn = Path(path).name, current_turn()
-    relative = predictor.model.relative_trusty
+    encodes_again = predictor.model.relative_trusty is not None
     try:
         with turn.work():
             asked = predictor.resolve(names, context=others or None)
         demand = predictor.demand(path, asked)
-        limits.check(demand, _kept_nbytes(demand, relative is not None), name)
+        kept_nbytes = demand.logits_nbytes + encodes_again * demand.views_nbytes
+        limits.check(demand, kept_nbytes, name)
         turn.reserve(demand.nbytes)
         pixels = predictor.read_image(path)
         with turn.work():
-            fusion = predictor.encode(pixels, asked)
+            # Not the pixels: of them, what the networks take is enough to run these again.
+            prepared = predictor.preparer(pixels, str(path))
+            fusion = _encoded(predictor, prepared, asked)
     except TagCLIPError as error:
         # Where the server keeps the file is of no use to the visitor.
         raise type(error)(str(error).replace(str(path), name)) from error
@@ -330,13 +336,15 @@ def encode_image(
         picture=_shrunk(pixels[:, :, ::-1]),
         asked=asked,
         fusion=fusion,
-        encode=None if relative is None else partial(predictor.encode, pixels),
+        encode=partial(_encoded, predictor, prepared) if encodes_again else None,
+        encode_nbytes=prepared.nbytes if encodes_again else 0,
     )
 
 
-def _kept_nbytes(demand: Demand, with_pixels: bool) -> int:
-    """Of `EncodedImage.nbytes`, all that may become large."""
-    return demand.logits_nbytes + with_pixels * 3 * demand.size[0] * demand.size[1]
+def _encoded(
+    predictor: TagCLIPPredictor, prepared: PreparedImage, asked: AskedClasses
+) -> ScoreFusion:
+    return predictor.model.encode(prepared.input, asked.all)
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:
