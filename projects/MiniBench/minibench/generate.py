@@ -8,7 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,7 @@ def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
             continue
         _refuse_strangers(root, subset)
         with ExitStack() as stack:
+            stack.callback(_remove_empty, root)
             images, labels = (
                 stack.enter_context(folder_atomic(root / kind / subset)) for kind in _KINDS
             )
@@ -91,6 +92,13 @@ def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
                     f"{expected[subset]}; report your numpy and Pillow versions"
                 )
         logger.info("%s: wrote and verified %d images of %s", root, SUBSETS[subset][0], subset)
+
+
+def _remove_empty(root: Path) -> None:
+    """Remove the folders of all subsets if none is there."""
+    for kind in _KINDS:
+        with suppress(OSError):
+            (root / kind).rmdir()
 
 
 def _refuse_strangers(root: Path, subset: str) -> None:
