@@ -29,6 +29,11 @@ NO_PATHS = [None, 5, math.nan, True, b"cat", ["a"], {"a": 1}, object()]
 NUMBERS = [math.nan, math.inf, None, "1", True, [1], 1j]
 
 
+def type_of(value: Any) -> str:
+    """Name of a case; a repr may hold an address, or the items of a set in any order."""
+    return type(value).__name__
+
+
 @pytest.fixture
 def predictor(tiny_cfg: CfgNode, tmp_path: Path) -> TagCLIPPredictor:
     weights = save_tiny(tiny_cfg, tmp_path / "output")
@@ -42,7 +47,7 @@ def refusal(call: Callable[[], Any], kind: type[TagCLIPError]) -> str:
     return line
 
 
-@pytest.mark.parametrize("names", NO_LISTS, ids=repr)
+@pytest.mark.parametrize("names", NO_LISTS, ids=type_of)
 def test_what_is_no_list_of_names(names: Any) -> None:
     line = refusal(lambda: Vocabulary.from_names(names), VocabularyError)
     assert line == f"class names: found {names!r:.80}, expected a list of names"
@@ -59,7 +64,7 @@ def test_what_is_a_list_of_names(names: Any) -> None:
     assert Vocabulary.from_names(names).names == ["a", "b"]
 
 
-@pytest.mark.parametrize("value", NO_LISTS[:-1], ids=repr)
+@pytest.mark.parametrize("value", NO_LISTS[:-1], ids=type_of)
 @pytest.mark.parametrize("field", ["classes", "seen", "more_ignored", "ignore_colors"])
 def test_fields_of_a_vocabulary(field: str, value: Any) -> None:
     classes = Vocabulary.from_names(["a", "b"]).classes
@@ -82,7 +87,7 @@ def test_names_are_no_classes() -> None:
     assert "classes: found 'a', expected a list of ClassEntry (Vocabulary.from_names" in line
 
 
-@pytest.mark.parametrize("path", NO_PATHS, ids=repr)
+@pytest.mark.parametrize("path", NO_PATHS, ids=type_of)
 def test_what_is_no_path(path: Any) -> None:
     assert f"found {path!r:.80}" in refusal(lambda: Vocabulary.from_json(path), VocabularyError)
     for call in (TagCLIPPredictor.from_checkpoint, TagCLIPPredictor.from_pretrained):
@@ -151,7 +156,7 @@ def test_numbers_of_parts(
         assert line.startswith(f"{key}: found {value!r}, expected ")
 
 
-@pytest.mark.parametrize("value", [-1, 3, 1.0, *NUMBERS], ids=repr)
+@pytest.mark.parametrize("value", [-1, 3, 1.0, *NUMBERS], ids=type_of)
 def test_arguments_of_a_prediction(predictor: TagCLIPPredictor, value: Any) -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     predictor.set_vocabulary(["a", "b"])
@@ -181,7 +186,7 @@ def test_images_of_any_form(predictor: TagCLIPPredictor) -> None:
     assert line.startswith("image 1: found a NoneType")
 
 
-@pytest.mark.parametrize("names", NO_LISTS, ids=repr)
+@pytest.mark.parametrize("names", NO_LISTS, ids=type_of)
 def test_words_of_a_predictor(predictor: TagCLIPPredictor, names: Any) -> None:
     before = predictor.vocabulary
     for call in (
