@@ -128,7 +128,7 @@ def _is_input(file: Path, output: Path | None) -> bool:
 
 @contextmanager
 def _quiet_decoder() -> Iterator[None]:
-    """Keep what cv2 and ffmpeg print about a bad source off the terminal: an error says it."""
+    """Keep what cv2 and ffmpeg print about a bad file or disk off the terminal: errors say it."""
     # ffmpeg reads it once, AV_LOG_QUIET; a level of the user's own stays.
     if os.environ.get("TAGCLIP_DEBUG") != "1":
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -231,7 +231,7 @@ class VideoFile:
         """
         # Most codecs take even sizes only.
         height, width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-        with self._naming():
+        with self._naming(), _quiet_decoder():
             if self._writer is None:
                 self._size = width, height
                 self._writer = self._open(self._temporary, self._fps, self._size)

@@ -271,13 +271,13 @@ def probe_folder(folder: str | Path, size: int) -> None:
         size: bytes. They are random ones, which no file system compresses.
 
     Raises:
-        OSError: the folder cannot be written, or the disk has no such room.
+        OutputError: the folder cannot be written, or the disk has no such room.
     """
     folder = make_folder(folder)
     temporary = folder / f".probe.{secrets.token_hex(4)}.tmp"
     generator = random.Random(0)
     try:
-        with temporary.open("xb") as file:
+        with _naming(folder, temporary), temporary.open("xb") as file:
             for start in range(0, size, _CHUNK):
                 file.write(generator.randbytes(min(_CHUNK, size - start)))
             file.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def called(*words: Any) -> None:
 
 def ended(*words: Any) -> tuple[Any, str]:
     """Exit code of a command in this process, and the line that Python would print for it."""
-    before, tempdir = sys.argv, tempfile.tempdir
+    before, tempdir, handler = sys.argv, tempfile.tempdir, signal.getsignal(signal.SIGTERM)
     tempfile.tempdir = None
     sys.argv = ["tagclip", *str(words[0]).split(), *map(str, words[1:])]
     try:
@@ -154,6 +155,7 @@ def ended(*words: Any) -> tuple[Any, str]:
         return (1, leave.code) if isinstance(leave.code, str) else (leave.code, "")
     finally:
         sys.argv, tempfile.tempdir = before, tempdir
+        signal.signal(signal.SIGTERM, handler)
     return 0, ""
 
 
@@ -166,6 +168,12 @@ def _segment(*more: Any) -> Callable[[Stage, Path], list[Any]]:
 def _remove_first(pattern: str) -> Callable[[Path], None]:
     """What is missing is made again."""
     return lambda out: min(out.glob(pattern)).unlink()
+
+
+def _remove_all(out: Path) -> None:
+    """What is there is known by its list of classes, and not written again."""
+    for path in out.iterdir():
+        path.unlink()
 
 
 def _tree(make: Callable[[Path], Any]) -> Callable[..., None]:
@@ -365,7 +373,7 @@ CASES = [
         "--output", out, "--workers", 0, "--num", 1], replaces=True),
     Case("bulk-read", lambda stage, out: [stage.bulk, "--csv", out / "list.csv"], name="csv"),
     Case("bulk-read", lambda stage, out: [stage.bulk, "--labels-to", out], name="labels",
-         again=_remove_first("vocabulary.json")),
+         again=_remove_all),
     Case("compare", lambda stage, out: [stage.run, stage.another, "--output", out]),
     Case("analyze", lambda stage, out: [stage.run, "--num", 1, "--output", out]),
     Case("visualize results", lambda stage, out: [stage.run, "--num", 1, "--output", out]),
