@@ -42,6 +42,6 @@ def test_labels_that_cannot_be_written(tmp_path: Path, note: str, end: str) -> N
     with pytest.raises(ConfigError) as error:
         ResultKeeper(VOCABULARY, True)(PREDICTION, path, note)
     assert str(error.value) == (
-        f"--output {path}: cannot be written (File exists); free space or choose another "
+        f"--output {path}: cannot be written (Not a directory); free space or choose another "
         f"folder, then start {end}"
     )
