@@ -146,7 +146,7 @@ def test_an_error_in_a_worker_names_the_file(tiny_cfg: CfgNode, tmp_path: Path) 
 
 def test_batch_and_dataset_must_not_be_empty(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     write_tiny_dataset(tmp_path, train=1)
-    with pytest.raises(ConfigError, match="IMS_PER_BATCH: found 0, expected a whole number of at"):
+    with pytest.raises(ConfigError, match="IMS_PER_BATCH: found 0, expected a whole number from 1"):
         ZeroShotTrainer.build_train_loader(changed(tiny_cfg, "SOLVER.IMS_PER_BATCH", 0))
     (name,) = tiny_cfg.DATASETS.TRAIN
     DatasetCatalog.remove(name)
