@@ -33,7 +33,12 @@ from tagclip.checkpoint.reading import LAST, find_weights, read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance, Stage
-from tagclip.utils.state_dict import kind_of_numbers, type_name
+from tagclip.utils.state_dict import (
+    check_finite,
+    check_floating,
+    kind_of_numbers,
+    type_name,
+)
 from tagclip.utils.text import one_line
 
 __all__ = ["TRUSTY_PARTS", "TagCLIPCheckpointer", "load_trained", "trained_state"]
@@ -297,8 +302,10 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 f"{path}: found no state of the {key}, expected a checkpoint of this training to "
                 "resume from; start a new run from it with MODEL.WEIGHTS and without --resume"
             )
+        state = checkpoint.pop(key)
+        _check_numbers(path, key, state)
         try:
-            self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+            self.checkpointables[key].load_state_dict(state)
         # A damaged state ends in whatever the optimizer or detectron2 makes of it.
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointError(
@@ -352,6 +359,36 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 def _frozen_parameters(model: nn.Module) -> dict[str, Tensor]:
     parameters = model.named_parameters(remove_duplicate=False)
     return {name: p.detach() for name, p in parameters if not p.requires_grad}
+
+
+def _check_numbers(path: str, key: str, state: Any) -> None:
+    """Refuse an optimizer's state of integers or of what is not finite.
+
+    torch would round the former to the type of the weights; the latter would make the loss nan.
+
+    Args:
+        path: of the checkpoint.
+        key: what the state is of.
+        state: an optimizer's, or with one under ``optimizer``, or of something else. In it
+            ``state`` is number of a weight -> name -> tensor.
+
+    Raises:
+        CheckpointError: names the tensors.
+    """
+    if not isinstance(state, dict):
+        return
+    if "optimizer" in state:
+        _check_numbers(path, f"{key}.optimizer", state["optimizer"])
+    moments = state.get("state")
+    tensors = {
+        f"{key}.state.{number}.{name}": value
+        for number, names in (moments.items() if isinstance(moments, dict) else ())
+        if isinstance(names, dict)
+        for name, value in names.items()
+        if isinstance(value, Tensor)
+    }
+    check_floating(tensors, path)
+    check_finite(tensors, path, "resume from an earlier checkpoint, named in last_checkpoint")
 
 
 def _size(tensor: Tensor | None) -> str:

@@ -161,7 +161,9 @@ def _draw_all(
                 if len(outcomes) % JSON_PERIOD == 0:
                     write_entries(args.json, known, _entries(outcomes))
         finally:
-            write_entries(args.json, known, _entries(outcomes))
+            # A model that cannot be loaded has found nothing on no image.
+            if outcomes:
+                write_entries(args.json, known, _entries(outcomes))
     errors, skipped = [o.error for o in outcomes], sum(o.skipped for o in outcomes)
     drawn = errors.count("") - skipped
     busy = sum(outcome.seconds for outcome in outcomes) / processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import logging
 import signal
 import time
@@ -25,6 +26,7 @@ from tagclip.demo.result_json import (
 )
 from tagclip.demo.results import ResultKeeper
 from tagclip.errors import ConfigError
+from tagclip.utils.files import remove_leftovers
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import StopRequest
 from tagclip.visualization.prediction_page import draw_prediction
@@ -40,7 +42,8 @@ def draw_video(
     """Draw what a command line of ``tagclip segment`` asks for.
 
     Without ``output`` it is a window, with ``no_draw`` nothing. Labels of frame N are
-    ``NAME_labels/N.png`` beside the video, with six digits from 000000; the json has an entry with
+    ``NAME_labels/N.png`` beside the video, with six digits from 000000, in the place of those of an
+    earlier run; the json has an entry with
     ``frame`` for each.
 
     After SIGTERM, SIGHUP or a first Ctrl-C the frame at work is finished, and with it what is
@@ -59,6 +62,7 @@ def draw_video(
     with own_json(args.json):
         job = _VideoJob(args, source, build_predictor)
         with job.own_video():
+            job.remove_leftovers()
             _draw(args, source, job)
 
 
@@ -77,7 +81,8 @@ def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
                     if stop.number:
                         break
         finally:
-            write_entries(args.json, job.known, job.entries)
+            if job.entries:
+                write_entries(args.json, job.known, job.entries)
     if job.path is not None and not args.no_draw:
         logger.info("Written: %s", job.path)
     seconds, count = time.perf_counter() - start, len(job.entries)
@@ -131,6 +136,26 @@ class _VideoJob:
             RunLock(self.path.parent, "--output", self.path.name) if is_written else nullcontext()
         )
 
+    def remove_leftovers(self) -> None:
+        """Remove what killed runs left of this video; nobody else is writing it."""
+        if isinstance(self.target, VideoFile):
+            remove_leftovers(self.path.parent, glob.escape(self.path.name))
+
+    def _remove_labels(self) -> None:
+        """Remove the frames of an earlier run: behind a shorter video they would be taken for its.
+
+        Raises:
+            ConfigError: one cannot be removed.
+        """
+        for path in self._labels_folder.glob("[0-9]" * 6 + ".png"):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise ConfigError(
+                    f"--save-labels: {path} of an earlier run cannot be removed "
+                    f"({error.strerror}); remove it, or choose another --output"
+                ) from error
+
     def places(self) -> Iterator[Path]:
         """What is written."""
         if self.path is not None and not self.args.no_draw:
@@ -149,6 +174,8 @@ class _VideoJob:
         total = self.video.length or None
         for frame in tqdm(self.video, total=total, unit="frame", disable=None):
             prediction = self.predictor(frame)
+            if self.args.save_labels and not self.entries:
+                self._remove_labels()
             entry = {"file": self.video.name, "frame": len(self.entries)}
             name = f"{len(self.entries):06d}.png"
             labels = self._labels_folder / name if self.args.save_labels else None

@@ -311,10 +311,13 @@ def remove_leftovers(folder: str | Path, name: str) -> None:
 
     Args:
         folder: nobody else may be writing these there.
-        name: glob pattern of the names that `write_atomic` was called with, or of ``probe``.
+        name: glob pattern of the names that `write_atomic` or `path_atomic` was called with, or of
+            ``probe``.
     """
-    for path in Path(folder).glob(f".{name}.{'[0-9a-f]' * 8}.tmp"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    temporary = f".{name}.{'[0-9a-f]' * 8}.tmp"
+    for pattern in {temporary, temporary + Path(name).suffix}:
+        for path in Path(folder).glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

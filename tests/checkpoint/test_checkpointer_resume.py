@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from detectron2.config import CfgNode
 from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny, step, trained
 
@@ -144,3 +147,55 @@ def test_resuming_with_other_keys_is_announced(
     with caplog.at_level(logging.WARNING):
         training.resume_or_load(str(tmp_path / "x.pth"), resume=False)
     assert not caplog.text
+
+
+class Nested:
+    """As `TrustyTraining`: an optimizer inside."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.to(torch.int32),
+            r"found (\S+ \(int32\)(, )?)+ and \d+ more, expected floating",
+        ),
+        (lambda t: t.to(torch.bool), r"exp_avg \(bool\).* more, expected floating"),
+        (
+            lambda t: t.to(torch.complex64),
+            r"found (\S+ \(complex64\)(, )?)+ and \d+ more, expected",
+        ),
+        (lambda t: t * torch.nan, r"not finite in \S+state\.0\.exp_avg, .*resume from an earlier"),
+        (lambda t: t + torch.inf, r"not finite in \S+state\.0\.exp_avg, .*resume from an earlier"),
+    ],
+)
+def test_a_state_of_other_numbers_is_refused(
+    tiny_cfg: CfgNode, tmp_path: Path, is_nested: bool, message: str,
+    change: Callable[[torch.Tensor], torch.Tensor],
+) -> None:  # fmt: skip
+    """Rounded moments are resumed without a word, and moments of nan blamed on the images."""
+    cfg, model = build(tiny_cfg)
+    optimizer = build_optimizer(cfg, model)
+    step(model, optimizer)
+    parts = {"optimizer": Nested(optimizer) if is_nested else optimizer}
+    training = checkpointer(cfg, model, tmp_path, **parts)
+    training.save("x", iteration=1)
+    training.resume_or_load("", resume=True)
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    outer = content["optimizer"]
+    for state in (outer["optimizer"] if is_nested else outer)["state"].values():
+        state["exp_avg"] = change(state["exp_avg"])
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        training.resume_or_load("", resume=True)
+    assert "\n" not in str(caught.value) and str(tmp_path / "x.pth") in str(caught.value)

@@ -26,7 +26,7 @@ from pycocotools.coco import COCO
 
 from tagclip import TagCLIPPredictor, register_zero_shot_sem_seg
 from tagclip.demo.media import VideoFile, find_images
-from tagclip.errors import ConfigError, DatasetError, TagCLIPError
+from tagclip.errors import CheckpointError, ConfigError, DatasetError, TagCLIPError
 from tagclip.utils.cli import run_tool
 from tagclip.visualization.panels import fit
 
@@ -576,6 +576,46 @@ def test_every_frame_of_a_video_is_drawn(run: Callable, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DatasetError, match=r"v\.avi: (cannot be opened|found no frame)"):
         run("--input", path)
+
+
+@pytest.mark.parametrize("is_drawn", [True, False])
+def test_labels_of_an_earlier_longer_video_do_not_stay(
+    run: Callable, tmp_path: Path, is_drawn: bool
+) -> None:
+    """They would be taken for frames of this one. What nobody here has written stays."""
+    path, labels = video(tmp_path / "v.avi"), tmp_path / "out" / "v_labels"
+    words = ["--input", path, "--save-labels", *([] if is_drawn else ["--no-draw"])]
+    assert run(*words) == 0
+    frames = [f"{number:06d}.png" for number in range(6)]
+    assert sorted(os.listdir(labels)) == frames
+    for name in ("000007.png", "123456.png", "0000001.png", "notes.txt", "a00001.png"):
+        (labels / name).write_bytes(b"old")
+    assert run(*words) == 0
+    assert sorted(os.listdir(labels)) == sorted([*frames, "0000001.png", "notes.txt", "a00001.png"])
+
+
+def test_what_a_killed_run_left_of_a_video_goes(run: Callable, tmp_path: Path) -> None:
+    path, out = video(tmp_path / "v[1].avi"), tmp_path / "out"
+    out.mkdir()
+    kept = [".v[1].mp4.0123.tmp.mp4", ".v1.mp4.01234567.tmp.mp4", ".other.mp4.01234567.tmp.mp4"]
+    for name in [".v[1].mp4.01234567.tmp.mp4", *kept]:
+        (out / name).write_bytes(b"old")
+    assert run("--input", path) == 0
+    assert sorted(os.listdir(out)) == sorted([*kept, "v[1].mp4"])
+
+
+@pytest.mark.parametrize("name", ["a.png", "v.avi"])
+def test_a_model_that_cannot_be_loaded_writes_no_json(
+    demo: ModuleType, tmp_path: Path, name: str
+) -> None:
+    path, result = tmp_path / name, tmp_path / "r.json"
+    video(path) if name == "v.avi" else save(path)
+    (tmp_path / "w.pth").write_bytes(b"no weights")
+    words = ["--weights", tmp_path / "w.pth", "--output", tmp_path / "out", "--vocab", WORDS]
+    words += ["--input", path, "--json", result]
+    with pytest.raises(CheckpointError, match=r"w\.pth"):
+        demo.main(demo.parse_args(list(map(str, words))))
+    assert not result.exists()
 
 
 @pytest.mark.parametrize("output", ["", "film.avi"])
