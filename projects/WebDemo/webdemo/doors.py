@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
@@ -21,6 +22,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+# What a Host header looks like: a name or an address, an IPv6 one in brackets, and maybe a port.
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:@/?#,]+)(:[0-9]{1,5})?")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Bytes of words, sliders and paths.
 _LARGEST_JSON = 1 << 20
@@ -57,7 +60,8 @@ class HostDoor:
                 hosts += part.split(",")
             arrived = _name((scope.get("server") or [""])[0] or "")
             for host in hosts:
-                if not host.strip() or _name(host) not in {*self.allowed, arrived}:
+                is_host = _HOST.fullmatch(host.strip())
+                if not is_host or _name(host) not in {*self.allowed, arrived}:
                     text = (
                         f"Host: found {host.strip()[:80]!r}, expected a name of this page; start "
                         "it with --allow-host NAME if that is one"
