@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,8 @@ class Vocabulary:
         """
         if isinstance(names, str):
             raise VocabularyError(f"class names are one text, {names!r}; expected a list of names")
-        # A set has no order, but an index means a class.
-        names = _as_tuple(names, "class names: ", "a list of names", (Set,))
+        # An index means a class: a set has no order, that of a mapping may not be that of its ids.
+        names = _as_tuple(names, "class names: ", "a list of names", (Set, Mapping))
         entries = tuple(ClassEntry(index, text) for index, text in enumerate(names))
         vocabulary = cls(name, entries, ignore_label=255 if len(entries) <= 255 else MAX_LABEL)
         return vocabulary if seen is None else vocabulary.with_seen(seen)

@@ -59,6 +59,12 @@ def test_what_is_no_name(names: Any) -> None:
     assert "name" in line and ("expected" in line or "empty" in line)
 
 
+@pytest.mark.parametrize("names", [{"a": 1, "b": 0}, {0: "a", 1: "b"}, {}], ids=str)
+def test_a_mapping_is_no_list_of_names(names: Any) -> None:
+    line = refusal(lambda: Vocabulary.from_names(names), VocabularyError)
+    assert line == f"class names: found {names!r}, expected a list of names"
+
+
 @pytest.mark.parametrize("names", [("a", "b"), iter("ab"), (n for n in "ab"), np.array(["a", "b"])])
 def test_what_is_a_list_of_names(names: Any) -> None:
     assert Vocabulary.from_names(names).names == ["a", "b"]
