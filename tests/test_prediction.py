@@ -210,7 +210,7 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, name: str) -> Non
     (tmp_path / "file").write_text("kept")
     (tmp_path / name).mkdir()
     for path, reason in (
-        (tmp_path / "file" / name, "File exists"),
+        (tmp_path / "file" / name, "Not a directory"),
         (tmp_path / name, "Is a directory"),
         # Python 3.13 says more.
         (tmp_path / f"\0{name}", ".*embedded null (byte|character).*"),

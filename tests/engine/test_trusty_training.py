@@ -135,7 +135,7 @@ def test_an_infinite_loss_is_broken_too(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_no_step_is_refused() -> None:
-    with pytest.raises(ConfigError, match="CONV.STEPS: found 0, expected a whole number of"):
+    with pytest.raises(ConfigError, match="CONV.STEPS: found 0, expected a whole number from 1"):
         small_training(steps=0)
 
 

@@ -101,7 +101,7 @@ def training_losses(bench: Bench, height: int, width: int) -> dict[str, torch.Te
 
 
 def test_one_pixel_in_training(bench: Bench) -> None:
-    bench.cfg = changed(bench.cfg, "INPUT.MAX_SIZE_TRAIN", 4, "INPUT.SCALE_RANGE", [1.0, 1.0])
+    bench.cfg = changed(bench.cfg, "INPUT.MAX_SIZE_TRAIN", 14, "INPUT.SCALE_RANGE", [1.0, 1.0])
     assert all(loss.isfinite() for loss in training_losses(bench, 1, 1).values())
 
 

@@ -51,8 +51,9 @@ def started(folder: Path, what: str, **options: object) -> subprocess.Popen[str]
     """A process that is at work."""
     folder.mkdir()
     process = subprocess.Popen(
-        # A shell's background jobs ignore Ctrl-C: python would not listen.
+        # A shell's background jobs ignore Ctrl-C, those of nohup SIGHUP: python would not listen.
         [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler);"
+         "signal.signal(1, signal.SIG_DFL);"
          f"import sys; sys.argv[1:] = {[what, str(folder)]}; exec({MAIN!r})"],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
