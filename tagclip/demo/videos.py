@@ -42,8 +42,8 @@ def draw_video(
     """Draw what a command line of ``tagclip segment`` asks for.
 
     Without ``output`` it is a window, with ``no_draw`` nothing. Labels of frame N are
-    ``NAME_labels/N.png`` beside the video, with six digits from 000000, in the place of those of an
-    earlier run; the json has an entry with
+    ``NAME_labels/N.png`` beside the video, with six digits from 000000; frames of an earlier run
+    that this one does not have are removed. The json has an entry with
     ``frame`` for each.
 
     After SIGTERM, SIGHUP or a first Ctrl-C the frame at work is finished, and with it what is
@@ -83,6 +83,7 @@ def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
         finally:
             if job.entries:
                 write_entries(args.json, job.known, job.entries)
+    job.remove_later_labels()
     if job.path is not None and not args.no_draw:
         logger.info("Written: %s", job.path)
     seconds, count = time.perf_counter() - start, len(job.entries)
@@ -141,15 +142,18 @@ class _VideoJob:
         if isinstance(self.target, VideoFile):
             remove_leftovers(self.path.parent, glob.escape(self.path.name))
 
-    def _remove_labels(self) -> None:
-        """Remove the frames of an earlier run: behind a shorter video they would be taken for its.
+    def remove_later_labels(self) -> None:
+        """Remove frames of an earlier, longer run: behind the last they would be taken for its.
 
         Raises:
             ConfigError: one cannot be removed.
         """
+        if not self.args.save_labels:
+            return
         for path in self._labels_folder.glob("[0-9]" * 6 + ".png"):
             try:
-                path.unlink()
+                if int(path.stem) >= len(self.entries):
+                    path.unlink()
             except OSError as error:
                 raise ConfigError(
                     f"--save-labels: {path} of an earlier run cannot be removed "
@@ -174,8 +178,6 @@ class _VideoJob:
         total = self.video.length or None
         for frame in tqdm(self.video, total=total, unit="frame", disable=None):
             prediction = self.predictor(frame)
-            if self.args.save_labels and not self.entries:
-                self._remove_labels()
             entry = {"file": self.video.name, "frame": len(self.entries)}
             name = f"{len(self.entries):06d}.png"
             labels = self._labels_folder / name if self.args.save_labels else None
