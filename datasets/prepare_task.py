@@ -16,7 +16,7 @@ from prepare_sources import LabelSource
 from tagclip.data.image_io import image_size, read_image
 from tagclip.data.label_io import check_label, read_label
 from tagclip.errors import DatasetError, OutputError
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import temporary_place, write_atomic
 
 __all__ = ["TEMPORARY", "Task", "check_label_file", "compare_label", "make_label"]
 
@@ -125,8 +125,7 @@ def _encoded(pixels: np.ndarray, **options: object) -> bytes:
     except OSError as error:
         # Of a full disk, Pillow says no more than that it could not write.
         number, reason = error.errno or errno.ENOSPC, error.strerror or str(error)
-        place = os.environ.get("TMPDIR") or "/tmp"
-        raise OutputError(number, reason, place) from error
+        raise OutputError(number, reason, temporary_place()) from error
 
 
 def _link(source: Path, output: Path) -> None:

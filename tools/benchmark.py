@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
-from tagclip.utils.cli import check_number, run_tool
+from tagclip.utils.cli import run_tool
 from tagclip.utils.files import temporary_folder, write_atomic
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import MOST_PROCESSES, ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -57,8 +57,12 @@ def make_parser() -> ToolParser:
         help="default: all",
     )
     parser.add_argument("--curves", action="store_true", help="scaling curves: five minutes more")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument(
+        "--runs", type=NumberIn(int, 1, 10**6), default=5, help="timed runs of each"
+    )
+    parser.add_argument(
+        "--threads", type=NumberIn(int, 1, MOST_PROCESSES), default=2, help="CPU threads"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
     parser.add_weights(
         "trained model: of the labels that part precision compares, and of part bulk", default=""
@@ -89,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure, print and write.
 
     Raises:
-        ConfigError: there is no GPU, a number is below 1, or a file cannot be read or written.
+        ConfigError: there is no GPU, or a file cannot be read or written.
     """
     from tagclip.projects.benchmark.report import format_text
 
@@ -149,8 +153,6 @@ def _check(args: argparse.Namespace) -> None:
 
     from tagclip.export.onnx import require_onnx
 
-    check_number("--runs", args.runs, 1, 10**6)
-    check_number("--threads", args.threads, 1, MOST_PROCESSES)
     if args.base and not Path(args.base, "tools", "demo.py").is_file():
         raise ConfigError(f"--base {args.base}: found no tools/demo.py, expected a checkout")
     if "int8" in args.part:

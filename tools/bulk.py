@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING
 
 from tagclip.errors import NotInstalledError
 from tagclip.tools import demo
-from tagclip.utils.cli import check_number, check_output, run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import counted
-from tagclip.utils.tool_parser import MOST_PROCESSES, ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from tagclip.bulk.worker import BulkOptions
 
 logger = logging.getLogger("tagclip.bulk")
-
-# Upper bounds of options, 16 TiB for the images that wait.
-_MOST = {"processes": MOST_PROCESSES, "shard_size": 10**9, "memory": 2**24}
 
 
 def make_parser() -> ToolParser:
@@ -60,11 +57,19 @@ def make_parser() -> ToolParser:
         help="of parquet files, the images: bytes or paths (default: image, bytes, jpg, path ...)",
     )  # fmt: skip
     add("--id-column", default="", metavar="NAME", help="of parquet files (default: row numbers)")
-    add("--shard-size", type=int, help="images per shard (default: 1000, or that of the run)")
-    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster")
-    add("--processes", type=int, help="with a model each (default: GPUs, else CPU cores)")
     add(
-        "--memory", type=int, default=512, metavar="MIB",
+        "--shard-size",
+        type=NumberIn(int, 1, 10**9),
+        help="images per shard (default: 1000, or that of the run)",
+    )
+    add("--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster")
+    add(
+        "--processes",
+        type=NumberIn(int, 1, MOST_PROCESSES),
+        help="with a model each (default: GPUs, else CPU cores)",
+    )
+    add(
+        "--memory", type=NumberIn(int, 1, 2**24), default=512, metavar="MIB",
         help="decoded images that wait for the model, per process",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="remove the results that are there, do it all")
@@ -97,9 +102,6 @@ def main(args: argparse.Namespace) -> int:
     from tagclip.utils.run_lock import RunLock
 
     setup_logger(name="tagclip")
-    for option, most in _MOST.items():
-        if (value := getattr(args, option)) is not None:
-            check_number(f"--{option.replace('_', '-')}", value, 1, most)
     if args.format == "parquet":
         require_pyarrow()
     run_engine = _engine(args)

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.utils.cli import check_number, check_output, check_processes, run_tool
-from tagclip.utils.tool_parser import MOST_PROCESSES, ToolParser, add_vocabulary_options
+from tagclip.utils.cli import check_output, check_processes, run_tool
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser, add_vocabulary_options
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -77,14 +77,19 @@ def make_parser() -> ToolParser:
         help="write what is on each, and ids and names of the classes, as a COCO json",
     )
     add("--no-draw", action="store_true", help="no pictures: labels or the json alone")
-    add("--panel-size", type=int, default=512, help="longer side of a panel in pixels")
+    add(
+        "--panel-size",
+        type=NumberIn(int, 1, 10000),
+        default=512,
+        help="longer side of a panel in pixels",
+    )
     add("--overwrite", action="store_true", help="make finished pictures again")
     add("--num-gpus", type=int, default=1, help="processes, one per GPU")
     add(
         "--workers",
         "--processes",
         dest="processes",
-        type=int,
+        type=NumberIn(int, 1, MOST_PROCESSES),
         default=1,
         help="processes on the CPU",
     )
@@ -150,8 +155,6 @@ def main(args: argparse.Namespace) -> int:
 
     setup_logger(name="tagclip")
     check_processes(args.num_gpus)
-    check_number("--workers", args.processes, 1, MOST_PROCESSES)
-    check_number("--panel-size", args.panel_size, 1, 10000)
     videos = (
         [] if args.webcam else [path for path in args.input if args.video_input or is_video(path)]
     )

@@ -29,7 +29,7 @@ from tagclip.checkpoint.metadata import (
     metadata_differences,
     saved_provenance,
 )
-from tagclip.checkpoint.reading import LAST, find_weights, read_checkpoint
+from tagclip.checkpoint.reading import EARLIER, LAST, find_weights, read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.structures.provenance import Provenance, Stage
@@ -388,7 +388,7 @@ def _check_numbers(path: str, key: str, state: Any) -> None:
         if isinstance(value, Tensor)
     }
     check_floating(tensors, path)
-    check_finite(tensors, path, "resume from an earlier checkpoint, named in last_checkpoint")
+    check_finite(tensors, path, EARLIER)
 
 
 def _size(tensor: Tensor | None) -> str:

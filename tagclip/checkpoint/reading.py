@@ -25,7 +25,7 @@ from tagclip.utils.text import did_you_mean, error_text, one_line
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
 
-__all__ = ["LAST", "find_weights", "loadable_beside", "read_checkpoint", "read_dict"]
+__all__ = ["EARLIER", "LAST", "find_weights", "loadable_beside", "read_checkpoint", "read_dict"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +34,11 @@ LAST = "last_checkpoint"
 # The names of a run's checkpoints begin so.
 _PREFIX = "model_"
 _SUFFIXES = (".pth", ".safetensors")
-_EARLIER = (
+EARLIER = (
     "take an earlier checkpoint of the run: as MODEL.WEIGHTS or, with --resume, by its name in the "
     f"file {LAST}"
 )
+"""What to do where a checkpoint of a run is of no use, for the end of a message."""
 
 
 def find_weights(weights: str | Path, **options: Any) -> Path:
@@ -182,7 +183,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(name, str):
             raise CheckpointError(f"{path}: found the key {name!r:.40}, expected names as keys")
     state, wrappers = unwrap(content, path)
-    check_finite(state, path, _EARLIER)
+    check_finite(state, path, EARLIER)
     others = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
     # What a checkpoint of ours says about itself, if it was wrapped as a whole.
     for key, value in content.items():

@@ -161,8 +161,8 @@ def _draw_all(
                 if len(outcomes) % JSON_PERIOD == 0:
                     write_entries(args.json, known, _entries(outcomes))
         finally:
-            # A model that cannot be loaded has found nothing on no image.
-            if outcomes:
+            # What the last writing lacks; nothing if there is none, as of a model without weights.
+            if len(outcomes) % JSON_PERIOD:
                 write_entries(args.json, known, _entries(outcomes))
     errors, skipped = [o.error for o in outcomes], sum(o.skipped for o in outcomes)
     drawn = errors.count("") - skipped

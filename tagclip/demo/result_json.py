@@ -84,7 +84,10 @@ def write_entries(
     try:
         write_atomic(path, _format([*entries, *others]))
     except OSError as error:
-        raise ConfigError(f"--json {path}: cannot be written ({error.strerror})") from error
+        raise ConfigError(
+            f"--json {path}: cannot be written ({error.strerror}); what an earlier writing brought "
+            "stays: free space or choose another place, then start again"
+        ) from error
 
 
 def _format(entries: Iterable[dict[str, Any]]) -> str:

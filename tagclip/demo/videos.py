@@ -42,9 +42,9 @@ def draw_video(
     """Draw what a command line of ``tagclip segment`` asks for.
 
     Without ``output`` it is a window, with ``no_draw`` nothing. Labels of frame N are
-    ``NAME_labels/N.png`` beside the video, with six digits from 000000; frames of an earlier run
-    that this one does not have are removed. The json has an entry with
-    ``frame`` for each.
+    ``NAME_labels/N.png`` beside the video, with six digits from 000000; frames of an
+    earlier run that this one does not have are removed. The json has an entry with ``frame`` for
+    each.
 
     After SIGTERM, SIGHUP or a first Ctrl-C the frame at work is finished, and with it what is
     written: a whole video, if a shorter one. A camera is ended in this way.
@@ -81,7 +81,7 @@ def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
                     if stop.number:
                         break
         finally:
-            if job.entries:
+            if len(job.entries) % JSON_PERIOD:
                 write_entries(args.json, job.known, job.entries)
     job.remove_later_labels()
     if job.path is not None and not args.no_draw:

@@ -24,7 +24,6 @@ from tagclip.utils.stopping import STOPPING, Stopped, leave_terminal, stoppable
 from tagclip.utils.text import one_line, shortened
 
 __all__ = [
-    "check_number",
     "check_output",
     "check_processes",
     "error_line",
@@ -217,21 +216,6 @@ def writing(
         raise ConfigError(
             f"{option} {path}: cannot be written ({error.strerror or one_line(error)}); {remedy}"
         ) from error
-
-
-def check_number(option: str, value: int, low: int, high: int) -> None:
-    """Refuse a number that makes no sense, with exit code 1.
-
-    Args:
-        option: that names it.
-        value: what was found.
-        low, high: inclusive bounds.
-
-    Raises:
-        ConfigError: the number is outside.
-    """
-    if not low <= value <= high:
-        raise ConfigError(f"{option}: found {value}, expected at least {low} and at most {high}")
 
 
 def check_processes(

@@ -27,6 +27,7 @@ __all__ = [
     "remove_leftovers",
     "sync_folder",
     "temporary_folder",
+    "temporary_place",
     "write_atomic",
 ]
 
@@ -117,6 +118,11 @@ def make_folder(folder: str | Path) -> Path:
     return folder
 
 
+def temporary_place() -> str:
+    """Where temporary files go, for messages: Python finds none that cannot be written."""
+    return os.environ.get("TMPDIR") or "/tmp"
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
     """Give a folder for temporary files, which is removed in the end.
@@ -124,13 +130,29 @@ def temporary_folder() -> Iterator[Path]:
     Raises:
         OutputError: there is no place for it, or a file in it cannot be written.
     """
-    place = os.environ.get("TMPDIR") or "/tmp"
     try:
         made = tempfile.TemporaryDirectory(prefix="tagclip-")
     except OSError as error:
-        raise OutputError(error.errno, error.strerror, place) from error
+        raise OutputError(error.errno, error.strerror, temporary_place()) from error
     with made as folder, _naming(Path(folder), Path(folder)):
         yield Path(folder)
+
+
+@contextmanager
+def _replacing(path: Path, suffix: str) -> Iterator[Path]:
+    """Give a path for a temporary file beside ``path``, which in the end is flushed and renamed."""
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{suffix}")
+    try:
+        with _naming(path, temporary):
+            yield temporary
+            if temporary.exists():
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
 
 
 @contextmanager
@@ -146,19 +168,8 @@ def path_atomic(path: str | Path) -> Iterator[Path]:
     Raises:
         OutputError: the folder or file cannot be written, or the disk is full.
     """
-    path = Path(path)
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        with _naming(path, temporary):
-            yield temporary
-            if temporary.exists():
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-    except BaseException:
-        _remove(temporary)
-        raise
+    with _replacing(Path(path), Path(path).suffix) as temporary:
+        yield temporary
 
 
 @contextmanager
@@ -175,19 +186,8 @@ def open_atomic(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: the folder or file cannot be written, or the disk is full.
     """
-    path = Path(path)
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with _naming(path, temporary):
-            with temporary.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        _remove(temporary)
-        raise
+    with _replacing(Path(path), "") as temporary, temporary.open("xb") as file:
+        yield file
 
 
 @contextmanager

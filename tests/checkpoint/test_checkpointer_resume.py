@@ -166,17 +166,11 @@ class Nested:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda t: t.to(torch.int32),
-            r"found (\S+ \(int32\)(, )?)+ and \d+ more, expected floating",
-        ),
-        (lambda t: t.to(torch.bool), r"exp_avg \(bool\).* more, expected floating"),
-        (
-            lambda t: t.to(torch.complex64),
-            r"found (\S+ \(complex64\)(, )?)+ and \d+ more, expected",
-        ),
-        (lambda t: t * torch.nan, r"not finite in \S+state\.0\.exp_avg, .*resume from an earlier"),
-        (lambda t: t + torch.inf, r"not finite in \S+state\.0\.exp_avg, .*resume from an earlier"),
+        (lambda t: t.to(torch.int32), r"exp_avg \(int32\).* more, expected floating-point"),
+        (lambda t: t.to(torch.bool), r"exp_avg \(bool\).* more, expected floating-point"),
+        (lambda t: t.to(torch.complex64), r"exp_avg \(complex64\).* more, expected floating-point"),
+        (lambda t: t * torch.nan, r"not finite in \S+state\.0\.exp_avg, .*take an earlier"),
+        (lambda t: t + torch.inf, r"not finite in \S+state\.0\.exp_avg, .*take an earlier"),
     ],
 )
 def test_a_state_of_other_numbers_is_refused(

@@ -15,9 +15,7 @@ from tagclip.utils.tool_parser import NumberIn
 
 # Refused by the tool itself, with exit code 1: its tests say so.
 CHECKED = {
-    "segment": {"--panel-size", "--num-gpus", "--workers"},
-    "bulk": {"--shard-size", "--processes", "--memory"},
-    "benchmark": {"--runs", "--threads"},
+    "segment": {"--num-gpus"},
     "train": {"--prove-protocol", "--num-gpus", "--num-machines", "--machine-rank"},
     "evaluate": {"--num-gpus", "--num-machines", "--machine-rank"},
 }
@@ -58,6 +56,9 @@ def test_every_number_has_a_range(command: str, tool: ModuleType) -> None:
         ("minibench table", ["--workers", "-1"], "--jobs: found '-1', expected a whole number"),
         ("minibench novelty", ["--first-seed", "-1"], "--first-seed: found '-1', expected a whole"),
         ("minibench clip", ["--output", "o", "--lr", "nan"], "--lr: found 'nan', expected a"),
+        ("segment", ["--vocab", "a", "--processes", "0", "b.png"], "--workers/--processes: found"),
+        ("bulk", ["--vocab", "a", "--shard-size", "0", "--output", "o", "i"], "--shard-size: f"),
+        ("benchmark", ["--threads", "-1"], "--threads: found '-1', expected a whole number from 1"),
         ("validate", ["x", "--workers", "-1"], "--workers: found '-1', expected a whole number"),
         ("labels convert", ["m", "--output", "o", "--threshold", "0"],
          "--threshold: found '0', expected a whole number from 1 to 65535"),

@@ -201,8 +201,6 @@ def test_a_page_without_any_result() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["--runs", "0"], "--runs: found 0, expected at least 1"),
-        (["--threads", "-1"], "--threads: found -1, expected at least 1"),
         (["--merge", "nothing.json"], "--merge nothing.json: found no result of this tool"),
     ],
 )

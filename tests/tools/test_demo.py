@@ -294,7 +294,6 @@ def test_the_last_checkpoint_of_a_config_is_taken(
         (["--input", "x.mp4", "a.png"], "expected one video alone"),
         (["--input", "x.mp4"], "no such video"),
         (["--webcam", "--output", "x.wmv"], "camera 0: cannot be opened"),
-        (["--input", "a.png", "--processes", "0"], "expected at least 1"),
         (["--input", "a.png", "--num-gpus", "99"], "found . GPUs"),
         (["--input", "a.png", "--no-draw"], "--no-draw: found neither --save-labels nor --json"),
         (["--webcam", "--no-draw"], "--no-draw: found neither --save-labels nor --json"),
