@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import unescape
@@ -13,9 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2.config import CfgNode
+from helpers.clip_files import TINY_CLIP, random_clip
+from helpers.paths import REPOSITORY
+from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import changed
+from safetensors.torch import save_file
 from torch import nn
 
 from tagclip import TagCLIPPredictor
+from tagclip.projects import import_projects
 from tagclip.projects.webdemo.server import serve
 
 
@@ -38,6 +49,47 @@ def scores_under_the_pointer(page: str) -> dict[str, object]:
         values = np.frombuffer(base64.b64decode(data[key]), np.uint8)
         data[key] = values.reshape(shape)
     return data
+
+
+def findable_weights(cfg: CfgNode, folder: Path, *opts: object) -> Path:
+    """A tiny model whose datasets and CLIP another process finds as well."""
+    import_projects(["minibench"])
+    clip = folder / "clip.safetensors"
+    save_file(dict(random_clip(TINY_CLIP).state_dict()), clip)
+    keys = (
+        "PROJECTS", ["minibench"],
+        "MODEL.CLIP.PRETRAINED", str(clip),
+        "DATASETS.TRAIN", ("minibench_train",),
+        "DATASETS.TEST", ("minibench_val",),
+    )  # fmt: skip
+    return save_tiny(changed(cfg, *keys, *opts), folder / "output")
+
+
+@contextmanager
+def served_alone(weights: Path, *words: str) -> Iterator[tuple[int, str]]:
+    """Process id and address of the page, started by its own command with these words."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tool = REPOSITORY / "projects" / "WebDemo" / "serve.py"
+    command = [sys.executable, str(tool), "--weights", str(weights), "--port", str(port), *words]
+    # Freed memory goes back at once, so that what is resident is what is kept.
+    env = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    with subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        log, lines = iter(process.stdout.readline, ""), []
+        assert any(lines.append(line) or "The page is at" in line for line in log), lines
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        yield process.pid, f"http://127.0.0.1:{port}"
+        process.terminate()
+        process.wait()
+    assert process.returncode == 0
 
 
 @contextmanager

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,16 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
-from helpers.clip_files import TINY_CLIP, random_clip
 from helpers.pictures import picture
-from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import changed
-from helpers.webdemo_server import scores_under_the_pointer
+from helpers.webdemo_server import findable_weights, scores_under_the_pointer, served_alone
 from PIL import Image
-from safetensors.torch import save_file
 
 from tagclip import TagCLIPPredictor
-from tagclip.projects import import_projects
 from tagclip.projects.webdemo.session import Limits, Settings, encode_image
 
 client = pytest.importorskip("gradio_client", reason="not installed: pip install '.[demo]'")
@@ -41,46 +33,14 @@ SLIDERS = ("both", 0.1, 0.0, 0.5)
 
 @pytest.fixture
 def weights(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
-    """A model whose datasets and CLIP another process finds as well."""
-    import_projects(["minibench"])
-    clip = tmp_path / "clip.safetensors"
-    save_file(dict(random_clip(TINY_CLIP).state_dict()), clip)
-    keys = (
-        "MODEL.CLIP.PRETRAINED",
-        str(clip),
-        "DATASETS.TRAIN",
-        ("minibench_train",),
-        "DATASETS.TEST",
-        ("minibench_val",),
-    )
-    return save_tiny(changed(tiny_cfg, "PROJECTS", ["minibench"], *keys), tmp_path / "output")
+    return findable_weights(tiny_cfg, tmp_path)
 
 
 @pytest.fixture
-def server(repository: Path, weights: Path, tmp_path: Path) -> Iterator[tuple[int, str]]:
-    """Process id and address of the page, started by its own command."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    tool = repository / "projects" / "WebDemo" / "serve.py"
-    command = [sys.executable, str(tool), "--weights", str(weights), "--port", str(port)]
-    # Freed memory goes back at once, so that what is resident is what is kept.
-    env = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    with subprocess.Popen(
-        command,
-        cwd=repository,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        log = iter(process.stdout.readline, "")
-        lines = []
-        assert any(lines.append(line) or "The page is at" in line for line in log), lines
-        yield process.pid, f"http://127.0.0.1:{port}/"
-        process.terminate()
-        process.stdout.read()
-    assert process.returncode == 0
+def server(weights: Path) -> Iterator[tuple[int, str]]:
+    """Process id and address of the page."""
+    with served_alone(weights) as found:
+        yield found
 
 
 class Visitor:

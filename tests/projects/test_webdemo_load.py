@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
 import re
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,14 +14,9 @@ from time import perf_counter
 
 import pytest
 from detectron2.config import CfgNode
-from helpers.clip_files import TINY_CLIP, random_clip
 from helpers.pictures import picture
-from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import changed
+from helpers.webdemo_server import findable_weights, served_alone
 from PIL import Image
-from safetensors.torch import save_file
-
-from tagclip.projects import import_projects
 
 httpx = pytest.importorskip("httpx", reason="not installed: pip install '.[demo]'")
 pytest.importorskip("gradio_client", reason="not installed: pip install '.[demo]'")
@@ -40,49 +32,16 @@ VISITORS, ASKED = 200, 7
 
 
 @pytest.fixture
-def weights(tiny_cfg: CfgNode, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A tiny model with windows of ``request.param`` pixels; another process finds its CLIP."""
-    import_projects(["minibench"])
-    clip, window = tmp_path / "clip.safetensors", request.param
-    save_file(dict(random_clip(TINY_CLIP).state_dict()), clip)
-    keys = {
-        "MODEL.CLIP.PRETRAINED": str(clip),
-        "DATASETS.TRAIN": ("minibench_train",),
-        "DATASETS.TEST": ("minibench_val",),
-        "MODEL.TAGCLIP.TEST.WINDOW": window,
-        "MODEL.TAGCLIP.TEST.STRIDE": window * 426 // 512,
-        "INPUT.MIN_SIZE_TEST": window,
-    }
-    opts = [value for pair in keys.items() for value in pair]
-    return save_tiny(changed(tiny_cfg, "PROJECTS", ["minibench"], *opts), tmp_path / "output")
-
-
-@pytest.fixture
-def server(repository: Path, weights: Path) -> Iterator[tuple[int, str]]:
-    """Process id and address of the page, started by its own command."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    tool = repository / "projects" / "WebDemo" / "serve.py"
-    command = [sys.executable, str(tool), "--weights", str(weights), "--port", str(port)]
-    # Freed memory goes back at once, so that what is resident is what is kept.
-    env = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    with subprocess.Popen(
-        [*command, "--max-seconds", "600"],
-        cwd=repository,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        log = iter(process.stdout.readline, "")
-        lines = []
-        assert any(lines.append(line) or "The page is at" in line for line in log), lines
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        yield process.pid, f"http://127.0.0.1:{port}"
-        process.terminate()
-        process.wait()
-    assert process.returncode == 0
+def server(
+    tiny_cfg: CfgNode, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[int, str]]:
+    """Process id and address of the page; windows have ``request.param`` pixels."""
+    window = request.param
+    keys = {"TEST.WINDOW": window, "TEST.STRIDE": window * 426 // 512}
+    opts = [word for key, value in keys.items() for word in (f"MODEL.TAGCLIP.{key}", value)]
+    weights = findable_weights(tiny_cfg, tmp_path, *opts, "INPUT.MIN_SIZE_TEST", window)
+    with served_alone(weights, "--max-seconds", "600") as found:
+        yield found
 
 
 def png(image: Image.Image) -> bytes:
@@ -106,7 +65,7 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
 
 
-@pytest.mark.parametrize("weights", [512], indirect=True)
+@pytest.mark.parametrize("server", [512], indirect=True)
 def test_a_second_visitor_beside_the_worst_picture(server: tuple[int, str]) -> None:
     """Prints the ratio of both latencies: the figure of docs/promises.md."""
     _, address = server
@@ -141,7 +100,7 @@ def test_a_second_visitor_beside_the_worst_picture(server: tuple[int, str]) -> N
     )
 
 
-@pytest.mark.parametrize("weights", [64], indirect=True)
+@pytest.mark.parametrize("server", [64], indirect=True)
 def test_memory_does_not_grow_with_visitors(server: tuple[int, str]) -> None:
     """200 visitors with a picture of 31 windows and 191 words each."""
     process, address = server

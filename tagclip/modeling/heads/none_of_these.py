@@ -166,12 +166,17 @@ class NoneOfThese(nn.Module):
         """Gather what thresholds are made of; None where no test is asked for.
 
         Raises:
-            CheckpointError: it was fitted on too little.
+            CheckpointError: it was fitted on too little, or what was fitted is damaged.
         """
         if self.miss_rate is None:
             return None
         self.check_unlabelled(int(self.unlabelled.counts))
         shares = self.seen.double()
+        if not ((self.images >= 0) & (self.images < len(shares))).all():
+            raise CheckpointError(
+                "sem_seg_head.trusty_relative.none_of_these.images: found numbers that no image "
+                f"has, expected 0 to {len(shares) - 1}; the checkpoint is damaged: take another"
+            )
         # Crops of one image tell no more of another image than it does.
         total = shares.new_zeros(len(shares)).index_add(0, self.images, shares.sum(1))
         images = int((total > 0).sum())

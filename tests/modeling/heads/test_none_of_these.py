@@ -161,6 +161,15 @@ def test_too_few_images_with_seen_pixels_are_refused() -> None:
         found.test_for(known())
 
 
+def test_numbers_that_no_image_has_are_refused() -> None:
+    """As a damaged checkpoint may hold them."""
+    found = fitted(0.05)
+    for number in (-1, len(found.images), 10**9):
+        found.images[3] = number
+        with pytest.raises(CheckpointError, match="^[^\n]*images: found numbers that no image"):
+            found.test_for(known())
+
+
 def test_training_images_without_unlabelled_patches_are_refused() -> None:
     found = fitted(0.2)
     found.unlabelled.fit(unlabelled(99))
