@@ -287,13 +287,13 @@ class TagCLIPPredictor:
         """
         shown = self._resolved(vocabulary)
         shown = shown if seen is None else shown.with_seen(seen)
-        everything = shown if context is None else _joined(shown, self._resolved(context))
+        everything = shown if context is None else shown.joined(self._resolved(context))
         return self._against_others(shown, everything)
 
     def _against_others(self, shown: Vocabulary, everything: Vocabulary) -> AskedClasses:
         """With the classes that TEST.BACKGROUND auto adds."""
         others = self.model.competitors(everything)
-        return AskedClasses(shown, everything if others is None else _joined(everything, others))
+        return AskedClasses(shown, everything if others is None else everything.joined(others))
 
     def __call__(
         self, image: ImageLike | Sequence[ImageLike], top_k: int = 0
@@ -479,19 +479,3 @@ class TagCLIPPredictor:
             # A split in the json says nothing about this model's training.
             return replace(Vocabulary.from_json(source), seen=None, split="")
         return Vocabulary.from_names(source)
-
-
-def _joined(shown: Vocabulary, context: Vocabulary) -> Vocabulary:
-    """Both class lists, the context behind, without what the first has already."""
-    taken = set().union(*(entry.keys for entry in shown.classes))
-    pairs = zip(context.classes, context.seen_mask, strict=True)
-    extra = [(entry, bool(seen)) for entry, seen in pairs if not entry.keys & taken]
-    classes = (*shown.classes, *(entry for entry, _ in extra))
-    # Ids mean label values, of which a result has none.
-    classes = tuple(replace(entry, id=index, ids=()) for index, entry in enumerate(classes))
-    return Vocabulary(
-        f"{shown.name}+{context.name}",
-        classes,
-        (*map(bool, shown.seen_mask), *(seen for _, seen in extra)),
-        ignore_label=max(255, len(classes)),
-    )

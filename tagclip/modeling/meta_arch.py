@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from tagclip.config.checks import check_config
@@ -19,7 +21,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
-from tagclip.modeling.heads.class_gaussians import unlike_classes
+from tagclip.modeling.heads.class_gaussians import same_classes, unlike_classes
 from tagclip.modeling.heads.relative_trusty import (
     Decoder,
     PatchVectors,
@@ -114,7 +116,7 @@ class TagCLIP(nn.Module):
         self.gate, self.inference_settings = gate, inference
         self.self_training = self_training
         self.provenance = Provenance(is_complete=False)
-        self._known_map: tuple[Any, RelativeMap | None] = (None, None)
+        self._known_map: tuple[Any, Any] = (None, None)
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -302,13 +304,8 @@ class TagCLIP(nn.Module):
                 views_of.append(len(views))
                 yield from (self._windowed(view, len(vocabulary)) for view in views)
 
-        bank = self.text_bank
-        networks = partial(
-            self._networks,
-            bank(vocabulary),
-            bank.prompt_rows(vocabulary),
-            self.relative_map(vocabulary),
-        )
+        bank, (words, relative_map) = self.text_bank, self.relative_map(vocabulary)
+        networks = partial(self._networks, bank(words), bank.prompt_rows(words), relative_map)
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(self.device)
         found: list[ViewLogits] = []
         for view in window_logits(images(), networks, self._windows_per_batch(), budget):
@@ -350,7 +347,40 @@ class TagCLIP(nn.Module):
         known = self.train_vocabulary.restrict("seen")
         trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
         others = unlike_classes(trained, asked)
+        self._name_namesakes(vocabulary, known, ~others)
         return known.with_seen(others.tolist()).restrict("seen") if others.any() else None
+
+    def _name_namesakes(self, vocabulary: Vocabulary, known: Vocabulary, flags: Tensor) -> None:
+        """Say which classes of the training do not compete, though their names are not asked."""
+        taken = set().union(*(entry.keys for entry in vocabulary.classes))
+        pairs = zip(known.classes, flags.tolist(), strict=True)
+        names = [repr(entry.name) for entry, flag in pairs if flag and not entry.keys & taken]
+        if names:
+            log_first_n(
+                logging.INFO,
+                f"TEST.BACKGROUND auto: {', '.join(names)} of the training may be other names of "
+                "what is asked, and do not compete with it; name those that are not as context",
+                key="message",
+                name=__name__,
+            )
+
+    @torch.no_grad()
+    def compared(self, vocabulary: Vocabulary) -> Vocabulary:
+        """Return the classes that the relative map compares.
+
+        Args:
+            vocabulary: the asked classes, with seen and unseen decided.
+
+        Returns:
+            These and, behind them, the classes with masks that are not among them. Their patches
+            are among those that the map takes for usual.
+        """
+        known = self.train_vocabulary.restrict("seen")
+        trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
+        others = ~same_classes(trained, asked).any(1)
+        if not others.any():
+            return vocabulary
+        return vocabulary.joined(known.with_seen(others.tolist()).restrict("seen"))
 
     def _networks(
         self,
@@ -371,6 +401,7 @@ class TagCLIP(nn.Module):
             if relative_map is not None:
                 vectors = self.patch_vectors(images, features, with_plain=relative_map.compares)
                 trusty, margins = relative_map(vectors, logits)
+                logits = logits[:, : relative_map.asked].contiguous()
         return logits, None if trusty is None else trusty.float(), margins
 
     @property
@@ -401,26 +432,37 @@ class TagCLIP(nn.Module):
 
         return decode
 
-    def relative_map(self, vocabulary: Vocabulary) -> RelativeMap | None:
-        """The trusty map of a vocabulary with seen and unseen decided, made once."""
+    def relative_map(self, vocabulary: Vocabulary) -> tuple[Vocabulary, RelativeMap | None]:
+        """Make the relative trusty map of a list of classes, once.
+
+        Args:
+            vocabulary: the asked classes, with seen and unseen decided.
+
+        Returns:
+            The classes whose logits it takes, the asked ones first, see `compared`, and the map;
+            None where the trusty map is of another kind.
+        """
         if self.relative_trusty is None:
-            return None
-        bank, seen = self.text_bank, torch.from_numpy(vocabulary.seen_mask)
+            return vocabulary, None
+        bank = self.text_bank
         key = (
             bank.fingerprint(vocabulary),
-            seen.numpy().tobytes(),
+            vocabulary.seen_mask.tobytes(),
             self.relative_trusty.fits,
             self.device,
         )
         # A name of its own: another thread may ask for other words at any time.
         known, found = self._known_map
         if known != key:
-            found = self.relative_trusty.map_for(
+            words = self.compared(vocabulary)
+            relative_map = self.relative_trusty.map_for(
                 bank.class_vectors(self.train_vocabulary),
-                bank.class_vectors(vocabulary),
-                seen.to(self.device),
-                self.decoder(vocabulary),
+                bank.class_vectors(words),
+                torch.from_numpy(words.seen_mask).to(self.device),
+                self.decoder(words),
+                asked=len(vocabulary),
             )
+            found = (words if relative_map.compares else vocabulary), relative_map
             # One at a time: whoever asks for others in turn pays a few decoders for it.
             self._known_map = key, found
         return found

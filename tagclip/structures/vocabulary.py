@@ -336,6 +336,26 @@ class Vocabulary:
                 trained |= entry.keys
         return self._partitioned(bool(entry.keys & trained) for entry in self.classes)
 
+    def joined(self, others: Vocabulary) -> Vocabulary:
+        """Return both class lists, the others behind, without those that this one has already.
+
+        Ids mean label values, of which the result has none: they count from 0.
+
+        Raises:
+            VocabularyError: a partition is open.
+        """
+        taken = set().union(*(entry.keys for entry in self.classes))
+        pairs = zip(others.classes, others.seen_mask, strict=True)
+        extra = [(entry, bool(seen)) for entry, seen in pairs if not entry.keys & taken]
+        classes = (*self.classes, *(entry for entry, _ in extra))
+        classes = tuple(replace(entry, id=index, ids=()) for index, entry in enumerate(classes))
+        return Vocabulary(
+            f"{self.name}+{others.name}",
+            classes,
+            (*map(bool, self.seen_mask), *(seen for _, seen in extra)),
+            ignore_label=max(255, len(classes)),
+        )
+
     def match_colors(self, other: Vocabulary) -> Vocabulary:
         """Give classes without a colour the one that the other list gives to a class so called."""
         given = {name_key(entry.name): entry.color for entry in other.classes}

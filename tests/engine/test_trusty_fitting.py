@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from helpers.tiny_run import (
 )
 from PIL import Image
 
-from tagclip import TagCLIPPredictor, ZeroShotTrainer
+from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotTrainer
 from tagclip.analysis.model_cost import ModelAnalysis
 from tagclip.analysis.run_analysis import analyze_run
 from tagclip.checkpoint import load_trained
@@ -32,6 +34,7 @@ from tagclip.data import Protocol, read_indices
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.export.onnx import WindowModel
 from tagclip.modeling.backbone import CLIPViT
+from tagclip.modeling.inference.windows import ViewLogits
 from tagclip.projects import import_projects
 
 PREFIX = "sem_seg_head.trusty_relative."
@@ -120,6 +123,30 @@ def test_a_predictor_of_the_checkpoint_asks_any_words(
     assert (predictor(str(image))["trusty"] > 0.99).all()
 
 
+def test_a_list_without_classes_of_the_training_has_the_same_map(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    """Patches of these are among those by which the map knows what is usual."""
+    trainer = train(cfg)
+    predictor = TagCLIPPredictor.from_checkpoint(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    image = next((tmp_path / "images" / "val").iterdir())
+    known = trainer.model.train_vocabulary.names
+    assert len(known) > 1
+
+    def view(words: list[str]) -> ViewLogits:
+        (found,) = predictor.encode(str(image), predictor.resolve(words)).views
+        return found
+
+    everything, two = view(["zebra", *known]), view(["zebra", known[-1]])
+    torch.testing.assert_close(two.trusty_logits, everything.trusty_logits, rtol=1e-4, atol=1e-4)
+    assert two.class_logits.shape[1] == 2
+    expected = everything.class_logits[:, [0, -1]]
+    torch.testing.assert_close(two.class_logits, expected, rtol=1e-4, atol=1e-4)
+    # It depends on the unseen words.
+    other = view(["a red bus", *known]).trusty_logits
+    assert not torch.allclose(other, everything.trusty_logits, atol=0.1)
+
+
 @pytest.fixture
 def auto(cfg: CfgNode) -> TagCLIPPredictor:
     """Trained, and asked for a test that loses much."""
@@ -160,13 +187,21 @@ def test_words_that_are_not_there_are_other(auto: TagCLIPPredictor, tmp_path: Pa
     assert 0 < (fusion.margin(size) < 0).float().mean() < 1
 
 
-def test_asked_classes_and_other_names_of_them_do_not_compete(auto: TagCLIPPredictor) -> None:
+def test_asked_classes_and_other_names_of_them_do_not_compete(
+    auto: TagCLIPPredictor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    caplog.set_level(logging.INFO)
     model, bank = auto.model, auto.model.text_bank
     known = model.train_vocabulary
     vectors = bank.class_vectors(known).detach()
     alike = vectors @ vectors.T
     alike.fill_diagonal_(-1)
-    for words in (["zebra"], known.names[:2], ["a photo of " + known.names[0]], known.names):
+    alikes = [f"{known.names[0]}{mark}" for mark in (".", ",", "!", ";", ":", "s", " .")]
+    nearest = bank.class_vectors(Vocabulary.from_names(alikes)).detach() @ vectors.T
+    near = alikes[int(nearest.amax(1).argmax())]
+    assert nearest.max() > alike.max()
+    for words in (["zebra"], known.names[:2], [near], known.names):
         asked = auto.resolve(words)
         own = bank.class_vectors(asked.shown).detach()
         expected = [
@@ -175,6 +210,13 @@ def test_asked_classes_and_other_names_of_them_do_not_compete(auto: TagCLIPPredi
             if name not in words and (own @ vector).max() <= alike.max()
         ]
         assert asked.all.names[len(words) :] == expected
+        # Who is left out unasked is named.
+        left_out = [repr(name) for name in known.names if name not in [*words, *expected]]
+        said = [text for text in caplog.messages if "may be other names" in text]
+        assert [f"auto: {', '.join(left_out)} of the training" in text for text in said] == (
+            [True] if left_out else []
+        )
+        caplog.clear()
     assert auto.resolve(known.names).all.names == known.names
     context = auto.resolve(["zebra"], context=known.names[:1])
     assert sorted(context.all.names) == sorted(["zebra", *known.names])

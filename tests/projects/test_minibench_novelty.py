@@ -227,7 +227,7 @@ def cosines() -> np.ndarray:
 
 def test_features_of_episodes() -> None:
     mean, deviation = normal(60, 3), normal(61, 3).abs() + 0.5
-    found = RelativeMap(TEXT, torch.arange(SEEN) < 2, None, mean, deviation)
+    found = RelativeMap(TEXT, torch.arange(SEEN) < 2, SEEN, None, mean, deviation)
     differences = normal(62, IMAGES, 3, *GRID)
     features = episode_features(found, differences, VECTORS).numpy()
     offsets = differences.double().numpy() - mean.double().numpy()[:, None, None]

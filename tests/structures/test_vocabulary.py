@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -198,3 +200,23 @@ def test_fingerprint_sees_every_change_but_the_name(vocab: Vocabulary, data: st.
     flipped = vocab.with_seen([flag != (i == index) for i, flag in enumerate(vocab.seen)])
     assert flipped.fingerprint == vocab.fingerprint
     assert flipped.partition_fingerprint != vocab.partition_fingerprint
+
+
+@given(st.data())
+def test_two_lists_joined_have_every_name_once(data: st.DataObject) -> None:
+    """The first as it is, then those of the second that it lacks; a prompt of it is a name."""
+    words = [f"word {number}" for number in range(8)]
+    some = st.lists(st.sampled_from(words), min_size=1, unique=True)
+    ones, others = data.draw(some), data.draw(some)
+    flags = {name: data.draw(st.booleans()) for name in words}
+    first = Vocabulary.from_names(ones).with_seen([not flags[name] for name in ones])
+    second = Vocabulary.from_names(others).with_seen([flags[name] for name in others])
+    extra = [name for name in others if name not in ones]
+    found = first.joined(second)
+    assert found.names == [*ones, *extra]
+    assert found.seen == (*(not flags[name] for name in ones), *(flags[name] for name in extra))
+    assert [entry.id for entry in found.classes] == list(range(len(found)))
+    prompted = replace(
+        first, classes=tuple(replace(e, prompts=tuple(words)) for e in first.classes)
+    )
+    assert prompted.joined(second).names == ones

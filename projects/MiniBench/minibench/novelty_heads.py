@@ -167,9 +167,8 @@ def episode_head(patches: TrainingPatches, by_noun: bool, seed: int) -> Logistic
         gaussians = ClassGaussians(len(names), context.shape[1])
         others = labels.masked_fill(plays, MIXED)
         gaussians.fit(PatchStatistics.of(context, others, len(names)))
-        draft = RelativeMap(
-            text, unseen, gaussians.densities(text, text), torch.zeros(3), torch.ones(3)
-        )
+        densities, nothing = gaussians.densities(text, text), torch.zeros(3)
+        draft = RelativeMap(text, unseen, len(names), densities, nothing, nothing + 1)
         # In the place of own logits, which do not matter here.
         differences = draft.differences(vectors, likeness(vectors, text))
         usual = differences.permute(0, 2, 3, 1)[others != MIXED]

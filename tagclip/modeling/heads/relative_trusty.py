@@ -25,7 +25,6 @@ from tagclip.modeling.heads.class_gaussians import (
     Foretelling,
     PatchStatistics,
     local_mean,
-    same_classes,
     with_context,
 )
 from tagclip.modeling.heads.none_of_these import (
@@ -76,10 +75,11 @@ class RelativeMap:
     """The map for one list of classes.
 
     Attributes:
-        class_embed: (K, D) unit class vectors.
+        class_embed: (K, D) unit class vectors of the asked classes and, behind them, of others of
+            the training: a patch of one of these would look unseen if nothing asked were like it.
         unseen: (K,) bool.
-        densities: of the K classes and, for the test, of E others that training has shown; None
-            where nothing is to be compared.
+        asked: how many are asked.
+        densities: of the K classes; None where nothing is to be compared.
         mean: (3,) of the differences on seen training patches.
         deviation: (3,) of the same.
         threshold: sum that so many seen training patches stay below as the miss rate leaves.
@@ -89,6 +89,7 @@ class RelativeMap:
 
     class_embed: Tensor
     unseen: Tensor
+    asked: int
     densities: Densities | None
     mean: Tensor
     deviation: Tensor
@@ -99,15 +100,13 @@ class RelativeMap:
     # Once for all windows: a GPU would wait for each answer.
     @cached_property
     def compares(self) -> bool:
-        """Whether there are classes on both sides."""
-        return 0 < int(self.unseen.sum()) < len(self.unseen)
+        """Whether there are asked classes on both sides."""
+        return 0 < int(self.unseen[: self.asked].sum()) < self.asked
 
     @cached_property
     def _groups(self) -> Tensor:
-        """(2 or 3, K + E) bool: seen and unseen classes and, for the test, all of them."""
-        groups = self.unseen.new_zeros(3, len(self.densities.seen))
-        groups[0, : len(self.unseen)], groups[1, : len(self.unseen)] = ~self.unseen, self.unseen
-        groups[2] = True
+        """(2 or 3, K) bool: seen and unseen classes and, for the test, all of them."""
+        groups = torch.stack([~self.unseen, self.unseen, torch.ones_like(self.unseen)])
         return groups[: 3 if self.test else 2]
 
     def _likeliest(self, context: Tensor) -> Tensor:
@@ -144,7 +143,8 @@ class RelativeMap:
 
         Args:
             vectors: of N images.
-            class_logits: (N, K, h, w) of the classes of the map.
+            class_logits: (N, K, h, w) of the classes of the map; where it does not compare, those
+                that are asked are enough.
 
         Returns:
             Logits of P(pixel belongs to a seen class), (N, 1, h, w) float32, and
@@ -319,32 +319,33 @@ class RelativeTrusty(nn.Module):
 
     @torch.no_grad()
     def map_for(
-        self, trained: Tensor, class_embed: Tensor, seen_mask: Tensor, decode: Decoder
+        self,
+        trained: Tensor,
+        class_embed: Tensor,
+        seen_mask: Tensor,
+        decode: Decoder,
+        asked: int | None = None,
     ) -> RelativeMap:
         """Make the map of a list of classes.
 
         Args:
             trained: (S, D) unit class vectors of the classes with masks.
-            class_embed: (K, D) unit class vectors that are asked.
+            class_embed: (K, D) unit class vectors that are compared.
             seen_mask: (K,) bool, which of them count as seen.
             decode: patch vectors (1, D, h, w) and image vectors (1, D) -> logits (1, K, h, w).
+            asked: how many of them are asked, the first ones; None: all.
 
         Raises:
             CheckpointError: it was never fitted, or on too little.
         """
-        unseen = ~seen_mask
         nothing = class_embed.new_zeros(3)
-        draft = RelativeMap(class_embed, unseen, None, nothing, nothing + 1)
+        count = len(class_embed) if asked is None else asked
+        draft = RelativeMap(class_embed, ~seen_mask, count, None, nothing, nothing + 1)
         if not draft.compares and self.none_of_these.miss_rate is None:
             return draft
         self._check_fitted()
-        shown = class_embed
-        if self.none_of_these.miss_rate is not None:
-            # A pixel of a class that is known but not asked is no less plausible for it.
-            others = ~same_classes(trained, class_embed).any(1) & (self.gaussians.counts > 0)
-            shown = torch.cat([class_embed, trained[others]])
         foretelling, calibration = self._of_this_fit(trained)
-        densities = foretelling.densities(shown)
+        densities = foretelling.densities(class_embed)
         test = None if calibration is None else calibration.test_for(densities)
         draft = replace(draft, densities=densities, test=test)
         return self._calibrated(draft, decode) if draft.compares else draft

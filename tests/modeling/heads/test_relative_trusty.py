@@ -134,22 +134,32 @@ def test_on_one_side_alone_the_map_is_sure(side: bool) -> None:
 
 
 @pytest.mark.parametrize("mask", [MASK, torch.zeros_like(MASK), torch.ones_like(MASK)])
-@pytest.mark.parametrize("asked", [slice(None), slice(3, None)])
-def test_the_margin_is_that_of_the_likeliest_class_of_all(mask: Tensor, asked: slice) -> None:
-    """Whichever are asked, and on whichever side: those of training are there as well."""
+@pytest.mark.parametrize("asked", [1, 3, ASKED])
+def test_the_margin_is_that_of_the_likeliest_class_of_all(mask: Tensor, asked: int) -> None:
+    """Of all that are compared, whichever are asked, and on whichever side."""
     trusty, new = fitted(none=0.1), vectors(20, 2)
-
-    def decode_asked(dense: Tensor, whole: Tensor) -> Tensor:
-        return decode(dense, whole)[:, asked]
-
-    found = trusty.map_for(TEXT[:SEEN], TEXT[asked], mask[asked], decode_asked)
-    _, margin = found(new, decode_asked(new.dense, new.whole))
+    found = trusty.map_for(TEXT[:SEEN], TEXT, mask, decode, asked=asked)
+    _, margin = found(new, decode(new.dense, new.whole))
     context = with_context(new.dense)
     everything = torch.ones(1, ASKED, dtype=torch.bool)
     likeliest = trusty.gaussians.densities(TEXT[:SEEN], TEXT).best(context, everything)
     bare = trusty.none_of_these.unlabelled.measured().best(context, everything[:, :1])
     expected = likeliest - bare - found.test.threshold
     torch.testing.assert_close(margin, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_compared_but_not_asked_is_compared_all_the_same() -> None:
+    """Asked are a seen and an unseen class; with one side alone there is nothing to tell apart."""
+    trusty, new, order = fitted(), vectors(20, 2), torch.tensor([0, 5, 1, 2, 3, 4])
+    logits = decode(new.dense, new.whole)
+    everything = trusty.map_for(TEXT[:SEEN], TEXT, MASK, decode)
+    text, mask = TEXT[order], MASK[order]
+    two = trusty.map_for(TEXT[:SEEN], text, mask, lambda *parts: decode(*parts)[:, order], asked=2)
+    assert two.compares
+    expected, _ = everything(new, logits)
+    torch.testing.assert_close(two(new, logits[:, order])[0], expected, rtol=1e-4, atol=1e-4)
+    one = trusty.map_for(TEXT[:SEEN], text, mask, decode, asked=1)
+    assert not one.compares and (one(new, logits[:, :1])[0] > 0).all()
 
 
 def test_the_test_leaves_the_map_as_it_is() -> None:
