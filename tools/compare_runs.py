@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import write_atomic
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
@@ -73,21 +74,26 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Compare on every dataset."""
+    """Compare on every dataset.
+
+    Raises:
+        TagCLIPError: a folder holds no evaluated run, or another process works in --output.
+    """
     from tagclip.analysis.comparison import class_rows, differences, load_results, questions
 
-    for dataset, results in load_results(args.runs, args.dataset).items():
-        rows = class_rows(results)
-        warnings = differences(results) + questions(results)
-        summary = format_summary(dataset, results, warnings)
-        print(summary)
-        path = args.output / f"{dataset}.md"
-        write_atomic(path, f"{summary}\n{format_classes(rows, results)}")
-        message = f"Written: {path}"
-        if rows:
-            draw_classes(rows, results, dataset, path.with_suffix(".png"))
-            message += f" and {path.with_suffix('.png')}"
-        print(message)
+    with RunLock(args.output, "--output"):
+        for dataset, results in load_results(args.runs, args.dataset).items():
+            rows = class_rows(results)
+            warnings = differences(results) + questions(results)
+            summary = format_summary(dataset, results, warnings)
+            print(summary)
+            path = args.output / f"{dataset}.md"
+            write_atomic(path, f"{summary}\n{format_classes(rows, results)}")
+            message = f"Written: {path}"
+            if rows:
+                draw_classes(rows, results, dataset, path.with_suffix(".png"))
+                message += f" and {path.with_suffix('.png')}"
+            print(message)
 
 
 def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequence[str]) -> str:

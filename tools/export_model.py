@@ -121,25 +121,36 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     folder = Path(args.output)
     check_output("--output", folder, is_folder=True)
     calibration = calibration_images(args, formats)
-    predictor = build_predictor(args)
-    size = window_size(args, predictor)
-    files = export(predictor, size, formats, takes_words)
-    recipe = export_recipe(predictor, size, files, takes_words)
-    contents = {name: content for name, (content, _) in files.items()}
-    if calibration:
-        contents[INT8_FILE] = add_int8(args, predictor, recipe, contents["model.onnx"], calibration)
+    # Before the work: who is refused has not waited for it.
+    with RunLock(folder, "--output"):
+        predictor = build_predictor(args)
+        size = window_size(args, predictor)
+        files = export(predictor, size, formats, takes_words)
+        recipe = export_recipe(predictor, size, files, takes_words)
+        contents = {name: content for name, (content, _) in files.items()}
+        if calibration:
+            model = contents["model.onnx"]
+            contents[INT8_FILE] = add_int8(args, predictor, recipe, model, calibration)
+        write_files(folder, contents, recipe)
+    return recipe
+
+
+def write_files(folder: Path, contents: dict[str, bytes], recipe: dict[str, Any]) -> None:
+    """Write the models and, last, the json.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     try:
-        with RunLock(folder, "--output"):
-            for name, content in contents.items():
-                print(f"Written: {write_atomic(folder / name, content)}")
-            # Last: its checksums say whether the files beside it belong to it.
-            print(f"Written: {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
+        for name, content in contents.items():
+            print(f"Written: {write_atomic(folder / name, content)}")
+        # Its checksums say whether the files beside it belong to it.
+        print(f"Written: {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
     except OSError as error:
         raise ConfigError(
             f"--output {folder}: found no folder to write to ({error.strerror}), expected one; "
             "name another"
         ) from error
-    return recipe
 
 
 def calibration_images(args: argparse.Namespace, formats: Sequence[str]) -> list[Path]:

@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> None:
     """
     if args.docs and args.subset != "test":
         sys.exit(f"--docs: found --subset {args.subset}, expected test, which the documents show")
-    from tagclip.tools.minibench.run_table import README, be_script
+    from tagclip.tools.minibench.run_table import README, be_script, run_key
 
     if args.docs and not README.is_file():
         sys.exit(
@@ -104,8 +104,7 @@ def main(args: argparse.Namespace) -> None:
         )
     check_output("--output", args.output, is_folder=True)
     if args.one:
-        split, seed = args.one
-        be_script(run_here, args.output, args.subset, (split, int(seed)))
+        be_script(run_here, args.output, args.subset, run_key(*args.one))
         return
     with RunLock(args.output, "--output"):
         print(write_table(args.output, args.subset, run_missing(args), args.docs))

@@ -65,6 +65,23 @@ def make_parser() -> ToolParser:
     return parser
 
 
+def run_key(split: str, *words: str) -> tuple[Any, ...]:
+    """Read what --one names: a split, maybe a run, and a seed.
+
+    Raises:
+        SystemExit: there is no such one.
+    """
+    from tagclip.projects.minibench.table_runs import RUNS, SPLITS
+
+    *names, seed = words
+    for found, known in ((split, SPLITS), *((name, RUNS) for name in names)):
+        if found not in known:
+            sys.exit(f"--one: found {found!r}, expected one of {', '.join(known)}")
+    if not (seed.isascii() and seed.isdecimal() and int(seed) < 2**31):
+        sys.exit(f"--one: found the seed {seed!r}, expected 0 to {2**31 - 1}")
+    return (split, *names, int(seed))
+
+
 def result_file(output: Path, key: RunKey) -> Path:
     """Where the result of a run is kept."""
     from tagclip.projects.minibench.table_runs import run_folder
@@ -251,8 +268,7 @@ def main(args: argparse.Namespace) -> None:
         )
     check_output("--output", args.output, is_folder=True)
     if args.one:
-        split, name, seed = args.one
-        be_script(run_here, args.output, (split, name, int(seed)))
+        be_script(run_here, args.output, run_key(*args.one))
         return
     if unknown := set(args.runs) - RUNS.keys():
         sys.exit(f"--runs: found {', '.join(sorted(unknown))}, expected some of {', '.join(RUNS)}")

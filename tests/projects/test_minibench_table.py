@@ -245,3 +245,23 @@ def test_documents_are_written_in_a_checkout_only(
     monkeypatch.setattr("sys.argv", ["run_table.py", "--docs"])
     assert exit_of(tool.invoke_main).startswith(f"--docs: found no {tmp_path}/results.md, expected")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "found"),
+    [
+        ("run_table.py", ["nouns", "MaskCLIP", "0"], "'nouns', expected one of composition, "),
+        ("run_table.py", ["composition", "Mask", "0"], "'Mask', expected one of "),
+        ("run_table.py", ["composition", "MaskCLIP", "a"], "the seed 'a', expected 0 to "),
+        ("run_table.py", ["composition", "MaskCLIP", "-1"], "the seed '-1', expected 0 to "),
+        ("compare_novelty.py", ["nouns", "0"], "'nouns', expected one of composition, "),
+        ("compare_novelty.py", ["composition", "1e3"], "the seed '1e3', expected 0 to "),
+    ],
+)
+def test_a_run_that_there_is_not_is_named(
+    script: str, words: list[str], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", [script, "--output", str(tmp_path / "out"), "--one", *words])
+    line = exit_of(load_tool(PROJECT / script).invoke_main)
+    assert line.startswith(f"--one: found {found}") and len(line.splitlines()) == 1
+    assert not any(tmp_path.iterdir())

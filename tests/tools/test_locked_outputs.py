@@ -32,6 +32,11 @@ def words_of(script: str, bench: Bench) -> list[str]:
     masks.mkdir()
     Image.fromarray(picture(70, 96)[:, :, 0]).save(masks / "a.png")
     config = ["--config-file", str(bench.config)]
+    # Who is refused has not waited for anything: there is no such run, and no such model.
+    if script == "compare_runs.py":
+        return ["nowhere"]
+    if script == "export_model.py":
+        return ["--weights", "nowhere.pth", "--vocab", "cat, dog"]
     if script == "convert_labels.py":
         return [str(masks), "--threshold", "128"]
     if script == "export_predictions.py":
@@ -47,7 +52,9 @@ def words_of(script: str, bench: Bench) -> list[str]:
 @pytest.mark.parametrize(
     "script",
     [
+        TOOLS / "compare_runs.py",
         TOOLS / "convert_labels.py",
+        TOOLS / "export_model.py",
         TOOLS / "export_predictions.py",
         TOOLS / "fit_gate.py",
         TOOLS / "visualize_data.py",
