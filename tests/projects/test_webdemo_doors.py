@@ -19,7 +19,13 @@ from helpers.webdemo_server import served
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
-from tagclip.projects.webdemo.doors import ROOM_AROUND_FILE, BodyDoor, HostDoor, UploadSpace
+from tagclip.projects.webdemo.doors import (
+    ROOM_AROUND_FILE,
+    BodyDoor,
+    FaultDoor,
+    HostDoor,
+    UploadSpace,
+)
 
 MIB = 1 << 20
 
@@ -222,6 +228,30 @@ def test_a_file_of_two_visitors_stays_as_long_as_one_has_it(tmp_path: Path) -> N
     assert not space.reserve("b", 9) and not path.exists()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fault_behind_the_doors_is_one_line(
+    begun: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        raise KeyError("no such\nthing")
+
+    monkeypatch.delenv("TAGCLIP_DEBUG", raising=False)
+    answer = ask(FaultDoor(page), "/queue/join", b"{}")
+    assert answer == (
+        (200, "half")
+        if begun
+        else (500, "request: found none that this page answers; reload the page\n")
+    )
+    (line,) = caplog.messages
+    assert line.startswith("POST /queue/join: found ") and "\n" not in line and "KeyError" in line
+    monkeypatch.setenv("TAGCLIP_DEBUG", "1")
+    with pytest.raises(KeyError):
+        ask(FaultDoor(page), "/queue/join", b"{}")
+
+
 @pytest.fixture
 def predictor(tiny_cfg: CfgNode, tmp_path: Path) -> TagCLIPPredictor:
     return TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
@@ -255,6 +285,44 @@ def test_the_running_page_has_these_doors(address: str, tmp_path: Path) -> None:
     # Not past the turns.
     answer = httpx.post(f"{address}/gradio_api/run/segment", json={"data": [None] * 8})
     assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "question", "said"),
+    [
+        ("queue/data?session_hash=nobody", None, "GET /gradio_api/queue/data: found a request"),
+        ("call/segment/nobody", None, "GET /gradio_api/call/segment/nobody: found a request"),
+        ("queue/join", {"data": [], "fn_index": 99}, "POST /gradio_api/queue/join: found a"),
+        ("call/nothing", {"data": [1]}, "POST /gradio_api/call/nothing: found a request"),
+        ("queue/join", {"data": ["cat"], "fn_index": 1}, "segment: found other values"),
+        ("queue/join", {"data": [None, {"path": 5}, 3, [], 7, "a", None, {}], "fn_index": 1},
+         "segment: found other values"),
+    ],
+)  # fmt: skip
+def test_what_the_page_never_asks_leaves_one_line(
+    address: str,
+    path: str,
+    question: dict[str, Any] | None,
+    said: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And no traceback, whether gradio or its server finds it out."""
+    import httpx
+
+    api = f"{address}/gradio_api"
+    if question is None:
+        httpx.get(f"{api}/{path}")
+    else:
+        answer = httpx.post(f"{api}/{path}", json=question | {"session_hash": "a"})
+        if answer.status_code == 200:
+            text = httpx.get(f"{api}/queue/data?session_hash=a").text
+            assert "found other values than this page sends" in text
+        else:
+            assert answer.status_code == 500 and len(answer.text.splitlines()) == 1
+    (line,) = [line for line in caplog.messages if "found" in line]
+    assert line.startswith(said) and "\n" not in line
+    assert "Traceback" not in "".join(capfd.readouterr())
 
 
 def test_a_long_thin_image_is_refused_with_one_line(address: str, tmp_path: Path) -> None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import os
 import re
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["ROOM_AROUND_FILE", "BodyDoor", "HostDoor", "UploadSpace"]
+__all__ = ["ROOM_AROUND_FILE", "BodyDoor", "FaultDoor", "HostDoor", "UploadSpace"]
+
+logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,6 +37,39 @@ ROOM_AROUND_FILE = 1 << 16
 # Seconds without a byte after which an upload ends.
 _SILENCE = 30.0
 _PIECE = 1 << 16
+
+
+class FaultDoor:
+    """Says in one line what gradio answers with a traceback: a request that it does not expect."""
+
+    def __init__(self, app: App) -> None:
+        """Stand before the page."""
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on; where that fails, answer 500 or, if the answer has begun, end it."""
+        has_begun = False
+
+        async def begin_and_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, begin_and_send)
+        except Exception as error:
+            if scope["type"] != "http" or os.environ.get("TAGCLIP_DEBUG") == "1":
+                raise
+            # Of "response already started" the cause tells more.
+            reason = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())
+            path = f"{scope['method']} {scope['path']}"
+            logger.warning("%s: found a request that this page does not expect (%s)", path, reason)
+            if not has_begun:
+                text = "request: found none that this page answers; reload the page"
+                return await _refuse(scope, send, 500, text)
+            with suppress(Exception):
+                await send({"type": "http.response.body", "body": b""})
+        return None
 
 
 class HostDoor:

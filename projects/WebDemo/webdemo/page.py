@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
@@ -16,10 +18,27 @@ from tagclip.visualization.html_page import render
 
 __all__ = ["KEPT_SECONDS", "build_page"]
 
+logger = logging.getLogger(__name__)
+
 # How long the scores and files of a visitor who does nothing are kept.
 KEPT_SECONDS = 3600
 _HERE = Path(__file__).parent
 _TITLE = "TagCLIP: any words on any image"
+
+
+class _Page(gr.Blocks):
+    """Says in one line what is wrong with values that did not come from its own widgets."""
+
+    async def preprocess_data(self, block_fn: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super().preprocess_data(block_fn, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            text = f"{block_fn.name}: found other values than this page sends ({reason})"
+            logger.warning("%s", text)
+            raise gr.Error(f"{text}; reload the page", print_exception=False) from error
 
 
 class _Widgets:
@@ -119,7 +138,7 @@ def build_page(
         limits: what a visitor may ask for.
         uploads: folder of the files that visitors bring, and of the examples.
     """
-    with gr.Blocks(
+    with _Page(
         title=_TITLE,
         analytics_enabled=False,
         # Looked for every ten minutes; all are deleted at the end.

@@ -15,7 +15,13 @@ from PIL import Image
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 from tagclip.predictor import TagCLIPPredictor
-from tagclip.projects.webdemo.doors import ROOM_AROUND_FILE, BodyDoor, HostDoor, UploadSpace
+from tagclip.projects.webdemo.doors import (
+    ROOM_AROUND_FILE,
+    BodyDoor,
+    FaultDoor,
+    HostDoor,
+    UploadSpace,
+)
 from tagclip.projects.webdemo.session import Limits
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -140,6 +146,7 @@ def serve(
     largest, in_all = max_upload_mb << 20, max_uploads_mb << 20
     space = UploadSpace(max(in_all // 10, largest + ROOM_AROUND_FILE), in_all)
     doors = [
+        Middleware(FaultDoor),
         Middleware(HostDoor, allowed=[host, *allowed_hosts]),
         Middleware(BodyDoor, space=space, largest=largest, folder=folder),
     ]
