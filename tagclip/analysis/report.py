@@ -108,9 +108,14 @@ def _describe(run: AnalyzedRun) -> str:
     form = "".join(f", {key} {gate[key]}" for key in ("form", "scale") if key in gate)
     target = index["trusty_target"]
     trusty = "no trusty map" if target is None else f"trusty target = {target}"
+    tested = (
+        " BACKGROUND auto: what it rejects is in the figures; elsewhere every pixel has a class."
+        if run.analysis.rejected is not None
+        else ""
+    )
     return (
         f"{index['images']} images; gate {gate['mode']}{form}, seen bias {gate['bias']:g}; "
-        f"{trusty}. From logits in half precision."
+        f"{trusty}. From logits in half precision.{tested}"
     )
 
 

@@ -28,6 +28,7 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor, Vocabulary, ZeroShotTrainer
 from tagclip.analysis.model_cost import ModelAnalysis
+from tagclip.analysis.report import write_run
 from tagclip.analysis.run_analysis import analyze_run
 from tagclip.checkpoint import load_trained
 from tagclip.data import Protocol, read_indices
@@ -232,6 +233,8 @@ def test_an_evaluation_counts_what_is_other(
     found = ZeroShotTrainer.test(cfg, model)["sem_seg"]
     (metrics,) = folder.glob("inference/*/metrics.json")
     run = analyze_run(folder, cfg, json.loads(metrics.read_text()), "auto")
+    page = write_run(run, tmp_path / "analysis", 1).read_text(encoding="utf-8")
+    assert "BACKGROUND auto: what it rejects is in the figures" in page
     rejected = run.analysis.figures()["rejected"]
     counts = {"seen": [0, 0], "unseen": [0, 0]}
     auto.set_vocabulary(dataset)
