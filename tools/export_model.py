@@ -124,13 +124,14 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     # Before the work: who is refused has not waited for it.
     with RunLock(folder, "--output"):
         predictor = build_predictor(args)
+        shown = report_images(args, predictor, calibration)
         size = window_size(args, predictor)
         files = export(predictor, size, formats, takes_words)
         recipe = export_recipe(predictor, size, files, takes_words)
         contents = {name: content for name, (content, _) in files.items()}
         if calibration:
             model = contents["model.onnx"]
-            contents[INT8_FILE] = add_int8(args, predictor, recipe, model, calibration)
+            contents[INT8_FILE] = add_int8(args, predictor, recipe, model, calibration, shown)
         write_files(folder, contents, recipe)
     return recipe
 
@@ -179,12 +180,26 @@ def calibration_images(args: argparse.Namespace, formats: Sequence[str]) -> list
     return list(list_images(args.calibrate, Path(args.output), "--calibrate"))
 
 
+def report_images(
+    args: argparse.Namespace, predictor: TagCLIPPredictor, calibration: Sequence[Path]
+) -> Sequence[Any]:
+    """What the int8 file is compared on: images of --report, or else those of --calibrate.
+
+    Raises:
+        TagCLIPError: the dataset is not in order.
+    """
+    from tagclip.export.quantization_report import labelled_images
+
+    return labelled_images(args.report, predictor) if args.report else calibration
+
+
 def add_int8(
     args: argparse.Namespace,
     predictor: TagCLIPPredictor,
     recipe: dict[str, Any],
     content: bytes,
     images: Sequence[Path],
+    shown: Sequence[Any],
 ) -> bytes:
     """Quantize the ONNX file, report what that costs, and describe both in the recipe.
 
@@ -194,12 +209,13 @@ def add_int8(
         recipe: content of model.json, which gets the new file and an entry ``int8``.
         content: of the ONNX file.
         images: to calibrate with.
+        shown: to compare on, see `report_images`.
 
     Returns:
         The int8 file.
 
     Raises:
-        TagCLIPError: an image cannot be read or is too small, or the dataset is not in order.
+        TagCLIPError: an image cannot be read or is too small.
     """
     from tagclip.export import quantization_report as reports
     from tagclip.export.onnx import class_inputs
@@ -208,7 +224,6 @@ def add_int8(
     from tagclip.export.runtime.session import open_model
     from tagclip.modeling.clip.weights import file_sha256
 
-    shown = reports.labelled_images(args.report, predictor) if args.report else images
     inputs, classes, name = reports.ExportInput(predictor, recipe), {}, "images"
     if args.words == "input":
         vectors, seen = class_inputs(predictor.model, predictor.vocabulary)

@@ -67,6 +67,7 @@ def test_processes_write_the_same_bytes_and_count_all(options: BulkOptions, tmp_
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_shard_that_kills_two_processes_is_given_up(options: BulkOptions) -> None:
     kills, total = [], 0
 

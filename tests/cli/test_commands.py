@@ -142,7 +142,7 @@ def test_a_reader_that_goes_away_is_no_error(
 ) -> None:
     """As of ``| head -1``, whether the first line or the last is not read."""
     if words == "cost":
-        words = "cost --config-file voc/tagclip_vitb16_voc_inductive.yaml"
+        words = "cost --config-file minibench/tagclip_minibench_composition.yaml"
     read, write = os.pipe()
     os.close(read)
     result = subprocess.run(

@@ -97,7 +97,7 @@ def _cases(draw: st.DrawFn) -> tuple[dict[str, Any], list[np.ndarray]]:
     return tree, labels
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(_cases(), st.data())
 @pytest.mark.parametrize("ask", [_advice, _refusal])
 def test_two_steps_are_enough(

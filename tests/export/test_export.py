@@ -97,7 +97,11 @@ POOLS = {
 @pytest.mark.parametrize("options", POOLS.values(), ids=POOLS)
 @pytest.mark.parametrize(
     ("kind", "dtype"),
-    [("torchscript", "float32"), ("torchscript", "bfloat16"), ("onnx", "float32")],
+    [
+        ("torchscript", "float32"),
+        ("torchscript", "bfloat16"),
+        pytest.param("onnx", "float32", marks=pytest.mark.slow),
+    ],
 )
 def test_other_towers_of_open_clip(
     tiny_cfg: CfgNode, tmp_path: Path, options: dict, kind: str, dtype: str

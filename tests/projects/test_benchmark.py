@@ -40,6 +40,7 @@ def workload(tmp_path_factory: pytest.TempPathFactory) -> Workload:
     return Workload(QUICK, "cpu", tmp_path_factory.mktemp("workload"))
 
 
+@pytest.mark.slow
 def test_everything_runs_on_tiny_sizes(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -164,6 +164,7 @@ def test_files_of_others_are_kept(
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_and_a_run_of_other_words(
     run: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
     assert content_of(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_an_interruption_says_how_to_go_on(
     run: Callable[..., int],
     arguments: list[str],

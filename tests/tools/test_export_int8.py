@@ -57,7 +57,7 @@ def iou(pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize("words", ["baked", "input"])
+@pytest.mark.parametrize("words", ["baked", pytest.param("input", marks=pytest.mark.slow)])
 def test_report_and_file(
     tool: ModuleType,
     checkpoint: Path,
@@ -104,6 +104,7 @@ def test_report_and_file(
     assert again["files"] == recipe["files"] and again["int8"] == recipe["int8"]
 
 
+@pytest.mark.slow
 def test_without_a_dataset_the_calibration_images_are_compared(
     tool: ModuleType, checkpoint: Path, dataset: str, tmp_path: Path
 ) -> None:
@@ -117,6 +118,7 @@ def test_without_a_dataset_the_calibration_images_are_compared(
     assert second["files"] == first["files"]
 
 
+@pytest.mark.slow
 def test_run_onnx(
     tool: ModuleType, example: ModuleType, checkpoint: Path, dataset: str, tmp_path: Path
 ) -> None:

@@ -258,6 +258,7 @@ def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -
         assert exit_of(tool.parse_args, [str(folder), "--output=x", *more]) == 2
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_docs(tool: ModuleType, repository: Path, tmp_path: Path) -> None:
     """Those without a model are run, on label files as the demo writes them."""
     page = (repository / "docs" / "other_tools.md").read_text()

@@ -91,6 +91,7 @@ def test_json_is_the_list_alone(tool: ModuleType, other: str) -> None:
         tool.parse_args(["--json", other])
 
 
+@pytest.mark.slow
 def test_a_cost_has_the_sizes_of_its_config(
     tool: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -297,6 +297,7 @@ def test_converted_predictions_are_read_by_the_list_beside_them(
     assert sum(row["other"] for row in content["classes"]) == labelled
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_docs(repository: Path, tiny_cfg: CfgNode, tmp_path: Path) -> None:
     write_tiny_dataset(tmp_path)
     entry = {

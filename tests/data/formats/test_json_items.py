@@ -54,6 +54,7 @@ def test_what_is_no_json(tmp_path: Path, text: str) -> None:
     assert str(raised.value).startswith(f"{path}: found ") and "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_memory_holds_one_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_items, "_CHUNK", 1 << 16)
     path = tmp_path / "a.json"

@@ -136,6 +136,7 @@ def test_words_without_torch(
         (folder / name).write_bytes(content)
 
 
+@pytest.mark.slow
 def test_vectors_of_another_clip(
     tool: ModuleType, checkpoint: Path, tiny_cfg: CfgNode, tmp_path: Path
 ) -> None:

@@ -118,7 +118,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.mark.parametrize("name", open_clip.list_models())
+# One to four seconds each; smaller ones of the same kind are quick.
+HEAVY = ("EVA", "PE-Core-L", "PE-Core-bigG", "RN50x", "ViT-L-16", "ViT-SO400M", "ViT-bigG", "ViT-g",
+         "ViT-e-14", "ViT-H-14-", "ViTamin-L", "ViTamin-XL", "coca_base", "coca_ViT-L",
+         "convnext_l", "convnext_x")  # fmt: skip
+NAMES = [
+    # The worldwide tower alone is of its kind.
+    pytest.param(name, marks=[pytest.mark.slow] * ("world" not in name and name.startswith(HEAVY)))
+    for name in open_clip.list_models()
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_text_tower_is_open_clips(name: str, models: Path) -> None:
     """Where padding is left out, the vector is the same; where it is not, it would be another."""
     text = json.dumps(shallow(name), sort_keys=True)

@@ -24,6 +24,7 @@ needs_triton = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernel_in_the_interpreter() -> None:
     tests = Path(__file__).with_name("interpreted_triton_fusion.py")
