@@ -455,6 +455,15 @@ def test_images_without_an_option(
     assert Path("segmented/a.png").read_bytes() == Path("out/a.png").read_bytes()
 
 
+@pytest.mark.parametrize("value", ["auto", "0.3"])
+@pytest.mark.parametrize("key", ["BACKGROUND threshold", "BACKGROUND_THRESHOLD 0.5"])
+def test_the_background_is_said_once(demo: ModuleType, value: str, key: str) -> None:
+    given = f"MODEL.TAGCLIP.TEST.{key}".split()
+    args = demo.parse_args(["a.png", "--weights", "none.pth", "--background", value, *given])
+    with pytest.raises(ConfigError, match=f"^--background: found {given[0]}, too, expected one"):
+        demo.build_predictor(args)
+
+
 def test_the_model_of_minibench_is_taken(
     demo: ModuleType,
     weights: Path,
