@@ -225,35 +225,17 @@ def build_predictor(args: argparse.Namespace, device: str = "") -> TagCLIPPredic
     return predictor
 
 
-def background_opts(background: float | str | None, given: Sequence[str]) -> list[str]:
-    """KEY VALUE ... of --background.
-
-    Args:
-        background: of the option; None: not given.
-        given: keys of the command line.
-
-    Raises:
-        ConfigError: these say the same already.
-    """
-    if background is None:
-        return []
-    is_auto = background == AUTO
-    found = {
-        "MODEL.TAGCLIP.TEST.BACKGROUND": AUTO if is_auto else "threshold",
-        "MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD": str(0 if is_auto else background),
-    }
-    if twice := [key for key in found if key in given]:
-        raise ConfigError(f"--background: found {twice[0]}, too, expected one; leave one out")
-    return [word for pair in found.items() for word in pair]
-
-
 def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
     """Config of --config-file, or of the checkpoint; its MODEL.WEIGHTS is the checkpoint."""
     from tagclip import load_config
     from tagclip.checkpoint import checkpoint_config, last_checkpoint
 
     opts = [*args.opts, *opts]
-    opts += background_opts(args.background, opts[0::2])
+    if args.background is not None:
+        is_auto = args.background == AUTO
+        opts += ["MODEL.TAGCLIP.TEST.BACKGROUND", AUTO if is_auto else "threshold"]
+        threshold = 0 if is_auto else args.background
+        opts += ["MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", str(threshold)]
     if args.weights:
         opts += ["MODEL.WEIGHTS", args.weights]
     weights = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS")

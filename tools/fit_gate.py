@@ -22,8 +22,11 @@ from tagclip.projects import import_projects
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import make_folder, write_atomic
 from tagclip.utils.run_lock import RunLock
+from tagclip.utils.stopping import Stopped, explained
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
+
+GOES_ON = "what is trained is saved, the same command goes on with the rest"
 
 
 def make_parser() -> ToolParser:
@@ -62,6 +65,7 @@ def main(args: argparse.Namespace) -> None:
         to_json,
     )
     from tagclip.data import Protocol
+    from tagclip.engine.interruptions import SavedAndStopped
 
     check_output("--output", args.output, is_folder=True)
     cfg = load_config(args.config_file, args.opts)
@@ -74,10 +78,15 @@ def main(args: argparse.Namespace) -> None:
         setup_logger(str(args.output))
         setup_logger(str(args.output), name="tagclip")
         curves = []
-        for index, names in enumerate(groups):
-            folder = make_folder(args.output / f"held_out_{index}")
-            logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
-            curves.append(held_out_curves(cfg, args.dataset, names, folder))
+        with explained(GOES_ON):
+            for index, names in enumerate(groups):
+                folder = make_folder(args.output / f"held_out_{index}")
+                logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
+                try:
+                    curves.append(held_out_curves(cfg, args.dataset, names, folder))
+                except SavedAndStopped as stopped:
+                    # Its training is saved; what was asked for here is not done.
+                    raise Stopped(stopped.number) from stopped
         found = to_json(best_constants(curves), groups)
         write_atomic(args.output / "gate.json", json_text(found, indent=1) + "\n")
     print(

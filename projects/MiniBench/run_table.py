@@ -138,8 +138,8 @@ def be_script(job: Callable[..., None], *args: Any) -> None:
     try:
         job(*args)
     except SystemExit as error:
-        # A training that SIGTERM ends has saved, and ends with 0; here its run is not done.
-        sys.exit(error.code or 128 + signal.SIGTERM)
+        # A training that a signal ends has saved, and ends with 0; here its run is not done.
+        sys.exit(error.code or 128 + getattr(error, "number", signal.SIGTERM))
 
 
 def run_scripts(job: Callable[[Any], None], keys: Sequence[Any], jobs: int) -> Iterator[None]:

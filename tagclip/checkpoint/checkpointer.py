@@ -304,6 +304,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             )
         state = checkpoint.pop(key)
         _check_numbers(path, key, state)
+        _check_iteration(path, key, state, checkpoint.get("iteration"))
         try:
             self.checkpointables[key].load_state_dict(state)
         # A damaged state ends in whatever the optimizer or detectron2 makes of it.
@@ -389,6 +390,30 @@ def _check_numbers(path: str, key: str, state: Any) -> None:
     }
     check_floating(tensors, path)
     check_finite(tensors, path, EARLIER)
+
+
+def _check_iteration(path: str, key: str, state: Any, expected: Any) -> None:
+    """Refuse an iteration that is none, or not that of the file: the schedule would go by it.
+
+    Args:
+        path: of the checkpoint.
+        key: what the state is of; a trainer's has an ``iteration``.
+        state: of it.
+        expected: iteration that the file says beside it; None: it says none.
+
+    Raises:
+        CheckpointError: names both.
+    """
+    if not isinstance(state, dict) or "iteration" not in state:
+        return
+    found = state["iteration"]
+    is_one = type(found) is int and found >= 0
+    if not is_one or (expected is not None and found != expected):
+        wanted = "0 or more" if expected is None else f"{expected!r:.40} as in the file itself"
+        raise CheckpointError(
+            f"{path}: found {key}.iteration {found!r:.40}, expected {wanted}; the file is damaged: "
+            f"{EARLIER}"
+        )
 
 
 def _size(tensor: Tensor | None) -> str:

@@ -75,23 +75,27 @@ class _ImageJob:
             note = f"{self._made_with} {stat.st_size} {stat.st_mtime_ns}"
             if not self.args.overwrite and self._is_finished(picture, known, note):
                 return _Outcome(image, known, skipped=True)
-            pixels = self.predictor.read_image(image)
-            prediction = self.predictor(pixels)
+            kept = self._draw(image, picture, note)
         except DatasetError as error:
             text = one_line(error)
             return _Outcome(image, error=text if str(image) in text else f"{image}: {text}")
         except OSError as error:
             return _Outcome(image, error=f"{image}: {error.strerror}")
-        labels = _labels_of(picture) if self.args.save_labels else None
-        kept = self._keep(prediction, labels, note)
-        if not self.args.no_draw:
-            rgb, size = pixels[:, :, ::-1].copy(), self.args.panel_size
-            page = draw_prediction(rgb, prediction, self.predictor.vocabulary, size)
-            # Last: a picture is the sign that all is finished.
-            save_output(picture, page, note, fast=True)
-            kept = {"picture": str(picture), **kept}
         entry = {"file": str(image), **kept, "made_with": note}
         return _Outcome(image, entry, seconds=time.perf_counter() - start)
+
+    def _draw(self, image: Path, picture: Path | None, note: str) -> dict[str, Any]:
+        pixels = self.predictor.read_image(image)
+        prediction = self.predictor(pixels)
+        labels = _labels_of(picture) if self.args.save_labels else None
+        kept = self._keep(prediction, labels, note)
+        if self.args.no_draw:
+            return kept
+        rgb, size = pixels[:, :, ::-1].copy(), self.args.panel_size
+        page = draw_prediction(rgb, prediction, self.predictor.vocabulary, size)
+        # Last: a picture is the sign that all is finished.
+        save_output(picture, page, note, fast=True)
+        return {"picture": str(picture), **kept}
 
     def _is_finished(self, picture: Path | None, known: dict[str, Any] | None, note: str) -> bool:
         is_listed = not self.args.json or (known or {}).get("made_with") == note
@@ -190,9 +194,9 @@ def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:
 
 
 def _check_written(pairs: list[tuple[Path, Path | None]], args: argparse.Namespace) -> None:
-    used = {image.resolve() for image, _ in pairs}
+    used = {os.path.realpath(image) for image, _ in pairs}
     for _, picture in pairs:
-        files = {file.resolve() for file in _written(picture, args)}
+        files = set(map(os.path.realpath, _written(picture, args)))
         if not used.isdisjoint(files):
             raise ConfigError(
                 f"--output: {picture} or its labels would replace another file of this run; "

@@ -89,10 +89,11 @@ def find_images(
 
 def list_images(inputs: Sequence[str], output: Path | None, option: str) -> dict[Path, Path]:
     """Images without doubles -> their paths below the inputs; the rest as in `find_images`."""
-    unique: dict[Path, tuple[Path, Path]] = {}
+    # Of a link to itself, resolve raises.
+    unique: dict[str, tuple[Path, Path]] = {}
     for text in inputs:
         for path, relative in _expand(text, output, option):
-            unique.setdefault(path.resolve(), (path, relative))
+            unique.setdefault(os.path.realpath(path), (path, relative))
     return dict(unique.values())
 
 
@@ -122,8 +123,10 @@ def _expand(text: str, output: Path | None, option: str) -> list[tuple[Path, Pat
 
 def _is_input(file: Path, output: Path | None) -> bool:
     is_image = file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    is_own = output is not None and output.resolve() in file.resolve().parents
-    return is_image and file.is_file() and not is_own
+    folders = Path(os.path.realpath(file)).parents
+    is_own = output is not None and Path(os.path.realpath(output)) in folders
+    # A link to nothing is named when it is read, not left out unsaid.
+    return is_image and (file.is_file() or file.is_symlink()) and not is_own
 
 
 @contextmanager

@@ -10,6 +10,7 @@ of ``categories`` may be others than those in ``labels``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -37,7 +38,7 @@ def check_own_file(path: Path | None, used: Iterable[Path]) -> None:
     Raises:
         ConfigError: names the json.
     """
-    if path is not None and path.resolve() in {file.resolve() for file in used}:
+    if path is not None and os.path.realpath(path) in set(map(os.path.realpath, used)):
         raise ConfigError(
             f"--json {path}: would replace another file of this run; choose another name"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tagclip.data.label_image import label_image
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.coco_json import annotations_of, categories_of
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.visualization.panels import save_png
@@ -46,6 +47,7 @@ class ResultKeeper:
 
         Raises:
             ConfigError: the labels cannot be written.
+            DatasetError: their name is too long.
         """
         indices, vocabulary = prediction["sem_seg_labels"].numpy(), self._vocabulary
         if labels is not None:
@@ -73,10 +75,17 @@ def save_output(
 
     Raises:
         ConfigError: the file cannot be written.
+        DatasetError: its name is too long.
     """
     try:
         save_png(path, picture, note, fast)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            # Of this image alone, and no other folder helps.
+            raise DatasetError(
+                f"--output {path}: cannot be written ({error.strerror}), expected a name of at "
+                "most 255 bytes; shorten the name of the image"
+            ) from error
         raise ConfigError(
             f"--output {path}: cannot be written ({error.strerror}); free space or choose another "
             "folder, then start again" + ": finished pictures stay" * bool(note)

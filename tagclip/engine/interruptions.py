@@ -20,7 +20,7 @@ from tagclip.checkpoint.folder import write_durably
 from tagclip.errors import CheckpointError
 from tagclip.utils.stopping import STOPPING, leave_terminal
 
-__all__ = ["PatientWriter", "interruptible", "stop_listening"]
+__all__ = ["PatientWriter", "SavedAndStopped", "interruptible", "stop_listening"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,19 @@ def stop_listening(hooks: list[HookBase]) -> None:
     for hook in hooks:
         if isinstance(hook, StopOnSignal):
             hook.after_train()
+
+
+class SavedAndStopped(SystemExit):
+    """A training ends with exit code 0 after a signal: it is saved, though not done.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal."""
+        super().__init__(0)
+        self.number = number
 
 
 class StopOnSignal(HookBase):
@@ -97,7 +110,7 @@ class StopOnSignal(HookBase):
         """Save and leave, if asked to.
 
         Raises:
-            SystemExit: after SIGTERM or SIGHUP; the checkpoint is written.
+            SavedAndStopped: after SIGTERM or SIGHUP; the checkpoint is written.
             KeyboardInterrupt: after Ctrl-C; the checkpoint is written.
             CheckpointError: it cannot be written.
         """
@@ -112,7 +125,7 @@ class StopOnSignal(HookBase):
 
     def _leave(self, number: int) -> None:
         self.after_train()
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(0)
+        raise KeyboardInterrupt if number == signal.SIGINT else SavedAndStopped(number)
 
     def after_train(self) -> None:
         """Stop listening."""

@@ -88,7 +88,8 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
     if not last and cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = str(find_weights(cfg.MODEL.WEIGHTS))
     path = last or cfg.MODEL.WEIGHTS
-    trained = read_checkpoint(path).get("tagclip", {}) if path else {}
+    trained = read_checkpoint(path).get("tagclip") if path else None
+    trained = trained if isinstance(trained, dict) else {}
     if eval_only:
         cfg.MODEL.WEIGHTS = path
     if "seed" in trained and (eval_only or (last and cfg.SEED < 0)):

@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 _CHUNK = 1 << 24
+# Bytes of a name within that of a temporary file.
+_LONGEST_NAME = 200
 # What writing into an open file fails with; the system then names no file.
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # What `expand_path` would have replaced.
@@ -138,11 +140,16 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+def _cut(name: str) -> str:
+    """The name with room for what a temporary one adds: file systems take 255 bytes."""
+    return os.fsencode(name)[:_LONGEST_NAME].decode(errors="ignore")
+
+
 @contextmanager
 def _replacing(path: Path, suffix: str) -> Iterator[Path]:
     """Give a path for a temporary file beside ``path``, which in the end is flushed and renamed."""
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{suffix}")
+    temporary = path.with_name(f".{_cut(path.name)}.{secrets.token_hex(4)}.tmp{suffix}")
     try:
         with _naming(path, temporary):
             yield temporary
@@ -206,7 +213,8 @@ def folder_atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path).absolute()
     make_folder(path.parent)
-    temporary, old = (path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for _ in range(2))
+    names = (f".{_cut(path.name)}.{secrets.token_hex(4)}.tmp" for _ in range(2))
+    temporary, old = map(path.with_name, names)
     with _naming(path, temporary):
         temporary.mkdir()
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabul
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.evaluation import confusion_matrix
 from tagclip.modeling.inference.gate import Gate
+from tagclip.utils.cli import run_tool
 
 FIT_GATE = load_tool(Path(__file__).resolve().parents[2] / "tools" / "fit_gate.py")
 
@@ -151,3 +154,36 @@ def test_the_command_writes_the_keys(
     found = json.loads((tmp_path / "fit" / "gate.json").read_text())
     assert found["held_out"] == [[seen[0]], [seen[1]]] and found["GATE_SCALE"] in SCALES
     assert f"GATE_SCALE {found['GATE_SCALE']}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_training_that_a_signal_ends_has_fitted_nothing(
+    cfg: CfgNode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    number: int,
+    code: int,
+) -> None:
+    """It saves and ends with 0, which would be that of the command; the same one goes on."""
+    (path := tmp_path / "config.yaml").write_text(cfg.dump())
+    (dataset,) = cfg.DATASETS.TEST
+    full = Protocol(cfg).asked(dataset)
+    seen = next(name for name in full.names if name not in full.unseen_names)
+    options = ["--config-file", str(path), "--dataset", dataset, "--output", str(tmp_path / "fit")]
+    args = FIT_GATE.parse_args([*options, "--hold-out", seen])
+    step = ZeroShotTrainer.after_step
+
+    def stopped(self: ZeroShotTrainer) -> None:
+        os.kill(os.getpid(), number)
+        step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ZeroShotTrainer, "after_step", stopped)
+        assert exit_of(run_tool, FIT_GATE.main, args) == code
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"Stopped by {signal.Signals(number).name}: {FIT_GATE.GOES_ON}"
+    assert not (tmp_path / "fit" / "gate.json").exists()
+    assert list((tmp_path / "fit").rglob("model_*.pth"))
+    assert exit_of(run_tool, FIT_GATE.main, args) is None
+    assert (tmp_path / "fit" / "gate.json").is_file()

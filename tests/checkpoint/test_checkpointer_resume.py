@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -193,3 +194,46 @@ def test_a_state_of_other_numbers_is_refused(
     with pytest.raises(CheckpointError, match=message) as caught:
         training.resume_or_load("", resume=True)
     assert "\n" not in str(caught.value) and str(tmp_path / "x.pth") in str(caught.value)
+
+
+class Counting:
+    """As a trainer: it knows its iteration."""
+
+    def __init__(self, iteration: Any) -> None:
+        self.iteration = iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+
+
+@pytest.mark.parametrize(
+    "iteration", [10**9, -5, 2, True, 3.0, math.nan, "3", None, [3]], ids=lambda value: repr(value)
+)
+def test_an_iteration_that_is_none_or_another_is_refused(
+    tiny_cfg: CfgNode, tmp_path: Path, iteration: Any
+) -> None:
+    """A training would end at once, as if it were done, or in the middle of its schedule."""
+    cfg, model = build(tiny_cfg)
+    counting = Counting(3)
+    training = checkpointer(cfg, model, tmp_path, trainer=counting)
+    training.save("x", iteration=3)
+    training.resume_or_load("", resume=True)
+    content = torch.load(tmp_path / "x.pth", weights_only=True)
+    content["trainer"]["iteration"] = iteration
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(
+        CheckpointError, match=r"found trainer\.iteration .*, expected 3 "
+    ) as caught:
+        training.resume_or_load("", resume=True)
+    assert "\n" not in str(caught.value) and counting.iteration == 3
+    del content["iteration"]
+    torch.save(content, tmp_path / "x.pth")
+    if iteration in (2, 10**9):
+        training.resume_or_load("", resume=True)
+        assert counting.iteration == iteration
+    else:
+        with pytest.raises(CheckpointError, match="expected 0 or more"):
+            training.resume_or_load("", resume=True)

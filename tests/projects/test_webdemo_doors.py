@@ -221,11 +221,76 @@ def test_a_file_of_two_visitors_stays_as_long_as_one_has_it(tmp_path: Path) -> N
     space, path = UploadSpace(10, 100), tmp_path / "a.png"
     path.write_bytes(bytes(8))
     for visitor in ("a", "b"):
-        assert not space.reserve(visitor, 9)
+        assert not space.take(visitor, 9)
         space.arrived(visitor, 9, [str(path)])
     assert space.held == 8
-    assert not space.reserve("a", 9) and path.exists()
-    assert not space.reserve("b", 9) and not path.exists()
+    assert not space.take("a", 9) and path.exists()
+    assert not space.take("b", 9) and not path.exists()
+
+
+def test_slow_uploads_keep_no_room_and_what_is_refused_costs_no_file(
+    doors: tuple[Page, BodyDoor],
+) -> None:
+    """What was announced counts for nothing until it comes."""
+    page, app = doors
+    headers = [(b"host", b"a"), (b"content-length", str(MIB).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers,
+             "client": ("1.2.3.4", 5), "server": ("10.0.0.7", 7860)}  # fmt: skip
+    answers: list[int] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        answers.extend([message["status"]] if "status" in message else [])
+
+    async def together() -> None:
+        enough = asyncio.Event()
+
+        async def slow() -> dict[str, Any]:
+            if not slow.pieces:
+                await enough.wait()
+                return {"type": "http.disconnect"}
+            slow.pieces -= 1
+            return {"type": "http.request", "body": b"x", "more_body": True}
+
+        async def quick() -> dict[str, Any]:
+            return {"type": "http.request", "body": bytes(MIB // 2), "more_body": False}
+
+        slow.pieces = 20
+        waiting = [asyncio.create_task(app(scope, slow, send)) for _ in range(20)]
+        await asyncio.sleep(0)
+        await app(scope, quick, send)
+        enough.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(together())
+    assert answers == [200] and app.space.held == MIB // 2
+    (file,) = page.folder.iterdir()
+    # More than there is room for, whatever went.
+    app.space.in_all = MIB
+    assert not app.space.take("other", MIB // 2)
+    app.space.in_all -= 1
+    assert "of all visitors" in app.space.take("1.2.3.4", MIB // 2)
+    assert file.exists() and app.space.held_by("1.2.3.4") == MIB // 2
+
+
+def test_a_body_ends_in_time(doors: tuple[Page, BodyDoor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its bytes keep coming."""
+    page, app = doors
+    monkeypatch.setattr("tagclip.projects.webdemo.doors._LONGEST", 0.05)
+    more = iter(range(10**9))
+
+    async def drip() -> dict[str, Any]:
+        next(more)
+        await asyncio.sleep(0.001)
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/upload", "headers": []}
+    asyncio.run(app(scope, drip, send))
+    assert sent[0]["status"] == 408 and b"no end for" in sent[1]["body"] and not page.bodies
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from helpers.bench import NO_TEST, Bench, files_below, refused, refused_as_process
 from helpers.clip_files import TINY_CLIP, random_clip, tiny_config
@@ -62,6 +63,16 @@ def test_partial_weights_can_be_allowed(bench: Bench) -> None:
     call = bench.evaluation(bench.weights, *opts, "TEST.ALLOW_PARTIAL_WEIGHTS", True)
     call()
     assert f"{found}; loading the rest" in bench.said()
+    assert list(bench.root.glob("evaluated/inference/*/metrics.json"))
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [1]])
+def test_metadata_that_are_none_are_those_of_a_bare_file(bench: Bench, value: Any) -> None:
+    """They cannot be checked, which is said; the tensors are evaluated."""
+    content = torch.load(bench.weights, weights_only=True) | {"tagclip": value}
+    torch.save(content, bench.weights)
+    bench.evaluation(bench.weights)()
+    assert "holds no fingerprints" in bench.said()
     assert list(bench.root.glob("evaluated/inference/*/metrics.json"))
 
 

@@ -176,6 +176,33 @@ def test_labels_and_json_have_the_ids_of_the_class_list(
         assert row["share"] == pytest.approx((labels == row["id"]).mean(), abs=1e-6)
 
 
+def test_a_link_to_itself_or_to_nothing_is_named_and_the_others_are_done(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "c.png"):
+        save(tmp_path / "in" / name)
+    (tmp_path / "in" / "b.png").symlink_to("b.png")
+    (tmp_path / "in" / "d.png").symlink_to("nowhere.png")
+    assert run("--input", tmp_path / "in") == 1
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "c.png"]
+    said = "".join(capsys.readouterr())
+    assert str(tmp_path / "in" / "b.png") in said and str(tmp_path / "in" / "d.png") in said
+
+
+def test_names_of_any_length_that_the_file_system_takes(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of labels are longer: that image is named, and the others are done."""
+    names = ["b" * 251, "é" * 125 + "e", "c"]
+    for name in names:
+        save(tmp_path / "in" / f"{name}.png")
+    assert run("--input", tmp_path / "in") == 0
+    assert set(os.listdir(tmp_path / "out")) == {f"{name}.png" for name in names}
+    assert run("--input", tmp_path / "in", "--no-draw", "--save-labels") == 1
+    assert set(os.listdir(tmp_path / "out")) == {f"{n}.png" for n in names} | {"c_labels.png"}
+    assert capsys.readouterr().err.count("shorten the name of the image") == 2
+
+
 def test_context_and_background_become_the_ignore_label(run: Callable, tmp_path: Path) -> None:
     image = save(tmp_path / "a.png")
     common = ["--input", image, "--save-labels", "--json", tmp_path / "r.json"]
@@ -453,15 +480,6 @@ def test_images_without_an_option(
     assert demo.main(demo.parse_args([*words, "a.png"])) == 0
     assert demo.main(demo.parse_args([*words, "--input", "a.png", "--output", "out"])) == 0
     assert Path("segmented/a.png").read_bytes() == Path("out/a.png").read_bytes()
-
-
-@pytest.mark.parametrize("value", ["auto", "0.3"])
-@pytest.mark.parametrize("key", ["BACKGROUND threshold", "BACKGROUND_THRESHOLD 0.5"])
-def test_the_background_is_said_once(demo: ModuleType, value: str, key: str) -> None:
-    given = f"MODEL.TAGCLIP.TEST.{key}".split()
-    args = demo.parse_args(["a.png", "--weights", "none.pth", "--background", value, *given])
-    with pytest.raises(ConfigError, match=f"^--background: found {given[0]}, too, expected one"):
-        demo.build_predictor(args)
 
 
 def test_the_model_of_minibench_is_taken(

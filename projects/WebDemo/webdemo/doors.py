@@ -36,6 +36,8 @@ _LARGEST_JSON = 1 << 20
 ROOM_AROUND_FILE = 1 << 16
 # Seconds without a byte after which an upload ends.
 _SILENCE = 30.0
+# Seconds after which it ends in any case: 20 MB take half a MBit a second.
+_LONGEST = 320.0
 _PIECE = 1 << 16
 
 
@@ -141,17 +143,45 @@ class UploadSpace:
         """Bytes of one visitor."""
         return sum(self._files.get(visitor, {}).values()) + self._arriving.get(visitor, 0)
 
-    def reserve(self, visitor: str, nbytes: int) -> str:
-        """Make room for an upload.
+    def refusal(self, visitor: str, nbytes: int) -> str:
+        """Say why so many bytes more have no room, even if the visitor's own files went.
 
         Args:
             visitor: the address.
             nbytes: at most so many will come.
 
         Returns:
-            "", or one line that says why there is no room.
+            One line, or "" if there is room.
         """
         self._forget_deleted()
+        elsewhere = [files for who, files in self._files.items() if who != visitor]
+        others = {path: size for files in elsewhere for path, size in files.items()}
+        arriving = self._arriving.get(visitor, 0)
+        for who, held, most in (
+            ("you", arriving, self.per_visitor),
+            ("all visitors", sum(others.values()) + sum(self._arriving.values()), self.in_all),
+        ):
+            if held + nbytes > most:
+                return (
+                    f"upload: found {_mb(held)} of {who} here and {_mb(nbytes)} to come, expected "
+                    f"at most {_mb(most)} together; try again later"
+                )
+        return ""
+
+    def take(self, visitor: str, nbytes: int) -> str:
+        """Count bytes that have come; the visitor's oldest files make room for them.
+
+        What is announced counts for nothing: a slow upload would keep others out.
+
+        Args:
+            visitor: the address.
+            nbytes: of a piece.
+
+        Returns:
+            "", or `refusal`: then nothing is counted, and no file goes.
+        """
+        if text := self.refusal(visitor, nbytes):
+            return text
         own = self._files.setdefault(visitor, {})
         while own and (
             self.held_by(visitor) + nbytes > self.per_visitor or self.held + nbytes > self.in_all
@@ -160,21 +190,12 @@ class UploadSpace:
             del own[path]
             if not any(path in files for files in self._files.values()):
                 path.unlink(missing_ok=True)
-        for who, held, most in (
-            ("you", self.held_by(visitor), self.per_visitor),
-            ("all visitors", self.held, self.in_all),
-        ):
-            if held + nbytes > most:
-                return (
-                    f"upload: found {_mb(held)} of {who} here and {_mb(nbytes)} to come, expected "
-                    f"at most {_mb(most)} together; try again later"
-                )
         self._arriving[visitor] = self._arriving.get(visitor, 0) + nbytes
         return ""
 
     def arrived(self, visitor: str, nbytes: int, paths: Iterable[str]) -> None:
-        """Put the files in the place of what was reserved."""
-        self._arriving[visitor] -= nbytes
+        """Put the files in the place of so many bytes that were taken."""
+        self._arriving[visitor] = self._arriving.get(visitor, 0) - nbytes
         if not self._arriving[visitor]:
             del self._arriving[visitor]
         own = self._files.setdefault(visitor, {})
@@ -219,34 +240,56 @@ class BodyDoor:
         announced = int(length) if length.isascii() and length.isdigit() else largest
         if announced > largest:
             return await _refuse(scope, send, 413, _too_large(announced, largest))
-        if not is_upload:
-            return await self._receive_and_hand_on(scope, receive, send, largest)
-        visitor = (scope.get("client") or [""])[0]
-        if text := self.space.reserve(visitor, announced):
+        taken, visitor = 0, (scope.get("client") or [""])[0]
+
+        def take(nbytes: int) -> str:
+            nonlocal taken
+            if is_upload:
+                if text := self.space.take(visitor, nbytes):
+                    return text
+                taken += nbytes
+            return ""
+
+        if is_upload and (text := self.space.refusal(visitor, announced)):
             return await _refuse(scope, send, 413, text)
+        if not is_upload:
+            return await self._receive_and_hand_on(scope, receive, send, largest, take)
         answer = _Answer(send)
         try:
-            return await self._receive_and_hand_on(scope, receive, answer, largest)
+            return await self._receive_and_hand_on(scope, receive, answer, largest, take)
         finally:
-            self.space.arrived(visitor, announced, answer.paths)
+            self.space.arrived(visitor, taken, answer.paths)
 
     async def _receive_and_hand_on(
-        self, scope: Scope, receive: Receive, send: Send, largest: int
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        largest: int,
+        take: Callable[[int], str],
     ) -> None:
+        end = asyncio.get_running_loop().time() + _LONGEST
         with tempfile.TemporaryFile(dir=self.folder) as body:
             size = 0
             while True:
+                left = end - asyncio.get_running_loop().time()
                 try:
-                    message = await asyncio.wait_for(receive(), _SILENCE)
+                    message = await asyncio.wait_for(receive(), min(_SILENCE, left))
                 except TimeoutError:
-                    text = f"body: found no byte for {_SILENCE:g} seconds, expected more; try again"
+                    text = (
+                        f"body: found no byte for {_SILENCE:g} seconds, or no end for {_LONGEST:g}"
+                        ", expected more; try again"
+                    )
                     return await _refuse(scope, send, 408, text)
                 if message["type"] == "http.disconnect":
                     return None
-                size += len(message.get("body", b""))
+                piece = message.get("body", b"")
+                size += len(piece)
                 if size > largest:
                     return await _refuse(scope, send, 413, _too_large(size, largest))
-                body.write(message.get("body", b""))
+                if text := take(len(piece)):
+                    return await _refuse(scope, send, 413, text)
+                body.write(piece)
                 if not message.get("more_body", False):
                     break
             body.seek(0)

@@ -160,7 +160,7 @@ def compare_clip(source: Path, clip: Mapping[str, Tensor], own: CLIPSource) -> N
 
 
 def _grid(table: Tensor) -> tuple[int, int]:
-    side = math.isqrt(len(table) - 1)
+    side = math.isqrt(max(len(table) - 1, 0)) if table.ndim == 2 else 0
     return side, side
 
 

@@ -317,7 +317,8 @@ class CLIPViT(FrozenTower):
                 name = name.replace(old, new)
             renamed[name] = tensor
         table = renamed.get("positional_embedding")
-        side = math.isqrt(len(table) - 1) if table is not None else 0
+        is_table = table is not None and table.ndim == 2 and len(table) > 0
+        side = math.isqrt(len(table) - 1) if is_table else 0
         if side > 0 and side**2 == len(table) - 1 and (side, side) != self.grid_size:
             logger.info("CLIP's position table of %dx%d is resized to %dx%d",
                         side, side, *self.grid_size)  # fmt: skip

@@ -23,6 +23,7 @@ __all__ = [
     "KeptPatches",
     "NoneOfThese",
     "PlausibilityTest",
+    "check_room",
     "choose_patches",
 ]
 
@@ -30,6 +31,7 @@ LEAST_PATCHES = 100
 """A covariance of fewer unlabelled patches says more of them than of what else there is."""
 # Patches at a time, each of which has a distance to every class.
 _CHUNK = 8192
+_MOST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ class NoneOfThese(nn.Module):
         if miss_rate is not None:
             check_value("MODEL.TAGCLIP.TEST.BACKGROUND_MISS_RATE", miss_rate)
         self.check_images(inputs)
+        check_room("KEPT_PATCHES and FIT_IMAGES", inputs * patches * channels)
         self.unlabelled = ClassGaussians(1, channels)
         self.register_buffer("vectors", torch.zeros(inputs, patches, channels, dtype=torch.half))
         self.register_buffer("seen", torch.zeros(inputs, patches))
@@ -235,6 +238,23 @@ class Calibration:
         scores = _best(densities, self.vectors) - self.bare
         return PlausibilityTest(
             self.unlabelled, _weighted_quantile(scores, self.weights, self.rate)
+        )
+
+
+def check_room(names: str, numbers: int) -> None:
+    """Refuse what would not fit into memory and checkpoints.
+
+    Args:
+        names: of the keys below MODEL.TAGCLIP.TRUSTY.RELATIVE that say how many numbers there are.
+        numbers: of two bytes each.
+
+    Raises:
+        ConfigError: they take more than 4 GiB.
+    """
+    if 2 * numbers > _MOST_BYTES:
+        raise ConfigError(
+            f"MODEL.TAGCLIP.TRUSTY.RELATIVE: found {names} for {2 * numbers / 2**30:.0f} GiB, "
+            f"expected at most {_MOST_BYTES >> 30}; lower them"
         )
 
 

@@ -32,6 +32,7 @@ from tagclip.modeling.heads.none_of_these import (
     KeptPatches,
     NoneOfThese,
     PlausibilityTest,
+    check_room,
 )
 
 __all__ = [
@@ -237,6 +238,7 @@ class RelativeTrusty(nn.Module):
         self._prepared: tuple[Any, Foretelling, Calibration | None] | None = None
         self.gaussians = ClassGaussians(num_classes, 2 * dim)
         self.none_of_these = none_of_these
+        check_room("SAMPLE_IMAGES", 2 * sample_images * dim * grid[0] * grid[1])
         maps = torch.zeros(sample_images, dim, *grid, dtype=torch.float16)
         self.register_buffer("sample_dense", maps)
         self.register_buffer("sample_plain", maps.clone())

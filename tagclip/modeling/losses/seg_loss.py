@@ -10,6 +10,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from tagclip.config.checks import check_value
+from tagclip.errors import ConfigError
 from tagclip.modeling.losses.focal import Focal, binary_focal
 from tagclip.modeling.losses.mask_losses import LabelGrid, MaskLosses, interpolation_matrix, strided
 
@@ -107,6 +108,11 @@ class SegLoss(nn.Module):
             "STRIDE": stride,
         }.items():
             check_value(f"MODEL.TAGCLIP.LOSS.{name}", value)
+        if not (mask_weight or dice_weight or trusty_weight):
+            raise ConfigError(
+                "MODEL.TAGCLIP.LOSS: found MASK, DICE and TRUSTY 0, expected one of them above 0: "
+                "nothing would be learned"
+            )
         super().__init__()
         self.mask_weight, self.dice_weight = mask_weight, dice_weight
         self.trusty_weight, self.trusty_loss = trusty_weight, trusty_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +159,11 @@ def test_a_position_table_of_another_grid_is_resized(
     assert torch.equal(vit.positional_embedding[0], larger.visual.positional_embedding[0])
 
 
-def test_a_table_of_no_square_grid_is_refused(clip: CLIP) -> None:
-    state = vision_state(clip) | {"positional_embedding": torch.zeros(14, 64)}
-    with pytest.raises(CheckpointError, match=r"a\.pt: .*\(14, 64\) instead of \(17, 64\)"):
+@pytest.mark.parametrize("shape", [(14, 64), (0, 64), (), (2,), (17,), (1, 17, 64)])
+def test_a_table_of_no_square_grid_is_refused(clip: CLIP, shape: tuple[int, ...]) -> None:
+    state = vision_state(clip) | {"positional_embedding": torch.zeros(shape)}
+    found = rf"a\.pt: .*{re.escape(str(shape))} instead of \(17, 64\)"
+    with pytest.raises(CheckpointError, match=found):
         make_vit(clip, state=state, weights_path="a.pt")
 
 

@@ -18,7 +18,7 @@ from tagclip.modeling.heads.class_gaussians import (
     PatchStatistics,
     with_context,
 )
-from tagclip.modeling.heads.none_of_these import KeptPatches, NoneOfThese
+from tagclip.modeling.heads.none_of_these import KeptPatches, NoneOfThese, check_room
 from tagclip.modeling.heads.relative_trusty import PatchVectors, RelativeTrusty
 
 SEEN, ASKED, DIM, GRID, IMAGES = 4, 6, 5, (3, 4), 12
@@ -248,3 +248,28 @@ def test_what_a_fit_tells_is_found_once_and_anew_after_another(
     assert again.test.threshold == expected.test.threshold
     turned = trusty.map_for(TEXT[:SEEN].flip(0), TEXT, MASK, decode)
     assert len(found) == 4 and turned.threshold != again.threshold
+
+
+@pytest.mark.parametrize(
+    ("channels", "fits"), [(4 << 20, True), ((4 << 20) + 1, False), (64 << 20, False)]
+)
+def test_what_no_memory_holds_is_refused_before_it_is_made(channels: int, fits: bool) -> None:
+    """4 GiB of numbers of two bytes: of 512 patches, or maps of 256 images in two kinds."""
+    for names, numbers in (("KEPT_PATCHES and FIT_IMAGES", 512), ("SAMPLE_IMAGES", 2 * 256)):
+        if fits:
+            check_room(names, numbers * channels)
+        else:
+            with pytest.raises(ConfigError, match=f"RELATIVE: found {names} for .* GiB, expected"):
+                check_room(names, numbers * channels)
+    if not fits:
+        with pytest.raises(ConfigError, match="found KEPT_PATCHES and FIT_IMAGES for"):
+            NoneOfThese(channels=channels, inputs=32, patches=16)
+        with pytest.raises(ConfigError, match="found SAMPLE_IMAGES for"):
+            # Nothing else is as wide.
+            RelativeTrusty(
+                num_classes=SEEN,
+                dim=1,
+                grid=(1, channels),
+                sample_images=256,
+                none_of_these=NoneOfThese(channels=2, inputs=FIT),
+            )

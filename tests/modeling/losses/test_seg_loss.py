@@ -294,3 +294,11 @@ def test_pixel_accuracy_without_labels_is_100() -> None:
 def test_an_unknown_trusty_loss_is_refused() -> None:
     with pytest.raises(ConfigError, match="TRUSTY.LOSS: found 'tversky', expected 'focal'"):
         SegLoss(trusty_loss="tversky")
+
+
+def test_losses_that_are_all_off_are_refused() -> None:
+    for name in ("mask", "dice", "trusty"):
+        weights = {f"{each}_weight": float(each == name) for each in ("mask", "dice", "trusty")}
+        SegLoss(**weights)
+    with pytest.raises(ConfigError, match="^MODEL.TAGCLIP.LOSS: found MASK, DICE and TRUSTY 0"):
+        SegLoss(mask_weight=0, dice_weight=0, trusty_weight=0)
