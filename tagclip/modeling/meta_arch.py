@@ -21,7 +21,7 @@ from tagclip.errors import ConfigError
 from tagclip.modeling.batching import stack_novel_masks, stack_padded, valid_mask
 from tagclip.modeling.clip.preprocessing import resolve_pixels
 from tagclip.modeling.clip.text_bank import TextBank, class_maximum
-from tagclip.modeling.heads.class_gaussians import same_classes, unlike_classes
+from tagclip.modeling.heads.class_gaussians import namesakes, same_classes
 from tagclip.modeling.heads.relative_trusty import (
     Decoder,
     PatchVectors,
@@ -330,41 +330,18 @@ class TagCLIP(nn.Module):
         asked = requested_vocabulary(batched_inputs, self.vocabulary)
         return resolve_seen(asked, self.train_vocabulary, self.unknown_classes)
 
-    @torch.no_grad()
     def competitors(self, vocabulary: Vocabulary) -> Vocabulary | None:
         """Return what else may be on an image: classes with masks that are not asked.
 
-        Left out are those that an asked class seems to be another name of, see `unlike_classes`.
-
         Args:
-            vocabulary: the asked classes.
+            vocabulary: the asked classes, with seen and unseen decided.
 
         Returns:
             None if there is no such class, or TEST.BACKGROUND does not ask for them.
         """
-        if self.inference_settings.background != "auto":
-            return None
-        known = self.train_vocabulary.restrict("seen")
-        trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
-        others = unlike_classes(trained, asked)
-        self._name_namesakes(vocabulary, known, ~others)
-        return known.with_seen(others.tolist()).restrict("seen") if others.any() else None
+        is_asked_for = self.inference_settings.background == "auto"
+        return self._others(vocabulary) if is_asked_for else None
 
-    def _name_namesakes(self, vocabulary: Vocabulary, known: Vocabulary, flags: Tensor) -> None:
-        """Say which classes of the training do not compete, though their names are not asked."""
-        taken = set().union(*(entry.keys for entry in vocabulary.classes))
-        pairs = zip(known.classes, flags.tolist(), strict=True)
-        names = [repr(entry.name) for entry, flag in pairs if flag and not entry.keys & taken]
-        if names:
-            log_first_n(
-                logging.INFO,
-                f"TEST.BACKGROUND auto: {', '.join(names)} of the training may be other names of "
-                "what is asked, and do not compete with it; name those that are not as context",
-                key="message",
-                name=__name__,
-            )
-
-    @torch.no_grad()
     def compared(self, vocabulary: Vocabulary) -> Vocabulary:
         """Return the classes that the relative map compares.
 
@@ -375,12 +352,30 @@ class TagCLIP(nn.Module):
             These and, behind them, the classes with masks that are not among them. Their patches
             are among those that the map takes for usual.
         """
+        others = self._others(vocabulary)
+        return vocabulary if others is None else vocabulary.joined(others)
+
+    @torch.no_grad()
+    def _others(self, vocabulary: Vocabulary) -> Vocabulary | None:
+        """Classes with masks that are not asked; who may be asked by another name is named."""
         known = self.train_vocabulary.restrict("seen")
         trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
-        others = ~same_classes(trained, asked).any(1)
-        if not others.any():
-            return vocabulary
-        return vocabulary.joined(known.with_seen(others.tolist()).restrict("seen"))
+        flags = ~same_classes(trained, asked).any(1)
+        if not flags.any():
+            return None
+        others = known.with_seen(flags.tolist()).restrict("seen")
+        unseen = torch.from_numpy(~vocabulary.seen_mask).to(flags.device)
+        found = (namesakes(trained, asked) & flags & unseen[:, None]).nonzero().tolist()
+        pairs = [f"{vocabulary.names[k]!r} ({known.names[s]!r})" for k, s in found]
+        if pairs:
+            log_first_n(
+                logging.INFO,
+                "These words count as unseen and are close to classes of the training, in brackets:"
+                f" {', '.join(pairs)}; where both are one thing, ask for that of the training",
+                key="message",
+                name=__name__,
+            )
+        return others
 
     def _networks(
         self,

@@ -22,11 +22,11 @@ __all__ = [
     "Foretelling",
     "PatchStatistics",
     "local_mean",
+    "namesakes",
     "patch_labels",
     "patch_share",
     "same_classes",
     "shrunk",
-    "unlike_classes",
     "whitening_of",
     "with_context",
 ]
@@ -260,20 +260,20 @@ def same_classes(ones: Tensor, others: Tensor) -> Tensor:
     return ones.double() @ others.double().T > _SAME_TEXT
 
 
-def unlike_classes(trained: Tensor, asked: Tensor) -> Tensor:
-    """Find the trained classes that no asked one seems to be another name of.
+def namesakes(trained: Tensor, asked: Tensor) -> Tensor:
+    """Find the trained classes that an asked one may be another name of.
 
-    A name is another one if it is nearer to a class than any two of them are to each other.
+    A name may be another one if it is nearer to a class than any two of them are to each other.
 
     Args:
         trained: (S, D) unit class vectors.
         asked: (K, D) unit class vectors.
 
     Returns:
-        (S,) bool.
+        (K, S) bool.
     """
     among = (trained @ trained.T).fill_diagonal_(-1).max() + _ROUNDING
-    return (trained @ asked.T).amax(1) <= among.clamp(max=_SAME_TEXT)
+    return asked @ trained.T > among.clamp(max=_SAME_TEXT)
 
 
 def patch_labels(labels: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -15,8 +15,8 @@ from tagclip.modeling.heads.class_gaussians import (
     MIXED,
     ClassGaussians,
     PatchStatistics,
+    namesakes,
     patch_labels,
-    unlike_classes,
     with_context,
 )
 
@@ -180,14 +180,14 @@ def test_the_closest_classes_are_no_other_names_of_each_other() -> None:
         shared = 1.5 * torch.randn(512, generator=generator)
         trained = F.normalize(torch.randn(20, 512, generator=generator) + shared, dim=1)
         for index in range(len(trained)):
-            expected = torch.arange(len(trained)) != index
-            assert torch.equal(unlike_classes(trained, trained[index, None]), expected)
+            expected = torch.arange(len(trained)) == index
+            assert torch.equal(namesakes(trained, trained[index, None])[0], expected)
 
 
-def test_what_is_nearer_than_any_two_classes_is_another_name() -> None:
+def test_what_is_nearer_than_any_two_classes_may_be_another_name() -> None:
     trained = torch.eye(4)
     trained[1] = F.normalize(torch.tensor([0.6, 0.8, 0.0, 0.0]), dim=0)
     near, far = (F.normalize(torch.tensor([0.0, 0.0, 1.0, x]), dim=0) for x in (1.2, 2.0))
-    assert unlike_classes(trained, near[None]).tolist() == [True, True, False, False]
-    assert unlike_classes(trained, far[None]).tolist() == [True, True, True, False]
-    assert not unlike_classes(trained, trained).any()
+    found = namesakes(trained, torch.stack([near, far]))
+    assert found.tolist() == [[False, False, True, True], [False, False, False, True]]
+    assert torch.equal(namesakes(trained, trained), torch.eye(4, dtype=torch.bool))
