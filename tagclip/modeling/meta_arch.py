@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -44,6 +44,21 @@ from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.compiling import check_compiler
 
 __all__ = ["TagCLIP"]
+
+
+class _Queries(NamedTuple):
+    """What the networks are asked.
+
+    Attributes:
+        embed: (P, D) class vectors: of the asked classes and, where the map compares, of those
+            behind them; with MODEL.CLIP.SYNONYMS max one per prompt name.
+        prompt_rows: see `TextBank.prompt_rows`.
+        relative_map: None where the trusty map is of another kind.
+    """
+
+    embed: Tensor
+    prompt_rows: Tensor | None
+    relative_map: RelativeMap | None
 
 
 @META_ARCH_REGISTRY.register()
@@ -116,7 +131,7 @@ class TagCLIP(nn.Module):
         self.gate, self.inference_settings = gate, inference
         self.self_training = self_training
         self.provenance = Provenance(is_complete=False)
-        self._known_map: tuple[Any, Any] = (None, None)
+        self._known_queries: tuple[Any, _Queries | None] = (None, None)
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
@@ -304,8 +319,7 @@ class TagCLIP(nn.Module):
                 views_of.append(len(views))
                 yield from (self._windowed(view, len(vocabulary)) for view in views)
 
-        bank, (words, relative_map) = self.text_bank, self.relative_map(vocabulary)
-        networks = partial(self._networks, bank(words), bank.prompt_rows(words), relative_map)
+        networks = partial(self._networks, *self._queries(vocabulary))
         seen_mask = torch.from_numpy(vocabulary.seen_mask).to(self.device)
         found: list[ViewLogits] = []
         for view in window_logits(images(), networks, self._windows_per_batch(), budget):
@@ -339,33 +353,21 @@ class TagCLIP(nn.Module):
         Returns:
             None if there is no such class, or TEST.BACKGROUND does not ask for them.
         """
-        is_asked_for = self.inference_settings.background == "auto"
-        return self._others(vocabulary) if is_asked_for else None
-
-    def compared(self, vocabulary: Vocabulary) -> Vocabulary:
-        """Return the classes that the relative map compares.
-
-        Args:
-            vocabulary: the asked classes, with seen and unseen decided.
-
-        Returns:
-            These and, behind them, the classes with masks that are not among them. Their patches
-            are among those that the map takes for usual.
-        """
-        others = self._others(vocabulary)
-        return vocabulary if others is None else vocabulary.joined(others)
+        if self.inference_settings.background != "auto":
+            return None
+        known, others = self._others(vocabulary)
+        return known.with_seen(others.tolist()).restrict("seen") if others.any() else None
 
     @torch.no_grad()
-    def _others(self, vocabulary: Vocabulary) -> Vocabulary | None:
-        """Classes with masks that are not asked; who may be asked by another name is named."""
+    def _others(self, vocabulary: Vocabulary) -> tuple[Vocabulary, Tensor]:
+        """Classes with masks, and (S,) bool which are not asked; who may be so is named."""
         known = self.train_vocabulary.restrict("seen")
         trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
-        flags = ~same_classes(trained, asked).any(1)
-        if not flags.any():
-            return None
-        others = known.with_seen(flags.tolist()).restrict("seen")
-        unseen = torch.from_numpy(~vocabulary.seen_mask).to(flags.device)
-        found = (namesakes(trained, asked) & flags & unseen[:, None]).nonzero().tolist()
+        taken = set().union(*(entry.keys for entry in vocabulary.classes))
+        free = torch.tensor([not entry.keys & taken for entry in known.classes])
+        others = ~same_classes(trained, asked).any(1) & free.to(trained.device)
+        unseen = torch.from_numpy(~vocabulary.seen_mask).to(others.device)
+        found = (namesakes(trained, asked) & others & unseen[:, None]).nonzero().tolist()
         pairs = [f"{vocabulary.names[k]!r} ({known.names[s]!r})" for k, s in found]
         if pairs:
             log_first_n(
@@ -375,7 +377,7 @@ class TagCLIP(nn.Module):
                 key="message",
                 name=__name__,
             )
-        return others
+        return known, others
 
     def _networks(
         self,
@@ -419,47 +421,55 @@ class TagCLIP(nn.Module):
 
     def decoder(self, vocabulary: Vocabulary) -> Decoder:
         """Return what makes class logits (N, K, h, w) of patch and image vectors."""
-        embed, rows = self.text_bank(vocabulary), self.text_bank.prompt_rows(vocabulary)
+        return self._decoder(self.text_bank(vocabulary), self.text_bank.prompt_rows(vocabulary))
 
+    def _decoder(self, embed: Tensor, rows: Tensor | None) -> Decoder:
         def decode(dense: Tensor, whole: Tensor) -> Tensor:
             features = {"clip_dense": dense, "clip_global": whole}
             return class_maximum(self.sem_seg_head.layers(features, embed)[0], rows).float()
 
         return decode
 
-    def relative_map(self, vocabulary: Vocabulary) -> tuple[Vocabulary, RelativeMap | None]:
-        """Make the relative trusty map of a list of classes, once.
+    def relative_map(self, vocabulary: Vocabulary) -> RelativeMap | None:
+        """Return the relative trusty map of a list of classes, made once.
+
+        It compares the asked classes and, behind them, the classes with masks that are not among
+        them: their patches are among those that it takes for usual.
 
         Args:
             vocabulary: the asked classes, with seen and unseen decided.
 
         Returns:
-            The classes whose logits it takes, the asked ones first, see `compared`, and the map;
             None where the trusty map is of another kind.
         """
-        if self.relative_trusty is None:
-            return vocabulary, None
-        bank = self.text_bank
-        key = (
-            bank.fingerprint(vocabulary),
-            vocabulary.seen_mask.tobytes(),
-            self.relative_trusty.fits,
-            self.device,
-        )
+        return self._queries(vocabulary).relative_map
+
+    def _queries(self, vocabulary: Vocabulary) -> _Queries:
+        """What the networks are asked for a list of classes; where there is a map, made once."""
+        bank, trusty = self.text_bank, self.relative_trusty
+        own = _Queries(bank(vocabulary), bank.prompt_rows(vocabulary), None)
+        if trusty is None:
+            return own
+        key = bank.fingerprint(vocabulary), vocabulary.seen_mask.tobytes(), trusty.fits, self.device
         # A name of its own: another thread may ask for other words at any time.
-        known, found = self._known_map
-        if known != key:
-            words = self.compared(vocabulary)
-            relative_map = self.relative_trusty.map_for(
+        known_key, found = self._known_queries
+        if known_key != key:
+            known, others = self._others(vocabulary)
+            embed, rows = bank.with_part(vocabulary, known, others)
+            classes = [bank.class_vectors(vocabulary), bank.class_vectors(known)[others]]
+            seen = torch.from_numpy(vocabulary.seen_mask).to(self.device)
+            relative_map = trusty.map_for(
                 bank.class_vectors(self.train_vocabulary),
-                bank.class_vectors(words),
-                torch.from_numpy(words.seen_mask).to(self.device),
-                self.decoder(words),
+                torch.cat(classes),
+                torch.cat([seen, torch.ones_like(others)[others]]),
+                self._decoder(embed, rows),
                 asked=len(vocabulary),
             )
-            found = (words if relative_map.compares else vocabulary), relative_map
+            found = own._replace(relative_map=relative_map)
+            if relative_map.compares:
+                found = _Queries(embed, rows, relative_map)
             # One at a time: whoever asks for others in turn pays a few decoders for it.
-            self._known_map = key, found
+            self._known_queries = key, found
         return found
 
     def _windows_per_batch(self) -> int:

@@ -147,6 +147,22 @@ def test_every_name_has_its_own_vector_in_memory_and_on_disk(
     assert mean(several).shape == (3, 32)
 
 
+@pytest.mark.parametrize("synonyms", ["mean", "max"])
+@pytest.mark.parametrize("part", [[], [0], [1, 2], [0, 1, 2]])
+def test_a_list_with_a_part_of_another_is_their_union(
+    tiny_cfg: CfgNode, clip_weights: str, synonyms: str, part: list[int]
+) -> None:
+    """As if it were encoded as one, but for rounding."""
+    options = ("MODEL.CLIP.PRETRAINED", clip_weights, "MODEL.CLIP.SYNONYMS", synonyms)
+    bank = TextBank(changed(tiny_cfg, *options))
+    own, known = asked([["bus", "a red bus"], ["tree"]]), asked(CLASSES)
+    vectors, rows = bank.with_part(own, known, torch.tensor([k in part for k in range(3)]))
+    union = asked([["bus", "a red bus"], ["tree"], *(CLASSES[k] for k in part)])
+    torch.testing.assert_close(vectors, bank(union), atol=1e-5, rtol=0)
+    expected = bank.prompt_rows(union)
+    assert (rows is None) == (expected is None) and (rows is None or torch.equal(rows, expected))
+
+
 def test_an_exported_model_takes_the_best_name(tiny_cfg: CfgNode, clip_weights: str) -> None:
     model = build(tiny_cfg, clip_weights, "max", "MODEL.TAGCLIP.TEST.MODE", "whole")
     vocabulary = asked(CLASSES)

@@ -97,13 +97,12 @@ class Score:
 
 
 def patches_of(model: TagCLIP, vocabulary: Vocabulary, vectors: PatchVectors) -> Patches:
-    """Decode patch vectors for the asked classes, and for the seen ones alone."""
-    compared, relative_map = model.relative_map(vocabulary)
+    """Decode patch vectors for the asked classes, all of the training among them, and for these."""
     asked, seen = (
         model.decoder(words)(vectors.dense, vectors.whole)
-        for words in (compared, model.train_vocabulary)
+        for words in (vocabulary, model.train_vocabulary)
     )
-    differences = relative_map.differences(vectors, asked)
+    differences = model.relative_map(vocabulary).differences(vectors, asked)
     return Patches(vectors, seen, differences)
 
 
@@ -139,8 +138,7 @@ def scores_of(
         by_noun: whether seen classes play unseen ones by whole nouns.
     """
     trusty, text = model.relative_trusty, model.text_bank.class_vectors(model.train_vocabulary)
-    _, found = model.relative_map(vocabulary)
-    densities = trusty.gaussians.densities(text, text)
+    found, densities = model.relative_map(vocabulary), trusty.gaussians.densities(text, text)
     background, training = Background.of(trusty.gaussians), training_patches(cfg, model)
     episodes = episode_head(training, by_noun, cfg.SEED)
     outliers = outlier_head(training, densities, cfg.SEED)

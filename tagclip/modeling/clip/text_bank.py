@@ -164,12 +164,36 @@ class TextBank(nn.Module):
             (K, M) int64 for `class_maximum`, M the most prompt names that a class has; a class
             with fewer repeats its last one. None where every row is a class.
         """
-        counts = [len(names) for names in vocabulary.prompts]
+        return self._prompt_rows([len(names) for names in vocabulary.prompts])
+
+    def _prompt_rows(self, counts: Sequence[int]) -> Tensor | None:
         if self.synonyms == "mean" or max(counts) == 1:
             return None
         ends = torch.tensor(counts).cumsum(0)
         rows = (ends - torch.tensor(counts))[:, None] + torch.arange(max(counts))
         return rows.minimum(ends[:, None] - 1).to(self._where.device)
+
+    def with_part(
+        self, vocabulary: Vocabulary, known: Vocabulary, part: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the vectors of a list and, behind them, of some classes of another one.
+
+        Each list is encoded as a whole, once: asked for other words, the other one stays.
+
+        Args:
+            vocabulary: K classes.
+            known: S classes.
+            part: (S,) bool, the E of them that are wanted.
+
+        Returns:
+            `forward` and `prompt_rows` of K + E classes.
+        """
+        flags, counts = part.tolist(), [len(names) for names in known.prompts]
+        rows = counts if self.synonyms == "max" else [1] * len(counts)
+        wanted = torch.repeat_interleave(part, torch.tensor(rows, device=part.device))
+        kept = [count for count, flag in zip(counts, flags, strict=True) if flag]
+        own = [len(names) for names in vocabulary.prompts]
+        return torch.cat([self(vocabulary), self(known)[wanted]]), self._prompt_rows([*own, *kept])
 
     def _rows(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
         """The prompt names of each row of `forward`."""
