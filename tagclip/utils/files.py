@@ -322,7 +322,7 @@ def remove_leftovers(folder: str | Path, name: str) -> None:
         name: glob pattern of the names that `write_atomic` or `path_atomic` was called with, or of
             ``probe``.
     """
-    temporary = f".{name}.{'[0-9a-f]' * 8}.tmp"
+    temporary = f".{_cut(name)}.{'[0-9a-f]' * 8}.tmp"
     for pattern in {temporary, temporary + Path(name).suffix}:
         for path in Path(folder).glob(pattern):
             if path.is_dir():

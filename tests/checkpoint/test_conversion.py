@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tagclip import TagCLIPCheckpointer
 from tagclip.checkpoint import checkpoint_config, checkpoint_metadata, read_checkpoint
+from tagclip.checkpoint.conversion.clip import write_frozen_clip
 from tagclip.checkpoint.conversion.files import convert_file
 from tagclip.checkpoint.conversion.mmseg import convert_official
 from tagclip.errors import CheckpointError, ConfigError
@@ -246,6 +247,20 @@ def test_the_frozen_weights_have_to_be_the_configs(space: Workspace, tmp_path: P
     other = small | {name: clip[name] + 0.01}
     with pytest.raises(CheckpointError, match=rf"frozen {name} differs .* by 0\.01.*--clip-out"):
         convert_file(source, tmp_path / "y.pth", cfg=space.config(other))
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (), (2,), (12, 64)])
+def test_a_frozen_table_of_no_square_grid_is_refused(
+    space: Workspace, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    state = official(space) | {"backbone.positional_embedding": torch.zeros(shape)}
+    source = mmseg_file(tmp_path, state)
+    with pytest.raises(CheckpointError, match="frozen visual.positional_embedding differs"):
+        convert_file(source, tmp_path / "x.pth", cfg=space.config())
+    clip = space.official.clip | {"visual.positional_embedding": torch.zeros(shape)}
+    with pytest.raises(CheckpointError, match=r"^--clip-out: [^\n]*expected \(1 \+ side x side"):
+        write_frozen_clip(tmp_path / "c.safetensors", clip, {})
+    assert not (tmp_path / "c.safetensors").exists() and not (tmp_path / "x.pth").exists()
 
 
 def test_a_full_copy_has_the_vision_tower_and_still_fits(space: Workspace, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tagclip.checkpoint.folder import serialised
 from tagclip.errors import CheckpointError, ConfigError
-from tagclip.modeling.backbone.positions import resize_positions
+from tagclip.modeling.backbone.positions import resize_positions, square_grid
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.weights import file_sha256, read_clip_weights
 from tagclip.utils.files import write_atomic
@@ -71,17 +71,19 @@ def write_frozen_clip(
         known: open_clip's config of the model, if known, for the number of heads.
 
     Raises:
-        CheckpointError: there are no weights.
+        CheckpointError: there are no weights, or their position table is of no square grid.
         ConfigError: the target has another suffix.
     """
     if not clip:
         raise CheckpointError("--clip-out: the checkpoint holds no frozen CLIP weights")
+    has_text = "token_embedding.weight" in clip
+    model = _model_json(clip, known) if has_text else {}
     _write_weights(target, clip, True)
     lines = [f"kept: {len(clip)} frozen tensors of CLIP -> {target}, sha256 {file_sha256(target)}"]
-    if "token_embedding.weight" not in clip:
+    if not has_text:
         return [*lines, "no model json beside it: the checkpoint holds no text tower"]
     path = target.with_suffix(".json")
-    write_atomic(path, json_text(_model_json(clip, known), indent=2) + "\n")
+    write_atomic(path, json_text(model, indent=2) + "\n")
     source = "as in MODEL.CLIP.NAME" if known else "64 channels each, as in all of OpenAI's"
     return [*lines, f"written: {path}, for MODEL.CLIP.NAME; attention heads {source}"]
 
@@ -89,14 +91,19 @@ def write_frozen_clip(
 def _model_json(clip: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's model config; the number of heads is the one size that no tensor tells."""
     width, patch = clip["visual.conv1.weight"].shape[0], clip["visual.conv1.weight"].shape[-1]
-    side, _ = _grid(clip["visual.positional_embedding"])
+    table = clip["visual.positional_embedding"]
+    if (grid := square_grid(table)) is None:
+        raise CheckpointError(
+            f"--clip-out: found a visual.positional_embedding of shape {tuple(table.shape)}, "
+            "expected (1 + side x side, width); leave the option out, or take another checkpoint"
+        )
     vocabulary, text_width = clip["token_embedding.weight"].shape
     vision, text = known.get("vision_cfg", {}), known.get("text_cfg", {})
     return {
         "embed_dim": clip["visual.proj"].shape[1],
         "quick_gelu": True,
         "vision_cfg": {
-            "image_size": side * patch,
+            "image_size": grid[0] * patch,
             "layers": _count(clip, "visual.transformer.resblocks."),
             "width": width,
             "head_width": vision.get("head_width", 64),
@@ -148,7 +155,8 @@ def compare_clip(source: Path, clip: Mapping[str, Tensor], own: CLIPSource) -> N
             continue
         ours = state.get(name)
         if name == "visual.positional_embedding" and ours is not None:
-            ours = resize_positions(ours, _grid(ours), _grid(theirs), "bilinear")
+            grids = square_grid(ours), square_grid(theirs)
+            ours = resize_positions(ours, *grids, "bilinear") if all(grids) else ours
         fits = ours is not None and ours.shape == theirs.shape
         difference = (ours - theirs.float()).abs().max().item() if fits else math.inf
         if difference > _SAME:
@@ -157,11 +165,6 @@ def compare_clip(source: Path, clip: Mapping[str, Tensor], own: CLIPSource) -> N
                 f"{difference:.2g}, expected the CLIP that it was trained with; mend MODEL.CLIP, "
                 "or write its own weights with --clip-out and name them as MODEL.CLIP.PRETRAINED"
             )
-
-
-def _grid(table: Tensor) -> tuple[int, int]:
-    side = math.isqrt(max(len(table) - 1, 0)) if table.ndim == 2 else 0
-    return side, side
 
 
 def check_suffix(path: Path, *suffixes: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from tagclip.errors import CheckpointError
 from tagclip.modeling.backbone.attention_pool import AttentionPool
 from tagclip.modeling.backbone.frozen_tower import FrozenTower, build_prompts, unit
 from tagclip.modeling.backbone.last_block import run_last_block
-from tagclip.modeling.backbone.positions import resize_positions
+from tagclip.modeling.backbone.positions import resize_positions, square_grid
 from tagclip.modeling.backbone.prompts import DeepPrompts
 from tagclip.modeling.backbone.vit_block import Block, QuickGELU
 from tagclip.modeling.clip.layouts import describe_misfit
@@ -317,12 +316,11 @@ class CLIPViT(FrozenTower):
                 name = name.replace(old, new)
             renamed[name] = tensor
         table = renamed.get("positional_embedding")
-        is_table = table is not None and table.ndim == 2 and len(table) > 0
-        side = math.isqrt(len(table) - 1) if is_table else 0
-        if side > 0 and side**2 == len(table) - 1 and (side, side) != self.grid_size:
+        grid = None if table is None else square_grid(table)
+        if grid and grid != self.grid_size:
             logger.info("CLIP's position table of %dx%d is resized to %dx%d",
-                        side, side, *self.grid_size)  # fmt: skip
-            table = resize_positions(table, (side, side), self.grid_size, self.pos_embed_resize)
+                        *grid, *self.grid_size)  # fmt: skip
+            table = resize_positions(table, grid, self.grid_size, self.pos_embed_resize)
             renamed["positional_embedding"] = table
         if misfit := describe_misfit(self.state_dict(), renamed):
             raise CheckpointError(

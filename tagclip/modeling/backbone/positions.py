@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["resize_positions"]
+__all__ = ["resize_positions", "square_grid"]
+
+
+def square_grid(table: Tensor) -> tuple[int, int] | None:
+    """(rows, columns) of a position table (1 + side^2, W) as CLIP has it; None: it is no such."""
+    if table.ndim != 2 or len(table) < 2:
+        return None
+    side = math.isqrt(len(table) - 1)
+    return (side, side) if side**2 == len(table) - 1 else None
 
 
 def resize_positions(
