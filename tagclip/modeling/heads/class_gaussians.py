@@ -225,19 +225,33 @@ def _foretold(text: Tensor, means: Tensor, asked: Tensor) -> Tensor:
     copies = y.shape[1] // x.shape[1]
     base = x.repeat(1, copies)
     scale = (base * y).sum() / base.square().sum().clamp(min=1e-12)
-    gram = x @ x.T + _RIDGE * torch.eye(len(x), dtype=x.dtype, device=x.device)
-    shares = torch.linalg.solve(gram, x @ offset.T).T
+    shares = torch.linalg.solve(_ridged(x @ x.T), x @ offset.T).T
     return middle + scale * offset.repeat(1, copies) + shares @ (y - scale * base)
 
 
+def _ridged(gram: Tensor) -> Tensor:
+    return gram + _RIDGE * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+
+
 def _left_out_errors(text: Tensor, means: Tensor) -> Tensor:
-    """(S, C) by how much each mean is missed that the other classes foretell."""
-    errors = []
-    for index in range(len(text)):
-        others = torch.arange(len(text), device=text.device) != index
-        found = _foretold(text[others], means[others], text[index, None])
-        errors.append(found[0] - means[index])
-    return torch.stack(errors)
+    """(S, C) by how much each mean is missed that the other classes foretell.
+
+    Without a regression for each of them: leaving row i out of a ridge regression with a free
+    intercept divides its residual by 1 - 1/S - H_ii, H the hat matrix of the centred rows (PRESS,
+    Allen, Technometrics 1974), and takes S / (S - 1) times its product out of a centred sum. The
+    regression is linear in its targets, so the scale of each row may differ.
+    """
+    count = len(text)
+    x, y = text - text.mean(0), means - means.mean(0)
+    base = x.repeat(1, y.shape[1] // x.shape[1])
+    gram = x @ x.T
+    hat = torch.linalg.solve(_ridged(gram), gram)
+    left = (1 - 1 / count - hat.diagonal())[:, None]
+    products, squares = (base * y).sum(1), base.square().sum(1)
+    weight = count / (count - 1)
+    rest = (squares.sum() - weight * squares).clamp(min=1e-12)
+    scale = ((products.sum() - weight * products) / rest)[:, None]
+    return (scale * (base - hat @ base) - (y - hat @ y)) / left
 
 
 def shrunk(covariance: Tensor, share: float) -> Tensor:

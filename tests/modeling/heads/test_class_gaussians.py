@@ -113,6 +113,29 @@ def test_the_best_classes_are_those_of_the_log_densities(unseen: list[int]) -> N
         np.testing.assert_allclose(found[:, index], expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("count", [2, 3, 7, 24])
+def test_foretold_classes_are_as_uncertain_as_those_left_out_were_wrong(count: int) -> None:
+    """A regression for each class, in primal form; both fewer and more classes than channels."""
+    text, seed = unit_text(5, count), torch.Generator().manual_seed(count)
+    means = text.repeat(1, 2) + 0.3 * torch.randn(count, CHANNELS, generator=seed)
+    gaussians = ClassGaussians(count, CHANNELS)
+    gaussians.counts.fill_(9)
+    gaussians.means.copy_(means)
+    gaussians.covariance.copy_(torch.eye(CHANNELS))
+    names, centres = text.double().numpy(), means.double().numpy()
+    errors = []
+    for k in range(count):
+        names_left, centres_left = np.delete(names, k, 0), np.delete(centres, k, 0)
+        if count == 2:
+            errors.append(centres_left[0] - centres[k])
+        else:
+            errors.append(naive_regression(names_left, centres_left, names[k]) - centres[k])
+    expected = np.eye(CHANNELS) + naive_shrunk(np.transpose(errors) @ errors / count, 0.5)
+    _, whitening = gaussians.foretelling(text).whitening
+    found = np.linalg.inv(whitening.double().numpy().T @ whitening.double().numpy())
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_group_without_classes_is_never_likely() -> None:
     gaussians, text = fitted(), unit_text(1, CLASSES)
     groups = torch.zeros(2, CLASSES, dtype=torch.bool)
