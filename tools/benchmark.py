@@ -12,10 +12,11 @@ ViT-B/16 with random weights, 100 prompts per layer, 171 classes: nothing is
 downloaded. Parts: vit (ours and open_clip's), inference and training by stage,
 text (encoding and cache), evaluator, large (4000x3000, 847 classes), labels
 (colour masks), kernel (registers of the fused GPU kernel), fusion (logits to
-labels), precision (bfloat16 beside float32), int8 (exported files, CPU),
-loading (training samples from files), drawing (the demo's pictures), startup (a
-process, from its start to a mask), bulk (20,000 small images), throughput. The
-machine should have nothing else to do.
+labels), relative (the trusty map that compares classes, and other lists of
+words), precision (bfloat16 beside float32), int8 (exported files, CPU), loading
+(training samples from files), drawing (the demo's pictures), startup (a process,
+from its start to a mask), bulk (20,000 small images), throughput. The machine
+should have nothing else to do.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 PART_NAMES = (
     *("vit", "inference", "training", "text", "evaluator", "large", "labels", "kernel"),
-    *("fusion", "precision", "int8", "loading", "drawing", "startup", "bulk", "throughput"),
+    *("fusion", "relative", "precision", "int8", "loading", "drawing", "startup", "bulk"),
+    "throughput",
 )
 
 

@@ -36,6 +36,7 @@ from tagclip.projects.benchmark.measure import (
     seconds,
 )
 from tagclip.projects.benchmark.precision import precision
+from tagclip.projects.benchmark.relative import relative
 from tagclip.projects.benchmark.released import released_confusion, released_labels
 from tagclip.projects.benchmark.startup import startup
 from tagclip.projects.benchmark.workload import Workload, rectangles
@@ -312,6 +313,7 @@ BENCHMARKS: dict[str, Callable[[Workload, int], Findings]] = {
     "labels": labels,
     "kernel": kernel,
     "fusion": fusion,
+    "relative": relative,
     "precision": precision,
     "int8": int8,
     "drawing": drawing,

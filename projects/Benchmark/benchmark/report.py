@@ -20,6 +20,7 @@ _HEADINGS = {
     "labels": "Colour masks to label files",
     "kernel": "The fused kernel of GPUs, compiled ahead",
     "fusion": "From logits to labels",
+    "relative": "The relative trusty map",
     "precision": "Half precision",
     "int8": "Exported files, from a resized image to labels",
     "drawing": "Drawing: a prediction to a page in a PNG",

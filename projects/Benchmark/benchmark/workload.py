@@ -86,7 +86,7 @@ QUICK = Scale(
 
 
 class RandomVectors(nn.Module):
-    """In place of a `TextBank`: random unit vectors for any vocabulary."""
+    """In place of a `TextBank`: random unit vectors for the names of `Workload.vocabulary`."""
 
     def __init__(self, dim: int, device: torch.device, most: int) -> None:
         super().__init__()
@@ -95,10 +95,20 @@ class RandomVectors(nn.Module):
         self.register_buffer("vectors", vectors.to(device), persistent=False)
 
     def forward(self, vocabulary: Vocabulary) -> Tensor:
-        return self.vectors[: len(vocabulary)]
+        return self.vectors[[int(name.split()[-1]) for name in vocabulary.names]]
+
+    class_vectors = forward
 
     def prompt_rows(self, vocabulary: Vocabulary) -> None:
         return None
+
+    def with_part(
+        self, vocabulary: Vocabulary, known: Vocabulary, part: Tensor
+    ) -> tuple[Tensor, None]:
+        return torch.cat([self(vocabulary), self(known)[part]]), None
+
+    def fingerprint(self, vocabulary: Vocabulary) -> str:
+        return vocabulary.fingerprint
 
 
 class Workload:
