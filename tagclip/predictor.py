@@ -118,6 +118,8 @@ class TagCLIPPredictor:
         import_projects(cfg.PROJECTS)
         check_registered(cfg)
         self.model = load_trained(cfg)
+        if self.model.relative_trusty is not None:
+            self.model.relative_trusty.check_promise()
         self.preparer = ImagePreparer.from_config(cfg)
         self._protocol = Protocol(cfg)
         self._trained = self._protocol.full

@@ -41,6 +41,7 @@ from tagclip.modeling.scalars import log_scalars
 from tagclip.modeling.self_training import SelfTraining
 from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_class import format_names
 from tagclip.utils.compiling import check_compiler
 
 __all__ = ["TagCLIP"]
@@ -365,8 +366,19 @@ class TagCLIP(nn.Module):
         trained, asked = map(self.text_bank.class_vectors, (known, vocabulary))
         taken = set().union(*(entry.keys for entry in vocabulary.classes))
         free = torch.tensor([not entry.keys & taken for entry in known.classes])
-        others = ~same_classes(trained, asked).any(1) & free.to(trained.device)
+        same = same_classes(trained, asked)
+        others = ~same.any(1) & free.to(trained.device)
         unseen = torch.from_numpy(~vocabulary.seen_mask).to(others.device)
+        if wrong := (same.any(0) & unseen).nonzero()[:, 0].tolist():
+            log_first_n(
+                logging.WARNING,
+                "These classes are called unseen, but their masks trained the model: "
+                f"{format_names(vocabulary.names[k] for k in wrong)}; a relative trusty map takes "
+                "them for usual and finds unseen ones badly: call them seen "
+                "(MODEL.TAGCLIP.TEST.UNKNOWN_CLASSES match)",
+                key="message",
+                name=__name__,
+            )
         found = (namesakes(trained, asked) & others & unseen[:, None]).nonzero().tolist()
         pairs = [f"{vocabulary.names[k]!r} ({known.names[s]!r})" for k, s in found]
         if pairs:

@@ -274,6 +274,29 @@ def test_a_promise_that_cannot_be_kept_is_refused_when_the_model_is_built(cfg: C
         ZeroShotTrainer.build_model(changed(cfg, "MODEL.TAGCLIP.TEST.BACKGROUND", "auto"))
 
 
+def test_a_promise_that_the_images_cannot_keep_is_refused_before_the_first_image(
+    auto: TagCLIPPredictor,
+) -> None:
+    """24 inputs are enough, the 6 images that they are crops of are not."""
+    test, weights = "MODEL.TAGCLIP.TEST.BACKGROUND", auto.cfg.MODEL.WEIGHTS
+    TagCLIPPredictor.from_checkpoint(weights, [test, "threshold", f"{test}_MISS_RATE", "0.05"])
+    with pytest.raises(CheckpointError, match="^[^\n]*auto with 6 images[^\n]*least 20 for"):
+        TagCLIPPredictor.from_checkpoint(weights, [test, "auto", f"{test}_MISS_RATE", "0.05"])
+
+
+def test_classes_of_the_training_that_are_called_unseen_are_named(
+    auto: TagCLIPPredictor, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = auto.model.train_vocabulary.restrict("seen").names[:2]
+    for seen, named in ((both[:1], both[1:]), (both, []), ([], both)):
+        monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+        caplog.clear()
+        auto.resolve([*both, "zebra"], seen=seen)
+        said = [text for text in caplog.messages if text.startswith("These classes are called un")]
+        listed = f"trained the model: {', '.join(map(repr, named))};"
+        assert [listed in text for text in said] == [True] * bool(named)
+
+
 def test_images_without_unlabelled_pixels_are_refused_before_the_training(
     cfg: CfgNode, tmp_path: Path
 ) -> None:

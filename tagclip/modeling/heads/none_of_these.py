@@ -130,9 +130,9 @@ class NoneOfThese(nn.Module):
         if self.miss_rate is not None and count < _least_images(self.miss_rate):
             raise ConfigError(
                 "MODEL.TAGCLIP.TEST.BACKGROUND: found auto with BACKGROUND_MISS_RATE "
-                f"{self.miss_rate:g} and a map fitted on {count} training images, expected "
-                f"{_least_images(self.miss_rate)} or more, which can promise it; train with as "
-                "many (MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES), or raise the rate"
+                f"{self.miss_rate:g} and a map of at most {count} training images, expected "
+                f"{_least_images(self.miss_rate)} or more, which can promise it; raise the rate, "
+                "or train on as many, with MODEL.TAGCLIP.TRUSTY.RELATIVE.FIT_IMAGES no lower"
             )
 
     def check_unlabelled(self, found: int) -> None:
@@ -187,7 +187,7 @@ class NoneOfThese(nn.Module):
             raise CheckpointError(
                 f"MODEL.TAGCLIP.TEST.BACKGROUND: found auto with {images} images of seen classes "
                 f"behind the map, expected at least {_least_images(self.miss_rate)} for "
-                f"BACKGROUND_MISS_RATE {self.miss_rate:g}; raise the rate"
+                f"BACKGROUND_MISS_RATE {self.miss_rate:g}; raise the rate, or train on as many"
             )
         unlabelled = self.unlabelled.measured()
         return Calibration(

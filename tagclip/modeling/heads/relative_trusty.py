@@ -1,8 +1,9 @@
-"""A trusty map that compares the asked classes, and so needs no picture of an unseen object.
+"""A trusty map that compares classes by name, and so needs no picture of an unseen object.
 
-docs/method.md, section 9: at every patch three differences between the best unseen and the best
-seen class: of the model's own logits, of plain CLIP's likeness, and of Gaussian densities. What is
-usual on seen classes, patches of training images tell, for any list of words.
+docs/method.md, section 9: at every patch three differences between the best asked unseen class and
+the best seen one, asked or not: of the model's own logits, of plain CLIP's likeness, and of
+Gaussian densities. What is usual on seen classes, patches of training images tell, for any list of
+words.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class RelativeMap:
             likeliest = self._likeliest(context)
             margin = self.test and self.test.margin(likeliest[:, 2:], context)
         if not self.compares:
-            side = -_SURE if bool(self.unseen.all()) else _SURE
+            side = -_SURE if bool(self.unseen[: self.asked].all()) else _SURE
             shape = (len(class_logits), 1, *class_logits.shape[-2:])
             return class_logits.new_full(shape, side, dtype=torch.float32), margin
         sums = self.sums(self.differences(vectors, class_logits.float(), likeliest))
@@ -361,6 +362,17 @@ class RelativeTrusty(nn.Module):
             calibration = self.none_of_these.calibration()
             found = self._prepared = key, self.gaussians.foretelling(trained), calibration
         return found[1:]
+
+    def check_promise(self) -> None:
+        """Refuse now what the first image would be refused for: a miss rate that cannot be kept.
+
+        Raises:
+            CheckpointError: none of the classes can be an answer, and the map was never fitted, or
+                on too little.
+        """
+        if self.none_of_these.miss_rate is not None:
+            self._check_fitted()
+            self.none_of_these.calibration()
 
     def _check_fitted(self) -> None:
         patches, classes = int(self.sample_seen.sum()), int((self.gaussians.counts > 0).sum())

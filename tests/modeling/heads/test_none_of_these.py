@@ -136,9 +136,9 @@ def test_far_from_every_class_there_is_none() -> None:
 
 
 def test_too_few_images_are_refused_when_it_is_built() -> None:
-    with pytest.raises(ConfigError, match="^[^\n]*20 training images, expected 90 or more"):
+    with pytest.raises(ConfigError, match="^[^\n]*most 20 training images, expected 90 or more"):
         NoneOfThese(channels=CHANNELS, inputs=20, patches=2, miss_rate=0.011)
-    with pytest.raises(ConfigError, match="^[^\n]*19 training images, expected 20 or more"):
+    with pytest.raises(ConfigError, match="^[^\n]*most 19 training images, expected 20 or more"):
         NoneOfThese(channels=CHANNELS, inputs=19, patches=2, miss_rate=0.05)
     NoneOfThese(channels=CHANNELS, inputs=20, patches=2, miss_rate=0.05)
 

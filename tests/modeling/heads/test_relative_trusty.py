@@ -125,8 +125,11 @@ def test_the_map_misses_the_share_of_seen_patches_that_was_asked_for(rate: float
 
 
 @pytest.mark.parametrize("side", [True, False])
-def test_on_one_side_alone_the_map_is_sure(side: bool) -> None:
-    found = make().map_for(TEXT[:SEEN], TEXT, torch.full((ASKED,), side), decode)
+@pytest.mark.parametrize("asked", [1, 3, ASKED])
+def test_with_asked_classes_on_one_side_alone_the_map_is_sure(side: bool, asked: int) -> None:
+    """Whatever is on the other side and not asked."""
+    mask = torch.arange(ASKED) < asked if side else torch.arange(ASKED) >= asked
+    found = make().map_for(TEXT[:SEEN], TEXT, mask, decode, asked=asked)
     new = vectors(20, 2)
     logits, margin = found(new, decode(new.dense, new.whole))
     assert logits.shape == (2, 1, *GRID)
