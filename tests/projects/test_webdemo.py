@@ -277,7 +277,7 @@ def test_values_that_no_slider_has_are_refused_in_one_line(
     from tagclip.projects.webdemo.handlers import Handlers
 
     calls = Calls(predictor.model.backbone)
-    handlers = Handlers(predictor, Limits(), Uploads(image.parent, ()))
+    handlers = Handlers(predictor, Limits(), Uploads(image.parent, {}))
     request = SimpleNamespace(session_hash="me")
     good = {"gate": "both", "seen_bias": 0.1, "background_threshold": 0, "opacity": 1}
     asked = {"image": {"path": str(image)}, "words": "cat", "context": None} | good

@@ -140,6 +140,7 @@ def test_what_others_brought_or_saved_is_no_image(
 ) -> None:
     """Two visitors of the running page, the second of whom knows the paths of the first."""
     pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    import httpx
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
 
@@ -173,5 +174,15 @@ def test_what_others_brought_or_saved_is_no_image(
         assert files("b.png") == [upload]
         for client in (second, first, second):
             ask(client, {"path": str(upload)})
+        third, fourth, fifth = (Client(address, verbose=False) for _ in range(3))
         with pytest.raises(AppError, match="found no file that was uploaded to this page"):
-            ask(Client(address, verbose=False), {"path": str(upload)})
+            ask(third, {"path": str(upload)})
+        # Two who both bring it before either of them asks.
+        for _ in range(2):
+            sent = {"files": (own.name, own.read_bytes())}
+            answer = httpx.post(f"{address.rstrip('/')}/gradio_api/upload", files=sent)
+            assert answer.json() == [str(upload)]
+        for client in (third, fourth, third):
+            ask(client, {"path": str(upload)})
+        with pytest.raises(AppError, match="found no file that was uploaded to this page"):
+            ask(fifth, {"path": str(upload)})

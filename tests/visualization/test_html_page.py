@@ -94,7 +94,7 @@ def web_message(folder: Path) -> str:
     image.write_text("no image")
     predictor = TagCLIPPredictor.from_checkpoint(folder / "model_final.pth")
     with pytest.raises(gradio.Error) as caught:
-        handlers = Handlers(predictor, Limits(), Uploads(folder, ()))
+        handlers = Handlers(predictor, Limits(), Uploads(folder, {}))
         segment(handlers, {"path": str(image)}, "dog")
     return caught.value.message
 
@@ -109,7 +109,7 @@ def web_warning(folder: Path) -> str:
     image = {"path": str(folder.parent / "images" / "val" / "1.png")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradio, "Warning", shown.append)
-        handlers = Handlers(predictor, Limits(), Uploads(folder.parent, ()))
+        handlers = Handlers(predictor, Limits(), Uploads(folder.parent, {}))
         segment(handlers, image, CLASS)
     return shown[0]
 

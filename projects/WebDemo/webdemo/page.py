@@ -12,7 +12,7 @@ import gradio as gr
 from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.handlers import Handlers
-from tagclip.projects.webdemo.session import Limits, Settings, Uploads
+from tagclip.projects.webdemo.session import Arrivals, Limits, Settings, Uploads
 from tagclip.projects.webdemo.visits import Visits
 from tagclip.visualization.html_page import render
 
@@ -145,8 +145,10 @@ def build_page(
         delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS),
     ) as page:
         widgets = _Widgets(predictor, examples)
+        page.upload_file_set = arrivals = Arrivals()
+        page.temp_file_sets.append(arrivals)
         # What gradio has copied for the widgets so far are the examples.
-        files = Uploads(uploads, page.upload_file_set)
+        files = Uploads(uploads, arrivals.times)
         limits = limits or Limits()
         _connect(widgets, Handlers(predictor, limits, files), Visits(limits))
     return page

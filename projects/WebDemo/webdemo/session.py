@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,15 @@ from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.class_names import split_words
 from tagclip.utils.text import one_line
 
-__all__ = ["EncodedImage", "Limits", "Settings", "Uploads", "encode_image", "find_upload"]
+__all__ = [
+    "Arrivals",
+    "EncodedImage",
+    "Limits",
+    "Settings",
+    "Uploads",
+    "encode_image",
+    "find_upload",
+]
 
 # Longer side, in pixels, of what is drawn; the result to download has the image's own size.
 _SHOWN_SIZE = 800
@@ -231,25 +240,43 @@ def find_upload(path: object, uploads: Path) -> Path:
     return file
 
 
+class Arrivals(set[str]):
+    """gradio's set of the paths that visitors have uploaded, which counts how often each came.
+
+    Attributes:
+        times: path -> uploads.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        super().__init__()
+        self.times: Counter[str] = Counter()
+
+    def update(self, *paths: Iterable[str]) -> None:
+        """Add paths, as gradio does after each upload."""
+        for each in map(list, paths):
+            self.times.update(each)
+            super().update(each)
+
+
 class Uploads:
     """The folder of the page's files: examples for everybody, uploads for those who brought them.
 
-    gradio names an upload after its content and does not say whose it is. The first session that
-    asks for it owns it; another one, which brings the same content, replaces the file and owns it
-    as well.
+    gradio names an upload after its content and does not say whose it is. So many sessions own it
+    as it was brought, those that ask for it first.
     """
 
-    def __init__(self, folder: Path, brought: Collection[str]) -> None:
+    def __init__(self, folder: Path, times: MutableMapping[str, int]) -> None:
         """Take what lies in the folder now for examples.
 
         Args:
             folder: of all files.
-            brought: paths that visitors have uploaded, kept by gradio; results of others, which
-                lie in the same folder, are not among them.
+            times: see `Arrivals`; results of others, which lie in the same folder, are not among
+                them.
         """
-        self.folder, self._brought = folder, brought
+        self.folder, self._times = folder, times
         self._examples = {path for path in folder.resolve().rglob("*") if path.is_file()}
-        self._owners: dict[Path, tuple[tuple[int, ...], set[str]]] = {}
+        self._owners: dict[str, set[str]] = {}
         self._lock = threading.Lock()
 
     def find(self, path: object, session: str) -> Path:
@@ -265,17 +292,17 @@ class Uploads:
         file = find_upload(path, self.folder)
         if file in self._examples:
             return file
-        if os.path.abspath(path) not in self._brought:
-            raise _no_upload()
-        found = file.stat()
-        written = (found.st_ino, found.st_mtime_ns, found.st_ctime_ns)
+        name = os.path.abspath(path)
         with self._lock:
-            known, owners = self._owners.get(file, (None, set()))
-            if written != known:
-                self._owners = {f: kept for f, kept in self._owners.items() if f.is_file()}
-                self._owners[file] = written, owners | {session}
-            elif session not in owners:
+            owners = self._owners.get(name, set())
+            if session in owners:
+                return file
+            if len(owners) >= self._times.get(name, 0):
                 raise _no_upload()
+            self._owners[name] = owners | {session}
+            for gone in [name for name in self._owners if not os.path.isfile(name)]:
+                del self._owners[gone]
+                self._times.pop(gone, None)
         return file
 
 
