@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import check_output, run_tool, writing
+from tagclip.utils.files import remove_leftovers
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import listed
 from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
@@ -124,6 +125,8 @@ def main(args: argparse.Namespace) -> None:
             "choose another folder, or replace them with --overwrite"
         )
     with writing("--output", args.output), RunLock(args.output, "--output"):
+        for folder in {args.output, *((args.output / name).parent for name in names)}:
+            remove_leftovers(folder, "*")
         written = writer(args)(args.output, found, found.vocabulary)
     print(f"{len(found.names)} images written: {', '.join(map(str, written))}")
     if args.to == "coco" and any(entry.id == 0 for entry in found.vocabulary.classes):

@@ -231,8 +231,8 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         others, free = changed_keys(saved, self.metadata) if restored else ("", "")
         if others:
             self.logger.warning(
-                "Resuming with other keys, the result is that of another run; its data go on at "
-                "image iteration x batch: %s", others,
+                "Resuming with other keys or data, the result is that of another run, going on "
+                "at image iteration x batch: %s", others,
             )  # fmt: skip
         if free:
             self.logger.info("Resuming with other keys, which change no weight: %s", free)

@@ -79,6 +79,7 @@ _TYPES = {
     "clip_json": str,
     "clip_merges": str,
     "vocabulary_fingerprint": str,
+    "training_files": str,
     "seed": int,
 }
 # Folders that are made anew wherever they are missing.
@@ -105,6 +106,11 @@ _FREE_KEYS = (
     "MODEL.TAGCLIP.TEST.",
     "SOLVER.CHECKPOINT_PERIOD",
 )
+# What a run may find changed although no key says so, as the files were edited.
+_CONTENTS = {
+    "vocabulary_fingerprint": "the class list (its names, ids or prompts)",
+    "training_files": "the training images and label files (their names, number or order)",
+}
 _LISTED = 12
 
 
@@ -121,9 +127,10 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         ``clip_text_sha256`` (of a tokenizer of transformers, "" of CLIP's own), ``quick_gelu``,
         ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
-        labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance``; the contents of files that
-        building the model reads: ``vocabularies`` (dataset -> json), ``clip_json`` and
-        ``clip_merges`` (base64; both "" for a model of open_clip).
+        labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance`` (a training adds
+        ``training_files``, of `files_sha256`); the contents of files that building the model
+        reads: ``vocabularies`` (dataset -> json), ``clip_json`` and ``clip_merges`` (base64; both
+        "" for a model of open_clip).
 
     Raises:
         TagCLIPError: such a file is missing.
@@ -373,11 +380,11 @@ def metadata_differences(
 
 
 def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
-    """List the config keys of a resumed run that are not as they were.
+    """List the config keys of a resumed run, and its data, that are not as they were.
 
     Args:
-        saved: metadata of the checkpoint. Keys that it lacks, as one of earlier code may, count
-            as unchanged.
+        saved: metadata of the checkpoint. What it lacks, as one of earlier code may, counts as
+            unchanged.
         own: metadata of the run.
 
     Returns:
@@ -386,6 +393,9 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
     then, now = (dict(_leaves(load_yaml(data.get("config") or "{}"))) for data in (saved, own))
     changed = [key for key in now if key in then and now[key] != then[key]]
     groups = ([], [])
+    for key, what in _CONTENTS.items():
+        if saved.get(key) and own.get(key) and saved[key] != own[key]:
+            groups[0].append(what)
     for key in changed:
         is_free = not key.startswith(_RUN_KEYS) or key.startswith(_FREE_KEYS)
         groups[is_free].append(f"{key} {_value(now[key])} (was {_value(then[key])})")

@@ -5,8 +5,10 @@ So worker count, prefetching and resuming do not change what the model sees.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -18,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tagclip.utils.parent import leave_signals_to_parent
 
-__all__ = ["StreamLoader", "leave_signals_to_main", "seeded", "seeded_step"]
+__all__ = ["StreamLoader", "files_sha256", "leave_signals_to_main", "seeded", "seeded_step"]
 
 
 def _mix(*numbers: int) -> int:
@@ -40,6 +42,15 @@ def seeded(*numbers: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.set_rng_state(before[2])
+
+
+def files_sha256(samples: Iterable[dict[str, Any]]) -> str:
+    """sha256 (hex) of the names of images and label files in their order, without folders."""
+    found = hashlib.sha256()
+    for sample in samples:
+        for key in ("file_name", "sem_seg_file_name"):
+            found.update(os.fsencode(os.path.basename(sample.get(key, ""))) + b"\0")
+    return found.hexdigest()
 
 
 class _Stream(Dataset):

@@ -26,7 +26,12 @@ from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import refuse_masks, without_unseen_images
 from tagclip.engine.curve_file import with_valid_json
-from tagclip.engine.data_stream import StreamLoader, leave_signals_to_main, seeded_step
+from tagclip.engine.data_stream import (
+    StreamLoader,
+    files_sha256,
+    leave_signals_to_main,
+    seeded_step,
+)
 from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
 from tagclip.engine.own_folder import own_folder
@@ -98,7 +103,8 @@ class ZeroShotTrainer(DefaultTrainer):
         self.checkpointer = TagCLIPCheckpointer(
             model,
             cfg.OUTPUT_DIR,
-            metadata=checkpoint_metadata(cfg, model),
+            metadata=checkpoint_metadata(cfg, model)
+            | {"training_files": files_sha256(self._stream.samples)},
             stage=stage,
             before_save=self._trusty_fitting.fit if self._trusty_fitting else None,
             optimizer=optimizer,

@@ -150,6 +150,33 @@ def test_resuming_with_other_keys_is_announced(
     assert not caplog.text
 
 
+def test_resuming_after_files_were_edited_is_announced(
+    tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No key tells."""
+    cfg, model = build(tiny_cfg)
+    optimizer = build_optimizer(cfg, model)
+    saving = checkpointer(cfg, model, tmp_path, optimizer=optimizer)
+    saving.metadata["training_files"] = "as it was"
+    saving.save("x")
+    for edited, said in (
+        ({}, []),
+        ({"vocabulary_fingerprint": "other"}, ["class list"]),
+        ({"training_files": "other"}, ["training images and label files"]),
+        (
+            {"vocabulary_fingerprint": "other", "training_files": "other"},
+            ["class list", "training images and label files"],
+        ),
+    ):
+        training = checkpointer(cfg, model, tmp_path, optimizer=optimizer)
+        training.metadata = saving.metadata | edited
+        caplog.clear()
+        training.resume_or_load("", resume=True)
+        lines = [r.message for r in caplog.records if r.levelname == "WARNING"]
+        assert len(lines) == bool(said)
+        assert [found in line for line in lines for found in said] == [True] * len(said)
+
+
 class Nested:
     """As `TrustyTraining`: an optimizer inside."""
 

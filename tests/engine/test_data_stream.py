@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import random
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from tagclip import ZeroShotTrainer
 from tagclip.engine import StreamLoader
-from tagclip.engine.data_stream import seeded, seeded_step
+from tagclip.engine.data_stream import files_sha256, seeded, seeded_step
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.cli import error_line
 
@@ -130,6 +131,31 @@ def test_workers_give_the_same_augmented_batches(tiny_cfg: CfgNode, tmp_path: Pa
     # Six images, twenty positions: the augmentation is a random one.
     assert len({name for name, _, _ in alone}) == 6
     assert len({image for _, image, _ in alone}) > 15
+
+
+def test_the_files_of_a_training_are_known_by_their_names_and_order(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    write_tiny_dataset(tmp_path, train=3)
+    trainer = ZeroShotTrainer(changed(tiny_cfg, "OUTPUT_DIR", str(tmp_path / "run")))
+    samples = DatasetCatalog.get(tiny_cfg.DATASETS.TRAIN[0])
+    found = trainer.checkpointer.metadata["training_files"]
+    assert found == files_sha256(samples)
+    names = [
+        Path(sample[key]).name for sample in samples for key in ("file_name", "sem_seg_file_name")
+    ]
+    assert found == hashlib.sha256("".join(f"{name}\0" for name in names).encode()).hexdigest()
+    elsewhere = [
+        {**sample, "file_name": f"/other/{Path(sample['file_name']).name}"} for sample in samples
+    ]
+    assert files_sha256(elsewhere) == found
+    for others in (
+        samples[:-1],
+        samples[::-1],
+        [samples[0] | {"file_name": "x.png"}, *samples[1:]],
+        [samples[0] | {"sem_seg_file_name": "x.png"}, *samples[1:]],
+    ):
+        assert files_sha256(others) != found
 
 
 def test_an_error_in_a_worker_names_the_file(tiny_cfg: CfgNode, tmp_path: Path) -> None:

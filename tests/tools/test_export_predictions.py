@@ -176,7 +176,15 @@ def test_label_files(tool: ModuleType, tmp_path: Path, suffix: str) -> None:
     assert found.keys() == {image.file for image in images}
     for image in images:
         assert (found[image.file] == image.labels).all()
+    # Of a run that was killed.
+    left = [
+        tmp_path / "labelme" / name for name in (".a.json.0123abcd.tmp", "street/.b.0123abcd.tmp")
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     export(tool, *words, "--to", "labelme", "--output", tmp_path / "labelme")
+    assert not any(path.exists() for path in left)
     content = json.loads((tmp_path / "labelme" / "street" / "b c.json").read_text())
     assert content["imagePath"] == "../../images/street/b c.png"
     words += ("--to", "label-studio", "--image-url", "x/", "--output", tmp_path / "ls")
