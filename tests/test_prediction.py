@@ -232,7 +232,7 @@ def test_a_notebook_shows_pictures_and_shares() -> None:
         "cat 37.5 % ★ dog 37.5 % other 25.0 %",
         "2 of 4 classes without a pixel ★ red ball, sky",
         "★ counts as unseen",
-        "other: a context class won, the score is below the threshold, or no class fits",
+        "other: a class that is not shown won, or none was likely enough",
         "0: unseen 0.5 1: seen",
     ):
         assert part in words

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 OTHER = "other"
-_OTHER_NOTE = "other: a context class won, the score is below the threshold, or no class fits"
+_OTHER_NOTE = "other: a class that is not shown won, or none was likely enough"
 # Room for the titles of narrow panels.
 _NARROWEST = 190
 # Room for the notes below the legend.
@@ -60,7 +60,7 @@ def draw_prediction(
     panels = {"image": picture, "segments": segments}
     height, width = picture.shape[:2]
     for key, title, ends in (
-        ("sem_seg_scores", "confidence: score of the class", ("0", "1: sure")),
+        ("sem_seg_scores", "confidence: score of the winner", ("0", "1: sure")),
         ("trusty", "trusty map: P(seen class)", ("0: unseen", "1: seen")),
     ):
         if key in prediction:
