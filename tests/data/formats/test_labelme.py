@@ -150,6 +150,7 @@ def test_a_file_without_size_asks_the_image(tmp_path: Path) -> None:
         (shape("a", "rectangle", [[5, 3], [5, 3], [20, 11], [20, 11]]), "are no corners of an upr"),
         (shape("a", "polygon", [[1], [2], [3]]), "found points of a polygon that are no x, y"),
         (shape("a", "polygon", [["x", 1]] * 3), "that are no x, y"),
+        (shape("a", "polygon", [[10**400, 1]] * 3), "that are no x, y"),
         (shape("a", "polygon", [[1, 1], [2, 2, 2], [3, 3]]), "that are no x, y"),
         (shape("a", "polygon", [[1, 1], [2, 2], None, [3, 3]]), "that are no x, y"),
         (
