@@ -109,7 +109,7 @@ def check_label_file(task: Task) -> dict[int, int]:
     """Read a finished label and refuse unexpected sizes and values; pixels by value."""
     label = read_label(task.output)
     size = image_size(task.image)
-    check_label(label, task.output, task.origin.label_map.vocabulary, size)
+    check_label(label, task.output, task.origin.label_map.vocabulary, size, task.image)
     counts = np.bincount(label.ravel())
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 

@@ -30,7 +30,7 @@ from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import remove_leftovers, write_atomic
 from tagclip.utils.run_lock import RunLock
-from tagclip.utils.text import did_you_mean, format_csv, json_text, listed, one_line
+from tagclip.utils.text import counted, did_you_mean, format_csv, json_text, listed, one_line
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 if TYPE_CHECKING:
@@ -429,15 +429,19 @@ def _convert(
             remove_leftovers(folder, "*.png")
         unknown: Counter[Pixel] = Counter()
         bad, num_new = 0, 0
+        ranges = []
         for done in map_files(function, tasks, "convert", args.workers):
             unknown.update(done.unknown)
             bad += bool(done.unknown)
             num_new += done.is_new
+            ranges += [done.brightness] if done.brightness else []
         if unknown and args.unknown == "error":
             is_lossy = any(task.name.lower().endswith(_LOSSY) for task in tasks)
             message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
             raise DatasetError(message)
         _write_index(args, tasks, table, {**unknown, **unknown_names})
+    if ranges:
+        _warn_of_one_class(args.threshold, ranges, table.vocabulary)
     line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
     line += f"{len(tasks) - num_new} kept"
     if unknown:
@@ -445,6 +449,22 @@ def _convert(
     if unknown_names:
         line += f"; {sum(unknown_names.values())} segments of {len(unknown_names)} classes ignored"
     print(line)
+
+
+def _warn_of_one_class(
+    threshold: int, ranges: Sequence[tuple[int, int]], vocabulary: Vocabulary
+) -> None:
+    """Say if all pixels lie on one side of the threshold: lowest and highest value by mask."""
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if low < threshold <= high:
+        return
+    reach = "no pixel reaches" if high < threshold else "all pixels reach"
+    value = f"largest value is {high}" if high < threshold else f"smallest value is {low}"
+    absent, masks = vocabulary.names[high < threshold], counted(len(ranges), "mask")
+    _note(
+        f"--threshold {threshold}: {reach} it in {masks}; the {value}, so that {absent!r} is "
+        "nowhere; pass a threshold between the two values of the masks (--scan lists them)"
+    )
 
 
 def _refuse_equal(args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPaint]) -> None:

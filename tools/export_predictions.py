@@ -15,8 +15,9 @@ without a class are in no region. docs/other_tools.md tells more.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from tagclip.data.formats.labelled_image import LabelledImage
     from tagclip.structures.vocabulary import Vocabulary
 
+logger = logging.getLogger("tagclip.export")
+# Behind the name of an image where its picture lies beside its label.
+_MARK = "_labels"
 # What is written below --output; for labelme, besides, a json per image.
 FILES = {
     "coco": ("annotations.json",),
@@ -187,6 +191,7 @@ def read_evaluation(args: argparse.Namespace) -> Predictions:
     images = [sample["file_name"] for sample in DatasetCatalog.get(dataset)]
     saved = SavedPredictions.open(args.predictions, vocabulary, images)
     evaluated = list(filter(saved.has, images))
+    _warn_of_missing(args.predictions, [i for i in images if not saved.has(i)], len(images))
     return Predictions(vocabulary, evaluated, lambda image: saved.read(image)[0], dataset)
 
 
@@ -194,7 +199,7 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
     """Pair the label files of a folder with their images.
 
     Raises:
-        TagCLIPError: an option is missing, or a label file has no image.
+        TagCLIPError: an option is missing, or a label file has no image of its own.
     """
     from tagclip.data import read_indices
     from tagclip.data.datasets.walk import files_below
@@ -209,29 +214,75 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
             f"{args.predictions}: found no index.json of an evaluation, expected one, or --images "
             "and --vocab, --vocab-file or --vocab-from-dataset, which say what the label files are"
         )
-    pictures = [file for file in files_below(args.predictions) if file.suffix.lower() == ".png"]
-    suffix = "_labels.png" if any(f.name.endswith("_labels.png") for f in pictures) else ".png"
-    lonely = {file for file in pictures if file.name.endswith(suffix)}
-    labels = {}
-    for image, picture in find_images([str(args.images)], args.predictions, "--images"):
-        label = picture.with_name(picture.stem + suffix)
-        if label in lonely:
-            labels[str(image)] = label
+    files = list(files_below(args.predictions))
+    # By their names with the suffix in small letters.
+    pngs = {file.with_suffix(".png"): file for file in files if file.suffix.lower() == ".png"}
+    suffix = f"{_MARK}.png" if any(name.name.endswith(f"{_MARK}.png") for name in pngs) else ".png"
+    pairs = find_images([str(args.images)], args.predictions, "--images", "FOLDER")
+    wanted = {image: picture.with_name(picture.stem + suffix) for image, picture in pairs}
+    labels = {str(image): pngs[label] for image, label in wanted.items() if label in pngs}
+    missing = {picture.with_suffix(""): i for i, picture in pairs if str(i) not in labels}
+    lonely = {file for name, file in pngs.items() if name.name.endswith(suffix)}
     lonely -= set(labels.values())
+    _refuse_shared(wanted, lonely, suffix)
+    remedy = _other_kinds(files, missing)
     if lonely or not labels:
         names = listed(sorted(map(str, lonely)), 3)
         found = f"{names} without an image" if lonely else "no label file of an image"
         raise ConfigError(
             f"{args.predictions}: found {found} below {args.images}, expected NAME{suffix} for an "
-            "image NAME; name the folder that was segmented"
+            f"image NAME{remedy or '; name the folder that was segmented'}"
         )
+    _warn_of_missing(args.predictions, list(map(str, missing.values())), len(pairs), remedy)
 
     def read(image: str) -> np.ndarray:
-        indices = read_indices(labels[image], vocabulary, image_size(image)).astype("int32")
+        indices = read_indices(labels[image], vocabulary, image_size(image), image=image)
+        indices = indices.astype("int32")
         indices[indices == vocabulary.ignore_index] = -1
         return indices
 
     return Predictions(vocabulary, list(labels), read, args.predictions.name)
+
+
+def _refuse_shared(wanted: Mapping[Path, Path], lonely: Set[Path], suffix: str) -> None:
+    """Refuse a label file of a name that several images share: it may be of any of them."""
+    for label in sorted(lonely):
+        alike = [
+            i for i in wanted if wanted[i].with_name(i.stem + suffix) == label.with_suffix(".png")
+        ]
+        if len(alike) > 1:
+            names = listed([image.name for image in alike], 3)
+            labels = listed([wanted[image].name for image in alike], 3)
+            raise ConfigError(
+                f"{label}: found {len(alike)} images of this name, {names}, expected a label file "
+                f"of each, {labels}; rename it, or move the images that it is not of"
+            )
+
+
+def _other_kinds(files: Sequence[Path], missing: Container[Path]) -> str:
+    """What to do about files that are no PNG where a label is missing; "" if there are none.
+
+    Args:
+        files: of the folder of label files.
+        missing: labels there, without suffix.
+    """
+    from tagclip.data.image_io import IMAGE_SUFFIXES
+
+    found = [
+        file.name
+        for file in sorted(files)
+        if file.suffix.lower() in IMAGE_SUFFIXES - {".png"}
+        and file.with_name(file.stem.removesuffix(_MARK)) in missing
+    ]
+    return f"; not read: {listed(found, 3)}; save such label files as PNG" if found else ""
+
+
+def _warn_of_missing(folder: Path, missing: Sequence[str], count: int, remedy: str = "") -> None:
+    if missing:
+        logger.warning(
+            "%s: found no labels of %d of %d images, such as %s; they are left out%s",
+            folder, len(missing), count, missing[0], remedy,
+        )  # fmt: skip
 
 
 def asked_vocabulary(args: argparse.Namespace) -> Vocabulary | None:

@@ -202,9 +202,10 @@ def read_sample(
     from tagclip.analysis.result_images import Predicted
     from tagclip.data import read_image, read_indices
 
-    labels, trusty = saved.read(sample["file_name"])
-    truth = read_indices(sample["sem_seg_file_name"], vocabulary, labels.shape)
-    return Predicted("", read_image(sample["file_name"]), truth, labels, trusty)
+    image = sample["file_name"]
+    labels, trusty = saved.read(image)
+    truth = read_indices(sample["sem_seg_file_name"], vocabulary, labels.shape, image=image)
+    return Predicted("", read_image(image), truth, labels, trusty)
 
 
 def titled(

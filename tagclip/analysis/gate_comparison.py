@@ -82,4 +82,5 @@ def labelled_inputs(
     )
     for (item,) in tqdm(loader, desc=dataset, disable=None, leave=False):
         size = item["height"], item["width"]
-        yield item, read_indices(truths[item["file_name"]], full, size, classes)
+        image = item["file_name"]
+        yield item, read_indices(truths[image], full, size, classes, image)

@@ -61,7 +61,9 @@ def _read_image(run: AnalyzedRun, image: Ranked, best: float) -> Predicted:
     return Predicted(
         title=f"{Path(sample['file_name']).name}: mIoU {image.score:.1f}",
         image=read_image(sample["file_name"]),
-        truth=read_indices(sample["sem_seg_file_name"], run.vocabulary, shape),
+        truth=read_indices(
+            sample["sem_seg_file_name"], run.vocabulary, shape, image=sample["file_name"]
+        ),
         labels=gated,
         trusty=None if trusty is None else trusty.numpy(),
         others=(plain,),

@@ -127,8 +127,9 @@ def analyze_run(
     ranking = []
     for sample in progress([s for s in samples if saved.has(s["file_name"])]):
         with torch.inference_mode():
-            fusion, size = saved.read(sample["file_name"], device)
-            truth = read_indices(sample["sem_seg_file_name"], vocabulary, size)
+            image = sample["file_name"]
+            fusion, size = saved.read(image, device)
+            truth = read_indices(sample["sem_seg_file_name"], vocabulary, size, image=image)
             confusion = analysis.add(truth, fusion, size)
         present = confusion.any(axis=1)
         if present.any():

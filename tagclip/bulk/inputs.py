@@ -14,6 +14,7 @@ from tagclip.data.datasets.walk import files_below, files_matching
 from tagclip.data.image_io import IMAGE_SUFFIXES
 from tagclip.errors import ConfigError
 from tagclip.utils.files import expand_path
+from tagclip.utils.text import counted
 
 __all__ = ["GONE", "InputFile", "find_inputs", "input_kind", "is_image_name", "valid_text"]
 
@@ -72,8 +73,8 @@ def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
         names is there even if it is missing: that is an error of one image.
 
     Raises:
-        ConfigError: an input does not exist or names nothing, a list is no text, or two files have
-            one id.
+        ConfigError: an input does not exist, names nothing or only the output's own, a list is no
+            text, or two files have one id.
     """
     is_own = _is_below(output)
     found: dict[str, InputFile] = {}
@@ -90,6 +91,12 @@ def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
                     f"INPUT: {other.path} and {path} would both be called {image_id}; give the "
                     "folder that holds both instead, or bulk runs with an --output of their own"
                 )
+        own = 0 if count else sum(1 for _ in _expand(text, lambda _: False))
+        if own:
+            raise ConfigError(
+                f"INPUT {text}: found {counted(own, 'file')}, all within --output {output}, whose "
+                "files are no input, expected some elsewhere; give another --output"
+            )
         if not count:
             kinds = ", ".join(sorted((*IMAGE_SUFFIXES, *_KINDS)))
             raise ConfigError(

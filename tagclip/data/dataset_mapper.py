@@ -177,7 +177,8 @@ class ZeroShotDatasetMapper:
                 "on a dataset with labels"
             )
         label = read_label(path, self.source_vocabulary)
-        check_label(label, path, self.source_vocabulary, image_size or label.shape)
+        size, image = image_size or label.shape, dataset_dict["file_name"]
+        check_label(label, path, self.source_vocabulary, size, image)
         return label
 
 

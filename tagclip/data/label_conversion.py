@@ -56,11 +56,13 @@ class Converted(NamedTuple):
         is_new: whether it was written; False if it was there already, the same.
         unknown: pixels by colour or value without a meaning. With some, nothing was written,
             unless they are ignored.
+        brightness: with a threshold the lowest and the highest gray value of the mask, else None.
     """
 
     output: Path
     is_new: bool
     unknown: Mapping[Pixel, int]
+    brightness: tuple[int, int] | None = None
 
 
 class MaskFile(NamedTuple):
@@ -122,7 +124,12 @@ class Conversion:
         if unknown and not self.ignore_unknown:
             return Converted(task.output, False, unknown)
         content = index_png(label, self.palette)
-        return Converted(task.output, write_label(task.output, content, self.overwrite), unknown)
+        brightness = None
+        if self.threshold is not None:
+            gray = _brightness(raster)
+            brightness = int(gray.min()), int(gray.max())
+        is_new = write_label(task.output, content, self.overwrite)
+        return Converted(task.output, is_new, unknown, brightness)
 
     def labels(self, raster: Raster, path: Path) -> tuple[np.ndarray, dict[Pixel, int]]:
         """Label values, and pixels by colour or value without one.
@@ -135,9 +142,7 @@ class Conversion:
             (H, W) integers, unknown pixels are `ignore_label`; and their counts.
         """
         if self.threshold is not None:
-            brightness = raster.values if raster.values.ndim == 2 else raster.values[..., :3].max(2)
-            if raster.palette is not None:
-                brightness = palette_table(raster.palette).max(1)[raster.values]
+            brightness = _brightness(raster)
             _refuse_photo(brightness, self.threshold, path)
             is_bright = (brightness >= self.threshold).astype(np.uint8)
             return self._counted(*self._by_value(is_bright), is_bright)
@@ -325,6 +330,13 @@ def count_mask(path: Path) -> tuple[str, dict[Pixel, int]]:
     for value, number in counts.items():
         colors[tuple(table[value])] += number
     return "colors", dict(colors)
+
+
+def _brightness(raster: Raster) -> np.ndarray:
+    """(H, W) gray values, of colours the largest channel."""
+    if raster.palette is not None:
+        return palette_table(raster.palette).max(1)[raster.values]
+    return raster.values if raster.values.ndim == 2 else raster.values[..., :3].max(2)
 
 
 def _refuse_photo(brightness: np.ndarray, threshold: int, path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tagclip.data.image_io import image_size, stored_size
 from tagclip.data.label_colors import (
     ColorTable,
     color_bytes,
@@ -223,6 +224,7 @@ def read_indices(
     vocabulary: Vocabulary,
     size: tuple[int, int],
     target: Vocabulary | None = None,
+    image: str | Path | None = None,
 ) -> np.ndarray:
     """Read a label file as indices of a class list.
 
@@ -231,6 +233,7 @@ def read_indices(
         vocabulary: the dataset's full class list.
         size: (height, width) of its image.
         target: class list of the result, see `Vocabulary.label_lut`; None: ``vocabulary``.
+        image: see `check_label`.
 
     Returns:
         (H, W) int32; the ``ignore_index`` of that list where no class of it is.
@@ -239,12 +242,16 @@ def read_indices(
         DatasetError: the file is missing or damaged, or its size or values do not fit.
     """
     raw = read_label(path, vocabulary)
-    check_label(raw, path, vocabulary, size)
+    check_label(raw, path, vocabulary, size, image)
     return look_up(vocabulary.label_lut(target), raw)
 
 
 def check_label(
-    label: np.ndarray, path: str | Path, vocabulary: Vocabulary, image_size: tuple[int, int]
+    label: np.ndarray,
+    path: str | Path,
+    vocabulary: Vocabulary,
+    image_size: tuple[int, int],
+    image: str | Path | None = None,
 ) -> None:
     """Refuse a label that does not belong to its image or its vocabulary.
 
@@ -253,18 +260,21 @@ def check_label(
         path: label file, for the message.
         vocabulary: the dataset's full class list.
         image_size: (height, width) of the image after its EXIF rotation.
+        image: its file, whose EXIF tag the message names where it explains another size.
 
     Raises:
         DatasetError: another size, or a value that is neither a class id nor the ignore label.
     """
     height, width = label.shape
     if (height, width) != tuple(image_size):
-        is_swapped = (width, height) == tuple(image_size)
+        remedy = "pair each image with its own label"
+        if (width, height) == tuple(image_size):
+            remedy = "width and height are swapped: write the label again as its image is shown"
+            if image is not None and _is_turned(image):
+                remedy = "rotate the label as the image's EXIF tag says"
         raise DatasetError(
             f"{path}: label is {width}x{height} (width x height), its image is "
-            f"{image_size[1]}x{image_size[0]}"
-            + ("; rotate the label as the image's EXIF tag says" * is_swapped)
-            + ("; pair each image with its own label" * (not is_swapped))
+            f"{image_size[1]}x{image_size[0]}; {remedy}"
         )
     if _all_known(label, vocabulary):
         return
@@ -276,6 +286,15 @@ def check_label(
             f"{path}: label {label[y, x]} at ({x},{y}), vocabulary {vocabulary.name} has {ids} "
             f"and ignore {value_ranges(vocabulary.ignored)}; {_hint(label, bad, vocabulary)}"
         )
+
+
+def _is_turned(image: str | Path) -> bool:
+    """Whether an EXIF tag swaps the sides of an image that is not square."""
+    try:
+        return stored_size(image) != image_size(image)
+    except DatasetError:
+        # What matters here is its label.
+        return False
 
 
 def _all_known(label: np.ndarray, vocabulary: Vocabulary) -> bool:

@@ -24,6 +24,7 @@ from tagclip.demo.whole_video import check_video
 from tagclip.errors import ConfigError, DatasetError, OutputError
 from tagclip.utils.files import expand_path, path_atomic
 from tagclip.utils.opencv import quiet_opencv
+from tagclip.utils.text import counted
 
 __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video", "list_images"]
 
@@ -43,7 +44,10 @@ def is_video(path: str | Path) -> bool:
 
 
 def find_images(
-    inputs: Sequence[str], output: Path | None, option: str = "IMAGE"
+    inputs: Sequence[str],
+    output: Path | None,
+    option: str = "IMAGE",
+    output_option: str = "--output",
 ) -> list[tuple[Path, Path | None]]:
     """List images and where their pictures go.
 
@@ -51,7 +55,7 @@ def find_images(
         inputs: files (of any suffix), folders (with the folders below) and globs.
         output: a folder, whose own files are no input; or a .png file for a single image; None:
             there are no pictures.
-        option: what messages call the inputs.
+        option, output_option: what messages call the inputs and the output.
 
     Returns:
         (image, picture) pairs without doubles, folders and globs in alphabetical order. Pictures
@@ -59,9 +63,10 @@ def find_images(
         None without an output.
 
     Raises:
-        ConfigError: an input does not exist or holds no image, or two images share a picture.
+        ConfigError: an input does not exist, holds no image or only the output's own, or two images
+            share a picture.
     """
-    found = list_images(inputs, output, option)
+    found = list_images(inputs, output, option, output_option)
     if output is None:
         return [(path, None) for path in found]
     if output.suffix.lower() == ".png":
@@ -87,17 +92,21 @@ def find_images(
     return pairs
 
 
-def list_images(inputs: Sequence[str], output: Path | None, option: str) -> dict[Path, Path]:
+def list_images(
+    inputs: Sequence[str], output: Path | None, option: str, output_option: str = "--output"
+) -> dict[Path, Path]:
     """Images without doubles -> their paths below the inputs; the rest as in `find_images`."""
     # Of a link to itself, resolve raises.
     unique: dict[str, tuple[Path, Path]] = {}
     for text in inputs:
-        for path, relative in _expand(text, output, option):
+        for path, relative in _expand(text, output, option, output_option):
             unique.setdefault(os.path.realpath(path), (path, relative))
     return dict(unique.values())
 
 
-def _expand(text: str, output: Path | None, option: str) -> list[tuple[Path, Path]]:
+def _expand(
+    text: str, output: Path | None, option: str, output_option: str
+) -> list[tuple[Path, Path]]:
     """(file, its path below the input) pairs of one input."""
     path = Path(expand_path(text))
     if path.is_file():
@@ -108,6 +117,13 @@ def _expand(text: str, output: Path | None, option: str) -> list[tuple[Path, Pat
     else:
         files = sorted(files_matching(path)[1])
         pairs = [(file, Path(file.name)) for file in files if _is_input(file, output)]
+    own = [] if pairs else [file for file in files if _is_input(file, None)]
+    if own:
+        raise ConfigError(
+            f"{option} {text}: found {counted(len(own), 'image')}, all within {output_option} "
+            f"{output}, whose files are no input, expected images elsewhere; give another "
+            f"{output_option}, or move the images"
+        )
     videos = [file for file in files if is_video(file)]
     if not pairs and videos:
         raise ConfigError(

@@ -162,7 +162,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             )
         path = self.input_file_to_gt_file[image]
         raw = read_label(path, self._vocabulary)
-        check_label(raw, path, self._vocabulary, size)
+        check_label(raw, path, self._vocabulary, size, image)
         return look_up(self._lut, raw)
 
     def _count_trusty(

@@ -115,6 +115,9 @@ def test_what_is_in_the_output_is_no_input(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "out" / "segments")
     assert ids(tmp_path, output=tmp_path / "out") == ["a.jpg", "outside/b.png"]
     assert ids(tmp_path / "*" / "*.p*", output=tmp_path / "out") == ["outside/b.png"]
+    for text, output, found in (("", "", "4 files"), ("out", "out", "2 files"), ("out", "", "2 f")):
+        with pytest.raises(ConfigError, match=f"found {found}.*, all within --output .*another"):
+            ids(tmp_path / text, output=tmp_path / output)
 
 
 def test_two_files_of_one_id_are_refused_one_file_twice_is_not(tmp_path: Path) -> None:

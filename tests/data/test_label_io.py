@@ -353,7 +353,27 @@ def test_size_mismatch_names_both_sizes(size: tuple[int, int]) -> None:
     expected = rf"a\.png: label is 6x4 .* its image is {size[1]}x{size[0]}"
     with pytest.raises(DatasetError, match=expected) as caught:
         check_label(label, "a.png", VOC20, size)
-    assert ("EXIF" in str(caught.value)) == (size == (6, 4))
+    assert ("width and height are swapped" in str(caught.value)) == (size == (6, 4))
+    assert "EXIF" not in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+def test_swapped_sides_blame_an_exif_tag_only_if_it_turns(
+    tmp_path: Path, orientation: int | None
+) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    is_turned = orientation in (6, 8)
+    image, size = tmp_path / "a.jpg", (6, 4) if is_turned else (4, 6)
+    Image.new("RGB", (6, 4)).save(image, exif=exif)
+    assert image_size(image) == size
+    label = np.zeros(size[::-1], np.uint8)
+    remedy = "rotate the label as the image's EXIF tag says"
+    if not is_turned:
+        remedy = "width and height are swapped: write the label again as its image is shown"
+    with pytest.raises(DatasetError, match=f"; {remedy}$"):
+        check_label(label, "a.png", VOC20, size, image)
 
 
 @given(

@@ -14,7 +14,7 @@ from helpers.full_disk import largest_file
 from helpers.pictures import picture
 
 from tagclip.demo import media
-from tagclip.demo.media import VideoFile
+from tagclip.demo.media import VideoFile, find_images
 from tagclip.demo.whole_video import check_video
 from tagclip.errors import ConfigError, OutputError
 
@@ -36,6 +36,26 @@ def written(path: Path, pictures: Sequence[np.ndarray], fps: float = 12.5) -> Pa
 @pytest.fixture
 def without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "find_spec", lambda name: None)
+
+
+def test_an_output_that_holds_all_images_is_named(tmp_path: Path) -> None:
+    """Its own files are no input, so that there would be none; the folder is not empty."""
+    (tmp_path / "p" / "sub").mkdir(parents=True)
+    for name in ("a.jpg", "sub/b.png", "sub/c.mp4"):
+        (tmp_path / "p" / name).write_bytes(b"")
+    folder, below = tmp_path / "p", tmp_path / "p" / "sub"
+    for text, output, found in (
+        (folder, folder, "2 images"),
+        (below, folder, "1 image"),
+        (folder / "*.jpg", folder, "1 image"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            find_images([str(text)], output)
+        assert str(error.value) == (
+            f"IMAGE {text}: found {found}, all within --output {output}, whose files are no "
+            "input, expected images elsewhere; give another --output, or move the images"
+        )
+    assert [image for image, _ in find_images([str(folder)], below)] == [folder / "a.jpg"]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm"])

@@ -191,6 +191,38 @@ def test_compressed_masks_of_two_values(tool: ModuleType, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0, 1], "no pixel reaches it in 2 masks; the largest value is 1, so that 'foregr"),
+        (
+            [200, 255],
+            "all pixels reach it in 2 masks; the smallest value is 200, so that 'ba",
+        ),
+        ([0, 128], ""),
+    ],
+)
+def test_a_threshold_that_all_masks_lie_beyond(
+    tool: ModuleType,
+    tmp_path: Path,
+    values: list[int],
+    said: str,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """One mask without a crack is in order; if all are, the threshold is wrong."""
+    (tmp_path / "m").mkdir()
+    mask = np.array([values * 3], np.uint8)
+    Image.fromarray(mask).save(tmp_path / "m" / "x.png")
+    Image.fromarray(np.full_like(mask, values[0])).save(tmp_path / "m" / "y.png")
+    for overwrite in ([], ["--overwrite"]):
+        words = ["--threshold", 128, "--output", tmp_path / "o", *overwrite]
+        run(tool, tmp_path / "m", *words)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == bool(said)
+        assert all(line.startswith(f"--threshold 128: {said}") for line in lines)
+        assert np.array_equal(read_label(tmp_path / "o" / "x.png"), mask >= 128)
+
+
 def test_classes_of_a_registered_dataset(tool: ModuleType, masks: Path, tmp_path: Path) -> None:
     tree = {
         "format": 1,

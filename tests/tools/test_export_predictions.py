@@ -122,9 +122,15 @@ def test_no_category_of_coco_is_zero(
     assert "plus 1" not in capsys.readouterr().out
 
 
-def test_only_evaluated_images(tool: ModuleType, toy: Toy, tmp_path: Path) -> None:
+def test_only_evaluated_images(
+    tool: ModuleType, toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     folder, _ = evaluate(toy, "png", count=2)
+    caplog.clear()
     export(tool, folder, "--to", "cvat", "--output", tmp_path / "cvat")
+    (record,) = caplog.records
+    assert "found no labels of 1 of 3 images, such as " in record.getMessage()
+    assert record.getMessage().endswith("2.png; they are left out")
     images = ElementTree.parse(tmp_path / "cvat" / "annotations.xml").findall("image")
     assert [image.get("name") for image in images] == ["0.png", "1.png"]
 
@@ -210,6 +216,55 @@ def test_two_images_that_differ_in_the_suffix(tool: ModuleType, tmp_path: Path) 
         assert [shape["label"] for shape in content["shapes"]] == [label]
 
 
+def test_a_label_of_two_images_is_refused_with_the_names_to_choose(
+    tool: ModuleType, tmp_path: Path
+) -> None:
+    words = (*write_labels(tmp_path, a=(3, 4)), "--vocab", "cat, dog")
+    Image.new("RGB", (4, 3)).save(tmp_path / "images" / "a.jpg")
+    with pytest.raises(ConfigError) as error:
+        export(tool, *words)
+    assert str(error.value) == (
+        f"{tmp_path}/masks/a.png: found 2 images of this name, a.jpg, a.png, expected a label file "
+        "of each, a.jpg.png, a.png.png; rename it, or move the images that it is not of"
+    )
+    (tmp_path / "masks" / "a.png").rename(tmp_path / "masks" / "a.jpg.png")
+    export(tool, *words)
+    images = ElementTree.parse(tmp_path / "out" / "annotations.xml").findall("image")
+    assert [image.get("name") for image in images] == ["a.jpg"]
+
+
+def test_images_that_are_left_out_are_named(
+    tool: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = (*write_labels(tmp_path, a=(3, 4)), "--vocab", "cat, dog", "--overwrite")
+    for rest in ("", "; not read: b.tif; save such label files as PNG"):
+        export(tool, *words)
+        (record,) = caplog.records
+        assert record.levelname == "WARNING" and record.getMessage() == (
+            f"{tmp_path}/masks: found no labels of 1 of 2 images, such as {tmp_path}/images/b.png; "
+            f"they are left out{rest}"
+        )
+        caplog.clear()
+        Image.fromarray(np.ones((3, 4), np.uint8)).save(tmp_path / "masks" / "b.tif")
+    (tmp_path / "masks" / "a.png").unlink()
+    with pytest.raises(ConfigError, match="found no label file of an .*; not read: b.tif; save su"):
+        export(tool, *words)
+    Image.fromarray(np.ones((3, 4), np.uint8)).save(tmp_path / "masks" / "b.PNG")
+    (tmp_path / "images" / "a.png").unlink()
+    export(tool, *words)
+    assert not caplog.records
+    images = ElementTree.parse(tmp_path / "out" / "annotations.xml").findall("image")
+    assert [image.get("name") for image in images] == ["b.png"]
+
+
+def test_labels_in_the_folder_of_the_images(tool: ModuleType, tmp_path: Path) -> None:
+    words = write_labels(tmp_path, a=(3, 4))
+    with pytest.raises(
+        ConfigError, match=r"--images .*: found 2 images, all within FOLDER .*images"
+    ):
+        export(tool, tmp_path / "images", *words[1:], "--vocab", "cat, dog")
+
+
 def write_labels(folder: Path, **sizes: tuple[int, int]) -> tuple[object, ...]:
     """Images of 3x4 pixels a and b, label files of other sizes; words of a command line."""
     for name in "ab":
@@ -231,7 +286,7 @@ def test_label_files_that_do_not_fit(tool: ModuleType, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "annotations.xml").exists()
     export(tool, *words, "--vocab", "cat, dog")
     write_labels(tmp_path, b=(4, 3))
-    with pytest.raises(DatasetError, match=r"b.png: label is 3x4 \(width x height\), its image"):
+    with pytest.raises(DatasetError, match=r"b.png: label is 3x4 .* 4x3; .* swapped: write the"):
         export(tool, *words, "--vocab", "cat, dog", "--overwrite")
     assert (tmp_path / "out" / "annotations.xml").read_text().count("<image") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["annotations.xml"]

@@ -97,8 +97,9 @@ def find_usable(
     def damage(sample: dict[str, str]) -> str:
         path = sample["sem_seg_file_name"]
         try:
-            size = read_image(sample["file_name"], max_pixels=max_pixels).shape[:2]
-            check_label(read_label(path, vocabulary), path, vocabulary, size)
+            image = sample["file_name"]
+            size = read_image(image, max_pixels=max_pixels).shape[:2]
+            check_label(read_label(path, vocabulary), path, vocabulary, size, image)
         except DatasetError as error:
             return str(error)
         return ""

@@ -13,7 +13,15 @@ from tagclip.errors import DatasetError
 from tagclip.utils.look_up import look_up
 from tagclip.utils.text import did_you_mean
 
-__all__ = ["MAX_COORDINATE", "AnnotatedImage", "Segment", "paint", "polygons_mask", "rle_mask"]
+__all__ = [
+    "MAX_COORDINATE",
+    "AnnotatedImage",
+    "Segment",
+    "check_finite",
+    "paint",
+    "polygons_mask",
+    "rle_mask",
+]
 
 # Pixels, beyond every image. pycocotools walks along edges outside the image, too, in 32 bits.
 MAX_COORDINATE = 1e6
@@ -109,13 +117,14 @@ def polygons_mask(
         polygons: each x0, y0, x1, y1, ... in pixels, at least three points; their union counts.
 
     Raises:
-        DatasetError: a polygon is none, or lies outside the image as a whole or far beyond it. The
-            message lacks the file.
+        DatasetError: a polygon is none, has a number that is not finite, or lies outside the image
+            as a whole or far beyond it. The message lacks the file.
     """
     height, width = size
     for polygon in polygons:
         points = np.asarray(polygon, float)
-        if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+        check_finite(points)
+        if points.ndim != 1 or len(points) < 6 or len(points) % 2:
             raise DatasetError(
                 f"found a polygon of {len(points)} numbers, expected three or more points x, y"
             )
@@ -127,6 +136,20 @@ def polygons_mask(
                 f"outside the {_size(size)} image; are these the images that were annotated?"
             )
     return partial(_fill, size, [list(map(float, p)) for p in polygons])
+
+
+def check_finite(coordinates: np.ndarray) -> None:
+    """Refuse coordinates, of any shape, of which one is NaN or infinite.
+
+    Raises:
+        DatasetError: one is. The message lacks the file.
+    """
+    bad = coordinates[~np.isfinite(coordinates)]
+    if bad.size:
+        raise DatasetError(
+            f"found the coordinate {bad[0]:g}, expected finite numbers; export the annotations "
+            "again"
+        )
 
 
 def rle_mask(

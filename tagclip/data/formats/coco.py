@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tagclip.data.formats.annotation import AnnotatedImage, Segment, polygons_mask, rle_mask
-from tagclip.data.formats.export_file import checked_size, located, need, read_json
+from tagclip.data.formats.export_file import checked_size, flag, located, need, read_json
 from tagclip.data.raster import read_raster
 from tagclip.errors import DatasetError
 
@@ -82,10 +82,10 @@ def _categories(tree: dict[str, Any], path: Path) -> dict[int, tuple[str, int]]:
     found: dict[int, tuple[str, int]] = {}
     for index, row in enumerate(need(tree, "categories", list, str(path))):
         where = f"{path}, categories[{index}]"
-        order = _STUFF if isinstance(row, dict) and row.get("isthing") == 0 else _THING
         number = need(row, "id", int, where)
         if number in found:
             raise DatasetError(f"{where}: id {number} occurs twice; give each one of its own")
+        order = _THING if flag(row, "isthing", where, default=True) else _STUFF
         found[number] = (need(row, "name", str, where), order)
     return found
 
@@ -114,7 +114,7 @@ def _segment(
     mask: Callable[[], np.ndarray],
     where: str,
 ) -> Segment:
-    number, is_crowd = need(row, "category_id", int, where), bool(row.get("iscrowd"))
+    number, is_crowd = need(row, "category_id", int, where), flag(row, "iscrowd", where)
     if number not in categories:
         raise DatasetError(
             f"{where}: category_id is {number}, expected one of the {len(categories)} categories; "
@@ -125,7 +125,9 @@ def _segment(
 
 
 def _mask(segmentation: object, size: tuple[int, int]) -> Callable[[], np.ndarray]:
-    if isinstance(segmentation, list) and all(isinstance(p, list) for p in segmentation):
+    # An empty list is what detection data sets have there.
+    is_list = isinstance(segmentation, list) and len(segmentation) > 0
+    if is_list and all(isinstance(polygon, list) for polygon in segmentation):
         return polygons_mask(size, segmentation)
     if isinstance(segmentation, dict):
         counts, own = segmentation.get("counts"), segmentation.get("size")

@@ -18,6 +18,7 @@ from tagclip.data.formats.annotation import AnnotatedImage, Segment, polygons_ma
 from tagclip.data.formats.export_file import (
     checked_size,
     find_image,
+    flag,
     located,
     located_mask,
     need,
@@ -123,7 +124,7 @@ def _image(
         else:
             name = names[_index(annotation["label_id"], len(names))]
             mask = located_mask(path, _MASKS[kind](size, annotation))
-            is_crowd = bool((annotation.get("attributes") or {}).get("is_crowd"))
+            is_crowd = flag(annotation.get("attributes") or {}, "is_crowd", "attributes")
             segments.append((int(annotation.get("z_order", 0)), name, mask, is_crowd))
     # The sort is stable: of equal orders the later one comes last.
     segments.sort(key=lambda segment: segment[0])

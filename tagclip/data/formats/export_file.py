@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from os.path import isfile, join
@@ -21,6 +21,7 @@ from tagclip.utils.untrusted import load_json
 __all__ = [
     "checked_size",
     "find_image",
+    "flag",
     "located",
     "located_mask",
     "need",
@@ -93,6 +94,28 @@ def need(tree: object, key: str, kind: type, where: str) -> Any:
         found = shortened(repr(value), 60)
         raise DatasetError(f"{where}: {key} is {found}, expected {_KINDS[kind]}; export it again")
     return value
+
+
+def flag(tree: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
+    """Truth value of a key, or the default without the key.
+
+    Args:
+        tree: an object.
+        key: what it may have.
+        where: begins the message.
+        default: what a missing key means.
+
+    Raises:
+        DatasetError: it is anything but 0, 1, true and false.
+    """
+    value = tree.get(key, default)
+    # The text "0" would be true.
+    if not isinstance(value, (int, float)) or value not in (0, 1):
+        found = shortened(repr(value), 60)
+        raise DatasetError(
+            f"{where}: {key} is {found}, expected 0, 1, true or false; export it again"
+        )
+    return bool(value)
 
 
 def find_image(names: Sequence[str], images: str | Path | None) -> str:

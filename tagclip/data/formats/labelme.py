@@ -15,7 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from tagclip.data.datasets.walk import files_below
-from tagclip.data.formats.annotation import MAX_COORDINATE, AnnotatedImage, Segment
+from tagclip.data.formats.annotation import (
+    MAX_COORDINATE,
+    AnnotatedImage,
+    Segment,
+    check_finite,
+)
 from tagclip.data.formats.export_file import checked_size, located, need, read_json
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
@@ -27,17 +32,18 @@ _IGNORED, _BACKGROUND = "__ignore__", "_background_"
 # Pixels: what labelme's converters make of lines and points.
 _LINE_WIDTH, _POINT_RADIUS = 10, 5
 _LARGEST_RADIUS = 1e5
-# Least number of points by shape.
+# Numbers of points by shape; in open-ended ones the last, or any more.
 _POINTS = {
-    "polygon": 3,
-    "oriented_rectangle": 4,
-    "rectangle": 2,
-    "circle": 2,
-    "line": 2,
-    "linestrip": 2,
-    "point": 1,
-    "mask": 2,
+    "polygon": (3,),
+    "oriented_rectangle": (4,),
+    "rectangle": (2, 4),
+    "circle": (2,),
+    "line": (2,),
+    "linestrip": (2,),
+    "point": (1,),
+    "mask": (2,),
 }
+_OPEN_ENDED = ("polygon", "linestrip")
 
 
 def class_names(path: Path) -> tuple[str, ...]:
@@ -52,7 +58,7 @@ def class_names(path: Path) -> tuple[str, ...]:
     for place in (folder, folder.resolve().parent):
         if (place / "labels.txt").is_file():
             with located(place / "labels.txt"):
-                lines = (place / "labels.txt").read_text(encoding="utf-8").splitlines()
+                lines = (place / "labels.txt").read_text(encoding="utf-8-sig").splitlines()
             names = [line.strip() for line in lines if line.strip()]
             break
     else:
@@ -120,25 +126,23 @@ def _checked(
             f"{where}: shape_type is {kind!r}, expected one of {', '.join(_POINTS)}; change it in "
             "labelme"
         )
-    points = np.array(
-        [p for p in need(shape, "points", list, where) if isinstance(p, list)], object
-    )
-    try:
-        points = points.astype(float)
-    except (TypeError, ValueError):
-        points = np.empty((0, 2))
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) < _POINTS[kind]:
-        raise DatasetError(
-            f"{where}: found no {_POINTS[kind]} points x, y of a {kind}; remove or mend it"
-        )
+    points = _points(need(shape, "points", list, where), kind, where)
     low, high = points.min(0), points.max(0)
+    if kind == "rectangle" and len(points) == 4:
+        corners = [[x, y] for x in (low[0], high[0]) for y in (low[1], high[1])]
+        if sorted(points.tolist()) != corners:
+            raise DatasetError(
+                f"{where}: found 4 points of a rectangle that are no corners of an upright box, "
+                "expected these, or 2 opposite ones; make it a polygon"
+            )
+        points = np.stack([low, high])
     if kind == "circle":
-        radius = math.dist(*points[:2])
+        radius = math.dist(*points)
         low, high = points[0] - radius, points[0] + radius
-    is_finite = bool(np.isfinite(points).all()) and np.abs(points).max() <= MAX_COORDINATE
+    is_near = bool(np.abs(points).max() <= MAX_COORDINATE)
     # Of much larger ones Pillow 12.3 does not come to an end.
-    is_finite &= kind != "circle" or radius <= _LARGEST_RADIUS
-    if not is_finite or (high < 0).any() or (low > size[::-1]).any():
+    is_near &= kind != "circle" or radius <= _LARGEST_RADIUS
+    if not is_near or (high < 0).any() or (low > size[::-1]).any():
         raise DatasetError(
             f"{where}: found a {kind} at x {low[0]:g}..{high[0]:g}, y {low[1]:g}..{high[1]:g}, "
             f"outside the {size[1]}x{size[0]} image; is this the image that was annotated?"
@@ -149,6 +153,26 @@ def _checked(
     return kind, [tuple(point) for point in points.tolist()], png
 
 
+def _points(given: list[Any], kind: str, where: str) -> np.ndarray:
+    """(N, 2) points x, y, as many as the shape has."""
+    try:
+        points = np.array(given, float)
+    except (TypeError, ValueError, OverflowError):
+        points = np.empty(0)
+    if given and (points.ndim != 2 or points.shape[1] != 2):
+        raise DatasetError(f"{where}: found points of a {kind} that are no x, y; remove or mend it")
+    counts = _POINTS[kind]
+    if len(given) not in counts and not (kind in _OPEN_ENDED and len(given) > counts[-1]):
+        expected = " or ".join([*map(str, counts), *["more"] * (kind in _OPEN_ENDED)])
+        raise DatasetError(
+            f"{where}: found {len(given)} points x, y of a {kind}, expected {expected}; remove or "
+            "mend it"
+        )
+    with located(where):
+        check_finite(points)
+    return points
+
+
 def _mask(
     size: tuple[int, int], kind: str, points: Sequence[tuple[float, float]], png: str
 ) -> np.ndarray:
@@ -157,12 +181,12 @@ def _mask(
     picture = Image.new("1", size[::-1])
     draw = ImageDraw.Draw(picture)
     if kind == "rectangle":
-        (x0, x1), (y0, y1) = map(sorted, zip(*points[:2], strict=True))
+        (x0, x1), (y0, y1) = map(sorted, zip(*points, strict=True))
         draw.rectangle((x0, y0, x1, y1), fill=1, outline=1)
     elif kind in ("circle", "point"):
         (x, y), radius = points[0], _POINT_RADIUS
         if kind == "circle":
-            radius = math.dist(*points[:2])
+            radius = math.dist(*points)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=1, outline=1)
     elif kind in ("line", "linestrip"):
         draw.line(points, fill=1, width=_LINE_WIDTH)

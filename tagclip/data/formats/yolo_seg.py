@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from tagclip.data.datasets.walk import files_below
-from tagclip.data.formats.annotation import AnnotatedImage, Segment, polygons_mask
+from tagclip.data.formats.annotation import (
+    AnnotatedImage,
+    Segment,
+    check_finite,
+    polygons_mask,
+)
 from tagclip.data.formats.export_file import located
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
@@ -39,7 +44,7 @@ def class_names(path: Path) -> tuple[str, ...]:
     yamls = [path] if path.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     for file in yamls:
         try:
-            tree = load_yaml(file.read_text(encoding="utf-8"))
+            tree = load_yaml(file.read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: not a readable yaml file ({one_line(error)})") from error
         if isinstance(tree, dict) and "names" in tree:
@@ -47,7 +52,7 @@ def class_names(path: Path) -> tuple[str, ...]:
     for file in (root / name for name in _NAME_LISTS):
         if file.is_file():
             with located(file):
-                lines = file.read_text(encoding="utf-8").splitlines()
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
             return tuple(line.strip() for line in lines if line.strip())
     raise DatasetError(
         f"{path}: found no class names, expected a yaml file with names, or {_NAME_LISTS[0]}; "
@@ -118,7 +123,7 @@ def _names(names: object, file: Path) -> tuple[str, ...]:
 
 def _segments(text: Path, size: tuple[int, int], names: tuple[str, ...]) -> Iterator[Segment]:
     try:
-        lines = text.read_text(encoding="utf-8").splitlines()
+        lines = text.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DatasetError(f"{text}: cannot be read ({one_line(error)})") from error
     for number, line in enumerate(lines, 1):
@@ -139,6 +144,8 @@ def _segments(text: Path, size: tuple[int, int], names: tuple[str, ...]) -> Iter
                 f"{where}: found a box, expected a polygon; export segmentation, not detection"
             )
         points = np.array(numbers)
+        with located(where):
+            check_finite(points)
         if len(points) and not (np.abs(points - 0.5) <= 0.5 + _SLACK).all():
             raise DatasetError(
                 f"{where}: found coordinates {points.min():g}..{points.max():g}, expected shares "

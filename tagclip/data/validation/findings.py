@@ -68,7 +68,7 @@ _ROWS = {
     "size_swapped": (
         True,
         "labels with height and width of their image swapped",
-        "turn the labels as the images' EXIF tags say",
+        "write the labels again as the images are shown: turned where there is an EXIF orientation",
     ),
     "unknown": (True, "label files with values outside the vocabulary", "{convert}"),
     "suspicion": (False, ""),

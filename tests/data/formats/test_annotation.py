@@ -126,7 +126,8 @@ def test_polygons_are_filled_by_pycocotools() -> None:
     [
         ([1, 1, 2, 2], "found a polygon of 4 numbers"),
         ([1, 1, 2, 2, 3, 3, 4], "found a polygon of 7 numbers"),
-        ([1, 1, 2, float("nan"), 3, 3], "found a polygon of 6 numbers"),
+        ([1, 1, 2, float("nan"), 3, 3], "found the coordinate nan, expected finite numbers"),
+        ([1, 1, 2, -float("inf"), 3, 3], "found the coordinate -inf, expected finite numbers"),
         ([20, 1, 25, 1, 25, 5], "x 20..25, y 1..5, outside the 12x10 image"),
     ],
 )

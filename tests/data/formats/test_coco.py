@@ -77,6 +77,20 @@ def test_equals_pycocotools(tmp_path: Path, capsys: pytest.CaptureFixture) -> No
     assert (paint(second, VALUES, 255, 9) == 9).all()
 
 
+def test_truth_values_are_flags_too(tmp_path: Path) -> None:
+    content = tree()
+    plain = list(read(written(tmp_path / "a.json", content)))[0]
+    for row in content["annotations"]:
+        row["iscrowd"] = bool(row["iscrowd"])
+    for row in content["categories"]:
+        row["isthing"] = bool(row["isthing"])
+    found = list(read(written(tmp_path / "b.json", content)))[0]
+    assert [(s.order, s.is_ignored) for s in found.segments] == [
+        (s.order, s.is_ignored) for s in plain.segments
+    ]
+    assert [s.is_ignored for s in found.segments] == [False, False, False, True, False]
+
+
 def test_panoptic(tmp_path: Path) -> None:
     content = tree()
     ids = np.array([[0, 1, 70000], [300, 300, 1]])
@@ -113,7 +127,31 @@ def test_panoptic(tmp_path: Path) -> None:
             r"annotations\[1\]: category_id is 8",
         ),
         (lambda t: t["annotations"][1].pop("segmentation"), r"annotations\[1\]: found no segm"),
+        (
+            lambda t: t["annotations"][1].update(segmentation=[]),
+            r"annotations\[1\]: found no segmentation, .*; boxes alone are no masks",
+        ),
+        (
+            lambda t: t["annotations"][3].update(segmentation=[]),
+            r"annotations\[3\]: found no segmentation",
+        ),
+        (lambda t: t["annotations"][1].update(segmentation=[[]]), r"polygon of 0 numbers"),
+        (
+            lambda t: t["annotations"][3]["segmentation"].update(counts=[]),
+            r"annotations\[3\]: found run lengths of 0 pixels, expected 30x20",
+        ),
         (lambda t: t["annotations"][1].update(segmentation=[[1, 2]]), r"polygon of 2 numbers"),
+        (
+            lambda t: t["annotations"][1].update(segmentation=[[1, 1, float("inf"), 2, 3, 3]]),
+            r"annotations\[1\]: found the coordinate inf, expected finite numbers; export",
+        ),
+        (
+            lambda t: t["annotations"][1].update(iscrowd="0"),
+            r"annotations\[1\]: iscrowd is '0', expected 0, 1, true or false; export it again",
+        ),
+        (lambda t: t["annotations"][3].update(iscrowd=2), r"annotations\[3\]: iscrowd is 2, exp"),
+        (lambda t: t["annotations"][3].update(iscrowd=None), r"iscrowd is None, expected 0, 1"),
+        (lambda t: t["categories"][0].update(isthing="0"), r"categories\[0\]: isthing is '0', exp"),
         (
             lambda t: t["annotations"][1].update(segmentation=[[40, 1, 50, 1, 50, 9]]),
             r"annotations\[1\]: found a polygon at x 40..50.*outside",

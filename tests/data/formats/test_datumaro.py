@@ -113,6 +113,10 @@ def item(**changes: object):
         (annotation(0, label_id=4), "sub/a: found label_id 4, expected 0..3"),
         (annotation(0, label_id=-1), "sub/a: found label_id -1, expected 0..3"),
         (annotation(0, points=[1, 2, 3]), "found a polygon of 3 numbers"),
+        (
+            annotation(0, attributes={"is_crowd": "false"}),
+            "sub/a: attributes: is_crowd is 'false', expected 0, 1, true or false",
+        ),
         (annotation(1, rle={"counts": "a", "size": [9, 13]}), "a mask of 13x9 pixels, expected 12"),
         (annotation(1, rle={"counts": [5, 5], "size": [9, 12]}), "run lengths of 10 pixels"),
         (annotation(3, bbox=[1, 2, 3]), "found damaged annotations"),

@@ -55,6 +55,9 @@ def test_shapes(tmp_path: Path) -> None:
     inside = (x >= 5) & (x <= 20) & (y >= 3) & (y <= 11)
     assert np.array_equal(mask_of(tmp_path, "rectangle", [[20, 11], [5, 3]]), inside)
     corners = [[5, 3], [20, 3], [20, 11], [5, 11]]
+    # In any order: other programs begin elsewhere, or go around the other way.
+    for ring in (corners, corners[::-1], [*corners[2:], *corners[:2]]):
+        assert np.array_equal(mask_of(tmp_path, "rectangle", ring), inside)
     for kind in ("polygon", "oriented_rectangle", None):
         assert np.array_equal(mask_of(tmp_path, kind, corners), inside)
     distance = np.hypot(x - 30, y - 20)
@@ -93,10 +96,14 @@ def test_a_folder(tmp_path: Path) -> None:
     painted = paint(first, values, 255, 7)
     assert (painted[:6, :6] == 255).all() and set(np.unique(painted)) == {0, 255}
     assert set(np.unique(paint(second, values, 255, 7))) == {2, 7}
-    (tmp_path / "labels.txt").write_text("__ignore__\n_background_\ntree\ncar\n")
-    assert (
-        class_names(tmp_path) == class_names(tmp_path / "b.json") == ("background", "tree", "car")
-    )
+    for encoding in ("utf-8", "utf-8-sig"):
+        text = "__ignore__\n_background_\ntree\ncar\n"
+        (tmp_path / "labels.txt").write_text(text, encoding=encoding)
+        assert (
+            class_names(tmp_path)
+            == class_names(tmp_path / "b.json")
+            == ("background", "tree", "car")
+        )
 
 
 def test_a_file_without_size_asks_the_image(tmp_path: Path) -> None:
@@ -115,16 +122,46 @@ def test_a_file_without_size_asks_the_image(tmp_path: Path) -> None:
             shape("a", "star", [[1, 1]]),
             r"shapes\[0\]: shape_type is 'star', expected one of polygon",
         ),
-        (shape("a", "polygon", [[1, 1], [2, 2]]), "found no 3 points x, y of a polygon"),
-        (shape("a", "polygon", [[1], [2], [3]]), "found no 3 points"),
-        (shape("a", "polygon", [["x", 1]] * 3), "found no 3 points"),
-        (shape("a", "polygon", [[1, 1], [2, 2, 2], [3, 3]]), "found no 3 points"),
+        (
+            shape("a", "polygon", [[1, 1], [2, 2]]),
+            r"shapes\[0\]: found 2 points x, y of a polygon, expected 3 or more; remove",
+        ),
+        (shape("a", "linestrip", [[1, 1]]), "found 1 points x, y of a linestrip, expected 2 or mo"),
+        *(
+            (
+                shape("a", kind, [[5, 5]] * number),
+                f"found {number} .* of a {kind}, expected {right};",
+            )
+            for kind, number, right in (
+                ("rectangle", 0, "2 or 4"),
+                ("rectangle", 3, "2 or 4"),
+                ("rectangle", 5, "2 or 4"),
+                ("oriented_rectangle", 5, "4"),
+                ("circle", 3, "2"),
+                ("line", 3, "2"),
+                ("point", 2, "1"),
+                ("mask", 3, "2"),
+            )
+        ),
+        (
+            shape("a", "rectangle", [[5, 3], [20, 4], [20, 11], [5, 11]]),
+            r"shapes\[0\]: found 4 points of a rectangle that are no corners of an upright box",
+        ),
+        (shape("a", "rectangle", [[5, 3], [5, 3], [20, 11], [20, 11]]), "are no corners of an upr"),
+        (shape("a", "polygon", [[1], [2], [3]]), "found points of a polygon that are no x, y"),
+        (shape("a", "polygon", [["x", 1]] * 3), "that are no x, y"),
+        (shape("a", "polygon", [[10**400, 1]] * 3), "that are no x, y"),
+        (shape("a", "polygon", [[1, 1], [2, 2, 2], [3, 3]]), "that are no x, y"),
+        (shape("a", "polygon", [[1, 1], [2, 2], None, [3, 3]]), "that are no x, y"),
         (
             shape("a", "polygon", [[70, 1], [80, 1], [80, 9]]),
             "at x 70..80, y 1..9, outside the 60x40",
         ),
         (shape("a", "circle", [[90, 9], [92, 9]]), "found a circle at x 88..92"),
-        (shape("a", "polygon", [[1, 1], [2, float("inf")], [3, 3]]), "outside"),
+        (
+            shape("a", "polygon", [[1, 1], [2, float("inf")], [3, 3]]),
+            r"shapes\[0\]: found the coordinate inf, expected finite numbers",
+        ),
         (shape("a", "mask", [[1, 1], [2, 2]], mask="????"), "mask is no readable png"),
         (shape("a", "mask", [[1, 1], [2, 2]]), "mask is None"),
         ({"points": []}, r"shapes\[0\]: label is None"),

@@ -52,6 +52,20 @@ def test_text_beside_the_images(tmp_path: Path) -> None:
     assert image.file == "a.PNG" and image.segments[0].mask().sum() == 48
 
 
+@pytest.mark.parametrize("list_name", ["data.yaml", "classes.txt"])
+def test_a_byte_order_mark_is_no_content(tmp_path: Path, list_name: str) -> None:
+    """As Windows writes texts."""
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(f"0 {BOX}", encoding="utf-8-sig")
+    text = "names: [cat, dog]" if list_name == "data.yaml" else "cat\ndog\n"
+    (tmp_path / list_name).write_text(text, encoding="utf-8-sig")
+    (image,) = read(tmp_path)
+    expected = np.zeros((10, 20), bool)
+    expected[2:8, 2:10] = True
+    (segment,) = image.segments
+    assert segment.name == "cat" and np.array_equal(segment.mask(), expected)
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [("[cat, dog]", ("cat", "dog")), ("{1: dog, 0: cat}", ("cat", "dog")), ("[3]", ("3",))],
@@ -84,7 +98,10 @@ def test_damaged_names(tmp_path: Path, text: str, message: str) -> None:
         (f"0 {BOX}\n2 {BOX}", r"line 2: found the class 2, expected 0\.\.1"),
         (f"0.5 {BOX}", "found the class 0.5"),
         ("0 1 1 20 1 20 9", r"found coordinates 1\.\.20, expected shares"),
-        ("0 nan 0 0.1 0.1 0.2 0.2", "found coordinates"),
+        (
+            "0 nan 0 0.1 0.1 0.2 0.2",
+            r"a\.txt, line 1: found the coordinate nan, expected finite numbers",
+        ),
         ("0 0.1 0.1 0.2 0.2 0.3", "polygon of 5 numbers"),
         ("cat 1", "expected numbers"),
     ],
