@@ -26,7 +26,17 @@ def check_recipe(recipe: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: a value is not as `tagclip export` writes it.
     """
-    names, resize, windows = (recipe[key] for key in ("class_names", "resize", "windows"))
+    _check_classes(recipe, path)
+    order, threshold = recipe["channel_order"], recipe["background_threshold"]
+    if order not in ("RGB", "BGR"):
+        _refuse(path, "channel_order", order, "RGB or BGR")
+    if threshold is not None and not _is_number(threshold):
+        _refuse(path, "background_threshold", threshold, "a number or null")
+    _check_sizes(recipe["resize"], recipe["windows"], path)
+
+
+def _check_classes(recipe: Mapping[str, Any], path: Path) -> None:
+    names = recipe["class_names"]
     if not (_is_list(names, _is_text) and names and len(set(names)) == len(names)):
         _refuse(path, "class_names", names, "a list of different texts, one or more")
     # An earlier version had neither.
@@ -37,11 +47,9 @@ def check_recipe(recipe: Mapping[str, Any], path: Path) -> None:
             _refuse(path, "class_ids", ids, expected)
         if not _is_label(ignored) or ignored in ids:
             _refuse(path, "ignore_label", ignored, f"a number in 0..{_LARGEST}, no class's id")
-    order, threshold = recipe["channel_order"], recipe["background_threshold"]
-    if order not in ("RGB", "BGR"):
-        _refuse(path, "channel_order", order, "RGB or BGR")
-    if threshold is not None and not _is_number(threshold):
-        _refuse(path, "background_threshold", threshold, "a number or null")
+
+
+def _check_sizes(resize: Mapping[str, Any], windows: Mapping[str, Any], path: Path) -> None:
     for key in ("short_side", "long_side"):
         if not (_is_int(resize[key]) and resize[key] >= 0):
             _refuse(path, f"resize.{key}", resize[key], "a number of pixels, or 0")
