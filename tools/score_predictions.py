@@ -261,6 +261,7 @@ def open_predictions(
         coco_names,
         coco_rows,
         find_files,
+        is_part_of_saved,
         is_saved_folder,
         read_coco,
     )
@@ -279,8 +280,7 @@ def open_predictions(
         )
         how = {"form": "bulk", "fingerprints": folder.manifest.get("fingerprints")}
         return BulkPredictions(folder, folder.match(images), match), match, how
-    # The files of such a folder, without what says of which dataset they are.
-    if is_saved_folder(path.parent):
+    if is_part_of_saved(path):
         SavedPredictions.check_dataset(path.parent, dataset, images)
     # Where labels convert wrote the files, the list of their values lies beside them.
     if not args.classes and (path / "vocabulary.json").is_file():

@@ -252,14 +252,14 @@ class SavedFolder:
         with cls.kind.reading(path):
             index = load_json(path.read_text(encoding="utf-8"))
             form, found = index["format"], str(index["vocabulary_fingerprint"])
+        if dataset:
+            cls.check_dataset(folder, dataset, images)
         if form not in cls.kind.formats or found != vocabulary.fingerprint:
             raise ConfigError(
                 f"{path}: found format {form!r} and class list {found[:12]}, expected "
                 f"{' or '.join(map(str, cls.kind.formats))} and {vocabulary.fingerprint[:12]} of "
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
-        if dataset:
-            cls.check_dataset(folder, dataset, images)
         return cls(Path(folder), index, vocabulary, image_names(images))
 
     @classmethod

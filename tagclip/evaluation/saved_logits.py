@@ -109,8 +109,8 @@ class SavedLogits(SavedFolder):
             ConfigError: there are none, or they are not complete, damaged, of other classes, or of
                 another dataset.
         """
-        saved, seen = super().open(folder, vocabulary, images, dataset), vocabulary.seen_mask
-        seen = seen.tolist()
+        saved = super().open(folder, vocabulary, images, dataset)
+        seen = vocabulary.seen_mask.tolist()
         if saved.index.get("seen") != seen:
             raise ConfigError(
                 f"{folder}: found logits with other seen classes, expected the {sum(seen)} of "
