@@ -13,7 +13,8 @@ Words are baked in, or with --words input an input.
 The files take windows, uint8 (N, 3, H, W), neither normalised nor padded, and
 return the final class scores, the labels and the trusty map of each. model.json
 says how an image becomes windows and their scores become its labels; tagclip
-run-onnx does so without torch.
+run-onnx does so without torch. Files of an earlier export stay in the folder
+if they are of the same model, words and settings; others of it are removed.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ def _size(text: str) -> tuple[int, int]:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Export, compare each file with the model, write; return the content of the json."""
+    from tagclip.export.earlier import EarlierExport
     from tagclip.export.onnx import require_onnx
-    from tagclip.export.recipe import export_recipe
+    from tagclip.export.recipe import WORD_FILES, export_recipe
 
     takes_words = args.words == "input"
     formats = args.format or (["onnx"] if takes_words else list(FILES))
@@ -121,8 +123,12 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     folder = Path(args.output)
     check_output("--output", folder, is_folder=True)
     calibration = calibration_images(args, formats)
+    words = set(WORD_FILES.values())
+    names = {FILES[kind] for kind in formats} | (words if takes_words else set())
+    names |= {INT8_FILE} if calibration else set()
     # Before the work: who is refused has not waited for it.
     with RunLock(folder, "--output"):
+        earlier = EarlierExport.find(folder, {*FILES.values(), INT8_FILE, *words}, names)
         predictor = build_predictor(args)
         shown = report_images(args, predictor, calibration)
         size = window_size(args, predictor)
@@ -132,12 +138,23 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if calibration:
             model = contents["model.onnx"]
             contents[INT8_FILE] = add_int8(args, predictor, recipe, model, calibration, shown)
-        write_files(folder, contents, recipe)
+        is_same = earlier.is_of(recipe)
+        if is_same:
+            earlier.join(recipe)
+        write_files(folder, contents, recipe, () if is_same else earlier.names)
     return recipe
 
 
-def write_files(folder: Path, contents: dict[str, bytes], recipe: dict[str, Any]) -> None:
-    """Write the models and, last, the json.
+def write_files(
+    folder: Path, contents: dict[str, bytes], recipe: dict[str, Any], stale: Sequence[str]
+) -> None:
+    """Write the models, remove those of another export, and write the json.
+
+    Args:
+        folder: for the files.
+        contents: by file name.
+        recipe: content of model.json.
+        stale: names of the files to remove.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -145,6 +162,11 @@ def write_files(folder: Path, contents: dict[str, bytes], recipe: dict[str, Any]
     try:
         for name, content in contents.items():
             print(f"Written: {write_atomic(folder / name, content)}")
+        # All new ones are there; the json must not stand beside any of these.
+        for name in stale:
+            (folder / name).unlink()
+        if stale:
+            print(f"Removed, of an earlier export of another model: {', '.join(stale)}")
         # Its checksums say whether the files beside it belong to it.
         print(f"Written: {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
     except OSError as error:

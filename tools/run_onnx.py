@@ -74,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
         import numpy as np
         from PIL import Image
 
+        from tagclip.export.runtime.checked_recipe import label_values
         from tagclip.export.runtime.exported_model import ExportedModel, expecting
         from tagclip.export.runtime.images import read_image
     except ImportError as error:
@@ -99,10 +100,9 @@ def main(args: argparse.Namespace) -> None:
     with expecting(f"{args.image} {image.shape[:2]}", "pixels for the input of model.json"):
         labels = model.label(image, classes)
     names = list(recipe["class_names"] if classes is None else classes.names)
-    values = [*range(len(names)), 255 if len(names) <= 255 else 65535]
-    if not (args.words or args.words_file or args.vectors):
-        # An earlier version had none.
-        values = [*recipe.get("class_ids", values[:-1]), recipe.get("ignore_label", -1)]
+    # Other words have numbers alone.
+    is_own = not (args.words or args.words_file or args.vectors)
+    values = label_values(recipe if is_own else {"class_names": names})
     with expecting(args.export / "model.json", "labels of 16 bits at most; export again"):
         picture = Image.fromarray(np.array(values).astype(np.min_scalar_type(max(values)))[labels])
         content = io.BytesIO()

@@ -144,7 +144,7 @@ def main(args: argparse.Namespace) -> None:
     cfg, dataset = find_dataset(args)
     vocabulary = Protocol(cfg).dataset(dataset)
     samples = DatasetCatalog.get(dataset)
-    predictions, match, how = open_predictions(args, vocabulary, samples)
+    predictions, match, how = open_predictions(args, dataset, vocabulary, samples)
     folder = args.output / "inference" / dataset
     check_free(args, folder)
     with RunLock(args.output, "--output"):
@@ -188,7 +188,7 @@ def check_free(args: argparse.Namespace, folder: Path) -> None:
         ConfigError: ``folder``, which the results go into, holds the predictions, they hold the
             output, or the output is not that of an earlier score.
     """
-    from tagclip.evaluation.results import read_metrics
+    from tagclip.evaluation.run_folder import is_score, run_results
 
     read, output = args.predictions.resolve(), args.output.resolve()
     if folder.resolve() in (read, *read.parents) or read in (output, *output.parents):
@@ -196,9 +196,9 @@ def check_free(args: argparse.Namespace, folder: Path) -> None:
             f"--output {args.output}: would write into or over the predictions "
             f"{args.predictions}; choose another folder"
         )
-    results = sorted(output.glob("inference/*/metrics.json"))
-    is_score = all("predictions" in read_metrics(path)["run"] for path in results)
-    if (output / "config.yaml").is_file() and not (results and is_score):
+    results = run_results(output)
+    are_scores = all(map(is_score, results))
+    if (output / "config.yaml").is_file() and not (results and are_scores):
         raise ConfigError(
             f"--output {args.output}: found a run that is no score, whose config and results "
             "would be replaced; choose another folder"
@@ -239,7 +239,10 @@ def find_dataset(args: argparse.Namespace) -> tuple[CfgNode, str]:
 
 
 def open_predictions(
-    args: argparse.Namespace, vocabulary: Vocabulary, samples: Sequence[dict[str, Any]]
+    args: argparse.Namespace,
+    dataset: str,
+    vocabulary: Vocabulary,
+    samples: Sequence[dict[str, Any]],
 ) -> tuple[PredictedLabels, ClassMatch, dict[str, Any]]:
     """Find the predictions of all images before the first is read.
 
@@ -258,6 +261,7 @@ def open_predictions(
         coco_names,
         coco_rows,
         find_files,
+        is_part_of_saved,
         is_saved_folder,
         read_coco,
     )
@@ -266,7 +270,7 @@ def open_predictions(
     path, images = args.predictions, {s["file_name"]: s["image_id"] for s in samples}
     if is_saved_folder(path):
         own = {index: index for index in range(len(vocabulary))}
-        saved = SavedPredictions.open(path, vocabulary, images)
+        saved = SavedPredictions.open(path, vocabulary, images, dataset)
         return OwnPredictions(saved), ClassMatch(own), {"form": saved.index["format"]}
     if is_segment_folder(path):
         folder = SegmentFolder(path)
@@ -276,6 +280,8 @@ def open_predictions(
         )
         how = {"form": "bulk", "fingerprints": folder.manifest.get("fingerprints")}
         return BulkPredictions(folder, folder.match(images), match), match, how
+    if is_part_of_saved(path):
+        SavedPredictions.check_dataset(path.parent, dataset, images)
     # Where labels convert wrote the files, the list of their values lies beside them.
     if not args.classes and (path / "vocabulary.json").is_file():
         args.classes = path / "vocabulary.json"

@@ -48,6 +48,7 @@ from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.evaluation.results import read_result_rows
+from tagclip.evaluation.run_folder import refuse_score
 from tagclip.modeling.clip import resolve_pixels
 from tagclip.modeling.precision import check_training_precision
 from tagclip.solver.lr_scheduler import build_lr_scheduler
@@ -127,8 +128,9 @@ class ZeroShotTrainer(DefaultTrainer):
 
         Raises:
             TagCLIPError: a key, a dataset, a vocabulary, the CLIP weights or the checkpoint are
-                not in order, or OUTPUT_DIR holds another finished run.
+                not in order, or OUTPUT_DIR holds another finished run or a score.
         """
+        refuse_score(cfg.OUTPUT_DIR)
         with silence():
             Protocol(cfg).check()
             check_device(cfg)

@@ -8,9 +8,10 @@ from detectron2.config import CfgNode
 
 from tagclip.config.loading import load_config
 from tagclip.errors import ConfigError
+from tagclip.evaluation.results import read_metrics
 from tagclip.projects import import_projects
 
-__all__ = ["evaluation_command", "run_config"]
+__all__ = ["evaluation_command", "is_score", "refuse_score", "run_config", "run_results"]
 
 
 def run_config(run: Path) -> CfgNode:
@@ -30,8 +31,42 @@ def run_config(run: Path) -> CfgNode:
     return cfg
 
 
+def run_results(run: Path) -> list[Path]:
+    """The metrics.json of every dataset."""
+    return sorted(run.glob("inference/*/metrics.json"))
+
+
+def is_score(path: Path) -> bool:
+    """Whether a metrics.json is of ``tagclip score``; one that is missing or damaged is of none."""
+    try:
+        return "predictions" in read_metrics(path)["run"]
+    except ConfigError:
+        return False
+
+
+def refuse_score(folder: str) -> None:
+    """Refuse an OUTPUT_DIR that is the output of ``tagclip score``, as that one refuses a run's.
+
+    Args:
+        folder: OUTPUT_DIR; "" is none.
+
+    Raises:
+        ConfigError: it holds a score, whose config and results would be replaced.
+    """
+    if folder and any(map(is_score, run_results(Path(folder)))):
+        raise ConfigError(
+            f"OUTPUT_DIR {folder}: found the output of tagclip score, whose config and results "
+            "would be replaced, expected that of a run; name another OUTPUT_DIR"
+        )
+
+
 def evaluation_command(run: Path, cfg: CfgNode, dataset: str, *options: str) -> str:
-    """Return what evaluates a run again on a dataset, with config keys and values at its end."""
+    """Return what evaluates a run again on a dataset, with config keys and values at its end.
+
+    Of a score no model is known: then it is what scores again.
+    """
+    if is_score(run / "inference" / dataset / "metrics.json"):
+        return f"tagclip score PREDICTIONS --dataset {dataset} --output {run}"
     words = ["tagclip evaluate --config-file", str(run / "config.yaml")]
     if (run / "last_checkpoint").is_file():
         words.append("--resume")

@@ -16,9 +16,10 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.evaluation.results import format_json
 from tagclip.evaluation.run_folder import evaluation_command
 from tagclip.structures.vocabulary import Vocabulary
@@ -227,21 +228,32 @@ class SavedFolder:
     _names: dict[str, ImageName] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: str | Path, vocabulary: Vocabulary, images: Iterable[str]) -> Self:
+    def open(
+        cls,
+        folder: str | Path,
+        vocabulary: Vocabulary,
+        images: Iterable[str],
+        dataset: str = "",
+    ) -> Self:
         """Read the index.
 
         Args:
             folder: of this kind.
             vocabulary: the K classes that its content should be of.
             images: files of the whole dataset.
+            dataset: its registered name; "": that of the index.
 
         Raises:
-            ConfigError: there is none, or it is not complete, damaged or of other classes.
+            ConfigError: there is none, or it is not complete, damaged, of other classes, or of
+                another dataset.
         """
+        images = list(images)
         path = Path(folder) / _INDEX
         with cls.kind.reading(path):
             index = load_json(path.read_text(encoding="utf-8"))
             form, found = index["format"], str(index["vocabulary_fingerprint"])
+        if dataset:
+            cls.check_dataset(folder, dataset, images)
         if form not in cls.kind.formats or found != vocabulary.fingerprint:
             raise ConfigError(
                 f"{path}: found format {form!r} and class list {found[:12]}, expected "
@@ -249,6 +261,29 @@ class SavedFolder:
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
         return cls(Path(folder), index, vocabulary, image_names(images))
+
+    @classmethod
+    def check_dataset(cls, folder: str | Path, dataset: str, images: Iterable[str]) -> None:
+        """Refuse what was saved of another dataset: its images may well be called the same.
+
+        Args:
+            folder: of this kind.
+            dataset: registered name.
+            images: its files.
+
+        Raises:
+            ConfigError: the index is missing or damaged, or names a dataset that is not registered
+                with these very images.
+        """
+        path = Path(folder) / _INDEX
+        with cls.kind.reading(path):
+            found = str(load_json(path.read_text(encoding="utf-8"))["dataset"])
+        if found != dataset and not _has_images(found, images):
+            raise ConfigError(
+                f"{path}: found {cls.kind.name} of {found}, expected those of {dataset} (or of the "
+                f"same images registered as {found}, too); name {found} as the dataset, or "
+                f"evaluate {dataset} with {cls.kind.save}"
+            )
 
     def has(self, image: str) -> bool:
         """Whether an image was evaluated."""
@@ -276,4 +311,20 @@ class SavedFolder:
         if not (folder / _INDEX).is_file():
             command = evaluation_command(run, cfg, dataset, cls.kind.save)
             raise ConfigError(f"{folder}: found no {cls.kind.name}; save them with: {command}")
-        return cls.open(folder, vocabulary, images)
+        return cls.open(folder, vocabulary, images, dataset)
+
+
+def _has_images(dataset: str, images: Iterable[str]) -> bool:
+    """Whether a dataset is registered, has all these images, and calls them the same."""
+    if dataset not in DatasetCatalog.list():
+        return False
+    try:
+        files = [sample["file_name"] for sample in DatasetCatalog.get(dataset)]
+    # Its files need not be on this machine.
+    except (TagCLIPError, OSError):
+        return False
+    theirs, asked = (
+        {os.path.realpath(file): name for file, name in image_names(each).items()}
+        for each in (files, images)
+    )
+    return asked.items() <= theirs.items()

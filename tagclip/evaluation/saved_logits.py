@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tagclip.errors import ConfigError
+from tagclip.evaluation.run_folder import is_score
 from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, SavedFolder
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.inference.gate import Gate
@@ -88,24 +90,49 @@ class SavedLogits(SavedFolder):
     kind = _KIND
 
     @classmethod
-    def open(cls, folder: str | Path, vocabulary: Vocabulary, images: Iterable[str]) -> SavedLogits:
+    def open(
+        cls,
+        folder: str | Path,
+        vocabulary: Vocabulary,
+        images: Iterable[str],
+        dataset: str = "",
+    ) -> SavedLogits:
         """See `SavedFolder.open`.
 
         Args:
             folder: ``logits/``.
             vocabulary: the K classes that the logits should be of, seen as for the model.
             images: files of the whole dataset.
+            dataset: its registered name; "": that of the index.
 
         Raises:
-            ConfigError: there are none, or they are not complete, damaged or of other classes.
+            ConfigError: there are none, or they are not complete, damaged, of other classes, or of
+                another dataset.
         """
-        saved, seen = super().open(folder, vocabulary, images), vocabulary.seen_mask.tolist()
+        saved = super().open(folder, vocabulary, images, dataset)
+        seen = vocabulary.seen_mask.tolist()
         if saved.index.get("seen") != seen:
             raise ConfigError(
                 f"{folder}: found logits with other seen classes, expected the {sum(seen)} of "
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
         return saved
+
+    @classmethod
+    def of_run(
+        cls, run: Path, cfg: CfgNode, dataset: str, vocabulary: Vocabulary, images: Iterable[str]
+    ) -> SavedLogits:
+        """See `SavedFolder.of_run`.
+
+        Raises:
+            ConfigError: the run is the output of ``tagclip score``, too.
+        """
+        if is_score(run / "inference" / dataset / "metrics.json"):
+            raise ConfigError(
+                f"{run}: found the output of tagclip score, whose predictions have no logits, "
+                "expected the OUTPUT_DIR of an evaluation; name one"
+            )
+        return super().of_run(run, cfg, dataset, vocabulary, images)
 
     def read(
         self, image: str, device: str | torch.device = "cpu"

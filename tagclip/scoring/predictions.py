@@ -41,6 +41,7 @@ __all__ = [
     "coco_names",
     "coco_rows",
     "find_files",
+    "is_part_of_saved",
     "is_saved_folder",
     "read_coco",
 ]
@@ -261,6 +262,11 @@ def is_saved_folder(folder: Path) -> bool:
     except (OSError, ValueError):
         return True
     return isinstance(index, dict) and "vocabulary_fingerprint" in index
+
+
+def is_part_of_saved(path: Path) -> bool:
+    """Whether a path is that of the files in such a folder, without what says what they are."""
+    return path.name in ("labels", "sem_seg_predictions.json") and is_saved_folder(path.parent)
 
 
 @dataclass(frozen=True)

@@ -305,6 +305,49 @@ def test_mistakes(
     assert not output.exists()
 
 
+def test_files_of_another_model_do_not_stay_beside_a_new_one(
+    tool: ModuleType, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "export"
+
+    def write(kind: str, words: str) -> dict:
+        capsys.readouterr()
+        options = ["--weights", checkpoint, "--output", folder, "--format", kind, "--vocab", words]
+        recipe = export(tool, *options)
+        assert recipe == json.loads((folder / "model.json").read_text())
+        for name, file in recipe["files"].items():
+            assert file["sha256"] == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert {path.name for path in folder.iterdir()} == {*recipe["files"], "model.json"}
+        return recipe
+
+    first = write("torchscript", WORDS)
+    # As an export in int8 leaves it.
+    (folder / "model_int8.onnx").write_bytes(b"int8")
+    first["files"]["model_int8.onnx"] = {"sha256": hashlib.sha256(b"int8").hexdigest(), "bytes": 4}
+    first["int8"] = {"report": {"images": 3}}
+    (folder / "model.json").write_text(json.dumps(first))
+    # One model in two formats, written one after the other.
+    both = write("onnx", WORDS)
+    assert both["files"].keys() == {"model.onnx", "model.ts", "model_int8.onnx"}
+    assert both["files"].items() >= first["files"].items() and both["int8"] == first["int8"]
+    assert "Removed" not in capsys.readouterr().out
+    # As other words, other weights and settings make another recipe.
+    fewer = write("torchscript", "dog, cat")
+    assert fewer["files"].keys() == {"model.ts"} and "int8" not in fewer
+    shown = capsys.readouterr().out
+    assert "Removed, of an earlier export of another model: model.onnx, model_int8.onnx\n" in shown
+    # What nobody describes is nobody's to remove.
+    for name, content in (("model.onnx", b"of somebody"), ("text.onnx", b"")):
+        (folder / name).write_bytes(content)
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        parts = [f"--output {folder}: found {name}, which no model.json", "name another folder"]
+        fails(ConfigError, lambda: write("torchscript", "dog, cat"), *parts)
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+        (folder / name).unlink()
+    (folder / "model.json").write_text("{")
+    fails(ConfigError, lambda: write("onnx", WORDS), "found model.ts, which no model.json")
+
+
 def test_size_option(tool: ModuleType) -> None:
     assert tool.parse_args(["--output", "out", "--size", "480X640"]).size == (480, 640)
     for text in ("512", "0x8", "ax8", "8x-1"):

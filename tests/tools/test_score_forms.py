@@ -22,6 +22,7 @@ from helpers.toy_evaluation import IDS, IGNORE, NAMES, UNSEEN, Toy
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tagclip import register_zero_shot_sem_seg
 from tagclip.errors import TagCLIPError
 from tagclip.evaluation.segment_rows import FORMATS
 from tagclip.scoring.matching import ClassMatch
@@ -150,6 +151,30 @@ def test_score_maps(tool: ModuleType, toy: Toy, axis: int, kind: type, form: str
     folder = write(toy.folder / "theirs", maps, ".npy" if axis else ".npz")
     words = ["--classes", class_list(toy.folder, form)] if form else []
     check(score(tool, toy, folder, *words), toy, found)
+
+
+@pytest.mark.parametrize("form", ["png", "json"])
+def test_our_own_predictions_of_another_dataset_are_refused(
+    tool: ModuleType, toy: Toy, tmp_path: Path, form: str
+) -> None:
+    """Its images have the same names and sizes."""
+    ours, other = tmp_path / "ours", Toy(tmp_path / "other", f"{toy.name}_other")
+    toy.run(toy.evaluator(output_dir=str(ours), save_predictions=form), 0, 1, 2).evaluate()
+    folder = ours / "predictions"
+    file = {"png": "labels", "json": "sem_seg_predictions.json"}[form]
+    for path in (folder, folder / file):
+        check(score(tool, toy, path, "--merge", "last"), toy, guesses(toy))
+        with pytest.raises(TagCLIPError, match=f"predictions of {toy.name}, exp.* of {other.name}"):
+            score(tool, other, path)
+    # Another name of the same images, which both are known by.
+    toy.name, known = f"{toy.name}_again", toy.name
+    folders = toy.folder / "images", toy.folder / "labels"
+    register_zero_shot_sem_seg(toy.name, *folders, toy.json, image_ext="png")
+    check(score(tool, toy, folder), toy, guesses(toy))
+    forget(known)
+    with pytest.raises(TagCLIPError, match=f"name {known} as the dataset"):
+        score(tool, toy, folder)
+    forget(toy.name, other.name)
 
 
 def bulk(toy: Toy, words: list[str], maps: dict[str, np.ndarray], form: str) -> Path:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from detectron2.config import CfgNode
+from helpers.bench import Bench, refused
 from helpers.full_disk import largest_file
+from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import changed, load_tool, write_tiny_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -310,6 +312,35 @@ def test_an_output_that_would_replace_something_is_refused(data: Data, place: st
         with pytest.raises(TagCLIPError, match="choose another folder"):
             data.tool.main(data.tool.parse_args(words))
     assert _files(data.root) == before
+
+
+def test_no_run_replaces_a_score(data: Data, request: pytest.FixtureRequest) -> None:
+    bench, output = Bench.of(request), data.root / "output"
+    weights = save_tiny(bench.cfg, data.root / "start")
+    data.score(data.save(ids_png))
+    before = _files(output)
+    for options in ({}, {"resume": True}, {"overwrite": True}, {"eval_only": True}):
+        keys = ("OUTPUT_DIR", output, *("MODEL.WEIGHTS", weights) * ("eval_only" in options))
+        line = refused(bench.training(*keys, **options), f"OUTPUT_DIR {output}: found the output")
+        assert line.endswith("name another OUTPUT_DIR")
+    assert _files(output) == before
+
+
+def test_a_score_has_no_logits_to_analyze(data: Data, repository: Path) -> None:
+    data.score(data.save(ids_png))
+    analyze, visualize = (
+        load_tool(repository / "tools" / f"{name}.py")
+        for name in ("analyze_predictions", "visualize_results")
+    )
+    run = data.root / "output"
+    words = [str(run), "--output", str(data.root / "looked_at")]
+    call = lambda: analyze.main(analyze.parse_args(words))  # noqa: E731
+    line = refused(call, f"{run}: found the output of tagclip score, whose predictions have no log")
+    assert "evaluate --config" not in line
+    # What scores again needs no weights either.
+    shutil.rmtree(run / "inference" / data.name / "predictions")
+    call = lambda: visualize.main(visualize.parse_args(words))  # noqa: E731
+    refused(call, f"tagclip score PREDICTIONS --dataset {data.name} --output {run}")
 
 
 def test_a_score_may_be_repeated(data: Data) -> None:

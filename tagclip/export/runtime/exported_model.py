@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tagclip.errors import ConfigError, TagCLIPError
+from tagclip.export.runtime.checked_recipe import check_recipe
 from tagclip.export.runtime.class_vectors import (
     ClassVectors,
     checked_names,
@@ -71,10 +72,11 @@ class ExportedModel:
                 the runtime computes something else than it says.
             NotInstalledError: the runtime is not there.
         """
-        self._folder, self._runtime, path = folder, runtime, folder / "model.json"
+        self._folder, self._runtime, self._path = folder, runtime, folder / "model.json"
+        path = self._path
         with expecting(path, "what tagclip export writes; check it or export again"):
             self.recipe: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            self._names = tuple(self.recipe["class_names"])
+            check_recipe(self.recipe, path)
             self._words = self.recipe.get("words")
             self.takes_words = self._words is not None
             if self.takes_words and (missing := _KEYS - self._words.keys()):
@@ -108,12 +110,18 @@ class ExportedModel:
             ConfigError: words are baked in, or the exported file is missing or another one.
             VocabularyError: see `ClassVectors.read`.
         """
-        words = self._checked_words()
+        words, is_own = self._checked_words(), path is None
         if path is None:
             path = self._folder / words["vectors"]
             with expecting(path, "the file that model.json describes; export again"):
                 self._content(path.name)
-        return ClassVectors.read(path, words["clip"], words["dim"])
+        classes = ClassVectors.read(path, words["clip"], words["dim"])
+        if is_own and list(classes.names) != self.recipe["class_names"]:
+            raise ConfigError(
+                f"{self._path}: found other class_names than {path.name} has, expected its "
+                f"{len(classes.names)}; export again"
+            )
+        return classes
 
     def label(self, image: np.ndarray, classes: ClassVectors | None = None) -> np.ndarray:
         """Label an image.
@@ -124,6 +132,9 @@ class ExportedModel:
 
         Returns:
             (H, W) int32, indices of classes, -1 where the best score is below the threshold.
+
+        Raises:
+            ConfigError: the model gives the scores of more or fewer classes.
         """
         rule, size = self.recipe["resize"], image.shape[:2]
         scale = min(rule["short_side"] / min(size), (rule["long_side"] or np.inf) / max(size)) or 1
@@ -132,13 +143,23 @@ class ExportedModel:
         image = image[:, :, :: 1 if self.recipe["channel_order"] == "RGB" else -1]
         words = {} if classes is None else {"class_vectors": classes.vectors, "seen": classes.seen}
         name = "image" if words else "images"
-        run = lambda window: self._run({name: window, **words})  # noqa: E731
+        count = len(self.recipe["class_names"] if classes is None else classes.names)
+
+        def run(window: np.ndarray) -> np.ndarray:
+            scores = self._run({name: window, **words})
+            if scores.shape[1] != count:
+                raise ConfigError(
+                    f"{self._path}: found {count} class_names, expected {scores.shape[1]}, as many "
+                    "as the model gives scores; export again"
+                )
+            return scores
+
         return label_image(image.transpose(2, 0, 1), size, self.recipe, run)
 
     def _checked_words(self) -> dict[str, Any]:
         if self._words is None:
             raise ConfigError(
-                f"{self._folder / 'model.json'}: found a model with its words baked in, expected "
+                f"{self._path}: found a model with its words baked in, expected "
                 "one of tagclip export --words input; export again with it, or name no words"
             )
         return self._words
