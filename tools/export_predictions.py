@@ -246,11 +246,11 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
 
 def _refuse_shared(wanted: Mapping[Path, Path], lonely: Set[Path], suffix: str) -> None:
     """Refuse a label file of a name that several images share: it may be of any of them."""
+    sharing: dict[Path, list[Path]] = {}
+    for image, label in wanted.items():
+        sharing.setdefault(label.with_name(image.stem + suffix), []).append(image)
     for label in sorted(lonely):
-        alike = [
-            i for i in wanted if wanted[i].with_name(i.stem + suffix) == label.with_suffix(".png")
-        ]
-        if len(alike) > 1:
+        if len(alike := sharing.get(label.with_suffix(".png"), [])) > 1:
             names = listed([image.name for image in alike], 3)
             labels = listed([wanted[image].name for image in alike], 3)
             raise ConfigError(

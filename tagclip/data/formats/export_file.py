@@ -97,7 +97,7 @@ def need(tree: object, key: str, kind: type, where: str) -> Any:
 
 
 def flag(tree: Mapping[str, Any], key: str, where: str, default: bool = False) -> bool:
-    """Truth value of a key, or the default without the key.
+    """Truth value of a key, or the default without the key, or where it is null.
 
     Args:
         tree: an object.
@@ -108,7 +108,9 @@ def flag(tree: Mapping[str, Any], key: str, where: str, default: bool = False) -
     Raises:
         DatasetError: it is anything but 0, 1, true and false.
     """
-    value = tree.get(key, default)
+    value = tree.get(key)
+    if value is None:
+        return default
     # The text "0" would be true.
     if not isinstance(value, (int, float)) or value not in (0, 1):
         found = shortened(repr(value), 60)

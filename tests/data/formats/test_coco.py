@@ -81,7 +81,7 @@ def test_truth_values_are_flags_too(tmp_path: Path) -> None:
     content = tree()
     plain = list(read(written(tmp_path / "a.json", content)))[0]
     for row in content["annotations"]:
-        row["iscrowd"] = bool(row["iscrowd"])
+        row["iscrowd"] = bool(row["iscrowd"]) or None
     for row in content["categories"]:
         row["isthing"] = bool(row["isthing"])
     found = list(read(written(tmp_path / "b.json", content)))[0]
@@ -150,7 +150,7 @@ def test_panoptic(tmp_path: Path) -> None:
             r"annotations\[1\]: iscrowd is '0', expected 0, 1, true or false; export it again",
         ),
         (lambda t: t["annotations"][3].update(iscrowd=2), r"annotations\[3\]: iscrowd is 2, exp"),
-        (lambda t: t["annotations"][3].update(iscrowd=None), r"iscrowd is None, expected 0, 1"),
+        (lambda t: t["annotations"][3].update(iscrowd=[]), r"iscrowd is \[\], expected 0, 1"),
         (lambda t: t["categories"][0].update(isthing="0"), r"categories\[0\]: isthing is '0', exp"),
         (
             lambda t: t["annotations"][1].update(segmentation=[[40, 1, 50, 1, 50, 9]]),
