@@ -53,7 +53,12 @@ def refuse_score(folder: str) -> None:
     Raises:
         ConfigError: it holds a score, whose config and results would be replaced.
     """
-    if folder and any(map(is_score, run_results(Path(folder)))):
+    try:
+        results = run_results(Path(folder)) if folder else []
+    # No name of a folder: who writes there says so.
+    except (OSError, ValueError):
+        return
+    if any(map(is_score, results)):
         raise ConfigError(
             f"OUTPUT_DIR {folder}: found the output of tagclip score, whose config and results "
             "would be replaced, expected that of a run; name another OUTPUT_DIR"
