@@ -14,9 +14,9 @@ text (encoding and cache), evaluator, large (4000x3000, 847 classes), labels
 (colour masks), kernel (registers of the fused GPU kernel), fusion (logits to
 labels), relative (the trusty map that compares classes, and other lists of
 words), precision (bfloat16 beside float32), int8 (exported files, CPU), loading
-(training samples from files), drawing (the demo's pictures), startup (a process,
-from its start to a mask), bulk (20,000 small images), throughput. The machine
-should have nothing else to do.
+(training samples from files), drawing (the demo's pictures), startup (from the
+start of a process to a mask), bulk (20,000 small images), throughput. The
+machine should have nothing else to do.
 """
 
 from __future__ import annotations

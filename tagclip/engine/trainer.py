@@ -130,6 +130,7 @@ class ZeroShotTrainer(DefaultTrainer):
             TagCLIPError: a key, a dataset, a vocabulary, the CLIP weights or the checkpoint are
                 not in order, or OUTPUT_DIR holds another finished run or a score.
         """
+        check_config(cfg)
         refuse_score(cfg.OUTPUT_DIR)
         with silence():
             Protocol(cfg).check()

@@ -38,7 +38,7 @@ def test_no_labelled_pixel_is_an_error(toy: Toy, tmp_path: Path) -> None:
 
 def test_a_label_of_another_size_is_refused_even_with_as_many_pixels(toy: Toy) -> None:
     output = {"sem_seg_labels": torch.zeros(7, 9, dtype=torch.int16)}
-    with pytest.raises(DatasetError, match=r"0\.png: label is 7x9 .* its image is 9x7; rotate"):
+    with pytest.raises(DatasetError, match=r"0\.png: label is 7x9 .* its image is 9x7; width"):
         toy.evaluator().process([toy.input(0)], [output])
 
 

@@ -135,7 +135,16 @@ def test_an_export_reads_no_file_elsewhere(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     digest = hashlib.sha256(model.SerializeToString()).hexdigest()
     files = {"model.onnx": {"sha256": digest}}
-    whole = json.dumps({"class_names": ["a"], "resize": {}, "files": files})
+    whole = json.dumps(
+        {
+            "class_names": ["a"],
+            "channel_order": "RGB",
+            "background_threshold": None,
+            "resize": {"short_side": 8, "long_side": 0, "library": "pil"},
+            "windows": {"size": None, "stride": None},
+            "files": files,
+        }
+    )
     for recipe, found in ((whole, "secret.bin"), ("[" * 9999, "")):
         (folder / "model.json").write_text(recipe)
         ended = run_process(tmp_path, "run_onnx.py", folder, tmp_path / "a.png", "out.png")
