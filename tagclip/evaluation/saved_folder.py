@@ -260,7 +260,14 @@ class SavedFolder:
                 f"{' or '.join(map(str, cls.kind.formats))} and {vocabulary.fingerprint[:12]} of "
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
+        cls._check_index(folder, index, vocabulary)
         return cls(Path(folder), index, vocabulary, image_names(images))
+
+    @classmethod
+    def _check_index(
+        cls, folder: str | Path, index: Mapping[str, Any], vocabulary: Vocabulary
+    ) -> None:
+        """Refuse what only a kind of its own can: nothing of most."""
 
     @classmethod
     def check_dataset(cls, folder: str | Path, dataset: str, images: Iterable[str]) -> None:

@@ -90,33 +90,16 @@ class SavedLogits(SavedFolder):
     kind = _KIND
 
     @classmethod
-    def open(
-        cls,
-        folder: str | Path,
-        vocabulary: Vocabulary,
-        images: Iterable[str],
-        dataset: str = "",
-    ) -> SavedLogits:
-        """See `SavedFolder.open`.
-
-        Args:
-            folder: ``logits/``.
-            vocabulary: the K classes that the logits should be of, seen as for the model.
-            images: files of the whole dataset.
-            dataset: its registered name; "": that of the index.
-
-        Raises:
-            ConfigError: there are none, or they are not complete, damaged, of other classes, or of
-                another dataset.
-        """
-        saved = super().open(folder, vocabulary, images, dataset)
+    def _check_index(
+        cls, folder: str | Path, index: Mapping[str, Any], vocabulary: Vocabulary
+    ) -> None:
+        """Their classes have to be seen as for the model."""
         seen = vocabulary.seen_mask.tolist()
-        if saved.index.get("seen") != seen:
+        if index.get("seen") != seen:
             raise ConfigError(
                 f"{folder}: found logits with other seen classes, expected the {sum(seen)} of "
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
-        return saved
 
     @classmethod
     def of_run(

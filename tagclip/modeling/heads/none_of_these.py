@@ -173,6 +173,25 @@ class NoneOfThese(nn.Module):
         """
         if self.miss_rate is None:
             return None
+        weights, images = self._weights()
+        unlabelled = self.unlabelled.measured()
+        vectors = self.vectors.flatten(0, 1)
+        bare = _best(unlabelled, vectors)
+        return Calibration(
+            unlabelled, vectors, bare, weights, _rate_on_sample(self.miss_rate, images)
+        )
+
+    def check_promise(self) -> None:
+        """Refuse a miss rate that what was fitted cannot keep; without one there is no promise.
+
+        Raises:
+            CheckpointError: see `calibration`.
+        """
+        if self.miss_rate is not None:
+            self._weights()
+
+    def _weights(self) -> tuple[Tensor, int]:
+        """(M,) `Calibration.weights`, and the number of images behind them."""
         self.check_unlabelled(int(self.unlabelled.counts))
         shares = self.seen.double()
         if not ((self.images >= 0) & (self.images < len(shares))).all():
@@ -189,26 +208,7 @@ class NoneOfThese(nn.Module):
                 f"behind the map, expected at least {_least_images(self.miss_rate)} for "
                 f"BACKGROUND_MISS_RATE {self.miss_rate:g}; raise the rate, or train on as many"
             )
-        unlabelled = self.unlabelled.measured()
-        return Calibration(
-            unlabelled,
-            self.vectors.flatten(0, 1),
-            _best(unlabelled, self.vectors.flatten(0, 1)),
-            (shares / total[self.images].clamp(min=1e-12)[:, None]).flatten(),
-            _rate_on_sample(self.miss_rate, images),
-        )
-
-    def test_for(self, densities: Densities) -> PlausibilityTest | None:
-        """Set the threshold for one list of classes, see `Calibration.test_for`.
-
-        Args:
-            densities: of all classes that make a pixel plausible, seen ones among them.
-
-        Raises:
-            CheckpointError: see `calibration`.
-        """
-        calibration = self.calibration()
-        return None if calibration is None else calibration.test_for(densities)
+        return (shares / total[self.images].clamp(min=1e-12)[:, None]).flatten(), images
 
 
 @dataclass(frozen=True)

@@ -372,7 +372,7 @@ class RelativeTrusty(nn.Module):
         """
         if self.none_of_these.miss_rate is not None:
             self._check_fitted()
-            self.none_of_these.calibration()
+            self.none_of_these.check_promise()
 
     def _check_fitted(self) -> None:
         patches, classes = int(self.sample_seen.sum()), int((self.gaussians.counts > 0).sum())

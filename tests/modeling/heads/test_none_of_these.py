@@ -54,7 +54,7 @@ def fitted(rate: float, images: int = 60, room: int = 60) -> NoneOfThese:
 def lost(found: NoneOfThese, sample: KeptPatches) -> np.ndarray:
     """Of each image, the share of its seen pixels that the test calls none, one patch at a time."""
     densities = known()
-    test = found.test_for(densities)
+    test = found.calibration().test_for(densities)
     shares = []
     for vectors, seen in zip(sample.vectors, sample.seen, strict=True):
         below = []
@@ -86,7 +86,7 @@ def test_new_images_keep_the_promise_on_average() -> None:
         found = NoneOfThese(channels=CHANNELS, inputs=40, patches=7, miss_rate=0.1)
         sample = KeptPatches(vectors[:40].half(), torch.ones(40, 7), torch.arange(40))
         found.fit(unlabelled(), sample)
-        test = found.test_for(densities)
+        test = found.calibration().test_for(densities)
         points = vectors[40:].flatten(0, 1).T[None, :, None]
         rates.append(
             float((test.margin(densities.best(points, EVERYTHING), points) < 0).float().mean())
@@ -96,12 +96,12 @@ def test_new_images_keep_the_promise_on_average() -> None:
 
 
 def test_what_is_missing_weighs_nothing() -> None:
-    few, many = (fitted(0.2, 30, room).test_for(known()) for room in (30, 50))
+    few, many = (fitted(0.2, 30, room).calibration().test_for(known()) for room in (30, 50))
     assert few.threshold == many.threshold
     # Nor what an earlier fit had kept.
     again = fitted(0.2, 50, 50)
     again.fit(unlabelled(), kept(30))
-    assert again.test_for(known()).threshold == few.threshold
+    assert again.calibration().test_for(known()).threshold == few.threshold
 
 
 def test_crops_of_one_image_count_as_one() -> None:
@@ -112,23 +112,26 @@ def test_crops_of_one_image_count_as_one() -> None:
     wide = NoneOfThese(channels=CHANNELS, inputs=20, patches=21, miss_rate=0.2)
     vectors, seen = sample.vectors.reshape(20, 21, CHANNELS), sample.seen.reshape(20, 21)
     wide.fit(unlabelled(), KeptPatches(vectors, seen, torch.arange(20)))
-    found, expected = (each.test_for(known()).threshold for each in (crops, wide))
-    assert found == expected < fitted(0.2).test_for(known()).threshold
+    found, expected = (each.calibration().test_for(known()).threshold for each in (crops, wide))
+    assert found == expected < fitted(0.2).calibration().test_for(known()).threshold
 
 
 def test_patches_without_a_seen_pixel_do_not_matter() -> None:
     plain, other = fitted(0.2), fitted(0.2)
     other.vectors[other.seen == 0] = 7.0
-    assert plain.test_for(known()).threshold == other.test_for(known()).threshold
+    assert (
+        plain.calibration().test_for(known()).threshold
+        == other.calibration().test_for(known()).threshold
+    )
 
 
 def test_no_test_is_made_where_none_is_asked_for() -> None:
     found = NoneOfThese(channels=CHANNELS, inputs=5, patches=2)
-    assert found.test_for(known()) is None
+    assert found.calibration() is None
 
 
 def test_far_from_every_class_there_is_none() -> None:
-    densities, test = known(), fitted(0.1).test_for(known())
+    densities, test = known(), fitted(0.1).calibration().test_for(known())
     centres = torch.linalg.solve(densities.whitening[0], densities.centres.T)
     points = torch.cat([centres, 30 * draw(9, CHANNELS, 50)], dim=1)[None, :, None]
     margin = test.margin(densities.best(points, EVERYTHING), points)[0, 0, 0]
@@ -158,7 +161,7 @@ def test_too_few_images_with_seen_pixels_are_refused() -> None:
     found = fitted(0.05)
     found.seen[10:] = 0
     with pytest.raises(CheckpointError, match="^[^\n]*10 images of seen classes[^\n]*least 20"):
-        found.test_for(known())
+        found.calibration().test_for(known())
 
 
 def test_numbers_that_no_image_has_are_refused() -> None:
@@ -167,14 +170,14 @@ def test_numbers_that_no_image_has_are_refused() -> None:
     for number in (-1, len(found.images), 10**9):
         found.images[3] = number
         with pytest.raises(CheckpointError, match="^[^\n]*images: found numbers that no image"):
-            found.test_for(known())
+            found.calibration().test_for(known())
 
 
 def test_training_images_without_unlabelled_patches_are_refused() -> None:
     found = fitted(0.2)
     found.unlabelled.fit(unlabelled(99))
     with pytest.raises(CheckpointError, match="^[^\n]*found auto with 99 unlabelled patches"):
-        found.test_for(known())
+        found.calibration().test_for(known())
 
 
 @pytest.mark.parametrize(
