@@ -26,6 +26,7 @@ from tagclip.data.datasets.shared_images import shared_images
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.modeling.heads.none_of_these import describe_background
 from tagclip.modeling.precision import inference_dtype
 from tagclip.structures.provenance import Provenance
 from tagclip.utils.text import json_text
@@ -177,7 +178,7 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "gate": tagclip.TEST.GATE,
         "gate_form": tagclip.TEST.GATE_FORM,
         "seen_bias": tagclip.TEST.SEEN_BIAS,
-        "background": _background(tagclip.TEST),
+        "background": describe_background(tagclip.TEST) or None,
         "test_augmentation": dict(cfg.TEST.AUG) if cfg.TEST.AUG.ENABLED else None,
         "dtype": str(inference_dtype(cfg.TEST.DTYPE, cfg.MODEL.DEVICE)).removeprefix("torch."),
         "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
@@ -204,14 +205,6 @@ def _hashed(node: Any, key: str) -> Any:
     if isinstance(node, str) and (os.path.isabs(node) or key in _MAY_BE_PATHS):
         return Path(canonical_name(node) if key == "MODEL.CLIP.NAME" else node).name
     return node
-
-
-def _background(test: CfgNode) -> str | None:
-    """What TEST.BACKGROUND and its numbers say, in words."""
-    auto, threshold = test.BACKGROUND == "auto", test.BACKGROUND_THRESHOLD
-    parts = [f"auto, miss rate {test.BACKGROUND_MISS_RATE:g}"] if auto else []
-    parts += [f"threshold {threshold:g}"] if threshold > 0 else []
-    return ", ".join(parts) or None
 
 
 def _iterations(cfg: CfgNode) -> int | None:

@@ -30,6 +30,7 @@ def model_card(
     provenance: Provenance,
     clip: dict[str, Any],
     results: list[dict[str, Any]],
+    background: str = "",
     license: str = "",
 ) -> str:
     """Write the card of a model.
@@ -41,6 +42,7 @@ def model_card(
         provenance: whose masks trained it.
         clip: ``name``, ``pretrained``, ``sha256`` and ``file`` as in `read_description`.
         results: as `results_of` returns them; without any, the card says so.
+        background: as `describe_background` returns it.
         license: identifier of the hub for the trained tensors; "": not known.
 
     Returns:
@@ -91,6 +93,7 @@ def model_card(
         shell_name=shlex.quote(name),
         protocol=protocol,
         provenance=provenance,
+        background=background,
         seen=[n for n, is_seen in flags if is_seen],
         unseen=[n for n, is_seen in flags if not is_seen],
         clip=clip,

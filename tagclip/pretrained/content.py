@@ -31,6 +31,7 @@ from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import CONFIG_FILE
 from tagclip.modeling.clip.weights import file_sha256
+from tagclip.modeling.heads.none_of_these import describe_background
 from tagclip.pretrained.card import model_card
 from tagclip.pretrained.clip_files import clip_files, clip_keys
 from tagclip.pretrained.results import results_beside, results_of
@@ -117,6 +118,7 @@ def pretrained_content(
         provenance=model.provenance,
         clip=clip,
         results=shown,
+        background=describe_background(cfg.MODEL.TAGCLIP.TEST),
         license=license,
     )
     texts = {

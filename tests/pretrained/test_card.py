@@ -110,6 +110,16 @@ def test_what_is_not_known_is_not_claimed() -> None:
     assert 'from_pretrained("a \\"b\\" $c/d")' in text and "--weights 'a \"b\" $c/d'" in text
 
 
+def test_it_says_which_pixels_get_no_class(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    assert "Every pixel gets one of the asked classes;" in card()
+    test = tiny_cfg.MODEL.TAGCLIP.TEST
+    test.BACKGROUND_THRESHOLD, test.OUTPUT = 0.3, "labels"
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "run"))
+    text = (predictor.save_pretrained(tmp_path / "out") / "README.md").read_text()
+    assert 'none of the asked classes are "other", label -1: threshold 0.3 (`MODEL' in text
+    assert "Every pixel" not in text
+
+
 def test_what_is_no_number_is_no_result(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
     file.write_text('{"dataset": "d", "run": {}, "metrics": {"mIoU": NaN, "hIoU": 1, "pAcc": "a"}}')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from pathlib import Path
@@ -20,10 +21,11 @@ from PIL import Image
 
 from tagclip import TextBank, Vocabulary, load_config
 from tagclip.data import read_image, read_label
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.projects.minibench import VOCABULARY_JSON, dataset_root, generate, scenes
 from tagclip.projects.minibench.clip_pairs import PREFIXES, crops, pairs, words
+from tagclip.utils.run_lock import RunLock
 
 VOCABULARY = Vocabulary.from_json(VOCABULARY_JSON)
 # sha256 over image and label of the first three scenes.
@@ -171,10 +173,30 @@ def test_an_interruption_leaves_nothing_half(
     monkeypatch.setattr(generate, "scene", interrupted)
     with pytest.raises(error):
         generate.generate(small, ["val"])
-    assert not list(small.iterdir())
+    assert not small.exists()
     monkeypatch.setattr(generate, "scene", draw)
     generate.generate(small, ["val"])
     assert len(contents(small)) == 2 * SMALL
+
+
+def test_what_a_killed_run_left_goes(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = generate.scene
+    monkeypatch.setattr(generate, "scene", lambda subset, index: os._exit(9))
+    if not (child := os.fork()):
+        try:
+            generate.generate(small, ["val"])
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(list(small.glob("*/.val.*.tmp"))) == 2
+    monkeypatch.setattr(generate, "scene", draw)
+    generate.generate(small, ["val"])
+    assert len(contents(small)) == 2 * SMALL and not list(small.rglob(".*"))
+
+
+def test_another_run_is_let_be(small: Path) -> None:
+    with RunLock(small), pytest.raises(ConfigError, match=r"at work in this folder, .* wait until"):
+        generate.generate(small, ["val"])
 
 
 def truncate(path: Path) -> None:
@@ -231,7 +253,7 @@ def test_other_pixels_than_the_committed_ones_are_refused(small: Path) -> None:
     generate._CHECKSUMS.write_text(json.dumps({"val": "0" * 64}))
     with pytest.raises(DatasetError, match=r"generated val with sha256 .*, expected 0000"):
         generate.generate(small, ["val"])
-    assert not list(small.iterdir())
+    assert not small.exists()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.scenes import Scene, draw_scene
 from tagclip.projects.minibench.textures import Stream
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.files import folder_atomic
+from tagclip.utils.files import folder_atomic, remove_leftovers
+from tagclip.utils.run_lock import RunLock
 
 __all__ = ["SUBSETS", "checksum", "generate", "scene"]
 
@@ -62,13 +63,15 @@ def _checksum(images: Path, labels: Path, subset: str) -> str:
 def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
     """Write subsets below ``root`` unless they are there already, whole and unchanged.
 
-    Each subset is written beside its place and renamed when it is complete and verified.
+    Each subset is written beside its place and renamed when it is complete and verified. What a
+    killed run left there goes.
 
     Args:
         root: becomes ``root/images/{train,val,test}`` and ``root/labels/{train,val,test}``.
         subsets: keys of `SUBSETS`.
 
     Raises:
+        ConfigError: another process generates there.
         DatasetError: the pixels are not those of the committed checksums, or files of somebody else
             are in the way.
         OutputError: the files cannot be written.
@@ -79,19 +82,26 @@ def generate(root: Path, subsets: Iterable[str] = tuple(SUBSETS)) -> None:
             logger.info("%s: %s is complete and verified", root, subset)
             continue
         _refuse_strangers(root, subset)
-        with ExitStack() as stack:
-            stack.callback(_remove_empty, root)
-            images, labels = (
-                stack.enter_context(folder_atomic(root / kind / subset)) for kind in _KINDS
-            )
-            _write(images, labels, subset)
-            found = _checksum(images, labels, subset)
-            if found != expected[subset]:
-                raise DatasetError(
-                    f"{root}: generated {subset} with sha256 {found}, expected "
-                    f"{expected[subset]}; report your numpy and Pillow versions"
-                )
+        with RunLock(root, "--root"):
+            _replace(root, subset, expected[subset])
         logger.info("%s: wrote and verified %d images of %s", root, SUBSETS[subset][0], subset)
+
+
+def _replace(root: Path, subset: str, expected: str) -> None:
+    for kind in _KINDS:
+        remove_leftovers(root / kind, subset)
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, root)
+        images, labels = (
+            stack.enter_context(folder_atomic(root / kind / subset)) for kind in _KINDS
+        )
+        _write(images, labels, subset)
+        found = _checksum(images, labels, subset)
+        if found != expected:
+            raise DatasetError(
+                f"{root}: generated {subset} with sha256 {found}, expected {expected}; report your "
+                "numpy and Pillow versions"
+            )
 
 
 def _remove_empty(root: Path) -> None:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from tagclip.config.checks import check_value
@@ -25,6 +26,7 @@ __all__ = [
     "PlausibilityTest",
     "check_room",
     "choose_patches",
+    "describe_background",
 ]
 
 LEAST_PATCHES = 100
@@ -302,3 +304,18 @@ def _weighted_quantile(values: Tensor, weights: Tensor, share: float) -> float:
     below = weights.flatten()[order].cumsum(0)
     index = int((below <= share * below[-1]).sum())
     return float(values[min(index, len(values) - 1)])
+
+
+def describe_background(test: CfgNode) -> str:
+    """Say in words which pixels get no class.
+
+    Args:
+        test: ``MODEL.TAGCLIP.TEST``.
+
+    Returns:
+        What BACKGROUND and its numbers ask for; "" if every pixel gets a class.
+    """
+    auto, threshold = test.BACKGROUND == "auto", test.BACKGROUND_THRESHOLD
+    parts = [f"auto, miss rate {test.BACKGROUND_MISS_RATE:g}"] if auto else []
+    parts += [f"threshold {threshold:g}"] if threshold > 0 else []
+    return ", ".join(parts)
