@@ -49,6 +49,14 @@ def test_blocks_that_are_not_run_are_known() -> None:
     assert not_run() == json.loads(NOT_RUN.read_text())
 
 
+@pytest.mark.parametrize("between", ["# Next\n", "<!-- not run: why -->\n```sh\nls\n```\n"])
+def test_a_text_is_printed_by_a_block_of_its_section(between: str) -> None:
+    run, text = "```sh\nls\n```\n", "```text\na\n```\n"
+    assert code_blocks(f"{run}words # no heading\n{text}") == [Block(2, "ls\n", "", "sh", "a\n")]
+    with pytest.raises(ValueError, match="a text that no block above prints"):
+        code_blocks(f"{run}{between}{text}")
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the configs that pages write."""

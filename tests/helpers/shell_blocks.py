@@ -1,7 +1,8 @@
 """The code blocks of a Markdown page: run in the order in which they stand there, or only read.
 
 A ```sh or ```python block is run; behind "<!-- not run: why -->" it is for readers. A ```text block
-is what the block above it prints, or a part of it; behind "<!-- not compared: why -->" it is not.
+is what the block above it in its section prints, or a part of it; behind
+"<!-- not compared: why -->" it is not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _BLOCK = re.compile(
     r"```(?P<kind>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_HEADING = re.compile(r"^#+ ", re.MULTILINE)
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?")
 _RULE = re.compile(r"[-:]{3,}")
 # Commands that a block may use besides bash's own where it is only read.
@@ -58,10 +60,13 @@ def code_blocks(page: str) -> list[Block]:
     """Find the ```sh and ```python blocks of a page, each with the ```text that it prints.
 
     Raises:
-        ValueError: a ```text block is below none that is run, or a comment is of no use there.
+        ValueError: a ```text block is below none that is run in its section, or a comment is of no
+            use there.
     """
     found: list[Block] = []
+    end = 0
     for match in _BLOCK.finditer(page):
+        between, end = page[end : match.start()], match.end()
         line = page.count("\n", 0, match.start("text")) + 1
         kind, mark, why = match["kind"], match["mark"], match["why"] or ""
         if mark and (mark == "not run") != (kind in ("sh", "python")):
@@ -69,7 +74,8 @@ def code_blocks(page: str) -> list[Block]:
         if kind in ("sh", "python"):
             found.append(Block(line, match["text"], why, kind))
         elif kind == "text" and not mark:
-            if not found or found[-1].why_not or found[-1].prints:
+            is_first = not found or found[-1].why_not or found[-1].prints
+            if is_first or _HEADING.search(between):
                 raise ValueError(f"line {line}: a text that no block above prints")
             found[-1] = found[-1]._replace(prints=match["text"])
     return found
