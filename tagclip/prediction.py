@@ -22,6 +22,8 @@ __all__ = ["PredictedClass", "Prediction"]
 
 # Longer side of a panel in a page of `save`, in pixels.
 _PANEL_SIZE = 512
+# Of `Prediction.overlay`, in pixels: beyond it OpenCV does not resize.
+_LONGEST_SIDE = 32767
 # Of classes in a `repr`.
 _NAMED = 3
 
@@ -130,7 +132,7 @@ class Prediction(dict[str, Any]):
         Args:
             alpha: opacity of the colours, 0 to 1.
             names: whether to write names inside the segments.
-            size: of the longer side in pixels; None: the image's own.
+            size: of the longer side in pixels, 1 to 32767; None: the image's own.
 
         Returns:
             An RGB image of Pillow; ``numpy.asarray`` makes it (H, W, 3) uint8.
@@ -141,8 +143,11 @@ class Prediction(dict[str, Any]):
         is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
         if not is_number or not 0 <= alpha <= 1:
             raise ConfigError(f"alpha: found {alpha!r:.40}, expected a number from 0 to 1")
-        if size is not None and not (isinstance(size, int) and size > 0):
-            raise ConfigError(f"size: found {size!r:.40}, expected pixels, 1 or more, or None")
+        is_size = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= _LONGEST_SIDE
+        if size is not None and not is_size:
+            raise ConfigError(
+                f"size: found {size!r:.40}, expected 1 to {_LONGEST_SIDE} pixels, or None"
+            )
         from PIL import Image
 
         from tagclip.visualization.panels import fit

@@ -25,7 +25,7 @@ from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.data.read_ahead import BUDGET, read_ahead
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.clip import resolve_pixels
-from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.modeling.inference.fusion import ScoreFusion, refuse_nan
 from tagclip.prediction import Prediction
 from tagclip.projects import import_projects
 from tagclip.structures.vocabulary import Vocabulary
@@ -319,6 +319,7 @@ class TagCLIPPredictor:
             DatasetError: an image is damaged, too large, or of another form; in a list it is named
                 by its place, from 0.
             ConfigError: ``top_k`` is not between 0 and K.
+            CheckpointError: the weights are broken: a score is nan.
         """
         if isinstance(image, (list, tuple)):
             return list(self._segment(image, top_k))
@@ -397,6 +398,7 @@ class TagCLIPPredictor:
 
         Raises:
             ConfigError: ``top_k`` is not between 0 and K.
+            CheckpointError: the weights are broken: a score is nan.
         """
         asked = asked or self.asked
         count = len(asked.shown)
@@ -420,7 +422,9 @@ class TagCLIPPredictor:
             result = fusion.labels(waiting.popleft(), threshold, top_k, count)
             labels = result["sem_seg_labels"]
             labels[labels >= count] = -1
-            yield {key: value.cpu() for key, value in result.items()}
+            outputs = {key: value.cpu() for key, value in result.items()}
+            refuse_nan(outputs["sem_seg_scores"], "score", "image")
+            yield outputs
         yield from waiting
 
     def _segment(self, images: Sequence[ImageLike], top_k: int) -> Iterator[Prediction]:

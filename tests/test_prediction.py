@@ -127,7 +127,11 @@ def test_an_overlay_has_the_colours_of_the_classes(alpha: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"alpha": 1.1}, {"alpha": -1}, {"alpha": float("nan")}, {"size": 0}, {"size": 9.5}]
+    "options",
+    [
+        *({"alpha": value} for value in (1.1, -1, float("nan"))),
+        *({"size": value} for value in (0, 9.5, True, 32768, 10**9)),
+    ],
 )
 def test_an_overlay_of_odd_values_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="^(alpha|size): found .*, expected .*$"):

@@ -19,8 +19,9 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -28,8 +29,9 @@ from typing import TYPE_CHECKING
 from tagclip.data.formats import READERS, reader
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.utils.cli import check_output, run_tool, writing
-from tagclip.utils.files import remove_leftovers, write_atomic
+from tagclip.utils.files import files_atomic, remove_leftovers, write_atomic
 from tagclip.utils.run_lock import RunLock
+from tagclip.utils.stopping import explained
 from tagclip.utils.text import counted, did_you_mean, format_csv, json_text, listed, one_line
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
@@ -44,7 +46,7 @@ _EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"
 _LOSSY = (".jpg", ".jpeg")
 # Class lists as other tools call them, beside the masks or above.
 _CLASS_FILES = ("vocabulary.json", "labelmap.txt", "class_dict.csv", "label_colors.txt")
-_INDEX = "index.json"
+_INDEX, _VOCABULARY = "index.json", "vocabulary.json"
 # Rows that --scan prints; photos have more.
 _ROWS = 256
 
@@ -420,7 +422,10 @@ def _convert(
     table: ClassTable,
     unknown_names: Mapping[str, int] = MappingProxyType({}),
 ) -> None:
-    """Run all tasks; write the index and the class list when all have succeeded."""
+    """Run all tasks; write the index and the class list when all have succeeded.
+
+    What --overwrite replaces is replaced then, too: labels of two class lists never lie together.
+    """
     from tagclip.data.datasets.walk import map_files
 
     _refuse_equal(args, tasks)
@@ -430,15 +435,17 @@ def _convert(
         unknown: Counter[Pixel] = Counter()
         bad, num_new = 0, 0
         ranges = []
-        for done in map_files(function, tasks, "convert", args.workers):
-            unknown.update(done.unknown)
-            bad += bool(done.unknown)
-            num_new += done.is_new
-            ranges += [done.brightness] if done.brightness else []
-        if unknown and args.unknown == "error":
-            is_lossy = any(task.name.lower().endswith(_LOSSY) for task in tasks)
-            message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
-            raise DatasetError(message)
+        with _staged(args, function) as function:
+            for done in map_files(function, tasks, "convert", args.workers):
+                unknown.update(done.unknown)
+                bad += bool(done.unknown)
+                num_new += done.is_new
+                ranges += [done.brightness] if done.brightness else []
+            if unknown and args.unknown == "error":
+                is_lossy = any(task.name.lower().endswith(_LOSSY) for task in tasks)
+                message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
+                rest = "nothing is replaced" if args.overwrite else "the other masks are converted"
+                raise DatasetError(f"{message}; {rest}")
         _write_index(args, tasks, table, {**unknown, **unknown_names})
     if ranges:
         _warn_of_one_class(args.threshold, ranges, table.vocabulary)
@@ -449,6 +456,28 @@ def _convert(
     if unknown_names:
         line += f"; {sum(unknown_names.values())} segments of {len(unknown_names)} classes ignored"
     print(line)
+
+
+@contextmanager
+def _staged(
+    args: argparse.Namespace, function: Conversion | Painting
+) -> Iterator[Conversion | Painting]:
+    """With --overwrite, give a function whose files take their places when all are there."""
+    if not args.overwrite:
+        yield function
+        return
+    from tagclip.data.label_conversion import Staging
+
+    remove_leftovers(args.output, "files")
+    with (
+        explained("the labels that were there stay"),
+        writing("--output", args.output),
+        files_atomic(args.output) as folder,
+    ):
+        yield replace(function, staging=Staging(args.output, folder))
+        # First: what a kill leaves from here on is not complete.
+        for name in (_VOCABULARY, _INDEX):
+            (args.output / name).unlink(missing_ok=True)
 
 
 def _warn_of_one_class(
@@ -506,8 +535,7 @@ def _unknown_message(
     return (
         f"{source}: {bad} of {files} masks have colours or values that the class list {name!r} "
         "lacks: "
-        f"{listed(texts, 5, ', ')}; {remedy}, or pass --unknown ignore; the other masks are "
-        "converted"
+        f"{listed(texts, 5, ', ')}; {remedy}, or pass --unknown ignore"
     )
 
 
@@ -542,7 +570,7 @@ def _write_index(
         "files": files,
     }
     with writing("--output", args.output):
-        write_atomic(args.output / "vocabulary.json", vocabulary_text(table))
+        write_atomic(args.output / _VOCABULARY, vocabulary_text(table))
         write_atomic(args.output / _INDEX, json_text(content, indent=1) + "\n")
 
 

@@ -66,12 +66,19 @@ def main(args: argparse.Namespace) -> None:
     )
     from tagclip.data import Protocol
     from tagclip.engine.interruptions import SavedAndStopped
+    from tagclip.errors import ConfigError
 
     check_output("--output", args.output, is_folder=True)
     cfg = load_config(args.config_file, args.opts)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     import_projects(cfg.PROJECTS)
+    if args.dataset in cfg.DATASETS.TEST:
+        raise ConfigError(
+            f"--dataset {args.dataset}: found the test set of {args.config_file}, expected "
+            "other images: what is fitted on it makes its result too good; name another, or other "
+            "DATASETS.TEST"
+        )
     vocabulary = Protocol(cfg).full
     groups = [held_out_classes(vocabulary, words) for words in args.hold_out]
     with RunLock(args.output, "--output"):

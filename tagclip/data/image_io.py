@@ -20,7 +20,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from tagclip.data.jpeg import decode_jpeg
+from tagclip.data.jpeg import check_scans, decode_jpeg
 from tagclip.data.tiff_header import SCALE_REMEDY, TiffHeader, has_gaps, read_tiff_header
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text
@@ -112,6 +112,9 @@ def opened(
             if not is_bytes and not stat.S_ISREG(os.stat(source).st_mode):
                 raise OSError
             with Image.open(io.BytesIO(source) if is_bytes else source) as image:
+                if image.format == "EPS":
+                    # Pillow would have Ghostscript run it.
+                    raise OSError("EPS is a program, no pixels; save it as PNG")
                 if has_gaps(_tiff_tags(image)) and (header := read_tiff_header(source)):
                     raise UnknownTiffError.of(header, name, what)
                 yield image
@@ -267,6 +270,7 @@ def image_pixels(
 ) -> np.ndarray:
     """(H, W, 3) uint8 of an opened image, as `read_image` says; name is for messages."""
     _check_pixels(*image.size, name, max_pixels)
+    check_scans(image, name)
     is_16_bit, bands = _is_16_bit(image), _further_bands(image)
     if least is not None and isinstance(image, JpegImageFile):
         is_turned = _exif_orientation(image, name) in _TURNED

@@ -1,13 +1,20 @@
-"""JPEG files decoded by simplejpeg, in half of Pillow's time, where the pixels are Pillow's."""
+"""JPEG files decoded by simplejpeg, in half of Pillow's time, where the pixels are Pillow's.
+
+Files with so many scans that they would be decoded for minutes are refused before.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+
+from tagclip.errors import DatasetError
 
 try:
     import simplejpeg
@@ -15,12 +22,62 @@ except ImportError:
     # Pillow decodes the same pixels.
     simplejpeg = None
 
-__all__ = ["decode_jpeg"]
+__all__ = ["MOST_SCANS", "check_scans", "count_scans", "decode_jpeg"]
+
+MOST_SCANS = 100
+"""libtiff's limit of a JPEG within a TIFF. Each scan goes over all pixels; encoders write ten."""
 
 # Pillow's mode of an image in these colours.
 _MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB"}
 # Larger files are left to Pillow, which reads them piece by piece.
 _MOST_BYTES = 1 << 28
+# A marker; in compressed data a byte 255 is followed by 0 or by a restart marker.
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
+
+
+def check_scans(image: Image.Image, name: str | Path) -> None:
+    """Refuse a JPEG that takes minutes to decode though it has few pixels.
+
+    Args:
+        image: opened; of another format, or decoded already, it is left alone.
+        name: for messages.
+
+    Raises:
+        DatasetError: it has more than `MOST_SCANS` scans.
+    """
+    if not isinstance(image, JpegImageFile) or image.fp is None:
+        return
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    # Some of Pillow's readers go on from where they are.
+    image.fp.seek(place)
+    if (found := count_scans(content)) > MOST_SCANS:
+        raise DatasetError(
+            f"{name}: found {found} scans in this JPEG, expected at most {MOST_SCANS}; save it anew"
+        )
+
+
+def count_scans(content: bytes) -> int:
+    """Count the scans of the first image in a JPEG file.
+
+    Args:
+        content: of the file. What else is in it, as thumbnails, colour profiles or a video behind
+            the image, has none of this image's scans.
+    """
+    # Quick: there are not more than pairs of bytes that look like the start of one.
+    if (most := content.count(b"\xff" + _START_OF_SCAN)) <= MOST_SCANS:
+        return most
+    found, place = 0, 2
+    while marker := _MARKER.search(content, place):
+        place = marker.end()
+        if marker[1] == _END_OF_IMAGE:
+            break
+        found += marker[1] == _START_OF_SCAN
+        # The length of the segment, its own two bytes included.
+        place += int.from_bytes(content[place : place + 2], "big")
+    return found
 
 
 def decode_jpeg(image: Image.Image, format: str) -> np.ndarray | None:
@@ -49,6 +106,10 @@ def _decode(content: bytes, format: str, mode: str, size: tuple[int, int]) -> np
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content, **least)
         if (width, height) != size or _MODES.get(colors) != mode:
+            return None
+        # Below 8 pixels 3/8 are as long as 1/2, and simplejpeg takes the smaller one.
+        stored = simplejpeg.decode_jpeg_header(content)[1::-1]
+        if stored != size and max(stored) < 8:
             return None
         # By default it is strict: what libjpeg only warns of is an error, too.
         return simplejpeg.decode_jpeg(content, format, **least)

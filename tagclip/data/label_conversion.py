@@ -38,6 +38,7 @@ __all__ = [
     "ImageToPaint",
     "MaskFile",
     "Painting",
+    "Staging",
     "count_mask",
     "write_label",
 ]
@@ -89,6 +90,22 @@ class ImageToPaint(NamedTuple):
         return self.image.file
 
 
+class Staging(NamedTuple):
+    """Where files wait until all of them are there.
+
+    Attributes:
+        output: folder of the files.
+        folder: that holds them until then.
+    """
+
+    output: Path
+    folder: Path
+
+    def place(self, path: Path) -> Path:
+        """Where a file of the output waits."""
+        return self.folder / path.relative_to(self.output)
+
+
 @dataclass(frozen=True)
 class Conversion:
     """Makes a label file of a mask file; can be pickled.
@@ -102,6 +119,7 @@ class Conversion:
         ignore_label: what unknown pixels become if `ignore_unknown`.
         palette: colour by label value, for the files.
         overwrite: write over other files that are there.
+        staging: where to write instead of the place that is compared; None: there.
     """
 
     colors: tuple[tuple[RGB, int], ...]
@@ -112,6 +130,7 @@ class Conversion:
     ignore_unknown: bool
     palette: Mapping[int, RGB]
     overwrite: bool
+    staging: Staging | None = None
 
     def __call__(self, task: MaskFile) -> Converted:
         """Convert one file.
@@ -128,7 +147,7 @@ class Conversion:
         if self.threshold is not None:
             gray = _brightness(raster)
             brightness = int(gray.min()), int(gray.max())
-        is_new = write_label(task.output, content, self.overwrite)
+        is_new = write_label(task.output, content, self.overwrite, self.staging)
         return Converted(task.output, is_new, unknown, brightness)
 
     def labels(self, raster: Raster, path: Path) -> tuple[np.ndarray, dict[Pixel, int]]:
@@ -238,7 +257,7 @@ class Painting:
         ignore_label: value of ignored segments.
         unlabelled: value of pixels without a segment.
         images: folder of the images, whose sizes are then compared; None without it.
-        palette, overwrite: as in `Conversion`.
+        palette, overwrite, staging: as in `Conversion`.
     """
 
     values: Mapping[str, int]
@@ -247,6 +266,7 @@ class Painting:
     images: Path | None
     palette: Mapping[int, RGB]
     overwrite: bool
+    staging: Staging | None = None
 
     def __call__(self, task: ImageToPaint) -> Converted:
         """Paint one image (`tagclip.data.formats.annotation.paint`).
@@ -264,16 +284,19 @@ class Painting:
             )
         label = paint(image, self.values, self.ignore_label, self.unlabelled)
         content = index_png(label, self.palette)
-        return Converted(output, write_label(output, content, self.overwrite), {})
+        return Converted(output, write_label(output, content, self.overwrite, self.staging), {})
 
 
-def write_label(path: Path, content: bytes, overwrite: bool) -> bool:
+def write_label(
+    path: Path, content: bytes, overwrite: bool, staging: Staging | None = None
+) -> bool:
     """Write a label file, whole or not at all, unless it is there.
 
     Args:
         path: the file.
         content: a PNG.
         overwrite: write over a file with other pixels.
+        staging: as in `Conversion`.
 
     Returns:
         Whether it was written: False if a file with the same pixels is there.
@@ -291,7 +314,7 @@ def write_label(path: Path, content: bytes, overwrite: bool) -> bool:
                     f"{path}: found a file with other labels, expected none or the same; choose "
                     "another --output, or pass --overwrite"
                 )
-        write_atomic(path, content)
+        write_atomic(staging.place(path) if staging else path, content)
     except OSError as error:
         raise DatasetError(
             f"{path}: cannot be written ({error.strerror}); free space or choose another --output"

@@ -87,10 +87,10 @@ def _may_be_colors(values: np.ndarray, palette: np.ndarray | None, vocabulary: V
 
 @lru_cache(maxsize=8)
 def _gray_colors(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Gray values that as colours are classes, and as values none (see `judge_colors`)."""
+    """Gray values that mean something as colours, and as values nothing (see `judge_colors`)."""
     colors = [entry.color for entry in vocabulary.classes if entry.color]
-    grays = {color[0] for color in colors if len(set(color)) == 1}
-    return tuple(grays - vocabulary.by_value.keys())
+    grays = {c[0] for c in (*colors, *vocabulary.ignore_colors) if len(set(c)) == 1}
+    return tuple(grays - vocabulary.by_value.keys() - set(vocabulary.ignored))
 
 
 def _refuse_jpeg(path: str | Path) -> None:

@@ -10,11 +10,14 @@ of ``categories`` may be others than those in ``labels``.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from detectron2.utils.logger import log_first_n
 
 from tagclip.errors import ConfigError
 from tagclip.evaluation.coco_json import format_coco
@@ -75,20 +78,36 @@ def write_entries(
 ) -> None:
     """Write the entries of this run and, behind them, those of other files; without a path nothing.
 
+    Another file of the same name may have been written to the same place: of its entries those go
+    whose picture or labels are this run's now.
+
     Raises:
         ConfigError: the file cannot be written.
     """
     if path is None:
         return
     files = {entry["file"] for entry in entries}
-    others = (entry for entry in known if entry["file"] not in files)
+    places = {place for entry in entries for place in _places(entry)}
+    others = [entry for entry in known if entry["file"] not in files]
+    kept = [entry for entry in others if places.isdisjoint(_places(entry))]
+    gone = [entry["file"] for entry in others if not places.isdisjoint(_places(entry))]
+    if gone:
+        text = f"--json {path}: entries go whose files this run replaces, as those of {gone[0]}"
+        log_first_n(logging.WARNING, f"{text}; give each folder an --output of its own")
     try:
-        write_atomic(path, _format([*entries, *others]))
+        write_atomic(path, _format([*entries, *kept]))
     except OSError as error:
         raise ConfigError(
             f"--json {path}: cannot be written ({error.strerror}); what an earlier writing brought "
             "stays: free space or choose another place, then start again"
         ) from error
+
+
+def _places(entry: dict[str, Any]) -> Iterator[str]:
+    """What was written of an entry; of a frame the folder, which holds the frames of one video."""
+    for key in ("picture", "labels"):
+        if key in entry:
+            yield os.path.dirname(entry[key]) if "frame" in entry else entry[key]
 
 
 def _format(entries: Iterable[dict[str, Any]]) -> str:

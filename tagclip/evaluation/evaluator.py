@@ -16,7 +16,7 @@ from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import left_out
 from tagclip.data.label_io import check_label, read_label
 from tagclip.data.protocol import Protocol, requested_vocabulary
-from tagclip.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.evaluation.content import evaluation_content, log_content
 from tagclip.evaluation.detection import detection
 from tagclip.evaluation.metrics import confusion_matrix
@@ -24,6 +24,7 @@ from tagclip.evaluation.results import write_result
 from tagclip.evaluation.saved_folder import FolderWriter
 from tagclip.evaluation.saved_logits import LogitWriter
 from tagclip.evaluation.saved_predictions import PredictionWriter
+from tagclip.modeling.inference.fusion import refuse_nan
 from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.look_up import look_up
@@ -175,7 +176,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             raise ValueError(
                 f"{name}: found a trusty map of {tuple(trusty.shape)}, expected {truth.shape}"
             )
-        _refuse_nan(trusty, "trusty map", name)
+        refuse_nan(trusty, "trusty map", name)
         bins = (trusty.float().clamp(0, 1) * (_BINS - 1)).round().int().cpu().numpy()
         first_bin = np.full(self._vocabulary.ignore_index + 1, 2 * _BINS, dtype=np.int32)
         first_bin[: len(seen)] = np.where(seen, 0, _BINS)
@@ -258,20 +259,11 @@ def _predicted_labels(output: dict[str, Any], classes: int, name: str) -> np.nda
     """(H, W) integers of a model's output on the CPU."""
     if "sem_seg_labels" in output:
         if "sem_seg_scores" in output:
-            _refuse_nan(output["sem_seg_scores"], "score", name)
+            refuse_nan(output["sem_seg_scores"], "score", name)
         return output["sem_seg_labels"].cpu().numpy()
     scores = output["sem_seg"]
     if len(scores) != classes:
         raise ValueError(f"{name}: found scores of {len(scores)} classes, expected {classes}")
     best, labels = scores.max(dim=0)
-    _refuse_nan(best, "score", name)
+    refuse_nan(best, "score", name)
     return labels.cpu().numpy()
-
-
-def _refuse_nan(values: torch.Tensor, what: str, name: str) -> None:
-    # A label chosen among nan would count like any other. The maximum of numbers and nan is nan.
-    if values.max().isnan():
-        raise CheckpointError(
-            f"{name}: found nan in the {what}, expected numbers; the weights are broken (check "
-            "MODEL.WEIGHTS) or too large for half precision"
-        )

@@ -10,9 +10,10 @@ import io
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from iopath.common.file_io import file_lock
@@ -60,7 +61,17 @@ _CLASS_COLUMNS = ("index", "name", "seen", "IoU", "ACC", "pixels", "other")
 _VALUES = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
 # Metrics that depend on which classes are seen.
 _SIDES = re.compile("seen|hIoU")
-_REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict}
+_REQUIRED = {"dataset": str, "metrics": dict, "classes": list, "run": dict, "images": int}
+_NUMBER, _TREE = (int, float, NoneType), (dict, NoneType)
+# What readers look into: of a class, and of the run where it says so.
+_OF_CLASS = {"name": str, "seen": (bool, NoneType), "IoU": _NUMBER}
+_OF_RUN = {
+    **dict.fromkeys(("clip_sha256", "protocol", "setting", "training_vocabulary"), (str, NoneType)),
+    "seed": (int, NoneType),
+    "trained_unseen": (list, NoneType),
+    "earlier_traces": (dict, NoneType),
+    "similar_names": (list, NoneType),
+}
 
 
 def format_table(
@@ -298,4 +309,40 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
                 f"{path}: found no {key!r} of an evaluation's result, expected the metrics.json "
                 f"of an inference folder; {advice}"
             )
+    if wrong := next(_wrong_parts(content), ""):
+        raise ConfigError(
+            f"{path}: found {wrong}, expected what an evaluation writes there; evaluate again"
+        )
     return content
+
+
+def _wrong_parts(content: Mapping[str, Any]) -> Iterator[str]:
+    """Say of each part of a ``metrics.json`` that is of another kind what it is."""
+    run = {key: value for key, value in content["run"].items() if key in _OF_RUN}
+    trees = {key: content.get(key) for key in ("metrics_by_split", "conventions")}
+    parts = [("run", run, _OF_RUN), ("file", trees, dict.fromkeys(trees, _TREE))]
+    means = trees["conventions"] if isinstance(trees["conventions"], dict) else {}
+    parts.append(("conventions", means, dict.fromkeys(means, dict)))
+    for key in ("metrics", "metrics_by_split"):
+        numbers = content[key] if isinstance(content.get(key), dict) else {}
+        parts.append((key, numbers, dict.fromkeys(numbers, _NUMBER)))
+    for number, entry in enumerate(content["classes"]):
+        place = f"classes[{number}]"
+        is_whole = isinstance(entry, dict) and entry.keys() >= _OF_CLASS.keys()
+        read = {key: entry[key] for key in _OF_CLASS} if is_whole else {"entry": entry}
+        parts.append((place, read, _OF_CLASS))
+    for place, values, kinds in parts:
+        for key, value in values.items():
+            is_flag = isinstance(value, bool) and kinds.get(key) != (bool, NoneType)
+            if is_flag or not isinstance(value, kinds.get(key, ())):
+                yield f"{value!r:.80} as {key} of {place}"
+    pairs = content["run"].get("similar_names") or []
+    yield from (f"{p!r:.80} in similar_names of run" for p in pairs if not _are_texts(p, 2))
+    traces = (content["run"].get("earlier_traces") or {}).values()
+    lists = [content["run"].get("trained_unseen") or [], *traces]
+    yield from (f"{names!r:.80} among names of run" for names in lists if not _are_texts(names))
+
+
+def _are_texts(values: object, number: int | None = None) -> bool:
+    is_list = isinstance(values, list) and len(values) == (number or len(values))
+    return is_list and all(isinstance(value, str) for value in values)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,11 @@ class SavedLogits(SavedFolder):
     def _check_index(
         cls, folder: str | Path, index: Mapping[str, Any], vocabulary: Vocabulary
     ) -> None:
-        """Their classes have to be seen as for the model."""
+        """Their classes have to be seen as for the model, and the gate has to be one."""
+        with cls.kind.reading(Path(folder) / "index.json", ConfigError):
+            Gate(**index["gate"])
+            if not isinstance(target := index["trusty_target"], (str, NoneType)):
+                raise TypeError(f"trusty_target {target!r:.40}")
         seen = vocabulary.seen_mask.tolist()
         if index.get("seen") != seen:
             raise ConfigError(

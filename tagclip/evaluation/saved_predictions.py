@@ -159,6 +159,15 @@ class SavedPredictions(SavedFolder):
 
     kind = _KIND
 
+    @classmethod
+    def _check_index(
+        cls, folder: str | Path, index: Mapping[str, Any], vocabulary: Vocabulary
+    ) -> None:
+        """It has to say what the files hold."""
+        with cls.kind.reading(Path(folder) / "index.json"):
+            if index["format"] == "png" and not isinstance(index["has_trusty"], bool):
+                raise TypeError(f"has_trusty {index['has_trusty']!r:.40}")
+
     @cached_property
     def _segments(self) -> dict[str, tuple[list[int], list[tuple[int, dict[str, Any]]]]]:
         """Name of an image -> (height, width), and index of the class and RLE of its segments."""

@@ -313,7 +313,9 @@ class Vocabulary:
             VocabularyError: the number of flags is wrong, or a name is unknown.
         """
         where, expected = f"vocabulary {self.name!r}: seen: ", "truth values, or names of classes"
-        flags = [seen] if isinstance(seen, str) else list(_as_tuple(seen, where, expected))
+        flags = (
+            [seen] if isinstance(seen, str) else list(_as_tuple(seen, where, expected, (Mapping,)))
+        )
         if not flags or not all(isinstance(flag, (bool, np.bool_)) for flag in flags):
             flags = name_flags(list(map(str, flags)), self.names, f"vocabulary {self.name!r}: seen")
         return self._partitioned(flags)

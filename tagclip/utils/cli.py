@@ -41,6 +41,11 @@ _OF_DISK = {
 }  # fmt: skip
 # A text that is a path which the shell has not expanded, as in --output=~/pictures.
 _UNEXPANDED = re.compile(r"(~\w*|\$\w+|\$\{\w+\})/")
+# What torch, on CPU and GPU, and numpy say where memory runs out.
+_NO_MEMORY = re.compile(
+    r"you tried to allocate \d+ bytes|CUDA out of memory\. Tried to allocate [\d.]+ \w+"
+    r"|Unable to allocate [\d.]+ \w+"
+)
 # Last line of the traceback that a loader or training process hands on as text.
 _LAST_LINE = re.compile(r"^tagclip\.errors\.(\w+): (.+)\s*\Z", re.MULTILINE)
 
@@ -75,7 +80,7 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
         print(_stop_line(error), file=sys.stderr)
         sys.exit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
     except Exception as error:
-        line = _disk_line(error) or _process_line(error)
+        line = _disk_line(error) or _process_line(error) or _memory_line(error)
         if line is None:
             raise
         sys.exit(line)
@@ -112,6 +117,11 @@ def _disk_line(error: Exception) -> str | None:
     )
 
 
+def _memory_line(error: Exception) -> str | None:
+    """That memory ran out, in one line; None for another error."""
+    return None if _is_debugging() else error_line(error)
+
+
 def _process_line(error: Exception) -> str | None:
     """Why a process of `launch` ended, in one line; None for another error."""
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -125,11 +135,14 @@ def _process_line(error: Exception) -> str | None:
 
 
 def error_line(error: BaseException) -> str | None:
-    """Kind and message of a `TagCLIPError` in one line of a sane length; None for another error.
+    """Kind and message of a `TagCLIPError` in one line of a sane length, as of a lack of memory.
 
     Args:
         error: may come from a loader process (torch keeps its type and puts the traceback into
             the message) or from a process of `launch` (torch keeps only the traceback).
+
+    Returns:
+        None for another error.
     """
     text = str(error)
     handed_on = _LAST_LINE.search(text)
@@ -137,7 +150,20 @@ def error_line(error: BaseException) -> str | None:
         return shortened(f"{handed_on[1]}: {handed_on[2]}", _LONGEST)
     if isinstance(error, TagCLIPError):
         return shortened(f"{type(error).__name__}: {' '.join(text.splitlines())}", _LONGEST)
+    if (what := _lack_of_memory(error)) is not None:
+        return (
+            f"{type(error).__name__}: found no memory left ({what}), expected room for what was "
+            "asked; ask for fewer or smaller images, crops, words or channels, or take a machine "
+            "with more"
+        )
     return None
+
+
+def _lack_of_memory(error: BaseException | None) -> str | None:
+    """What says that memory ran out; None for another error."""
+    if found := _NO_MEMORY.search(str(error)):
+        return found[0]
+    return "the system gave none" if isinstance(error, MemoryError) else None
 
 
 def hide_tracebacks(logger_name: str = "detectron2") -> None:
@@ -158,7 +184,8 @@ def hide_tracebacks(logger_name: str = "detectron2") -> None:
 
 def _has_no_mendable_error(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, TagCLIPError) or is_lost_connection(error))
+    is_memory = _lack_of_memory(error) is not None
+    return not (isinstance(error, TagCLIPError) or is_lost_connection(error) or is_memory)
 
 
 def is_lost_connection(error: BaseException | None) -> bool:

@@ -18,6 +18,7 @@ from tagclip.errors import ConfigError, OutputError
 
 __all__ = [
     "expand_path",
+    "files_atomic",
     "folder_atomic",
     "make_folder",
     "open_atomic",
@@ -229,6 +230,38 @@ def folder_atomic(path: str | Path) -> Iterator[Path]:
             raise
     shutil.rmtree(old, ignore_errors=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def files_atomic(folder: str | Path) -> Iterator[Path]:
+    """Give a temporary folder within a folder; in the end its files take their places there.
+
+    They replace those of the same names and paths; others stay. A failure before changes nothing; a
+    kill may leave the temporary folder behind, as ``.files.RANDOM.tmp`` (`remove_leftovers`).
+
+    Args:
+        folder: is created.
+
+    Raises:
+        OutputError: a file cannot be written, or the disk is full; it names the place in the end.
+    """
+    folder = make_folder(folder)
+    temporary = folder / f".files.{secrets.token_hex(4)}.tmp"
+    try:
+        with _naming(folder, temporary):
+            temporary.mkdir()
+            yield temporary
+            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
+                place = folder / path.relative_to(temporary)
+                make_folder(place.parent)
+                os.replace(path, place)
+    except OutputError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(temporary):
+            raise
+        place = folder / Path(error.filename).relative_to(temporary)
+        raise OutputError(error.errno, error.strerror, str(place)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_atomic(path: str | Path, content: bytes | memoryview | str) -> Path:

@@ -105,7 +105,7 @@ def check_floating(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> None:
-    """Refuse weights of which one is infinite or not a number.
+    """Refuse weights of which one is infinite, beyond float32, or not a number.
 
     Args:
         state: name -> tensor.
@@ -115,9 +115,10 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> 
     Raises:
         CheckpointError: there are such; it names their tensors.
     """
-    # torch has no isfinite for numbers of one byte; integers are finite.
+    # torch has no isfinite for numbers of one byte, and a model has none of float64; integers are
+    # finite.
     wide = (
-        (name, t if t.element_size() > 1 else t.float())
+        (name, t.float() if t.element_size() == 1 or t.dtype == torch.float64 else t)
         for name, t in state.items()
         if kind_of_numbers(t) in ("floating-point", "complex")
     )

@@ -149,7 +149,11 @@ def test_the_command_writes_the_keys(
     full = Protocol(cfg).asked(dataset)
     seen = [name for name in full.names if name not in full.unseen_names]
     options = ["--config-file", str(path), "--dataset", dataset, "--output", str(tmp_path / "fit")]
-    args = FIT_GATE.parse_args([*options, "--hold-out", seen[0], "--hold-out", seen[1]])
+    words = [*options, "--hold-out", seen[0], "--hold-out", seen[1]]
+    with pytest.raises(ConfigError, match=f"--dataset {dataset}: found the test set of .*; name"):
+        FIT_GATE.main(FIT_GATE.parse_args(words))
+    assert not (tmp_path / "fit").exists()
+    args = FIT_GATE.parse_args([*words, "DATASETS.TEST", repr(cfg.DATASETS.TRAIN)])
     assert exit_of(FIT_GATE.main, args) is None
     found = json.loads((tmp_path / "fit" / "gate.json").read_text())
     assert found["held_out"] == [[seen[0]], [seen[1]]] and found["GATE_SCALE"] in SCALES
@@ -171,7 +175,8 @@ def test_a_training_that_a_signal_ends_has_fitted_nothing(
     full = Protocol(cfg).asked(dataset)
     seen = next(name for name in full.names if name not in full.unseen_names)
     options = ["--config-file", str(path), "--dataset", dataset, "--output", str(tmp_path / "fit")]
-    args = FIT_GATE.parse_args([*options, "--hold-out", seen])
+    others = ["DATASETS.TEST", repr(cfg.DATASETS.TRAIN)]
+    args = FIT_GATE.parse_args([*options, "--hold-out", seen, *others])
     step = ZeroShotTrainer.after_step
 
     def stopped(self: ZeroShotTrainer) -> None:

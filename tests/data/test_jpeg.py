@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -203,6 +203,8 @@ def test_a_decoder_with_other_pixels_is_noticed(monkeypatch: pytest.MonkeyPatch)
 
 
 @settings(max_examples=100)
+@example(3, 3, 1, 1, "RGB", 1)
+@example(7, 7, 4, 4, "RGB", 1)
 @given(sides, sides, sides, sides, st.sampled_from(["RGB", "L", "CMYK"]), st.integers(1, 8))
 def test_smaller_images_are_those_of_pillow(
     tmp_path_factory, height, width, least_h, least_w, mode, orientation
@@ -230,3 +232,39 @@ def test_a_limit_of_pixels_is_that_of_the_file(tmp_path: Path) -> None:
     path.write_bytes(_jpeg(_photo(40, 40)))
     with pytest.raises(DatasetError, match=r"40x40 pixels, INPUT\.MAX_PIXELS allows 1000"):
         read_image(path, max_pixels=1000, least=(5, 5))
+
+
+@pytest.mark.parametrize(("mode", "progressive", "scans"), [
+    ("RGB", False, 1), ("RGB", True, 10), ("L", True, 6), ("CMYK", True, 18),
+])  # fmt: skip
+def test_scans_are_counted(
+    mode: str, progressive: bool, scans: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libjpeg's standard scripts write them; never those of what else is in the file."""
+    content = _jpeg(_photo(40, 50).convert(mode), progressive=progressive, restart_marker_blocks=2)
+    assert jpeg.count_scans(content) == scans
+    monkeypatch.setattr(jpeg, "MOST_SCANS", 0)
+    assert jpeg.count_scans(content) == scans
+    thumbnail = _jpeg(_photo(8, 8), progressive=True)
+    other = _jpeg(_photo(40, 50).convert(mode), progressive=progressive, comment=thumbnail * 3)
+    assert jpeg.count_scans(other + thumbnail) == scans
+    # Cut or empty, it is damaged in the end.
+    for end in range(0, len(content), 7):
+        assert jpeg.count_scans(content[:end]) <= scans
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(_jpeg(_photo(40, 50), progressive=True, comment=b"\xff\xda" * 30_000))
+    expected = read_image(path)
+    monkeypatch.setattr(jpeg, "MOST_SCANS", 10)
+    assert np.array_equal(read_image(path), expected)
+    monkeypatch.setattr(jpeg, "MOST_SCANS", 9)
+    for source, name in ((path, str(path)), (path.read_bytes(), "image")):
+        with pytest.raises(DatasetError) as refused:
+            read_image(source, least=(10, 10))
+        assert str(refused.value) == (
+            f"{name}: found 10 scans in this JPEG, expected at most 9; save it anew"
+        )

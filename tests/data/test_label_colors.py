@@ -220,3 +220,12 @@ def test_jpeg_is_no_label_file(tmp_path: Path) -> None:
     values = np.clip(np.where(mask == 0, np.arange(64) % 13, 255 - np.arange(64) % 13), 0, 255)
     with pytest.raises(DatasetError, match="near 255 are a 0/255 mask compressed"):
         check_label(values.astype(np.uint8), "a.png", two, (64, 64))
+
+
+def test_gray_that_is_the_ignore_color_alone_is_ignored(tmp_path: Path) -> None:
+    """As in a file with colours; `tagclip labels convert` reads it so, too."""
+    vocabulary = replace(VOCABULARY, ignore_label=9)
+    for values in ([[255, 255]], [[0, 255]]):
+        path = _write(tmp_path / "a.png", np.array(values, np.uint8))
+        expected = [[9 if value == 255 else 2 for value in values[0]]]
+        np.testing.assert_array_equal(read_label(path, vocabulary), expected)

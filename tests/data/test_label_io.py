@@ -177,6 +177,14 @@ def test_other_colour_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path), np.asarray(image.convert("RGB")))
 
 
+def test_a_program_in_the_place_of_an_image_is_not_run(tmp_path: Path) -> None:
+    """Pillow has Ghostscript run it, where that is installed."""
+    Image.fromarray(_pixels(6, 9)).save(path := tmp_path / "image.eps")
+    for read in (read_image, image_size, read_header):
+        with pytest.raises(DatasetError, match=r"image\.eps: cannot decode .*EPS is a program"):
+            read(path)
+
+
 def test_16_bit_gray_is_scaled_with_one_warning(
     tmp_path: Path, said_once: pytest.LogCaptureFixture
 ) -> None:

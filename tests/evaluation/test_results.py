@@ -189,6 +189,39 @@ def test_metrics_file_is_read(tmp_path: Path) -> None:
     assert read_metrics(path) == content
 
 
+_CLASS = {"name": "a", "seen": True, "IoU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": "x"}, "found no 'images'"),
+        ({"metrics": {"mIoU": "x"}}, "found 'x' as mIoU of metrics"),
+        ({"metrics": {"mIoU": True}}, "found True as mIoU of metrics"),
+        ({"metrics_by_split": [1]}, "found [1] as metrics_by_split of file"),
+        ({"metrics_by_split": {"mIoU": {}}}, "found {} as mIoU of metrics_by_split"),
+        ({"conventions": {"mmseg": 3}}, "found 3 as mmseg of conventions"),
+        ({"classes": [_CLASS, 3]}, "found 3 as entry of classes[1]"),
+        ({"classes": [{"name": "a", "seen": True}]}, "as entry of classes[0]"),
+        ({"classes": [_CLASS | {"IoU": "x"}]}, "found 'x' as IoU of classes[0]"),
+        ({"classes": [_CLASS | {"seen": 1}]}, "found 1 as seen of classes[0]"),
+        ({"run": {"seed": "x"}}, "found 'x' as seed of run"),
+        ({"run": {"clip_sha256": 3}}, "found 3 as clip_sha256 of run"),
+        ({"run": {"trained_unseen": ["a", 3]}}, "found ['a', 3] among names of run"),
+        ({"run": {"earlier_traces": {"saw": "a"}}}, "found 'a' among names of run"),
+        ({"run": {"similar_names": [["a"]]}}, "found ['a'] in similar_names of run"),
+    ],
+)
+def test_a_part_of_another_kind_is_named(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "metrics.json").write_text(json.dumps(_content(metrics={}) | change))
+    with pytest.raises(ConfigError) as caught:
+        read_metrics(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}: found") and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

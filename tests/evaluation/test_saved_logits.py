@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,32 @@ def test_margins_come_back(toy_saved: tuple) -> None:
     rejected = found.labels(SIZE)["sem_seg_labels"] < 0
     assert 0.2 < rejected.float().mean() < 0.8
     assert (rejected != (views.margin(SIZE) < 0)).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gate": None}, "index.json: found damaged logits"),
+        ({"gate": {"mode": "x"}}, "index.json: found damaged logits .*TEST.GATE: found 'x'"),
+        ({"gate": {"bias": None}}, "index.json: found damaged logits"),
+        ({"gate": {"other": 1}}, "index.json: found damaged logits"),
+        ({"trusty_target": 3}, "index.json: found damaged logits .*trusty_target 3"),
+    ],
+)
+def test_a_damaged_index_is_named(toy_saved: tuple, change: dict, message: str) -> None:
+    vocabulary, writer, folder = toy_saved
+    writer.start()
+    writer.write("/data/a.png", LABELS, {"logits": toy_views(mode="both")})
+    writer.finish(metrics_content(vocabulary, 1))
+    whole = json.loads((folder / "index.json").read_text())
+    for content in (whole | change, {k: v for k, v in whole.items() if k not in change}):
+        (folder / "index.json").write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match=message.partition(" .*")[0]) as error:
+            SavedLogits.open(folder, vocabulary, ["/data/a.png"])
+        assert str(error.value).endswith("evaluate again with TEST.SAVE_LOGITS True")
+    (folder / "index.json").write_text(json.dumps(whole | change))
+    with pytest.raises(ConfigError, match=message):
+        SavedLogits.open(folder, vocabulary, ["/data/a.png"])
 
 
 def test_incomplete_logits_are_refused(toy_saved: tuple) -> None:

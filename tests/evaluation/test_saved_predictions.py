@@ -342,6 +342,18 @@ def test_damage_is_named(toy: Toy, tmp_path: Path) -> None:
         opened(toy, tmp_path / "out").read(file)
 
 
+@pytest.mark.parametrize("value", [None, "yes", 1, ...])
+def test_an_index_that_does_not_say_what_there_is(toy: Toy, tmp_path: Path, value: Any) -> None:
+    evaluate(toy, tmp_path / "out", "png", 0)
+    path = tmp_path / "out" / "predictions" / "index.json"
+    content = json.loads(path.read_text()) | {"has_trusty": value}
+    if value is ...:
+        del content["has_trusty"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"index\.json: found damaged pred.*has_trusty.* eval"):
+        opened(toy, tmp_path / "out")
+
+
 def test_a_damaged_json_is_named(toy: Toy, tmp_path: Path) -> None:
     evaluate(toy, tmp_path / "out", "json", 0)
     path = tmp_path / "out" / "predictions" / "sem_seg_predictions.json"

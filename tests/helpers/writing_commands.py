@@ -363,7 +363,8 @@ CASES = [
         "TEST.SAVE_PREDICTIONS", "json", "TEST.SAVE_LOGITS", False], name="json", replaces=True),
     Case("fit-gate", lambda stage, out: [
         "--config-file", stage.config, "--dataset", stage.dataset, "--hold-out", NAMES[0],
-        "--output", out], again=_remove_first("gate.json"), replaces=True),
+        "--output", out, "DATASETS.TEST", repr(stage.cfg.DATASETS.TRAIN)],
+         again=_remove_first("gate.json"), replaces=True),
     Case("cost", lambda stage, out: ["--config-file", stage.config]),
     Case("benchmark", lambda stage, out: [
         "--quick", "--runs", 1, "--threads", 1, "--part", "labels", "--write", out / "table.md"],

@@ -6,7 +6,9 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,8 @@ from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import load_tool
 from helpers.webdemo_server import served
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
@@ -140,7 +144,7 @@ def doors(tmp_path: Path) -> tuple[Page, BodyDoor]:
     page = Page(tmp_path / "files")
     page.folder.mkdir()
     (tmp_path / "arriving").mkdir()
-    space = UploadSpace(3 * MIB, 5 * MIB)
+    space = UploadSpace(3 * MIB, 5 * MIB, clock=count(step=10).__next__)
     return page, BodyDoor(page, space, MIB, tmp_path / "arriving")
 
 
@@ -226,6 +230,83 @@ def test_a_file_of_two_visitors_stays_as_long_as_one_has_it(tmp_path: Path) -> N
     assert space.held == 8
     assert not space.take("a", 9) and path.exists()
     assert not space.take("b", 9) and not path.exists()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("take", "delete", "later")), st.sampled_from("abc"),
+            st.integers(0, 9), st.integers(0, 3),
+        ),
+        max_size=40,
+    )
+)  # fmt: skip
+def test_room_is_that_of_a_count_of_all_files(steps: list[tuple[str, str, int, int]]) -> None:
+    """Sums that are kept equal those that are made anew, whatever comes and goes."""
+    now = 0.0
+    with TemporaryDirectory() as folder:
+        space = UploadSpace(20, 40, least=3, clock=lambda: now)
+        for kind, visitor, nbytes, name in steps:
+            path = Path(folder, str(name))
+            if kind == "take" and not space.take(visitor, nbytes):
+                if not path.exists():
+                    path.write_bytes(bytes(name))
+                space.arrived(visitor, nbytes, [str(path)])
+            elif kind == "delete":
+                path.unlink(missing_ok=True)
+            elif kind == "later":
+                now += 10
+            files = {p: n for own in space._files.values() for p, n in own.items()}
+            assert space.held == sum(files.values())
+            for who, own in space._files.items():
+                others = {p for each, o in space._files.items() if each != who for p in o}
+                assert own and space.held_by(who) == sum(own.values())
+                assert space._alone[who] == sum(n for p, n in own.items() if p not in others)
+            assert set(files) == set(space._owners)
+        now += 10
+        # Nobody has more than may be, and files that are gone count for nothing.
+        for path in Path(folder).iterdir():
+            path.unlink()
+        assert not space.take("d", 20)
+
+
+def test_a_small_file_counts_for_its_place(tmp_path: Path) -> None:
+    space = UploadSpace(100, 1000, least=10)
+    paths = [tmp_path / str(index) for index in range(30)]
+    for path in paths:
+        path.write_bytes(b"x")
+    space.arrived("a", 0, map(str, paths[:20]))
+    assert space.held == 200
+    assert not space.take("a", 1) and space.held == 91
+    assert [path.exists() for path in paths[:20]] == [False] * 11 + [True] * 9
+
+
+def test_deleted_files_are_looked_for_where_room_lacks_and_not_again_at_once(
+    tmp_path: Path,
+) -> None:
+    now = 0.0
+    space, path = UploadSpace(10, 10, clock=lambda: now), tmp_path / "a"
+    for seconds, has_room in ((0, True), (1, False), (6, True)):
+        path.write_bytes(bytes(8))
+        space.arrived("a", 0, [str(path)])
+        path.unlink()
+        now = float(seconds)
+        assert (space.refusal("b", 5) == "") == has_room
+
+
+@pytest.mark.parametrize("length", [64, 65, 900_000])
+def test_a_session_with_a_long_name_is_refused(doors: tuple[Page, BodyDoor], length: int) -> None:
+    page, app = doors
+    body = json.dumps({"data": [], "session_hash": "x" * length}).encode()
+    status, text = ask(app, "/gradio_api/queue/join", body)
+    assert (status, page.bodies) == ((200, [body]) if length == 64 else (413, []))
+    assert length == 64 or text == (
+        f"session_hash: found {length} characters, expected at most 64; reload the page\n"
+    )
+    # Not json, or json of something else, is for the page to refuse; a file may hold the words.
+    for other in (b"[1]", b"{", b"[" * 5000, b'{"session_hash": 3}'):
+        assert ask(app, "/gradio_api/queue/join", other)[0] == 200
+    assert ask(app, "/gradio_api/upload", body)[0] == 200
 
 
 def test_slow_uploads_keep_no_room_and_what_is_refused_costs_no_file(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor
 from tagclip.errors import DatasetError
-from tagclip.projects.webdemo.session import Limits, encode_image, find_upload
+from tagclip.projects.webdemo.session import Arrivals, Limits, encode_image, find_upload
 
 
 def test_the_tool_limits_pixels(tiny_cfg: CfgNode, repository: Path, tmp_path: Path) -> None:
@@ -29,6 +29,19 @@ def test_the_tool_limits_pixels(tiny_cfg: CfgNode, repository: Path, tmp_path: P
     with pytest.raises(DatasetError, match="5001x5001 pixels, INPUT.MAX_PIXELS allows 25000000"):
         encode_image(predictor, path, "cat", "", Limits())
     assert tool.parse_args([]).max_upload_mb == 20
+
+
+def test_what_has_arrived_is_forgotten_with_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether or not anybody asks for it."""
+    monkeypatch.setattr("tagclip.projects.webdemo.session._LEAST_LOOKED", 10)
+    arrivals, kept = Arrivals(), tmp_path / "kept.png"
+    kept.touch()
+    for number in range(200):
+        arrivals.update([str(kept), str(tmp_path / f"{number}.png")])
+        assert len(arrivals) <= 14 and set(arrivals.times) == arrivals
+    assert arrivals.times[str(kept)] == 200
 
 
 def test_the_server_limits_bytes(

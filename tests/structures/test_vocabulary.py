@@ -69,6 +69,9 @@ def test_with_seen_takes_flags_or_names() -> None:
         vocabulary.with_seen(["bird"])
     with pytest.raises(VocabularyError, match="expected 4 truth values"):
         vocabulary.with_seen([True])
+    # Its keys would be the seen ones.
+    with pytest.raises(VocabularyError, match="seen: found {'cat': False}, expected truth values"):
+        vocabulary.with_seen({"cat": False})
 
 
 def test_restrict_keeps_order_and_ids() -> None:

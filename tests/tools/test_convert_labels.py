@@ -300,6 +300,61 @@ def test_other_labels_in_the_place_stay(tool: ModuleType, masks: Path, tmp_path:
     assert np.array_equal(read_label(other), VALUES[ids(0)])
 
 
+@pytest.mark.parametrize("fault", ["unknown colour", "damage", "kill"])
+def test_labels_are_replaced_together_or_not_at_all(
+    tool: ModuleType, masks: Path, tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of them would have the ids of another class list."""
+    (other := tmp_path / "other.csv").write_text(
+        "name,r,g,b\nred thing,220,20,60\nsand,194,178,128\nignore,0,0,0\n"
+    )
+    output = tmp_path / "o"
+    run(tool, masks, "--classes", tmp_path / "classes.csv", "--output", output)
+    before, words = content(output), [masks, "--classes", other, "--output", output, "--overwrite"]
+    last = masks / "b" / "1.PNG"
+    good = last.read_bytes()
+    if fault == "damage":
+        last.write_bytes(good[:60])
+    elif fault == "unknown colour":
+        Image.fromarray(np.full((20, 30, 3), 77, np.uint8)).save(last)
+    else:
+        monkeypatch.setattr(tool, "replace", _interrupt_third(tool.replace))
+    with pytest.raises(KeyboardInterrupt if fault == "kill" else DatasetError) as error:
+        run(tool, *words)
+    assert content(output) == before
+    if fault != "damage":
+        assert ("labels that were there stay" if fault == "kill" else "nothing is repl") in str(
+            error.value
+        )
+    last.write_bytes(good)
+    monkeypatch.undo()
+    run(tool, *words)
+    swapped = np.array([255, 1, 0])
+    for number in range(3):
+        path = output / ("a", "b")[number % 2] / f"{number}.png"
+        assert np.array_equal(read_label(path), swapped[ids(number)])
+    names = json.loads((output / "index.json").read_text())["classes"]
+    assert names == {"0": "red thing", "1": "sand"}
+    assert not [path for path in output.rglob("*") if path.name.startswith(".")]
+
+
+def _interrupt_third(replace: Any) -> Any:
+    """`dataclasses.replace` whose result is interrupted at its third call."""
+
+    def make(function: Any, **changes: Any) -> Any:
+        calls = iter(range(100))
+        changed = replace(function, **changes)
+
+        def call(task: Any) -> Any:
+            if next(calls) == 2:
+                raise KeyboardInterrupt
+            return changed(task)
+
+        return call
+
+    return make
+
+
 @pytest.mark.parametrize("name", ["", "labels"])
 def test_masks_are_never_written_over(
     tool: ModuleType, masks: Path, tmp_path: Path, name: str

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
 from helpers.pictures import picture, video
 from helpers.tiny_checkpoint import save_tiny
@@ -174,6 +175,53 @@ def test_labels_and_json_have_the_ids_of_the_class_list(
     for row in b["classes"]:
         assert row["id"] == ["sky", "tree", "zebra", "car"].index(row["name"])
         assert row["share"] == pytest.approx((labels == row["id"]).mean(), abs=1e-6)
+
+
+def test_entries_go_with_the_files_that_another_input_replaces(
+    run: Callable, tmp_path: Path
+) -> None:
+    """Files of one name in two folders, images and videos."""
+    result = tmp_path / "r.json"
+    options = ["--save-labels", "--json", result]
+    common = save(tmp_path / "c.png")
+    for folder, shape in (("a", (40, 50)), ("b", (30, 60))):
+        image = save(tmp_path / folder / "x.png", picture(*shape))
+        assert run("--input", image, common, *options) == 0
+    found = {row["file"] for row in json.loads(result.read_text())["images"]}
+    assert found == {str(common), str(tmp_path / "b" / "x.png")}
+    # Without files of its own an entry stands for itself.
+    assert run("--input", tmp_path / "a" / "x.png", "--json", result, "--no-draw") == 0
+    assert len(json.loads(result.read_text())["images"]) == 3
+    for path in (video(tmp_path / "a" / "v.avi"), tmp_path / "b" / "v.avi"):
+        if not path.exists():
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 5, (96, 70))
+            for seed in (7, 8):
+                writer.write(picture(70, 96, seed))
+            writer.release()
+        assert run("--video-input", path, *options, "--no-draw") == 0
+    rows = [row for row in json.loads(result.read_text())["images"] if "frame" in row]
+    assert {(row["file"], row["frame"]) for row in rows} == {(str(path), 0), (str(path), 1)}
+    assert all(Path(row["labels"]).is_file() for row in rows)
+
+
+def test_scores_that_are_no_numbers_end_the_run(
+    run: Callable, tmp_path: Path, tiny_cfg: CfgNode, capsys: pytest.CaptureFixture
+) -> None:
+    """Of weights that are finite in the file."""
+    image = save(tmp_path / "a.png")
+    path = tmp_path / "output" / "model_final.pth"
+    content = torch.load(path, weights_only=True)
+    state = content["model"]
+    name = next(key for key in state if key.endswith("norm.weight") and "head" in key)
+    content["model"] = state | {name: torch.full_like(state[name], 3e38)}
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="found nan in the score, expected numb"):
+        run("--input", image, "--no-draw", "--save-labels")
+    assert not list((tmp_path / "out").glob("*"))
+    content["model"] = state | {name: torch.full_like(state[name], 1e300, dtype=torch.float64)}
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f"values that are not finite in {name}"):
+        run("--input", image, "--no-draw", "--save-labels")
 
 
 def test_a_link_to_itself_or_to_nothing_is_named_and_the_others_are_done(

@@ -95,6 +95,26 @@ def test_an_evaluation(tool: ModuleType, toy: Toy, tmp_path: Path, kind: str) ->
     assert text.count("<mask") and not text.count("<polygon")
 
 
+def test_labelme_files_are_replaced_together_or_not_at_all(
+    tool: ModuleType, toy: Toy, tmp_path: Path
+) -> None:
+    folder, _ = evaluate(toy, "png")
+    words = (folder, "--to", "labelme", "--output", tmp_path / "lm")
+    export(tool, *words)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "lm").iterdir()}
+    Image.fromarray(np.full((40, 50), IDS[0], np.uint8)).save(folder / "labels" / "0.png")
+    whole = (folder / "labels" / "2.png").read_bytes()
+    (folder / "labels" / "2.png").write_bytes(b"abc")
+    with pytest.raises(DatasetError, match=r"2\.png"):
+        export(tool, *words, "--overwrite")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "lm").iterdir()} == before
+    (folder / "labels" / "2.png").write_bytes(whole)
+    export(tool, *words, "--overwrite")
+    after = {path.name: path.read_bytes() for path in (tmp_path / "lm").iterdir()}
+    assert after.keys() == before.keys() and after["0.json"] != before["0.json"]
+    assert after["1.json"] == before["1.json"]
+
+
 def test_no_category_of_coco_is_zero(
     tool: ModuleType, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -45,7 +45,7 @@ def words_of(script: str, bench: Bench) -> list[str]:
         Image.fromarray(np.zeros((70, 96), np.uint8)).save(labels / "a.png")
         return [str(labels), "--images", str(masks), "--vocab", "cat, dog", "--to", "labelme"]
     if script == "fit_gate.py":
-        return [*config, "--hold-out", "cat", "--dataset", bench.cfg.DATASETS.TEST[0]]
+        return [*config, "--hold-out", "cat", "--dataset", bench.cfg.DATASETS.TRAIN[0]]
     return config if script == "visualize_data.py" else []
 
 

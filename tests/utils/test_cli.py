@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.full_disk import largest_file
@@ -128,6 +129,40 @@ def test_other_errors_keep_their_traceback(function: Callable[[], None]) -> None
         run_tool(function)
     with pytest.raises(ProcessRaisedException, match="Traceback"):
         run_tool(lambda: start_processes(function, nprocs=1, start_method="fork"))
+
+
+def ask_for_too_much(rank: int = 0) -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+def ask_numpy_for_too_much(rank: int = 0) -> None:
+    np.empty(1 << 60, np.uint8)
+
+
+def run_out(rank: int = 0) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "what"),
+    [
+        (ask_for_too_much, "RuntimeError", f"you tried to allocate {1 << 60} bytes"),
+        (ask_numpy_for_too_much, "MemoryError", "Unable to allocate 1.00 EiB"),
+        (run_out, "MemoryError", "the system gave none"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line(
+    function: Callable[[], None], kind: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = exit_of(run_tool, function)
+    assert line.startswith(f"{kind}: found no memory left ({what}), expected room for what was as")
+    assert "\n" not in line
+    if function is not run_out:
+        line = exit_of(run_tool, start_processes, function, (), 1, True, False, "fork")
+        assert what in line and "\n" not in line
+    monkeypatch.setenv("TAGCLIP_DEBUG", "1")
+    with pytest.raises((MemoryError, RuntimeError)):
+        run_tool(function)
 
 
 def die(rank: int) -> None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -39,6 +42,10 @@ _SILENCE = 30.0
 # Seconds after which it ends in any case: 20 MB take half a MBit a second.
 _LONGEST = 320.0
 _PIECE = 1 << 16
+# Characters of a session's name, of which the page makes some ten; it keeps what it is told.
+_LONGEST_SESSION = 64
+# Seconds between two looks for deleted files.
+_LOOK = 5.0
 
 
 class FaultDoor:
@@ -119,29 +126,46 @@ def _name(host: str) -> str:
 
 
 class UploadSpace:
-    """Bytes of uploads, per visitor (address) and in all; who needs more loses the own oldest."""
+    """Bytes of uploads, per visitor (address) and in all; who needs more loses the own oldest.
 
-    def __init__(self, per_visitor: int, in_all: int) -> None:
+    Nothing here takes longer the more files there are, but looking which of them are deleted; that
+    is done where room lacks, and not again at once.
+    """
+
+    def __init__(
+        self,
+        per_visitor: int,
+        in_all: int,
+        least: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Begin with nothing.
 
         Args:
             per_visitor: bytes of the files and of what is arriving.
             in_all: the same, of all visitors.
+            least: bytes that a file counts for if it has fewer: it takes place in a file system.
+            clock: seconds.
         """
-        self.per_visitor, self.in_all = per_visitor, in_all
+        self.per_visitor, self.in_all, self.least = per_visitor, in_all, least
         # Of each visitor the files, the oldest first, and bytes that are arriving.
         self._files: dict[str, dict[Path, int]] = {}
-        self._arriving: dict[str, int] = {}
+        self._arriving: Counter[str] = Counter()
+        self._owners: dict[Path, set[str]] = {}
+        # Bytes of each visitor's files; of those that nobody else has; of all files.
+        self._own: Counter[str] = Counter()
+        self._alone: Counter[str] = Counter()
+        self._all = self._all_arriving = 0
+        self._clock, self._looked = clock, -math.inf
 
     @property
     def held(self) -> int:
         """Bytes of all."""
-        files = {path: size for own in self._files.values() for path, size in own.items()}
-        return sum(files.values()) + sum(self._arriving.values())
+        return self._all + self._all_arriving
 
     def held_by(self, visitor: str) -> int:
         """Bytes of one visitor."""
-        return sum(self._files.get(visitor, {}).values()) + self._arriving.get(visitor, 0)
+        return self._own[visitor] + self._arriving[visitor]
 
     def refusal(self, visitor: str, nbytes: int) -> str:
         """Say why so many bytes more have no room, even if the visitor's own files went.
@@ -153,13 +177,15 @@ class UploadSpace:
         Returns:
             One line, or "" if there is room.
         """
-        self._forget_deleted()
-        elsewhere = [files for who, files in self._files.items() if who != visitor]
-        others = {path: size for files in elsewhere for path, size in files.items()}
-        arriving = self._arriving.get(visitor, 0)
+        text = self._refusal(visitor, nbytes)
+        if text and self._forget_deleted():
+            text = self._refusal(visitor, nbytes)
+        return text
+
+    def _refusal(self, visitor: str, nbytes: int) -> str:
         for who, held, most in (
-            ("you", arriving, self.per_visitor),
-            ("all visitors", sum(others.values()) + sum(self._arriving.values()), self.in_all),
+            ("you", self._arriving[visitor], self.per_visitor),
+            ("all visitors", self.held - self._alone[visitor], self.in_all),
         ):
             if held + nbytes > most:
                 return (
@@ -182,35 +208,72 @@ class UploadSpace:
         """
         if text := self.refusal(visitor, nbytes):
             return text
-        own = self._files.setdefault(visitor, {})
+        own = self._files.get(visitor, {})
         while own and (
             self.held_by(visitor) + nbytes > self.per_visitor or self.held + nbytes > self.in_all
         ):
             path = next(iter(own))
-            del own[path]
-            if not any(path in files for files in self._files.values()):
+            if self._drop(visitor, path):
                 path.unlink(missing_ok=True)
-        self._arriving[visitor] = self._arriving.get(visitor, 0) + nbytes
+        self._count(visitor, nbytes)
         return ""
 
     def arrived(self, visitor: str, nbytes: int, paths: Iterable[str]) -> None:
         """Put the files in the place of so many bytes that were taken."""
-        self._arriving[visitor] = self._arriving.get(visitor, 0) - nbytes
-        if not self._arriving[visitor]:
-            del self._arriving[visitor]
-        own = self._files.setdefault(visitor, {})
+        self._count(visitor, -nbytes)
         for path in map(Path, paths):
             # The newest stand last.
-            own.pop(path, None)
+            self._drop(visitor, path)
             if path.is_file():
-                own[path] = path.stat().st_size
+                self._add(visitor, path, max(path.stat().st_size, self.least))
 
-    def _forget_deleted(self) -> None:
-        kept = {
-            visitor: {path: size for path, size in own.items() if path.is_file()}
-            for visitor, own in self._files.items()
-        }
-        self._files = {visitor: own for visitor, own in kept.items() if own}
+    def _count(self, visitor: str, nbytes: int) -> None:
+        self._all_arriving += nbytes
+        self._arriving[visitor] += nbytes
+        if not self._arriving[visitor]:
+            del self._arriving[visitor]
+
+    def _add(self, visitor: str, path: Path, nbytes: int) -> None:
+        owners = self._owners.setdefault(path, set())
+        # Named after its content: of others it has the same size.
+        nbytes = next((self._files[who][path] for who in owners), nbytes)
+        if not owners:
+            self._all += nbytes
+            self._alone[visitor] += nbytes
+        elif len(owners) == 1:
+            self._alone[next(iter(owners))] -= nbytes
+        owners.add(visitor)
+        self._own[visitor] += nbytes
+        self._files.setdefault(visitor, {})[path] = nbytes
+
+    def _drop(self, visitor: str, path: Path) -> bool:
+        """Forget a file of a visitor, who may not have it; return whether nobody has it now."""
+        files = self._files.get(visitor, {})
+        if path not in files:
+            return False
+        nbytes, owners = files.pop(path), self._owners[path]
+        owners.remove(visitor)
+        self._own[visitor] -= nbytes
+        if not owners:
+            del self._owners[path]
+            self._all -= nbytes
+            self._alone[visitor] -= nbytes
+        elif len(owners) == 1:
+            self._alone[next(iter(owners))] += nbytes
+        if not files:
+            for kept in (self._files, self._own, self._alone):
+                kept.pop(visitor, None)
+        return not owners
+
+    def _forget_deleted(self) -> bool:
+        """Forget files that the page has deleted; return whether it was looked for them."""
+        if self._clock() < self._looked + _LOOK:
+            return False
+        for path in [path for path in self._owners if not path.is_file()]:
+            for visitor in list(self._owners[path]):
+                self._drop(visitor, path)
+        self._looked = self._clock()
+        return True
 
 
 class BodyDoor:
@@ -231,7 +294,7 @@ class BodyDoor:
         """Receive the body whole and hand it on."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
-        is_upload = scope["path"].rstrip("/").endswith("/upload")
+        is_upload = _is_upload(scope)
         largest = self.largest + ROOM_AROUND_FILE if is_upload else _LARGEST_JSON
         kind = next(iter(_headers(scope, b"content-type")), "")
         if not is_upload and kind.lower().startswith("multipart/"):
@@ -293,6 +356,9 @@ class BodyDoor:
                 if not message.get("more_body", False):
                     break
             body.seek(0)
+            if not _is_upload(scope) and (text := _wrong_session(body.read())):
+                return await _refuse(scope, send, 413, text)
+            body.seek(0)
             return await self.app(scope, _Replay(body, size, receive), send)
 
 
@@ -328,6 +394,26 @@ class _Answer:
     @property
     def paths(self) -> list[str]:
         return json.loads(self._body) if self._body else []
+
+
+def _is_upload(scope: Scope) -> bool:
+    return scope["path"].rstrip("/").endswith("/upload")
+
+
+def _wrong_session(body: bytes) -> str:
+    """Say what is wrong with the session that a json names, "" if nothing is."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        # The page says so.
+        return ""
+    session = content.get("session_hash") if isinstance(content, dict) else None
+    if isinstance(session, str) and len(session) > _LONGEST_SESSION:
+        return (
+            f"session_hash: found {len(session)} characters, expected at most {_LONGEST_SESSION}; "
+            "reload the page"
+        )
+    return ""
 
 
 def _headers(scope: Mapping[str, Any], name: bytes) -> list[str]:

@@ -33,6 +33,8 @@ __all__ = ["find_examples", "serve"]
 _MAX_EXAMPLES = 5
 # Visitors who are remembered, and requests that gradio takes in before they take turns.
 _SESSIONS, _WAITING = 100, 50
+# Bytes that a file takes at least, with the folder that gradio makes for it: a block each.
+_FILE_SYSTEM = 8192
 
 _LOCAL_ONLY = {
     "share": False,
@@ -144,7 +146,7 @@ def serve(
         default_concurrency_limit=None, max_size=_WAITING, api_open=False
     )
     largest, in_all = max_upload_mb << 20, max_uploads_mb << 20
-    space = UploadSpace(max(in_all // 10, largest + ROOM_AROUND_FILE), in_all)
+    space = UploadSpace(max(in_all // 10, largest + ROOM_AROUND_FILE), in_all, _FILE_SYSTEM)
     doors = [
         Middleware(FaultDoor),
         Middleware(HostDoor, allowed=[host, *allowed_hosts]),

@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from tagclip.config.checks import check_value
 from tagclip.data.prepared_image import PreparedImage
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
-from tagclip.modeling.inference.fusion import ScoreFusion
+from tagclip.modeling.inference.fusion import ScoreFusion, refuse_nan
 from tagclip.predictor import AskedClasses, Demand, TagCLIPPredictor
 from tagclip.projects.webdemo.turns import current_turn
 from tagclip.structures.vocabulary import Vocabulary
@@ -40,6 +40,8 @@ __all__ = [
 _SHOWN_SIZE = 800
 # Float32 planes of the result and of a view that `EncodedImage.predict` holds at a time.
 _PLANES = 8
+# Paths of uploads above which is looked which of them are deleted.
+_LEAST_LOOKED = 1000
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,9 @@ class EncodedImage:
         result = fusion.labels(size, settings.background_threshold, top_k)
         labels = result["sem_seg_labels"]
         labels[labels >= len(self.vocabulary)] = -1
-        return {key: value.cpu() for key, value in result.items()}
+        outputs = {key: value.cpu() for key, value in result.items()}
+        refuse_nan(outputs["sem_seg_scores"], "score", self.name)
+        return outputs
 
 
 def find_upload(path: object, uploads: Path) -> Path:
@@ -251,12 +255,18 @@ class Arrivals(set[str]):
         """Begin with none."""
         super().__init__()
         self.times: Counter[str] = Counter()
+        self._most = _LEAST_LOOKED
 
     def update(self, *paths: Iterable[str]) -> None:
         """Add paths, as gradio does after each upload."""
         for each in map(list, paths):
             self.times.update(each)
             super().update(each)
+        if len(self) > self._most:
+            for gone in [path for path in self if not os.path.isfile(path)]:
+                self.discard(gone)
+                self.times.pop(gone, None)
+            self._most = _LEAST_LOOKED + 2 * len(self)
 
 
 class Uploads:

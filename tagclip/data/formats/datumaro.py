@@ -134,7 +134,7 @@ def _image(
 
 
 def _index(label: object, count: int) -> int:
-    if not isinstance(label, int) or not 0 <= label < count:
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < count:
         raise DatasetError(f"found label_id {label!r}, expected 0..{count - 1}; export it again")
     return label
 

@@ -19,7 +19,7 @@ import numpy as np
 from tagclip.data.formats.labelled_image import LabelledImage, Shapes, class_masks
 from tagclip.data.formats.polygons import trace_polygons
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import files_atomic, write_atomic
 from tagclip.utils.text import json_text
 
 __all__ = ["write_labelme"]
@@ -33,6 +33,8 @@ def write_labelme(
 ) -> list[Path]:
     """Write STEM.json for each image, and labels.txt, the classes for ``labelme --labels``.
 
+    Files that are there are replaced when all are written, or none is.
+
     Args:
         output: folder. ``imagePath`` leads from the json to the image, which labelme reads itself.
         images: with their labels.
@@ -45,7 +47,20 @@ def write_labelme(
     Raises:
         OSError: a file cannot be written.
     """
-    write_atomic(output / "labels.txt", "".join(f"{name}\n" for name in vocabulary.names))
+    with files_atomic(output) as folder:
+        _write(folder, output, images, vocabulary, shapes)
+    return [output]
+
+
+def _write(
+    folder: Path,
+    output: Path,
+    images: Iterable[LabelledImage],
+    vocabulary: Vocabulary,
+    shapes: Shapes,
+) -> None:
+    """Write into a folder what will lie in another one."""
+    write_atomic(folder / "labels.txt", "".join(f"{name}\n" for name in vocabulary.names))
     for image in images:
         path = output / f"{image.stem}.json"
         height, width = image.labels.shape
@@ -58,8 +73,7 @@ def write_labelme(
             "imageHeight": height,
             "imageWidth": width,
         }
-        write_atomic(path, json_text(content) + "\n")
-    return [output]
+        write_atomic(folder / f"{image.stem}.json", json_text(content) + "\n")
 
 
 def _shapes(labels: np.ndarray, vocabulary: Vocabulary, shapes: Shapes) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ https://docs.ultralytics.com/datasets/segment/
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,16 +71,14 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
         images: folder of the images; default that of the data set.
 
     Raises:
-        DatasetError: a file is damaged, or a text has no image.
+        DatasetError: a file is damaged, a text has no image, or two images or texts are one to
+            the rule above.
     """
     root, names = _root(path), class_names(path)
     images = images or root
-    texts = {_key(file, root, "labels"): file for file in _texts(root)}
-    pictures = {
-        _key(file, images, "images"): file
-        for file in sorted(files_below(images))
-        if file.suffix.lower() in _IMAGES
-    }
+    texts = _by_key(_texts(root), root, "labels")
+    found = [file for file in sorted(files_below(images)) if file.suffix.lower() in _IMAGES]
+    pictures = _by_key(found, images, "images")
     for key, text in texts.items():
         if key not in pictures:
             raise DatasetError(
@@ -104,6 +102,18 @@ def _texts(root: Path) -> list[Path]:
     files = [file for file in sorted(files_below(root)) if file.suffix.lower() == ".txt"]
     below = [file for file in files if "labels" in file.relative_to(root).parts[:-1]]
     return below or [file for file in files if file.name not in _NAME_LISTS]
+
+
+def _by_key(files: Iterable[Path], root: Path, folder: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for file in files:
+        other = found.setdefault(_key(file, root, folder), file)
+        if other is not file:
+            raise DatasetError(
+                f"{file}: found {other}, too, expected one of the two, as the text of an image is "
+                "found by the name without its suffix; rename or remove one"
+            )
+    return found
 
 
 def _key(file: Path, root: Path, folder: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tagclip.config.checks import check_value
-from tagclip.errors import ConfigError
+from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.inference.gate import Gate, trusty_probability
 from tagclip.modeling.inference.tiles import TiledFusion
 from tagclip.modeling.inference.triton_fusion import can_fuse, fused_labels
@@ -38,6 +38,7 @@ __all__ = [
     "TopClasses",
     "fuse_windows",
     "label_dtype",
+    "refuse_nan",
     "resize",
     "upsample",
     "upsample_window",
@@ -487,3 +488,22 @@ def _row_weights(factor: int, dtype: torch.dtype, device: torch.device) -> Tenso
     """(factor, 1): how far each row between two others is on its way to the second."""
     steps = torch.arange(factor, dtype=dtype, device=device)[:, None]
     return (factor // 2 + steps + 0.5) / factor - 0.5
+
+
+def refuse_nan(values: Tensor, what: str, name: str) -> None:
+    """Refuse a map with nan: a label chosen among nan would count like any other.
+
+    Args:
+        values: floats, at least one.
+        what: they are, for messages.
+        name: of their image, for messages.
+
+    Raises:
+        CheckpointError: one is nan.
+    """
+    # The maximum of numbers and nan is nan.
+    if values.max().isnan():
+        raise CheckpointError(
+            f"{name}: found nan in the {what}, expected numbers; the weights are broken (check "
+            "MODEL.WEIGHTS) or too large for half precision"
+        )

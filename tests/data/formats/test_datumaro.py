@@ -112,6 +112,7 @@ def item(**changes: object):
         (lambda c: c.update(items=[3]), "found damaged annotations"),
         (annotation(0, label_id=4), "sub/a: found label_id 4, expected 0..3"),
         (annotation(0, label_id=-1), "sub/a: found label_id -1, expected 0..3"),
+        (annotation(0, label_id=True), "sub/a: found label_id True, expected 0..3"),
         (annotation(0, points=[1, 2, 3]), "found a polygon of 3 numbers"),
         (
             annotation(0, attributes={"is_crowd": "false"}),

@@ -52,6 +52,19 @@ def test_text_beside_the_images(tmp_path: Path) -> None:
     assert image.file == "a.PNG" and image.segments[0].mask().sum() == 48
 
 
+def test_two_images_or_texts_of_one_name(tmp_path: Path) -> None:
+    """One of them would be left out."""
+    make(tmp_path, a=f"1 {BOX}")
+    Image.new("RGB", (20, 10)).save(other := tmp_path / "images/train/a.png")
+    with pytest.raises(DatasetError, match=r"a\.png: found .*a\.jpg, too, .*; rename or r"):
+        list(read(tmp_path))
+    other.unlink()
+    (folder := tmp_path / "train" / "labels").mkdir(parents=True)
+    (folder / "a.txt").write_text(f"0 {BOX}")
+    with pytest.raises(DatasetError, match=r"a\.txt: found .*a\.txt, too, .*; rename or r"):
+        list(read(tmp_path))
+
+
 @pytest.mark.parametrize("list_name", ["data.yaml", "classes.txt"])
 def test_a_byte_order_mark_is_no_content(tmp_path: Path, list_name: str) -> None:
     """As Windows writes texts."""
