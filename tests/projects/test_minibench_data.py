@@ -264,6 +264,15 @@ def clip_cfg(repository: Path) -> CfgNode:
     return load_config(config, [*opts, "MODEL.DEVICE", "cpu"])
 
 
+@pytest.mark.parametrize("value", ["!!!", "AAAA", "ÄÖ??", "a b"])
+def test_merges_that_are_none_are_blamed_on_their_key(clip_cfg: CfgNode, value: str) -> None:
+    """Not on the file, which is not read; and nothing is not a list of merges."""
+    cfg = clip_cfg.clone()
+    cfg.MODEL.CLIP.MERGES = value
+    with pytest.raises(ConfigError, match=r"^MODEL\.CLIP\.MERGES: cannot be read .*; leave it emp"):
+        CLIPSource.from_config(cfg).merges()
+
+
 @torch.no_grad()
 def test_mini_clip_names_crops_and_is_open_clips_model(clip_cfg: CfgNode) -> None:
     images, classes = crops(10, seed=1)

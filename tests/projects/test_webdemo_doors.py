@@ -294,6 +294,44 @@ def test_deleted_files_are_looked_for_where_room_lacks_and_not_again_at_once(
         assert (space.refusal("b", 5) == "") == has_room
 
 
+_PART = 'Content-Disposition: form-data; name="{}"{}\r\n\r\n{}\r\n'
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("x", '; filename="a.png"', "1234")],
+        [("files", '; filename=".."', "1234")],
+        [("files", '; filename="a.png"', "1234"), ("files", "", "1234")],
+        [("x", '; filename="a.png"', "1234")] * 30,
+        [("files", '; filename="a.png"', "1234")] * 2,
+        [("files", '; filename="a.png"', "1234"), None],
+    ],
+    ids=["field", "name", "text", "many", "two", "cut"],
+)
+def test_a_file_that_no_answer_names_does_not_stay(
+    address: str, tmp_path: Path, parts: list[tuple[str, str, str] | None]
+) -> None:
+    """gradio would keep it as long as it runs."""
+    body = "".join("--b\r\n" + _PART.format(*part) for part in parts if part)
+    body += "" if None in parts else "--b--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    answer = httpx_post(f"{address}/gradio_api/upload", body.encode(), kind)
+    assert answer.status_code in (200, 400, 413) and "png" not in answer.text
+    good = "--b\r\n" + _PART.format("files", '; filename="a.png"', "12345") + "--b--\r\n"
+    (path,) = httpx_post(f"{address}/gradio_api/upload", good.encode(), kind).json()
+    assert Path(path).read_bytes() == b"12345"
+    left = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    assert {path for path in left if b"1234" in path.read_bytes()} == {Path(path)}
+
+
+def httpx_post(url: str, body: bytes, headers: dict[str, str]) -> Any:
+    import httpx
+
+    return httpx.post(url, content=body, headers=headers)
+
+
 @pytest.mark.parametrize("length", [64, 65, 900_000])
 def test_a_session_with_a_long_name_is_refused(doors: tuple[Page, BodyDoor], length: int) -> None:
     page, app = doors

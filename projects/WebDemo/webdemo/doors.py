@@ -286,9 +286,10 @@ class BodyDoor:
             app: the page.
             space: for the files of all visitors.
             largest: bytes of a file.
-            folder: where files lie while they arrive, without a name.
+            folder: where files lie while they arrive, without a name, and where the page puts them.
         """
         self.app, self.space, self.largest, self.folder = app, space, largest, folder
+        self._one = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Receive the body whole and hand it on."""
@@ -359,7 +360,25 @@ class BodyDoor:
             if not _is_upload(scope) and (text := _wrong_session(body.read())):
                 return await _refuse(scope, send, 413, text)
             body.seek(0)
-            return await self.app(scope, _Replay(body, size, receive), send)
+            replay = _Replay(body, size, receive)
+            if not _is_upload(scope):
+                return await self.app(scope, replay, send)
+            kind = next(iter(_headers(scope, b"content-type")), "")
+            if text := _wrong_parts(body, kind):
+                return await _refuse(scope, send, 413, text)
+            body.seek(0)
+            # One at a time: what then lies there belongs to nobody.
+            async with self._one:
+                try:
+                    return await self.app(scope, replay, send)
+                finally:
+                    self._remove_unnamed()
+
+    def _remove_unnamed(self) -> None:
+        """Remove what gradio has received and not named in its answer: it keeps that for good."""
+        for path in self.folder.glob(f"{tempfile.gettempprefix()}*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 class _Replay:
@@ -398,6 +417,27 @@ class _Answer:
 
 def _is_upload(scope: Scope) -> bool:
     return scope["path"].rstrip("/").endswith("/upload")
+
+
+def _wrong_parts(body: IO[bytes], kind: str) -> str:
+    """Say what is wrong with the parts of an upload, "" if it is one that ends.
+
+    Of several, gradio may keep the first and fail at the next; what is no upload it refuses.
+    """
+    if not kind.lower().startswith("multipart/"):
+        return ""
+    boundaries = re.findall("boundary *= *([^;]*)", kind, re.IGNORECASE)
+    delimiter = b"--" + "".join(boundaries).strip(' "').encode("latin-1")
+    found, tail = 0, b""
+    while piece := body.read(_PIECE):
+        piece = tail + piece
+        found += piece.count(delimiter)
+        # What the next one completes: a whole delimiter in it would count twice.
+        tail = piece[1 - len(delimiter) :]
+    # One before the part and one behind it.
+    if len(boundaries) != 1 or found != 2:
+        return "upload: found other parts, expected one whole file; send files one by one"
+    return ""
 
 
 def _wrong_session(body: bytes) -> str:

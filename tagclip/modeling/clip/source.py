@@ -497,9 +497,14 @@ class CLIPSource:
         if not self._merges and not path.is_file():
             raise ConfigError(f"{self.name}: its tokenizer file {path} is missing; restore it")
         try:
-            content = b64decode(self._merges) if self._merges else path.read_bytes()
+            content = b64decode(self._merges, validate=True) if self._merges else path.read_bytes()
             read_gzip(BytesIO(content), MERGES_BYTES).decode("utf-8")
         except (OSError, ValueError) as error:
+            if self._merges:
+                raise ConfigError(
+                    f"MODEL.CLIP.MERGES: cannot be read ({error}), expected a gzipped list of "
+                    f"merges in base64; leave it empty to read {path}"
+                ) from error
             raise ConfigError(
                 f"{self.name}: its tokenizer file {path} cannot be read ({error}), expected a "
                 "gzipped list of merges; restore it"
