@@ -18,7 +18,7 @@ from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.layouts import foreign_layout, is_constant, is_openai, to_open_clip
 from tagclip.modeling.clip.torchscript_archive import is_torchscript, read_torchscript_tensors
 from tagclip.utils.state_dict import check_finite, check_floating, unwrap
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, one_line
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
 
@@ -142,7 +142,7 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
                 f"{path}: found a checkpoint of TagCLIP for Detectron2 (sem_seg_head.*), expected "
                 "the weights of a CLIP; it needs no conversion: name it as MODEL.WEIGHTS"
             )
-        begins = ", ".join(sorted({name.partition(".")[0] for name in names})[:_LISTED])
+        begins = one_line(", ".join(sorted({n.partition(".")[0] for n in names})[:_LISTED]))
         raise CheckpointError(
             f"{path}: found {len(names)} tensors whose names begin with {begins}, expected those "
             "of a CLIP: an image tower (visual.*) and a text tower (token_embedding.* or text.*); "

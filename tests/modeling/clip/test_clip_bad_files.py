@@ -138,6 +138,7 @@ def test_a_truncated_archive_is_named(archive: Path, tiny_clip_json: str, tmp_pa
         ({"visual.class_embedding": 3}, "'visual.class_embedding'"),
         ({"state_dict": 3}, "int"),
         ({"weight": torch.zeros(2)}, "begin with weight, expected those of a CLIP: an image"),
+        ({"a\nb": torch.zeros(2)}, "begin with a b, expected those of a CLIP: an image"),
         ({"visual.trunk.cls_token": torch.zeros(2)}, "begin with visual, expected"),
         ({"text.token_embedding.weight": torch.zeros(2)}, "begin with text, expected"),
     ],
