@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tagclip.errors import ConfigError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.structures.vocabulary_class import is_int
 from tagclip.utils.files import expand_path, write_atomic
 
 # What draws is imported by what draws: a prediction that is only computed waits for none of it.
@@ -143,8 +144,7 @@ class Prediction(dict[str, Any]):
         is_number = isinstance(alpha, (int, float)) and not isinstance(alpha, bool)
         if not is_number or not 0 <= alpha <= 1:
             raise ConfigError(f"alpha: found {alpha!r:.40}, expected a number from 0 to 1")
-        is_size = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= _LONGEST_SIDE
-        if size is not None and not is_size:
+        if size is not None and not (is_int(size) and 0 < size <= _LONGEST_SIDE):
             raise ConfigError(
                 f"size: found {size!r:.40}, expected 1 to {_LONGEST_SIDE} pixels, or None"
             )

@@ -20,7 +20,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from tagclip.data.jpeg import check_scans, decode_jpeg
+from tagclip.data.jpeg import decode_jpeg
 from tagclip.data.tiff_header import SCALE_REMEDY, TiffHeader, has_gaps, read_tiff_header
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text
@@ -270,12 +270,11 @@ def image_pixels(
 ) -> np.ndarray:
     """(H, W, 3) uint8 of an opened image, as `read_image` says; name is for messages."""
     _check_pixels(*image.size, name, max_pixels)
-    check_scans(image, name)
     is_16_bit, bands = _is_16_bit(image), _further_bands(image)
     if least is not None and isinstance(image, JpegImageFile):
         is_turned = _exif_orientation(image, name) in _TURNED
         _reduce(image, least if is_turned else least[::-1])
-    pixels = decode_jpeg(image, format)
+    pixels = decode_jpeg(image, format, name)
     if pixels is None:
         # First: reading the EXIF data of a truncated PNG swallows its decoding error.
         image.load()

@@ -22,41 +22,18 @@ except ImportError:
     # Pillow decodes the same pixels.
     simplejpeg = None
 
-__all__ = ["MOST_SCANS", "check_scans", "count_scans", "decode_jpeg"]
+__all__ = ["MOST_SCANS", "count_scans", "decode_jpeg"]
 
 MOST_SCANS = 100
 """libtiff's limit of a JPEG within a TIFF. Each scan goes over all pixels; encoders write ten."""
 
 # Pillow's mode of an image in these colours.
 _MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB"}
-# Larger files are left to Pillow, which reads them piece by piece.
+# Larger files are left to Pillow.
 _MOST_BYTES = 1 << 28
 # A marker; in compressed data a byte 255 is followed by 0 or by a restart marker.
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
-
-
-def check_scans(image: Image.Image, name: str | Path) -> None:
-    """Refuse a JPEG that takes minutes to decode though it has few pixels.
-
-    Args:
-        image: opened; of another format, or decoded already, it is left alone.
-        name: for messages.
-
-    Raises:
-        DatasetError: it has more than `MOST_SCANS` scans.
-    """
-    if not isinstance(image, JpegImageFile) or image.fp is None:
-        return
-    place = image.fp.tell()
-    image.fp.seek(0)
-    content = image.fp.read()
-    # Some of Pillow's readers go on from where they are.
-    image.fp.seek(place)
-    if (found := count_scans(content)) > MOST_SCANS:
-        raise DatasetError(
-            f"{name}: found {found} scans in this JPEG, expected at most {MOST_SCANS}; save it anew"
-        )
 
 
 def count_scans(content: bytes) -> int:
@@ -80,7 +57,7 @@ def count_scans(content: bytes) -> int:
     return found
 
 
-def decode_jpeg(image: Image.Image, format: str) -> np.ndarray | None:
+def decode_jpeg(image: Image.Image, format: str, name: str | Path = "image") -> np.ndarray | None:
     """Pixels of an opened file, equal to those of Pillow bit for bit; None: ask Pillow.
 
     Decoded here are whole, undamaged JPEG files of 8 bits that are gray, YCbCr or RGB. Pillow
@@ -89,16 +66,29 @@ def decode_jpeg(image: Image.Image, format: str) -> np.ndarray | None:
     Args:
         image: opened, not decoded; maybe told to decode it at half its size or less (`draft`).
         format: "RGB" or "BGR".
+        name: for messages.
 
     Returns:
         (H, W, 3) uint8, as stored: not turned as EXIF says.
+
+    Raises:
+        DatasetError: a JPEG has more than `MOST_SCANS` scans; whoever decodes it takes minutes.
     """
-    # The place of a tile is that of its frame in the file.
-    is_first = isinstance(image, JpegImageFile) and [tile[2] for tile in image.tile] == [0]
-    if not is_first or not _is_exact():
+    if not isinstance(image, JpegImageFile) or image.fp is None:
         return None
+    place = image.fp.tell()
     image.fp.seek(0)
-    return _decode(image.fp.read(_MOST_BYTES), format, image.mode, image.size)
+    content = image.fp.read()
+    # Some of Pillow's readers go on from where they are.
+    image.fp.seek(place)
+    if (found := count_scans(content)) > MOST_SCANS:
+        raise DatasetError(
+            f"{name}: found {found} scans in this JPEG, expected at most {MOST_SCANS}; save it anew"
+        )
+    # The place of a tile is that of its frame in the file.
+    if len(content) > _MOST_BYTES or [tile[2] for tile in image.tile] != [0] or not _is_exact():
+        return None
+    return _decode(content, format, image.mode, image.size)
 
 
 def _decode(content: bytes, format: str, mode: str, size: tuple[int, int]) -> np.ndarray | None:

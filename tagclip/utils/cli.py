@@ -119,7 +119,7 @@ def _disk_line(error: Exception) -> str | None:
 
 def _memory_line(error: Exception) -> str | None:
     """That memory ran out, in one line; None for another error."""
-    return None if _is_debugging() else error_line(error)
+    return None if _is_debugging() or _lack_of_memory(error) is None else error_line(error)
 
 
 def _process_line(error: Exception) -> str | None:

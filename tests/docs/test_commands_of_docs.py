@@ -59,8 +59,12 @@ def test_a_text_is_printed_by_a_block_of_its_section(between: str) -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the configs that pages write."""
-    return tmp_path_factory.mktemp("read")
+    """A folder with the configs that pages write: another process may read those pages."""
+    folder = tmp_path_factory.mktemp("read")
+    for block in (block for blocks in BLOCKS.values() for block in blocks):
+        if block.kind == "sh" and "cat >" in block.text:
+            commands_of(block, folder)
+    return folder
 
 
 def test_commands_are_what_bash_makes_of_them(written: Path) -> None:

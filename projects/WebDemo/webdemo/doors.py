@@ -295,7 +295,7 @@ class BodyDoor:
         """Receive the body whole and hand it on."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
-        is_upload = _is_upload(scope)
+        is_upload = scope["path"].rstrip("/").endswith("/upload")
         largest = self.largest + ROOM_AROUND_FILE if is_upload else _LARGEST_JSON
         kind = next(iter(_headers(scope, b"content-type")), "")
         if not is_upload and kind.lower().startswith("multipart/"):
@@ -317,10 +317,10 @@ class BodyDoor:
         if is_upload and (text := self.space.refusal(visitor, announced)):
             return await _refuse(scope, send, 413, text)
         if not is_upload:
-            return await self._receive_and_hand_on(scope, receive, send, largest, take)
+            return await self._receive_and_hand_on(scope, receive, send, largest, take, None)
         answer = _Answer(send)
         try:
-            return await self._receive_and_hand_on(scope, receive, answer, largest, take)
+            return await self._receive_and_hand_on(scope, receive, answer, largest, take, kind)
         finally:
             self.space.arrived(visitor, taken, answer.paths)
 
@@ -331,7 +331,9 @@ class BodyDoor:
         send: Send,
         largest: int,
         take: Callable[[int], str],
+        upload_kind: str | None,
     ) -> None:
+        """With the content type of an upload; None is another body."""
         end = asyncio.get_running_loop().time() + _LONGEST
         with tempfile.TemporaryFile(dir=self.folder) as body:
             size = 0
@@ -357,16 +359,14 @@ class BodyDoor:
                 if not message.get("more_body", False):
                     break
             body.seek(0)
-            if not _is_upload(scope) and (text := _wrong_session(body.read())):
-                return await _refuse(scope, send, 413, text)
+            is_upload = upload_kind is not None
+            text = _wrong_parts(body, upload_kind) if is_upload else _wrong_session(body.read())
+            if text:
+                return await _refuse(scope, send, 400, text)
             body.seek(0)
             replay = _Replay(body, size, receive)
-            if not _is_upload(scope):
+            if not is_upload:
                 return await self.app(scope, replay, send)
-            kind = next(iter(_headers(scope, b"content-type")), "")
-            if text := _wrong_parts(body, kind):
-                return await _refuse(scope, send, 413, text)
-            body.seek(0)
             # One at a time: what then lies there belongs to nobody.
             async with self._one:
                 try:
@@ -413,10 +413,6 @@ class _Answer:
     @property
     def paths(self) -> list[str]:
         return json.loads(self._body) if self._body else []
-
-
-def _is_upload(scope: Scope) -> bool:
-    return scope["path"].rstrip("/").endswith("/upload")
 
 
 def _wrong_parts(body: IO[bytes], kind: str) -> str:

@@ -28,6 +28,7 @@ from tagclip.data.formats.export_file import (
 from tagclip.data.formats.shapes import box_mask, ellipse_mask
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
+from tagclip.structures.vocabulary_class import is_int
 
 __all__ = ["class_names", "read"]
 
@@ -134,7 +135,7 @@ def _image(
 
 
 def _index(label: object, count: int) -> int:
-    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < count:
+    if not is_int(label) or not 0 <= label < count:
         raise DatasetError(f"found label_id {label!r}, expected 0..{count - 1}; export it again")
     return label
 
