@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagclip.errors import NotInstalledError
+from tagclip.errors import ConfigError, NotInstalledError
 from tagclip.tools import demo
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.stopping import explained
@@ -36,6 +36,7 @@ from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
+    from tagclip.bulk.inputs import InputFile
     from tagclip.bulk.manifest import BulkFolder
     from tagclip.bulk.shards import Shard, ShardResult
     from tagclip.bulk.worker import BulkOptions
@@ -107,6 +108,7 @@ def main(args: argparse.Namespace) -> int:
     run_engine = _engine(args)
     check_output("--output", args.output, is_folder=True)
     files = find_inputs(args.inputs, args.output)
+    _check_columns(args, files)
     check_ours(args.output)
     with RunLock(args.output):
         options, folder = _open(args)
@@ -119,6 +121,21 @@ def main(args: argparse.Namespace) -> int:
         page = write_summary(args.output, folder.shards, options.settings)
         logger.info("Classes, examples and failures: %s", page)
     return _report(results, args.output)
+
+
+def _check_columns(args: argparse.Namespace, files: Sequence[InputFile]) -> None:
+    from tagclip.bulk.inputs import input_kind
+    from tagclip.bulk.manifest import MANIFEST
+
+    asked = {"--column": args.column, "--id-column": args.id_column}
+    given = [option for option, name in asked.items() if name]
+    # Those of a run that goes on may be gone.
+    goes_on = not args.overwrite and (args.output / MANIFEST).exists()
+    if given and not goes_on and all(input_kind(file.path) != "parquet" for file in files):
+        raise ConfigError(
+            f"{given[0]}: found no parquet file among {counted(len(files), 'input')}, expected "
+            f"one; leave {' and '.join(given)} out, or name parquet files"
+        )
 
 
 Engine = Callable[["list[Shard]", "BulkOptions", Callable[[int], None]], "Iterator[ShardResult]"]

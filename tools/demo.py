@@ -79,7 +79,7 @@ def make_parser() -> ToolParser:
     add("--no-draw", action="store_true", help="no pictures: labels or the json alone")
     add(
         "--panel-size",
-        type=NumberIn(int, 1, 10000),
+        type=NumberIn(int, 24, 10000),
         default=512,
         help="longer side of a panel in pixels",
     )

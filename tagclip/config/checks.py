@@ -91,6 +91,7 @@ def check_config(cfg: CfgNode) -> None:
             "SOLVER.NESTEROV: found True with MOMENTUM 0, expected False or a momentum above 0"
         )
     _check_device_name(cfg.MODEL.DEVICE)
+    _check_once("DATASETS.TEST", cfg.DATASETS.TEST)
     expected = cfg.TEST.EXPECTED_RESULTS
     if expected and (len(cfg.DATASETS.TEST) != 1 or not all(map(_is_expectation, expected))):
         raise ConfigError(
@@ -106,6 +107,14 @@ def _has(node: Any, path: Sequence[str]) -> bool:
             return False
         node = node[part]
     return True
+
+
+def _check_once(key: str, names: Sequence[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"{key}: found {twice!r} {names.count(twice)} times, expected every name once"
+        )
 
 
 def _is_expectation(row: Any) -> bool:
@@ -127,7 +136,9 @@ def _check_device_name(device: str) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, ValueError):
         found = None
-    if found is None or found.type not in ("cuda", "cpu"):
+    # torch takes cpu:5 for the one that there is.
+    is_cpu = found is not None and found.type == "cpu" and not found.index
+    if not is_cpu and (found is None or found.type != "cuda"):
         raise ConfigError(f"MODEL.DEVICE: found {device!r}, expected cuda or cpu")
     return found
 

@@ -160,9 +160,11 @@ class Protocol:
         """Dataset -> text of its vocabulary json, of those in DATASETS.VOCABULARIES.
 
         Raises:
-            ConfigError: an entry is none.
+            ConfigError: an entry is none, or not the only one of its dataset.
+            VocabularyError: the text of one is no vocabulary, whether or not it is asked.
         """
         entries = self._cfg.DATASETS.VOCABULARIES
+        texts: dict[str, str] = {}
         for entry in entries:
             is_entry = isinstance(entry, Mapping) and entry.keys() == {"dataset", "json"}
             if not is_entry or not all(isinstance(value, str) for value in entry.values()):
@@ -171,7 +173,15 @@ class Protocol:
                     "TEXT}; leave it to checkpoints and name json files in "
                     "DATASETS.FOLDER_DATASETS"
                 )
-        return {entry["dataset"]: entry["json"] for entry in entries}
+            name, text = entry["dataset"], entry["json"]
+            if name in texts:
+                raise ConfigError(
+                    f"DATASETS.VOCABULARIES: found several of {name!r}, expected one; leave out "
+                    "all others"
+                )
+            Vocabulary.from_text(text, "", _carried(name))
+            texts[name] = text
+        return texts
 
     def class_list_texts(self) -> dict[str, str]:
         """Dataset -> text of its vocabulary json, of all that a model is built of.
@@ -200,7 +210,7 @@ class Protocol:
 
     def _json_of(self, name: str) -> str:
         if name in self.carried:
-            return f"the vocabulary of {name} in DATASETS.VOCABULARIES"
+            return _carried(name)
         return str(MetadataCatalog.get(name).vocabulary)
 
     def asked(self, dataset_name: str) -> Vocabulary:
@@ -323,6 +333,10 @@ class Protocol:
                 "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS True"
             )
         _ = self.training
+
+
+def _carried(name: str) -> str:
+    return f"the vocabulary of {name} in DATASETS.VOCABULARIES"
 
 
 def requested_vocabulary(

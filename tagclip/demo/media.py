@@ -304,6 +304,7 @@ class _PyavWriter:
         # What browsers take for granted: BT.709, 16 to 235.
         context.colorspace = context.color_primaries = context.color_trc = 1
         context.color_range = 1
+        self._has_failed = False
 
     def write(self, picture: np.ndarray) -> None:
         frame = self._av.VideoFrame.from_ndarray(picture, "rgb24")
@@ -316,7 +317,9 @@ class _PyavWriter:
         self._mux(frame)
 
     def close(self) -> None:
-        self._mux(None)
+        # A packet behind a header that could not be written would end the process.
+        if not self._has_failed:
+            self._mux(None)
         with self._os_errors():
             self._container.close()
 
@@ -330,6 +333,7 @@ class _PyavWriter:
         try:
             yield
         except self._av.FFmpegError as error:
+            self._has_failed = True
             raise OSError(error.errno, error.strerror) from error
 
 

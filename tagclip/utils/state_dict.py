@@ -72,6 +72,9 @@ def kind_of_numbers(tensor: Tensor) -> str:
     # Two numbers to a byte, which torch can neither compare nor convert.
     if tensor.dtype == torch.float4_e2m1fn_x2:
         return "packed"
+    # Scales of other numbers: powers of two without a sign, and no zero.
+    if tensor.dtype == torch.float8_e8m0fnu:
+        return "power of two"
     if tensor.is_floating_point():
         return "floating-point"
     return "bool" if tensor.dtype == torch.bool else "integer"

@@ -300,6 +300,8 @@ def test_a_switch_that_is_off_hides_its_keys() -> None:
         (("SOLVER.OPTIMIZER", "SGD", "SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0.0),
          r"NESTEROV: found True with MOMENTUM 0, expected False or"),
         (("MODEL.DEVICE", "meta"), r"MODEL\.DEVICE: found 'meta', expected cuda or cpu"),
+        (("MODEL.DEVICE", "cpu:5"), r"MODEL\.DEVICE: found 'cpu:5', expected cuda or cpu"),
+        (("DATASETS.TEST", ("a", "b", "a")), r"TEST: found 'a' 2 times, expected every name once"),
         (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0, 1.0]]),
          r"EXPECTED_RESULTS: found .* for 0 datasets in DATASETS\.TEST, expected lists of"),
         (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0]], "DATASETS.TEST", ("a",)),

@@ -14,7 +14,7 @@ from detectron2.data import DatasetCatalog
 from helpers.toy_dataset import forget, toy_config, vocabulary_tree, write_json
 
 from tagclip.data import Protocol, register_zero_shot_sem_seg
-from tagclip.errors import ConfigError, DatasetError
+from tagclip.errors import ConfigError, DatasetError, TagCLIPError
 
 NAMES = ["cat", "dog", "sky", "tree"]
 
@@ -66,6 +66,25 @@ def test_another_list_keeps_the_colours_that_training_gives(tmp_path: Path) -> N
     asked, plain = (Protocol(_config(train=(name,))).asked("other") for name in ("colored", "copy"))
     assert asked.colors[1].tolist() == [1, 2, 3] != plain.colors[1].tolist()
     assert asked.colors[[0, 2]].tolist() == plain.colors[[0, 2]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([("toy_train", "{}")], r"the vocabulary of toy_train in DATASETS\.VOCABULARIES: "),
+        # Nobody asks for it, and yet it is not what was meant.
+        ([("elsewhere", "not a json")], r"the vocabulary of elsewhere in DATASETS\.VOCABULARIES"),
+        ([("toy_val", None)] * 2, "VOCABULARIES: found several of 'toy_val', expected one; leave"),
+    ],
+)
+def test_carried_class_lists_that_cannot_be_meant(
+    entries: list[tuple[str, str | None]], message: str
+) -> None:
+    good = json.dumps(vocabulary_tree(NAMES))
+    rows = [{"dataset": name, "json": good if text is None else text} for name, text in entries]
+    protocol = Protocol(_config("DATASETS.VOCABULARIES", rows))
+    with pytest.raises(TagCLIPError, match=message):
+        protocol.asked("toy_train")
 
 
 def test_the_split_is_a_key() -> None:

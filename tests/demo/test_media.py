@@ -163,6 +163,28 @@ def test_a_disk_that_is_full_at_any_byte_leaves_the_earlier_video(
         written(tmp_path / name, pages())
 
 
+def test_nothing_is_muxed_behind_what_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second packet behind a header that could not be written ends the whole process."""
+    av, packets = pytest.importorskip("av", reason="PyAV: pip install '.[video]'"), []
+
+    class Full(media._PyavWriter):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args)
+            self._container = SimpleNamespace(mux=self.fail, close=self._container.close)
+
+        def fail(self, packet: object) -> None:
+            packets.append(packet)
+            raise av.OSError(28, "No space left on device")
+
+    monkeypatch.setattr(media, "_PyavWriter", Full)
+    # The encoder hands out the first packet some 25 frames later, and then one per frame.
+    with pytest.raises(OutputError, match=r"a\.mp4: cannot be written \(No space left"):
+        written(tmp_path / "a.mp4", pages() * 10)
+    assert len(packets) == 1 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("frames", "size", "found"),
     [

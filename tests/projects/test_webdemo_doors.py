@@ -520,6 +520,30 @@ def test_a_long_thin_image_is_refused_with_one_line(address: str, tmp_path: Path
             client.predict(handle_file(str(tmp_path / "thin.png")), "cat", api_name="/segment")
 
 
+def test_what_gradio_offers_beside_the_page_is_refused(address: str, tmp_path: Path) -> None:
+    """A link to a visit would be a file for each, which nobody counts and nobody removes."""
+    import httpx
+    from gradio_client import Client, handle_file
+
+    client = Client(f"{address}/", verbose=False)
+    client.predict(handle_file(str(tmp_path / "a.png")), "cat", api_name="/segment")
+    before = {*tmp_path.rglob("*")}
+    for method, path in (
+        ("GET", f"gradio_api/deep_link?session_hash={client.session_hash}"),
+        ("POST", "gradio_api/process_recording"),
+        ("GET", "gradio_api/stream/a/b/1/playlist-file"),
+        ("GET", "gradio_api/proxy=https://a.example/a"),
+        ("GET", "gradio_api/file=http://a.example/a.png"),
+        ("HEAD", "gradio_api/file=https://a.example/a.png"),
+        ("GET", "gradio_api/file/http://a.example/a.png"),
+        ("GET", "monitoring"),
+    ):
+        answer = httpx.request(method, f"{address}/{path}")
+        assert answer.status_code == 404, path
+        assert method == "HEAD" or "found no address of this page" in answer.text, path
+    assert {*tmp_path.rglob("*")} == before
+
+
 @pytest.mark.parametrize("how", ["cancel", "leave"])
 def test_a_request_that_nobody_waits_for_ends(
     address: str, predictor: TagCLIPPredictor, tmp_path: Path, how: str

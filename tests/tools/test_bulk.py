@@ -136,6 +136,10 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
     cases = {
         ("out", "missing.tar"): "INPUT missing.tar: found nothing there, expected images",
         ("file/out",): f"--output {tmp_path}/file/out: cannot be written",
+        ("out", "--column", "image"): "--column: found no parquet file among 8 inputs, expected "
+        "one; leave --column out, or name parquet files",
+        ("out", "--id-column", "a", "--column", "b"): "--column: found no parquet file among 8 "
+        "inputs, expected one; leave --column and --id-column out, or name parquet files",
     }
     for arguments, text in cases.items():
         with pytest.raises(ConfigError) as caught:
@@ -148,6 +152,28 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
                 run("out", *option)
             assert package in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_columns_of_parquet_files_that_have_gone_are_those_of_the_run(
+    run: Callable[..., int], tmp_path: Path
+) -> None:
+    """Nothing else goes on with it; to do all of it again without them is another matter."""
+    images = tmp_path / "in"
+    table = {"photo": [(images / f"00{n}.png").read_bytes() for n in (0, 1)], "key": ["a", "b"]}
+    parquet.write_table(pa.table(table), images / "t.parquet")
+    columns = ["--column", "photo", "--id-column", "key"]
+    assert run("out", *columns) == 0
+    before = content_of(tmp_path / "out")
+    (images / "t.parquet").unlink()
+    assert run("out", *columns) == 0
+    with pytest.raises(ConfigError, match="--column: found no parquet file among 8 inputs"):
+        run("out", *columns, "--overwrite")
+    rows = [row["image_id"] for row in rows_of(tmp_path / "out")]
+    assert [name for name in rows if "parquet" in name] == ["t.parquet/a", "t.parquet/b"]
+    after = content_of(tmp_path / "out")
+    assert {name: after[name] for name in before if "segments" in name} == {
+        name: content for name, content in before.items() if "segments" in name
+    }
 
 
 @pytest.mark.parametrize("name", ["vocabulary.json", "summary.html", "segments/a", "shards/a"])

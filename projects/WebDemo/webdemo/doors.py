@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["ROOM_AROUND_FILE", "BodyDoor", "FaultDoor", "HostDoor", "UploadSpace"]
+__all__ = ["ROOM_AROUND_FILE", "BodyDoor", "FaultDoor", "HostDoor", "RouteDoor", "UploadSpace"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +32,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # What a Host header looks like: a name or an address, an IPv6 one in brackets, and maybe a port.
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:@/?#,]+)(:[0-9]{1,5})?")
+# Of gradio, and not of this page: they write files that nobody counts (state of a visit, recorded
+# sound, code), fetch addresses of other machines, or show what others do.
+_NOT_OURS = re.compile(
+    "/gradio_api/(deep_link|process_recording|stream|run-history|profiling|dev|vibe-|undo-vibe-|"
+    "proxy=|file[=/] *https?:)|/monitoring",
+    re.IGNORECASE,
+)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # Bytes of words, sliders and paths.
 _LARGEST_JSON = 1 << 20
@@ -114,6 +121,21 @@ class HostDoor:
                         "it with --allow-host NAME if that is one"
                     )
                     return await _refuse(scope, send, 421, text)
+        return await self.app(scope, receive, send)
+
+
+class RouteDoor:
+    """Refuses addresses that gradio answers and this page never asks (404)."""
+
+    def __init__(self, app: App) -> None:
+        """Stand before the page."""
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on what the page may ask."""
+        if scope["type"] == "http" and _NOT_OURS.match(scope["path"]):
+            text = f"{scope['path'][:80]!r}: found no address of this page; reload the page"
+            return await _refuse(scope, send, 404, text)
         return await self.app(scope, receive, send)
 
 

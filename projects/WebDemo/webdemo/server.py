@@ -20,6 +20,7 @@ from tagclip.projects.webdemo.doors import (
     BodyDoor,
     FaultDoor,
     HostDoor,
+    RouteDoor,
     UploadSpace,
 )
 from tagclip.projects.webdemo.session import Limits
@@ -150,6 +151,7 @@ def serve(
     doors = [
         Middleware(FaultDoor),
         Middleware(HostDoor, allowed=[host, *allowed_hosts]),
+        Middleware(RouteDoor),
         Middleware(BodyDoor, space=space, largest=largest, folder=folder),
     ]
     try:

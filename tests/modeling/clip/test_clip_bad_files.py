@@ -203,6 +203,7 @@ def test_weights_that_are_not_finite(clip: CLIP, tiny_clip_json: str, tmp_path: 
 OTHER_TYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16,
     torch.complex32, torch.complex64, torch.complex128, torch.float4_e2m1fn_x2,
+    torch.float8_e8m0fnu,
 ]  # fmt: skip
 
 
