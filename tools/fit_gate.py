@@ -81,6 +81,12 @@ def main(args: argparse.Namespace) -> None:
         )
     vocabulary = Protocol(cfg).full
     groups = [held_out_classes(vocabulary, words) for words in args.hold_out]
+    twice = next((names for names in groups if sum(set(names) == set(g) for g in groups) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"--hold-out: found {', '.join(twice)} more than once, expected other classes each "
+            "time; a curve would count twice: leave one out"
+        )
     with RunLock(args.output, "--output"):
         setup_logger(str(args.output))
         setup_logger(str(args.output), name="tagclip")

@@ -237,9 +237,15 @@ class PredictionFiles:
                 + ("; rows and columns are exchanged: transpose them" if turned else "")
                 + ("" if turned else "; resize them to the image, one channel per class")
             )
-        if np.isnan(scores).any():
-            raise DatasetError(f"{path}: found nan among the scores; predict the image again")
-        return scores.argmax(axis=0 if first else 2)
+        # nan wins every comparison, and of pixels without a finite best none was computed.
+        best = scores.max(axis=(axis := 0 if first else 2))
+        if not np.isfinite(best).all():
+            what = "nan" if np.isnan(best).any() else f"{best[~np.isfinite(best)][0]} as the best"
+            raise DatasetError(
+                f"{path}: found {what} among the scores, expected finite ones; predict the image "
+                "again"
+            )
+        return scores.argmax(axis=axis)
 
 
 def _check_size(path: object, found: tuple[int, ...], size: tuple[int, int]) -> None:

@@ -153,7 +153,13 @@ def test_the_command_writes_the_keys(
     with pytest.raises(ConfigError, match=f"--dataset {dataset}: found the test set of .*; name"):
         FIT_GATE.main(FIT_GATE.parse_args(words))
     assert not (tmp_path / "fit").exists()
-    args = FIT_GATE.parse_args([*words, "DATASETS.TEST", repr(cfg.DATASETS.TRAIN)])
+    others = ["DATASETS.TEST", repr(cfg.DATASETS.TRAIN)]
+    for twice in ([seen[0]], [seen[2], "--hold-out", f"{seen[1]}, {seen[0]}"]):
+        more = ["--hold-out", f"{seen[0]}, {seen[1]}", "--hold-out", *twice]
+        with pytest.raises(ConfigError, match=f"found {seen[0]}.* more than once, expected oth"):
+            FIT_GATE.main(FIT_GATE.parse_args([*words, *more, *others]))
+    assert not (tmp_path / "fit").exists()
+    args = FIT_GATE.parse_args([*words, *others])
     assert exit_of(FIT_GATE.main, args) is None
     found = json.loads((tmp_path / "fit" / "gate.json").read_text())
     assert found["held_out"] == [[seen[0]], [seen[1]]] and found["GATE_SCALE"] in SCALES

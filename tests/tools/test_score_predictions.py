@@ -465,6 +465,18 @@ def _nan(data: Data, folder: Path) -> None:
     np.save(folder / "a/003.npy", np.full((3, *SIZE), np.nan))
 
 
+def _tied_by_infinity(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    (scores := np.zeros((3, *SIZE)))[:, 2, 3] = np.inf
+    np.save(folder / "a/003.npy", scores)
+
+
+def _best_of_none(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    (scores := np.zeros((*SIZE, 3)))[2, 3] = -np.inf
+    np.save(folder / "a/003.npy", scores)
+
+
 def _turned_scores(data: Data, folder: Path) -> None:
     (folder / "a/003.png").unlink()
     np.save(folder / "a/003.npy", np.zeros((3, *SIZE[::-1])))
@@ -490,6 +502,8 @@ def _pickle(data: Data, folder: Path) -> None:
         (_twice, ("are both predictions of", "remove one")),
         (_unknown, ("003.png: found value 3 at (0,0)", "1, 4, 7, 255")),
         (_nan, ("003.npy: found nan",)),
+        (_tied_by_infinity, ("003.npy: found inf as the best among the scores, expected finite",)),
+        (_best_of_none, ("003.npy: found -inf as the best among the scores, expected finite",)),
         (_turned_scores, ("003.npy", "transpose them")),
         (_wrong_count, ("(4, 12, 17), expected (3, 12, 17) or (12, 17, 3)",)),
         (_pickle, ("003.npy: found no array", "numpy.save")),
