@@ -42,6 +42,13 @@ def make_parser() -> ToolParser:
         metavar="NAME",
         help="answer to this name, too, such as that of a proxy in front; may be given again",
     )
+    add(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="of a server in front, whose X-Forwarded-For is believed; may be given again",
+    )
     add("--max-upload-mb", type=NumberIn(int, 1, 10**6), default=20, metavar="MB", help="file size")
     add(
         "--max-uploads-mb",
@@ -117,6 +124,7 @@ def main(args: argparse.Namespace) -> None:
             max_upload_mb=args.max_upload_mb,
             max_uploads_mb=args.max_uploads_mb,
             allowed_hosts=args.allow_host,
+            proxies=args.proxy,
             limits=Limits(
                 words=args.max_words,
                 windows=args.max_windows,

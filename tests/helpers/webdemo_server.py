@@ -94,10 +94,15 @@ def served_alone(weights: Path, *words: str) -> Iterator[tuple[int, str]]:
 
 @contextmanager
 def served(
-    predictor: TagCLIPPredictor, image: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: TagCLIPPredictor,
+    image: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    **more: object,
 ) -> Iterator[str]:
-    """Address of the page, with one example of two words."""
-    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR"):
+    """Address of the page, with one example of two words and more arguments of `serve`."""
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR",
+                 "FORWARDED_ALLOW_IPS"):  # fmt: skip
         monkeypatch.setenv(name, "")
     # What a user's environment might hold must not open the page to others.
     monkeypatch.setenv("GRADIO_SHARE", "True")
@@ -105,7 +110,7 @@ def served(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     examples = [(str(image), "cat, grass")]
-    page = serve(predictor, examples, folder, port=port, max_upload_mb=1, wait=False)
+    page = serve(predictor, examples, folder, port=port, max_upload_mb=1, wait=False, **more)
     try:
         assert (page.share, page.server_name, page.analytics_enabled) == (False, "127.0.0.1", False)
         yield page.local_url

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 from detectron2.config import CfgNode
+from helpers.full_disk import largest_file
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import load_tool
@@ -412,6 +415,44 @@ def test_a_body_ends_in_time(doors: tuple[Page, BodyDoor], monkeypatch: pytest.M
     assert sent[0]["status"] == 408 and b"no end for" in sent[1]["body"] and not page.bodies
 
 
+def test_a_full_disk_refuses_files_and_nothing_else(doors: tuple[Page, BodyDoor]) -> None:
+    """Words need none; whoever brings a file loses the own older ones for it, and nobody else."""
+    page, app = doors
+    assert ask(app, "/gradio_api/upload", b"theirs", client="2")[0] == 200
+    assert ask(app, "/gradio_api/upload", b"mine", client="1")[0] == 200
+    theirs, mine = sorted(page.folder.iterdir())
+    with largest_file(20):
+        status, text = ask(app, "/gradio_api/upload", bytes(200), client="1")
+        assert status == 507 and text == (
+            "upload: found no room on this server's disk, expected some; try again later\n"
+        )
+        assert theirs.exists() and not mine.exists() and app.space.held == len(b"theirs")
+        # A body that is no file gets to the page, which here fails to write it down.
+        with pytest.raises(OSError, match="File too large"):
+            ask(app, "/gradio_api/queue/join", bytes(200), client="1")
+        assert page.bodies[-1] == bytes(200)
+    assert not list(app.folder.iterdir())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_disk_that_is_full_for_gradio(tmp_path: Path, begun: bool) -> None:
+    """It writes a file again; whatever it has said by then, the answer ends."""
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise OSError(28, "No space left on device")
+
+    app = BodyDoor(page, UploadSpace(3 * MIB, 5 * MIB), MIB, tmp_path)
+    if begun:
+        with pytest.raises(OSError, match="No space left"):
+            ask(app, "/gradio_api/upload", b"abc")
+    else:
+        status, text = ask(app, "/gradio_api/upload", b"abc")
+        assert status == 507 and "no room on this server's disk" in text
+    assert app.space.held == 0 and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_fault_behind_the_doors_is_one_line(
     begun: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -479,7 +520,7 @@ def test_the_running_page_has_these_doors(address: str, tmp_path: Path) -> None:
         ("queue/join", {"data": [], "fn_index": 99}, "POST /gradio_api/queue/join: found a"),
         ("call/nothing", {"data": [1]}, "POST /gradio_api/call/nothing: found a request"),
         ("queue/join", {"data": ["cat"], "fn_index": 1}, "segment: found other values"),
-        ("queue/join", {"data": [None, {"path": 5}, 3, [], 7, "a", None, {}], "fn_index": 1},
+        ("queue/join", {"data": [{"path": 5}, 3, [], 7, "a", None, {}], "fn_index": 1},
          "segment: found other values"),
     ],
 )  # fmt: skip
@@ -518,6 +559,59 @@ def test_a_long_thin_image_is_refused_with_one_line(address: str, tmp_path: Path
     for _ in range(2):
         with pytest.raises(AppError, match="thin.png: image of 95x1 pixels: found 127 windows"):
             client.predict(handle_file(str(tmp_path / "thin.png")), "cat", api_name="/segment")
+
+
+def test_many_sessions_of_one_visitor_push_nobody_out(address: str, tmp_path: Path) -> None:
+    """gradio would forget the oldest, whose sliders then do nothing, without a word."""
+    import httpx
+    from gradio_client import Client, handle_file
+
+    client = Client(f"{address}/", verbose=False)
+    client.predict(handle_file(str(tmp_path / "a.png")), "cat, dog", api_name="/segment")
+    api = f"{address}/gradio_api"
+    for number in range(110):
+        body = {"data": ["both", 0.1, 0.0, 0.5], "session_hash": f"other {number}"}
+        event = httpx.post(f"{api}/call/adjust", json=body).json()["event_id"]
+        assert "event: complete" in httpx.get(f"{api}/call/adjust/{event}").text
+    assert "cat" in client.predict("none", 0.5, 0.0, 0.5, api_name="/adjust")[0]
+    (labels, _) = client.predict(api_name="/save")["value"]
+    assert Path(labels).is_file()
+
+
+@pytest.mark.parametrize(("proxies", "left"), [([], 4), (["127.0.0.1"], 9), (["10.1.1.1"], 4)])
+def test_where_a_visitor_is_says_a_proxy_alone(
+    predictor: TagCLIPPredictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    proxies: list[str],
+    left: int,
+) -> None:
+    """Each address has a room of 1 MiB here, of which four of nine files have place."""
+    httpx = pytest.importorskip("httpx", reason="not installed: pip install '.[demo]'")
+    (folder := tmp_path / "served").mkdir()
+    Image.fromarray(picture(70, 95)).save(tmp_path / "a.png")
+    more = {"max_uploads_mb": 10, "proxies": proxies}
+    with served(predictor, tmp_path / "a.png", folder, monkeypatch, **more) as address:
+        for number in range(9):
+            files = {"files": (f"{number}.png", str(number).encode() * (MIB // 4))}
+            headers = {"X-Forwarded-For": f"10.0.0.{number}"}
+            url = f"{address}gradio_api/upload"
+            assert httpx.post(url, files=files, headers=headers).status_code == 200
+        assert len([*folder.rglob("[0-9].png")]) == left
+
+
+def test_the_running_page_bounds_connections(address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with ExitStack() as opened:
+        for _ in range(400):
+            opened.enter_context(socket.create_connection((host, int(port)), 20))
+        # Of another address.
+        other = socket.create_connection((host, int(port)), 20, source_address=("127.0.0.2", 0))
+        opened.enter_context(other).sendall(b"GET /config HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert other.recv(12) == b"HTTP/1.1 200"
+        mine = opened.enter_context(socket.create_connection((host, int(port)), 20))
+        with suppress(ConnectionResetError):
+            assert mine.recv(1) == b""
 
 
 def test_what_gradio_offers_beside_the_page_is_refused(address: str, tmp_path: Path) -> None:
@@ -563,7 +657,7 @@ def test_a_request_that_nobody_waits_for_ends(
     hook = predictor.model.backbone.register_forward_pre_hook(wait)
     api, session = f"{address}/gradio_api", "somebody"
     sent = httpx.post(f"{api}/upload", files={"files": ("b.png", image.read_bytes())})
-    data = [None, {"path": sent.json()[0]}, "cat, dog", "", "both", 0.1, 0.0, 0.5]
+    data = [{"path": sent.json()[0]}, "cat, dog", "", "both", 0.1, 0.0, 0.5]
     functions = httpx.get(f"{address}/config").json()["dependencies"]
     number = next(f["id"] for f in functions if f["api_name"] == "segment")
     body = {"data": data, "fn_index": number, "session_hash": session}
@@ -581,7 +675,7 @@ def test_a_request_that_nobody_waits_for_ends(
         httpx.get(f"{api}/queue/status")
     gone.set()
     # The visitor's next one waits until the first has ended.
-    body = {"data": data[1:], "session_hash": session}
+    body = {"data": data, "session_hash": session}
     again = httpx.post(f"{api}/call/segment", json=body).json()["event_id"]
     # Gradio leaves the stream of a session open in which one was broken off.
     with httpx.stream("GET", f"{api}/call/segment/{again}", timeout=60) as stream:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor
 from tagclip.errors import DatasetError
-from tagclip.projects.webdemo.kept import Kept, KeptImages
+from tagclip.projects.webdemo.kept import KeptImages
 from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
 from tagclip.projects.webdemo.turns import RequestError, Turns, current_turn
 from tagclip.utils.stepping import pause_point
@@ -151,27 +151,85 @@ def test_a_request_may_take_half_of_the_memory() -> None:
 
 
 def test_too_many_requests_are_refused_at_once() -> None:
-    turns, release = Turns(MIB, 60, per_visitor=2, in_all=3), threading.Event()
+    """Of a visitor, of an address whatever its visitors are called, and in all."""
+    turns, release = Turns(MIB, 60, per_visitor=2, in_all=4), threading.Event()
     entered = []
 
-    def visit(name: str) -> None:
-        with turns.request(name, release.is_set):
+    def visit(name: str, address: str) -> None:
+        with turns.request(name, release.is_set, address):
             entered.append(name)
             release.wait(20)
 
+    def refused(name: str, address: str, message: str) -> None:
+        refusal = pytest.raises(RequestError, match=message)
+        with refusal, turns.request(name, wanted, address):
+            pass
+
     with ThreadPoolExecutor(4) as pool:
-        tasks = [pool.submit(visit, name) for name in ("me", "me", "you")]
+        tasks = [pool.submit(visit, name, "here") for name in ("me", "me", "you")]
         while len(turns.others(None)) < 3:
             pass
         try:
-            for name, message in (("me", "2 of yours unfinished"), ("third", "3 unfinished")):
-                with pytest.raises(RequestError, match=message), turns.request(name, wanted):
-                    pass
+            refused("me", "here", "2 of yours unfinished, expected fewer than 2")
+            refused("new", "here", "3 of your address unfinished, expected fewer than 3; wait")
+            tasks.append(pool.submit(visit, "they", "there"))
+            while len(turns.others(None)) < 4:
+                pass
+            refused("third", "there", "4 unfinished, expected fewer than 4; try again")
         finally:
             release.set()
         failed = [task.exception(10) for task in tasks]
     # One after the other: the second of one visitor never began.
-    assert sorted(entered) == ["me", "you"] and sum(e is not None for e in failed) == 1
+    assert sorted(entered) == ["me", "they", "you"] and sum(e is not None for e in failed) == 1
+
+
+def test_addresses_share_the_time_alike() -> None:
+    """Three visitors of one address have as many steps as the one of another."""
+    clock, order = Clock(), []
+    turns, both_wait = Turns(MIB, 1e9, clock=clock), threading.Event()
+
+    def visit(name: str, address: str) -> None:
+        with turns.request(name, wanted, address), current_turn().work():
+            both_wait.wait(20)
+            for _ in range(6):
+                order.append(address)
+                clock.now += 1
+                pause_point()
+
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(visit, name, "many") for name in "abc"]
+        tasks.append(pool.submit(visit, "d", "one"))
+        while len(turns.waiting) < 3:
+            pass
+        both_wait.set()
+        for task in tasks:
+            task.result(20)
+    last = len(order) - 1 - order[::-1].index("one")
+    assert 5 <= order[:last].count("many") <= 7 and order.count("many") == 18
+    assert not turns.times
+
+
+def test_an_address_leaves_others_a_quarter_of_the_memory() -> None:
+    turns, release = Turns(8 * MIB, 60), threading.Event()
+    held = []
+
+    def take(name: str, address: str, nbytes: int) -> None:
+        with turns.request(name, release.is_set, address) as turn:
+            turn.reserve(nbytes)
+            held.append(name)
+            release.wait(20)
+
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(take, name, "many", 3 * MIB) for name in "ab"]
+        while len(held) < 2:
+            pass
+        tasks.append(pool.submit(take, "c", "many", MIB))
+        tasks.append(pool.submit(take, "d", "one", 2 * MIB))
+        while len(held) < 3:
+            pass
+        release.set()
+        failed = [task.exception(20) is not None for task in tasks]
+    assert held[2:] == ["d"] and failed == [False, False, True, False] and not turns.held
 
 
 @pytest.fixture
@@ -181,21 +239,60 @@ def encoded(tiny_cfg: CfgNode, tmp_path: Path) -> EncodedImage:
     return encode_image(predictor, tmp_path / "a.png", "cat, zebra", "", Limits())
 
 
+FREED = pytest.raises(DatasetError, match="found it freed .*press Segment again")
+# Of a small image.
+ROOM = 1 << 16
+
+
 def test_what_was_used_longest_ago_is_freed_first(encoded: EncodedImage) -> None:
-    images = KeptImages(3 * encoded.nbytes)
-    kept = [images.keep(encoded) for _ in range(3)]
-    assert images.held == 3 * encoded.nbytes
-    images.open(kept[0])
-    kept.append(images.keep(encoded))
-    assert [each.image is None for each in kept] == [False, True, False, False]
-    with pytest.raises(DatasetError, match="found it freed .*press Segment again"):
-        images.open(kept[1])
-    assert images.find(kept[1]) is None and images.find(kept[3]) is encoded
-    # A session that ends frees its image.
-    del kept[2:]
-    gc.collect()
-    assert images.held == encoded.nbytes
-    assert isinstance(kept[0], Kept)
+    images = KeptImages(3 * ROOM, 60)
+    assert encoded.nbytes < ROOM and images.open("a") is None
+    for name in "abc":
+        images.keep(name, encoded)
+    assert images.held == 3 * ROOM
+    images.open("a")
+    images.keep("d", encoded)
+    with FREED:
+        images.open("b")
+    assert images.find("b") is None
+    assert all(images.open(name) is encoded for name in "acd")
+    # Another image of the same session takes the place of its last.
+    images.keep("c", encoded)
+    assert images.open("a") is encoded and images.held == 3 * ROOM
+    images.keep("b", encoded)
+    assert images.open("b") is encoded
+
+
+def test_one_address_frees_its_own_images(encoded: EncodedImage) -> None:
+    """However many sessions it opens, and however long ago the others asked."""
+    images = KeptImages(4 * ROOM, 60)
+    images.keep("first", encoded, "a")
+    images.keep("second", encoded, "b")
+    for number in range(50):
+        images.keep(f"{number}", encoded, "c")
+        assert images.held <= 4 * ROOM
+    assert images.open("first") is images.open("second") is encoded
+    assert [images.find(f"{number}") for number in range(47, 50)] == [None, encoded, encoded]
+    # Among those that hold as much, who asked longest ago gives room.
+    for name, address in (("third", "d"), ("fourth", "e")):
+        images.keep(name, encoded, address)
+    assert images.find("48") is None and images.find("third") is images.find("fourth") is encoded
+
+
+def test_small_images_take_room_and_none_stays_for_good(encoded: EncodedImage) -> None:
+    now, small = 0.0, replace(encoded, picture=encoded.picture[:1, :1])
+    images = KeptImages(1 << 20, 60, clock=lambda: now)
+    small = replace(small, fusion=replace(small.fusion, views=()))
+    assert small.nbytes < 10
+    for number in range(40):
+        images.keep(f"{number}", small)
+    assert images.held == 1 << 20 and images.find("23") is None and images.find("24") is small
+    now = 59.0
+    assert images.open("39") is small
+    now = 60.0
+    with FREED:
+        images.open("38")
+    assert images.open("39") is small and images.held == ROOM
 
 
 def test_the_bytes_of_an_image_are_those_of_its_tensors(encoded: EncodedImage) -> None:

@@ -7,6 +7,7 @@ sees it: what is too large, too much or broken off leaves nothing behind.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import math
@@ -17,6 +18,8 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,6 +56,10 @@ _PIECE = 1 << 16
 _LONGEST_SESSION = 64
 # Seconds between two looks for deleted files.
 _LOOK = 5.0
+
+
+# What a disk answers that is full.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class FaultDoor:
@@ -230,15 +237,21 @@ class UploadSpace:
         """
         if text := self.refusal(visitor, nbytes):
             return text
-        own = self._files.get(visitor, {})
-        while own and (
+        while (
             self.held_by(visitor) + nbytes > self.per_visitor or self.held + nbytes > self.in_all
-        ):
-            path = next(iter(own))
-            if self._drop(visitor, path):
-                path.unlink(missing_ok=True)
+        ) and self.give_room(visitor):
+            pass
         self._count(visitor, nbytes)
         return ""
+
+    def give_room(self, visitor: str) -> bool:
+        """Remove the oldest file of a visitor, unless others have it, too; False: there is none."""
+        path = next(iter(self._files.get(visitor, {})), None)
+        if path is None:
+            return False
+        if self._drop(visitor, path):
+            path.unlink(missing_ok=True)
+        return True
 
     def arrived(self, visitor: str, nbytes: int, paths: Iterable[str]) -> None:
         """Put the files in the place of so many bytes that were taken."""
@@ -318,89 +331,118 @@ class BodyDoor:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
         is_upload = scope["path"].rstrip("/").endswith("/upload")
-        largest = self.largest + ROOM_AROUND_FILE if is_upload else _LARGEST_JSON
-        kind = next(iter(_headers(scope, b"content-type")), "")
-        if not is_upload and kind.lower().startswith("multipart/"):
-            return await _refuse(scope, send, 415, "body: found files, expected json; use /upload")
-        length = next(iter(_headers(scope, b"content-length")), "")
-        announced = int(length) if length.isascii() and length.isdigit() else largest
-        if announced > largest:
-            return await _refuse(scope, send, 413, _too_large(announced, largest))
-        taken, visitor = 0, (scope.get("client") or [""])[0]
-
-        def take(nbytes: int) -> str:
-            nonlocal taken
-            if is_upload:
-                if text := self.space.take(visitor, nbytes):
-                    return text
-                taken += nbytes
-            return ""
-
-        if is_upload and (text := self.space.refusal(visitor, announced)):
-            return await _refuse(scope, send, 413, text)
-        if not is_upload:
-            return await self._receive_and_hand_on(scope, receive, send, largest, take, None)
-        answer = _Answer(send)
+        hand_on = self._hand_on_file if is_upload else self._hand_on_json
         try:
-            return await self._receive_and_hand_on(scope, receive, answer, largest, take, kind)
-        finally:
-            self.space.arrived(visitor, taken, answer.paths)
+            return await hand_on(scope, receive, send)
+        except _Refusal as refusal:
+            # Who has gone hears nothing.
+            if refusal.status:
+                await _refuse(scope, send, refusal.status, str(refusal))
+        return None
 
-    async def _receive_and_hand_on(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        largest: int,
-        take: Callable[[int], str],
-        upload_kind: str | None,
-    ) -> None:
-        """With the content type of an upload; None is another body."""
-        end = asyncio.get_running_loop().time() + _LONGEST
-        with tempfile.TemporaryFile(dir=self.folder) as body:
-            size = 0
-            while True:
-                left = end - asyncio.get_running_loop().time()
-                try:
-                    message = await asyncio.wait_for(receive(), min(_SILENCE, left))
-                except TimeoutError:
-                    text = (
-                        f"body: found no byte for {_SILENCE:g} seconds, or no end for {_LONGEST:g}"
-                        ", expected more; try again"
-                    )
-                    return await _refuse(scope, send, 408, text)
-                if message["type"] == "http.disconnect":
-                    return None
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size > largest:
-                    return await _refuse(scope, send, 413, _too_large(size, largest))
-                if text := take(len(piece)):
-                    return await _refuse(scope, send, 413, text)
-                body.write(piece)
-                if not message.get("more_body", False):
-                    break
+    async def _hand_on_json(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """In memory: words need no disk, which may be full."""
+        if _kind(scope).lower().startswith("multipart/"):
+            raise _Refusal(415, "body: found files, expected json; use /upload")
+        _announced(scope, _LARGEST_JSON)
+        with BytesIO() as body:
+            await _receive_all(receive, body.write, _LARGEST_JSON)
+            if text := _wrong_session(body.getvalue()):
+                raise _Refusal(400, text)
+            size = body.tell()
             body.seek(0)
-            is_upload = upload_kind is not None
-            text = _wrong_parts(body, upload_kind) if is_upload else _wrong_session(body.read())
-            if text:
-                return await _refuse(scope, send, 400, text)
-            body.seek(0)
-            replay = _Replay(body, size, receive)
-            if not is_upload:
-                return await self.app(scope, replay, send)
-            # One at a time: what then lies there belongs to nobody.
-            async with self._one:
-                try:
-                    return await self.app(scope, replay, send)
-                finally:
-                    self._remove_unnamed()
+            await self.app(scope, _Replay(body, size, receive), send)
+
+    async def _hand_on_file(self, scope: Scope, receive: Receive, send: Send) -> None:
+        largest, visitor = self.largest + ROOM_AROUND_FILE, (scope.get("client") or [""])[0]
+        if text := self.space.refusal(visitor, _announced(scope, largest)):
+            raise _Refusal(413, text)
+        answer, arriving = _Answer(send), _Arriving(self.space, visitor)
+        try:
+            # Without a buffer: a write that fails is known at once.
+            with tempfile.TemporaryFile(dir=self.folder, buffering=0) as body:
+                await _receive_all(receive, partial(arriving.put, body), largest)
+                size = body.tell()
+                body.seek(0)
+                if text := _wrong_parts(body, _kind(scope)):
+                    raise _Refusal(400, text)
+                body.seek(0)
+                await self._hand_on_alone(scope, _Replay(body, size, receive), answer)
+        except OSError as error:
+            if error.errno not in _FULL or answer.has_begun:
+                raise
+            # gradio takes as much room again.
+            self.space.give_room(visitor)
+            text = "upload: found no room on this server's disk, expected some; try again later"
+            raise _Refusal(507, text) from error
+        finally:
+            self.space.arrived(visitor, arriving.nbytes, answer.paths)
+
+    async def _hand_on_alone(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One at a time: what then lies there belongs to nobody."""
+        async with self._one:
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                self._remove_unnamed()
 
     def _remove_unnamed(self) -> None:
         """Remove what gradio has received and not named in its answer: it keeps that for good."""
         for path in self.folder.glob(f"{tempfile.gettempprefix()}*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
+
+
+class _Refusal(Exception):
+    """A body is not handed on; 0 as status: nobody waits for an answer."""
+
+    def __init__(self, status: int, text: str = "") -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Arriving:
+    """Bytes of an upload that have come, counted as its visitor's."""
+
+    def __init__(self, space: UploadSpace, visitor: str) -> None:
+        self._space, self._visitor, self.nbytes = space, visitor, 0
+
+    def put(self, body: IO[bytes], piece: bytes) -> None:
+        """Write a piece; where the disk is full, the visitor's oldest files make room."""
+        if text := self._space.take(self._visitor, len(piece)):
+            raise _Refusal(413, text)
+        self.nbytes += len(piece)
+        left = memoryview(piece)
+        while left:
+            try:
+                left = left[body.write(left) :]
+            except OSError as error:
+                if error.errno not in _FULL or not self._space.give_room(self._visitor):
+                    raise
+
+
+async def _receive_all(receive: Receive, put: Callable[[bytes], object], largest: int) -> None:
+    """Receive a body, in time and of at most so many bytes."""
+    end, size = asyncio.get_running_loop().time() + _LONGEST, 0
+    while True:
+        left = end - asyncio.get_running_loop().time()
+        try:
+            message = await asyncio.wait_for(receive(), min(_SILENCE, left))
+        except TimeoutError as error:
+            text = (
+                f"body: found no byte for {_SILENCE:g} seconds, or no end for {_LONGEST:g}, "
+                "expected more; try again"
+            )
+            raise _Refusal(408, text) from error
+        if message["type"] == "http.disconnect":
+            raise _Refusal(0)
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > largest:
+            raise _Refusal(413, _too_large(size, largest))
+        put(piece)
+        if not message.get("more_body", False):
+            return
 
 
 class _Replay:
@@ -424,9 +466,11 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self._send, self._is_good, self._body = send, False, b""
+        self.has_begun = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            self.has_begun = True
             self._is_good = message["status"] == 200
         elif message["type"] == "http.response.body" and self._is_good:
             self._body += message.get("body", b"")
@@ -472,6 +516,19 @@ def _wrong_session(body: bytes) -> str:
             "reload the page"
         )
     return ""
+
+
+def _kind(scope: Mapping[str, Any]) -> str:
+    return next(iter(_headers(scope, b"content-type")), "")
+
+
+def _announced(scope: Mapping[str, Any], largest: int) -> int:
+    """Bytes that the body has by its header, at most so many; without a header so many."""
+    length = next(iter(_headers(scope, b"content-length")), "")
+    announced = int(length) if length.isascii() and length.isdigit() else largest
+    if announced > largest:
+        raise _Refusal(413, _too_large(announced, largest))
+    return announced
 
 
 def _headers(scope: Mapping[str, Any], name: bytes) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -20,6 +18,7 @@ from tagclip.projects.webdemo.session import (
     encode_image,
 )
 from tagclip.projects.webdemo.visits import shown_errors, shown_message
+from tagclip.utils.files import temporary_folder
 
 __all__ = ["Handlers"]
 
@@ -92,7 +91,7 @@ class Handlers:
     ) -> tuple[Any, ...]:
         """Call these words seen and the others unseen."""
         if encoded is None:
-            return gr.skip(), gr.skip(), gr.skip()
+            return gr.skip(), gr.skip()
         with shown_errors():
             if not isinstance(seen, (list, tuple)) or not all(isinstance(n, str) for n in seen):
                 raise VocabularyError(f"seen: found {seen!r:.80}, expected a list of words")
@@ -126,9 +125,9 @@ class Handlers:
         with shown_errors():
             if encoded is None:
                 raise DatasetError("result: found none, expected one; press Segment first")
-            with TemporaryDirectory() as folder:
+            with temporary_folder() as folder:
                 settings = Settings(gate, seen_bias, background_threshold)
-                files = write_result(encoded, settings, Path(folder))
+                files = write_result(encoded, settings, folder)
                 yield gr.update(value=[str(file) for file in files], visible=True)
 
 

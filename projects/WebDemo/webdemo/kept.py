@@ -1,77 +1,122 @@
-"""What visitors have asked last, within a number of bytes: who came back longest ago goes first."""
+"""What visitors have asked last, within a number of bytes: who holds most gives room first."""
 
 from __future__ import annotations
 
 import threading
-import weakref
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
 
 from tagclip.errors import DatasetError
 from tagclip.projects.webdemo.session import EncodedImage
 
-__all__ = ["Kept", "KeptImages"]
+__all__ = ["KeptImages"]
+
+# Bytes that an image counts for if it has fewer: words, classes and names take room, too.
+_LEAST = 1 << 16
+# Sessions of which it is known that their image was freed.
+_FREED = 1000
 
 
-class Kept:
-    """A place in `KeptImages`. It lies in the visitor's session, and its image goes with it.
-
-    Attributes:
-        image: None once it was freed.
-    """
-
-    def __init__(self, image: EncodedImage) -> None:
-        self.image: EncodedImage | None = image
+class _Place(NamedTuple):
+    image: EncodedImage
+    address: str
+    nbytes: int
+    used: float
 
 
 class KeptImages:
-    """Images after their forward pass."""
+    """Images after their forward pass, one per session."""
 
-    def __init__(self, nbytes: int) -> None:
-        """Keep at most so many bytes."""
-        self.nbytes = nbytes
+    def __init__(
+        self, nbytes: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begin with none.
+
+        Args:
+            nbytes: at most so many are kept.
+            seconds: after which an image goes that nobody asks for.
+            clock: seconds.
+        """
+        self.nbytes, self.seconds, self._clock = nbytes, seconds, clock
         self._lock = threading.RLock()
-        # By identity: what is no longer in any session has left.
-        self._order: OrderedDict[int, tuple[weakref.ref[Kept], int]] = OrderedDict()
+        # By session, those that were asked for longest ago first.
+        self._places: OrderedDict[str, _Place] = OrderedDict()
+        self._held: Counter[str] = Counter()
+        self._freed: OrderedDict[str, None] = OrderedDict()
 
     @property
     def held(self) -> int:
-        """Bytes of all that is kept."""
+        """Bytes of all that is kept, each image with 64 KiB at least."""
         with self._lock:
-            return sum(nbytes for _, nbytes in self._order.values())
+            return self._held.total()
 
-    def keep(self, image: EncodedImage) -> Kept:
-        """Keep an image, and free others where there is no room."""
-        kept, nbytes = Kept(image), image.nbytes
-        key = id(kept)
+    def keep(self, session: str, image: EncodedImage, address: str = "") -> None:
+        """Keep an image in the place of the session's last one, and free others for it.
+
+        Where room lacks, the address with the most bytes gives it, the image first that was asked
+        for longest ago: whoever opens many sessions pushes nobody else out.
+
+        Args:
+            session: a name that its visitor alone knows.
+            image: of at most half of the bytes.
+            address: where the visitor is.
+        """
+        nbytes = max(image.nbytes, _LEAST)
         with self._lock:
-            while self._order and self.held + nbytes > self.nbytes:
-                found = self._order.popitem(last=False)[1][0]()
-                if found is not None:
-                    found.image = None
-            self._order[key] = weakref.ref(kept, lambda _: self._forget(key)), nbytes
-        return kept
+            self._drop(session)
+            self._free_old()
+            self._held[address] += nbytes
+            while self._places and self.held > self.nbytes:
+                most = max(self._held[place.address] for place in self._places.values())
+                places = self._places.items()
+                self._free(next(n for n, p in places if self._held[p.address] == most))
+            self._places[session] = _Place(image, address, nbytes, self._clock())
+            self._freed.pop(session, None)
 
-    def find(self, kept: Kept) -> EncodedImage | None:
-        """Return the image, the last to go from now on; None if it was freed."""
+    def find(self, session: str) -> EncodedImage | None:
+        """Return the image of a session, the last to go from now on; None: none is kept."""
         with self._lock:
-            if kept.image is not None:
-                self._order.move_to_end(id(kept))
-            return kept.image
+            self._free_old()
+            place = self._places.get(session)
+            if place is None:
+                return None
+            self._places[session] = place._replace(used=self._clock())
+            self._places.move_to_end(session)
+            return place.image
 
-    def open(self, kept: Kept) -> EncodedImage:
-        """Return the image.
+    def open(self, session: str) -> EncodedImage | None:
+        """Return the image of a session; None: it has asked for none yet.
 
         Raises:
             DatasetError: it was freed.
         """
-        image = self.find(kept)
-        if image is None:
-            raise DatasetError(
-                "result: found it freed to make room for others, expected it kept; press Segment "
-                "again"
-            )
-        return image
-
-    def _forget(self, key: int) -> None:
         with self._lock:
-            self._order.pop(key, None)
+            image = self.find(session)
+            if session in self._freed:
+                raise DatasetError(
+                    "result: found it freed to make room for others, expected it kept; press "
+                    "Segment again"
+                )
+            return image
+
+    def _free_old(self) -> None:
+        while self._places:
+            session, place = next(iter(self._places.items()))
+            if place.used + self.seconds > self._clock():
+                break
+            self._free(session)
+
+    def _free(self, session: str) -> None:
+        self._drop(session)
+        self._freed[session] = None
+        if len(self._freed) > _FREED:
+            self._freed.popitem(last=False)
+
+    def _drop(self, session: str) -> None:
+        place = self._places.pop(session, None)
+        if place is not None:
+            self._held[place.address] -= place.nbytes
+            if not self._held[place.address]:
+                del self._held[place.address]

@@ -16,12 +16,10 @@ from tagclip.projects.webdemo.session import Arrivals, Limits, Settings, Uploads
 from tagclip.projects.webdemo.visits import Visits
 from tagclip.visualization.html_page import render
 
-__all__ = ["KEPT_SECONDS", "build_page"]
+__all__ = ["build_page"]
 
 logger = logging.getLogger(__name__)
 
-# How long the scores and files of a visitor who does nothing are kept.
-KEPT_SECONDS = 3600
 _HERE = Path(__file__).parent
 _TITLE = "TagCLIP: any words on any image"
 
@@ -46,7 +44,6 @@ class _Widgets:
 
     def __init__(self, predictor: TagCLIPPredictor, examples: Sequence[tuple[str, str]]) -> None:
         gr.Markdown(f"# {_TITLE}")
-        self.encoded = gr.State(None, time_to_live=KEPT_SECONDS)
         with gr.Row():
             with gr.Column(scale=2, min_width=320, elem_id="question"):
                 self._lay_out_question(examples)
@@ -138,18 +135,18 @@ def build_page(
         limits: what a visitor may ask for.
         uploads: folder of the files that visitors bring, and of the examples.
     """
+    limits = limits or Limits()
     with _Page(
         title=_TITLE,
         analytics_enabled=False,
         # Looked for every ten minutes; all are deleted at the end.
-        delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS),
+        delete_cache=(limits.kept_seconds // 6, limits.kept_seconds),
     ) as page:
         widgets = _Widgets(predictor, examples)
         page.upload_file_set = arrivals = Arrivals()
         page.temp_file_sets.append(arrivals)
         # What gradio has copied for the widgets so far are the examples.
         files = Uploads(uploads, arrivals.times)
-        limits = limits or Limits()
         _connect(widgets, Handlers(predictor, limits, files), Visits(limits))
     return page
 
@@ -159,8 +156,8 @@ def _connect(on: _Widgets, handlers: Handlers, visits: Visits) -> None:
     raw = {"preprocess": False}
     segment = {
         "fn": visits.attended(handlers.segment, needs_image=False),
-        "inputs": [on.encoded, on.image, on.words, on.context, *on.sliders],
-        "outputs": [on.encoded, on.seen, on.result, on.files],
+        "inputs": [on.image, on.words, on.context, *on.sliders],
+        "outputs": [on.seen, on.result, on.files],
         "show_progress_on": on.result,
     } | raw
     gr.on([on.segment.click, on.words.submit, on.context.submit], **segment, api_name="segment")
@@ -171,20 +168,19 @@ def _connect(on: _Widgets, handlers: Handlers, visits: Visits) -> None:
     gr.on(
         [slider.change for slider in on.sliders],
         visits.attended(handlers.adjust),
-        [on.encoded, *on.sliders],
+        on.sliders,
         shown,
         api_name="adjust",
         **look,
     )
     on.seen.input(
         visits.attended(handlers.choose_seen),
-        [on.encoded, on.seen, *on.sliders],
-        [on.encoded, *shown],
+        [on.seen, *on.sliders],
+        shown,
         api_name="choose_seen",
         **look,
     )
-    asked = [on.encoded, *on.sliders[:3]]
-    on.save.click(visits.attended(handlers.save), asked, on.files, api_name="save", **raw)
+    on.save.click(visits.attended(handlers.save), on.sliders[:3], on.files, api_name="save", **raw)
 
 
 def _slider(label: str, info: str, value: float) -> gr.Slider:

@@ -15,6 +15,7 @@ from PIL import Image
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.connections import AcceptFilter, Connections, most_connections
 from tagclip.projects.webdemo.doors import (
     ROOM_AROUND_FILE,
     BodyDoor,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["find_examples", "serve"]
 
 _MAX_EXAMPLES = 5
-# Visitors who are remembered, and requests that gradio takes in before they take turns.
+# Sessions of which gradio keeps a copy of the page's layout, and requests that it takes in before
+# they take turns.
 _SESSIONS, _WAITING = 100, 50
 # Bytes that a file takes at least, with the folder that gradio makes for it: a block each.
 _FILE_SYSTEM = 8192
@@ -110,6 +112,7 @@ def serve(
     max_upload_mb: int = 20,
     max_uploads_mb: int = 1000,
     allowed_hosts: Sequence[str] = (),
+    proxies: Sequence[str] = (),
     limits: Limits | None = None,
     wait: bool = True,
 ) -> gr.Blocks:
@@ -124,6 +127,7 @@ def serve(
         max_uploads_mb: of all files that visitors have brought; a tenth of it, or one file, is for
             each address.
         allowed_hosts: names of the page beside ``host`` and those of this machine's loopback.
+        proxies: addresses of servers in front, whose X-Forwarded-For says where a visitor is.
         limits: what a visitor may ask for.
         wait: return only after Ctrl-C.
 
@@ -137,6 +141,8 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    # Of uvicorn, which else believes whoever is on this machine.
+    os.environ["FORWARDED_ALLOW_IPS"] = ",".join(proxies)
     from starlette.middleware import Middleware
 
     from tagclip.projects.webdemo.page import build_page
@@ -170,6 +176,11 @@ def serve(
             f"--host {host} --port {port}: found it taken, or no address of this machine, expected "
             "one to listen on; name another --port"
         ) from error
+    connections = Connections(most_connections(), proxies=proxies)
+    config = page.server.config
+    # Asked anew for every connection.
+    config.http_protocol_class = connections.bounded(config.http_protocol_class)
+    logging.getLogger("asyncio").addFilter(AcceptFilter())
     logger.info("The page is at %s (Ctrl-C ends it)", page.local_url)
     if wait:
         page.block_thread()

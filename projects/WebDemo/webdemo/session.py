@@ -55,6 +55,7 @@ class Limits:
         seconds: of a request, waiting included.
         memory: bytes of all requests that are worked on; one may take half of it.
         kept: bytes of all images after their forward pass; one may take half of it.
+        kept_seconds: of images and files that nobody asks for.
     """
 
     words: int = 200
@@ -63,6 +64,7 @@ class Limits:
     seconds: float = 60
     memory: int = 2 << 30
     kept: int = 64 << 20
+    kept_seconds: int = 3600
 
     def check(self, demand: Demand, kept_nbytes: int, name: str) -> None:
         """Check what an image would take.

@@ -1,14 +1,16 @@
 """Who may work when: one request at a time, in short turns, each within its time and memory.
 
 All visitors share one model. Their requests take turns between the steps of the work (batches of
-windows and of prompts, parts of the work on logits, see `tagclip.utils.stepping`): whoever has had
-the least time goes on. Knows neither a model nor a page.
+windows and of prompts, parts of the work on logits, see `tagclip.utils.stepping`): of the address
+that has had the least time, whoever of its visitors has had the least goes on. Knows neither a
+model nor a page.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +21,8 @@ from tagclip.utils.stepping import between_steps
 __all__ = ["RequestError", "Turn", "Turns", "current_turn"]
 
 _MIB = 2**20
+# Of the memory and of the places, at most, for all visitors of one address.
+_SHARE = 0.75
 # How often, in seconds, a request that waits looks whether it is still wanted.
 _LOOK = 0.2
 
@@ -32,7 +36,8 @@ class Turn:
 
     Attributes:
         used: seconds of work so far, at its first step at least those of the request that has had
-            the fewest: who comes later neither starves others nor waits for what they had.
+            the fewest at its address: who comes later neither starves others nor waits for what
+            they had.
     """
 
     used = 0.0
@@ -66,8 +71,11 @@ def current_turn() -> Turn:
 
 
 class _SharedTurn(Turn):
-    def __init__(self, turns: Turns, visitor: str, is_abandoned: Callable[[], bool]) -> None:
+    def __init__(
+        self, turns: Turns, visitor: str, is_abandoned: Callable[[], bool], address: str
+    ) -> None:
         self._turns, self.visitor, self._is_abandoned = turns, visitor, is_abandoned
+        self.address = address
         self._began, self.held = turns.clock(), 0
         self._step_began = 0.0
 
@@ -90,15 +98,18 @@ class _SharedTurn(Turn):
 
     def _catch_up(self) -> None:
         """Who has waited for something else has no claim to the time of meanwhile."""
-        others = self._turns.others(self)
-        self.used = max(self.used, min((each.used for each in others), default=0.0))
+        others, times = self._turns.others(self), self._turns.times
+        here = [each.used for each in others if each.address == self.address]
+        self.used = max(self.used, min(here, default=0.0))
+        elsewhere = [times[each.address] for each in others if each.address != self.address]
+        times[self.address] = max(times[self.address], min(elsewhere, default=0.0))
 
     def _take(self) -> None:
         turns = self._turns
         turns.waiting.append(self)
         try:
             self._wait_until(
-                lambda: turns.working is None and min(turns.waiting, key=_used) is self
+                lambda: turns.working is None and min(turns.waiting, key=turns.used) is self
             )
             turns.working, self._step_began = self, turns.clock()
         finally:
@@ -106,7 +117,9 @@ class _SharedTurn(Turn):
             turns.changed.notify_all()
 
     def _hand_on(self) -> None:
-        self.used += self._turns.clock() - self._step_began
+        seconds = self._turns.clock() - self._step_began
+        self.used += seconds
+        self._turns.times[self.address] += seconds
         self._turns.working = None
         self._turns.changed.notify_all()
 
@@ -137,19 +150,24 @@ class _SharedTurn(Turn):
                 f"most {allowed // _MIB}; ask for fewer words or a smaller image"
             )
         with turns.changed:
-            self._wait_until(lambda: turns.held + nbytes <= turns.memory)
+            self._wait_until(
+                lambda: (
+                    turns.held + nbytes <= turns.memory
+                    and turns.held_by(self.address) + nbytes <= turns.memory * _SHARE
+                )
+            )
             turns.held += nbytes
             self.held += nbytes
-
-
-def _used(turn: _SharedTurn) -> float:
-    return turn.used
 
 
 class Turns:
     """All requests.
 
-    A visitor's requests run one after the other, so that who sends many has no larger share.
+    A visitor's requests run one after the other, and addresses share the time alike, so that who
+    sends many, under whatever names, has no larger share.
+
+    Attributes:
+        times: address -> seconds of work, as `Turn.used`, of those that have a request here.
     """
 
     def __init__(
@@ -166,29 +184,35 @@ class Turns:
             memory: bytes of all requests together; one may take half of it.
             seconds: of a request, waiting included.
             per_visitor: requests of a visitor that may wait or work.
-            in_all: requests that may wait or work.
+            in_all: requests that may wait or work; three quarters of these places, and of the
+                memory, may be taken from one address.
             clock: seconds.
         """
         self.memory, self.seconds, self.clock = memory, seconds, clock
         self._per_visitor, self._in_all = per_visitor, in_all
+        self._at_address = max(1, int(in_all * _SHARE))
         self.changed = threading.Condition()
         self.held = 0
         self.working: _SharedTurn | None = None
         self.waiting: list[_SharedTurn] = []
+        self.times: defaultdict[str, float] = defaultdict(float)
         self._requests: list[_SharedTurn] = []
 
     @contextmanager
-    def request(self, visitor: str, is_abandoned: Callable[[], bool]) -> Iterator[Turn]:
+    def request(
+        self, visitor: str, is_abandoned: Callable[[], bool], address: str = ""
+    ) -> Iterator[Turn]:
         """Wait until no earlier request of this visitor is left; `current_turn` inside is its turn.
 
         Args:
             visitor: a name of the visitor.
             is_abandoned: whether nobody waits for the result any more; asked now and then.
+            address: where the visitor is.
 
         Raises:
             RequestError: too many requests wait already, or as `Turn.work`.
         """
-        turn = _SharedTurn(self, visitor, is_abandoned)
+        turn = _SharedTurn(self, visitor, is_abandoned, address)
         with self.changed:
             self._admit(turn)
             try:
@@ -208,6 +232,14 @@ class Turns:
         """Return the other requests; `changed` is to be held."""
         return [each for each in self._requests if each is not turn]
 
+    def used(self, turn: _SharedTurn) -> tuple[float, float]:
+        """Return what decides who goes on: the seconds of its address, and its own."""
+        return self.times[turn.address], turn.used
+
+    def held_by(self, address: str) -> int:
+        """Return the bytes of an address; `changed` is to be held."""
+        return sum(turn.held for turn in self._requests if turn.address == address)
+
     def _of(self, visitor: str) -> list[_SharedTurn]:
         return [turn for turn in self._requests if turn.visitor == visitor]
 
@@ -223,9 +255,17 @@ class Turns:
                 f"requests: found {len(self._requests)} unfinished, expected fewer than "
                 f"{self._in_all}; try again in a moment"
             )
+        here, most = sum(each.address == turn.address for each in self._requests), self._at_address
+        if here >= most:
+            raise RequestError(
+                f"requests: found {here} of your address unfinished, expected fewer than {most}; "
+                "wait for an answer first"
+            )
         self._requests.append(turn)
 
     def _leave(self, turn: _SharedTurn) -> None:
         self._requests.remove(turn)
         self.held -= turn.held
+        if all(each.address != turn.address for each in self._requests):
+            self.times.pop(turn.address, None)
         self.changed.notify_all()

@@ -6,7 +6,6 @@ import html
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -14,7 +13,7 @@ from detectron2.utils import logger as detectron2_logger
 from gradio.context import LocalContext
 
 from tagclip.errors import TagCLIPError
-from tagclip.projects.webdemo.kept import Kept, KeptImages
+from tagclip.projects.webdemo.kept import KeptImages
 from tagclip.projects.webdemo.session import EncodedImage, Limits
 from tagclip.projects.webdemo.turns import Turns
 from tagclip.utils.text import one_line
@@ -31,32 +30,38 @@ class Visits:
     def __init__(self, limits: Limits) -> None:
         """Begin with nothing."""
         self.turns = Turns(limits.memory, limits.seconds)
-        self.kept = KeptImages(limits.kept)
+        self.kept = KeptImages(limits.kept, limits.kept_seconds)
 
     def attended(self, handler: Callable[..., Any], needs_image: bool = True) -> Callable[..., Any]:
-        """Return a handler that takes turns, and whose encoded images lie in `kept`.
+        """Return a handler for gradio that takes turns, and whose encoded images lie in `kept`.
+
+        Not in gradio's own state: of that, the sessions of one visitor push out everybody else's.
 
         Args:
-            handler: takes and returns `EncodedImage`; a generator yields once, and ends when
-                gradio has what it yielded.
-            needs_image: whether it cannot do without the image that was kept.
+            handler: takes the ``encoded`` image of the session, None before the first, behind the
+                ``request`` if it takes that, and may return another one, first of a tuple; a
+                generator yields once, and ends when gradio has what it yielded.
+            needs_image: whether it cannot do without an image that was kept.
         """
         find = self.kept.open if needs_image else self.kept.find
+        parameters = inspect.signature(handler).parameters
 
-        def outside(value: Any) -> Any:
-            return self.kept.keep(value) if isinstance(value, EncodedImage) else value
+        def call(function: Callable[..., Any], request: gr.Request, *args: Any) -> Any:
+            session, address = request.session_hash, _address(request)
+            first = [request] if "request" in parameters else []
+            with shown_errors(), self._request(session, address):
+                result = function(*first, find(session) if session else None, *args)
+                if isinstance(result, tuple) and isinstance(result[0], EncodedImage):
+                    # Without a name nobody can come back to it.
+                    if session:
+                        self.kept.keep(session, result[0], address)
+                    result = result[1:]
+                return result
 
-        def call(function: Callable[..., Any], *args: Any) -> Any:
-            with shown_errors(), self._request():
-                given = [find(arg) if isinstance(arg, Kept) else arg for arg in args]
-                result = function(*given)
-                return tuple(map(outside, result)) if isinstance(result, tuple) else result
+        def answer(request: gr.Request, *args: Any) -> Any:
+            return call(handler, request, *args)
 
-        if not inspect.isgeneratorfunction(handler):
-            return wraps(handler)(lambda *args: call(handler, *args))
-
-        @wraps(handler)
-        def run(*args: Any) -> Iterator[Any]:
+        def run(request: gr.Request, *args: Any) -> Iterator[Any]:
             steps: list[Iterator[Any]] = []
 
             def first(*given: Any) -> Any:
@@ -64,16 +69,23 @@ class Visits:
                 return next(steps[0])
 
             try:
-                yield call(first, *args)
+                yield call(first, request, *args)
             finally:
                 for each in steps:
                     each.close()
 
-        return run
+        outer = run if inspect.isgeneratorfunction(handler) else answer
+        # gradio gives what these say, and its API shows these names.
+        own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        values = [p for name, p in parameters.items() if name not in ("request", "encoded")]
+        outer.__signature__ = inspect.Signature([own, *values])
+        outer.__annotations__ = {"request": gr.Request}
+        outer.__name__, outer.__doc__ = handler.__name__, handler.__doc__
+        return outer
 
     @contextmanager
-    def _request(self) -> Iterator[None]:
-        request, event = LocalContext.request.get(None), LocalContext.event_id.get(None)
+    def _request(self, session: str | None, address: str) -> Iterator[None]:
+        event = LocalContext.event_id.get(None)
         blocks = LocalContext.blocks.get(None)
         queue = None if blocks is None else blocks._queue
         if queue is not None:
@@ -86,9 +98,12 @@ class Visits:
             found = queue.event_ids_to_events.get(event)
             return found is None or not found.alive
 
-        visitor = getattr(request, "session_hash", None) or event or ""
-        with self.turns.request(visitor, is_abandoned):
+        with self.turns.request(session or event or "", is_abandoned, address):
             yield
+
+
+def _address(request: gr.Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _forget_unread(queue: Any) -> None:
