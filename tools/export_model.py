@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.cli import check_output, run_tool
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import files_atomic, remove_leftovers, write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     from tagclip.export.recipe import WORD_FILES, export_recipe
 
     takes_words = args.words == "input"
-    formats = args.format or (["onnx"] if takes_words else list(FILES))
+    formats = list(dict.fromkeys(args.format or (["onnx"] if takes_words else FILES)))
     if takes_words and formats != ["onnx"]:
         raise ConfigError(
             f"--format {' '.join(formats)}: expected onnx with --words input; leave --format out, "
@@ -148,32 +148,29 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 def write_files(
     folder: Path, contents: dict[str, bytes], recipe: dict[str, Any], stale: Sequence[str]
 ) -> None:
-    """Write the models, remove those of another export, and write the json.
+    """Write the models and the json, all or none, and remove those of another export.
 
     Args:
         folder: for the files.
         contents: by file name.
-        recipe: content of model.json.
+        recipe: content of model.json, whose checksums say whether the files beside it are its own.
         stale: names of the files to remove.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        OutputError: a file cannot be written; an earlier export is as it was.
     """
-    try:
+    # Nobody else is writing there.
+    remove_leftovers(folder, "files")
+    with files_atomic(folder) as temporary:
         for name, content in contents.items():
-            print(f"Written: {write_atomic(folder / name, content)}")
-        # All new ones are there; the json must not stand beside any of these.
-        for name in stale:
-            (folder / name).unlink()
-        if stale:
-            print(f"Removed, of an earlier export of another model: {', '.join(stale)}")
-        # Its checksums say whether the files beside it belong to it.
-        print(f"Written: {write_atomic(folder / 'model.json', json_text(recipe, indent=1))}")
-    except OSError as error:
-        raise ConfigError(
-            f"--output {folder}: found no folder to write to ({error.strerror}), expected one; "
-            "name another"
-        ) from error
+            write_atomic(temporary / name, content)
+        write_atomic(temporary / "model.json", json_text(recipe, indent=1))
+    for name in stale:
+        (folder / name).unlink()
+    for name in (*contents, "model.json"):
+        print(f"Written: {folder / name}")
+    if stale:
+        print(f"Removed, of an earlier export of another model: {', '.join(stale)}")
 
 
 def calibration_images(args: argparse.Namespace, formats: Sequence[str]) -> list[Path]:

@@ -251,9 +251,15 @@ def files_atomic(folder: str | Path) -> Iterator[Path]:
         with _naming(folder, temporary):
             temporary.mkdir()
             yield temporary
-            for path in sorted(path for path in temporary.rglob("*") if path.is_file()):
-                place = folder / path.relative_to(temporary)
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            places = [folder / path.relative_to(temporary) for path in files]
+            # Before the first takes its place.
+            for place in places:
                 make_folder(place.parent)
+                if place.is_dir():
+                    number = errno.EISDIR
+                    raise OutputError(number, os.strerror(number), str(place))
+            for path, place in zip(files, places, strict=True):
                 os.replace(path, place)
     except OutputError as error:
         if error.filename is None or not Path(error.filename).is_relative_to(temporary):
