@@ -16,12 +16,15 @@ download.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from prepare_cli import Options, add_converted, prepare_parser, run_script
 
+from tagclip.errors import DatasetError
+from tagclip.utils.files import make_folder
 from tagclip.utils.tool_parser import ToolParser
 
 # Folders of detectron2, mmsegmentation, CAT-Seg and ZegFormer; {} is the subset.
@@ -74,10 +77,26 @@ def prepare_dataset(name: str, options: Options) -> None:
 
 
 def _link_folder(folder: Path, place: Path) -> None:
-    """Make the images of another tree appear where the registered dataset looks for them."""
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(os.path.relpath(folder.resolve(), place.parent.resolve()))
+    """Make the images of another tree appear where the registered dataset looks for them.
+
+    Raises:
+        DatasetError: a file is in the way.
+    """
+    if place.is_dir():
+        return
+    if place.exists():
+        raise DatasetError(
+            f"{place}: found a file, expected a folder of images or nothing there; move it away, "
+            f"and a link to {folder} takes its place"
+        )
+    make_folder(place.parent)
+    if place.is_symlink():
+        logging.getLogger("prepare").info(
+            "%s: was a link to %s, which leads nowhere; now it leads to %s",
+            place, place.readlink(), folder,
+        )  # fmt: skip
+        place.unlink()
+    place.symlink_to(os.path.relpath(folder.resolve(), place.parent.resolve()))
 
 
 def make_parser() -> ToolParser:

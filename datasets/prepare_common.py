@@ -3,7 +3,8 @@
 Raw data stay as they are. Each label file is written whole or not at all, so that an interrupted
 run goes on where it stopped. At the end every label file is read back; then the list of images
 and a record of the classes (`LabelManifest`) are written beside the folder, without which the
-registered dataset refuses the labels.
+registered dataset refuses the labels. What is written anew replaces earlier files all at once,
+when it has been read back.
 """
 
 from __future__ import annotations
@@ -56,17 +57,41 @@ def prepare(
     vocabulary = sources[0].label_map.vocabulary
     record = partial(LabelManifest.of, vocabulary, len(tasks), benchmark.num_images)
     manifest_path = options.root / benchmark.manifest
-    _make_way(benchmark, vocabulary, manifest_path, tasks, options)
-    if LabelManifest.read(manifest_path) != record(complete=True):
-        record(complete=False).write(manifest_path)
+    _refuse_own_source(vocabulary, tasks)
+    if not options.overwrite:
+        _check_found(benchmark, vocabulary, manifest_path, tasks, options)
+        if LabelManifest.read(manifest_path) != record(complete=True):
+            record(complete=False).write(manifest_path)
     _remove_leftovers(tasks.values(), manifest_path)
-    num_new = sum(_run(make_label, tasks.values(), options, f"{dataset}: write"))
-    _report(benchmark, vocabulary, num_new, _check_all(benchmark, tasks, options))
+    made = [task.stage() if options.overwrite else task for task in tasks.values()]
+    try:
+        num_new = sum(_run(make_label, made, options, f"{dataset}: write"))
+        pixels = _check_all(benchmark, made, options)
+        if options.overwrite:
+            # First: labels of two kinds that a kill leaves from here on have no record.
+            manifest_path.unlink(missing_ok=True)
+            for task in made:
+                task.take_places()
+    except BaseException:
+        for task in made:
+            task.drop()
+        raise
+    _report(benchmark, vocabulary, num_new, pixels)
     _write_if_new(options.root / benchmark.image_list, "\n".join(tasks) + "\n")
     record(complete=True).write(manifest_path)
 
 
-def _make_way(
+def _refuse_own_source(vocabulary: Vocabulary, tasks: Mapping[str, Task]) -> None:
+    """Refuse to convert label files to themselves."""
+    in_place = [task for task in tasks.values() if task.is_in_place]
+    if in_place and not in_place[0].origin.link:
+        raise DatasetError(
+            f"{in_place[0].source} has other ids than {vocabulary.name}, and a file cannot be "
+            "converted to itself; move its folder away and name it with --converted"
+        )
+
+
+def _check_found(
     benchmark: Benchmark,
     vocabulary: Vocabulary,
     manifest_path: Path,
@@ -78,19 +103,6 @@ def _make_way(
     Those of a run of this script have its record. Those of somebody else are compared with the
     raw labels.
     """
-    in_place = [task for task in tasks.values() if task.is_in_place]
-    if in_place and not in_place[0].origin.link:
-        raise DatasetError(
-            f"{in_place[0].source} has other ids than {vocabulary.name}, and a file cannot be "
-            "converted to itself; move its folder away and name it with --converted"
-        )
-    if options.overwrite:
-        # Before anything is written, so that an interrupted run leaves no old file behind.
-        manifest_path.unlink(missing_ok=True)
-        for task in tasks.values():
-            for path in task.results:
-                if not task.is_in_place:
-                    path.unlink(missing_ok=True)
     known = LabelManifest.read(manifest_path)
     if known:
         known.check_classes(vocabulary, manifest_path, "pass --overwrite to write them anew")
@@ -159,10 +171,10 @@ def _run(
     return list(map_files(function, tasks, title, options.workers)) if tasks else []
 
 
-def _check_all(benchmark: Benchmark, tasks: Mapping[str, Task], options: Options) -> dict[int, int]:
+def _check_all(benchmark: Benchmark, tasks: Iterable[Task], options: Options) -> dict[int, int]:
     """Read every label back; pixels by value."""
     total: dict[int, int] = {}
-    for counts in _run(check_label_file, tasks.values(), options, f"{benchmark.name}: check"):
+    for counts in _run(check_label_file, tasks, options, f"{benchmark.name}: check"):
         for value, count in counts.items():
             total[value] = total.get(value, 0) + count
     return total

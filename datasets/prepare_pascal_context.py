@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from prepare_cli import Options, add_converted, prepare_parser, run_script
 
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
@@ -67,7 +67,13 @@ def _label_source(name: str, options: Options, voc: Path) -> LabelSource:
         refuse_order,
     )
 
-    places = [options.extra.mat] if options.extra.mat else [options.root / p for p in _MAT]
+    mat = options.extra.mat
+    if mat and not mat.is_dir():
+        raise ConfigError(
+            f"--mat {mat}: found no folder, expected that of the .mat files of PASCAL Context; "
+            "mend the path, or leave --mat out"
+        )
+    places = [mat] if mat else [options.root / place for place in _MAT]
     has_mat = any(place.is_dir() for place in places)
     converted, usual = options.extra.converted, voc / "SegmentationClassContext"
     if not converted and not has_mat and usual.is_dir():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -26,7 +27,10 @@ TEMPORARY = (".tmp", ".link")
 
 @dataclass(frozen=True)
 class Task:
-    """One label file to make from `source`; `image` is made from `image_source` if that is set."""
+    """One label file to make from `source`; `image` is made from `image_source` if that is set.
+
+    While it is ``staged``, what it makes waits under hidden names beside these places.
+    """
 
     source: Path
     output: Path
@@ -34,6 +38,7 @@ class Task:
     origin: LabelSource
     image_source: Path | None
     short_side: int
+    staged: bool = False
 
     @property
     def is_in_place(self) -> bool:
@@ -44,6 +49,40 @@ class Task:
     def results(self) -> tuple[Path, ...]:
         """Files that the task makes."""
         return (self.output, self.image) if self.image_source else (self.output,)
+
+    def file(self, place: Path) -> Path:
+        """Where one of `results` is now; another file is where it is."""
+        is_staged = self.staged and place in self.results
+        return place.with_name(f".{place.name}.new{TEMPORARY[0]}") if is_staged else place
+
+    def stage(self) -> Task:
+        """The task that leaves what is there as it is until `take_places`.
+
+        Raises:
+            DatasetError: a folder is in the way.
+        """
+        if self.is_in_place:
+            return self
+        for place in filter(Path.is_dir, self.results):
+            raise DatasetError(
+                f"{place}: found a folder, expected a file or nothing there; move it away"
+            )
+        return replace(self, staged=True)
+
+    def take_places(self) -> None:
+        """Give the staged files their names, in the place of what is there."""
+        for place in self.results if self.staged else ():
+            try:
+                os.replace(self.file(place), place)
+            except OSError as error:
+                raise OutputError(error.errno, error.strerror, str(place)) from error
+
+    def drop(self) -> None:
+        """Remove staged files that have not taken their places."""
+        for place in self.results if self.staged else ():
+            # A read-only file system refuses even that.
+            with suppress(OSError):
+                self.file(place).unlink()
 
     def convert(self) -> tuple[np.ndarray, np.ndarray]:
         """(H, W) raw values and (H, W) vocabulary ids, both resized if the image is."""
@@ -70,21 +109,31 @@ def _reduced_size(height: int, width: int, short_side: int) -> tuple[int, int]:
 
 def make_label(task: Task) -> bool:
     """Write the label, and the image if it is a copy, unless it is there; True for a new label."""
-    if task.image_source and not task.image.exists():
+    if task.image_source and not task.file(task.image).exists():
         pixels = read_image(task.image_source)
         size = _reduced_size(pixels.shape[0], pixels.shape[1], task.short_side)
         smaller = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
-        write_atomic(task.image, _encoded(smaller, format="JPEG", quality=95))
-    if task.output.exists():
+        _write(task, task.image, _encoded(smaller, format="JPEG", quality=95))
+    if task.file(task.output).exists():
         return False
     _, ids = task.convert()
     if task.origin.link and task.source.suffix == task.output.suffix:
-        _link(task.source, task.output)
+        _link(task.source, task.file(task.output))
     elif task.output.suffix == ".tif":
-        write_atomic(task.output, _encoded(ids, format="TIFF", compression="tiff_adobe_deflate"))
+        _write(task, task.output, _encoded(ids, format="TIFF", compression="tiff_adobe_deflate"))
     else:
-        write_atomic(task.output, _encoded(ids, format="PNG"))
+        _write(task, task.output, _encoded(ids, format="PNG"))
     return True
+
+
+def _write(task: Task, place: Path, content: bytes) -> None:
+    """Write a result; an error names its place, also where it waits beside that."""
+    file = task.file(place)
+    try:
+        write_atomic(file, content)
+    except OutputError as error:
+        named = str(place) if error.filename == str(file) else error.filename
+        raise OutputError(error.errno, error.strerror, named) from error
 
 
 def compare_label(task: Task) -> None:
@@ -107,9 +156,11 @@ def compare_label(task: Task) -> None:
 
 def check_label_file(task: Task) -> dict[int, int]:
     """Read a finished label and refuse unexpected sizes and values; pixels by value."""
-    label = read_label(task.output)
-    size = image_size(task.image)
-    check_label(label, task.output, task.origin.label_map.vocabulary, size, task.image)
+    path, image = task.file(task.output), task.file(task.image)
+    label = read_label(path)
+    # A staged file goes if it is refused: what is to be mended is its source.
+    named = task.source if task.staged else path
+    check_label(label, named, task.origin.label_map.vocabulary, image_size(image), image)
     counts = np.bincount(label.ravel())
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 

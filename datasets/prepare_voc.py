@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from prepare_cli import Options, prepare_parser, run_script
 
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.tool_parser import ToolParser
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _VOC = Path("VOCdevkit/VOC2012")
 _SBD = ("VOCdevkit/VOCaug/dataset", "benchmark_RELEASE/dataset")
 _VOID = 255
+_AUGMENTED = "voc2012_train"
 
 
 def prepare_dataset(name: str, options: Options) -> None:
@@ -33,15 +34,20 @@ def prepare_dataset(name: str, options: Options) -> None:
     from prepare_common import prepare
     from prepare_sources import LabelSource, find_folder, list_files, read_names
 
+    if options.extra.sbd and _AUGMENTED not in options.datasets:
+        raise ConfigError(
+            f"--sbd is {options.extra.sbd}, but --only names no dataset that reads SBD; name "
+            f"{_AUGMENTED} as well, or leave --sbd out"
+        )
     voc = find_folder([options.root / _VOC], "VOC 2012")
     lists = voc / "ImageSets" / "Segmentation"
     files = list_files(voc / "SegmentationClass", ".png")
     # Labels that others made from SegmentationClassAug have classes on the void borders, which
     # does no harm in training and changes the result in evaluation.
-    void = _VOID if name == "voc2012_train" else None
+    void = _VOID if name == _AUGMENTED else None
     sources = [LabelSource.of(name, files, "voc2012", void=void)]
     names = read_names(lists / f"{name.removeprefix('voc2012_')}.txt")
-    if name == "voc2012_train" and (found := _augmentation(name, options, voc)):
+    if name == _AUGMENTED and (found := _augmentation(name, options, voc)):
         added, source = found
         names += sorted(added - set(names) - set(read_names(lists / "val.txt")))
         sources.append(source)
@@ -53,9 +59,11 @@ def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], Lab
     from prepare_sources import LabelSource, find_folder, list_files, read_names, read_sbd_mat
 
     converted = voc / "SegmentationClassAug"
-    places = [options.extra.sbd] if options.extra.sbd else [options.root / place for place in _SBD]
+    places = [*(options.root / place for place in _SBD), converted]
     try:
-        folder = find_folder([*places, converted], "the annotations of SBD")
+        folder = find_folder(
+            [options.extra.sbd] if options.extra.sbd else places, "the annotations of SBD"
+        )
     except DatasetError as error:
         if options.extra.sbd:
             raise
@@ -75,7 +83,7 @@ def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], Lab
 
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
-    parser = prepare_parser(__doc__, ("voc2012_train", "voc2012_val"))
+    parser = prepare_parser(__doc__, (_AUGMENTED, "voc2012_val"))
     parser.add_argument(
         "--sbd",
         metavar="FOLDER",

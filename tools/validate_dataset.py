@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.projects import PROJECT_NAMES, import_projects
-from tagclip.utils.cli import run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
-from tagclip.utils.text import json_text
+from tagclip.utils.text import json_text, listed
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 if TYPE_CHECKING:
@@ -92,10 +92,16 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Validate; return the exit code."""
+    """Validate; return the exit code.
+
+    Raises:
+        TagCLIPError: a config, dataset or split does not exist, or --output cannot be written.
+    """
     from tagclip.data.validation.findings import list_findings, shared_findings
 
     targets, pairs, max_pixels = find_targets(args)
+    for target in targets:
+        check_output("--output", args.output / target.name, is_folder=True)
     # What single files are like is counted, not logged.
     reader = logging.getLogger("tagclip.data.image_io")
     level = reader.level
@@ -131,10 +137,12 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
     from tagclip.structures.vocabulary import Vocabulary
 
     cfg = load_config(args.config_file, args.opts)
+    refuse_twice(args, cfg.DATASETS.ZERO_SHOT.SPLIT)
     if args.names:
         import_projects(PROJECT_NAMES)
         names = list(dict.fromkeys(args.names))
-        vocabularies = [Vocabulary.from_metadata(name, args.split) for name in names]
+        split = args.split or cfg.DATASETS.ZERO_SHOT.SPLIT
+        vocabularies = [Vocabulary.from_metadata(name, split) for name in names]
         pairs = list(combinations(names, 2))
     else:
         import_projects(cfg.PROJECTS)
@@ -150,6 +158,30 @@ def find_targets(args: argparse.Namespace) -> tuple[list[Target], list[tuple[str
         )
     targets = [find_target(name, v) for name, v in zip(names, vocabularies, strict=True)]
     return targets, pairs, cfg.INPUT.MAX_PIXELS
+
+
+def refuse_twice(args: argparse.Namespace, split: str) -> None:
+    """Refuse config keys of the command line that say something else than its words.
+
+    Args:
+        args: of `parse_args`.
+        split: DATASETS.ZERO_SHOT.SPLIT.
+
+    Raises:
+        ConfigError: there are two splits, or dataset names and DATASETS.TRAIN or TEST.
+    """
+    keys = args.opts[::2]
+    if "DATASETS.ZERO_SHOT.SPLIT" in keys and args.split not in ("", split):
+        raise ConfigError(
+            f"DATASETS.ZERO_SHOT.SPLIT: found {split!r} and --split {args.split}, expected one "
+            "split; leave one of them out"
+        )
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST"):
+        if args.names and key in keys:
+            raise ConfigError(
+                f"{key}: found beside the names of datasets to validate, {listed(args.names, 3)}, "
+                "expected one of both; leave the key out, or give all as names"
+            )
 
 
 def find_target(name: str, vocabulary: Vocabulary) -> Target:
@@ -236,12 +268,15 @@ def write_report(
         report_content,
     )
 
-    content = report_content(found, findings)
+    content, sheet = report_content(found, findings), folder / "contact_sheet.png"
     written = [
         write_atomic(folder / "report.json", json_text(content, indent=1) + "\n"),
         draw_histogram(found, folder / "histogram.png"),
-        draw_contact_sheet(found, usable, folder / "contact_sheet.png"),
+        draw_contact_sheet(found, usable, sheet),
     ]
+    if not usable:
+        # That of an earlier report.
+        sheet.unlink(missing_ok=True)
     print(format_report(content))
     print(f"Written: {', '.join(str(path) for path in written if path)}\n")
 

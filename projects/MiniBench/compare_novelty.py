@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -53,6 +54,17 @@ def make_parser() -> ToolParser:
     parser.add_argument("--docs", action="store_true", help="put the table into the documents")
     parser.add_argument("--one", nargs=2, metavar=("SPLIT", "SEED"), help="one run only")
     return parser
+
+
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    if parsed.one:
+        from tagclip.tools.minibench.run_table import refuse_beside_one
+
+        refuse_beside_one(parser, args, "seeds", "first_seed", "jobs", "docs")
+    return parsed
 
 
 def run_here(output: Path, subset: str, key: RunKey) -> None:
@@ -104,10 +116,30 @@ def main(args: argparse.Namespace) -> None:
         )
     check_output("--output", args.output, is_folder=True)
     if args.one:
-        be_script(run_here, args.output, args.subset, run_key(*args.one))
+        key = run_key(*args.one)
+        check_runs(args, [key])
+        be_script(run_here, args.output, args.subset, key)
         return
     with RunLock(args.output, "--output"):
         print(write_table(args.output, args.subset, run_missing(args), args.docs))
+
+
+def check_runs(args: argparse.Namespace, keys: Sequence[RunKey]) -> None:
+    """Refuse, before anything is trained, what stands where runs and the table are written.
+
+    Raises:
+        OutputError: a folder is in the place of a file, or a file in that of a folder.
+    """
+    from tagclip.projects.minibench.novelty import RUN, novelty_file
+    from tagclip.projects.minibench.table_runs import run_folder
+    from tagclip.tools.minibench.run_table import check_places
+
+    results = [novelty_file(args.output, *key, args.subset) for key in keys]
+    logs = [path.with_suffix(".log") for path in results]
+    check_places(
+        [*results, *logs, args.output / f"novelty-{args.subset}.md"],
+        [run_folder(args.output, split, RUN, seed) for split, seed in keys],
+    )
 
 
 def run_missing(args: argparse.Namespace) -> list[RunKey]:
@@ -118,6 +150,7 @@ def run_missing(args: argparse.Namespace) -> list[RunKey]:
 
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     keys = [(split, seed) for seed in seeds for split in SPLITS]
+    check_runs(args, keys)
     missing = [key for key in keys if not novelty_file(args.output, *key, args.subset).is_file()]
     with tqdm(total=len(missing), desc="MiniBench novelty") as bar, explained(GOES_ON):
         for _ in run_scripts(
@@ -129,7 +162,7 @@ def run_missing(args: argparse.Namespace) -> list[RunKey]:
 
 def invoke_main() -> None:
     """Parse the command line and run."""
-    run_tool(main, make_parser().parse_args())
+    run_tool(main, parse_args())
 
 
 if __name__ == "__main__":

@@ -6,11 +6,15 @@ tagclip minibench report output/minibench
 
 from __future__ import annotations
 
+import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
 from tagclip.utils.tool_parser import ToolParser
+
+OUTPUT = Path("output/minibench")
 
 
 def make_parser() -> ToolParser:
@@ -21,18 +25,27 @@ def make_parser() -> ToolParser:
         metavar="RUN",
         nargs="?",
         type=Path,
-        default=Path("output/minibench"),
-        help="OUTPUT_DIR of the run",
+        help=f"OUTPUT_DIR of the run (default: {OUTPUT})",
     )
     parser.add_argument("--run", dest="same", metavar="RUN", type=Path, help="the same")
     return parser
 
 
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    if parsed.run and parsed.same and parsed.run != parsed.same:
+        parser.error(f"expected one run, found {parsed.run} and --run {parsed.same}")
+    parsed.run = parsed.same or parsed.run or OUTPUT
+    return parsed
+
+
 def invoke_main() -> None:
     """Parse the command line, write the report."""
-    args = make_parser().parse_args()
+    args = parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    run_tool(report, args.same or args.run)
+    run_tool(report, args.run)
 
 
 def report(folder: Path) -> None:

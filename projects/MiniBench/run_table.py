@@ -14,10 +14,12 @@ of docs/results.md and projects/TrainingFree/README.md.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from tagclip.errors import OutputError
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.parent import end_with_parent, ending_children, run_child
@@ -65,6 +68,25 @@ def make_parser() -> ToolParser:
     return parser
 
 
+def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    if parsed.one:
+        refuse_beside_one(parser, args, "runs", "seeds", "jobs", "docs")
+    return parsed
+
+
+def refuse_beside_one(parser: ToolParser, args: Sequence[str] | None, *names: str) -> None:
+    """Refuse options, named by their attributes, that would do nothing beside --one.
+
+    Raises:
+        SystemExit: one is given.
+    """
+    if given := parser.given(args, *names):
+        parser.error(f"--one does one run and no table: give it without {', '.join(given)}")
+
+
 def run_key(split: str, *words: str) -> tuple[Any, ...]:
     """Read what --one names: a split, maybe a run, and a seed.
 
@@ -87,6 +109,33 @@ def result_file(output: Path, key: RunKey) -> Path:
     from tagclip.projects.minibench.table_runs import run_folder
 
     return run_folder(output, *key).with_suffix(".json")
+
+
+def check_places(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Refuse what stands where files and folders are to be.
+
+    Raises:
+        OutputError: a folder is in the place of a file, or a file in that of a folder.
+    """
+    for is_folder, paths in enumerate((files, folders)):
+        number = errno.ENOTDIR if is_folder else errno.EISDIR
+        for path in paths:
+            if os.path.lexists(path) and path.is_dir() != is_folder:
+                raise OutputError(number, os.strerror(number), str(path))
+
+
+def check_runs(output: Path, keys: Sequence[RunKey]) -> None:
+    """Refuse, before anything is trained, what stands where runs and the table are written.
+
+    Raises:
+        OutputError: a folder is in the place of a file, or a file in that of a folder.
+    """
+    from tagclip.projects.minibench.table_runs import run_folder
+
+    results = [result_file(output, key) for key in keys]
+    logs = [path.with_suffix(".log") for path in results]
+    tables = [output / name for name in ("results.json", "table.md")]
+    check_places([*results, *logs, *tables], [run_folder(output, *key) for key in keys])
 
 
 def is_outdated(output: Path, key: RunKey) -> bool:
@@ -268,7 +317,9 @@ def main(args: argparse.Namespace) -> None:
         )
     check_output("--output", args.output, is_folder=True)
     if args.one:
-        be_script(run_here, args.output, run_key(*args.one))
+        key = run_key(*args.one)
+        check_runs(args.output, [key])
+        be_script(run_here, args.output, key)
         return
     if unknown := set(args.runs) - RUNS.keys():
         sys.exit(f"--runs: found {', '.join(sorted(unknown))}, expected some of {', '.join(RUNS)}")
@@ -281,6 +332,7 @@ def run_missing(args: argparse.Namespace) -> list[RunKey]:
     from tagclip.projects.minibench.table_runs import RUNS
 
     keys = wanted_runs(args.seeds, args.runs)
+    check_runs(args.output, keys)
     outdated = [key for key in keys if is_outdated(args.output, key)]
     if outdated:
         print(
@@ -300,7 +352,7 @@ def run_missing(args: argparse.Namespace) -> list[RunKey]:
 
 def invoke_main() -> None:
     """Parse the command line and run."""
-    run_tool(main, make_parser().parse_args())
+    run_tool(main, parse_args())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ __all__ = [
     "expand_path",
     "files_atomic",
     "folder_atomic",
+    "lowest_there",
     "make_folder",
     "open_atomic",
     "path_atomic",
@@ -113,12 +114,18 @@ def make_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
+    except (FileExistsError, NotADirectoryError) as error:
         number = errno.ENOTDIR
-        raise OutputError(number, os.strerror(number), str(folder)) from error
+        raise OutputError(number, os.strerror(number), str(lowest_there(folder))) from error
     except OSError as error:
         raise OutputError(error.errno, error.strerror, str(folder)) from error
     return folder
+
+
+def lowest_there(path: str | Path) -> Path:
+    """The path itself or the first one above it that is there: a file, where folders should be."""
+    path = Path(path)
+    return next(each for each in (path, *path.parents) if os.path.lexists(each))
 
 
 def temporary_place() -> str:
@@ -347,7 +354,7 @@ def probe_path(path: str | Path) -> None:
     # Of /dev itself the files, too: /dev/stdout is a link to one if output goes there.
     if path.parent == Path("/dev") or (path.exists() and not path.is_file()):
         raise OSError(errno.EINVAL, "is a device or a pipe, not a file", str(path))
-    folder = next(parent for parent in path.parents if os.path.lexists(parent))
+    folder = lowest_there(path.parent)
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     probe_folder(folder, 1)

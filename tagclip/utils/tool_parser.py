@@ -137,6 +137,21 @@ class ToolParser(argparse.ArgumentParser):
             parsed.opts = [*pairs, *parsed.opts]
         return parsed
 
+    def given(self, args: Sequence[str] | None, *names: str) -> list[str]:
+        """Options that a command line names, also with the values that they have without it.
+
+        Args:
+            args: see `parse_args`.
+            names: attributes of options, of which those are looked for.
+        """
+        # A value that is there already stays where the option is not given.
+        found = self.parse_args(args, argparse.Namespace(**dict.fromkeys(names)))
+        return [
+            action.option_strings[0]
+            for action in self._actions
+            if action.dest in names and getattr(found, action.dest) is not None
+        ]
+
     def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
         """Words for argparse, and config keys with their values."""
         if not self._takes_keys:

@@ -116,6 +116,18 @@ def test_full_data_twice_and_anew(tmp_path: Path, full: dict[str, np.ndarray]) -
     assert snapshot(tmp_path) == before
 
 
+def test_overwriting_with_a_bad_label_leaves_the_reduced_images(
+    tmp_path: Path, full: dict[str, np.ndarray]
+) -> None:
+    run_script(SCRIPT, tmp_path, *MANY)
+    (bad,) = (tmp_path / FULL).rglob("ADE_val_00000002_seg.png")
+    write_gray(bad, np.zeros((6, 6)))
+    before = snapshot(tmp_path)
+    message = script_error(SCRIPT, tmp_path, *MANY, "--overwrite")
+    assert f"{bad}: label is 6x6 (width x height), its image is 24x18" in message
+    assert snapshot(tmp_path) == before
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path, full: dict[str, np.ndarray]) -> None:
     run_script(SCRIPT, tmp_path, *MANY)
     before = snapshot(tmp_path)

@@ -102,7 +102,9 @@ def test_labels_of_mmsegmentation_are_linked(tmp_path: Path) -> None:
     raw = _mmsegmentation(tmp_path)
     before = snapshot(tmp_path / "coco_stuff164k")
     converted = tmp_path / "coco_stuff164k" / "annotations"
-    run_script(SCRIPT, tmp_path, "--converted", converted)
+    # In the place of converted ones.
+    run_script(SCRIPT, tmp_path)
+    run_script(SCRIPT, tmp_path, "--converted", converted, "--overwrite")
     check_results(tmp_path, raw)
     links = list((tmp_path / RESULT).rglob("*.png"))
     assert len(links) == 5
@@ -212,6 +214,26 @@ def test_a_missing_dataset_does_not_stop_the_next(tmp_path: Path, gone: str) -> 
     message = script_error(SCRIPT, tmp_path)
     assert "--only" in message and "--allow-missing" not in message
     run_script(SCRIPT, tmp_path, "--only", "coco_stuff_val")
+
+
+def test_what_lies_where_the_images_are_linked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file is named, a link that leads nowhere is replaced."""
+    raw = make_coco(tmp_path, "coco_stuff164k/images/{}", "coco_stuff164k/annotations/{}")
+    place = tmp_path / "coco" / "val2017"
+    place.parent.mkdir()
+    place.write_text("not a folder")
+    options = ("--only", "coco_stuff_val")
+    line = f"DatasetError: {place}: found a file, expected a folder of images or nothing there; "
+    assert script_error(SCRIPT, tmp_path, *options).startswith(line)
+    place.unlink()
+    place.symlink_to("gone/val2017")
+    caplog.set_level("INFO")
+    run_script(SCRIPT, tmp_path, *options)
+    assert f"{place}: was a link to gone/val2017, which leads nowhere; now it" in caplog.text
+    assert place.readlink() == Path("../coco_stuff164k/images/val2017")
+    assert len([stem for stem in raw if (place / f"{stem}.jpg").is_file()]) == 2
 
 
 def test_images_without_label_are_counted(tmp_path: Path) -> None:

@@ -122,6 +122,23 @@ def test_mmsegmentations_folder_is_found_without_mat_files(tmp_path: Path) -> No
     check_results(tmp_path, raw, FOUR)
 
 
+@pytest.mark.parametrize("place", ["SegmentationClassContext", "converted"])
+def test_a_folder_of_mat_files_that_is_not_there_is_refused(place: str, tmp_path: Path) -> None:
+    """Whatever else could be taken."""
+    raw = make_context(tmp_path, mat=False)
+    for stem, label in raw.items():
+        path = tmp_path / VOC / place / f"{stem}.png"
+        write_gray(path, context_ids(label, class_names("context59"), 1))
+    options = ["--only", *FOUR]
+    if place == "converted":
+        options += ["--converted", tmp_path / VOC / place]
+    line = f"^ConfigError: --mat {tmp_path}/nowhere: found no folder, expected that of the .mat"
+    with pytest.raises(SystemExit, match=line):
+        run_script(SCRIPT, tmp_path, *options, "--mat", tmp_path / "nowhere")
+    run_script(SCRIPT, tmp_path, *options)
+    check_results(tmp_path, raw, FOUR)
+
+
 def test_orders_without_evidence_need_a_word(tmp_path: Path) -> None:
     raw = make_context(tmp_path, mat=False)
     shutil.rmtree(tmp_path / VOC / "SegmentationClass")

@@ -177,10 +177,22 @@ def test_without_sbd_there_is_voc_alone(
             np.testing.assert_array_equal(result(tmp_path, subset, stem), expected(label))
     with benchmarks_at(tmp_path):
         assert [len(DatasetCatalog.get(f"voc2012_{part}")) for part in ("train", "val")] == [2, 2]
-    # Who names a folder wants it.
+    # Who names a folder wants it, and no other one.
+    write_gray(voc(tmp_path, "SegmentationClassAug", "2007_000032.png"), np.zeros(SIZE))
     message = script_error(SCRIPT, tmp_path, "--sbd", tmp_path / "nowhere")
-    assert "no folder with the annotations of SBD" in message
+    assert f"no folder with the annotations of SBD: looked for {tmp_path}/nowhere; " in message
     assert message.endswith("(left out: voc2012_train; prepared: voc2012_val)")
+
+
+def test_sbd_for_a_dataset_that_does_not_read_it_is_refused(
+    tmp_path: Path, raw: dict[str, Labels]
+) -> None:
+    folder = tmp_path / "benchmark_RELEASE" / "dataset"
+    line = f"^ConfigError: --sbd is {folder}, but --only names no dataset that reads SBD; name "
+    with pytest.raises(SystemExit, match=line):
+        run_script(SCRIPT, tmp_path, "--only", "voc2012_val", "--sbd", folder)
+    assert not voc(tmp_path, "annotations_detectron2").exists()
+    run_script(SCRIPT, tmp_path, "--only", "voc2012_val", "voc2012_train", "--sbd", folder)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
+from helpers.full_disk import largest_file
 from helpers.html import Page
+from helpers.miniature_trees import snapshot
+from helpers.tiny_run import exit_of, load_tool
 from helpers.toy_dataset import forget, write_sample
 from PIL import Image
 
@@ -24,7 +27,7 @@ from tagclip import (
     register_zero_shot_sem_seg,
 )
 from tagclip.data import read_label
-from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
+from tagclip.errors import CheckpointError, ConfigError, OutputError, TagCLIPError
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.generate import scene
 from tagclip.projects.minibench.report import render_page, write_report
@@ -236,6 +239,44 @@ def test_the_tool_prints_the_table_and_the_files(
         tool.invoke_main()
     line = f"ConfigError: {run_folder / 'none'}: found no config.yaml"
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+
+
+def test_one_run_is_named_in_one_way(
+    run_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    tool = load_tool(repository / "projects" / "MiniBench" / "make_report.py")
+    shown: list[Path] = []
+    monkeypatch.setattr(tool, "report", shown.append)
+    for words in ([], ["a"], ["--run", "a"], ["a", "--run", "./a"]):
+        monkeypatch.setattr(sys, "argv", ["make_report.py", *words])
+        tool.invoke_main()
+    assert shown == [Path("output/minibench"), Path("a"), Path("a"), Path("a")]
+    monkeypatch.setattr(sys, "argv", ["make_report.py", "a", "--run", "b"])
+    assert exit_of(tool.invoke_main) == 2 and len(shown) == 4
+    assert capsys.readouterr().err.endswith("error: expected one run, found a and --run b\n")
+
+
+def test_a_full_disk_leaves_the_report_that_is_there(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures and page belong together; what a kill has left goes."""
+    write_report(run_folder)
+    before = snapshot(run_folder)
+    path = run_folder / "metrics.json"
+    path.write_text(path.read_text().replace("total_loss", "other_loss"))
+    changed = snapshot(run_folder)
+    limit = len((run_folder / "report.html").read_bytes()) - 1000
+    with largest_file(limit), pytest.raises(OutputError) as caught:
+        write_report(run_folder)
+    assert caught.value.filename == str(run_folder / "report.html")
+    assert snapshot(run_folder) == changed
+    (run_folder / ".files.0123abcd.tmp").mkdir()
+    (run_folder / ".files.0123abcd.tmp" / "gallery.png").touch()
+    write_report(run_folder)
+    after = snapshot(run_folder)
+    assert after.keys() == before.keys()
+    names = {name for name in after if after[name] != changed[name]}
+    assert names == {"training_curve.png", "report.html"}
 
 
 def test_the_curve_is_what_was_logged_last(

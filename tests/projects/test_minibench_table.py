@@ -265,3 +265,68 @@ def test_a_run_that_there_is_not_is_named(
     line = exit_of(load_tool(PROJECT / script).invoke_main)
     assert line.startswith(f"--one: found {found}") and len(line.splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("script", "key", "words", "option"),
+    [
+        ("run_table.py", ["composition", "MaskCLIP", "0"], "--runs MaskCLIP", "--runs"),
+        ("run_table.py", ["composition", "MaskCLIP", "0"], "--seeds 5", "--seeds"),
+        ("run_table.py", ["composition", "MaskCLIP", "0"], "--jobs 1 --docs", "--workers, --docs"),
+        ("compare_novelty.py", ["composition", "0"], "--first-seed 0", "--first-seed"),
+        ("compare_novelty.py", ["composition", "0"], "--docs --workers=2", "--workers, --docs"),
+    ],
+)
+def test_options_of_the_table_beside_one_run_are_refused(
+    script: str,
+    key: list[str],
+    words: str,
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also with the values that they have without it."""
+    tool = load_tool(PROJECT / script)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, "run_here", lambda *_: None)
+    words = ["--output", str(tmp_path / "out"), *words.split(), "--one", *key]
+    monkeypatch.setattr("sys.argv", [script, *words])
+    assert exit_of(tool.invoke_main) == 2
+    assert capsys.readouterr().err.endswith(f"no table: give it without {option}\n")
+    monkeypatch.setattr("sys.argv", [script, *words[:2], "--one", *key])
+    assert exit_of(tool.invoke_main) is None
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "place", "is_folder"),
+    [
+        ("run_table.py", [], "composition-ZegCLIP-0.log", True),
+        ("run_table.py", [], "noun_dice_board-ZegCLIP-1.json", True),
+        ("run_table.py", [], "noun_dice_board-ZegCLIP-1", False),
+        ("run_table.py", [], "table.md", True),
+        ("run_table.py", ["--one", "composition", "ZegCLIP", "0"], "composition-ZegCLIP-0", False),
+        ("compare_novelty.py", [], "composition-{}-0-novelty-test.log", True),
+        ("compare_novelty.py", ["--one", "composition", "0"], "composition-{}-0", False),
+    ],
+)
+def test_what_is_in_the_way_of_a_run_is_named_before_any_begins(
+    script: str,
+    words: list[str],
+    place: str,
+    is_folder: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tool, begun = load_tool(PROJECT / script), []
+    for name in ("run_here", "run_as_process"):
+        monkeypatch.setattr(tool, name, lambda *key: begun.append(key))
+    path = tmp_path / place.format("relative_without_unseen_images")
+    path.mkdir() if is_folder else path.write_text("no folder")
+    if not words:
+        words = ["--seeds", "2", *(["--runs", "ZegCLIP"] if script == "run_table.py" else [])]
+    monkeypatch.setattr("sys.argv", [script, "--output", str(tmp_path), *words])
+    reason = "Is a directory" if is_folder else "Not a directory"
+    line = exit_of(tool.invoke_main)
+    assert line.startswith(f"OutputError: {path}: cannot be written ({reason}); ")
+    assert not begun and len(line.splitlines()) == 1

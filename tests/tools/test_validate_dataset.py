@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -334,3 +335,47 @@ def test_no_picture_without_a_pair(tool: ModuleType, tmp_path: Path) -> None:
     assert code == 1 and reports["toy"]["shares"] == {}
     names = {path.name for path in (tmp_path / "out" / "toy").iterdir()}
     assert names == {"report.json", "histogram.png"}
+
+
+def test_an_earlier_picture_goes_where_there_is_none(tool: ModuleType, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "toy", 1)
+    _validate(tool, tmp_path / "out", "toy")
+    assert (tmp_path / "out" / "toy" / "contact_sheet.png").is_file()
+    (folder / "labels" / "000.png").write_bytes(b"")
+    _validate(tool, tmp_path / "out", "toy")
+    names = {path.name for path in (tmp_path / "out" / "toy").iterdir()}
+    assert names == {"report.json", "histogram.png"}
+
+
+@pytest.mark.parametrize("place", ["out", "out/toy"])
+def test_what_cannot_be_written_is_said_before_anything_is_read(
+    place: str, tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path / "toy", 1)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("no folder")
+    monkeypatch.setattr(tool, "scan", None)
+    with pytest.raises(ConfigError, match="--output .*/out/toy: cannot be written ") as caught:
+        _validate(tool, tmp_path / "out", "toy")
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_beside_names_act_or_are_refused(tool: ModuleType, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "toy", 2)
+    tree = vocabulary_tree(NAMES, ["dog"])
+    tree["splits"]["other"] = {"unseen": ["sky", "cat"]}
+    write_json(folder / "toy.json", tree)
+    key = "DATASETS.ZERO_SHOT.SPLIT"
+    for words in ([key, "other"], ["--split", "other", key, "other"], ["--split", "other"]):
+        _, reports = _validate(tool, tmp_path / "out", "toy", *words)
+        assert reports["toy"]["split"] == "other"
+    for error, found, words in (
+        (VocabularyError, "no_such_split", [key, "no_such_split"]),
+        (ConfigError, f"{key}: found 'other' and --split zs,", [key, "other", "--split", "zs"]),
+        (ConfigError, f"{key}: found '' and --split zs,", [key, "", "--split", "zs"]),
+        (ConfigError, "DATASETS.TRAIN: found beside the names", ["DATASETS.TRAIN", "('toy',)"]),
+        (ConfigError, "DATASETS.TEST: found beside the names", ["DATASETS.TEST", "()"]),
+    ):
+        with pytest.raises(error, match=re.escape(found)) as caught:
+            _validate(tool, tmp_path / "out", "toy", *words)
+        assert "\n" not in str(caught.value)

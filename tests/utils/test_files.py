@@ -147,6 +147,16 @@ def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path: Path) -> None:
         write_atomic(tmp_path / "file" / "x", b"")
 
 
+def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
+    file = write_atomic(tmp_path / "file", b"")
+    (tmp_path / "link").symlink_to("nowhere")
+    for folder in (file, file / "a", file / "a" / "b", tmp_path / "link", tmp_path / "link" / "a"):
+        named = tmp_path / folder.relative_to(tmp_path).parts[0]
+        with pytest.raises(OutputError) as caught:
+            make_folder(folder)
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOTDIR, str(named))
+
+
 def write_path(path: Path) -> None:
     with path_atomic(path) as temporary:
         temporary.write_bytes(bytes(20_000))

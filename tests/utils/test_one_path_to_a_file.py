@@ -31,7 +31,6 @@ ALLOWED = {
     "tagclip/bulk/manifest.py": "the folders of a run, within `writing`",
     "tagclip/bulk/ray_engine.py": "parts of shards that a cluster joins, removed in the end",
     "projects/MiniBench/minibench/generate.py": "in folders of folder_atomic",
-    "projects/MiniBench/minibench/table_runs.py": "the folder of a run, made by a training",
     "projects/MiniBench/run_table.py": "the log of a process",
     "projects/WebDemo/webdemo": "files that a visitor downloads, in a temporary folder",
     "projects/Benchmark/benchmark": "what is measured, in a temporary folder",

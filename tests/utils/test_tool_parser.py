@@ -53,6 +53,23 @@ def test_keys_stand_anywhere(parser: ToolParser, line: str, expected: dict) -> N
     assert parsed.opts == PAIR
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", []),
+        ("a.png MODEL.WEIGHTS w.pth", []),
+        ("-v cat", ["--vocab"]),
+        ("--fast --voc=", ["--vocab", "--fast"]),
+        ("--threshold --formats x MODEL.WEIGHTS w.pth", ["--formats", "--threshold"]),
+    ],
+)
+def test_options_that_are_given(parser: ToolParser, line: str, expected: list[str]) -> None:
+    """Also where nothing follows from them."""
+    names = ("formats", "vocab", "threshold", "fast")
+    assert parser.given(line.split(), *names) == expected
+    assert parser.given(line.split(), "config_file") == []
+
+
 def test_values_of_keys_may_look_like_anything(parser: ToolParser) -> None:
     words = ["SEED", "-1", "DATASETS.TEST", "('a',)", "MODEL.WEIGHTS", "SEED", "--fast"]
     parsed = parser.parse_args(words)

@@ -10,7 +10,7 @@ from tagclip.evaluation.results import absent_note, split_metrics
 from tagclip.projects.minibench.report_figures import draw_per_class_iou, draw_training_curve
 from tagclip.projects.minibench.report_gallery import choose_images, draw_gallery
 from tagclip.projects.minibench.report_run import TrainedRun, load_model, read_run
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import files_atomic, remove_leftovers, write_atomic
 from tagclip.visualization.class_charts import save_chart
 from tagclip.visualization.html_page import render
 from tagclip.visualization.panels import HATCHED_NOTE, legend_notes, save_png
@@ -42,11 +42,16 @@ def write_report(folder: Path) -> tuple[TrainedRun, list[Path]]:
         ),
         "training_curve": draw_training_curve(run.curve),
     }
-    pictures = {"gallery": save_png(folder / "gallery.png", draw_gallery(images, run.vocabulary))}
-    for name, figure in figures.items():
-        pictures[name] = save_chart(figure, folder / f"{name}.png")
-    page = render_page(run, choice, {name: file.read_bytes() for name, file in pictures.items()})
-    return run, [*pictures.values(), write_atomic(folder / "report.html", page)]
+    gallery = draw_gallery(images, run.vocabulary)
+    remove_leftovers(folder, "files")
+    # All or none: the page shows the same pictures.
+    with files_atomic(folder) as waiting:
+        pictures = {"gallery": save_png(waiting / "gallery.png", gallery)}
+        for name, figure in figures.items():
+            pictures[name] = save_chart(figure, waiting / f"{name}.png")
+        content = {name: file.read_bytes() for name, file in pictures.items()}
+        page = write_atomic(waiting / "report.html", render_page(run, choice, content))
+    return run, [folder / file.name for file in (*pictures.values(), page)]
 
 
 def metric_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ from tagclip.data import Protocol
 from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
 from tagclip.projects.minibench.asked_alone import measure_words_alone
+from tagclip.utils.files import make_folder
 
 __all__ = [
     "RUNS",
@@ -185,7 +186,7 @@ def run_config(split: str, name: str, seed: int, output: Path) -> CfgNode:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     import_projects(cfg.PROJECTS)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return cfg
 
 

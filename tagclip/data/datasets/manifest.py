@@ -10,7 +10,7 @@ from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names, is_int
 from tagclip.utils.class_names import name_key
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import lowest_there, write_atomic
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
@@ -65,6 +65,11 @@ class LabelManifest:
             return cls(**tree)._checked()
         except FileNotFoundError:
             return None
+        except NotADirectoryError as error:
+            raise DatasetError(
+                f"{lowest_there(path)}: found a file, expected a folder for prepared labels; move "
+                "it away and run the dataset's prepare script again"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
                 f"{path}: not a record of prepared labels ({error_text(error)}); move it away "
