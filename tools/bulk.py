@@ -32,7 +32,7 @@ from tagclip.tools import demo
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import counted
-from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NOT_OF_INFERENCE, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def make_parser() -> ToolParser:
         help="decoded images that wait for the model, per process",
     )  # fmt: skip
     add("--overwrite", action="store_true", help="remove the results that are there, do it all")
-    parser.add_config_keys()
+    parser.add_config_keys(unread=NOT_OF_INFERENCE)
     return parser
 
 

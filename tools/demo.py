@@ -29,7 +29,13 @@ from typing import TYPE_CHECKING
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.utils.cli import check_output, check_processes, run_tool
-from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser, add_vocabulary_options
+from tagclip.utils.tool_parser import (
+    MOST_PROCESSES,
+    NOT_OF_INFERENCE,
+    NumberIn,
+    ToolParser,
+    add_vocabulary_options,
+)
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -93,7 +99,7 @@ def make_parser() -> ToolParser:
         default=1,
         help="processes on the CPU",
     )
-    parser.add_config_keys()
+    parser.add_config_keys(unread=NOT_OF_INFERENCE)
     return parser
 
 
@@ -129,6 +135,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser()
     parsed = parser.parse_args(args)
+    if parsed.no_draw and parser.given(args, "panel_size"):
+        parser.error("--panel-size: does nothing with --no-draw, leave one of them out")
     parsed.input = [*parsed.images, *parsed.input]
     if bool(parsed.input) == bool(parsed.video_input or parsed.webcam):
         parser.error("expected either images, --video-input or --webcam")
@@ -230,12 +238,7 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
     from tagclip import load_config
     from tagclip.checkpoint import checkpoint_config, last_checkpoint
 
-    opts = [*args.opts, *opts]
-    if args.background is not None:
-        is_auto = args.background == AUTO
-        opts += ["MODEL.TAGCLIP.TEST.BACKGROUND", AUTO if is_auto else "threshold"]
-        threshold = 0 if is_auto else args.background
-        opts += ["MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD", str(threshold)]
+    opts = [*args.opts, *opts, *_background_keys(args)]
     if args.weights:
         opts += ["MODEL.WEIGHTS", args.weights]
     weights = dict(zip(opts[0::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS")
@@ -266,6 +269,21 @@ def build_config(args: argparse.Namespace, opts: Sequence[str]) -> CfgNode:
         cfg.MODEL.WEIGHTS = last
         logger.info("Weights: %s, the last of OUTPUT_DIR", cfg.MODEL.WEIGHTS)
     return cfg
+
+
+def _background_keys(args: argparse.Namespace) -> list[str]:
+    """What --background says, as config keys and values."""
+    if args.background is None:
+        return []
+    keys = [f"MODEL.TAGCLIP.TEST.{name}" for name in ("BACKGROUND", "BACKGROUND_THRESHOLD")]
+    if twice := [key for key in keys if key in args.opts[0::2]]:
+        raise ConfigError(
+            f"--background: found {args.background} and {twice[0]}, expected one of them, as they "
+            "say the same; leave out the key"
+        )
+    is_auto = args.background == AUTO
+    values = (AUTO, "0") if is_auto else ("threshold", str(args.background))
+    return [word for pair in zip(keys, values, strict=True) for word in pair]
 
 
 def run(args: argparse.Namespace) -> None:

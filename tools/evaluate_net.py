@@ -34,7 +34,9 @@ def make_parser() -> ToolParser:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; what `train_net.parse_args` returns for --eval-only."""
-    parsed = train_net.fold_weights(make_parser().parse_args(args))
+    parser = make_parser()
+    parsed = train_net.fold_weights(parser.parse_args(args))
+    train_net.refuse_two_models(parser, parsed)
     return argparse.Namespace(**vars(train_net.parse_args(["--eval-only"])) | vars(parsed))
 
 

@@ -31,7 +31,7 @@ from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import files_atomic, remove_leftovers, write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
+from tagclip.utils.tool_parser import NOT_OF_INFERENCE, ToolParser, add_vocabulary_options
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def make_parser() -> ToolParser:
         "--size", type=_size, metavar="HxW", help="pixels of a window, default MODEL.TAGCLIP.TEST's"
     )
     size.add_argument("--dynamic", action="store_true", help="windows of any size")
-    parser.add_config_keys()
+    parser.add_config_keys(unread=NOT_OF_INFERENCE)
     _add_int8_options(parser)
     return parser
 
@@ -276,6 +276,13 @@ def build_predictor(args: argparse.Namespace) -> TagCLIPPredictor:
     from tagclip.data.datasets.register import register_datasets
     from tagclip.structures.vocabulary_words import read_asked
 
+    given = dict(zip(args.opts[0::2], args.opts[1::2], strict=False))
+    for key, expected in (("MODEL.DEVICE", "cpu"), ("MODEL.COMPILE", "False")):
+        if given.get(key, expected) != expected:
+            raise ConfigError(
+                f"{key}: found {given[key]}, expected {expected}: an export is made and compared "
+                "on the CPU, whatever runs it later; leave the key out"
+            )
     opts = [*args.opts, "MODEL.DEVICE", "cpu", "MODEL.COMPILE", False]
     if not args.config_file and not args.weights:
         raise ConfigError("command line: found no model, expected --weights or --config-file")

@@ -83,9 +83,24 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
     if args.prove_protocol is not None and (args.resume or not is_one):
         parser.error("--prove-protocol is one new training in one process: give no other option")
+    if args.eval_only:
+        refuse_two_models(parser, args)
     if args.overwrite and (args.resume or args.eval_only or args.prove_protocol is not None):
         parser.error("--overwrite begins a new training: give it without the other options")
     return args
+
+
+def refuse_two_models(parser: ToolParser, args: argparse.Namespace) -> None:
+    """Refuse to evaluate weights that are named and the last checkpoint of OUTPUT_DIR at once.
+
+    Args:
+        parser: of the command line.
+        args: with ``--weights`` as a config key, see `fold_weights`.
+    """
+    if args.resume and "MODEL.WEIGHTS" in args.opts[::2]:
+        parser.error(
+            "--resume evaluates the last checkpoint in OUTPUT_DIR, not --weights: give one of them"
+        )
 
 
 def fold_weights(args: argparse.Namespace) -> argparse.Namespace:

@@ -17,7 +17,7 @@ from tagclip.errors import CheckpointError, ConfigError
 from tagclip.tools.demo import MINIBENCH
 from tagclip.utils.cli import run_tool
 from tagclip.utils.files import temporary_folder
-from tagclip.utils.tool_parser import NumberIn, ToolParser
+from tagclip.utils.tool_parser import NOT_OF_INFERENCE, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 
@@ -84,7 +84,7 @@ def make_parser() -> ToolParser:
         metavar="MB",
         help=("of all images with their scores; one may take half of it"),
     )
-    parser.add_config_keys()
+    parser.add_config_keys(unread=NOT_OF_INFERENCE)
     return parser
 
 

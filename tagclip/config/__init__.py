@@ -5,6 +5,7 @@ from tagclip.config.checks import (
     check_config,
     check_device,
     check_registered,
+    check_training,
     check_value,
     choices,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "check_config",
     "check_device",
     "check_registered",
+    "check_training",
     "check_value",
     "choices",
     "find_config",

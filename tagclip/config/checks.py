@@ -20,6 +20,7 @@ __all__ = [
     "check_config",
     "check_device",
     "check_registered",
+    "check_training",
     "check_value",
     "choices",
     "expected_value",
@@ -92,6 +93,9 @@ def check_config(cfg: CfgNode) -> None:
         )
     _check_device_name(cfg.MODEL.DEVICE)
     _check_once("DATASETS.TEST", cfg.DATASETS.TEST)
+    _check_once("PROJECTS", cfg.PROJECTS)
+    if cfg.TEST.AUG.ENABLED:
+        _check_once("TEST.AUG.MIN_SIZES", cfg.TEST.AUG.MIN_SIZES)
     expected = cfg.TEST.EXPECTED_RESULTS
     if expected and (len(cfg.DATASETS.TEST) != 1 or not all(map(_is_expectation, expected))):
         raise ConfigError(
@@ -109,11 +113,12 @@ def _has(node: Any, path: Sequence[str]) -> bool:
     return True
 
 
-def _check_once(key: str, names: Sequence[str]) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None)
+def _check_once(key: str, values: Sequence[str | int]) -> None:
+    twice = next((value for value in values if values.count(value) > 1), None)
     if twice is not None:
         raise ConfigError(
-            f"{key}: found {twice!r} {names.count(twice)} times, expected every name once"
+            f"{key}: found {twice!r} {values.count(twice)} times, expected each once; leave the "
+            "others out"
         )
 
 
@@ -175,6 +180,37 @@ def check_device(cfg: CfgNode) -> None:
     if available_device(cfg.MODEL.DEVICE) != cfg.MODEL.DEVICE:
         raise ConfigError(
             f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without GPU, expected cpu"
+        )
+
+
+def check_training(cfg: CfgNode) -> None:
+    """Check what keys together say about a training; `check_config` has checked each.
+
+    Raises:
+        ConfigError: nothing would be learned, or the learning rate would rise to its floor.
+    """
+    solver, tagclip = cfg.SOLVER, cfg.MODEL.TAGCLIP
+    trusty, loss = tagclip.TRUSTY, tagclip.LOSS
+    if solver.MIN_LR > solver.BASE_LR:
+        raise ConfigError(
+            f"SOLVER.MIN_LR: found {solver.MIN_LR:g}, expected at most SOLVER.BASE_LR "
+            f"({solver.BASE_LR:g}), from which the learning rate falls; lower it"
+        )
+    # Of CLIP alone, only the map is trained.
+    is_decoded = cfg.MODEL.CLIP.LAST_BLOCK == "clip"
+    own_head = trusty.KIND if trusty.ENABLED and trusty.KIND != "token" else ""
+    in_loss = loss.MASK or loss.DICE or (loss.TRUSTY and trusty.ENABLED and not own_head)
+    if is_decoded and not in_loss:
+        apart = f" with TRUSTY.KIND {own_head}, whose map learns apart" if own_head else ""
+        raise ConfigError(
+            f"MODEL.TAGCLIP.LOSS: found MASK and DICE 0{apart}, expected one of them above 0: no "
+            "class would be learned"
+        )
+    rates = [solver.BASE_LR] if is_decoded else []
+    rates += [trusty.CONV.BASE_LR] if own_head == "conv" else []
+    if rates and not any(rates):
+        raise ConfigError(
+            "SOLVER.BASE_LR: found 0, expected a learning rate above 0: nothing would be learned"
         )
 
 

@@ -33,6 +33,7 @@ from tagclip.utils.text import json_text
 
 __all__ = [
     "announce_protocol",
+    "announce_schedule",
     "announce_shared_images",
     "config_hash",
     "model_provenance",
@@ -120,6 +121,22 @@ def announce_protocol(cfg: CfgNode, model: nn.Module) -> None:
     pairs = {pair for each in (claim, *tested) for pair in each.similar_names}
     if text := question(sorted(pairs)):
         logger.warning("%s: %s", cfg.MODEL.WEIGHTS, text)
+
+
+def announce_schedule(cfg: CfgNode) -> None:
+    """Warn of a warm-up that never ends and of images that come several times in a round."""
+    solver, names = cfg.SOLVER, cfg.DATASETS.TRAIN
+    if solver.WARMUP_ITERS >= solver.MAX_ITER > 0:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS: found %d with SOLVER.MAX_ITER %d, expected fewer: the learning "
+            "rate rises to the end", solver.WARMUP_ITERS, solver.MAX_ITER,
+        )  # fmt: skip
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            logger.warning(
+                "DATASETS.TRAIN: found %s %d times: so often come its images in each round",
+                name, names.count(name),
+            )  # fmt: skip
 
 
 def announce_shared_images(train: Sequence[dict[str, Any]], datasets: Iterable[str]) -> None:

@@ -21,7 +21,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tagclip
 from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
-from tagclip.config.checks import check_config, check_device, check_registered
+from tagclip.config.checks import (
+    check_config,
+    check_device,
+    check_registered,
+    check_training,
+)
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import refuse_masks, without_unseen_images
@@ -37,6 +42,7 @@ from tagclip.engine.interruptions import PatientWriter, interruptible, stop_list
 from tagclip.engine.own_folder import own_folder
 from tagclip.engine.run_info import (
     announce_protocol,
+    announce_schedule,
     announce_shared_images,
     model_provenance,
     run_info,
@@ -131,6 +137,8 @@ class ZeroShotTrainer(DefaultTrainer):
                 not in order, or OUTPUT_DIR holds another finished run or a score.
         """
         check_config(cfg)
+        if train:
+            check_training(cfg)
         refuse_score(cfg.OUTPUT_DIR)
         with silence():
             Protocol(cfg).check()
@@ -194,6 +202,7 @@ class ZeroShotTrainer(DefaultTrainer):
             ProtocolError: masks of unseen classes have trained what the run starts from.
         """
         announce_protocol(self.cfg, self.model)
+        announce_schedule(self.cfg)
         announce_shared_images(self._stream.samples, self.cfg.DATASETS.TEST)
         if self.start_iter >= self.max_iter:
             logging.getLogger(__name__).info(

@@ -108,7 +108,7 @@ def check_floating(state: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> None:
-    """Refuse weights of which one is infinite, beyond float32, or not a number.
+    """Refuse weights of which one is infinite or not a number, or beyond what float32 holds.
 
     Args:
         state: name -> tensor.
@@ -130,6 +130,13 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> 
         raise CheckpointError(
             f"{path}: found values that are not finite in {listed(broken, _LISTED)}, "
             f"expected numbers only; {advice}"
+        )
+
+    double = [(name, t) for name, t in state.items() if t.dtype == torch.float64]
+    if vanishing := [name for name, t in double if t.any() and not t.float().any()]:
+        raise CheckpointError(
+            f"{path}: found values too small for float32 in {listed(vanishing, _LISTED)}, expected "
+            f"some above 1e-45; {advice}"
         )
 
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CONFIG_ROOTS", "MOST_PROCESSES", "NumberIn", "ToolParser", "add_vocabulary_options"]
+__all__ = [
+    "CONFIG_ROOTS",
+    "MOST_PROCESSES",
+    "NOT_OF_INFERENCE",
+    "NumberIn",
+    "ToolParser",
+    "add_vocabulary_options",
+]
 
 # First parts of the names of all config keys, detectron2's as well.
 CONFIG_ROOTS = (
@@ -21,6 +28,14 @@ CONFIG_ROOTS = (
 )
 # More of them than any machine has use for are a slip of the hand that takes all of its memory.
 MOST_PROCESSES = 1024
+# Keys, and sections of keys, that who applies a model does not read: of training, of evaluation.
+NOT_OF_INFERENCE = (
+    *("SOLVER", "DATALOADER", "MODEL.TAGCLIP.LOSS", "MODEL.TAGCLIP.SELF_TRAINING"),
+    *("INPUT.CROP", "INPUT.MIN_SIZE_TRAIN", "INPUT.MIN_SIZE_TRAIN_SAMPLING"),
+    *("INPUT.MAX_SIZE_TRAIN", "INPUT.SCALE_RANGE", "INPUT.RANDOM_FLIP", "INPUT.COLOR_AUG_SSD"),
+    *("TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS", "TEST.PRECISE_BN", "TEST.SAVE_LOGITS"),
+    "TEST.SAVE_PREDICTIONS",
+)
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
 _KEY = re.compile(rf"({'|'.join(CONFIG_ROOTS)})(\.[A-Z0-9_]+)*")
 
@@ -87,6 +102,7 @@ class ToolParser(argparse.ArgumentParser):
             formatter_class=_Formatter,
         )
         self._takes_keys = False
+        self._unread: tuple[str, ...] = ()
 
     def add_config_file(self, required: bool = False, use: str = "") -> None:
         """Add ``--config-file``.
@@ -116,9 +132,13 @@ class ToolParser(argparse.ArgumentParser):
         text = f"{use}: file, folder, or ORGANISATION/NAME of the hub{absent}"
         self.add_argument("--weights", metavar="FILE", help=text, **options)
 
-    def add_config_keys(self) -> None:
-        """Add ``opts``, the config keys to override and their values."""
-        self._takes_keys = True
+    def add_config_keys(self, unread: Sequence[str] = ()) -> None:
+        """Add ``opts``, the config keys to override and their values.
+
+        Args:
+            unread: keys and sections of keys that do nothing here, and are refused.
+        """
+        self._takes_keys, self._unread = True, tuple(unread)
         self.add_argument(
             "opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override"
         )
@@ -135,6 +155,9 @@ class ToolParser(argparse.ArgumentParser):
         parsed = self.parse_intermixed_args(words, namespace)
         if self._takes_keys:
             parsed.opts = [*pairs, *parsed.opts]
+            for key in parsed.opts[::2]:
+                if any(key == each or key.startswith(f"{each}.") for each in self._unread):
+                    self.error(f"{key}: does nothing here, leave it out")
         return parsed
 
     def given(self, args: Sequence[str] | None, *names: str) -> list[str]:

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,21 @@ def test_one_weight_that_is_not_finite_is_enough(
     found = f"found values that are not finite in {TOKEN}, expected .*; take an earlier checkpoint"
     message = rf"model_0000005\.pth: {found}.*last_checkpoint; model_final\.pth beside it can be"
     with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(saved.with_name("model_0000005.pth"))
+
+
+@pytest.mark.parametrize(
+    ("scale", "found"), [(1e-300, "too small for float32"), (1e300, "that are not finite"),
+                         (1e-30, "")],
+)  # fmt: skip
+def test_weights_of_double_precision_have_values_in_float32(
+    saved: Path, scale: float, found: str
+) -> None:
+    content = torch.load(saved)
+    content["model"][TOKEN] = content["model"][TOKEN].double() * scale
+    torch.save(content, saved.with_name("model_0000005.pth"))
+    refused = pytest.raises(CheckpointError, match=f"found values {found} in {TOKEN}, expected")
+    with refused if found else nullcontext():
         read_checkpoint(saved.with_name("model_0000005.pth"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from importlib import resources
 from itertools import chain
@@ -26,6 +27,7 @@ from tagclip.config import (
     available_device,
     check_config,
     check_device,
+    check_training,
     check_value,
 )
 from tagclip.config.defaults import config_keys
@@ -285,6 +287,30 @@ def test_no_key_takes_what_is_of_no_type_or_size(name: str) -> None:
         assert str(caught.value).startswith(f"{name}: found {value!r}, expected "), name
 
 
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (("SOLVER.MIN_LR", 1.0), r"SOLVER\.MIN_LR: found 1, expected at most SOLVER\.BASE_LR \("),
+        (("SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0), "SOLVER.BASE_LR: found 0, expected a lear"),
+        (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "TRUSTY.KIND", "conv"),
+         "LOSS: found MASK and DICE 0 with TRUSTY.KIND conv, whose map learns apart, expected"),
+        (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "TRUSTY.KIND", "relative"), "KIND relative, whose"),
+        (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "TRUSTY.ENABLED", False), "MASK and DICE 0, expect"),
+        (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "LOSS.TRUSTY", 0.0), "MASK and DICE 0, expected on"),
+        (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0), ""),
+        (("SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0, "TRUSTY.KIND", "conv"), ""),
+        (("MODEL.CLIP.LAST_BLOCK", "naclip", "LOSS.MASK", 0.0, "LOSS.DICE", 0.0), ""),
+    ],
+)  # fmt: skip
+def test_a_training_that_cannot_be_meant(opts: tuple, message: str) -> None:
+    """Evaluation of a model does not mind how it was trained."""
+    names = [f"MODEL.TAGCLIP.{k}" if k.startswith(("LOSS", "TRUSTY")) else k for k in opts[::2]]
+    cfg = load_config("", [word for pair in zip(names, opts[1::2], strict=True) for word in pair])
+    check_config(cfg)
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
+        check_training(cfg)
+
+
 def test_a_switch_that_is_off_hides_its_keys() -> None:
     sizes = ["INPUT.CROP.TYPE", "relative", "TEST.AUG.MIN_SIZES", ()]
     cfg = load_config("", sizes)
@@ -301,7 +327,10 @@ def test_a_switch_that_is_off_hides_its_keys() -> None:
          r"NESTEROV: found True with MOMENTUM 0, expected False or"),
         (("MODEL.DEVICE", "meta"), r"MODEL\.DEVICE: found 'meta', expected cuda or cpu"),
         (("MODEL.DEVICE", "cpu:5"), r"MODEL\.DEVICE: found 'cpu:5', expected cuda or cpu"),
-        (("DATASETS.TEST", ("a", "b", "a")), r"TEST: found 'a' 2 times, expected every name once"),
+        (("PROJECTS", ["a", "a"]), r"PROJECTS: found 'a' 2 times, expected each once; leave"),
+        (("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", [64, 96, 64]),
+         r"TEST\.AUG\.MIN_SIZES: found 64 2 times, expected each once; leave the others out"),
+        (("DATASETS.TEST", ("a", "b", "a")), r"TEST: found 'a' 2 times, expected each once; leave"),
         (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0, 1.0]]),
          r"EXPECTED_RESULTS: found .* for 0 datasets in DATASETS\.TEST, expected lists of"),
         (("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0]], "DATASETS.TEST", ("a",)),

@@ -14,7 +14,7 @@ from helpers.tiny_run import changed, write_tiny_dataset
 
 from tagclip import load_config
 from tagclip.engine import run_info
-from tagclip.engine.run_info import announce_shared_images, config_hash
+from tagclip.engine.run_info import announce_schedule, announce_shared_images, config_hash
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,21 @@ def test_the_record_says_how_long_the_run_has_trained(tiny_cfg: CfgNode) -> None
         assert run_info(tiny_cfg)["iterations"] == 10
     with EventStorage(tiny_cfg.SOLVER.MAX_ITER):
         assert run_info(tiny_cfg)["iterations"] == tiny_cfg.SOLVER.MAX_ITER
+
+
+def test_a_schedule_that_is_hardly_meant_is_said(
+    tiny_cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    (name,) = tiny_cfg.DATASETS.TRAIN
+    steps = ("SOLVER.MAX_ITER", 4, "SOLVER.WARMUP_ITERS")
+    announce_schedule(changed(tiny_cfg, *steps, 3))
+    assert not caplog.messages
+    announce_schedule(changed(tiny_cfg, *steps, 4, "DATASETS.TRAIN", (name, "b", name)))
+    assert caplog.messages == [
+        "SOLVER.WARMUP_ITERS: found 4 with SOLVER.MAX_ITER 4, expected fewer: the learning rate "
+        "rises to the end",
+        f"DATASETS.TRAIN: found {name} 2 times: so often come its images in each round",
+    ]
 
 
 def test_training_names_the_images_that_it_is_evaluated_on(

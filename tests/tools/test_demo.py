@@ -409,13 +409,36 @@ def test_one_way_to_find_what_is_other_takes_the_place_of_another(
     key = "MODEL.TAGCLIP.TEST.BACKGROUND"
     opts = [key, "auto", f"{key}_THRESHOLD", "0.7"]
     config = tmp_path / "config.yaml"
-    config.write_text(tiny_cfg.dump())
+    config.write_text(changed(tiny_cfg, *opts).dump())
     common = ["--config-file", str(config), "--vocab", "cat"]
-    args = demo.parse_args(["--input", "a.png", *common, "--background", *words, "--opts", *opts])
+    args = demo.parse_args(["--input", "a.png", *common, "--background", *words])
     test = demo.build_config(args, []).MODEL.TAGCLIP.TEST
     found = test.BACKGROUND, test.BACKGROUND_THRESHOLD
     assert found == expected
+    # On one command line both cannot be meant.
+    for pair in (opts[:2], opts[2:]):
+        args = demo.parse_args(["--input", "a.png", *common, "--background", *words, *pair])
+        with pytest.raises(ConfigError, match=f"--background: found .* and {pair[0]}, expected"):
+            demo.build_config(args, [])
     assert exit_of(demo.parse_args, ["--input", "a.png", *common, "--background", "none"]) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--no-draw", "--json", "a.json", "--panel-size", "512"],
+        ["--panel-size", "23"],
+        ["TEST.SAVE_LOGITS", "True"],
+        ["--opts", "MODEL.DEVICE", "cpu", "TEST.EXPECTED_RESULTS", "[]"],
+        ["SOLVER.IMS_PER_BATCH", "3"],
+        ["INPUT.CROP.SIZE", "[64, 64]"],
+        ["MODEL.TAGCLIP.LOSS.DICE", "2"],
+    ],
+)
+def test_what_does_nothing_is_refused(demo: ModuleType, words: list[str]) -> None:
+    assert exit_of(demo.parse_args, ["a.png", *words]) == 2
+    kept = ["--panel-size", "24", "INPUT.MIN_SIZE_TEST", "64", "TEST.DTYPE", "bfloat16"]
+    assert demo.parse_args(["a.png", *kept]).opts == kept[2:]
 
 
 def test_outputs_are_checked_before_the_model(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from helpers.clip_files import fails
+from helpers.full_disk import largest_file
 from helpers.tiffs import tiff
 from helpers.tiny_export import (
     SQUARE,
@@ -40,7 +41,7 @@ from tagclip import TagCLIPError, TagCLIPPredictor
 from tagclip.checkpoint import read_checkpoint
 from tagclip.checkpoint.metadata import saved_provenance
 from tagclip.data.image_io import read_image
-from tagclip.errors import ConfigError, DatasetError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, OutputError, VocabularyError
 from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe
 from tagclip.export.runtime import images as reading
@@ -297,6 +298,8 @@ def test_mistakes(
     mistake(VocabularyError, [missing], *weights, "--vocab-file", missing)
     mistake(DatasetError, ["no_such"], *weights, "--vocab-from-dataset", "no_such")
     mistake(VocabularyError, [], *weights, "--vocab", "cat,,dog")
+    for key, value in (("MODEL.DEVICE", "cuda"), ("MODEL.COMPILE", "True")):
+        mistake(ConfigError, [f"{key}: found {value}, expected", "leave"], *weights, key, value)
     output = checkpoint
     mistake(ConfigError, ["--output", checkpoint], *weights)
     kind, output = "onnx", tmp_path / "export"
@@ -344,6 +347,24 @@ def test_files_of_another_model_do_not_stay_beside_a_new_one(
         fails(ConfigError, lambda: write("torchscript", "dog, cat"), *parts)
         assert {path: path.read_bytes() for path in folder.iterdir()} == before
         (folder / name).unlink()
+    # On a disk that fills up between two files, or with a folder in the place of one.
+    both = write("onnx", "dog, cat")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    sizes = sorted(both["files"][name]["bytes"] for name in ("model.onnx", "model.ts"))
+    options = ["--weights", checkpoint, "--output", folder, "--vocab", "tree, cow"]
+    assert sizes[0] < sizes[1]
+    with largest_file(sizes[1] - 1), pytest.raises(OutputError, match=r"cannot be written \("):
+        export(tool, *options)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "model.json").unlink()
+    (folder / "model.json").mkdir()
+    for name in both["files"]:
+        (folder / name).unlink()
+    with pytest.raises(OutputError, match=r"model\.json: cannot be written \(Is a directory\)"):
+        export(tool, *options)
+    assert [path.name for path in folder.iterdir()] == ["model.json"]
+    (folder / "model.json").rmdir()
+    write("torchscript", "dog, cat")
     (folder / "model.json").write_text("{")
     fails(ConfigError, lambda: write("onnx", WORDS), "found model.ts, which no model.json")
 

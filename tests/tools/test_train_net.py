@@ -77,6 +77,18 @@ def test_evaluate_is_train_with_eval_only(
     assert evaluate_net.parse_args(line.split()) == expected
 
 
+@pytest.mark.parametrize("words", [["--weights", "w.pth"], ["MODEL.WEIGHTS", "w.pth"]])
+def test_named_weights_or_the_last_of_a_run(
+    train_net: ModuleType, evaluate_net: ModuleType, words: list[str]
+) -> None:
+    """Both are the last: the others would be left out without a word."""
+    words = ["--config-file", "a.yaml", "--resume", "SEED", "3", *words]
+    assert exit_of(evaluate_net.parse_args, words) == 2
+    assert exit_of(train_net.parse_args, ["--eval-only", *words]) == 2
+    # A training that goes on names what it began with.
+    assert train_net.parse_args(words).resume
+
+
 def test_evaluate_gives_what_train_with_eval_only_gives(
     train_net: ModuleType,
     evaluate_net: ModuleType,

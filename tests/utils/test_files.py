@@ -19,6 +19,7 @@ from helpers.full_disk import largest_file, read_only
 from tagclip.errors import ConfigError, OutputError
 from tagclip.utils.files import (
     expand_path,
+    files_atomic,
     folder_atomic,
     make_folder,
     path_atomic,
@@ -204,6 +205,24 @@ def test_an_error_of_an_input_stays_what_it_is(tmp_path: Path, writer: Any) -> N
     with pytest.raises(OSError, match="no image") as caught, writer(tmp_path / "out"):
         raise OSError("no image")
     assert type(caught.value) is OSError and not list(tmp_path.iterdir())
+
+
+def test_files_take_their_places_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b" / "inner").mkdir(parents=True)
+
+    def write(*names: str) -> None:
+        with files_atomic(tmp_path) as waiting:
+            for name in names:
+                write_atomic(waiting / name, "new")
+
+    with pytest.raises(OutputError, match=rf"^{tmp_path}/b/inner: cannot be written \(Is a direct"):
+        write("a", "b/inner", "c")
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "inner"}
+    assert (tmp_path / "a").read_text() == "old"
+    write("a", "b/other", "c")
+    found = {path.name: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert found == {"a": "new", "other": "new", "c": "new"}
 
 
 def test_an_output_error_reaches_another_process() -> None:

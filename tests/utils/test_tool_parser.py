@@ -24,6 +24,16 @@ def parser() -> ToolParser:
     return parser
 
 
+def test_keys_that_do_nothing_are_refused(capsys: pytest.CaptureFixture) -> None:
+    parser = ToolParser("Do it.")
+    parser.add_config_keys(unread=["SOLVER", "TEST.SAVE"])
+    good = ["TEST.SAVE_ALL", "1", "SOLVERS", "2", "SEED", "SOLVER"]
+    assert parser.parse_args(["--opts", *good]).opts == good
+    for key in ("SOLVER", "SOLVER.AMP.DTYPE", "TEST.SAVE"):
+        assert exit_of(parser.parse_args, ["SEED", "1", key, "1"]) == 2
+        assert f"error: {key}: does nothing here, leave it out" in capsys.readouterr().err
+
+
 PAIR = ["MODEL.WEIGHTS", "w.pth"]
 
 
