@@ -39,6 +39,8 @@ _LONGEST = 2000
 _OF_DISK = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
 }  # fmt: skip
+# What stands where another kind of thing is needed, or cannot stand there.
+_IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG}
 # A text that is a path which the shell has not expanded, as in --output=~/pictures.
 _UNEXPANDED = re.compile(r"(~\w*|\$\w+|\$\{\w+\})/")
 # What torch, on CPU and GPU, and numpy say where memory runs out.
@@ -107,13 +109,18 @@ def _stop_line(error: KeyboardInterrupt) -> str:
 
 def _disk_line(error: Exception) -> str | None:
     """What the disk says, in one line; None for another error."""
-    if not isinstance(error, OSError) or error.errno not in _OF_DISK or _is_debugging():
+    if not isinstance(error, OSError) or _is_debugging():
         return None
-    # The system names no file that is open.
-    named = error.filename or "a file that is open"
+    if error.errno in _OF_DISK:
+        remedy = "free space, or mend its rights"
+    elif error.errno in _IN_THE_WAY and error.filename is not None:
+        remedy = "move away what is there, or choose another place"
+    else:
+        return None
+    # The system names no file that is open, and of a link first where it leads to.
+    named = error.filename2 or error.filename or "a file that is open"
     return (
-        f"{type(error).__name__}: {named}: cannot be read or written ({error.strerror}); free "
-        "space, or mend its rights"
+        f"{type(error).__name__}: {named}: cannot be read or written ({error.strerror}); {remedy}"
     )
 
 

@@ -236,7 +236,28 @@ def test_what_a_disk_says_is_one_line(
         run_tool(fail)
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "a"), OSError()])
+def test_what_is_in_the_way_is_one_line(tmp_path: Path) -> None:
+    (folder := tmp_path / "folder").mkdir()
+    (file := tmp_path / "file").touch()
+    (loop := tmp_path / "loop").symlink_to(loop)
+    remedy = "move away what is there, or choose another place"
+    for fail, named in (
+        (lambda: folder.write_text(""), folder),
+        (lambda: (file / "a").write_text(""), file / "a"),
+        (lambda: file.mkdir(), file),
+        (lambda: loop.read_text(), loop),
+        (lambda: (tmp_path / ("a" * 300)).touch(), tmp_path / ("a" * 300)),
+        (lambda: file.symlink_to(folder), file),
+    ):
+        line = exit_of(run_tool, fail)
+        assert f": {named}: cannot be read or written (" in line and line.endswith(remedy)
+        assert len(line.splitlines()) == 1
+
+
+ENOENT = FileNotFoundError(errno.ENOENT, "No such file", "a")
+
+
+@pytest.mark.parametrize("error", [ENOENT, OSError(), IsADirectoryError(errno.EISDIR, "Is a dir")])
 def test_other_errors_of_the_system_may_be_ours(error: OSError) -> None:
     def fail() -> None:
         raise error
