@@ -22,6 +22,7 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor
 from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
+from tagclip.projects.webdemo.doors import UploadSpace
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.server import find_examples, serve
 from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, Uploads, encode_image
@@ -277,13 +278,14 @@ def test_values_that_no_slider_has_are_refused_in_one_line(
     from tagclip.projects.webdemo.handlers import Handlers
 
     calls = Calls(predictor.model.backbone)
-    handlers = Handlers(predictor, Limits(), Uploads(image.parent, {}))
-    request = SimpleNamespace(session_hash="me")
+    space = UploadSpace(1 << 20, 1 << 20)
+    handlers = Handlers(predictor, Limits(), Uploads(image.parent, {}), space)
+    request = SimpleNamespace(session_hash="me", client=None)
     good = {"gate": "both", "seen_bias": 0.1, "background_threshold": 0, "opacity": 1}
     asked = {"image": {"path": str(image)}, "words": "cat", "context": None} | good
 
     def save(encoded: EncodedImage, opacity: object, **sliders: object) -> None:
-        next(handlers.save(encoded, **sliders))
+        handlers.save(request, encoded, **sliders)
 
     wrong = [("gate", value, "TEST.GATE: found ") for value in (None, 1, ["both"], "x")]
     numbers = ("a", math.nan, math.inf, None, True, [0.1])

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from helpers.tiny_run import load_tool
 from helpers.webdemo_server import served
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from tagclip import TagCLIPPredictor
 from tagclip.projects.webdemo.doors import (
@@ -31,8 +31,10 @@ from tagclip.projects.webdemo.doors import (
     BodyDoor,
     FaultDoor,
     HostDoor,
+    ShareDoor,
     UploadSpace,
 )
+from tagclip.projects.webdemo.session import Limits
 
 MIB = 1 << 20
 
@@ -160,8 +162,8 @@ def doors(tmp_path: Path) -> tuple[Page, BodyDoor]:
         ("/gradio_api/upload/", MIB + ROOM_AROUND_FILE, 200),
         ("/gradio_api/upload", MIB + ROOM_AROUND_FILE + 7, 413),
         ("/gradio_api/queue/join", 1000, 200),
-        ("/gradio_api/queue/join", MIB, 200),
-        ("/gradio_api/queue/join", MIB + 7, 413),
+        ("/gradio_api/queue/join", MIB // 4, 200),
+        ("/gradio_api/queue/join", MIB // 4 + 7, 413),
         ("/anything", 9 * MIB, 413),
     ],
 )
@@ -335,7 +337,7 @@ def httpx_post(url: str, body: bytes, headers: dict[str, str]) -> Any:
     return httpx.post(url, content=body, headers=headers)
 
 
-@pytest.mark.parametrize("length", [64, 65, 900_000])
+@pytest.mark.parametrize("length", [64, 65, 200_000])
 def test_a_session_with_a_long_name_is_refused(doors: tuple[Page, BodyDoor], length: int) -> None:
     page, app = doors
     body = json.dumps({"data": [], "session_hash": "x" * length}).encode()
@@ -348,6 +350,96 @@ def test_a_session_with_a_long_name_is_refused(doors: tuple[Page, BodyDoor], len
     for other in (b"[1]", b"{", b"[" * 5000, b'{"session_hash": 3}'):
         assert ask(app, "/gradio_api/queue/join", other)[0] == 200
     assert ask(app, "/gradio_api/upload", body)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ("[" * 50 + "]" * 50, 200),
+        (json.dumps([{"path": "a"}, "[" * 5000, "{a, b}, " * 200, ["x"] * 200]), 200),
+        ("[" + "[]," * 99 + "1]", 400),
+        ("[" + "[]," * 80_000 + "1]", 400),
+        (json.dumps([{"path": "a", "meta": {}}] * 60), 400),
+    ],
+)
+def test_a_body_of_many_lists_is_refused(
+    doors: tuple[Page, BodyDoor], data: str, status: int
+) -> None:
+    """Small on the way and large in memory, and each file in it is looked for."""
+    page, app = doors
+    found, text = ask(app, "/gradio_api/call/segment", f'{{"data": {data}}}'.encode())
+    assert found == status and len(page.bodies) == (status == 200)
+    assert status == 200 or text.startswith("body: found more than 100 lists and objects, expec")
+
+
+def scope_of(client: str, method: str = "GET", path: str = "/") -> dict[str, Any]:
+    return {"type": "http", "method": method, "path": path, "headers": [], "client": (client, 5)}
+
+
+def test_some_requests_of_an_address_are_answered_at_a_time() -> None:
+    """Others wait for these to begin their answers, however long these go on; nobody else does."""
+    at_work: list[str] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        at_work.append(scope["client"][0])
+        await scope["goes_on"].wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await scope["ends"].wait()
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def rounds(count: int = 20) -> None:
+        for _ in range(count):
+            await asyncio.sleep(0)
+
+    async def together() -> None:
+        door = ShareDoor(page, lambda address: 0)
+        events = {"goes_on": asyncio.Event(), "ends": asyncio.Event()}
+        tasks = [asyncio.create_task(door(scope_of("many") | events, None, send)) for _ in range(9)]
+        await rounds()
+        assert at_work == ["many"] * 4
+        tasks.append(asyncio.create_task(door(scope_of("one") | events, None, send)))
+        await rounds()
+        assert at_work == ["many"] * 4 + ["one"]
+        # Who leaves gives the place back.
+        tasks[0].cancel()
+        await rounds()
+        assert at_work.count("many") == 5
+        events["goes_on"].set()
+        await rounds()
+        assert at_work.count("many") == 9
+        events["ends"].set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not door._slots
+
+    asyncio.run(together())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_question"),
+    [
+        ("POST", "/gradio_api/queue/join", True),
+        ("POST", "/gradio_api/call/segment", True),
+        ("POST", "/gradio_api/run/segment", True),
+        ("GET", "/gradio_api/call/segment/x", False),
+        ("POST", "/gradio_api/upload", False),
+        ("POST", "/gradio_api/cancel", False),
+    ],
+)
+def test_questions_of_an_address_are_counted(
+    tmp_path: Path, method: str, path: str, is_question: bool
+) -> None:
+    page, counts = Page(tmp_path), {"1.2.3.4": 24, "2": 23}
+    app = ShareDoor(page, counts.__getitem__)
+    status, text = ask(app, path, [b"x"], method=method, client="2")
+    assert status == 200
+    status, text = ask(app, path, [b"x"], method=method)
+    assert status == (429 if is_question else 200)
+    assert not is_question or text == (
+        "requests: found 24 of your address unfinished, expected fewer than 24; wait for an answer "
+        "first\n"
+    )
 
 
 def test_slow_uploads_keep_no_room_and_what_is_refused_costs_no_file(
@@ -576,6 +668,96 @@ def test_many_sessions_of_one_visitor_push_nobody_out(address: str, tmp_path: Pa
     assert "cat" in client.predict("none", 0.5, 0.0, 0.5, api_name="/adjust")[0]
     (labels, _) = client.predict(api_name="/save")["value"]
     assert Path(labels).is_file()
+
+
+class Queue:
+    """What gradio keeps of sessions."""
+
+    def __init__(self, sessions: list[str], active: list[str]) -> None:
+        self.pending_messages_per_session = dict.fromkeys(sessions)
+        self.pending_event_ids_session = dict.fromkeys(sessions)
+        self.event_ids_to_events = {n: SimpleNamespace(session_hash=n) for n in active}
+
+
+def test_unread_answers_of_one_address_push_no_other_out() -> None:
+    """The oldest of the address with the most go; those of a request at work stay."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    from tagclip.projects.webdemo.visits import Visits
+
+    visits, sessions = Visits(Limits()), []
+    for name, address in [("you", "b"), *((f"{n}", "a") for n in range(90)), ("last", "b")]:
+        sessions.append(name)
+        visits._forget_unread(Queue(sessions, ["3"]), name, address)
+    queue = Queue(sessions, ["3"])
+    visits._forget_unread(queue, "last", "b")
+    left = list(queue.pending_messages_per_session)
+    assert left == ["you", "3", *(f"{n}" for n in range(42, 90)), "last"]
+    assert list(queue.pending_event_ids_session) == left
+
+
+def test_saved_results_take_the_room_of_their_visitor(
+    predictor: TagCLIPPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would lie there for an hour, whoever else needs the disk."""
+    pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")
+    from gradio_client import Client, handle_file
+
+    (folder := tmp_path / "served").mkdir()
+    Image.fromarray(picture(70, 95)).save(tmp_path / "a.png")
+    monkeypatch.setattr("tagclip.projects.webdemo.server._FILE_SYSTEM", 1 << 16)
+    with served(predictor, tmp_path / "a.png", folder, monkeypatch, max_uploads_mb=3) as address:
+        client = Client(address, verbose=False)
+        client.predict(handle_file(str(tmp_path / "a.png")), "cat, dog", api_name="/segment")
+        for number in range(30):
+            client.predict("both", 0.1, number / 40, api_name="/save")
+        results = [path for path in folder.rglob("a*") if path.suffix in (".png", ".json")]
+        # Of 64 KiB each, in a room of 1088 KiB, with the image.
+        assert len(results) == 16
+
+
+def test_a_full_disk_says_so_where_a_result_is_saved(
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Both where it is written and where gradio would copy it."""
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    client = Client(f"{address}/", verbose=False)
+    client.predict(handle_file(str(tmp_path / "a.png")), "cat, dog", api_name="/segment")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    module = "tagclip.projects.webdemo.handlers"
+    for name in ("save_file_to_cache", "write_result"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.{name}", full)
+            with pytest.raises(AppError) as caught:
+                client.predict(api_name="/save")
+        assert str(caught.value) == (
+            "result: found no room on this server's disk, expected some; try again later"
+        )
+    assert "Traceback" not in "".join(capfd.readouterr())
+    assert client.predict(api_name="/save")["value"]
+
+
+def test_a_format_that_takes_long_is_refused(address: str, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    client = Client(f"{address}/", verbose=False)
+    if features.check("jpg_2000"):
+        Image.fromarray(picture(70, 95)).save(tmp_path / "b.jp2")
+        with pytest.raises(AppError, match="^b.jp2: found JPEG2000, expected one of AVIF, BMP, GI"):
+            client.predict(handle_file(str(tmp_path / "b.jp2")), "cat", api_name="/segment")
+    for suffix in ("bmp", "gif", "jpg", "tif", "webp", "ppm"):
+        Image.fromarray(picture(70, 95)).save(tmp_path / f"b.{suffix}")
+        assert client.predict(
+            handle_file(str(tmp_path / f"b.{suffix}")), "cat", api_name="/segment"
+        )
 
 
 @pytest.mark.parametrize(("proxies", "left"), [([], 4), (["127.0.0.1"], 9), (["10.1.1.1"], 4)])

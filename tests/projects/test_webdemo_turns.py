@@ -65,7 +65,7 @@ def test_who_has_had_the_least_time_goes_on(costs: tuple[float, float], expected
         first = pool.submit(visit, "first", costs[0])
         first_works.wait(10)
         second = pool.submit(visit, "second", costs[1])
-        while not turns.waiting:
+        while not turns.model.waiting:
             pass
         both_wait.set()
         first.result(10), second.result(10)
@@ -73,7 +73,7 @@ def test_who_has_had_the_least_time_goes_on(costs: tuple[float, float], expected
     last = len(order) - 1 - order[::-1].index("second")
     assert order[:last].count("first") <= expected and order[0] == "first"
     assert sorted(order) == ["first"] * 5 + ["second"] * 5
-    assert turns.held == 0 and not turns.waiting and turns.working is None
+    assert turns.held == 0 and not turns.model.waiting and turns.model.working is None
 
 
 def test_a_request_ends_in_time_and_when_nobody_waits() -> None:
@@ -85,7 +85,7 @@ def test_a_request_ends_in_time_and_when_nobody_waits() -> None:
             pause_point()
             clock.now = 61
             pause_point()
-        assert turns.working is None
+        assert turns.model.working is None
     gone = False
     ends = pytest.raises(RequestError, match="nobody waiting")
     with turns.request("me", lambda: gone) as turn, ends, turn.work():
@@ -129,7 +129,7 @@ def test_who_waits_is_told_when_the_time_is_over_or_leaves() -> None:
                 with pytest.raises(RequestError, match="nobody waiting"):
                     own(name, act, lambda: True)
             waiting = pool.submit(own, "a", work, wanted)
-            while not turns.waiting:
+            while not turns.model.waiting:
                 pass
             clock.now = 61
             with pytest.raises(RequestError, match="unfinished after 60 seconds"):
@@ -137,7 +137,7 @@ def test_who_waits_is_told_when_the_time_is_over_or_leaves() -> None:
         finally:
             release.set()
         held.result(10)
-    assert turns.held == 0 and not turns.waiting
+    assert turns.held == 0 and not turns.model.waiting
 
 
 def test_a_request_may_take_half_of_the_memory() -> None:
@@ -199,7 +199,7 @@ def test_addresses_share_the_time_alike() -> None:
     with ThreadPoolExecutor(4) as pool:
         tasks = [pool.submit(visit, name, "many") for name in "abc"]
         tasks.append(pool.submit(visit, "d", "one"))
-        while len(turns.waiting) < 3:
+        while len(turns.model.waiting) < 3:
             pass
         both_wait.set()
         for task in tasks:
@@ -207,6 +207,31 @@ def test_addresses_share_the_time_alike() -> None:
     last = len(order) - 1 - order[::-1].index("one")
     assert 5 <= order[:last].count("many") <= 7 and order.count("many") == 18
     assert not turns.times
+
+
+def test_pictures_are_decoded_beside_the_model_one_at_a_time() -> None:
+    turns, release, inside = Turns(MIB, 60), threading.Event(), []
+
+    def decode(name: str, address: str) -> None:
+        with turns.request(name, release.is_set, address), current_turn().work_aside():
+            inside.append(name)
+            if name == "a":
+                release.wait(20)
+
+    with ThreadPoolExecutor(4) as pool:
+        tasks = [pool.submit(decode, "a", "many")]
+        while not inside:
+            pass
+        tasks += [pool.submit(decode, name, "many") for name in "bc"]
+        while len(turns.aside.waiting) < 2:
+            pass
+        # Nobody waits for that here.
+        with turns.request("d", wanted, "one") as turn, turn.work():
+            pause_point()
+        assert inside == ["a"] and turns.times["many"] == 0
+        release.set()
+        assert [task.exception(20) for task in tasks][0] is None
+    assert turns.aside.working is turns.model.working is None and not turns.aside.waiting
 
 
 def test_an_address_leaves_others_a_quarter_of_the_memory() -> None:

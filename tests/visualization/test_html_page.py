@@ -19,6 +19,7 @@ from tagclip import TagCLIPPredictor, ZeroShotTrainer
 from tagclip.analysis.report import write_comparison, write_run
 from tagclip.analysis.run_analysis import AnalyzedRun, analyze_run
 from tagclip.projects.minibench.report import write_report
+from tagclip.projects.webdemo.doors import UploadSpace
 from tagclip.projects.webdemo.result import render_result
 from tagclip.projects.webdemo.session import Limits, Settings, encode_image
 from tagclip.visualization.html_page import render
@@ -94,7 +95,7 @@ def web_message(folder: Path) -> str:
     image.write_text("no image")
     predictor = TagCLIPPredictor.from_checkpoint(folder / "model_final.pth")
     with pytest.raises(gradio.Error) as caught:
-        handlers = Handlers(predictor, Limits(), Uploads(folder, {}))
+        handlers = Handlers(predictor, Limits(), Uploads(folder, {}), UploadSpace(1, 1))
         segment(handlers, {"path": str(image)}, "dog")
     return caught.value.message
 
@@ -109,7 +110,7 @@ def web_warning(folder: Path) -> str:
     image = {"path": str(folder.parent / "images" / "val" / "1.png")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradio, "Warning", shown.append)
-        handlers = Handlers(predictor, Limits(), Uploads(folder.parent, {}))
+        handlers = Handlers(predictor, Limits(), Uploads(folder.parent, {}), UploadSpace(1, 1))
         segment(handlers, image, CLASS)
     return shown[0]
 

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
@@ -23,7 +24,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["ROOM_AROUND_FILE", "BodyDoor", "FaultDoor", "HostDoor", "RouteDoor", "UploadSpace"]
+__all__ = [
+    "FULL",
+    "ROOM_AROUND_FILE",
+    "BodyDoor",
+    "FaultDoor",
+    "HostDoor",
+    "RouteDoor",
+    "ShareDoor",
+    "UploadSpace",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +52,17 @@ _NOT_OURS = re.compile(
     "proxy=|file[=/] *https?:)|/monitoring",
     re.IGNORECASE,
 )
+# What becomes a question to the model.
+_QUESTION = re.compile("/gradio_api/(queue/join|call/|run/|api/)")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# Bytes of words, sliders and paths.
-_LARGEST_JSON = 1 << 20
+# Bytes of words, sliders and paths: 200 words of 80 letters, each written as a number.
+_LARGEST_JSON = 1 << 18
+# Lists and objects in a json; a request of the page has some five.
+_MOST_LISTS = 100
+# Requests of an address that are answered at a time; more wait for these to begin their answers.
+_AT_A_TIME = 4
+# Questions of an address that wait or work, as gradio counts them.
+_UNFINISHED = 24
 # Bytes of boundaries and names around a file.
 ROOM_AROUND_FILE = 1 << 16
 # Seconds without a byte after which an upload ends.
@@ -59,7 +77,7 @@ _LOOK = 5.0
 
 
 # What a disk answers that is full.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class FaultDoor:
@@ -146,6 +164,76 @@ class RouteDoor:
         return await self.app(scope, receive, send)
 
 
+class ShareDoor:
+    """Answers some requests of an address at a time, and keeps questions of others' places free.
+
+    What answers a request works on one loop for all: who sends many at once would hold it.
+    """
+
+    def __init__(self, app: App, unfinished: Callable[[str], int]) -> None:
+        """Begin with nobody.
+
+        Args:
+            app: the page.
+            unfinished: questions of an address that wait or work.
+        """
+        self.app, self._unfinished = app, unfinished
+        self._slots: dict[str, _Slots] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on when it is this address's turn; what streams is counted until it begins."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        address = (scope.get("client") or [""])[0]
+        if scope["method"] == "POST" and _QUESTION.match(scope["path"]):
+            found = self._unfinished(address)
+            if found >= _UNFINISHED:
+                text = (
+                    f"requests: found {found} of your address unfinished, expected fewer than "
+                    f"{_UNFINISHED}; wait for an answer first"
+                )
+                return await _refuse(scope, send, 429, text)
+        slots = self._slots.setdefault(address, _Slots())
+        slots.users += 1
+        try:
+            async with _Slot(slots.free) as slot:
+
+                async def begin_and_send(message: Message) -> None:
+                    slot.release()
+                    await send(message)
+
+                return await self.app(scope, receive, begin_and_send)
+        finally:
+            slots.users -= 1
+            if not slots.users:
+                del self._slots[address]
+
+
+class _Slots:
+    def __init__(self) -> None:
+        self.free, self.users = asyncio.Semaphore(_AT_A_TIME), 0
+
+
+class _Slot:
+    """One place of a semaphore, given back once."""
+
+    def __init__(self, semaphore: asyncio.Semaphore) -> None:
+        self._semaphore, self._is_held = semaphore, False
+
+    async def __aenter__(self) -> _Slot:
+        await self._semaphore.acquire()
+        self._is_held = True
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._semaphore.release()
+
+
 def _name(host: str) -> str:
     """A host without its port and brackets."""
     host = host.strip().lower()
@@ -155,7 +243,9 @@ def _name(host: str) -> str:
 
 
 class UploadSpace:
-    """Bytes of uploads, per visitor (address) and in all; who needs more loses the own oldest.
+    """Bytes of files, per visitor (address) and in all; who needs more loses the own oldest.
+
+    Uploads and saved results; threads may share it.
 
     Nothing here takes longer the more files there are, but looking which of them are deleted; that
     is done where room lacks, and not again at once.
@@ -186,6 +276,7 @@ class UploadSpace:
         self._alone: Counter[str] = Counter()
         self._all = self._all_arriving = 0
         self._clock, self._looked = clock, -math.inf
+        self._lock = threading.RLock()
 
     @property
     def held(self) -> int:
@@ -206,10 +297,11 @@ class UploadSpace:
         Returns:
             One line, or "" if there is room.
         """
-        text = self._refusal(visitor, nbytes)
-        if text and self._forget_deleted():
+        with self._lock:
             text = self._refusal(visitor, nbytes)
-        return text
+            if text and self._forget_deleted():
+                text = self._refusal(visitor, nbytes)
+            return text
 
     def _refusal(self, visitor: str, nbytes: int) -> str:
         for who, held, most in (
@@ -235,32 +327,36 @@ class UploadSpace:
         Returns:
             "", or `refusal`: then nothing is counted, and no file goes.
         """
-        if text := self.refusal(visitor, nbytes):
-            return text
-        while (
-            self.held_by(visitor) + nbytes > self.per_visitor or self.held + nbytes > self.in_all
-        ) and self.give_room(visitor):
-            pass
-        self._count(visitor, nbytes)
-        return ""
+        with self._lock:
+            if text := self.refusal(visitor, nbytes):
+                return text
+            while (
+                self.held_by(visitor) + nbytes > self.per_visitor
+                or self.held + nbytes > self.in_all
+            ) and self.give_room(visitor):
+                pass
+            self._count(visitor, nbytes)
+            return ""
 
     def give_room(self, visitor: str) -> bool:
         """Remove the oldest file of a visitor, unless others have it, too; False: there is none."""
-        path = next(iter(self._files.get(visitor, {})), None)
-        if path is None:
-            return False
-        if self._drop(visitor, path):
-            path.unlink(missing_ok=True)
-        return True
+        with self._lock:
+            path = next(iter(self._files.get(visitor, {})), None)
+            if path is None:
+                return False
+            if self._drop(visitor, path):
+                path.unlink(missing_ok=True)
+            return True
 
     def arrived(self, visitor: str, nbytes: int, paths: Iterable[str]) -> None:
         """Put the files in the place of so many bytes that were taken."""
-        self._count(visitor, -nbytes)
-        for path in map(Path, paths):
-            # The newest stand last.
-            self._drop(visitor, path)
-            if path.is_file():
-                self._add(visitor, path, max(path.stat().st_size, self.least))
+        with self._lock:
+            self._count(visitor, -nbytes)
+            for path in map(Path, paths):
+                # The newest stand last.
+                self._drop(visitor, path)
+                if path.is_file():
+                    self._add(visitor, path, max(path.stat().st_size, self.least))
 
     def _count(self, visitor: str, nbytes: int) -> None:
         self._all_arriving += nbytes
@@ -347,7 +443,7 @@ class BodyDoor:
         _announced(scope, _LARGEST_JSON)
         with BytesIO() as body:
             await _receive_all(receive, body.write, _LARGEST_JSON)
-            if text := _wrong_session(body.getvalue()):
+            if text := _wrong_json(body.getvalue()):
                 raise _Refusal(400, text)
             size = body.tell()
             body.seek(0)
@@ -369,7 +465,7 @@ class BodyDoor:
                 body.seek(0)
                 await self._hand_on_alone(scope, _Replay(body, size, receive), answer)
         except OSError as error:
-            if error.errno not in _FULL or answer.has_begun:
+            if error.errno not in FULL or answer.has_begun:
                 raise
             # gradio takes as much room again.
             self.space.give_room(visitor)
@@ -417,7 +513,7 @@ class _Arriving:
             try:
                 left = left[body.write(left) :]
             except OSError as error:
-                if error.errno not in _FULL or not self._space.give_room(self._visitor):
+                if error.errno not in FULL or not self._space.give_room(self._visitor):
                     raise
 
 
@@ -502,13 +598,24 @@ def _wrong_parts(body: IO[bytes], kind: str) -> str:
     return ""
 
 
-def _wrong_session(body: bytes) -> str:
-    """Say what is wrong with the session that a json names, "" if nothing is."""
+def _wrong_json(body: bytes) -> str:
+    """Say what is wrong with lists and session of a json, "" if nothing is."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         # The page says so.
         return ""
+    left, lists = [content], 0
+    while left and lists <= _MOST_LISTS:
+        value = left.pop()
+        if isinstance(value, (list, dict)):
+            lists += 1
+            left += value if isinstance(value, list) else value.values()
+    if lists > _MOST_LISTS:
+        return (
+            f"body: found more than {_MOST_LISTS} lists and objects, expected values of this page; "
+            "reload it"
+        )
     session = content.get("session_hash") if isinstance(content, dict) else None
     if isinstance(session, str) and len(session) > _LONGEST_SESSION:
         return (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.processing_utils import save_file_to_cache
 
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.doors import FULL, UploadSpace
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.session import (
     EncodedImage,
@@ -17,7 +19,7 @@ from tagclip.projects.webdemo.session import (
     Uploads,
     encode_image,
 )
-from tagclip.projects.webdemo.visits import shown_errors, shown_message
+from tagclip.projects.webdemo.visits import address_of, shown_errors, shown_message
 from tagclip.utils.files import temporary_folder
 
 __all__ = ["Handlers"]
@@ -31,15 +33,23 @@ class Handlers:
     colours, 0 to 1. The names of arguments are those of the page's API.
     """
 
-    def __init__(self, predictor: TagCLIPPredictor, limits: Limits, uploads: Uploads) -> None:
+    def __init__(
+        self,
+        predictor: TagCLIPPredictor,
+        limits: Limits,
+        uploads: Uploads,
+        space: UploadSpace,
+    ) -> None:
         """Keep the model that all visitors share.
 
         Args:
             predictor: the model.
             limits: what a visitor may ask for.
             uploads: the only files that are opened.
+            space: for the files of all visitors.
         """
         self.predictor, self.limits, self.uploads = predictor, limits, uploads
+        self.space = space
 
     def segment(
         self,
@@ -116,19 +126,38 @@ class Handlers:
 
     def save(
         self,
+        request: gr.Request,
         encoded: EncodedImage | None,
         gate: str,
         seen_bias: float,
         background_threshold: float,
-    ) -> Iterator[dict[str, Any]]:
-        """Write labels and json; gradio copies them for download before they are deleted."""
+    ) -> dict[str, Any]:
+        """Write labels and json where gradio hands them out, in the room of the visitor."""
         with shown_errors():
             if encoded is None:
                 raise DatasetError("result: found none, expected one; press Segment first")
-            with temporary_folder() as folder:
-                settings = Settings(gate, seen_bias, background_threshold)
-                files = write_result(encoded, settings, folder)
-                yield gr.update(value=[str(file) for file in files], visible=True)
+            settings, address = Settings(gate, seen_bias, background_threshold), address_of(request)
+            try:
+                with temporary_folder() as folder:
+                    files = write_result(encoded, settings, folder)
+                    nbytes = sum(max(file.stat().st_size, self.space.least) for file in files)
+                    if text := self.space.take(address, nbytes):
+                        raise DatasetError(text.replace("upload:", "result:"))
+                    kept: list[str] = []
+                    try:
+                        # Under the name that gradio would copy each to, and then does not.
+                        cache = str(self.uploads.folder)
+                        kept += [save_file_to_cache(file, cache) for file in files]
+                    finally:
+                        self.space.arrived(address, nbytes, kept)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self.space.give_room(address)
+                raise DatasetError(
+                    "result: found no room on this server's disk, expected some; try again later"
+                ) from error
+            return gr.update(value=kept, visible=True)
 
 
 def _check_sliders(

@@ -11,6 +11,7 @@ import gradio as gr
 
 from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.doors import UploadSpace
 from tagclip.projects.webdemo.handlers import Handlers
 from tagclip.projects.webdemo.session import Arrivals, Limits, Settings, Uploads
 from tagclip.projects.webdemo.visits import Visits
@@ -126,6 +127,7 @@ def build_page(
     limits: Limits | None = None,
     *,
     uploads: Path,
+    space: UploadSpace,
 ) -> gr.Blocks:
     """Lay out the page and connect it.
 
@@ -134,6 +136,7 @@ def build_page(
         examples: (image file, words) pairs; the first is there from the start.
         limits: what a visitor may ask for.
         uploads: folder of the files that visitors bring, and of the examples.
+        space: for the files of all visitors.
     """
     limits = limits or Limits()
     with _Page(
@@ -147,7 +150,7 @@ def build_page(
         page.temp_file_sets.append(arrivals)
         # What gradio has copied for the widgets so far are the examples.
         files = Uploads(uploads, arrivals.times)
-        _connect(widgets, Handlers(predictor, limits, files), Visits(limits))
+        _connect(widgets, Handlers(predictor, limits, files, space), Visits(limits))
     return page
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 from tagclip.data.label_image import label_image
 from tagclip.projects.webdemo.session import EncodedImage, Settings
+from tagclip.projects.webdemo.turns import current_turn
+from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
 from tagclip.visualization.html_page import render
 from tagclip.visualization.panels import encode_jpeg, fit
@@ -38,9 +41,14 @@ def render_result(encoded: EncodedImage, settings: Settings, opacity: float) -> 
     Returns:
         HTML: pictures, the scores for `hover.js`, and the table of classes.
     """
-    vocabulary = encoded.vocabulary
-    top_k = min(_TOP_K, len(vocabulary) + len(encoded.context))
+    top_k = min(_TOP_K, len(encoded.vocabulary) + len(encoded.context))
     prediction = encoded.predict(settings, encoded.picture.shape[:2], top_k)
+    with current_turn().work_aside():
+        return _drawn(encoded, prediction, opacity)
+
+
+def _drawn(encoded: EncodedImage, prediction: Mapping[str, torch.Tensor], opacity: float) -> str:
+    vocabulary = encoded.vocabulary
     size = max(_DRAWN_SIZE, *encoded.picture.shape)
     picture, labels = (
         fit(values, size) for values in (encoded.picture, prediction["sem_seg_labels"].numpy())
@@ -72,10 +80,22 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
         The files. Label values are ``class_ids`` of the json, which are those of a class list and
         0 to K-1 for words, and its ``ignore_label`` is "other".
     """
-    vocabulary, stem = encoded.vocabulary, Path(encoded.name).stem
     prediction = encoded.predict(settings, encoded.size)
+    with current_turn().work_aside():
+        return _written(encoded, prediction, settings, folder)
+
+
+def _written(
+    encoded: EncodedImage,
+    prediction: Mapping[str, torch.Tensor],
+    settings: Settings,
+    folder: Path,
+) -> list[Path]:
+    vocabulary, stem = encoded.vocabulary, Path(encoded.name).stem
     labels, summary = folder / f"{stem}_labels.png", folder / f"{stem}.json"
-    label_image(prediction["sem_seg_labels"].numpy(), vocabulary).save(labels)
+    image = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
+    image.save(file := io.BytesIO(), "PNG")
+    write_atomic(labels, file.getvalue())
     content = {
         "image": encoded.name,
         "class_names": vocabulary.names,
@@ -89,7 +109,7 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
         "background": encoded.background,
         **summarize_prediction(prediction, vocabulary),
     }
-    summary.write_text(json_text(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomic(summary, json_text(content, indent=1, ensure_ascii=False) + "\n")
     return [labels, summary]
 
 

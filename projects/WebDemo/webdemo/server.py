@@ -22,6 +22,7 @@ from tagclip.projects.webdemo.doors import (
     FaultDoor,
     HostDoor,
     RouteDoor,
+    ShareDoor,
     UploadSpace,
 )
 from tagclip.projects.webdemo.session import Limits
@@ -35,7 +36,7 @@ __all__ = ["find_examples", "serve"]
 _MAX_EXAMPLES = 5
 # Sessions of which gradio keeps a copy of the page's layout, and requests that it takes in before
 # they take turns.
-_SESSIONS, _WAITING = 100, 50
+_SESSIONS, _WAITING = 100, 200
 # Bytes that a file takes at least, with the folder that gradio makes for it: a block each.
 _FILE_SYSTEM = 8192
 
@@ -144,21 +145,29 @@ def serve(
     # Of uvicorn, which else believes whoever is on this machine.
     os.environ["FORWARDED_ALLOW_IPS"] = ",".join(proxies)
     from starlette.middleware import Middleware
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from tagclip.projects.webdemo.page import build_page
 
     # Who works when is decided by `turns`: gradio's limits would let one visitor fill all places,
     # and its open API would pass them by.
-    page = build_page(predictor, examples, limits, uploads=folder).queue(
-        default_concurrency_limit=None, max_size=_WAITING, api_open=False
-    )
     largest, in_all = max_upload_mb << 20, max_uploads_mb << 20
     space = UploadSpace(max(in_all // 10, largest + ROOM_AROUND_FILE), in_all, _FILE_SYSTEM)
+    page = build_page(predictor, examples, limits, uploads=folder, space=space).queue(
+        default_concurrency_limit=None, max_size=_WAITING, api_open=False
+    )
+
+    def unfinished(address: str) -> int:
+        events = list(page._queue.event_ids_to_events.values())
+        clients = [event.request.client for event in events]
+        return sum(client is not None and client.host == address for client in clients)
+
     doors = [
         Middleware(FaultDoor),
         Middleware(HostDoor, allowed=[host, *allowed_hosts]),
         Middleware(RouteDoor),
         Middleware(BodyDoor, space=space, largest=largest, folder=folder),
+        Middleware(ShareDoor, unfinished=unfinished),
     ]
     try:
         page.launch(
@@ -178,8 +187,10 @@ def serve(
         ) from error
     connections = Connections(most_connections(), proxies=proxies)
     config = page.server.config
-    # Asked anew for every connection.
-    config.http_protocol_class = connections.bounded(config.http_protocol_class)
+    # Asked anew for every connection. What a request is, and where it ends, says this class alone;
+    # the page has no websockets.
+    config.http_protocol_class = connections.bounded(H11Protocol)
+    config.ws_protocol_class = None
     logging.getLogger("asyncio").addFilter(AcceptFilter())
     logger.info("The page is at %s (Ctrl-C ends it)", page.local_url)
     if wait:

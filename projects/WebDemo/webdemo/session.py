@@ -17,6 +17,7 @@ import torch
 from detectron2.config import CfgNode
 
 from tagclip.config.checks import check_value
+from tagclip.data.image_io import opened
 from tagclip.data.prepared_image import PreparedImage
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion, refuse_nan
@@ -40,6 +41,8 @@ __all__ = [
 _SHOWN_SIZE = 800
 # Float32 planes of the result and of a view that `EncodedImage.predict` holds at a time.
 _PLANES = 8
+# As Pillow calls them: what cameras and browsers write, and quick to decode.
+_FORMATS = frozenset(("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"))
 # Paths of uploads above which is looked which of them are deleted.
 _LEAST_LOOKED = 1000
 
@@ -355,13 +358,16 @@ def encode_image(
     name, turn = Path(path).name, current_turn()
     encodes_again = predictor.model.relative_trusty is not None
     try:
+        _check_format(path)
         with turn.work():
             asked = predictor.resolve(names, context=others or None)
         demand = predictor.demand(path, asked)
         kept_nbytes = demand.logits_nbytes + encodes_again * demand.views_nbytes
         limits.check(demand, kept_nbytes, name)
         turn.reserve(demand.nbytes)
-        pixels = predictor.read_image(path)
+        with turn.work_aside():
+            pixels = predictor.read_image(path)
+            picture = _shrunk(pixels[:, :, ::-1])
         with turn.work():
             # Not the pixels: of them, what the networks take is enough to run these again.
             prepared = predictor.preparer(pixels, str(path))
@@ -372,12 +378,22 @@ def encode_image(
     return EncodedImage(
         name=name,
         size=pixels.shape[:2],
-        picture=_shrunk(pixels[:, :, ::-1]),
+        picture=picture,
         asked=asked,
         fusion=fusion,
         encode=partial(_encoded, predictor, prepared) if encodes_again else None,
         encode_nbytes=prepared.nbytes if encodes_again else 0,
     )
+
+
+def _check_format(path: str | Path) -> None:
+    """Refuse what takes seconds to decode (JPEG 2000), or is no picture to anybody else."""
+    with opened(path, "image") as image:
+        if image.format not in _FORMATS:
+            raise DatasetError(
+                f"{path}: found {image.format}, expected one of {', '.join(sorted(_FORMATS))}; "
+                "save it as one of these"
+            )
 
 
 def _encoded(

@@ -2,8 +2,8 @@
 
 All visitors share one model. Their requests take turns between the steps of the work (batches of
 windows and of prompts, parts of the work on logits, see `tagclip.utils.stepping`): of the address
-that has had the least time, whoever of its visitors has had the least goes on. Knows neither a
-model nor a page.
+that has had the least time, whoever of its visitors has had the least goes on. Pictures are decoded
+and encoded beside that, one at a time, in the same order. Knows neither a model nor a page.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from tagclip.errors import TagCLIPError
 from tagclip.utils.stepping import between_steps
 
-__all__ = ["RequestError", "Turn", "Turns", "current_turn"]
+__all__ = ["Place", "RequestError", "Turn", "Turns", "current_turn"]
 
 _MIB = 2**20
 # Of the memory and of the places, at most, for all visitors of one address.
@@ -48,6 +48,17 @@ class Turn:
 
         Raises:
             RequestError: the time is over, or nobody waits for the result.
+        """
+        yield
+
+    @contextmanager
+    def work_aside(self) -> Iterator[None]:
+        """Work beside the model: decode or encode a picture, in one step; one request at a time.
+
+        Not within `work`.
+
+        Raises:
+            RequestError: as `work`.
         """
         yield
 
@@ -104,42 +115,51 @@ class _SharedTurn(Turn):
         elsewhere = [times[each.address] for each in others if each.address != self.address]
         times[self.address] = max(times[self.address], min(elsewhere, default=0.0))
 
-    def _take(self) -> None:
+    def _take(self, place: Place) -> None:
         turns = self._turns
-        turns.waiting.append(self)
+        place.waiting.append(self)
         try:
             self._wait_until(
-                lambda: turns.working is None and min(turns.waiting, key=turns.used) is self
+                lambda: place.working is None and min(place.waiting, key=turns.used) is self
             )
-            turns.working, self._step_began = self, turns.clock()
+            place.working, self._step_began = self, turns.clock()
         finally:
-            turns.waiting.remove(self)
+            place.waiting.remove(self)
             turns.changed.notify_all()
 
-    def _hand_on(self) -> None:
+    def _hand_on(self, place: Place) -> None:
         seconds = self._turns.clock() - self._step_began
         self.used += seconds
         self._turns.times[self.address] += seconds
-        self._turns.working = None
+        place.working = None
         self._turns.changed.notify_all()
 
     def _step(self) -> None:
         with self._turns.changed:
-            self._hand_on()
-            self._take()
+            self._hand_on(self._turns.model)
+            self._take(self._turns.model)
+
+    @contextmanager
+    def _at(self, place: Place) -> Iterator[None]:
+        with self._turns.changed:
+            self._catch_up()
+            self._take(place)
+        try:
+            yield
+        finally:
+            with self._turns.changed:
+                if place.working is self:
+                    self._hand_on(place)
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        with self._turns.changed:
-            self._catch_up()
-            self._take()
-        try:
-            with between_steps(self._step):
-                yield
-        finally:
-            with self._turns.changed:
-                if self._turns.working is self:
-                    self._hand_on()
+        with self._at(self._turns.model), between_steps(self._step):
+            yield
+
+    @contextmanager
+    def work_aside(self) -> Iterator[None]:
+        with self._at(self._turns.aside):
+            yield
 
     def reserve(self, nbytes: int) -> None:
         turns = self._turns
@@ -160,6 +180,20 @@ class _SharedTurn(Turn):
             self.held += nbytes
 
 
+class Place:
+    """Where one request works at a time.
+
+    Attributes:
+        working: the request at work.
+        waiting: those that wait for it to hand on.
+    """
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self.working: _SharedTurn | None = None
+        self.waiting: list[_SharedTurn] = []
+
+
 class Turns:
     """All requests.
 
@@ -167,6 +201,8 @@ class Turns:
     sends many, under whatever names, has no larger share.
 
     Attributes:
+        model: where they work on the model, in steps.
+        aside: where they decode and encode pictures meanwhile.
         times: address -> seconds of work, as `Turn.used`, of those that have a request here.
     """
 
@@ -193,8 +229,7 @@ class Turns:
         self._at_address = max(1, int(in_all * _SHARE))
         self.changed = threading.Condition()
         self.held = 0
-        self.working: _SharedTurn | None = None
-        self.waiting: list[_SharedTurn] = []
+        self.model, self.aside = Place(), Place()
         self.times: defaultdict[str, float] = defaultdict(float)
         self._requests: list[_SharedTurn] = []
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import inspect
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +20,7 @@ from tagclip.projects.webdemo.session import EncodedImage, Limits
 from tagclip.projects.webdemo.turns import Turns
 from tagclip.utils.text import one_line
 
-__all__ = ["Visits", "shown_errors", "shown_message"]
+__all__ = ["Visits", "address_of", "shown_errors", "shown_message"]
 
 # Answers that nobody has fetched, of as many sessions, and lines that are logged once.
 _UNREAD, _LOGGED = 50, 2000
@@ -31,6 +33,9 @@ class Visits:
         """Begin with nothing."""
         self.turns = Turns(limits.memory, limits.seconds)
         self.kept = KeptImages(limits.kept, limits.kept_seconds)
+        # Of the sessions with unread answers.
+        self._addresses: dict[str, str] = {}
+        self._lock = threading.Lock()
 
     def attended(self, handler: Callable[..., Any], needs_image: bool = True) -> Callable[..., Any]:
         """Return a handler for gradio that takes turns, and whose encoded images lie in `kept`.
@@ -39,18 +44,17 @@ class Visits:
 
         Args:
             handler: takes the ``encoded`` image of the session, None before the first, behind the
-                ``request`` if it takes that, and may return another one, first of a tuple; a
-                generator yields once, and ends when gradio has what it yielded.
+                ``request`` if it takes that, and may return another one, first of a tuple.
             needs_image: whether it cannot do without an image that was kept.
         """
         find = self.kept.open if needs_image else self.kept.find
         parameters = inspect.signature(handler).parameters
 
-        def call(function: Callable[..., Any], request: gr.Request, *args: Any) -> Any:
-            session, address = request.session_hash, _address(request)
+        def answer(request: gr.Request, *args: Any) -> Any:
+            session, address = request.session_hash, address_of(request)
             first = [request] if "request" in parameters else []
             with shown_errors(), self._request(session, address):
-                result = function(*first, find(session) if session else None, *args)
+                result = handler(*first, find(session) if session else None, *args)
                 if isinstance(result, tuple) and isinstance(result[0], EncodedImage):
                     # Without a name nobody can come back to it.
                     if session:
@@ -58,30 +62,13 @@ class Visits:
                     result = result[1:]
                 return result
 
-        def answer(request: gr.Request, *args: Any) -> Any:
-            return call(handler, request, *args)
-
-        def run(request: gr.Request, *args: Any) -> Iterator[Any]:
-            steps: list[Iterator[Any]] = []
-
-            def first(*given: Any) -> Any:
-                steps.append(handler(*given))
-                return next(steps[0])
-
-            try:
-                yield call(first, request, *args)
-            finally:
-                for each in steps:
-                    each.close()
-
-        outer = run if inspect.isgeneratorfunction(handler) else answer
         # gradio gives what these say, and its API shows these names.
         own = inspect.Parameter("request", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         values = [p for name, p in parameters.items() if name not in ("request", "encoded")]
-        outer.__signature__ = inspect.Signature([own, *values])
-        outer.__annotations__ = {"request": gr.Request}
-        outer.__name__, outer.__doc__ = handler.__name__, handler.__doc__
-        return outer
+        answer.__signature__ = inspect.Signature([own, *values])
+        answer.__annotations__ = {"request": gr.Request}
+        answer.__name__, answer.__doc__ = handler.__name__, handler.__doc__
+        return answer
 
     @contextmanager
     def _request(self, session: str | None, address: str) -> Iterator[None]:
@@ -89,7 +76,7 @@ class Visits:
         blocks = LocalContext.blocks.get(None)
         queue = None if blocks is None else blocks._queue
         if queue is not None:
-            _forget_unread(queue)
+            self._forget_unread(queue, session or event or "", address)
 
         def is_abandoned() -> bool:
             """Gradio marks the event of a tab that is closed, and forgets one that is cancelled."""
@@ -101,24 +88,34 @@ class Visits:
         with self.turns.request(session or event or "", is_abandoned, address):
             yield
 
+    def _forget_unread(self, queue: Any, session: str, address: str) -> None:
+        """Let go of what gradio and detectron2 keep of visitors for as long as the server runs.
 
-def _address(request: gr.Request) -> str:
+        Gradio keeps messages of 2000 sessions until they are fetched. Those of a session with a
+        request that still runs stay, and the address with the most others loses its oldest.
+        """
+        with self._lock:
+            known = {
+                name: self._addresses.get(name, "")
+                for name in list(queue.pending_messages_per_session)
+            }
+            self._addresses = known | {session: address}
+            active = {event.session_hash for event in list(queue.event_ids_to_events.values())}
+            idle = {name: place for name, place in known.items() if name not in active}
+            counts = Counter(idle.values())
+            while len(idle) > _UNREAD:
+                most = max(counts.values())
+                name = next(name for name, place in idle.items() if counts[place] == most)
+                counts[idle.pop(name)] -= 1
+                queue.pending_messages_per_session.pop(name, None)
+                queue.pending_event_ids_session.pop(name, None)
+        if len(detectron2_logger._LOG_COUNTER) > _LOGGED:
+            detectron2_logger._LOG_COUNTER.clear()
+
+
+def address_of(request: gr.Request) -> str:
+    """Where a visitor is."""
     return request.client.host if request.client else ""
-
-
-def _forget_unread(queue: Any) -> None:
-    """Let go of what gradio and detectron2 keep of visitors for as long as the server runs.
-
-    Gradio keeps messages of 2000 sessions until they are fetched; nothing is taken from a session
-    with a request that still runs.
-    """
-    active = {event.session_hash for event in list(queue.event_ids_to_events.values())}
-    idle = [name for name in list(queue.pending_messages_per_session) if name not in active]
-    for name in idle[:-_UNREAD]:
-        queue.pending_messages_per_session.pop(name, None)
-        queue.pending_event_ids_session.pop(name, None)
-    if len(detectron2_logger._LOG_COUNTER) > _LOGGED:
-        detectron2_logger._LOG_COUNTER.clear()
 
 
 def shown_message(text: str) -> str:
