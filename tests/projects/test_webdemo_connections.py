@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import resource
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -44,16 +46,18 @@ def serving(connections: Connections) -> Iterator[Connect]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         listening.listen()
         thread.start()
-        with ExitStack() as opened:
+        try:
+            with ExitStack() as opened:
 
-            def connect(address: str) -> socket.socket:
-                place = listening.getsockname()
-                found = socket.create_connection(place, 20, source_address=(address, 0))
-                return opened.enter_context(found)
+                def connect(address: str) -> socket.socket:
+                    place = listening.getsockname()
+                    found = socket.create_connection(place, 20, source_address=(address, 0))
+                    return opened.enter_context(found)
 
-            yield connect
-        server.should_exit = True
-        thread.join()
+                yield connect
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -89,6 +93,22 @@ def test_one_address_leaves_others_their_places() -> None:
         assert answers(connect("127.0.0.3"))
         assert is_closed(connect("127.0.0.4"))
     assert not connections.open
+
+
+def test_what_has_come_goes_with_its_connection() -> None:
+    """A look that is still to come would keep it."""
+    connections = Connections(in_all=100, silence=1e6)
+    with serving(connections) as connect:
+        assert answers(first := connect("127.0.0.1"))
+        (kept,) = [weakref.ref(each) for each in connections.open]
+        first.close()
+        for _ in range(40):
+            # The server's own work may still name what it did last.
+            assert answers(connect("127.0.0.1"))
+            gc.collect()
+            if kept() is None:
+                break
+        assert kept() is None
 
 
 def test_a_proxy_may_open_as_many_as_all() -> None:

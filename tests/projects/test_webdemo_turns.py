@@ -213,7 +213,8 @@ def test_pictures_are_decoded_beside_the_model_one_at_a_time() -> None:
     turns, release, inside = Turns(MIB, 60), threading.Event(), []
 
     def decode(name: str, address: str) -> None:
-        with turns.request(name, release.is_set, address), current_turn().work_aside():
+        large = (1 << 20) + 1
+        with turns.request(name, release.is_set, address), current_turn().work_aside(large):
             inside.append(name)
             if name == "a":
                 release.wait(20)
@@ -226,8 +227,11 @@ def test_pictures_are_decoded_beside_the_model_one_at_a_time() -> None:
         while len(turns.aside.waiting) < 2:
             pass
         # Nobody waits for that here.
-        with turns.request("d", wanted, "one") as turn, turn.work():
-            pause_point()
+        with turns.request("d", wanted, "one") as turn:
+            with turn.work():
+                pause_point()
+            with turn.work_aside(1 << 20):
+                pass
         assert inside == ["a"] and turns.times["many"] == 0
         release.set()
         assert [task.exception(20) for task in tasks][0] is None

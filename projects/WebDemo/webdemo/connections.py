@@ -64,6 +64,8 @@ class Connections:
         self.silence, self._proxies = silence, frozenset(proxies)
         self.open: dict[Any, str] = {}
         self._of: Counter[str] = Counter()
+        # The next look at each: one that outlived its connection would keep all that has come.
+        self._looks: dict[Any, asyncio.TimerHandle] = {}
 
     def bounded(self, protocol: type[_Protocol]) -> type[_Protocol]:
         """Return uvicorn's class of a connection with these bounds.
@@ -97,6 +99,7 @@ class Connections:
     def _end(self, connection: Any) -> None:
         address = self.open.pop(connection, None)
         if address is not None:
+            self._looks.pop(connection).cancel()
             self._of[address] -= 1
             if not self._of[address]:
                 del self._of[address]
@@ -105,8 +108,6 @@ class Connections:
         """Look whether a request has begun since the one that was there last."""
 
         def look() -> None:
-            if connection not in self.open:
-                return
             # A server that does not say what it does is left alone.
             cycle = getattr(connection, "cycle", connection)
             is_idle = cycle is None or getattr(cycle, "response_complete", False)
@@ -115,7 +116,7 @@ class Connections:
             else:
                 self._look_later(connection, transport, cycle)
 
-        asyncio.get_running_loop().call_later(self.silence, look)
+        self._looks[connection] = asyncio.get_running_loop().call_later(self.silence, look)
 
 
 class AcceptFilter(logging.Filter):

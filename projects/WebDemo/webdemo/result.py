@@ -41,14 +41,9 @@ def render_result(encoded: EncodedImage, settings: Settings, opacity: float) -> 
     Returns:
         HTML: pictures, the scores for `hover.js`, and the table of classes.
     """
-    top_k = min(_TOP_K, len(encoded.vocabulary) + len(encoded.context))
-    prediction = encoded.predict(settings, encoded.picture.shape[:2], top_k)
-    with current_turn().work_aside():
-        return _drawn(encoded, prediction, opacity)
-
-
-def _drawn(encoded: EncodedImage, prediction: Mapping[str, torch.Tensor], opacity: float) -> str:
     vocabulary = encoded.vocabulary
+    top_k = min(_TOP_K, len(vocabulary) + len(encoded.context))
+    prediction = encoded.predict(settings, encoded.picture.shape[:2], top_k)
     size = max(_DRAWN_SIZE, *encoded.picture.shape)
     picture, labels = (
         fit(values, size) for values in (encoded.picture, prediction["sem_seg_labels"].numpy())
@@ -81,7 +76,7 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
         0 to K-1 for words, and its ``ignore_label`` is "other".
     """
     prediction = encoded.predict(settings, encoded.size)
-    with current_turn().work_aside():
+    with current_turn().work_aside(encoded.size[0] * encoded.size[1]):
         return _written(encoded, prediction, settings, folder)
 
 

@@ -365,7 +365,7 @@ def encode_image(
         kept_nbytes = demand.logits_nbytes + encodes_again * demand.views_nbytes
         limits.check(demand, kept_nbytes, name)
         turn.reserve(demand.nbytes)
-        with turn.work_aside():
+        with turn.work_aside(demand.size[0] * demand.size[1]):
             pixels = predictor.read_image(path)
             picture = _shrunk(pixels[:, :, ::-1])
         with turn.work():

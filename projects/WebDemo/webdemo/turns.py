@@ -2,8 +2,8 @@
 
 All visitors share one model. Their requests take turns between the steps of the work (batches of
 windows and of prompts, parts of the work on logits, see `tagclip.utils.stepping`): of the address
-that has had the least time, whoever of its visitors has had the least goes on. Pictures are decoded
-and encoded beside that, one at a time, in the same order. Knows neither a model nor a page.
+that has had the least time, whoever of its visitors has had the least goes on. Large pictures are
+decoded and encoded beside that, one at a time, in the same order. Knows neither a model nor a page.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
 from tagclip.errors import TagCLIPError
@@ -23,6 +23,8 @@ __all__ = ["Place", "RequestError", "Turn", "Turns", "current_turn"]
 _MIB = 2**20
 # Of the memory and of the places, at most, for all visitors of one address.
 _SHARE = 0.75
+# Pixels that are decoded in some hundredths of a second.
+_SMALL = 1 << 20
 # How often, in seconds, a request that waits looks whether it is still wanted.
 _LOOK = 0.2
 
@@ -52,10 +54,13 @@ class Turn:
         yield
 
     @contextmanager
-    def work_aside(self) -> Iterator[None]:
+    def work_aside(self, pixels: int) -> Iterator[None]:
         """Work beside the model: decode or encode a picture, in one step; one request at a time.
 
-        Not within `work`.
+        Small pictures wait for nobody. Not within `work`.
+
+        Args:
+            pixels: of the picture.
 
         Raises:
             RequestError: as `work`.
@@ -157,8 +162,8 @@ class _SharedTurn(Turn):
             yield
 
     @contextmanager
-    def work_aside(self) -> Iterator[None]:
-        with self._at(self._turns.aside):
+    def work_aside(self, pixels: int) -> Iterator[None]:
+        with self._at(self._turns.aside) if pixels > _SMALL else nullcontext():
             yield
 
     def reserve(self, nbytes: int) -> None:
