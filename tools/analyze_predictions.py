@@ -62,8 +62,8 @@ def main(args: argparse.Namespace) -> None:
     """Analyze on every dataset.
 
     Raises:
-        TagCLIPError: a folder holds no evaluated run, its parts do not belong together, or logits
-            were not saved.
+        TagCLIPError: this machine has not the device, a folder holds no evaluated run, its parts do
+            not belong together, or logits were not saved.
     """
     import torch
     from tqdm import tqdm
@@ -71,8 +71,11 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.analysis.comparison import differences, load_results
     from tagclip.analysis.report import write_comparison, write_run
     from tagclip.analysis.run_analysis import analyze_run
+    from tagclip.config import check_device
     from tagclip.evaluation.run_folder import run_config
 
+    if args.device:
+        check_device(args.device, "--device")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = load_results(args.runs, args.dataset)
     configs = [run_config(Path(run)) for run in args.runs]

@@ -61,7 +61,7 @@ def make_parser() -> ToolParser:
     add(
         "--shard-size",
         type=NumberIn(int, 1, 10**9),
-        help="images per shard (default: 1000, or that of the run)",
+        help="images per new shard (default: 1000, or that of the run)",
     )
     add("--engine", choices=("local", "ray"), default="local", help="this machine, or a cluster")
     add(

@@ -119,6 +119,10 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("expected either --output or --scan")
     if parsed.classes and parsed.dataset:
         parser.error("expected --classes or --dataset, not both")
+    if parsed.scan:
+        unread = ("labels", "ids", "threshold", "unknown", "overwrite")
+        if given := parser.given(args, *unread):
+            parser.error(f"{given[0]}: does nothing with --scan, leave it out")
     for option in (
         ("scan", "labels", "ids", "threshold") if parsed.form else ("images", "unlabelled")
     ):
@@ -224,10 +228,12 @@ def find_classes(args: argparse.Namespace) -> ClassTable | None:
     from detectron2.data import MetadataCatalog
 
     from tagclip.data.class_tables import read_class_table
+    from tagclip.projects import PROJECT_NAMES, import_projects
     from tagclip.structures.vocabulary import Vocabulary
 
     path = args.classes
     if args.dataset:
+        import_projects(PROJECT_NAMES)
         Vocabulary.from_metadata(args.dataset)
         path = MetadataCatalog.get(args.dataset).vocabulary
     elif path is None and not args.form:
@@ -257,11 +263,19 @@ def convert_masks(args: argparse.Namespace) -> None:
                 "that below it first; leave --classes out for background and foreground"
             )
         values = {index: entry.id for index, entry in enumerate(vocabulary.classes)}
+    kind = args.labels or ("ids" if args.ids else vocabulary.labels)
+    if kind == "colors" and not table.colors:
+        raise VocabularyError(
+            f"{args.classes or args.dataset or vocabulary.name}: found no colours in this class "
+            "list, expected those of masks whose pixels are colours; add them (tagclip labels "
+            f"convert {args.source} --scan lists those of the masks), or pass --labels ids if the "
+            "pixels are ids"
+        )
     conversion = Conversion(
         # Again those of the classes: two may have one.
         (*table.colors.items(), *((e.color, e.id) for e in vocabulary.classes if e.color)),
         values,
-        args.labels or ("ids" if args.ids else vocabulary.labels),
+        kind,
         args.threshold,
         vocabulary.ignore_label,
         args.unknown == "ignore",

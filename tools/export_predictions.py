@@ -173,10 +173,10 @@ def read_evaluation(args: argparse.Namespace) -> Predictions:
     from tagclip.structures.vocabulary import Vocabulary
     from tagclip.utils.untrusted import load_json
 
-    if args.images or args.vocab or args.vocab_file or args.vocab_from_dataset:
+    if any((args.images, args.vocab, args.vocab_file, args.vocab_from_dataset, args.dedup)):
         raise ConfigError(
             f"{args.predictions}: found the predictions of an evaluation, which knows its images "
-            "and classes; leave out --images and --vocab..."
+            "and classes; leave out --images, --vocab... and --dedup"
         )
     index = args.predictions / "index.json"
     with SavedPredictions.kind.reading(index):

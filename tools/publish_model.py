@@ -17,7 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tagclip.utils.cli import run_tool
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import NOT_OF_INFERENCE, ToolParser
+
+# Keys, and sections of keys, by which folder and card would tell of another training than that of
+# the checkpoint.
+OF_TRAINING = (
+    *NOT_OF_INFERENCE,
+    *("CONFIG_NAME", "OUTPUT_DIR", "SEED", "DATASETS.TRAIN", "DATASETS.VOCABULARIES"),
+    *("DATASETS.ZERO_SHOT", "DATASETS.ON_BAD_SAMPLE", "MODEL.WEIGHTS", "MODEL.META_ARCHITECTURE"),
+    *("MODEL.BACKBONE", "MODEL.SEM_SEG_HEAD", "MODEL.CLIP.PROMPT", "MODEL.CLIP.LAST_BLOCK"),
+    *(f"MODEL.TAGCLIP.{key}" for key in ("TRUSTY", "DROPOUT", "LAYERS", "NUM_HEADS", "RELATION")),
+    "MODEL.TAGCLIP.FEATURE_SCALE",
+)
 
 
 def make_parser() -> ToolParser:
@@ -35,13 +46,23 @@ def make_parser() -> ToolParser:
     add("--license", default="", metavar="ID", help="of what was trained, such as apache-2.0")
     add("--push-to-hub", default="", metavar="NAME", help="send it there: ORGANISATION/NAME")
     add("--private", action="store_true", help="a repository that is made is private")
-    parser.add_config_keys()
+    parser.add_config_keys(
+        unread=OF_TRAINING, why="describes the training, as the model of --weights does itself"
+    )
     return parser
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    return make_parser().parse_args(args)
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    if parsed.private and not parsed.push_to_hub:
+        parser.error("--private: does nothing without --push-to-hub, leave it out")
+    files = [path.resolve() for path in parsed.results]
+    twice = next((path for path in parsed.results if files.count(path.resolve()) > 1), None)
+    if twice is not None:
+        parser.error(f"--results: found {twice} twice, expected each file once; leave one out")
+    return parsed
 
 
 def main(args: argparse.Namespace) -> None:

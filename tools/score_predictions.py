@@ -30,7 +30,7 @@ from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import listed
-from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
+from tagclip.utils.tool_parser import CONFIG_ROOTS, MOST_PROCESSES, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -42,6 +42,29 @@ if TYPE_CHECKING:
     from tagclip.structures.vocabulary import Vocabulary
 
 logger = logging.getLogger("tagclip.score")
+
+# Of each form of predictions what it is called, and the options that are read for it.
+FORMS = {
+    "saved": ("predictions that an evaluation saved", ()),
+    "bulk": ("the output of tagclip bulk", ("--extra-classes",)),
+    "coco": (
+        "a COCO json",
+        ("--classes", "--values", "--extra-classes", "--merge", "--background", "--coco-images"),
+    ),
+    "files": (
+        "label files or arrays",
+        ("--classes", "--values", "--extra-classes", "--suffix"),
+    ),
+}
+# Of the config, datasets and their split are read, and the projects that register some.
+UNREAD = (
+    *(root for root in CONFIG_ROOTS if root not in ("DATASETS", "PROJECTS", "CONFIG_NAME")),
+    *("DATASETS.TRAIN", "DATASETS.ON_BAD_SAMPLE", "DATASETS.ZERO_SHOT.SETTING"),
+    *("DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS", "DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN"),
+    *("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "DATASETS.PROPOSAL_FILES_TRAIN"),
+    *("DATASETS.PROPOSAL_FILES_TEST", "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TRAIN"),
+    "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST",
+)
 
 
 def make_parser() -> ToolParser:
@@ -110,7 +133,7 @@ def make_parser() -> ToolParser:
         default=min(8, os.cpu_count() or 1),
         help="processes",
     )
-    parser.add_config_keys()
+    parser.add_config_keys(unread=UNREAD)
     return parser
 
 
@@ -120,6 +143,8 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if not (parsed.dataset or parsed.config_file):
         parser.error("expected --dataset or --config-file")
+    of_forms = {option for _, options in FORMS.values() for option in options}
+    parsed.given = parser.given(args, *(name[2:].replace("-", "_") for name in of_forms))
     return parsed
 
 
@@ -248,6 +273,10 @@ def open_predictions(
 
     Returns:
         The predictions, what their values mean, and what is recorded about how they were read.
+
+    Raises:
+        ConfigError: an option is given that this form of predictions does not read.
+        TagCLIPError: see `main`.
     """
     from tagclip.data.class_tables import read_class_table
     from tagclip.evaluation.saved_predictions import SavedPredictions
@@ -269,10 +298,12 @@ def open_predictions(
 
     path, images = args.predictions, {s["file_name"]: s["image_id"] for s in samples}
     if is_saved_folder(path):
+        refuse_unread(args, "saved")
         own = {index: index for index in range(len(vocabulary))}
         saved = SavedPredictions.open(path, vocabulary, images, dataset)
         return OwnPredictions(saved), ClassMatch(own), {"form": saved.index["format"]}
     if is_segment_folder(path):
+        refuse_unread(args, "bulk")
         folder = SegmentFolder(path)
         names = dict(enumerate(folder.vocabulary.names))
         match = match_classes(
@@ -294,6 +325,7 @@ def open_predictions(
     if args.values == "indices":
         names = dict(enumerate(dict.fromkeys(names.values())))
     if content is not None:
+        refuse_unread(args, "coco")
         match = match_classes(names, vocabulary, where, allow_extra)
         background = -1
         if args.background:
@@ -308,6 +340,7 @@ def open_predictions(
             "images_without_masks": len(images) - len(rows),
         }
         return CocoResults(path, rows, match, args.merge, background), match, how
+    refuse_unread(args, "files")
     match = match_classes(names, vocabulary, where, allow_extra)
     channels = tuple(names)
     if args.values == "ids":
@@ -317,6 +350,23 @@ def open_predictions(
     files = find_files(path, images, args.suffix)
     how = {"form": "files", "values": args.values}
     return PredictionFiles(files, match, channels), match, how
+
+
+def refuse_unread(args: argparse.Namespace, form: str) -> None:
+    """Refuse an option that does nothing for a form of predictions, a key of `FORMS`.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    noun, read = FORMS[form]
+    unread = [option for option in args.given if option not in read]
+    # What is not there has no form, which its reader says.
+    if unread and args.predictions.exists():
+        readers = " or ".join(of for of, options in FORMS.values() if unread[0] in options)
+        raise ConfigError(
+            f"{unread[0]}: found {noun} in {args.predictions}, expected {readers}, for which alone "
+            f"it is read; leave {unread[0]} out"
+        )
 
 
 def record(args: argparse.Namespace, how: dict[str, Any], match: ClassMatch) -> dict[str, Any]:

@@ -194,13 +194,21 @@ class BulkFolder:
             files: see `find_inputs`.
             inputs: as they were given.
             vocabulary: the classes of the rows.
-            shard_size: of new shards; None: that of the run, or 1000.
+            shard_size: of new shards; None: that of the run, or 1000. Without new ones it says
+                nothing, which is logged.
 
         Raises:
             ConfigError: the folder cannot be written.
         """
-        self._shard_size = shard_size or self._shard_size or 1000
+        known, old_size = len(self.shards), self._shard_size
+        self._shard_size = shard_size or old_size or 1000
         self.shards = plan_shards(files, self.shards, self._shard_size)
+        if old_size and self._shard_size != old_size and len(self.shards) == known:
+            logger.info(
+                "--shard-size %d: no input is new, the shards of this run keep their size of %d",
+                self._shard_size, old_size,
+            )  # fmt: skip
+            self._shard_size = old_size
         self._gone = gone_members(files, self.shards)
         if self._gone:
             logger.warning(

@@ -26,6 +26,7 @@ __all__ = [
     "expected_value",
 ]
 
+_DEVICE = "MODEL.DEVICE"
 _OF_DETECTRON2 = ", a part of detectron2's own models"
 
 
@@ -136,7 +137,7 @@ def _is_expectation(row: Any) -> bool:
     )
 
 
-def _check_device_name(device: str) -> torch.device:
+def _check_device_name(device: str, option: str = _DEVICE) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, ValueError):
@@ -144,20 +145,21 @@ def _check_device_name(device: str) -> torch.device:
     # torch takes cpu:5 for the one that there is.
     is_cpu = found is not None and found.type == "cpu" and not found.index
     if not is_cpu and (found is None or found.type != "cuda"):
-        raise ConfigError(f"MODEL.DEVICE: found {device!r}, expected cuda or cpu")
+        raise ConfigError(f"{option}: found {device!r}, expected cuda or cpu")
     return found
 
 
-def available_device(device: str) -> str:
+def available_device(device: str, option: str = _DEVICE) -> str:
     """Return a device that this machine has: the CPU in the place of a GPU where there is none.
 
     Args:
-        device: MODEL.DEVICE.
+        device: its name.
+        option: where it was asked for, for messages.
 
     Raises:
         ConfigError: it is neither a GPU of CUDA nor the CPU, or the machine has fewer GPUs.
     """
-    found = _check_device_name(device)
+    found = _check_device_name(device, option)
     if found.type == "cpu":
         return device
     if not torch.cuda.is_available():
@@ -165,22 +167,23 @@ def available_device(device: str) -> str:
     count = torch.cuda.device_count()
     if (found.index or 0) >= count:
         raise ConfigError(
-            f"MODEL.DEVICE: found {device!r} on a machine with {count} GPUs, expected cuda, cpu, "
-            f"or cuda:N with an N below {count}"
+            f"{option}: found {device!r} on a machine with {count} GPUs, expected cuda, cpu, or "
+            f"cuda:N with an N below {count}"
         )
     return device
 
 
-def check_device(cfg: CfgNode) -> None:
+def check_device(device: str, option: str = _DEVICE) -> None:
     """Refuse a device that this machine has not.
+
+    Args:
+        device, option: as of `available_device`.
 
     Raises:
         ConfigError: see `available_device`; or there is no GPU.
     """
-    if available_device(cfg.MODEL.DEVICE) != cfg.MODEL.DEVICE:
-        raise ConfigError(
-            f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without GPU, expected cpu"
-        )
+    if available_device(device, option) != device:
+        raise ConfigError(f"{option}: found {device!r} on a machine without GPU, expected cpu")
 
 
 def check_training(cfg: CfgNode) -> None:

@@ -8,8 +8,9 @@ import logging
 import multiprocessing
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
@@ -157,16 +158,19 @@ def _draw_all(
     by_file = {entry["file"]: entry for entry in known}
     tasks = [(image, picture, by_file.get(str(image))) for image, picture in pairs]
     outcomes: list[_Outcome] = []
+    late: list[_Outcome] = []
     start, processes = time.perf_counter(), min(processes, len(tasks))
     with explained(lambda: _what_is_there(outcomes, len(tasks), args)):
         try:
-            for outcome in _outcomes(args, build_predictor, tasks, processes):
+            for outcome in _outcomes(args, build_predictor, tasks, processes, late):
                 outcomes.append(outcome)
                 if len(outcomes) % JSON_PERIOD == 0:
                     write_entries(args.json, known, _entries(outcomes))
         finally:
             # What the last writing lacks; nothing if there is none, as of a model without weights.
-            if len(outcomes) % JSON_PERIOD:
+            is_more = late or len(outcomes) % JSON_PERIOD
+            outcomes += late
+            if is_more:
                 write_entries(args.json, known, _entries(outcomes))
     errors, skipped = [o.error for o in outcomes], sum(o.skipped for o in outcomes)
     drawn = errors.count("") - skipped
@@ -206,8 +210,13 @@ def _check_written(pairs: list[tuple[Path, Path | None]], args: argparse.Namespa
 
 
 def _outcomes(
-    args: argparse.Namespace, build_predictor: BuildPredictor, tasks: list[tuple], processes: int
+    args: argparse.Namespace,
+    build_predictor: BuildPredictor,
+    tasks: list[tuple],
+    processes: int,
+    late: list[_Outcome],
 ) -> Iterator[_Outcome]:
+    """In the order of the tasks; ``late`` gets those that others still finish after an error."""
     # disable=None: no bar unless stderr is a terminal.
     bar = {"total": len(tasks), "unit": "image", "disable": None}
     if processes <= 1:
@@ -220,11 +229,12 @@ def _outcomes(
         devices.put(f"cuda:{index}" if args.num_gpus > 1 else "")
     threads = max(1, (os.cpu_count() or 1) // processes)
     start = (args, build_predictor, devices, threads)
+    futures: deque[Future[_Outcome]] = deque()
     with ProcessPoolExecutor(processes, context, _start_process, start) as pool:
         try:
             with unsignalled():
-                outcomes = pool.map(_run_task, tasks)
-            yield from tqdm(outcomes, **bar)
+                futures.extend(pool.submit(_run_task, task) for task in tasks)
+            yield from tqdm(_in_order(futures), **bar)
         except BrokenProcessPool as error:
             raise ConfigError(
                 f"--workers {processes}: one of them was killed, perhaps for lack of memory; "
@@ -232,6 +242,15 @@ def _outcomes(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+            ended = [future for future in futures if not future.cancelled()]
+            late += [future.result() for future in ended if future.exception() is None]
+
+
+def _in_order(futures: deque[Future[_Outcome]]) -> Iterator[_Outcome]:
+    """Results; those that were handed out leave the queue."""
+    while futures:
+        yield futures[0].result()
+        futures.popleft()
 
 
 # Of a process of the pool: returns its job, which the first call builds.

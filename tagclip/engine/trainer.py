@@ -82,7 +82,7 @@ class ZeroShotTrainer(DefaultTrainer):
         # DefaultTrainer's own constructor would build another loop and checkpointer.
         TrainerBase.__init__(self)
         check_config(cfg)
-        check_device(cfg)
+        check_device(cfg.MODEL.DEVICE)
         _check_seed(cfg)
         cfg = resolve_pixels(cfg)
         self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
@@ -142,7 +142,7 @@ class ZeroShotTrainer(DefaultTrainer):
         refuse_score(cfg.OUTPUT_DIR)
         with silence():
             Protocol(cfg).check()
-            check_device(cfg)
+            check_device(cfg.MODEL.DEVICE)
             check_registered(cfg)
             amp = cfg.SOLVER.AMP
             check_training_precision(train and amp.ENABLED, amp.DTYPE, cfg.MODEL.DEVICE)

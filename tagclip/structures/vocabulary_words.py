@@ -9,6 +9,7 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
+from tagclip.errors import ConfigError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.class_names import name_key, read_lines, refuse_duplicates, split_words
 from tagclip.utils.text import one_line
@@ -62,9 +63,17 @@ def read_asked(args: argparse.Namespace, datasets: Collection[str] = ()) -> list
         What `TagCLIPPredictor.set_vocabulary` takes; None if there is no option.
 
     Raises:
+        ConfigError: there are no names among which --dedup would find equal ones.
         VocabularyError: see `read_words`.
         DatasetError: no dataset of this name is registered with a vocabulary.
     """
+    # Names that compete, of tools with --context, are read elsewhere, but with the same option.
+    lists = (args.vocab, args.vocab_file, getattr(args, "context", None))
+    if args.dedup and all(each is None for each in lists):
+        raise ConfigError(
+            "--dedup: found neither --vocab nor --vocab-file, expected one, of whose equal names "
+            "the first is kept; leave --dedup out"
+        )
     if args.vocab_from_dataset:
         if args.vocab_from_dataset not in datasets:
             Vocabulary.from_metadata(args.vocab_from_dataset)

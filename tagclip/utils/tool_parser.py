@@ -103,6 +103,7 @@ class ToolParser(argparse.ArgumentParser):
         )
         self._takes_keys = False
         self._unread: tuple[str, ...] = ()
+        self._why = ""
 
     def add_config_file(self, required: bool = False, use: str = "") -> None:
         """Add ``--config-file``.
@@ -132,13 +133,14 @@ class ToolParser(argparse.ArgumentParser):
         text = f"{use}: file, folder, or ORGANISATION/NAME of the hub{absent}"
         self.add_argument("--weights", metavar="FILE", help=text, **options)
 
-    def add_config_keys(self, unread: Sequence[str] = ()) -> None:
+    def add_config_keys(self, unread: Sequence[str] = (), why: str = "does nothing here") -> None:
         """Add ``opts``, the config keys to override and their values.
 
         Args:
-            unread: keys and sections of keys that do nothing here, and are refused.
+            unread: keys and sections of keys that are refused.
+            why: what is wrong with them here.
         """
-        self._takes_keys, self._unread = True, tuple(unread)
+        self._takes_keys, self._unread, self._why = True, tuple(unread), why
         self.add_argument(
             "opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override"
         )
@@ -157,7 +159,7 @@ class ToolParser(argparse.ArgumentParser):
             parsed.opts = [*pairs, *parsed.opts]
             for key in parsed.opts[::2]:
                 if any(key == each or key.startswith(f"{each}.") for each in self._unread):
-                    self.error(f"{key}: does nothing here, leave it out")
+                    self.error(f"{key}: {self._why}, leave it out")
         return parsed
 
     def given(self, args: Sequence[str] | None, *names: str) -> list[str]:

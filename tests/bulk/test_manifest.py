@@ -108,6 +108,22 @@ def test_files_that_are_added_make_new_shards(tmp_path: Path) -> None:
     ]
 
 
+def test_a_shard_size_without_new_inputs_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish(plan(tmp_path, size=2), 0)
+    before = content_of(tmp_path)
+    with caplog.at_level(logging.INFO):
+        plan(tmp_path, size=2)
+        assert not caplog.messages
+        plan(tmp_path, size=3)
+    said = "--shard-size 3: no input is new, the shards of this run keep their size of 2"
+    assert caplog.messages == [said] and content_of(tmp_path) == before
+    caplog.clear()
+    plan(tmp_path, [*FILES, InputFile("e.jpg", "/in/e.jpg", 7)], size=3)
+    assert not caplog.messages and manifest(tmp_path)["shard_size"] == 3
+
+
 def test_a_file_of_another_size_is_done_again_with_its_shard(tmp_path: Path) -> None:
     finish(plan(tmp_path, size=2), 0, 1, 2)
     folder = plan(tmp_path, [FILES[0]._replace(size=8), *FILES[1:3], FILES[3]._replace(size=8)])

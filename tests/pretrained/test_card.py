@@ -13,7 +13,7 @@ import pytest
 import yaml
 from detectron2.config import CfgNode
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import run_arguments
+from helpers.tiny_run import exit_of, run_arguments
 from huggingface_hub import ModelCard
 
 from tagclip import TagCLIPPredictor, Vocabulary
@@ -183,6 +183,30 @@ def test_the_command(tiny_cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFi
     assert re.search(r"^  model\.safetensors +0\.\d+ MB$", printed, re.MULTILINE)
     assert f"Written: {tmp_path / 'out'}; read its README.md" in printed
     assert header((tmp_path / "out" / "README.md").read_text())["license"] == "mit"
+    # A file of results is shown once.
+    for more in (["--private"], ["--results", "a.json", "b.json", "./a.json"]):
+        assert exit_of(publish_model.parse_args, [*words, *more]) == 2
     # Nothing is loaded for an output that is in the way.
     with pytest.raises(CheckpointError, match="found a model that was written before"):
         publish_model.main(publish_model.parse_args(["--weights", "none.pth", *words[2:]]))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("DATASETS.ZERO_SHOT.SETTING", "DATASETS.ZERO_SHOT.SPLIT", "DATASETS.TRAIN", "SEED"),
+        *("SOLVER.MAX_ITER", "MODEL.TAGCLIP.LOSS.DICE", "MODEL.TAGCLIP.SELF_TRAINING.GATE"),
+        *("MODEL.TAGCLIP.TRUSTY.TARGET", "OUTPUT_DIR", "MODEL.WEIGHTS"),
+    ],
+)
+def test_a_training_is_told_by_its_checkpoint_alone(
+    key: str, capsys: pytest.CaptureFixture
+) -> None:
+    from tagclip.tools import publish_model
+
+    words = ["--weights", "a.pth", "--output", "out"]
+    kept = ["MODEL.TAGCLIP.TEST.SEEN_BIAS", "0", "INPUT.MIN_SIZE_TEST", "64"]
+    kept += ["MODEL.CLIP.PRETRAINED", "a.safetensors"]
+    assert publish_model.parse_args([*words, *kept]).opts == kept
+    assert exit_of(publish_model.parse_args, [*words, *kept, key, "1"]) == 2
+    assert f"error: {key}: describes the training, as" in capsys.readouterr().err

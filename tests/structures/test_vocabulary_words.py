@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagclip.errors import DatasetError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.structures.vocabulary_words import read_asked, read_words
 from tagclip.utils.class_names import split_words
 from tagclip.utils.tool_parser import add_vocabulary_options
@@ -88,6 +88,11 @@ def test_the_options(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     assert asked() is None
     assert asked("--vocab", '"a, b", c') == ["a, b", "c"]
     assert asked("--vocab", "c, C", "--dedup") == ["c"]
+    for words in ((), ("--vocab-from-dataset", tiny_cfg.DATASETS.TEST[0])):
+        with pytest.raises(ConfigError, match="--dedup: found neither --vocab nor .*leave --dedup"):
+            asked(*words, "--dedup")
+    parser.add_argument("--context")
+    assert asked("--context", "a, A", "--dedup") is None
     (tmp_path / "w.txt").write_text("c\nd\n")
     assert asked("--vocab-file", str(tmp_path / "w.txt")) == ["c", "d"]
     dataset = tiny_cfg.DATASETS.TEST[0]

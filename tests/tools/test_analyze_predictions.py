@@ -232,6 +232,26 @@ def message(function: Callable[[], Any]) -> str:
     return str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "found"),
+    [
+        ("cuda", 0, "on a machine without GPU, expected cpu"),
+        ("cuda:3", 0, "on a machine without GPU, expected cpu"),
+        ("cuda:3", 2, "on a machine with 2 GPUs, expected cuda, cpu, or cuda:N with an N below 2"),
+        ("foo", 0, "expected cuda or cpu"),
+        ("meta", 2, "expected cuda or cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_said_before_anything_is_read(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, gpus: int,
+    found: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    text = message(lambda: analyze(tool, tmp_path / "out", tmp_path / "none", device=device))
+    assert text.startswith(f"--device: found {device!r}") and text.endswith(found)
+
+
 def test_mistakes_are_one_line(
     tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shlex
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -246,6 +248,37 @@ def test_classes_of_a_registered_dataset(tool: ModuleType, masks: Path, tmp_path
     assert json.loads((tmp_path / "o/vocabulary.json").read_text()) == {**tree, "labels": "ids"}
 
 
+def test_classes_of_a_project_s_dataset(tool: ModuleType, tmp_path: Path) -> None:
+    """Without a config that imports it."""
+    (tmp_path / "m").mkdir()
+    Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save(tmp_path / "m" / "x.png")
+    words = [sys.executable, "-m", "tagclip", "labels", "convert", tmp_path / "m", "--workers", "0"]
+    words += ["--dataset", "minibench_test", "--output", tmp_path / "o"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert read_label(tmp_path / "o" / "x.png").tolist() == [[0, 1, 255]]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_a_class_list_without_colours_is_named(
+    tool: ModuleType, tmp_path: Path, kind: type, form: str
+) -> None:
+    (tmp_path / "m").mkdir()
+    Image.fromarray(np.array([[0, 1]], kind)).save(tmp_path / "m" / "x.png")
+    rows = [{"id": 0, "name": "sand"}, {"id": 1, "name": "red thing"}]
+    tree = {"format": 1, "name": "plain", "classes": rows}
+    path = tmp_path / f"plain.{form}"
+    path.write_text("sand\nred thing\n" if form == "txt" else json.dumps(tree))
+    words = [tmp_path / "m", "--classes", path, "--output", tmp_path / "o", "--labels"]
+    with pytest.raises(VocabularyError, match="found no colours in this class list, exp") as found:
+        run(tool, *words, "colors")
+    assert str(found.value).startswith(f"{path}: ") and "\n" not in str(found.value)
+    assert str(found.value).endswith("or pass --labels ids if the pixels are ids")
+    assert not (tmp_path / "o").exists()
+    run(tool, *words, "ids")
+
+
 def test_unknown_colours_name_the_nearest_and_leave_nothing_of_the_file(
     tool: ModuleType, masks: Path, tmp_path: Path
 ) -> None:
@@ -404,6 +437,11 @@ def test_no_classes_and_no_masks(tool: ModuleType, masks: Path, tmp_path: Path) 
         ["m", "--output", "o", "--ids", "i", "--labels", "colors"],
         ["m", "--from", "coco", "--output", "o", "--labels", "ids"],
         ["m", "--output", "o", "--classes", "c", "--dataset", "d"],
+        ["m", "--scan", "--threshold", "3"],
+        ["m", "--scan", "--labels", "ids"],
+        ["m", "--scan", "--ids", "i"],
+        ["m", "--scan", "--unknown", "error"],
+        ["m", "--scan", "--overwrite"],
         ["m", "--output", "o", "--workers", "-1"],
         ["m", "--output", "o", "--from", "paint"],
     ],

@@ -107,14 +107,15 @@ def test_finished_pictures_of_a_folder_stay(
 @pytest.mark.slow
 def test_a_signal_for_the_whole_group_is_the_main_process_s(weights: Path, tmp_path: Path) -> None:
     """As a terminal or a cluster sends it: the other processes finish the pictures at work."""
-    out = tmp_path / "out"
+    out, result = tmp_path / "out", tmp_path / "r.json"
     (tmp_path / "in").mkdir()
     Image.fromarray(picture()).save(tmp_path / "in" / "0.png")
     for index in range(1, 2000):
         os.link(tmp_path / "in" / "0.png", tmp_path / "in" / f"{index}.png")
     process = subprocess.Popen(
         [sys.executable, str(TOOLS / "demo.py"), "--weights", str(weights), *WORDS,
-         "--input", str(tmp_path / "in"), "--output", str(out), "--workers", "2"],
+         "--input", str(tmp_path / "in"), "--output", str(out), "--json", str(result),
+         "--workers", "2"],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -126,5 +127,8 @@ def test_a_signal_for_the_whole_group_is_the_main_process_s(weights: Path, tmp_p
     os.killpg(process.pid, signal.SIGTERM)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 143, said
-    assert "Stopped by SIGTERM: " in said.splitlines()[-1] and "Traceback" not in said, said
+    count = len(os.listdir(out))
+    last = f"Stopped by SIGTERM: {count} of 2000 images are finished and stay"
+    assert last in said.splitlines()[-1] and "Traceback" not in said, said
+    assert len(json.loads(result.read_text())["images"]) == count
     assert not list(out.glob(".*"))

@@ -331,7 +331,7 @@ def test_folders_that_are_not_there(tool: ModuleType, tmp_path: Path) -> None:
 def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -> None:
     folder, _ = evaluate(toy, "png")
     words = (folder, "--to", "cvat", "--output", tmp_path / "cvat")
-    for option in (("--images", toy.folder), ("--vocab", "cat")):
+    for option in (("--images", toy.folder), ("--vocab", "cat"), ("--dedup",)):
         with pytest.raises(ConfigError, match="knows its images and classes; leave out --images"):
             export(tool, *words, *option)
     (folder / "index.json").write_text("{")

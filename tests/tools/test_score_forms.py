@@ -16,7 +16,7 @@ import pytest
 from detectron2.config import CfgNode
 from helpers.segment_folders import label_rows, write_segment_folder
 from helpers.shell_blocks import run_blocks, shell_blocks
-from helpers.tiny_run import changed, load_tool, tiny_tree, write_tiny_dataset
+from helpers.tiny_run import changed, exit_of, load_tool, tiny_tree, write_tiny_dataset
 from helpers.toy_dataset import forget, write_json
 from helpers.toy_evaluation import IDS, IGNORE, NAMES, UNSEEN, Toy
 from PIL import Image
@@ -163,7 +163,8 @@ def test_our_own_predictions_of_another_dataset_are_refused(
     folder = ours / "predictions"
     file = {"png": "labels", "json": "sem_seg_predictions.json"}[form]
     for path in (folder, folder / file):
-        check(score(tool, toy, path, "--merge", "last"), toy, guesses(toy))
+        words = ["--merge", "last"] if path.suffix == ".json" else []
+        check(score(tool, toy, path, *words), toy, guesses(toy))
         with pytest.raises(TagCLIPError, match=f"predictions of {toy.name}, exp.* of {other.name}"):
             score(tool, other, path)
     # Another name of the same images, which both are known by.
@@ -219,6 +220,61 @@ def test_a_bulk_run_of_something_else(
     with pytest.raises(TagCLIPError, match=error) as caught:
         score(tool, toy, folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("form", "words", "readers"),
+    [
+        *(("saved", [f"--{name}", value], "") for name, value in (
+            ("classes", "c.txt"), ("values", "ids"), ("extra-classes", "refuse"),
+            ("suffix", "_pred"), ("merge", "last"), ("background", "cat"),
+            ("coco-images", "c.json"),
+        )),
+        ("bulk", ["--classes", "c.txt"], "a COCO json or label files or arrays"),
+        ("bulk", ["--merge", "highest-score"], "a COCO json"),
+        ("coco", ["--suffix", ""], "label files or arrays"),
+        ("files", ["--coco-images", "c.json"], "a COCO json"),
+        ("files", ["--extra-classes", "other", "--background", "cat"], "a COCO json"),
+    ],
+)  # fmt: skip
+def test_an_option_that_the_form_does_not_read_is_refused(
+    tool: ModuleType, toy: Toy, form: str, words: list[str], readers: str
+) -> None:
+    """Also with the value that it has without being given."""
+    path = toy.folder / "theirs"
+    if form == "saved":
+        evaluator = toy.evaluator(output_dir=str(toy.folder / "ours"), save_predictions="png")
+        toy.run(evaluator, 0, 1, 2).evaluate()
+        path = toy.folder / "ours" / "predictions"
+    elif form == "bulk":
+        path = bulk(toy, NAMES, {f"{i}.png": v for i, v in enumerate(guesses(toy))}, "webdataset")
+    elif form == "coco":
+        path = coco(toy, [])
+    else:
+        # Before it is said that others are missing.
+        write(path, [np.array(IDS, np.uint8)[values] for values in guesses(toy)][:1], ".png")
+    option, noun = words[-2], tool.FORMS[form][0]
+    with pytest.raises(TagCLIPError) as caught:
+        score(tool, toy, path, *words)
+    found = str(caught.value)
+    assert found.startswith(f"{option}: found {noun} in {path}, expected {readers}")
+    assert found.endswith(f"; leave {option} out") and "\n" not in found
+    with pytest.raises(TagCLIPError, match="no such folder"):
+        score(tool, toy, toy.folder / "nowhere", "--merge", "last")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("SOLVER.MAX_ITER", "OUTPUT_DIR", "MODEL.TAGCLIP.TEST.SEEN_BIAS", "MODEL.WEIGHTS"),
+        *("INPUT.MIN_SIZE_TEST", "SEED", "TEST.SAVE_LOGITS", "DATASETS.ZERO_SHOT.SETTING"),
+        *("DATASETS.TRAIN", "DATALOADER.NUM_WORKERS"),
+    ],
+)
+def test_keys_that_no_score_reads_are_refused(tool: ModuleType, key: str) -> None:
+    read = ["DATASETS.ZERO_SHOT.SPLIT", "a", "DATASETS.FOLDER_DATASETS", "[]", "PROJECTS", "[]"]
+    assert tool.parse_args(["p", "--dataset", "d", *read]).opts == read
+    assert exit_of(tool.parse_args, ["p", "--dataset", "d", *read, key, "1"]) == 2
 
 
 def coco(toy: Toy, rows: list[dict[str, Any]], name: str = "results.json", **more: Any) -> Path:
