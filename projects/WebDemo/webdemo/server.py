@@ -142,6 +142,9 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    # After each answer gradio would make a table of the last 10000, for a page that is off.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
     # Of uvicorn, which else believes whoever is on this machine.
     os.environ["FORWARDED_ALLOW_IPS"] = ",".join(proxies)
     from starlette.middleware import Middleware
