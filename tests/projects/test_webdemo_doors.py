@@ -695,6 +695,22 @@ def test_unread_answers_of_one_address_push_no_other_out() -> None:
     assert list(queue.pending_event_ids_session) == left
 
 
+def test_no_table_of_all_answers_is_made_for_each(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take longer with every answer, up to 10000 of them."""
+    from gradio.queueing import Queue
+    from gradio_client import Client, handle_file
+
+    made: list[int] = []
+    monkeypatch.setattr(Queue, "_get_df", lambda _, records: made.append(len(records)))
+    client = Client(f"{address}/", verbose=False)
+    client.predict(handle_file(str(tmp_path / "a.png")), "cat", api_name="/segment")
+    for _ in range(3):
+        client.predict(api_name="/adjust")
+    assert not made
+
+
 def test_saved_results_take_the_room_of_their_visitor(
     predictor: TagCLIPPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

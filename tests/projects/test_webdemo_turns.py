@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from helpers.pictures import picture
@@ -306,6 +307,18 @@ def test_one_address_frees_its_own_images(encoded: EncodedImage) -> None:
     for name, address in (("third", "d"), ("fourth", "e")):
         images.keep(name, encoded, address)
     assert images.find("48") is None and images.find("third") is images.find("fourth") is encoded
+
+
+def test_of_a_hundred_images_who_has_most_gives_one(encoded: EncodedImage) -> None:
+    """Not who has the largest."""
+    images = KeptImages(1 << 30, 60)
+    large = replace(encoded, picture=np.zeros((3000, 3000, 3), np.uint8))
+    images.keep("large", large, "a")
+    for number in range(200):
+        images.keep(f"{number}", encoded, "b")
+    assert images.open("large") is large
+    assert images.held == large.nbytes + 99 * ROOM
+    assert images.find("100") is None and images.find("101") is encoded
 
 
 def test_small_images_take_room_and_none_stays_for_good(encoded: EncodedImage) -> None:

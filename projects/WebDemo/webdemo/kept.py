@@ -1,4 +1,4 @@
-"""What visitors have asked last, within a number of bytes: who holds most gives room first."""
+"""What visitors have asked last, within bytes and a number: who holds most gives room first."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ __all__ = ["KeptImages"]
 
 # Bytes that an image counts for if it has fewer: words, classes and names take room, too.
 _LEAST = 1 << 16
+# Images that are kept; what else a session takes has no bytes of its own here.
+_MOST = 100
 # Sessions of which it is known that their image was freed.
 _FREED = 1000
 
@@ -55,8 +57,9 @@ class KeptImages:
     def keep(self, session: str, image: EncodedImage, address: str = "") -> None:
         """Keep an image in the place of the session's last one, and free others for it.
 
-        Where room lacks, the address with the most bytes gives it, the image first that was asked
-        for longest ago: whoever opens many sessions pushes nobody else out.
+        Where room lacks, the address with the most bytes gives it, and beyond 100 images the one
+        with the most of these, the image first that was asked for longest ago: whoever opens many
+        sessions pushes nobody else out.
 
         Args:
             session: a name that its visitor alone knows.
@@ -69,9 +72,9 @@ class KeptImages:
             self._free_old()
             self._held[address] += nbytes
             while self._places and self.held > self.nbytes:
-                most = max(self._held[place.address] for place in self._places.values())
-                places = self._places.items()
-                self._free(next(n for n, p in places if self._held[p.address] == most))
+                self._free_of_most(self._held)
+            if len(self._places) >= _MOST:
+                self._free_of_most(Counter(place.address for place in self._places.values()))
             self._places[session] = _Place(image, address, nbytes, self._clock())
             self._freed.pop(session, None)
 
@@ -100,6 +103,11 @@ class KeptImages:
                     "Segment again"
                 )
             return image
+
+    def _free_of_most(self, counts: Counter[str]) -> None:
+        """Free the image that was asked for longest ago, of the address with the most of it all."""
+        most = max(counts[place.address] for place in self._places.values())
+        self._free(next(n for n, p in self._places.items() if counts[p.address] == most))
 
     def _free_old(self) -> None:
         while self._places:
