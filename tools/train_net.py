@@ -24,6 +24,7 @@ from tagclip.projects import import_projects
 from tagclip.utils.cli import hide_tracebacks, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.stopping import explained
+from tagclip.utils.text import listed
 from tagclip.utils.tool_parser import ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -149,6 +150,7 @@ def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
+    from tagclip.config import unread_keys
     from tagclip.engine.finished_run import remove_run
 
     if args.overwrite:
@@ -170,6 +172,11 @@ def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
     logger = logging.getLogger("tagclip")
     logger.info("Device: %s%s", cfg.MODEL.DEVICE, " (found no GPU)" if no_gpu else "")
     logger.info("Seed: %d", cfg.SEED)
+    if unread := unread_keys(cfg):
+        logger.warning(
+            "No part of TagCLIP reads %s: leave them out. Classes, and what is ignored in labels, "
+            "are in the vocabulary json", listed(unread, 6),
+        )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -153,13 +154,16 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
 
         Raises:
             CheckpointError: see `load`; or there are checkpoints, but none of a training, and no
-                ``last_checkpoint``.
+                ``last_checkpoint``; or that training began from another file than ``path``.
         """
         tag = Path(self.save_dir) / LAST
         if resume and self.has_checkpoint():
             if not tag.exists():
                 self.logger.warning("%s: no such file: continuing from the latest iteration", tag)
-            return self.load(self.get_checkpoint_file())
+            found = self.get_checkpoint_file()
+            rest = self.load(found)
+            self._check_start(path, found)
+            return rest
         if resume:
             if advice := advise_other(tag):
                 raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
@@ -245,6 +249,18 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             self.model.provenance = provenance
         else:
             self._begin(provenance, path)
+
+    def _check_start(self, path: str, resumed: str) -> None:
+        """Refuse to go on with the training of another start than ``path``; "" may be any."""
+        if not path or not os.path.exists(path) or not self.model.provenance.stages:
+            return
+        last = self.model.provenance.stages[-1]
+        if last.start_sha256 not in map(file_sha256, (find_weights(path), Path(resumed))):
+            raise CheckpointError(
+                f"MODEL.WEIGHTS: found {path}, expected what the training in {self.save_dir} began "
+                f"from ({last.start or 'CLIP'}), which --resume continues; leave it out to go on "
+                "with that training, or name another OUTPUT_DIR"
+            )
 
     def _begin(self, provenance: Provenance, start: str | Path = "") -> None:
         """Give the model the provenance of its start, and of its own training if there is one."""

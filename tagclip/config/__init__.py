@@ -8,6 +8,7 @@ from tagclip.config.checks import (
     check_training,
     check_value,
     choices,
+    unread_keys,
 )
 from tagclip.config.defaults import add_tagclip_config
 from tagclip.config.loading import build_config, find_config, load_config, resolve_paths
@@ -25,4 +26,5 @@ __all__ = [
     "find_config",
     "load_config",
     "resolve_paths",
+    "unread_keys",
 ]

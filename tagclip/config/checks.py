@@ -8,7 +8,7 @@ from operator import getitem
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 from tagclip.config.defaults import config_keys
 from tagclip.config.keys import Key
@@ -24,6 +24,7 @@ __all__ = [
     "check_value",
     "choices",
     "expected_value",
+    "unread_keys",
 ]
 
 _DEVICE = "MODEL.DEVICE"
@@ -215,6 +216,22 @@ def check_training(cfg: CfgNode) -> None:
         raise ConfigError(
             "SOLVER.BASE_LR: found 0, expected a learning rate above 0: nothing would be learned"
         )
+
+
+def unread_keys(cfg: CfgNode) -> list[str]:
+    """Keys of detectron2's own models that are set although no part of TagCLIP reads them."""
+    own, found = _all_keys(), []
+    left: list[tuple[str, CfgNode, CfgNode]] = [("", get_cfg(), cfg)]
+    while left:
+        prefix, default, node = left.pop()
+        for key, value in default.items():
+            name = f"{prefix}{key}"
+            if isinstance(value, CfgNode):
+                left.append((f"{name}.", value, node[key]))
+            # The precision of matrices is set by detectron2 itself, where it knows that key.
+            elif name not in own and name != "FLOAT32_PRECISION" and node[key] != value:
+                found.append(name)
+    return sorted(found)
 
 
 def check_registered(cfg: CfgNode) -> None:

@@ -29,6 +29,7 @@ from tagclip.config import (
     check_device,
     check_training,
     check_value,
+    unread_keys,
 )
 from tagclip.config.defaults import config_keys
 from tagclip.config.keys import DETECTRON2, Key
@@ -285,6 +286,17 @@ def test_no_key_takes_what_is_of_no_type_or_size(name: str) -> None:
         with pytest.raises(ConfigError) as caught:
             check_config(set_value(cfg, name, value))
         assert str(caught.value).startswith(f"{name}: found {value!r}, expected "), name
+
+
+def test_keys_that_detectron2_alone_reads_are_named(repository: Path) -> None:
+    assert unread_keys(load_config()) == []
+    for path in (repository / "configs").rglob("*.yaml"):
+        assert not unread_keys(load_config(str(path))), path
+    sizes = ("INPUT.MIN_SIZE_TEST", 64, "MODEL.TAGCLIP.TEST.WINDOW", 64)
+    keys = ("MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0, "VIS_PERIOD", 5, "MODEL.RPN.NMS_THRESH", 0.5)
+    assert unread_keys(load_config("", (*sizes, *keys))) == [
+        "MODEL.RPN.NMS_THRESH", "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", "VIS_PERIOD",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from detectron2.engine import default_argument_parser
 from helpers.tiny_run import UNSEEN, VOID, exit_of, load_tool, run_arguments
 from PIL import Image
 
+from tagclip.errors import CheckpointError
 from tagclip.evaluation.results import read_result_rows
 from tagclip.utils.cli import run_tool
 
@@ -209,11 +210,13 @@ def test_every_json_of_a_run_is_valid(train_net: ModuleType, config: Path, tmp_p
 
 def test_a_drawn_seed_is_kept(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = ("OUTPUT_DIR", output, "SEED", -1)
+    options = ("OUTPUT_DIR", output, "SEED", -1, "MODEL.SEM_SEG_HEAD.IGNORE_VALUE", 0)
     train_net.main(run_arguments(config, *options))
     seed = read_result(output)["run"]["seed"]
     assert seed == yaml.safe_load((output / "config.yaml").read_text())["SEED"] >= 0
-    assert f"Seed: {seed}" in (output / "log.txt").read_text()
+    log = (output / "log.txt").read_text()
+    assert f"Seed: {seed}" in log
+    assert "No part of TagCLIP reads MODEL.SEM_SEG_HEAD.IGNORE_VALUE: leave them out" in log
     first = torch.load(output / "model_final.pth")["tagclip"]["seed"]
     assert first == seed
     train_net.main(run_arguments(config, *options, "SOLVER.MAX_ITER", 6, resume=True))
@@ -227,6 +230,33 @@ def test_a_drawn_seed_is_kept(train_net: ModuleType, config: Path, tmp_path: Pat
     # Another run with -1 draws another seed, although checkpoints lie in its folder.
     train_net.main(run_arguments(config, *options, "SOLVER.MAX_ITER", 1, overwrite=True))
     assert torch.load(output / "model_final.pth")["tagclip"]["seed"] != seed
+
+
+def test_a_training_of_another_start_is_not_gone_on_with(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    """It would take the place of what is asked for, and results would name the wrong file."""
+    first, other = tmp_path / "first", tmp_path / "other"
+    half = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 2)
+    for output, seed in ((first, 1), (other, 2)):
+        train_net.main(run_arguments(config, "OUTPUT_DIR", output, "SEED", seed, *half))
+    more = ("OUTPUT_DIR", first, "SEED", 1, "SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_ITER", 4)
+    weights = other / "model_final.pth"
+    with pytest.raises(CheckpointError) as error:
+        train_net.main(run_arguments(config, *more, "MODEL.WEIGHTS", weights, resume=True))
+    assert str(error.value) == (
+        f"MODEL.WEIGHTS: found {weights}, expected what the training in {first} began from (CLIP), "
+        "which --resume continues; leave it out to go on with that training, or name another "
+        "OUTPUT_DIR"
+    )
+    train_net.main(run_arguments(config, *more, resume=True))
+    # Its own start is another matter.
+    tuned = ("OUTPUT_DIR", tmp_path / "tuned", "SEED", 1, "SOLVER.CHECKPOINT_PERIOD", 2)
+    tuned += ("MODEL.WEIGHTS", weights)
+    train_net.main(run_arguments(config, *tuned, "SOLVER.MAX_ITER", 2))
+    train_net.main(run_arguments(config, *tuned, "SOLVER.MAX_ITER", 4, resume=True))
+    content = torch.load(tmp_path / "tuned" / "model_final.pth")
+    assert content["iteration"] == 3
 
 
 def test_evaluation_of_nothing(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
