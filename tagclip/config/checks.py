@@ -229,9 +229,16 @@ def unread_keys(cfg: CfgNode) -> list[str]:
             if isinstance(value, CfgNode):
                 left.append((f"{name}.", value, node[key]))
             # The precision of matrices is set by detectron2 itself, where it knows that key.
-            elif name not in own and name != "FLOAT32_PRECISION" and node[key] != value:
+            elif name in own or name == "FLOAT32_PRECISION":
+                continue
+            elif _lists(node[key]) != _lists(value):
                 found.append(name)
     return sorted(found)
+
+
+def _lists(value: Any) -> Any:
+    """A value without tuples, which a yaml file does not keep."""
+    return list(map(_lists, value)) if isinstance(value, (list, tuple)) else value
 
 
 def check_registered(cfg: CfgNode) -> None:
