@@ -178,7 +178,8 @@ def check_device(device: str, option: str = _DEVICE) -> None:
     """Refuse a device that this machine has not.
 
     Args:
-        device, option: as of `available_device`.
+        device: as of `available_device`.
+        option: as there.
 
     Raises:
         ConfigError: see `available_device`; or there is no GPU.
