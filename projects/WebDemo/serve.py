@@ -98,7 +98,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
 def give_memory_back() -> None:
     """Let what is freed of pictures go to the system at once, where the C library is glibc.
 
-    It would keep blocks of up to 32 MiB of each thread, some gigabytes after large pictures.
+    It would keep blocks of up to 32 MiB of each thread, a gigabyte and more after large pictures.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

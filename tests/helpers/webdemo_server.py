@@ -104,8 +104,9 @@ def served(
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR",
                  "FORWARDED_ALLOW_IPS"):  # fmt: skip
         monkeypatch.setenv(name, "")
-    for name in ("GRADIO_ANALYTICS_MAX_EVENTS", "GRADIO_ANALYTICS_CACHE_FREQUENCY"):
-        monkeypatch.setenv(name, "1000")
+    # gradio's own.
+    monkeypatch.setenv("GRADIO_ANALYTICS_MAX_EVENTS", "10000")
+    monkeypatch.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1")
     # What a user's environment might hold must not open the page to others.
     monkeypatch.setenv("GRADIO_SHARE", "True")
     with socket.socket() as probe:

@@ -22,10 +22,10 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor
 from tagclip.errors import CheckpointError, ConfigError, TagCLIPError
-from tagclip.projects.webdemo.doors import UploadSpace
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.server import find_examples, serve
 from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, Uploads, encode_image
+from tagclip.projects.webdemo.space import UploadSpace
 
 WORDS, CONTEXT = "cat, zebra", "grass, dog"
 

@@ -32,9 +32,9 @@ from tagclip.projects.webdemo.doors import (
     FaultDoor,
     HostDoor,
     ShareDoor,
-    UploadSpace,
 )
 from tagclip.projects.webdemo.session import Limits
+from tagclip.projects.webdemo.space import UploadSpace
 
 MIB = 1 << 20
 

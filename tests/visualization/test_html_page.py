@@ -19,9 +19,9 @@ from tagclip import TagCLIPPredictor, ZeroShotTrainer
 from tagclip.analysis.report import write_comparison, write_run
 from tagclip.analysis.run_analysis import AnalyzedRun, analyze_run
 from tagclip.projects.minibench.report import write_report
-from tagclip.projects.webdemo.doors import UploadSpace
 from tagclip.projects.webdemo.result import render_result
 from tagclip.projects.webdemo.session import Limits, Settings, encode_image
+from tagclip.projects.webdemo.space import UploadSpace
 from tagclip.visualization.html_page import render
 
 CLASS = """<script>alert('class')</script> & "cat\""""

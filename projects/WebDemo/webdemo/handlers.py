@@ -10,7 +10,6 @@ from gradio.processing_utils import save_file_to_cache
 
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.predictor import TagCLIPPredictor
-from tagclip.projects.webdemo.doors import FULL, UploadSpace
 from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.session import (
     EncodedImage,
@@ -19,6 +18,7 @@ from tagclip.projects.webdemo.session import (
     Uploads,
     encode_image,
 )
+from tagclip.projects.webdemo.space import FULL, UploadSpace
 from tagclip.projects.webdemo.visits import address_of, shown_errors, shown_message
 from tagclip.utils.files import temporary_folder
 
@@ -142,7 +142,7 @@ class Handlers:
                     files = write_result(encoded, settings, folder)
                     nbytes = sum(max(file.stat().st_size, self.space.least) for file in files)
                     if text := self.space.take(address, nbytes):
-                        raise DatasetError(text.replace("upload:", "result:"))
+                        raise DatasetError(f"result: {text}")
                     kept: list[str] = []
                     try:
                         # Under the name that gradio would copy each to, and then does not.

@@ -11,9 +11,9 @@ import gradio as gr
 
 from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
-from tagclip.projects.webdemo.doors import UploadSpace
 from tagclip.projects.webdemo.handlers import Handlers
 from tagclip.projects.webdemo.session import Arrivals, Limits, Settings, Uploads
+from tagclip.projects.webdemo.space import UploadSpace
 from tagclip.projects.webdemo.visits import Visits
 from tagclip.visualization.html_page import render
 

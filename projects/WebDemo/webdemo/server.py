@@ -23,9 +23,9 @@ from tagclip.projects.webdemo.doors import (
     HostDoor,
     RouteDoor,
     ShareDoor,
-    UploadSpace,
 )
 from tagclip.projects.webdemo.session import Limits
+from tagclip.projects.webdemo.space import UploadSpace
 from tagclip.structures.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def serve(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    # After each answer gradio would make a table of the last 10000, for a page that is off.
+    # After each answer gradio would make a table of the last 10000, for monitoring that is off.
     os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
     # Of uvicorn, which else believes whoever is on this machine.
@@ -152,10 +152,10 @@ def serve(
 
     from tagclip.projects.webdemo.page import build_page
 
-    # Who works when is decided by `turns`: gradio's limits would let one visitor fill all places,
-    # and its open API would pass them by.
     largest, in_all = max_upload_mb << 20, max_uploads_mb << 20
     space = UploadSpace(max(in_all // 10, largest + ROOM_AROUND_FILE), in_all, _FILE_SYSTEM)
+    # Who works when is decided by `turns`: gradio's limits would let one visitor fill all places,
+    # and its open API would pass them by.
     page = build_page(predictor, examples, limits, uploads=folder, space=space).queue(
         default_concurrency_limit=None, max_size=_WAITING, api_open=False
     )
