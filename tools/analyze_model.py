@@ -48,7 +48,7 @@ def make_parser() -> ToolParser:
     parser = ToolParser(__doc__)
     parser.add_config_file()
     parser.add_argument("--json", action="store_true", help="print json (in single units)")
-    parser.add_config_keys()
+    parser.add_config_keys(unread=["OUTPUT_DIR", "MODEL.WEIGHTS"])
     return parser
 
 

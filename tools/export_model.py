@@ -41,6 +41,8 @@ FILES = {"onnx": "model.onnx", "torchscript": "model.ts"}
 INT8_FILE = "model_int8.onnx"
 # Of a score or a class vector, between an exported file and the model.
 TOLERANCE = 1e-4
+# Pixels of a window's side; larger images are seen in several.
+LARGEST_SIDE = 16384
 # The same of matrices in half precision, which rounds by the order of its sums.
 HALF_TOLERANCE = 5e-3
 
@@ -100,8 +102,11 @@ def _add_int8_options(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected pixels such as 512x512")
+    sides = [int(side) for side in (height, width) if side.isdecimal()]
+    if len(sides) != 2 or not all(0 < side <= LARGEST_SIDE for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.60}, expected pixels such as 512x512, at most {LARGEST_SIDE} each"
+        )
     return int(height), int(width)
 
 

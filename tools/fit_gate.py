@@ -43,7 +43,7 @@ def make_parser() -> ToolParser:
         help="registered images with labels to fit on; not the test set",
     )
     parser.add_argument("--output", type=Path, default=Path("output/fit_gate"), help="folder")
-    parser.add_config_keys()
+    parser.add_config_keys(unread=["OUTPUT_DIR", "MODEL.WEIGHTS"])
     return parser
 
 

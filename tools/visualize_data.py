@@ -46,7 +46,7 @@ def make_parser() -> ToolParser:
     parser.add_argument("--num", type=NumberIn(int, 1, 1000000), default=8, help="samples")
     parser.add_argument("--draws", type=NumberIn(int, 1, 1000), default=3, help="of each image")
     parser.add_argument("--output", type=Path, default=Path("output/visualize_data"), help="folder")
-    parser.add_config_keys()
+    parser.add_config_keys(unread=["OUTPUT_DIR", "MODEL.WEIGHTS"])
     return parser
 
 

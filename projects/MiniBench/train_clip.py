@@ -31,7 +31,7 @@ def make_parser() -> ToolParser:
         "--batch", type=NumberIn(int, 2, 100000), default=64, help="images of a step"
     )
     parser.add_argument(
-        "--lr", type=NumberIn(float, 0, 10), default=2e-3, help="highest learning rate"
+        "--lr", type=NumberIn(float, 1e-8, 10), default=2e-3, help="highest learning rate"
     )
     parser.add_argument(
         "--seed", type=NumberIn(int, 0, 2**32 - 1), default=0, help="of everything random"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import ipaddress
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -41,6 +42,7 @@ def make_parser() -> ToolParser:
         "--allow-host",
         action="append",
         default=[],
+        type=_host,
         metavar="NAME",
         help="answer to this name, too, such as that of a proxy in front; may be given again",
     )
@@ -48,6 +50,7 @@ def make_parser() -> ToolParser:
         "--proxy",
         action="append",
         default=[],
+        type=_address,
         metavar="ADDRESS",
         help="of a server in front, whose X-Forwarded-For is believed; may be given again",
     )
@@ -92,7 +95,30 @@ def make_parser() -> ToolParser:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    return make_parser().parse_args(args)
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    if parsed.max_uploads_mb < parsed.max_upload_mb:
+        parser.error("--max-uploads-mb: expected at least --max-upload-mb, the size of one file")
+    return parsed
+
+
+def _host(text: str) -> str:
+    from tagclip.projects.webdemo.doors import HOST
+
+    if not HOST.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.80}, expected a name without http:// and path, such as demo.example"
+        )
+    return text
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.80}, expected an address such as 10.0.0.1"
+        ) from None
 
 
 def give_memory_back() -> None:

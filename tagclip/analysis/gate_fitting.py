@@ -18,6 +18,7 @@ from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import Protocol
 from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
+from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.modeling.inference.gate import Gate
@@ -95,8 +96,14 @@ def held_out_curves(
         ones; the run's own unseen classes are neither asked nor counted.
 
     Raises:
-        ConfigError: the setting is not inductive, or there is no trusty map.
+        ConfigError: the setting is not inductive, there is no trusty map, MODEL.WEIGHTS is set, or
+            the folder holds the finished run of another config.
     """
+    if cfg.MODEL.WEIGHTS:
+        raise ConfigError(
+            f"MODEL.WEIGHTS: found {cfg.MODEL.WEIGHTS}, expected none: a gate is fitted on "
+            "trainings that begin from CLIP; leave it out"
+        )
     if cfg.DATASETS.ZERO_SHOT.SETTING != "inductive" or not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
         raise ConfigError(
             f"DATASETS.ZERO_SHOT.SETTING {cfg.DATASETS.ZERO_SHOT.SETTING}, MODEL.TAGCLIP.TRUSTY."
@@ -111,6 +118,7 @@ def held_out_curves(
         changed.DATASETS.TEST, changed.DATASETS.ZERO_SHOT.SPLIT = (), ""
         changed.OUTPUT_DIR, changed.MODEL.WEIGHTS = str(folder), ""
         trainer = ZeroShotTrainer(changed)
+        refuse_finished_run(str(folder), trainer.checkpointer.metadata, "", "name another --output")
         trainer.resume_or_load(resume=True)
         trainer.train()
         model = trainer.model.eval()

@@ -342,7 +342,8 @@ class _Cv2Writer:
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
         code = cv2.VideoWriter_fourcc(*_CODECS[path.suffix.lower()])
-        self._writer = cv2.VideoWriter(str(path), code, fps, size)
+        # Of finer rates cv2 makes fractions that MPEG-4 has no room for.
+        self._writer = cv2.VideoWriter(str(path), code, round(fps, 2), size)
         if not self._writer.isOpened():
             raise OSError(errno.EIO, "cv2 opens no video here")
 

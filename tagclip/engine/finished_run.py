@@ -36,7 +36,13 @@ _OF_RUN = re.compile(
 _OF_EVALUATION = ("metrics.json", "per_class.csv", "predictions", "logits")
 
 
-def refuse_finished_run(folder: str, metadata: dict[str, Any], weights: str) -> None:
+def refuse_finished_run(
+    folder: str,
+    metadata: dict[str, Any],
+    weights: str,
+    remedy: str = "name another OUTPUT_DIR, or give --resume (continues that run) or --overwrite "
+    "(removes it)",
+) -> None:
     """Refuse a training that would replace the model of another one; every process calls this.
 
     The same training again, with config, seed and start as they were, gives the same model and is
@@ -46,6 +52,7 @@ def refuse_finished_run(folder: str, metadata: dict[str, Any], weights: str) -> 
         folder: OUTPUT_DIR; "" is none.
         metadata: of the training, see `checkpoint_metadata`.
         weights: path of the checkpoint that it starts from; "" is CLIP.
+        remedy: what to do, for the message.
 
     Raises:
         ConfigError: the folder holds another finished run.
@@ -57,8 +64,7 @@ def refuse_finished_run(folder: str, metadata: dict[str, Any], weights: str) -> 
     if found := comm.all_gather(found)[0]:
         raise ConfigError(
             f"OUTPUT_DIR {folder}: found {found}, expected a folder without a finished run of "
-            "another config; name another OUTPUT_DIR, or give --resume (continues that run) or "
-            "--overwrite (removes it)"
+            f"another config; {remedy}"
         )
 
 

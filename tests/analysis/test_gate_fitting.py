@@ -164,6 +164,15 @@ def test_the_command_writes_the_keys(
     found = json.loads((tmp_path / "fit" / "gate.json").read_text())
     assert found["held_out"] == [[seen[0]], [seen[1]]] and found["GATE_SCALE"] in SCALES
     assert f"GATE_SCALE {found['GATE_SCALE']}" in capsys.readouterr().out
+    # Its trainings are those of this config and no other.
+    with pytest.raises(ConfigError, match=r"held_out_0: found the finished run of .*BASE_LR.*; na"):
+        FIT_GATE.main(FIT_GATE.parse_args([*words, *others, "SOLVER.BASE_LR", "0.5"]))
+    for key in ("OUTPUT_DIR", "MODEL.WEIGHTS"):
+        assert exit_of(FIT_GATE.parse_args, [*words, key, "x"]) == 2
+    (tmp_path / "tuned.yaml").write_text(changed(cfg, "MODEL.WEIGHTS", "a.pth").dump())
+    tuned = [str(tmp_path / "tuned.yaml") if word == str(path) else word for word in words]
+    with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS: found .*a\.pth, expected none: a gate"):
+        FIT_GATE.main(FIT_GATE.parse_args([*tuned, *others]))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -122,6 +122,13 @@ def test_without_pyav_one_line_says_that_browsers_may_not_play_it(
         VideoFile(tmp_path / "a.wmv", 5)
 
 
+@pytest.mark.parametrize("fps", [119.9273, 29.97003, 240.005, 7.123456])
+def test_a_video_has_the_rate_of_another(tmp_path: Path, without_pyav: None, fps: float) -> None:
+    """Averages of phones are no short fractions."""
+    capture = cv2.VideoCapture(str(written(tmp_path / "a.mp4", pages(), fps)))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps, abs=0.01)
+
+
 @pytest.mark.parametrize("moment", ["open", "write", "close"])
 def test_a_disk_that_fills_up_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str

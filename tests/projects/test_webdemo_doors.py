@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 from helpers.full_disk import largest_file
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import load_tool
+from helpers.tiny_run import exit_of, load_tool
 from helpers.webdemo_server import served
 from hypothesis import given
 from hypothesis import strategies as st
@@ -893,3 +893,21 @@ def test_names_are_given_one_by_one(tool: ModuleType) -> None:
     assert tool.parse_args([]).allow_host == []
     args = tool.parse_args(["--allow-host", "a.example", "--allow-host", "b.example"])
     assert args.allow_host == ["a.example", "b.example"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--allow-host", "https://demo.example/"],
+        ["--allow-host", "a b"],
+        ["--allow-host", ""],
+        ["--proxy", "demo.example"],
+        ["--proxy", "10.0.0.0.1"],
+        ["--max-upload-mb", "20", "--max-uploads-mb", "19"],
+    ],
+)
+def test_options_that_would_never_fit_are_refused(tool: ModuleType, words: list[str]) -> None:
+    assert exit_of(tool.parse_args, words) == 2
+    good = ["--allow-host", "demo.example:8080", "--allow-host", "[::1]", "--proxy", "::1"]
+    args = tool.parse_args([*good, "--max-upload-mb", "20", "--max-uploads-mb", "20"])
+    assert (args.allow_host, args.proxy) == (["demo.example:8080", "[::1]"], ["::1"])

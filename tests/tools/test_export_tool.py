@@ -371,7 +371,7 @@ def test_files_of_another_model_do_not_stay_beside_a_new_one(
 
 def test_size_option(tool: ModuleType) -> None:
     assert tool.parse_args(["--output", "out", "--size", "480X640"]).size == (480, 640)
-    for text in ("512", "0x8", "ax8", "8x-1"):
+    for text in ("512", "0x8", "ax8", "8x-1", "16385x64", "9" * 30 + "x8"):
         assert exit_of(tool.parse_args, ["--output", "out", "--size", text]) == 2
     with pytest.raises(argparse.ArgumentTypeError, match="512x512"):
         tool._size("512")

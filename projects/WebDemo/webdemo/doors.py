@@ -22,6 +22,7 @@ from typing import IO, Any
 from tagclip.projects.webdemo.space import FULL, UploadSpace, megabytes
 
 __all__ = [
+    "HOST",
     "ROOM_AROUND_FILE",
     "BodyDoor",
     "FaultDoor",
@@ -39,7 +40,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # What a Host header looks like: a name or an address, an IPv6 one in brackets, and maybe a port.
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:@/?#,]+)(:[0-9]{1,5})?")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:@/?#,]+)(:[0-9]{1,5})?")
 # Of gradio, and not of this page: they write files that nobody counts (state of a visit, recorded
 # sound, code), fetch addresses of other machines, or show what others do.
 _NOT_OURS = re.compile(
@@ -128,7 +129,7 @@ class HostDoor:
                 hosts += part.split(",")
             arrived = _name((scope.get("server") or [""])[0] or "")
             for host in hosts:
-                is_host = _HOST.fullmatch(host.strip())
+                is_host = HOST.fullmatch(host.strip())
                 if not is_host or _name(host) not in {*self.allowed, arrived}:
                     text = (
                         f"Host: found {host.strip()[:80]!r}, expected a name of this page; start "
