@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
-from tagclip.utils.cli import run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import temporary_folder, write_atomic
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
@@ -88,19 +88,35 @@ def make_parser() -> ToolParser:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    return make_parser().parse_args(args)
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    if len(set(parsed.part)) < len(parsed.part):
+        parser.error(f"--part: found {' '.join(parsed.part)}, expected each part once")
+    for option, value, parts in (
+        ("--weights", parsed.weights, ("precision", "bulk")),
+        ("--base", parsed.base, ("startup",)),
+    ):
+        if value and not set(parts) & set(parsed.part):
+            parser.error(f"{option} is of {' and '.join(parts)}, which --part leaves out")
+    if parsed.images and not parsed.curves:
+        parser.error("--images: found no --curves, whose pictures these are; give both or none")
+    if parsed.curves and not (parsed.images or parsed.json):
+        parser.error("--curves: expected --images, which shows them, or --json")
+    if parsed.merge and not parsed.write:
+        parser.error("--merge: found no --write, whose tables it is for; give both or none")
+    return parsed
 
 
 def main(args: argparse.Namespace) -> None:
     """Measure, print and write.
 
     Raises:
-        ConfigError: there is no GPU, or a file cannot be read or written.
+        TagCLIPError: there is no GPU, or a file cannot be read or written.
     """
     from tagclip.projects.benchmark.report import format_text
 
     _check(args)
-    other = _read(args.merge) if args.merge else None
+    other = _read(args.merge, args.device) if args.merge else None
     result, curves = measure(args)
     print(format_text(result))
     files = _draw(args, curves, result) if curves and args.images else {}
@@ -153,7 +169,15 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
 def _check(args: argparse.Namespace) -> None:
     import torch
 
+    from tagclip.checkpoint import checkpoint_config
     from tagclip.export.onnx import require_onnx
+
+    if args.write:
+        check_output("--write", Path(args.write))
+    if args.images:
+        check_output("--images", Path(args.images), is_folder=True)
+    if args.weights:
+        checkpoint_config(args.weights, [])
 
     if args.base and not Path(args.base, "tools", "demo.py").is_file():
         raise ConfigError(f"--base {args.base}: found no tools/demo.py, expected a checkout")
@@ -163,7 +187,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--device: found no GPU, expected one for cuda; use --device cpu")
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: str, device: str) -> dict[str, Any]:
+    """The result of the other device than this one."""
     from tagclip.utils.untrusted import load_json
 
     try:
@@ -174,6 +199,11 @@ def _read(path: str) -> dict[str, Any]:
             f"--merge {path}: found no result of this tool ({type(error).__name__}: {error}), "
             "expected the last line that --json prints"
         ) from error
+    if result["machine"]["device"] == device:
+        raise ConfigError(
+            f"--merge {path}: found a result of {device}, too, expected one of the other device; "
+            "leave it out, or name another --device"
+        )
     return result
 
 

@@ -137,6 +137,9 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     parsed = parser.parse_args(args)
     if parsed.no_draw and parser.given(args, "panel_size"):
         parser.error("--panel-size: does nothing with --no-draw, leave one of them out")
+    if len(parser.given(args, "num_gpus", "processes")) > 1:
+        parser.error("--num-gpus, --workers: processes on GPUs or on the CPU, leave out one")
+    parsed.of_images = parser.given(args, "num_gpus", "processes", "overwrite")
     parsed.input = [*parsed.images, *parsed.input]
     if bool(parsed.input) == bool(parsed.video_input or parsed.webcam):
         parser.error("expected either images, --video-input or --webcam")
@@ -169,10 +172,20 @@ def main(args: argparse.Namespace) -> int:
     if videos and len(args.input) > 1:
         raise ConfigError(f"IMAGE: found {videos[0]} among others, expected one video alone")
     is_moving = args.webcam or bool(videos)
+    if is_moving and args.of_images:
+        raise ConfigError(
+            f"{args.of_images[0]}: found {'--webcam' if args.webcam else videos[0]}, expected "
+            f"images: a video is made anew, in one process; leave {args.of_images[0]} out"
+        )
     if args.no_draw and not (args.save_labels or args.json):
         raise ConfigError(
             "--no-draw: found neither --save-labels nor --json, expected one, as nothing else is "
             "written"
+        )
+    if args.no_draw and args.output is not None and not args.save_labels:
+        raise ConfigError(
+            f"--output: found {args.output} with --no-draw and without --save-labels, expected "
+            "something to write there; leave it out"
         )
     is_shown = is_moving and not args.save_labels and has_display()
     if args.output is None and (args.save_labels or not (args.no_draw or is_shown)):

@@ -133,7 +133,9 @@ def make_parser() -> ToolParser:
         default=min(8, os.cpu_count() or 1),
         help="processes",
     )
-    parser.add_config_keys(unread=UNREAD)
+    parser.add_config_keys(
+        unread=UNREAD, same={"dataset": "DATASETS.TEST", "split": "DATASETS.ZERO_SHOT.SPLIT"}
+    )
     return parser
 
 

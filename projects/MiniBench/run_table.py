@@ -134,7 +134,8 @@ def check_runs(output: Path, keys: Sequence[RunKey]) -> None:
 
     results = [result_file(output, key) for key in keys]
     logs = [path.with_suffix(".log") for path in results]
-    tables = [output / name for name in ("results.json", "table.md")]
+    names = ("results.json", "table.md", "curves.png", "protocols.png", "words.png")
+    tables = [output / name for name in names]
     check_places([*results, *logs, *tables], [run_folder(output, *key) for key in keys])
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.tools.demo import MINIBENCH
@@ -23,6 +24,9 @@ from tagclip.utils.files import temporary_folder
 from tagclip.utils.tool_parser import NOT_OF_INFERENCE, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
+if TYPE_CHECKING:
+    from tagclip.predictor import TagCLIPPredictor
+    from tagclip.projects.webdemo.session import Limits
 
 WEIGHTS = str(MINIBENCH)
 # Visitors bring anything: smaller images than elsewhere, and no folder that grows with their words.
@@ -89,7 +93,7 @@ def make_parser() -> ToolParser:
         metavar="MB",
         help=("of all images with their scores; one may take half of it"),
     )
-    parser.add_config_keys(unread=NOT_OF_INFERENCE)
+    parser.add_config_keys(unread=[*NOT_OF_INFERENCE, "OUTPUT_DIR", "MODEL.WEIGHTS"])
     return parser
 
 
@@ -133,6 +137,28 @@ def give_memory_back() -> None:
         libc.mallopt(-8, 2)
 
 
+def check_limits(predictor: TagCLIPPredictor, limits: Limits) -> None:
+    """Refuse limits that no image keeps to: the page would answer nothing but that.
+
+    Raises:
+        ConfigError: one is too low.
+    """
+    from tagclip.projects.webdemo.session import least_limits
+
+    least = least_limits(predictor)
+    for name, option, unit in (
+        ("windows", "--max-windows", 1),
+        ("memory", "--max-memory-mb", 1 << 20),
+        ("kept", "--max-kept-mb", 1 << 20),
+    ):
+        found, expected = getattr(limits, name), getattr(least, name)
+        if found < expected:
+            raise ConfigError(
+                f"{option}: found {found // unit}, expected at least {-(-expected // unit)}, for "
+                "a small square image and one word; give more"
+            )
+
+
 def main(args: argparse.Namespace) -> None:
     """Load the model once and serve until Ctrl-C or SIGTERM.
 
@@ -154,6 +180,14 @@ def main(args: argparse.Namespace) -> None:
     setup_logger(name="tagclip")
     give_memory_back()
     predictor = TagCLIPPredictor.from_checkpoint(args.weights, [*OPTS, *args.opts])
+    limits = Limits(
+        words=args.max_words,
+        windows=args.max_windows,
+        seconds=args.max_seconds,
+        memory=args.max_memory_mb << 20,
+        kept=args.max_kept_mb << 20,
+    )
+    check_limits(predictor, limits)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with temporary_folder() as folder:
         serve(
@@ -166,13 +200,7 @@ def main(args: argparse.Namespace) -> None:
             max_uploads_mb=args.max_uploads_mb,
             allowed_hosts=args.allow_host,
             proxies=args.proxy,
-            limits=Limits(
-                words=args.max_words,
-                windows=args.max_windows,
-                seconds=args.max_seconds,
-                memory=args.max_memory_mb << 20,
-                kept=args.max_kept_mb << 20,
-            ),
+            limits=limits,
         )
 
 

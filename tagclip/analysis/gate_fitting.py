@@ -97,7 +97,7 @@ def held_out_curves(
 
     Raises:
         ConfigError: the setting is not inductive, there is no trusty map, MODEL.WEIGHTS is set, or
-            the folder holds the finished run of another config.
+            the folder holds the run of another config.
     """
     if cfg.MODEL.WEIGHTS:
         raise ConfigError(
@@ -118,7 +118,10 @@ def held_out_curves(
         changed.DATASETS.TEST, changed.DATASETS.ZERO_SHOT.SPLIT = (), ""
         changed.OUTPUT_DIR, changed.MODEL.WEIGHTS = str(folder), ""
         trainer = ZeroShotTrainer(changed)
-        refuse_finished_run(str(folder), trainer.checkpointer.metadata, "", "name another --output")
+        # The same command goes on with its own trainings; with another's it would fit their gate.
+        refuse_finished_run(
+            str(folder), trainer.checkpointer.metadata, "", "name another --output", unfinished=True
+        )
         trainer.resume_or_load(resume=True)
         trainer.train()
         model = trainer.model.eval()

@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from tagclip.checkpoint import read_checkpoint
+from tagclip.checkpoint import last_checkpoint, read_checkpoint
 from tagclip.checkpoint.folder import clean_folder
 from tagclip.checkpoint.metadata import (
     changed_keys,
@@ -42,6 +42,7 @@ def refuse_finished_run(
     weights: str,
     remedy: str = "name another OUTPUT_DIR, or give --resume (continues that run) or --overwrite "
     "(removes it)",
+    unfinished: bool = False,
 ) -> None:
     """Refuse a training that would replace the model of another one; every process calls this.
 
@@ -53,31 +54,38 @@ def refuse_finished_run(
         metadata: of the training, see `checkpoint_metadata`.
         weights: path of the checkpoint that it starts from; "" is CLIP.
         remedy: what to do, for the message.
+        unfinished: whether to refuse a training, too, that would go on with another unfinished one.
 
     Raises:
-        ConfigError: the folder holds another finished run.
+        ConfigError: the folder holds another such run.
     """
     found = ""
-    if folder and comm.is_main_process() and os.path.lexists(Path(folder) / _FINAL):
-        found = _difference(Path(folder) / _FINAL, metadata, weights)
+    if folder and comm.is_main_process():
+        path = Path(folder) / _FINAL
+        if os.path.lexists(path):
+            found = _difference(path, metadata, weights)
+        elif unfinished and (last := last_checkpoint(folder)):
+            found = _difference(Path(last), metadata, weights)
     # The main process writes the folder, which other machines may not see.
     if found := comm.all_gather(found)[0]:
+        noun = "run" if unfinished else "finished run"
         raise ConfigError(
-            f"OUTPUT_DIR {folder}: found {found}, expected a folder without a finished run of "
-            f"another config; {remedy}"
+            f"OUTPUT_DIR {folder}: found {found}, expected a folder without a {noun} of another "
+            f"config; {remedy}"
         )
 
 
 def _difference(path: Path, metadata: dict[str, Any], weights: str) -> str:
-    """What run a final checkpoint is of and where it differs; "" if it is the same one."""
+    """What run a checkpoint is of and where it differs; "" if it is the same one."""
+    kind = "finished run" if path.name == _FINAL else "unfinished run"
     try:
         saved = read_checkpoint(path).get("tagclip") or {}
         check_metadata(saved, path)
         stages = saved_provenance(saved, path).stages
     except CheckpointError as error:
-        return f"a finished run of an unknown config ({one_line(error)})"
+        return f"the {kind} of an unknown config ({one_line(error)})"
     if not saved.get("config"):
-        return f"a finished run of an unknown config ({_FINAL} holds none)"
+        return f"the {kind} of an unknown config ({path.name} holds none)"
     rows = [*filter(None, changed_keys(saved, metadata)[:1])]
     rows += metadata_differences(saved, metadata, compare_classes=True)
     start = file_sha256(Path(weights)) if os.path.isfile(weights) else ""
@@ -85,7 +93,7 @@ def _difference(path: Path, metadata: dict[str, Any], weights: str) -> str:
         names = (os.path.basename(weights), stages[-1].start)
         rows.append("MODEL.WEIGHTS {} (was {})".format(*(name or "empty" for name in names)))
     name = load_yaml(saved["config"]).get("CONFIG_NAME") or "a config without name"
-    return f"the finished run of {name} ({'; '.join(rows)})" if rows else ""
+    return f"the {kind} of {name} ({'; '.join(rows)})" if rows else ""
 
 
 def remove_run(folder: str, weights: str) -> None:

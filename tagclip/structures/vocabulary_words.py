@@ -36,7 +36,7 @@ def read_words(
     Raises:
         VocabularyError: the text file cannot be read, quotes do not match, or names repeat.
     """
-    if text in (*DatasetCatalog.list(), *datasets) or Path(text).suffix == ".json":
+    if _is_whole_list(text, datasets):
         return text
     names = read_lines(text) if is_file or os.path.isfile(text) else split_words(text)
     if not dedup:
@@ -68,11 +68,13 @@ def read_asked(args: argparse.Namespace, datasets: Collection[str] = ()) -> list
         DatasetError: no dataset of this name is registered with a vocabulary.
     """
     # Names that compete, of tools with --context, are read elsewhere, but with the same option.
-    lists = (args.vocab, args.vocab_file, getattr(args, "context", None))
-    if args.dedup and all(each is None for each in lists):
+    lists = [each for each in (args.vocab, getattr(args, "context", None)) if each is not None]
+    names = [each for each in lists if not _is_whole_list(each, datasets)]
+    names += [each for each in [args.vocab_file] if each and not _is_json(each)]
+    if args.dedup and not names:
         raise ConfigError(
-            "--dedup: found neither --vocab nor --vocab-file, expected one, of whose equal names "
-            "the first is kept; leave --dedup out"
+            "--dedup: found no names in --vocab, and no text file in --vocab-file, expected one, "
+            "of whose equal names the first is kept; leave --dedup out"
         )
     if args.vocab_from_dataset:
         if args.vocab_from_dataset not in datasets:
@@ -83,3 +85,12 @@ def read_asked(args: argparse.Namespace, datasets: Collection[str] = ()) -> list
     if args.vocab is None:
         return None
     return read_words(args.vocab, args.dedup, datasets=datasets)
+
+
+def _is_whole_list(text: str, datasets: Collection[str]) -> bool:
+    """Whether an option names a dataset or a vocabulary json, whose names are as they are."""
+    return text in (*DatasetCatalog.list(), *datasets) or _is_json(text)
+
+
+def _is_json(text: str) -> bool:
+    return Path(text).suffix == ".json"

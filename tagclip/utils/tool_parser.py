@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,7 @@ class ToolParser(argparse.ArgumentParser):
         self._takes_keys = False
         self._unread: tuple[str, ...] = ()
         self._why = ""
+        self._same: dict[str, str] = {}
 
     def add_config_file(self, required: bool = False, use: str = "") -> None:
         """Add ``--config-file``.
@@ -133,14 +134,22 @@ class ToolParser(argparse.ArgumentParser):
         text = f"{use}: file, folder, or ORGANISATION/NAME of the hub{absent}"
         self.add_argument("--weights", metavar="FILE", help=text, **options)
 
-    def add_config_keys(self, unread: Sequence[str] = (), why: str = "does nothing here") -> None:
+    def add_config_keys(
+        self,
+        unread: Sequence[str] = (),
+        why: str = "does nothing here",
+        same: Mapping[str, str] | None = None,
+    ) -> None:
         """Add ``opts``, the config keys to override and their values.
 
         Args:
             unread: keys and sections of keys that are refused.
             why: what is wrong with them here.
+            same: attribute of an option -> the key that says the same, which is refused beside it;
+                None: that of ``--weights``.
         """
         self._takes_keys, self._unread, self._why = True, tuple(unread), why
+        self._same = dict({"weights": "MODEL.WEIGHTS"} if same is None else same)
         self.add_argument(
             "opts", nargs="*", default=[], metavar="KEY VALUE", help="config keys to override"
         )
@@ -149,7 +158,7 @@ class ToolParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Parse a command line; ends the process with 2 and the usage on a mistake."""
-        words, pairs = self._split(list(sys.argv[1:] if args is None else args))
+        words, pairs = self._words(args)
         if not {"-h", "--help"}.isdisjoint(words):
             # In Python 3.11 parse_intermixed_args hides the defaults of positional arguments.
             self.print_help()
@@ -160,7 +169,14 @@ class ToolParser(argparse.ArgumentParser):
             for key in parsed.opts[::2]:
                 if any(key == each or key.startswith(f"{each}.") for each in self._unread):
                     self.error(f"{key}: {self._why}, leave it out")
+            self._refuse_both(args, parsed.opts)
         return parsed
+
+    def _refuse_both(self, args: Sequence[str] | None, opts: Sequence[str]) -> None:
+        """Refuse an option beside the key that says the same: one of them would do nothing."""
+        for name, key in self._same.items():
+            if key in opts[::2] and (given := self.given(args, name)):
+                self.error(f"{given[0]} and {key} say the same: leave one of them out")
 
     def given(self, args: Sequence[str] | None, *names: str) -> list[str]:
         """Options that a command line names, also with the values that they have without it.
@@ -170,15 +186,17 @@ class ToolParser(argparse.ArgumentParser):
             names: attributes of options, of which those are looked for.
         """
         # A value that is there already stays where the option is not given.
-        found = self.parse_args(args, argparse.Namespace(**dict.fromkeys(names)))
+        words, _ = self._words(args)
+        found = self.parse_intermixed_args(words, argparse.Namespace(**dict.fromkeys(names)))
         return [
             action.option_strings[0]
             for action in self._actions
             if action.dest in names and getattr(found, action.dest) is not None
         ]
 
-    def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
+    def _words(self, args: Sequence[str] | None) -> tuple[list[str], list[str]]:
         """Words for argparse, and config keys with their values."""
+        words = list(sys.argv[1:] if args is None else args)
         if not self._takes_keys:
             return words, []
         rest: list[str] = []

@@ -40,6 +40,7 @@ def cfg(tiny_cfg: CfgNode, tmp_path: Path) -> CfgNode:
         "SOLVER.IMS_PER_BATCH", 2,
         "SOLVER.MAX_ITER", 2,
         "SOLVER.WARMUP_ITERS", 1,
+        "SOLVER.CHECKPOINT_PERIOD", 1,
         "MODEL.TAGCLIP.TRUSTY.KIND", "conv",
     )  # fmt: skip
 
@@ -167,6 +168,17 @@ def test_the_command_writes_the_keys(
     # Its trainings are those of this config and no other.
     with pytest.raises(ConfigError, match=r"held_out_0: found the finished run of .*BASE_LR.*; na"):
         FIT_GATE.main(FIT_GATE.parse_args([*words, *others, "SOLVER.BASE_LR", "0.5"]))
+    # Nor does it go on with those of another config or other classes that did not finish.
+    for name in ("model_final.pth", "last_checkpoint"):
+        (tmp_path / "fit" / "held_out_0" / name).unlink()
+    for other in (
+        [*words, *others, "SOLVER.BASE_LR", "0.5"],
+        [*options, "--hold-out", seen[2], *others],
+    ):
+        match = r"held_out_0: found the unfinished run of .*\(.*\), expected .*; name another --out"
+        with pytest.raises(ConfigError, match=match):
+            FIT_GATE.main(FIT_GATE.parse_args(other))
+    assert exit_of(FIT_GATE.main, args) is None
     for key in ("OUTPUT_DIR", "MODEL.WEIGHTS"):
         assert exit_of(FIT_GATE.parse_args, [*words, key, "x"]) == 2
     (tmp_path / "tuned.yaml").write_text(changed(cfg, "MODEL.WEIGHTS", "a.pth").dump())

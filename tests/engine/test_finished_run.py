@@ -114,7 +114,7 @@ def test_a_final_checkpoint_of_unknown_origin_is_not_replaced_unasked(
     else:
         path.write_bytes(b"not a checkpoint" if kind == "damaged" else b"")
     line = exit_of(run_tool, train_net.start, run_arguments(config))
-    found = f"ConfigError: OUTPUT_DIR {path.parent}: found a finished run of an unknown config ("
+    found = f"ConfigError: OUTPUT_DIR {path.parent}: found the finished run of an unknown config ("
     assert line.startswith(found) and line.endswith(ADVICE)
     train_net.main(run_arguments(config, overwrite=True))
     assert "tagclip" in read_checkpoint(path)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_run import exit_of
 
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.evaluation.metrics import confusion_matrix
 from tagclip.projects.benchmark.measure import Stopwatch, Timing, alternate, memory_growth
 from tagclip.projects.benchmark.released import (
@@ -202,12 +203,49 @@ def test_a_page_without_any_result() -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["--merge", "nothing.json"], "--merge nothing.json: found no result of this tool"),
+        (
+            ["--merge", "nothing.json", "--write", "P.md"],
+            "--merge nothing.json: found no result of this tool",
+        ),
+        (
+            ["--merge", "cpu.json", "--write", "P.md"],
+            "--merge cpu.json: found a result of cpu, too, expected one of the other device",
+        ),
+        (["--weights", "nothing.pth"], "nothing.pth: no such checkpoint"),
+        (["--write", "folder"], "--write folder: cannot be written"),
+        (["--curves", "--images", "cpu.json"], "--images cpu.json: cannot be written"),
     ],
 )
-def test_mistakes_get_one_line(tool: ModuleType, command: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_mistakes_get_one_line_before_anything_is_measured(
+    tool: ModuleType,
+    command: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "folder").mkdir()
+    result = gpu_result()
+    result["machine"]["device"] = "cpu"
+    (tmp_path / "cpu.json").write_text(json.dumps(result))
+    with pytest.raises(TagCLIPError, match=message):
         tool.main(tool.parse_args(["--quick", *command]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--part labels vit labels",
+        "--part labels --weights a.pth",
+        "--part bulk --base .",
+        "--images docs",
+        "--curves --write P.md",
+        "--merge gpu.json --json",
+    ],
+)
+def test_what_does_nothing_is_refused(tool: ModuleType, words: str) -> None:
+    assert exit_of(tool.parse_args, words.split()) == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

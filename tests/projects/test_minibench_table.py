@@ -305,6 +305,8 @@ def test_options_of_the_table_beside_one_run_are_refused(
         ("run_table.py", [], "noun_dice_board-ZegCLIP-1.json", True),
         ("run_table.py", [], "noun_dice_board-ZegCLIP-1", False),
         ("run_table.py", [], "table.md", True),
+        ("run_table.py", [], "curves.png", True),
+        ("run_table.py", [], "words.png", True),
         ("run_table.py", ["--one", "composition", "ZegCLIP", "0"], "composition-ZegCLIP-0", False),
         ("compare_novelty.py", [], "composition-{}-0-novelty-test.log", True),
         ("compare_novelty.py", ["--one", "composition", "0"], "composition-{}-0", False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,19 @@ import pytest
 from detectron2.config import CfgNode
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
+from helpers.tiny_run import load_tool
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
-from tagclip.errors import DatasetError
+from tagclip.errors import ConfigError, DatasetError
 from tagclip.projects.webdemo.kept import KeptImages
-from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, encode_image
+from tagclip.projects.webdemo.session import (
+    EncodedImage,
+    Limits,
+    Settings,
+    encode_image,
+    least_limits,
+)
 from tagclip.projects.webdemo.turns import RequestError, Turns, current_turn
 from tagclip.utils.stepping import pause_point
 
@@ -369,6 +377,34 @@ def test_what_is_too_much_is_refused_by_its_header(
     with pytest.raises(DatasetError, match=f"^a.png: {message}") as caught:
         encode_image(predictor, tmp_path / "a.png", "cat", "", limits)
     assert "\n" not in str(caught.value)
+
+
+def test_limits_that_no_image_keeps_to_are_refused(
+    repository: Path, tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    """One byte or window less than the least, and a small image has no result."""
+    tool = load_tool(repository / "projects" / "WebDemo" / "serve.py")
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
+    least = least_limits(predictor)
+    tool.check_limits(predictor, least)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    for name, option in (
+        ("windows", "--max-windows"),
+        ("memory", "--max-memory-mb"),
+        ("kept", "--max-kept-mb"),
+    ):
+        # Of memory and of what is kept, an image may take half.
+        low = replace(least, **{name: getattr(least, name) - (1 if name == "windows" else 2)})
+        for limits in (least, low):
+            refused = pytest.raises((DatasetError, RequestError))
+            with (
+                nullcontext() if limits is least else refused,
+                Turns(limits.memory, 60).request("", wanted),
+            ):
+                found = encode_image(predictor, tmp_path / "a.png", "thing", "", limits)
+                found.predict(Settings.from_config(predictor.cfg), found.size)
+        with pytest.raises(ConfigError, match=f"^{option}: found .*, expected at least .*; give"):
+            tool.check_limits(predictor, low)
 
 
 def test_a_large_image_is_refused_before_it_is_decoded(tiny_cfg: CfgNode, tmp_path: Path) -> None:

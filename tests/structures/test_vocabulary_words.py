@@ -88,14 +88,18 @@ def test_the_options(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     assert asked() is None
     assert asked("--vocab", '"a, b", c') == ["a, b", "c"]
     assert asked("--vocab", "c, C", "--dedup") == ["c"]
-    for words in ((), ("--vocab-from-dataset", tiny_cfg.DATASETS.TEST[0])):
-        with pytest.raises(ConfigError, match="--dedup: found neither --vocab nor .*leave --dedup"):
+    dataset = tiny_cfg.DATASETS.TEST[0]
+    whole = [("--vocab", dataset), ("--vocab", "w.json"), ("--vocab-file", "w.json")]
+    for words in ((), ("--vocab-from-dataset", dataset), *whole):
+        with pytest.raises(ConfigError, match="--dedup: found no names in --vocab, and .*; leave"):
             asked(*words, "--dedup")
     parser.add_argument("--context")
     assert asked("--context", "a, A", "--dedup") is None
+    assert asked("--vocab", dataset, "--context", "a, A", "--dedup") == dataset
+    with pytest.raises(ConfigError, match="--dedup: found no names"):
+        asked("--context", dataset, "--dedup")
     (tmp_path / "w.txt").write_text("c\nd\n")
     assert asked("--vocab-file", str(tmp_path / "w.txt")) == ["c", "d"]
-    dataset = tiny_cfg.DATASETS.TEST[0]
     assert asked("--vocab-from-dataset", dataset) == dataset
     with pytest.raises(DatasetError, match="'nowhere' is not registered"):
         asked("--vocab-from-dataset", "nowhere")

@@ -48,10 +48,12 @@ def weights(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(demo: ModuleType, weights: Path, tmp_path: Path) -> Callable[..., int]:
-    """Call the tool with the checkpoint and the output folder out."""
-    common = ["--weights", str(weights), "--output", str(tmp_path / "out")]
+    """Call the tool with the checkpoint and, if there is anything for it, the output folder out."""
 
     def call(*arguments: Any, words: tuple[str, str] = ("--vocab", WORDS)) -> int:
+        common = ["--weights", str(weights)]
+        if "--no-draw" not in arguments or "--save-labels" in arguments:
+            common += ["--output", str(tmp_path / "out")]
         return demo.main(demo.parse_args([*common, *words, *map(str, arguments)]))
 
     return call
@@ -428,6 +430,8 @@ def test_one_way_to_find_what_is_other_takes_the_place_of_another(
     [
         ["--no-draw", "--json", "a.json", "--panel-size", "512"],
         ["--panel-size", "23"],
+        ["--num-gpus", "2", "--workers", "3"],
+        ["--weights", "a.pth", "MODEL.WEIGHTS", "b.pth"],
         ["TEST.SAVE_LOGITS", "True"],
         ["--opts", "MODEL.DEVICE", "cpu", "TEST.EXPECTED_RESULTS", "[]"],
         ["SOLVER.IMS_PER_BATCH", "3"],
@@ -439,6 +443,27 @@ def test_what_does_nothing_is_refused(demo: ModuleType, words: list[str]) -> Non
     assert exit_of(demo.parse_args, ["a.png", *words]) == 2
     kept = ["--panel-size", "24", "INPUT.MIN_SIZE_TEST", "64", "TEST.DTYPE", "bfloat16"]
     assert demo.parse_args(["a.png", *kept]).opts == kept[2:]
+
+
+@pytest.mark.parametrize("option", ["--overwrite", "--workers 2", "--num-gpus 1"])
+@pytest.mark.parametrize("source", ["v.avi", "--video-input v.avi", "--webcam"])
+def test_what_is_of_images_is_refused_of_a_video(
+    demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, source: str
+) -> None:
+    monkeypatch.setattr(demo, "build_predictor", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.chdir(tmp_path)
+    video(Path("v.avi"))
+    named = "--webcam" if source == "--webcam" else "v.avi"
+    match = f"{option.split()[0]}: found {named}, expected images: .* leave {option.split()[0]} out"
+    with pytest.raises(ConfigError, match=match):
+        demo.main(demo.parse_args([*source.split(), *option.split(), "--output", "o.mp4"]))
+
+
+@pytest.mark.parametrize("source", ["a.png", "v.avi", "--webcam"])
+def test_an_output_of_nothing_is_refused(demo: ModuleType, source: str) -> None:
+    words = [source, "--no-draw", "--json", "a.json", "--output", "out"]
+    with pytest.raises(ConfigError, match="--output: found out with --no-draw .*; leave it out"):
+        demo.main(demo.parse_args(words))
 
 
 def test_outputs_are_checked_before_the_model(

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from helpers.bench import Bench, refused
 from helpers.full_disk import largest_file
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import changed, load_tool, write_tiny_dataset
+from helpers.tiny_run import changed, exit_of, load_tool, write_tiny_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -286,6 +286,13 @@ def test_a_config_need_not_say_what_is_trained_on(data: Data, split: str) -> Non
 
 def test_a_split_that_there_is_not_is_refused(data: Data) -> None:
     assert "no split 'dogs'" in data.refused(data.save(ids_png), "--split", "dogs")
+
+
+def test_an_option_and_its_key_are_not_given_at_once(data: Data) -> None:
+    words = [str(data.save(ids_png)), "--config-file", "c.yaml"]
+    for option, key in (("--dataset", "DATASETS.TEST"), ("--split", "DATASETS.ZERO_SHOT.SPLIT")):
+        assert exit_of(data.tool.parse_args, [*words, option, data.name, key, "x"]) == 2
+        assert exit_of(data.tool.parse_args, [*words, key, "x"]) is None
 
 
 def _files(folder: Path) -> dict[Path, bytes]:

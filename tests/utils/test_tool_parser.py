@@ -34,6 +34,25 @@ def test_keys_that_do_nothing_are_refused(capsys: pytest.CaptureFixture) -> None
         assert f"error: {key}: does nothing here, leave it out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("same", [None, {"weights": "MODEL.WEIGHTS", "dataset": "DATASETS.TEST"}])
+def test_an_option_and_the_key_that_says_the_same_do_not_go_together(
+    same: dict[str, str] | None, capsys: pytest.CaptureFixture
+) -> None:
+    """Whichever were taken, the other would do nothing; a default gives way to the key."""
+    parser = ToolParser("Do it.")
+    parser.add_weights("what", default="own.pth")
+    parser.add_argument("--dataset", default="")
+    parser.add_config_keys(same=same)
+    assert parser.parse_args(["MODEL.WEIGHTS", "w.pth", "--dataset", "d"]).dataset == "d"
+    assert parser.parse_args(["--weights", "w.pth", "SEED", "1"]).weights == "w.pth"
+    both = ["MODEL.WEIGHTS", "w.pth", "--weights", "own.pth"]
+    assert exit_of(parser.parse_args, both) == 2
+    line = "error: --weights and MODEL.WEIGHTS say the same: leave one of them out"
+    assert line in capsys.readouterr().err
+    code = exit_of(parser.parse_args, ["--dataset", "d", "--opts", "DATASETS.TEST", "()"])
+    assert code == (2 if same else None)
+
+
 PAIR = ["MODEL.WEIGHTS", "w.pth"]
 
 

@@ -96,7 +96,7 @@ def format_markdown(
 
 _INTRODUCTION = """# Performance
 
-Written by `tagclip benchmark --write PERFORMANCE.md --images docs/images`; see there for
+Written by `tagclip benchmark --curves --write PERFORMANCE.md --images docs/images`; see there for
 what is measured. ViT-B/16 with random weights, 100 prompts, the sizes of COCO-Stuff. Times are
 medians of runs that alternate in one process, with least and greatest in brackets; ratios are
 medians of the ratios of neighbouring runs. Memory is the growth of the peak beyond what the process

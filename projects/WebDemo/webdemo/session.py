@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
@@ -15,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from PIL import Image
 
 from tagclip.config.checks import check_value
 from tagclip.data.image_io import opened
@@ -22,9 +25,10 @@ from tagclip.data.prepared_image import PreparedImage
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion, refuse_nan
 from tagclip.predictor import AskedClasses, Demand, TagCLIPPredictor
-from tagclip.projects.webdemo.turns import current_turn
+from tagclip.projects.webdemo.turns import Turns, current_turn
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.class_names import split_words
+from tagclip.utils.files import temporary_folder
 from tagclip.utils.text import one_line
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "Uploads",
     "encode_image",
     "find_upload",
+    "least_limits",
 ]
 
 # Longer side, in pixels, of what is drawn; the result to download has the image's own size.
@@ -43,6 +48,8 @@ _SHOWN_SIZE = 800
 _PLANES = 8
 # As Pillow calls them: what cameras and browsers write, and quick to decode.
 _FORMATS = frozenset(("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"))
+# Side in pixels of an image that anybody may be expected to bring.
+_SMALLEST = 64
 # Paths of uploads above which is looked which of them are deleted.
 _LEAST_LOOKED = 1000
 
@@ -362,7 +369,8 @@ def encode_image(
         with turn.work():
             asked = predictor.resolve(names, context=others or None)
         demand = predictor.demand(path, asked)
-        kept_nbytes = demand.logits_nbytes + encodes_again * demand.views_nbytes
+        kept_nbytes = demand.logits_nbytes + 3 * math.prod(_shown_size(demand.size))
+        kept_nbytes += encodes_again * demand.views_nbytes
         limits.check(demand, kept_nbytes, name)
         turn.reserve(demand.nbytes)
         with turn.work_aside(demand.size[0] * demand.size[1]):
@@ -386,6 +394,22 @@ def encode_image(
     )
 
 
+def least_limits(predictor: TagCLIPPredictor) -> Limits:
+    """Return the lowest limits with which there is a result: that of a small square and one word.
+
+    Args:
+        predictor: stays as it is; runs the model once.
+    """
+    turns = Turns(memory=sys.maxsize, seconds=math.inf)
+    with temporary_folder() as folder, turns.request("", lambda: False) as turn:
+        Image.new("RGB", (_SMALLEST, _SMALLEST)).save(path := folder / "least.png")
+        demand = predictor.demand(path, predictor.resolve(["thing"]))
+        open_limits = Limits(windows=sys.maxsize, kept=sys.maxsize)
+        found = encode_image(predictor, path, "thing", "", open_limits)
+        found.predict(Settings.from_config(predictor.cfg), found.size)
+        return Limits(windows=demand.windows, memory=2 * turn.held, kept=2 * found.nbytes)
+
+
 def _check_format(path: str | Path) -> None:
     """Refuse what takes seconds to decode (JPEG 2000), or is no picture to anybody else."""
     with opened(path, "image") as image:
@@ -404,12 +428,17 @@ def _encoded(
 
 def _shrunk(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> at most _SHOWN_SIZE pixels long, a copy."""
-    height, width = image.shape[:2]
-    scale = _SHOWN_SIZE / max(height, width)
-    if scale >= 1:
+    size = image.shape[:2]
+    shown = _shown_size(size)
+    if shown == size:
         return image.copy()
-    shape = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, shown[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of what is shown of an image."""
+    scale = min(1.0, _SHOWN_SIZE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _split_words(text: str, limits: Limits) -> list[str]:

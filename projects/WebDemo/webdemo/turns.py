@@ -40,9 +40,11 @@ class Turn:
         used: seconds of work so far, at its first step at least those of the request that has had
             the fewest at its address: who comes later neither starves others nor waits for what
             they had.
+        held: bytes of memory that the request has reserved.
     """
 
     used = 0.0
+    held = 0
 
     @contextmanager
     def work(self) -> Iterator[None]:
