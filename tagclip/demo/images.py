@@ -159,18 +159,20 @@ def _draw_all(
     tasks = [(image, picture, by_file.get(str(image))) for image, picture in pairs]
     outcomes: list[_Outcome] = []
     late: list[_Outcome] = []
-    start, processes = time.perf_counter(), min(processes, len(tasks))
+    start, processes, written = time.perf_counter(), min(processes, len(tasks)), 0
     with explained(lambda: _what_is_there(outcomes, len(tasks), args)):
         try:
             for outcome in _outcomes(args, build_predictor, tasks, processes, late):
                 outcomes.append(outcome)
                 if len(outcomes) % JSON_PERIOD == 0:
                     write_entries(args.json, known, _entries(outcomes))
+                    written = len(outcomes)
         finally:
+            # The one at hand when a signal comes may be among both.
+            there = {outcome.image for outcome in outcomes}
+            outcomes += [outcome for outcome in late if outcome.image not in there]
             # What the last writing lacks; nothing if there is none, as of a model without weights.
-            is_more = late or len(outcomes) % JSON_PERIOD
-            outcomes += late
-            if is_more:
+            if len(outcomes) > written:
                 write_entries(args.json, known, _entries(outcomes))
     errors, skipped = [o.error for o in outcomes], sum(o.skipped for o in outcomes)
     drawn = errors.count("") - skipped

@@ -67,13 +67,14 @@ def draw_video(
 
 
 def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
-    start = time.perf_counter()
+    start, written = time.perf_counter(), 0
     with StopRequest("this frame") as stop:
         try:
             with job.target as target:
                 for page in job.pages():
                     if len(job.entries) % JSON_PERIOD == 0:
                         write_entries(args.json, job.known, job.entries)
+                        written = len(job.entries)
                     if target is not None:
                         target.write(page)
                     elif page is not None and _is_closed(page):
@@ -81,7 +82,7 @@ def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
                     if stop.number:
                         break
         finally:
-            if len(job.entries) % JSON_PERIOD:
+            if len(job.entries) > written:
                 write_entries(args.json, job.known, job.entries)
     job.remove_later_labels()
     if job.path is not None and not args.no_draw:

@@ -26,6 +26,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tagclip import TagCLIPPredictor, register_zero_shot_sem_seg
+from tagclip.demo import images
 from tagclip.demo.media import VideoFile, find_images
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, TagCLIPError
 from tagclip.utils.cli import run_tool
@@ -655,6 +656,36 @@ def test_a_picture_that_is_asked_for_later_is_drawn(run: Callable, tmp_path: Pat
     assert run(*common) == 0 and os.listdir(tmp_path / "out") == ["a.png"]
     (row,) = json.loads((tmp_path / "r.json").read_text())["images"]
     assert row["picture"] == str(tmp_path / "out" / "a.png")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_image_whose_result_is_at_hand_when_a_signal_comes_is_listed_once(
+    demo: ModuleType,
+    run: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(demo.__file__).parent))
+    monkeypatch.setitem(sys.modules, "demo", demo)
+    for seed in range(6):
+        save(tmp_path / "in" / f"{seed}.png", picture(seed=seed))
+    write, calls = images.write_entries, []
+
+    def interrupted(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        write(*args)
+
+    monkeypatch.setattr(images, "JSON_PERIOD", 1)
+    monkeypatch.setattr(images, "write_entries", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run("--input", tmp_path / "in", "--json", tmp_path / "r.json", "--workers", workers)
+    made = sorted(os.listdir(tmp_path / "out"))
+    rows = json.loads((tmp_path / "r.json").read_text())["images"]
+    assert sorted(Path(row["picture"]).name for row in rows) == made
+    assert str(caught.value).startswith(f"{len(made)} of 6 images are finished and stay")
 
 
 def test_a_video_without_pictures_ends_with_ctrl_c_and_keeps_all(
