@@ -14,10 +14,17 @@ from pathlib import Path
 
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.run_lock import LOCK_NAME
+from tagclip.utils.stopping import Stopped, explained
 from tagclip.utils.tool_parser import ToolParser
 
 OUTPUT = Path("output/minibench")
 CONFIG = "minibench/tagclip_minibench_noun_fence_board_convtrust.yaml"
+# The same command would remove it.
+GOES_ON = (
+    f"what is trained is in {OUTPUT}: tagclip train --config-file {CONFIG} --resume OUTPUT_DIR "
+    f"{OUTPUT} goes on with it, and tagclip minibench report draws it; tagclip minibench begins "
+    "anew"
+)
 
 
 def make_parser() -> ToolParser:
@@ -38,6 +45,7 @@ def run() -> None:
         TagCLIPError: a step fails, or another run is at work in the folder; the later steps are
             left out.
     """
+    from tagclip.engine.interruptions import SavedAndStopped
     from tagclip.engine.own_folder import own_folder
     from tagclip.tools import train_net
     from tagclip.tools.minibench import generate_data, make_report
@@ -52,8 +60,13 @@ def run() -> None:
             elif path.name != LOCK_NAME:
                 path.unlink()
         words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]
-        train_net.start(train_net.parse_args(words))
-        make_report.report(OUTPUT)
+        with explained(GOES_ON):
+            try:
+                train_net.start(train_net.parse_args(words))
+            except SavedAndStopped as stopped:
+                # Its training is saved; what was asked for here is not done.
+                raise Stopped(stopped.number) from stopped
+            make_report.report(OUTPUT)
 
 
 if __name__ == "__main__":

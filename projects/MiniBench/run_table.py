@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from tagclip.errors import OutputError
 from tagclip.utils.cli import check_output, run_tool
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import probe_folder, write_atomic
 from tagclip.utils.parent import end_with_parent, ending_children, run_child
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
-from tagclip.utils.text import json_text
+from tagclip.utils.text import json_text, shortened
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 README = Path(__file__).with_name("README.md")
@@ -41,6 +41,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results.md"
 FREE_README = Path(__file__).resolve().parents[1] / "TrainingFree" / "README.md"
 
 RunKey = tuple[str, str, int]
+
+# Bytes of a short log: what has no room for it has none for a last line either.
+_LOG_SIZE = 1 << 16
 
 GOES_ON = "finished runs stay, the same command goes on with the others"
 
@@ -175,7 +178,17 @@ def run_script(words: Sequence[str], path: Path) -> None:
         code = run_child([sys.executable, *words], log, {"OMP_NUM_THREADS": "1"})
     if code:
         what = " ".join(words[words.index("--one") + 1 :])
-        sys.exit(f"{what}: exit code {code}; see {path}")
+        sys.exit(f"{what}: exit code {code}{_cause(path)}; see {path}")
+
+
+def _cause(path: Path) -> str:
+    """Why a process has failed: the last line of its log, or what keeps it from having one."""
+    try:
+        probe_folder(path.parent, _LOG_SIZE)
+    except OSError as error:
+        return f", {path.parent} cannot be written ({error.strerror}): free space"
+    lines = path.read_text(errors="replace").splitlines()
+    return f" ({shortened(lines[-1], 300)})" if lines else ""
 
 
 def be_script(job: Callable[..., None], *args: Any) -> None:

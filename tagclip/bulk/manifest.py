@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,7 @@ class BulkFolder:
             )  # fmt: skip
             self.shards = [left for shard in self.shards if (left := self._still_there(shard))]
         self._inputs = list(inputs)
-        with writing_output(self.path):
+        with writing_output(self.path), self._begun():
             (self.path / ROWS).mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
             for shard in self.shards:
@@ -229,6 +230,25 @@ class BulkFolder:
             for path in (self.path / PLANS).glob("shard-*.txt"):
                 if path.name not in names:
                     path.unlink()
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """Leave nothing of a run that breaks off before its manifest: it would not be known again.
+
+        A killed one leaves its lock, by which it is known.
+        """
+        try:
+            yield
+        except BaseException:
+            if not (self.path / MANIFEST).exists():
+                self._remove_plan()
+            raise
+
+    def _remove_plan(self) -> None:
+        shutil.rmtree(self.path / PLANS, ignore_errors=True)
+        with suppress(OSError):
+            (self.path / VOCABULARY).unlink(missing_ok=True)
+            (self.path / ROWS).rmdir()
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes left half-written."""
@@ -372,10 +392,11 @@ class BulkFolder:
         )
 
     def _clear(self) -> None:
-        """Remove results, and then what names them; lists that are left over go with the plan."""
-        with writing_output(self.path):
+        """Remove results, and then what names them."""
+        with writing_output(self.path), self._begun():
             for path in (*self._files(), self.path / MANIFEST):
                 path.unlink()
+            self._remove_plan()
 
     def _files(self) -> Iterator[Path]:
         """Files of rows, of whatever run."""

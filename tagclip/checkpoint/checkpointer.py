@@ -66,6 +66,7 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         allow_partial: bool = False,
         save_to_disk: bool | None = None,
         before_save: Callable[[], None] | None = None,
+        gather: Callable[[], None] | None = None,
         **checkpointables: Any,
     ) -> None:
         """Prepare.
@@ -78,16 +79,19 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             allow_partial: load what fits and warn about the rest.
             save_to_disk: default: only in the main process.
             before_save: brings the model up to date in the process that saves it.
+            gather: brings to that process what others keep; called in all of them.
             checkpointables: optimizer, trainer and so on, restored on resume. Without any, a
                 checkpoint is loaded for evaluation.
         """
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.metadata, self.allow_partial = metadata or {}, allow_partial
-        self._stage, self._before_save = stage, before_save
+        self._stage, self._before_save, self._gather = stage, before_save, gather
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth and then ``last_checkpoint``; either is complete or absent.
+
+        Every process of a training calls this; the one that ``save_to_disk`` says writes.
 
         Args:
             name: file name without suffix.
@@ -96,7 +100,11 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         Raises:
             CheckpointError: the folder cannot be written, or the disk is full.
         """
-        if not self.save_dir or not self.save_to_disk:
+        if not self.save_dir:
+            return
+        if self._gather is not None:
+            self._gather()
+        if not self.save_to_disk:
             return
         if self._before_save is not None:
             self._before_save()

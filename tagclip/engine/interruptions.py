@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from fvcore.common.checkpoint import Checkpointer
@@ -24,24 +24,25 @@ __all__ = ["PatientWriter", "SavedAndStopped", "interruptible", "stop_listening"
 
 logger = logging.getLogger(__name__)
 
+# What comes behind the checkpoints: an evaluation that fails can be repeated.
+_AFTER = (EvalHook, PeriodicWriter)
 # detectron2's writers report medians over so many steps.
 _WINDOW = 20
 
 
-def interruptible(hooks: list[HookBase], checkpointer: Checkpointer) -> list[HookBase]:
+def interruptible(hooks: list[HookBase], checkpointer: Checkpointer, period: int) -> list[HookBase]:
     """Add and replace the hooks that let a training be interrupted.
 
     Args:
         hooks: detectron2's.
         checkpointer: with a method ``probe``, see `TagCLIPCheckpointer`.
+        period: iterations between two checkpoints.
     """
-    patient = [
-        PatientCheckpointer(checkpointer, hook.period)
-        if isinstance(hook, PeriodicCheckpointer)
-        else hook
-        for hook in hooks
-    ]
-    return [RecentScalars(), *patient, StopOnSignal(checkpointer)]
+    # detectron2 has a checkpointer in the main process only, but to a checkpoint all have to give.
+    hooks = [hook for hook in hooks if not isinstance(hook, PeriodicCheckpointer)]
+    place = next((i for i, hook in enumerate(hooks) if isinstance(hook, _AFTER)), len(hooks))
+    hooks.insert(place, PatientCheckpointer(checkpointer, period))
+    return [RecentScalars(), *hooks, StopOnSignal(checkpointer)]
 
 
 def stop_listening(hooks: list[HookBase]) -> None:
@@ -169,7 +170,7 @@ class PatientCheckpointer(PeriodicCheckpointer):
         """
         super().before_train()
         self.checkpointer.probe()
-        if self.trainer.start_iter < self.trainer.max_iter:
+        if self.trainer.start_iter < self.trainer.max_iter or not self.checkpointer.save_to_disk:
             return
         # A run that was killed between the checkpoint of its last step and the final one.
         last = Path(self.checkpointer.get_checkpoint_file())

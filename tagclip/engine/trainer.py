@@ -114,6 +114,7 @@ class ZeroShotTrainer(DefaultTrainer):
             | {"training_files": files_sha256(self._stream.samples)},
             stage=stage,
             before_save=self._trusty_fitting.fit if self._trusty_fitting else None,
+            gather=self._trusty_training.gather if self._trusty_training else None,
             optimizer=optimizer,
             scaler=self._trainer.grad_scaler,
             trainer=weakref.proxy(self),
@@ -174,7 +175,8 @@ class ZeroShotTrainer(DefaultTrainer):
         hooks = super().build_hooks()
         if not self.cfg.DATASETS.TEST:
             hooks = [hook for hook in hooks if not isinstance(hook, EvalHook)]
-        return [*first, *interruptible(hooks, self.checkpointer)]
+        period = self.cfg.SOLVER.CHECKPOINT_PERIOD
+        return [*first, *interruptible(hooks, self.checkpointer, period)]
 
     def build_writers(self) -> list[EventWriter]:
         """detectron2's writers of the training curve, whose json is valid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ class TrustyTraining(HookBase):
         check_value("MODEL.TAGCLIP.TRUSTY.CONV.STEPS", steps)
         self.head, self.lr, self.steps, self.seed = head, lr, steps, seed
         self.optimizer = torch.optim.AdamW(head.parameters(), lr, weight_decay=weight_decay)
+        # Gathered for a checkpoint, gone with the next step.
+        self._others: list[dict[str, Any]] = []
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> TrustyTraining | None:
@@ -71,7 +74,7 @@ class TrustyTraining(HookBase):
         Raises:
             NonFiniteLossError: the loss is not finite in some process; its step was not taken.
         """
-        iteration = self.trainer.iter
+        iteration, self._others = self.trainer.iter, []
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * (1 - iteration / self.trainer.max_iter)
         # Not the numbers of the model's own dropout: a rank that no process has.
@@ -98,14 +101,39 @@ class TrustyTraining(HookBase):
             statistic.copy_(_world_mean(statistic))
         return float(mean)
 
+    def gather(self) -> None:
+        """Bring what each process keeps of its own batches to the main one, before `state_dict`.
+
+        Every process calls this.
+        """
+        if comm.get_world_size() == 1:
+            return
+        # One by one, as all batches together may be gigabytes.
+        own = self.head.replay.state_dict()["batches"]
+        batches = [comm.gather(_on_cpu(batch)) for batch in own]
+        self._others = [{"batches": list(kept)} for kept in list(zip(*batches, strict=True))[1:]]
+
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {"optimizer": self.optimizer.state_dict(), "replay": self.head.replay.state_dict()}
+        """What a resumed run needs; of several processes in the main one, after `gather`."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.head.replay.state_dict(),
+            "replay_of_others": self._others,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken; every process calls this.
+
+        Of a run with fewer processes several begin with the same batches, and so do all of one that
+        an earlier version saved.
+        """
         self.optimizer.load_state_dict(state["optimizer"])
-        self.head.replay.load_state_dict(state["replay"])
+        replays = [state["replay"], *state.get("replay_of_others", ())]
+        self.head.replay.load_state_dict(replays[comm.get_rank() % len(replays)])
+
+
+def _on_cpu(batch: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(part.cpu() if isinstance(part, torch.Tensor) else part for part in batch)
 
 
 def _world_mean(value: torch.Tensor) -> torch.Tensor:

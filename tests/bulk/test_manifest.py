@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,7 @@ from helpers.full_disk import largest_file
 
 from tagclip.bulk import manifest as module
 from tagclip.bulk.inputs import InputFile
-from tagclip.bulk.manifest import BulkFolder, BulkSettings
+from tagclip.bulk.manifest import BulkFolder, BulkSettings, check_ours
 from tagclip.errors import ConfigError
 from tagclip.evaluation.segment_rows import read_metadata
 from tagclip.structures.vocabulary import Vocabulary
@@ -301,8 +302,41 @@ def test_a_kill_while_another_run_is_planned_puts_no_image_into_two_shards(
             ids = [name for group in names(plan(path, settings=settings)) for name in group]
             assert sorted(ids) == [file.id for file in FILES]
         count += 1
-    # Two lists, the manifest; the vocabulary is the same.
-    assert count == 3
+    # Two lists, the vocabulary, the manifest.
+    assert count == 4
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_plan_that_breaks_off_leaves_a_folder_that_is_still_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool, error: BaseException
+) -> None:
+    """Whichever file fails: nobody else's files are there, and the same command goes on."""
+    plan(tmp_path / "whole", size=1)
+    expected, failed = content_of(tmp_path / "whole"), 0
+    for count in range(len(expected)):
+        path, left = tmp_path / f"after{count}", iter(range(count))
+        if not is_new:
+            finish(plan(path, FILES[:2], size=1), 0)
+
+        def write(file: Path, text: str, left: Iterator[int] = left) -> Path:
+            if next(left, None) is None:
+                raise error
+            return write_atomic(file, text)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_atomic", write)
+            try:
+                plan(path, size=1)
+            except (KeyboardInterrupt, ConfigError):
+                failed += 1
+        check_ours(path)
+        assert not is_new or not any(path.iterdir())
+        folder = plan(path, size=1)
+        assert names(folder) == [[file.id] for file in FILES]
+        assert (folder.finished(folder.shards[0]) is not None) == (not is_new)
+    # Of a run that goes on two lists, the vocabulary is there.
+    assert failed == (6 if is_new else 3)
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:

@@ -15,7 +15,15 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from helpers.processes import check_same_training, joined, make_config, train, trained, untrained
-from helpers.tiny_run import changed, equal, exit_of, maskclip_parts, write_tiny_dataset
+from helpers.tiny_run import (
+    changed,
+    equal,
+    exit_of,
+    maskclip_parts,
+    train_in_two,
+    weights,
+    write_tiny_dataset,
+)
 from torch.multiprocessing import spawn
 
 from tagclip import ZeroShotTrainer
@@ -61,6 +69,7 @@ def in_process(rank: int, root: Path, clip: str, vocabulary: str) -> None:
             **trained(cfg, "pair"),
             "parts": trained(changed(cfg, "SOLVER.ACCUMULATE", 2), "pair_parts"),
             "conv": trained(changed(cfg, *CONV), "pair_conv"),
+            "resumed": resumed(changed(cfg, *CONV, "DATASETS.TEST", ())),
             "trusty head alone": trained(trusty_head_alone(cfg), "pair_alone"),
             "evaluation": evaluate(cfg),
             "kept": kept_images(),
@@ -76,6 +85,12 @@ def in_process(rank: int, root: Path, clip: str, vocabulary: str) -> None:
             except (NonFiniteLossError, ConfigError) as error:
                 found[key] = str(error)
         torch.save(found, root / f"found{rank}.pth")
+
+
+def resumed(cfg: CfgNode) -> dict[str, torch.Tensor]:
+    """Weights after a training that broke off and went on."""
+    model = train_in_two(cfg, 4).model
+    return weights(getattr(model, "module", model))
 
 
 def evaluate(cfg: CfgNode) -> dict[str, dict[str, float]] | None:
@@ -152,6 +167,14 @@ def test_a_convolutional_trusty_head_is_the_same_in_both_processes(
         else:
             expected = alone["conv"]["weights"][name]
             assert (weight - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+def test_a_resumed_run_of_two_processes_ends_with_the_same_bits(
+    pair: list[dict[str, Any]],
+) -> None:
+    """Also of the trusty head, for which each process keeps batches of its own."""
+    for found in pair:
+        assert equal(found["resumed"], found["conv"]["weights"])
 
 
 def test_a_trusty_head_alone_is_the_same_in_both_processes(

@@ -16,6 +16,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils import logger as detectron2_logger
 from helpers.paths import REPOSITORY
 from helpers.toy_dataset import vocabulary_tree
@@ -196,6 +197,8 @@ def train_in_two(cfg: CfgNode, iteration: int) -> Any:
 
     def stop(trainer: Any) -> None:
         trainer.checkpointer.save("half", iteration=trainer.iter)
+        # One process writes, and all read.
+        comm.synchronize()
         raise InterruptedError
 
     with pytest.raises(InterruptedError):

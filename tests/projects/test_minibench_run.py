@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
+from helpers.tiny_run import exit_of
 from helpers.toy_dataset import forget
 
 from tagclip import load_config
+from tagclip.engine.interruptions import SavedAndStopped
 from tagclip.projects.minibench import VOCABULARY_JSON
-from tagclip.tools import demo
-from tagclip.tools.minibench import run_minibench
+from tagclip.tools import demo, train_net
+from tagclip.tools.minibench import generate_data, make_report, run_minibench
 from tagclip.tools.webdemo import serve
+from tagclip.utils.cli import run_tool
 
 
 def test_the_recommended_config_is_run() -> None:
@@ -22,6 +26,40 @@ def test_the_recommended_config_is_run() -> None:
     model = run_minibench.OUTPUT / "model_final.pth"
     assert model == demo.MINIBENCH
     assert serve.make_parser().get_default("weights") == str(model)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "begin"),
+    [
+        (SavedAndStopped(signal.SIGTERM), 143, "Stopped by SIGTERM: "),
+        (SavedAndStopped(signal.SIGHUP), 129, "Stopped by SIGHUP: "),
+        (KeyboardInterrupt(), 130, "Interrupted: "),
+    ],
+)
+def test_a_training_that_a_signal_ends_is_no_success(
+    error: BaseException,
+    code: int,
+    begin: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """It saves and ends with 0; nothing of it is drawn, and the same command would remove it."""
+
+    def start(args: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate_data, "write", lambda _: None)
+    monkeypatch.setattr(train_net, "start", start)
+    monkeypatch.setattr(make_report, "report", lambda _: pytest.fail("drawn"))
+    assert exit_of(run_tool, run_minibench.run) == code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"{begin}what is trained is in output/minibench: tagclip train --config")
+    words = line.partition("tagclip train ")[2].partition(" goes on")[0].split()
+    args = train_net.parse_args(words)
+    assert args.resume and args.opts == ["OUTPUT_DIR", "output/minibench"]
+    assert "tagclip minibench begins anew" in line
 
 
 def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from helpers.tiny_run import exit_of, load_tool
 from scipy import stats
 
 from tagclip import Vocabulary, load_config
+from tagclip.errors import OutputError
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.table import (
     ALL_ROWS,
@@ -265,6 +268,22 @@ def test_a_run_that_there_is_not_is_named(
     line = exit_of(load_tool(PROJECT / script).invoke_main)
     assert line.startswith(f"--one: found {found}") and len(line.splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_why_a_run_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last line, or, where the disk has no room for one, that."""
+    tool, log = load_tool(PROJECT / "run_table.py"), tmp_path / "a.log"
+    (script := tmp_path / "s.py").write_text("print('first'); raise SystemExit('the reason')")
+    words = [str(script), "--one", "a", "0"]
+    line = exit_of(tool.run_script, words, log)
+    assert line == f"a 0: exit code 1 (the reason); see {log}"
+
+    def full(folder: Path, size: int) -> None:
+        raise OutputError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+    monkeypatch.setattr(tool, "probe_folder", full)
+    reason = f"{tmp_path} cannot be written (No space left on device): free space"
+    assert exit_of(tool.run_script, words, log) == f"a 0: exit code 1, {reason}; see {log}"
 
 
 @pytest.mark.parametrize(

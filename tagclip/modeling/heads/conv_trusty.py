@@ -149,7 +149,9 @@ class ConvTrustyHead(nn.Module):
 
     def loss(self, batch: TrustyBatch) -> Tensor:
         """Return the balanced cross-entropy of a batch, a scalar; see `balanced_bce`."""
-        logits = self(batch.features.float(), learning=True)[:, 0]
+        # Those of a checkpoint are on the CPU.
+        features = batch.features.to(self.norm.running_mean.device)
+        logits = self(features.float(), learning=True)[:, 0]
         rows, columns = (
             interpolation_matrix(full, low, batch.stride, logits.device)
             for full, low in zip(batch.size, logits.shape[-2:], strict=True)
