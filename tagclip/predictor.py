@@ -19,7 +19,7 @@ from torch import Tensor
 import tagclip
 from tagclip.checkpoint import checkpoint_config, find_weights, load_trained
 from tagclip.config.checks import available_device, check_config, check_registered
-from tagclip.data.image_io import read_image, stored_size
+from tagclip.data.image_io import read_image
 from tagclip.data.prepared_image import ImageLike, ImagePreparer, PreparedImage
 from tagclip.data.protocol import Protocol, resolve_seen
 from tagclip.data.read_ahead import BUDGET, read_ahead
@@ -57,7 +57,7 @@ class Demand:
     """What an image will ask of the machine.
 
     Attributes:
-        size: (height, width) of the file in pixels, before any EXIF rotation.
+        size: (height, width) of it in pixels.
         windows: how many the model will see, of all views.
         logits_nbytes: bytes of the logits of all windows, which `TagCLIPPredictor.encode` returns.
         views_nbytes: bytes of what the networks take.
@@ -336,21 +336,17 @@ class TagCLIPPredictor:
         path = expand_path(path)
         return read_image(path, "BGR", self.cfg.INPUT.MAX_PIXELS, name=path)
 
-    def demand(self, path: str | Path, asked: AskedClasses) -> Demand:
-        """Say what `encode` would take, from the header of a file alone.
+    def demand(self, size: tuple[int, int], asked: AskedClasses) -> Demand:
+        """Say what `encode` would take.
 
         Args:
-            path: of an image.
+            size: (height, width) of an image in pixels, upright or not.
             asked: what `resolve` returns.
 
         Raises:
-            DatasetError: the file is missing, no image or too large, as `read_image` says.
+            DatasetError: an image of this size cannot be resized as the config says.
         """
-        size = stored_size(path, self.cfg.INPUT.MAX_PIXELS, name=str(path))
-        try:
-            views = [view.size(*size) for view in self.preparer.inputs.views]
-        except DatasetError as error:
-            raise DatasetError(f"{path}: {error}") from error
+        views = [view.size(*size) for view in self.preparer.inputs.views]
         plans = [self.model.window_plan(*view, len(asked.all)) for view in views]
         logits = sum(plan.logits_nbytes for plan in plans)
         return Demand(
@@ -358,7 +354,8 @@ class TagCLIPPredictor:
             windows=sum(len(plan.grid) for plan in plans),
             logits_nbytes=logits,
             views_nbytes=sum(3 * height * width for height, width in views),
-            nbytes=logits + self.preparer.nbytes(path),
+            # As it is read, and with the channels in the order of the model.
+            nbytes=logits + 3 * (2 * size[0] * size[1] + sum(h * w for h, w in views)),
         )
 
     def encode(self, image: ImageLike, asked: AskedClasses) -> ScoreFusion:

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from detectron2.utils.logger import log_first_n
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
@@ -285,15 +284,15 @@ def image_pixels(
         pixels = _UPRIGHT[orientation](pixels)
     if bands:
         text = f"{name}: the first 3 of {3 + bands} bands are read as red, green and blue"
-        log_first_n(logging.WARNING, f"{text}; so are others like it", name=__name__)
+        _first_n()(logging.WARNING, f"{text}; so are others like it", name=__name__)
     if is_16_bit:
         is_gray = image.mode.startswith("I")
         how = "gray image, read as 8 bits (divided by 257)"
         text = f"{name}: 16-bit {how if is_gray else 'colour image, read as its upper 8 bits'}"
-        log_first_n(logging.WARNING, f"{text}; so are others like it", name=__name__)
+        _first_n()(logging.WARNING, f"{text}; so are others like it", name=__name__)
     if is_16_bit and is_dark(pixels):
         text = f"{name}: 16-bit image, dark as read: brightest value {pixels.max()} of 255"
-        log_first_n(logging.WARNING, f"{text}; {DARK_REMEDY}", name=__name__)
+        _first_n()(logging.WARNING, f"{text}; {DARK_REMEDY}", name=__name__)
     return pixels
 
 
@@ -340,6 +339,15 @@ def _further_bands(image: Image.Image) -> int:
     return tags.get(_SAMPLES_PER_PIXEL, 3) - 3
 
 
+def _first_n() -> Callable[..., None]:
+    """detectron2's `log_first_n`, whose import takes seconds and is needed where it is read."""
+    if not logging.getLogger(__name__).isEnabledFor(logging.WARNING):
+        return lambda *args, **options: None
+    from detectron2.utils.logger import log_first_n
+
+    return log_first_n
+
+
 def _tiff_tags(image: Image.Image) -> Mapping[int, Any]:
     return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
 
@@ -349,7 +357,7 @@ def _exif_orientation(image: Image.Image, path: str | Path) -> int:
         orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
         return orientation if isinstance(orientation, int) else 1
     except _DAMAGE:
-        log_first_n(
+        _first_n()(
             logging.WARNING,
             f"{path}: damaged EXIF data; this image and others like it are read unrotated",
             name=__name__,

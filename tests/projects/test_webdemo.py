@@ -143,6 +143,12 @@ def test_visitors_at_the_same_time_get_their_own_words(
         (" , \n,", "cat", "words: found none, expected at least one"),
         ("cat, CAT ", "", "occur more than once"),
         ("x" * 81, "", "found 81 characters in 'xxxxxxxxxxxxxxxxxxxx'..., expected at most 80"),
+        (
+            "," * 17601,
+            "",
+            "found a text of 17601 characters, expected at most 17600; ask",
+        ),
+        ("cat", "," * 17601, "found a text of 17601 characters, expected at most 17600"),
         (",".join(map(str, range(150))), ",".join(map(str, range(200, 251))), "150, and 51 of"),
     ],
 )

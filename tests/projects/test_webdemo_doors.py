@@ -411,9 +411,37 @@ def test_some_requests_of_an_address_are_answered_at_a_time() -> None:
         assert at_work.count("many") == 9
         events["ends"].set()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert not door._slots
+        assert not any(slots.users for slots in door._slots.values())
 
     asyncio.run(together())
+
+
+def test_an_address_that_asks_and_asks_waits_and_others_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 40 a second in the long run, of which 400 may come at once."""
+    now, waits = [5.0], []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("tagclip.projects.webdemo.doors.asyncio.sleep", sleep)
+    app = ShareDoor(Page(tmp_path), lambda address: 0, clock=lambda: now[0])
+    for _ in range(400):
+        assert ask(app, body=b"x")[0] == 200
+    assert not waits
+    for _ in range(3):
+        ask(app, body=b"x")
+    assert waits == pytest.approx([1 / 40, 2 / 40, 3 / 40])
+    ask(app, body=b"x", client="2")
+    assert len(waits) == 3
+    # With time it may ask again, and with more time it is forgotten.
+    now[0] += 4 / 40
+    ask(app, body=b"x")
+    assert len(waits) == 3 and app._slots.keys() == {"1.2.3.4", "2"}
+    now[0] += 11
+    ask(app, body=b"x", client="3")
+    assert app._slots.keys() == {"3"}
 
 
 @pytest.mark.parametrize(

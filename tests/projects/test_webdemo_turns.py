@@ -19,6 +19,7 @@ from PIL import Image
 
 from tagclip import TagCLIPPredictor
 from tagclip.errors import ConfigError, DatasetError
+from tagclip.projects.webdemo import session
 from tagclip.projects.webdemo.kept import KeptImages
 from tagclip.projects.webdemo.session import (
     EncodedImage,
@@ -82,7 +83,7 @@ def test_who_has_had_the_least_time_goes_on(costs: tuple[float, float], expected
     last = len(order) - 1 - order[::-1].index("second")
     assert order[:last].count("first") <= expected and order[0] == "first"
     assert sorted(order) == ["first"] * 5 + ["second"] * 5
-    assert turns.held == 0 and not turns.model.waiting and turns.model.working is None
+    assert turns.held == 0 and not turns.model.waiting and not turns.model.working
 
 
 def test_a_request_ends_in_time_and_when_nobody_waits() -> None:
@@ -94,7 +95,7 @@ def test_a_request_ends_in_time_and_when_nobody_waits() -> None:
             pause_point()
             clock.now = 61
             pause_point()
-        assert turns.model.working is None
+        assert not turns.model.working
     gone = False
     ends = pytest.raises(RequestError, match="nobody waiting")
     with turns.request("me", lambda: gone) as turn, ends, turn.work():
@@ -218,33 +219,32 @@ def test_addresses_share_the_time_alike() -> None:
     assert not turns.times
 
 
-def test_pictures_are_decoded_beside_the_model_one_at_a_time() -> None:
+def test_pictures_are_read_beside_the_model_one_of_an_address_at_a_time() -> None:
     turns, release, inside = Turns(MIB, 60), threading.Event(), []
 
-    def decode(name: str, address: str) -> None:
-        large = (1 << 20) + 1
-        with turns.request(name, release.is_set, address), current_turn().work_aside(large):
+    def read(name: str, address: str) -> None:
+        with turns.request(name, release.is_set, address), current_turn().work_aside():
             inside.append(name)
             if name == "a":
                 release.wait(20)
 
     with ThreadPoolExecutor(4) as pool:
-        tasks = [pool.submit(decode, "a", "many")]
+        tasks = [pool.submit(read, "a", "many")]
         while not inside:
             pass
-        tasks += [pool.submit(decode, name, "many") for name in "bc"]
+        tasks += [pool.submit(read, name, "many") for name in "bc"]
         while len(turns.aside.waiting) < 2:
             pass
         # Nobody waits for that here.
         with turns.request("d", wanted, "one") as turn:
             with turn.work():
                 pause_point()
-            with turn.work_aside(1 << 20):
+            with turn.work_aside():
                 pass
         assert inside == ["a"] and turns.times["many"] == 0
         release.set()
         assert [task.exception(20) for task in tasks][0] is None
-    assert turns.aside.working is turns.model.working is None and not turns.aside.waiting
+    assert not (turns.aside.working or turns.model.working or turns.aside.waiting)
 
 
 def test_an_address_leaves_others_a_quarter_of_the_memory() -> None:
@@ -372,7 +372,7 @@ def test_what_is_too_much_is_refused_by_its_header(
 ) -> None:
     predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
     Image.new("1", size[::-1]).save(tmp_path / "a.png")
-    for owner, name in ((predictor, "read_image"), (predictor.model, "encode")):
+    for owner, name in ((session, "read_pixels"), (predictor.model, "encode")):
         monkeypatch.setattr(owner, name, lambda *_: pytest.fail("decoded"))
     with pytest.raises(DatasetError, match=f"^a.png: {message}") as caught:
         encode_image(predictor, tmp_path / "a.png", "cat", "", limits)

@@ -82,14 +82,14 @@ def test_windows_prompts_and_logits_are_done_in_steps(
 @pytest.mark.parametrize(
     "opts", [[], ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "[64, 96]"]]
 )
-def test_the_demand_of_a_file_is_what_encoding_takes(
+def test_the_demand_of_a_size_is_what_encoding_takes(
     tiny_cfg: CfgNode, tmp_path: Path, size: tuple[int, int], opts: list[str]
 ) -> None:
     predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"), opts)
     path = tmp_path / "a.png"
     Image.fromarray(picture(*size)).save(path)
     asked = predictor.resolve(["cat", "zebra"])
-    demand = predictor.demand(path, asked)
+    demand = predictor.demand(size, asked)
     views = predictor.encode(path, asked).views
     logits = [t for view in views for t in (view.class_logits, view.trusty_logits)]
     assert demand.size == size and demand.windows == sum(len(view.grid) for view in views)

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -57,6 +58,8 @@ _LARGEST_JSON = 1 << 18
 _MOST_LISTS = 100
 # Requests of an address that are answered at a time; more wait for these to begin their answers.
 _AT_A_TIME = 4
+# Requests per second of an address, and how many may come at once; loading the page takes 76.
+_PACE, _BURST = 40, 400
 # Questions of an address that wait or work, as gradio counts them.
 _UNFINISHED = 24
 # Bytes of boundaries and names around a file.
@@ -157,17 +160,24 @@ class RouteDoor:
 class ShareDoor:
     """Answers some requests of an address at a time, and keeps questions of others' places free.
 
-    What answers a request works on one loop for all: who sends many at once would hold it.
+    What answers a request works on one loop for all: who sends many at once, or one behind the
+    other, would hold it. Who sends more than a page needs waits.
     """
 
-    def __init__(self, app: App, unfinished: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        app: App,
+        unfinished: Callable[[str], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Begin with nobody.
 
         Args:
             app: the page.
             unfinished: questions of an address that wait or work.
+            clock: seconds.
         """
-        self.app, self._unfinished = app, unfinished
+        self.app, self._unfinished, self._clock = app, unfinished, clock
         self._slots: dict[str, _Slots] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -183,11 +193,13 @@ class ShareDoor:
                     f"{_UNFINISHED}; wait for an answer first"
                 )
                 return await _refuse(scope, send, 429, text)
-        slots = self._slots.setdefault(address, _Slots())
+        slots = self._slots_of(address)
         slots.users += 1
         try:
             async with AsyncExitStack() as slot:
                 await slot.enter_async_context(slots.free)
+                if (wait := slots.wait(self._clock())) > 0:
+                    await asyncio.sleep(wait)
 
                 async def begin_and_send(message: Message) -> None:
                     # At the first message; then nothing is left to give back.
@@ -197,13 +209,37 @@ class ShareDoor:
                 return await self.app(scope, receive, begin_and_send)
         finally:
             slots.users -= 1
-            if not slots.users:
-                del self._slots[address]
+
+    def _slots_of(self, address: str) -> _Slots:
+        if address not in self._slots:
+            now = self._clock()
+            for name in [name for name, each in self._slots.items() if each.is_over(now)]:
+                del self._slots[name]
+            self._slots[address] = _Slots()
+        return self._slots[address]
 
 
 class _Slots:
+    """Of an address.
+
+    Attributes:
+        free: one for each request that is answered at a time.
+        users: requests that wait for one or have one.
+    """
+
     def __init__(self) -> None:
         self.free, self.users = asyncio.Semaphore(_AT_A_TIME), 0
+        # When its requests so far would have come, had they come at the pace.
+        self._due = 0.0
+
+    def wait(self, now: float) -> float:
+        """Seconds that the next request has to wait."""
+        self._due = max(self._due, now) + 1 / _PACE
+        return self._due - now - _BURST / _PACE
+
+    def is_over(self, now: float) -> bool:
+        """Whether there is nothing to remember of it."""
+        return not self.users and self._due <= now
 
 
 def _name(host: str) -> str:

@@ -105,7 +105,8 @@ class Handlers:
         with shown_errors():
             if not isinstance(seen, (list, tuple)) or not all(isinstance(n, str) for n in seen):
                 raise VocabularyError(f"seen: found {seen!r:.80}, expected a list of words")
-        encoded = encoded.with_seen([name in seen for name in encoded.vocabulary.names])
+            chosen = set(seen)
+        encoded = encoded.with_seen([name in chosen for name in encoded.vocabulary.names])
         return encoded, *self.adjust(encoded, gate, seen_bias, background_threshold, opacity)
 
     def adjust(

@@ -76,7 +76,7 @@ def write_result(encoded: EncodedImage, settings: Settings, folder: Path) -> lis
         0 to K-1 for words, and its ``ignore_label`` is "other".
     """
     prediction = encoded.predict(settings, encoded.size)
-    with current_turn().work_aside(encoded.size[0] * encoded.size[1]):
+    with current_turn().work_aside():
         return _written(encoded, prediction, settings, folder)
 
 

@@ -20,11 +20,11 @@ from detectron2.config import CfgNode
 from PIL import Image
 
 from tagclip.config.checks import check_value
-from tagclip.data.image_io import opened
 from tagclip.data.prepared_image import PreparedImage
 from tagclip.errors import DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import ScoreFusion, refuse_nan
 from tagclip.predictor import AskedClasses, Demand, TagCLIPPredictor
+from tagclip.projects.webdemo.reading import read_pixels, read_size
 from tagclip.projects.webdemo.turns import Turns, current_turn
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.class_names import split_words
@@ -46,10 +46,10 @@ __all__ = [
 _SHOWN_SIZE = 800
 # Float32 planes of the result and of a view that `EncodedImage.predict` holds at a time.
 _PLANES = 8
-# As Pillow calls them: what cameras and browsers write, and quick to decode.
-_FORMATS = frozenset(("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"))
 # Side in pixels of an image that anybody may be expected to bring.
 _SMALLEST = 64
+# Characters around a word: comma, spaces, quotes.
+_AROUND = 8
 # Paths of uploads above which is looked which of them are deleted.
 _LEAST_LOOKED = 1000
 
@@ -364,17 +364,19 @@ def encode_image(
         )
     name, turn = Path(path).name, current_turn()
     encodes_again = predictor.model.relative_trusty is not None
+    max_pixels = predictor.cfg.INPUT.MAX_PIXELS
     try:
-        _check_format(path)
+        with turn.work_aside():
+            size = read_size(path, max_pixels, turn.check)
         with turn.work():
             asked = predictor.resolve(names, context=others or None)
-        demand = predictor.demand(path, asked)
+        demand = predictor.demand(size, asked)
         kept_nbytes = demand.logits_nbytes + 3 * math.prod(_shown_size(demand.size))
         kept_nbytes += encodes_again * demand.views_nbytes
         limits.check(demand, kept_nbytes, name)
         turn.reserve(demand.nbytes)
-        with turn.work_aside(demand.size[0] * demand.size[1]):
-            pixels = predictor.read_image(path)
+        with turn.work_aside():
+            pixels = read_pixels(path, max_pixels, turn.check, limits.memory // 2)
             picture = _shrunk(pixels[:, :, ::-1])
         with turn.work():
             # Not the pixels: of them, what the networks take is enough to run these again.
@@ -403,21 +405,11 @@ def least_limits(predictor: TagCLIPPredictor) -> Limits:
     turns = Turns(memory=sys.maxsize, seconds=math.inf)
     with temporary_folder() as folder, turns.request("", lambda: False) as turn:
         Image.new("RGB", (_SMALLEST, _SMALLEST)).save(path := folder / "least.png")
-        demand = predictor.demand(path, predictor.resolve(["thing"]))
+        demand = predictor.demand((_SMALLEST, _SMALLEST), predictor.resolve(["thing"]))
         open_limits = Limits(windows=sys.maxsize, kept=sys.maxsize)
         found = encode_image(predictor, path, "thing", "", open_limits)
         found.predict(Settings.from_config(predictor.cfg), found.size)
         return Limits(windows=demand.windows, memory=2 * turn.held, kept=2 * found.nbytes)
-
-
-def _check_format(path: str | Path) -> None:
-    """Refuse what takes seconds to decode (JPEG 2000), or is no picture to anybody else."""
-    with opened(path, "image") as image:
-        if image.format not in _FORMATS:
-            raise DatasetError(
-                f"{path}: found {image.format}, expected one of {', '.join(sorted(_FORMATS))}; "
-                "save it as one of these"
-            )
 
 
 def _encoded(
@@ -447,6 +439,13 @@ def _split_words(text: str, limits: Limits) -> list[str]:
     Raises:
         VocabularyError: a word is too long, or quotes do not match.
     """
+    # Commas without words would be as long to take apart, and count for nothing.
+    most = limits.words * (limits.characters + _AROUND)
+    if len(text) > most:
+        raise VocabularyError(
+            f"words: found a text of {len(text)} characters, expected at most {most}; ask for "
+            "fewer at a time"
+        )
     words = [one_line(word) for line in text.splitlines() for word in split_words(line)]
     words = [word for word in words if word]
     long = [word for word in words if len(word) > limits.characters]

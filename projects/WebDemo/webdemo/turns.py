@@ -12,7 +12,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from tagclip.errors import TagCLIPError
@@ -23,8 +23,8 @@ __all__ = ["Place", "RequestError", "Turn", "Turns", "current_turn"]
 _MIB = 2**20
 # Of the memory and of the places, at most, for all visitors of one address.
 _SHARE = 0.75
-# Pixels that are decoded in some hundredths of a second.
-_SMALL = 1 << 20
+# Requests that read or write a picture at a time.
+_ASIDE = 2
 # How often, in seconds, a request that waits looks whether it is still wanted.
 _LOOK = 0.2
 
@@ -56,18 +56,22 @@ class Turn:
         yield
 
     @contextmanager
-    def work_aside(self, pixels: int) -> Iterator[None]:
-        """Work beside the model: decode or encode a picture, in one step; one request at a time.
+    def work_aside(self) -> Iterator[None]:
+        """Work beside the model: read or write a picture, in one step; not within `work`.
 
-        Small pictures wait for nobody. Not within `work`.
-
-        Args:
-            pixels: of the picture.
+        One request of an address at a time, and two of all.
 
         Raises:
             RequestError: as `work`.
         """
         yield
+
+    def check(self) -> None:
+        """See to it that somebody waits for the result, and may still.
+
+        Raises:
+            RequestError: as `work`.
+        """
 
     def reserve(self, nbytes: int) -> None:
         """Wait for memory in addition to what this request holds, which ends with it.
@@ -126,10 +130,9 @@ class _SharedTurn(Turn):
         turns = self._turns
         place.waiting.append(self)
         try:
-            self._wait_until(
-                lambda: place.working is None and min(place.waiting, key=turns.used) is self
-            )
-            place.working, self._step_began = self, turns.clock()
+            self._wait_until(lambda: min(place.ready(), key=turns.used, default=None) is self)
+            place.working.append(self)
+            self._step_began = turns.clock()
         finally:
             place.waiting.remove(self)
             turns.changed.notify_all()
@@ -138,7 +141,7 @@ class _SharedTurn(Turn):
         seconds = self._turns.clock() - self._step_began
         self.used += seconds
         self._turns.times[self.address] += seconds
-        place.working = None
+        place.working.remove(self)
         self._turns.changed.notify_all()
 
     def _step(self) -> None:
@@ -155,7 +158,7 @@ class _SharedTurn(Turn):
             yield
         finally:
             with self._turns.changed:
-                if place.working is self:
+                if self in place.working:
                     self._hand_on(place)
 
     @contextmanager
@@ -164,8 +167,8 @@ class _SharedTurn(Turn):
             yield
 
     @contextmanager
-    def work_aside(self, pixels: int) -> Iterator[None]:
-        with self._at(self._turns.aside) if pixels > _SMALL else nullcontext():
+    def work_aside(self) -> Iterator[None]:
+        with self._at(self._turns.aside):
             yield
 
     def reserve(self, nbytes: int) -> None:
@@ -188,17 +191,29 @@ class _SharedTurn(Turn):
 
 
 class Place:
-    """Where one request works at a time.
+    """Where some requests work at a time, one of an address.
 
     Attributes:
-        working: the request at work.
-        waiting: those that wait for it to hand on.
+        working: the requests at work.
+        waiting: those that wait for one to hand on.
     """
 
-    def __init__(self) -> None:
-        """Begin empty."""
-        self.working: _SharedTurn | None = None
+    def __init__(self, size: int = 1) -> None:
+        """Begin empty.
+
+        Args:
+            size: requests at a time.
+        """
+        self._size = size
+        self.working: list[_SharedTurn] = []
         self.waiting: list[_SharedTurn] = []
+
+    def ready(self) -> list[_SharedTurn]:
+        """Return those that wait for nothing but their turn."""
+        if len(self.working) >= self._size:
+            return []
+        busy = {turn.address for turn in self.working}
+        return [turn for turn in self.waiting if turn.address not in busy]
 
 
 class Turns:
@@ -209,7 +224,7 @@ class Turns:
 
     Attributes:
         model: where they work on the model, in steps.
-        aside: where they decode and encode pictures meanwhile.
+        aside: where they read and write pictures meanwhile.
         times: address -> seconds of work, as `Turn.used`, of those that have a request here.
     """
 
@@ -236,7 +251,7 @@ class Turns:
         self._at_address = max(1, int(in_all * _SHARE))
         self.changed = threading.Condition()
         self.held = 0
-        self.model, self.aside = Place(), Place()
+        self.model, self.aside = Place(), Place(_ASIDE)
         self.times: defaultdict[str, float] = defaultdict(float)
         self._requests: list[_SharedTurn] = []
 
