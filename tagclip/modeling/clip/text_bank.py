@@ -6,9 +6,8 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from functools import cache, partial
 from importlib import resources
@@ -22,13 +21,13 @@ from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from tagclip.config.checks import check_value
-from tagclip.errors import ConfigError
+from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip.source import CLIPSource
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names
 from tagclip.utils.files import expand_path, write_atomic
 from tagclip.utils.stepping import pause_point
-from tagclip.utils.text import json_text, shortened
+from tagclip.utils.text import error_text, json_text, shortened
 from tagclip.utils.untrusted import check_zip
 
 __all__ = ["TextBank", "class_maximum", "prompt_templates"]
@@ -43,11 +42,6 @@ _SHOWN = 80
 _KEPT = 64
 # How far the length of a float32 unit vector may be from 1.
 _UNIT_TOLERANCE = 1e-5
-# What zipfile and numpy raise on damaged, unsafe and foreign files.
-_CACHE_DAMAGE = (
-    OSError, ValueError, LookupError, EOFError, MemoryError, RuntimeError, SyntaxError, TypeError,
-    zlib.error, zipfile.BadZipFile,
-)  # fmt: skip
 
 
 @cache
@@ -220,11 +214,30 @@ class TextBank(nn.Module):
         # Names are data: no format directives inside them.
         texts = [template.replace("{}", name) for name in names for template in self.templates]
         with torch.autocast(self._where.device.type, enabled=False):
-            vectors = _unit(self._encode_texts(texts))
-            vectors = _unit(vectors.view(len(names), len(self.templates), -1).mean(dim=1))
+            vectors = self._encode_texts(texts)
+            self._check_directions(texts, vectors)
+            vectors = _unit(_unit(vectors).view(len(names), len(self.templates), -1).mean(dim=1))
             index = {name: i for i, name in enumerate(names)}
             rows = [vectors[[index[n] for n in prompts]] for prompts in groups]
             return _unit(torch.stack([row.mean(dim=0) for row in rows]))
+
+    def _check_directions(self, texts: Sequence[str], vectors: Tensor) -> None:
+        """Refuse what has no direction, which would make every score of its class nan.
+
+        Raises:
+            CheckpointError: names the first such prompt.
+        """
+        lengths = vectors.norm(dim=-1)
+        # Written so that a length that is not a number fails it, too.
+        wrong = (~((lengths > 0) & (lengths < torch.inf))).nonzero()
+        if len(wrong):
+            first, pretrained = int(wrong[0]), self.source.pretrained
+            raise CheckpointError(
+                f"{self.source.path or self.source.name}: CLIP's text tower gives the prompt "
+                f"{_short(texts[first])} a vector of length {lengths[first]:g}, expected a finite "
+                "one above 0; the weights of its text tower are damaged: name others as "
+                f"MODEL.CLIP.PRETRAINED (found {pretrained!r:.80})"
+            )
 
     def _show_misread(self, names: Sequence[str]) -> None:
         """Log once what is read otherwise than it is written, hardly known, or lost."""
@@ -285,11 +298,15 @@ class TextBank(nn.Module):
         return Path(expand_path(self.cache_dir)) / f"{key}.npz"
 
     def _read_cache(self, key: str, num_classes: int) -> Tensor | None:
-        if not self.cache_dir or not self._cache_file(key).is_file():
+        if not self.cache_dir:
+            return None
+        path = self._cache_file(key)
+        # Path.is_file raises on names that no file can have.
+        if not os.path.isfile(path):
             return None
         try:
-            check_zip(self._cache_file(key))
-            with np.load(self._cache_file(key), allow_pickle=False) as file:
+            check_zip(path)
+            with np.load(path, allow_pickle=False) as file:
                 vectors, checksum = file["vectors"], file["sha256"]
             size = (num_classes, self.source.config["embed_dim"])
             if vectors.shape != size or vectors.dtype != np.float32:
@@ -299,8 +316,11 @@ class TextBank(nn.Module):
                 raise ValueError("not of length 1")
             if not np.array_equal(checksum, _checksum(key, vectors)):
                 raise ValueError("another checksum than that of its content")
-        except _CACHE_DAMAGE as error:
-            logger.warning("%s: damaged (%s); encoding anew", self._cache_file(key), error)
+        # What zipfile, its decompressors and numpy raise on damaged, unsafe and foreign files is
+        # listed nowhere.
+        except Exception as error:
+            found = shortened(error_text(error), 200)
+            logger.warning("%s: damaged (%s); encoding anew", path, found)
             return None
         return torch.from_numpy(vectors)
 
@@ -312,11 +332,12 @@ class TextBank(nn.Module):
         np.savez(content, vectors=array, sha256=_checksum(key, array))
         try:
             write_atomic(self._cache_file(key), content.getbuffer())
-        except OSError as error:
+        # A zero byte is a ValueError.
+        except (OSError, ValueError) as error:
             logger.warning(
-                "MODEL.CLIP.TEXT_CACHE %s: cannot be written (%s); every run will encode the "
+                "MODEL.CLIP.TEXT_CACHE %r: cannot be written (%s); every run will encode the "
                 "classes anew: choose another folder",
-                self.cache_dir, error,
+                shortened(self.cache_dir, 300), error,
             )  # fmt: skip
 
 

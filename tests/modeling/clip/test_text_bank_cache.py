@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.clip_files import class_list, random_clip, tiny_config, write_json
+from helpers.clip_files import class_list, fails, random_clip, tiny_config, write_json
 from open_clip.model import CLIP
 
 from tagclip import TextBank, Vocabulary
+from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.text_bank import _checksum
 
@@ -84,6 +86,19 @@ def damage(path: Path, how: str) -> None:
         start = content.index(b"vectors.npy") + 31
         content[start : start + 40] = b"\xff" * 40
         path.write_bytes(content)
+    elif how == "header":
+        # More vectors than a zip file unpacks at once: its checksum comes behind the parser.
+        np.savez(path, vectors=np.zeros((100, 32), np.float32))
+        content = bytearray(path.read_bytes())
+        content[content.index(b"NUMPY") + 7] = 12
+        path.write_bytes(content)
+    elif how == "lzma":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+            file.writestr("vectors.npy", bytes(100))
+        content = bytearray(path.read_bytes())
+        start = content.index(b"vectors.npy") + len(b"vectors.npy")
+        content[start + 4 : start + 9] = b"\xff" * 5
+        path.write_bytes(content)
     elif how == "empty":
         path.write_bytes(b"")
     elif how == "name":
@@ -125,7 +140,18 @@ CONTENTS |= UNIT
 
 @pytest.mark.parametrize(
     "how",
-    ["truncated", "flipped", "deflated", "empty", "name", "no checksum", "pickle", *CONTENTS]
+    [
+        "truncated",
+        "flipped",
+        "deflated",
+        "header",
+        "lzma",
+        "empty",
+        "name",
+        "no checksum",
+        "pickle",
+        *CONTENTS,
+    ]
     + [f"{how}, sealed" for how in CONTENTS if how not in UNIT],
 )
 def test_a_damaged_cache_file_is_replaced(
@@ -172,6 +198,33 @@ def test_a_cache_that_cannot_be_written_only_warns(
     with caplog.at_level(logging.WARNING, logger="tagclip"):
         assert bank(class_list(["cat"])).shape == (1, 32)
     assert "MODEL.CLIP.TEXT_CACHE" in caplog.text and str(cache) in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "a" * 300 + "/b"])
+def test_a_cache_that_no_file_system_can_have_only_warns(
+    name: str, source: CLIPSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank = TextBank(source=source, templates=TEMPLATES, cache_dir=name)
+    with caplog.at_level(logging.WARNING, logger="tagclip"):
+        assert bank(class_list(["cat"])).shape == (1, 32)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith("MODEL.CLIP.TEXT_CACHE") and message.isprintable()
+    assert len(message) < 1500
+
+
+@pytest.mark.parametrize(("value", "length"), [(0, "length 0"), (3e38, "length inf")])
+def test_a_text_tower_without_directions_is_named_and_nothing_is_cached(
+    value: float, length: str, model_files: tuple[str, str], tmp_path: Path
+) -> None:
+    weights, cache = tmp_path / "clip.pt", tmp_path / "cache"
+    projection = torch.eye(32) * value
+    torch.save(torch.load(model_files[1]) | {"text_projection": projection}, weights)
+    source = CLIPSource(model_files[0], str(weights))
+    bank = TextBank(source=source, templates=TEMPLATES, cache_dir=str(cache))
+    parts = (weights, "MODEL.CLIP.PRETRAINED", "'a photo of a cat.'", length)
+    fails(CheckpointError, lambda: bank(class_list(["cat"])), *parts)
+    assert not cache.exists()
 
 
 def test_a_failed_write_leaves_nothing(
