@@ -10,6 +10,7 @@ tagclip convert model_final.pth full.pth --full --config-file CONFIG
 from __future__ import annotations
 
 import argparse
+import re
 
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
@@ -43,12 +44,20 @@ def make_parser() -> ToolParser:
     )
     parser.add_argument(
         "--sha256",
-        default="",
+        type=_checksum,
         metavar="HEX",
-        help="confirms a TorchScript archive that is not one of OpenAI's",
+        help="expected of IN; a TorchScript archive that is not one of OpenAI's needs it",
     )
     parser.add_config_keys()
     return parser
+
+
+def _checksum(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r:.80}, expected the 64 hexadecimal digits that sha256sum prints"
+        )
+    return text.lower()
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -75,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         cfg=cfg,
         clip_target=args.clip_out,
         full=args.full,
-        sha256=args.sha256,
+        sha256=args.sha256 or "",
     )
     print("\n".join(lines))
 

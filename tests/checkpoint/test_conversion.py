@@ -18,7 +18,7 @@ from golden.models import GivenVectors, Workspace, workspace
 from golden.report import Golden
 from helpers.clip_files import FORMATS, random_clip, save_archive, sha256
 from helpers.mmengine_files import save_mmengine
-from helpers.tiny_run import load_tool
+from helpers.tiny_run import exit_of, load_tool
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +29,7 @@ from tagclip.checkpoint.conversion.files import convert_file
 from tagclip.checkpoint.conversion.mmseg import convert_official
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.weights import read_clip_weights
+from tagclip.modeling.clip.weights import find_weight_file, read_clip_weights, weights_sha256
 from tagclip.structures import Provenance
 
 LAYER = "decode_head.decoder.layers"
@@ -317,6 +317,44 @@ def test_an_archive_needs_a_confirmation(tmp_path: Path) -> None:
     save_archive(random_clip(), tmp_path / "clip.pt")
     with pytest.raises(CheckpointError, match="which holds code, with sha256 "):
         convert_file(tmp_path / "clip.pt", tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("checkpoint", "checkpoint of ours", "open_clip .pt", "OpenAI TorchScript archive"),
+        "transformers folder, safetensors",
+    ],
+)
+def test_a_checksum_is_compared_with_whatever_comes_in(
+    space: Workspace, tmp_path: Path, kind: str
+) -> None:
+    options: dict[str, Any] = {}
+    target = tmp_path / ("out.pth" if "checkpoint" in kind else "out.pt")
+    if kind == "checkpoint":
+        source = mmseg_file(tmp_path, official(space))
+        found = sha256(source)
+    elif kind == "checkpoint of ours":
+        source, options = tmp_path / "ours.pth", {"cfg": space.config(), "full": True}
+        convert_file(mmseg_file(tmp_path, official(space)), source, cfg=options["cfg"])
+        found = sha256(source)
+    else:
+        source = FORMATS[kind](random_clip(), tmp_path)
+        found = weights_sha256(find_weight_file(source))
+    with pytest.raises(CheckpointError, match=f"sha256 is {found}, expected {'0' * 64} "):
+        convert_file(source, target, sha256="0" * 64, **options)
+    assert not target.exists()
+    convert_file(source, target, sha256=found.upper(), **options)
+    assert target.exists()
+
+
+@pytest.mark.parametrize("text", ["", "abc", "g" * 64, "0" * 63, "0" * 65])
+def test_what_is_no_checksum_is_a_usage_error(
+    text: str, repository: Path, capsys: pytest.CaptureFixture
+) -> None:
+    tool = load_tool(repository / "tools" / "convert_checkpoint.py")
+    assert exit_of(tool.parse_arguments, ["in.pt", "out.pt", "--sha256", text]) == 2
+    assert "--sha256: found" in capsys.readouterr().err
 
 
 def test_arguments_that_do_not_go_together(space: Workspace, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from tagclip.checkpoint.reading import read_dict
 from tagclip.data.protocol import Protocol
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.weights import file_sha256
+from tagclip.modeling.clip.weights import file_sha256, find_weight_file, weights_sha256
 from tagclip.structures.provenance import Provenance
 from tagclip.utils.files import write_atomic
 from tagclip.utils.state_dict import STATE_KEYS, check_finite, check_floating, unwrap
@@ -60,7 +61,8 @@ def convert_file(
         clip_target: where the frozen CLIP weights of an mmseg checkpoint go, as open_clip's;
             ``.safetensors`` or ``.pt``. An open_clip model json is written beside it.
         full: store the frozen weights of the vision tower, too; needs ``cfg``.
-        sha256: checksum by which the user vouches for a TorchScript archive that is not OpenAI's.
+        sha256: expected checksum of the source (hex), see `weights_sha256`; "" accepts any, except
+            a TorchScript archive that is not one of OpenAI's.
 
     Returns:
         Lines of text.
@@ -72,6 +74,9 @@ def convert_file(
     source, target = Path(source), Path(target)
     if target.exists() and source.exists() and target.samefile(source):
         raise ConfigError(f"{target}: found the same file for IN and OUT, expected another OUT")
+    # What is wrong with a checkpoint that is no file, its reader says.
+    if sha256 and (source.suffix != ".pth" or os.path.isfile(source)):
+        _check_sha256(source, sha256.lower())
     content = read_dict(source) if source.suffix == ".pth" else {}
     if "tagclip" not in content:
         state, unwrapped = unwrap(content, source)
@@ -89,6 +94,15 @@ def convert_file(
             "with the frozen weights"
         )
     return _copy_full(source, target, content["tagclip"], cfg)
+
+
+def _check_sha256(source: Path, expected: str) -> None:
+    file = find_weight_file(source)
+    if (found := weights_sha256(file)) != expected:
+        raise CheckpointError(
+            f"{file}: sha256 is {found}, expected {expected:.80} (--sha256); the file is damaged "
+            "or another one: get it again, or mend the option"
+        )
 
 
 def _refuse(kind: str, **options: Any) -> None:

@@ -160,7 +160,8 @@ def _check_confirmed(path: Path, confirmed_sha256: str) -> None:
     if found not in (confirmed_sha256.lower(), *_openai_sha256()):
         raise CheckpointError(
             f"{path}: a TorchScript archive, which holds code, with sha256 {found}, expected one "
-            "that OpenAI has published; if you trust it, set MODEL.CLIP.SHA256 to this value"
+            "that OpenAI has published; if you trust it, set MODEL.CLIP.SHA256, of tagclip convert "
+            "--sha256, to this value"
         )
 
 
