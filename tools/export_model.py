@@ -46,6 +46,9 @@ LARGEST_SIDE = 16384
 # The same of matrices in half precision, which rounds by the order of its sums.
 HALF_TOLERANCE = 5e-3
 
+# The key of NOT_OF_INFERENCE that --report reads.
+OF_REPORT = "DATASETS.ON_BAD_SAMPLE"
+
 
 def make_parser() -> ToolParser:
     """Make the parser of the command line."""
@@ -70,14 +73,18 @@ def make_parser() -> ToolParser:
         "--size", type=_size, metavar="HxW", help="pixels of a window, default MODEL.TAGCLIP.TEST's"
     )
     size.add_argument("--dynamic", action="store_true", help="windows of any size")
-    parser.add_config_keys(unread=NOT_OF_INFERENCE)
+    parser.add_config_keys(unread=[key for key in NOT_OF_INFERENCE if key != OF_REPORT])
     _add_int8_options(parser)
     return parser
 
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    return make_parser().parse_args(args)
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    if OF_REPORT in parsed.opts[::2] and not parsed.report:
+        parser.error(f"{OF_REPORT}: does nothing without --report, leave it out")
+    return parsed
 
 
 def _add_int8_options(parser: argparse.ArgumentParser) -> None:

@@ -171,6 +171,15 @@ def test_mistakes(tool: ModuleType, checkpoint: Path, dataset: str, tmp_path: Pa
     mistake(VocabularyError, [dataset, "5 classes", "--vocab-from-dataset"], *int8, images, *other)
 
 
+def test_the_policy_for_bad_samples_is_of_the_report_alone(
+    tool: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    line = ["--output", "out", "DATASETS.ON_BAD_SAMPLE", "skip"]
+    assert tool.parse_args([*line, "--report", "mine"]).opts == line[2:]
+    assert exit_of(tool.parse_args, line) == 2
+    assert "DATASETS.ON_BAD_SAMPLE: does nothing without --report" in capsys.readouterr().err
+
+
 def test_a_folder_without_int8(
     tool: ModuleType, example: ModuleType, checkpoint: Path, tmp_path: Path
 ) -> None:

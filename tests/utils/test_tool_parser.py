@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import pytest
-from helpers.tiny_run import exit_of
+from helpers.tiny_run import exit_of, load_tool
 
 from tagclip import load_config
-from tagclip.utils.tool_parser import CONFIG_ROOTS, ToolParser
+from tagclip.utils.tool_parser import CONFIG_ROOTS, NOT_OF_INFERENCE, ToolParser
 
 
 @pytest.fixture
@@ -128,6 +130,32 @@ def test_the_first_parts_of_all_keys_are_known() -> None:
     """One is of later versions of detectron2 alone."""
     known = set(load_config("Base-ZeroShot.yaml"))
     assert known | {"FLOAT32_PRECISION"} == set(CONFIG_ROOTS)
+
+
+def test_keys_that_are_not_of_inference_are_keys_and_refused(
+    repository: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A slip of the pen in the list would let a key through that does nothing."""
+    cfg, tool = load_config("Base-ZeroShot.yaml"), load_tool(repository / "tools" / "demo.py")
+    for key in NOT_OF_INFERENCE:
+        reduce(getitem, key.split("."), cfg)
+        assert exit_of(tool.parse_args, ["a.png", key, "1"]) == 2
+        assert f"error: {key}: does nothing here, leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("MODEL.TAGCLIP.TEST.OUTPUT", "INPUT.REDUCED_JPEG", "DATASETS.ON_BAD_SAMPLE"),
+        *("DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS", "DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN"),
+        *("DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES", "MODEL.BACKBONE.CHECKPOINT", "VIS_PERIOD"),
+        *("MODEL.TAGCLIP.DROPOUT", "MODEL.CLIP.PROMPT.DROPOUT", "MODEL.TAGCLIP.TRUSTY.LOSS"),
+        *(f"MODEL.TAGCLIP.TRUSTY.CONV.{key}" for key in ("BASE_LR", "DROPOUT", "WEIGHT_DECAY")),
+        *(f"MODEL.TAGCLIP.TRUSTY.CONV.{key}" for key in ("STEPS", "REPLAY_BATCHES")),
+    ],
+)
+def test_inference_reads_nothing_of_training(key: str) -> None:
+    assert key in NOT_OF_INFERENCE
 
 
 def test_help_names_kinds_and_defaults(capsys: pytest.CaptureFixture) -> None:
