@@ -229,9 +229,9 @@ class TextBank(nn.Module):
         """
         lengths = vectors.norm(dim=-1)
         # Written so that a length that is not a number fails it, too.
-        wrong = (~((lengths > 0) & (lengths < torch.inf))).nonzero()
-        if len(wrong):
-            first, pretrained = int(wrong[0]), self.source.pretrained
+        wrong = (~((lengths > 0) & (lengths < torch.inf))).tolist()
+        if any(wrong):
+            first, pretrained = wrong.index(True), self.source.pretrained
             raise CheckpointError(
                 f"{self.source.path or self.source.name}: CLIP's text tower gives the prompt "
                 f"{_short(texts[first])} a vector of length {lengths[first]:g}, expected a finite "
