@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.text import json_text
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import OF_OPTIMIZER, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 
     from tagclip.analysis.model_cost import ModelAnalysis
 
+# Keys, and sections of keys, on which no shape depends. A model is refused for its BACKGROUND.
+UNREAD = (
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "SEED", "DATALOADER", *OF_OPTIMIZER, "SOLVER.MAX_ITER"),
+    *("SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE", "SOLVER.REFERENCE_WORLD_SIZE"),
+    *("SOLVER.CHECKPOINT_PERIOD", "TEST.AUG", "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS"),
+    *("TEST.PRECISE_BN", "TEST.ALLOW_PARTIAL_WEIGHTS", "TEST.SAVE_PREDICTIONS"),
+    *("TEST.SAVE_LOGITS", "TEST.DETECTIONS_PER_IMAGE", "TEST.KEYPOINT_OKS_SIGMAS"),
+    *(f"MODEL.TAGCLIP.TEST.{key}" for key in ("GATE", "GATE_FORM", "GATE_SCALE", "SEEN_BIAS")),
+    *(f"MODEL.TAGCLIP.TEST.{key}" for key in ("BIAS_AFTER_GATE", "UNKNOWN_CLASSES", "OUTPUT")),
+    *("MODEL.TAGCLIP.TEST.WINDOW_BATCH", "MODEL.TAGCLIP.TEST.WORKSPACE_MIB"),
+    "MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD",
+)
 PARTS = {
     "backbone.patch_embed": "patch embedding",
     "backbone.prompts": "projection of the prompts",
@@ -48,7 +60,7 @@ def make_parser() -> ToolParser:
     parser = ToolParser(__doc__)
     parser.add_config_file()
     parser.add_argument("--json", action="store_true", help="print json (in single units)")
-    parser.add_config_keys(unread=["OUTPUT_DIR", "MODEL.WEIGHTS"])
+    parser.add_config_keys(unread=UNREAD)
     return parser
 
 

@@ -26,6 +26,13 @@ from tagclip.utils.stopping import Stopped, explained
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
+# Keys that it sets itself, of the gate that it fits among others, or that ask for an evaluation.
+UNREAD = (
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS"),
+    *("TEST.SAVE_PREDICTIONS", "TEST.SAVE_LOGITS"),
+    *(f"MODEL.TAGCLIP.TEST.{key}" for key in ("GATE", "GATE_FORM", "GATE_SCALE", "SEEN_BIAS")),
+    "MODEL.TAGCLIP.TEST.BIAS_AFTER_GATE",
+)
 GOES_ON = "what is trained is saved, the same command goes on with the rest"
 
 
@@ -43,7 +50,7 @@ def make_parser() -> ToolParser:
         help="registered images with labels to fit on; not the test set",
     )
     parser.add_argument("--output", type=Path, default=Path("output/fit_gate"), help="folder")
-    parser.add_config_keys(unread=["OUTPUT_DIR", "MODEL.WEIGHTS"])
+    parser.add_config_keys(unread=UNREAD)
     return parser
 
 

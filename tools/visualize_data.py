@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tagclip.projects import import_projects
 from tagclip.utils.cli import run_tool
 from tagclip.utils.run_lock import RunLock
-from tagclip.utils.tool_parser import NumberIn, ToolParser
+from tagclip.utils.tool_parser import OF_OPTIMIZER, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from tagclip.engine import StreamLoader
     from tagclip.structures.vocabulary import Vocabulary
 
+# Keys, and sections of keys, of what comes behind the training stream. MODEL.CLIP's weights may say
+# how images are resized.
+UNREAD = (
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.TAGCLIP.TEST", "MODEL.TAGCLIP.LOSS", "TEST"),
+    *(f"MODEL.CLIP.{key}" for key in ("POS_EMBED_RESIZE", "DOUBLE_CLS_EMBED", "LAST_BLOCK")),
+    *(f"MODEL.CLIP.{key}" for key in ("TEMPLATES", "SYNONYMS", "TEXT_BATCH", "TEXT_CACHE")),
+    *("MODEL.CLIP.PROMPT", "SOLVER.OPTIMIZER", "SOLVER.AMP", "SOLVER.CHECKPOINT_PERIOD"),
+    *OF_OPTIMIZER,
+)
 PANEL_SIZE = 320
 IGNORED = ("ignored", "ignored: no label, or one that training must not see")
 # Column titles and ends of the scale.
@@ -46,7 +55,7 @@ def make_parser() -> ToolParser:
     parser.add_argument("--num", type=NumberIn(int, 1, 1000000), default=8, help="samples")
     parser.add_argument("--draws", type=NumberIn(int, 1, 1000), default=3, help="of each image")
     parser.add_argument("--output", type=Path, default=Path("output/visualize_data"), help="folder")
-    parser.add_config_keys(unread=["OUTPUT_DIR", "MODEL.WEIGHTS"])
+    parser.add_config_keys(unread=UNREAD)
     return parser
 
 

@@ -117,6 +117,8 @@ def held_out_curves(
     with changed_datasets(cfg, vocabulary=path) as changed:
         changed.DATASETS.TEST, changed.DATASETS.ZERO_SHOT.SPLIT = (), ""
         changed.OUTPUT_DIR, changed.MODEL.WEIGHTS = str(folder), ""
+        # They are of a test set.
+        changed.TEST.EXPECTED_RESULTS = []
         trainer = ZeroShotTrainer(changed)
         # The same command goes on with its own trainings; with another's it would fit their gate.
         refuse_finished_run(

@@ -15,6 +15,7 @@ __all__ = [
     "CONFIG_ROOTS",
     "MOST_PROCESSES",
     "NOT_OF_INFERENCE",
+    "OF_OPTIMIZER",
     "NumberIn",
     "ToolParser",
     "add_vocabulary_options",
@@ -42,6 +43,16 @@ NOT_OF_INFERENCE = (
     *("MODEL.TAGCLIP.TRUSTY.CONV.STEPS", "MODEL.TAGCLIP.TRUSTY.CONV.REPLAY_BATCHES"),
     *("MODEL.TAGCLIP.TEST.OUTPUT", "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS"),
     *("TEST.PRECISE_BN", "TEST.SAVE_LOGITS", "TEST.SAVE_PREDICTIONS", "VIS_PERIOD"),
+)
+# Keys that say how the weights change from step to step, but for SOLVER.OPTIMIZER and AMP.
+OF_OPTIMIZER = tuple(
+    f"SOLVER.{key}"
+    for key in (
+        *("ADAM_BETAS", "MOMENTUM", "NESTEROV", "BASE_LR", "PROMPT_LR_FACTOR", "BIAS_LR_FACTOR"),
+        *("MIN_LR", "LR_SCHEDULER_NAME", "WARMUP_METHOD", "POLY_LR_POWER", "WARMUP_ITERS"),
+        *("WARMUP_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"),
+        *("CLIP_GRADIENTS", "GAMMA", "STEPS"),
+    )
 )
 _METAVARS = {int: "N", float: "X", Path: "PATH"}
 _KEY = re.compile(rf"({'|'.join(CONFIG_ROOTS)})(\.[A-Z0-9_]+)*")

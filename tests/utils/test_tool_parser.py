@@ -132,15 +132,55 @@ def test_the_first_parts_of_all_keys_are_known() -> None:
     assert known | {"FLOAT32_PRECISION"} == set(CONFIG_ROOTS)
 
 
-def test_keys_that_are_not_of_inference_are_keys_and_refused(
-    repository: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("demo.py", ["a.png"]),
+        ("fit_gate.py", ["--config-file", "c", "--hold-out", "a", "--dataset", "d"]),
+        ("visualize_data.py", ["--config-file", "c"]),
+        ("analyze_model.py", []),
+    ],
+)
+def test_keys_that_a_tool_refuses_are_keys(
+    name: str, words: list[str], repository: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A slip of the pen in the list would let a key through that does nothing."""
-    cfg, tool = load_config("Base-ZeroShot.yaml"), load_tool(repository / "tools" / "demo.py")
-    for key in NOT_OF_INFERENCE:
+    """A slip of the pen in a list would let a key through that does nothing."""
+    cfg, tool = load_config("Base-ZeroShot.yaml"), load_tool(repository / "tools" / name)
+    for key in NOT_OF_INFERENCE if name == "demo.py" else tool.UNREAD:
         reduce(getitem, key.split("."), cfg)
-        assert exit_of(tool.parse_args, ["a.png", key, "1"]) == 2
+        assert exit_of(tool.parse_args, [*words, key, "1"]) == 2
         assert f"error: {key}: does nothing here, leave it out" in capsys.readouterr().err
+
+
+# What `fit-gate`, `visualize data` and `cost` read of these sections.
+READ = {
+    "fit_gate.py": {"TEST": ("AUG", "PRECISE_BN", "ALLOW_PARTIAL_WEIGHTS", "DTYPE")},
+    "visualize_data.py": {
+        "SOLVER": ("IMS_PER_BATCH", "MAX_ITER", "ACCUMULATE", "REFERENCE_WORLD_SIZE"),
+        "TEST": (),
+        "MODEL.TAGCLIP.TEST": (),
+        "MODEL.TAGCLIP.LOSS": (),
+        "MODEL.CLIP": ("NAME", "JSON", "MERGES", "TOKENIZER", "PRETRAINED", "SHA256", "CACHE_DIR"),
+    },
+    "analyze_model.py": {
+        "SOLVER": ("OPTIMIZER", "AMP"),
+        "TEST": ("DTYPE",),
+        "DATALOADER": (),
+        "MODEL.TAGCLIP.TEST": (
+            *("MODE", "WINDOW", "STRIDE", "BACKGROUND", "BACKGROUND_MISS_RATE"),
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_tool_takes_the_keys_that_it_reads_and_no_other(name: str, repository: Path) -> None:
+    cfg, tool = load_config("Base-ZeroShot.yaml"), load_tool(repository / "tools" / name)
+    of_detectron2 = {"DETECTIONS_PER_IMAGE", "KEYPOINT_OKS_SIGMAS"}
+    for section, read in READ[name].items():
+        keys = set(reduce(getitem, section.split("."), cfg)) - of_detectron2
+        taken = keys - {key for key in keys if {section, f"{section}.{key}"} & set(tool.UNREAD)}
+        assert taken == set(read)
 
 
 @pytest.mark.parametrize(
