@@ -104,7 +104,8 @@ class ToolParser(argparse.ArgumentParser):
     """Parser of a tool's command line.
 
     Positional arguments may stand before, between and behind options, as may config keys with
-    their values where `add_config_keys` was called; all that follows ``--opts`` are keys.
+    their values where `add_config_keys` was called; all that follows ``--opts`` are keys. An empty
+    word is no value of an option or argument.
     """
 
     def __init__(self, description: str, usage: str | None = None) -> None:
@@ -211,6 +212,16 @@ class ToolParser(argparse.ArgumentParser):
             for action in self._actions
             if action.dest in names and getattr(found, action.dest) is not None
         ]
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse empty words: they would count as not given. Keys and their values may be empty."""
+        if "" in arg_strings and not (self._takes_keys and action.dest == "opts"):
+            if action.option_strings:
+                name, remedy = action.option_strings[0], "leave the option out, or fill it"
+            else:
+                name, remedy = action.metavar or action.dest, "leave it out, or fill it"
+            self.error(f"{name}: found an empty value, expected one; {remedy}")
+        return super()._get_values(action, arg_strings)
 
     def _words(self, args: Sequence[str] | None) -> tuple[list[str], list[str]]:
         """Words for argparse, and config keys with their values."""

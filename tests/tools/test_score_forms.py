@@ -232,7 +232,7 @@ def test_a_bulk_run_of_something_else(
         )),
         ("bulk", ["--classes", "c.txt"], "a COCO json or label files or arrays"),
         ("bulk", ["--merge", "highest-score"], "a COCO json"),
-        ("coco", ["--suffix", ""], "label files or arrays"),
+        ("coco", ["--suffix", "_pred"], "label files or arrays"),
         ("files", ["--coco-images", "c.json"], "a COCO json"),
         ("files", ["--extra-classes", "other", "--background", "cat"], "a COCO json"),
     ],

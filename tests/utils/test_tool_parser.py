@@ -90,7 +90,7 @@ def test_keys_stand_anywhere(parser: ToolParser, line: str, expected: dict) -> N
         ("", []),
         ("a.png MODEL.WEIGHTS w.pth", []),
         ("-v cat", ["--vocab"]),
-        ("--fast --voc=", ["--vocab", "--fast"]),
+        ("--fast --voc=a", ["--vocab", "--fast"]),
         ("--threshold --formats x MODEL.WEIGHTS w.pth", ["--formats", "--threshold"]),
     ],
 )
@@ -99,6 +99,34 @@ def test_options_that_are_given(parser: ToolParser, line: str, expected: list[st
     names = ("formats", "vocab", "threshold", "fast")
     assert parser.given(line.split(), *names) == expected
     assert parser.given(line.split(), "config_file") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--vocab", ""], "--vocab"),
+        (["--vocab="], "--vocab"),
+        (["-v", "", "a.png"], "--vocab"),
+        (["--formats", "a", "", "--fast"], "--formats"),
+        (["--threshold", "", *PAIR], "--threshold"),
+        (["--config-file", "", *PAIR], "--config-file"),
+        ([""], "images"),
+        (["a.png", "", *PAIR], "images"),
+        ([*PAIR, ""], "images"),
+    ],
+)
+def test_an_empty_word_is_no_value(
+    parser: ToolParser, words: list[str], name: str, capsys: pytest.CaptureFixture
+) -> None:
+    """It would count as not given: the tool would do more than it was asked for."""
+    assert exit_of(parser.parse_args, words) == 2
+    assert f"error: {name}: found an empty value, expected one; leave " in capsys.readouterr().err
+
+
+def test_values_of_keys_may_be_empty(parser: ToolParser) -> None:
+    pair = ["MODEL.WEIGHTS", ""]
+    for words in (pair, ["a.png", *pair, "--fast"], ["--fast", "--opts", *pair]):
+        assert parser.parse_args(words).opts == pair
 
 
 def test_values_of_keys_may_look_like_anything(parser: ToolParser) -> None:
