@@ -105,13 +105,15 @@ def read_setup(config_file: str, opts: Sequence[str]) -> Setup:
     """Build the training stream of a config.
 
     Raises:
-        ConfigError: a key is wrong, or the seed is not known yet.
+        ConfigError: a key is wrong, the seed is not known yet, or see `check_train_sizes`.
         DatasetError, VocabularyError: see `ZeroShotTrainer.build_train_loader`.
     """
     from tagclip import ZeroShotTrainer, load_config
+    from tagclip.config import check_train_sizes
     from tagclip.data import Protocol
 
     cfg = load_config(config_file, opts)
+    check_train_sizes(cfg)
     import_projects(cfg.PROJECTS)
     protocol, note = Protocol(cfg), ""
     if cfg.DATASETS.ZERO_SHOT.SETTING != "supervised" and not protocol.has_partition:

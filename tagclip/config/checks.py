@@ -13,13 +13,14 @@ from detectron2.config import CfgNode, get_cfg
 from tagclip.config.defaults import config_keys
 from tagclip.config.keys import Key
 from tagclip.errors import ConfigError
-from tagclip.utils.text import did_you_mean
+from tagclip.utils.text import counted, did_you_mean
 
 __all__ = [
     "available_device",
     "check_config",
     "check_device",
     "check_registered",
+    "check_train_sizes",
     "check_training",
     "check_value",
     "choices",
@@ -192,8 +193,10 @@ def check_training(cfg: CfgNode) -> None:
     """Check what keys together say about a training; `check_config` has checked each.
 
     Raises:
-        ConfigError: nothing would be learned, or the learning rate would rise to its floor.
+        ConfigError: nothing would be learned, the learning rate would rise to its floor, or see
+            `check_train_sizes`.
     """
+    check_train_sizes(cfg)
     solver, tagclip = cfg.SOLVER, cfg.MODEL.TAGCLIP
     trusty, loss = tagclip.TRUSTY, tagclip.LOSS
     if solver.MIN_LR > solver.BASE_LR:
@@ -217,6 +220,27 @@ def check_training(cfg: CfgNode) -> None:
         raise ConfigError(
             "SOLVER.BASE_LR: found 0, expected a learning rate above 0: nothing would be learned"
         )
+
+
+def check_train_sizes(cfg: CfgNode) -> None:
+    """Check how small the factor of INPUT.SCALE_RANGE makes training images.
+
+    Raises:
+        ConfigError: some would have a shorter side than INPUT.MIN_SIZE_TRAIN may be.
+    """
+    inputs, least = cfg.INPUT, _all_keys()["INPUT.MIN_SIZE_TRAIN"].low
+    bounds = [("INPUT.MIN_SIZE_TRAIN", inputs.MIN_SIZE_TRAIN, min(inputs.MIN_SIZE_TRAIN))]
+    if inputs.MAX_SIZE_TRAIN:
+        bounds.append(("INPUT.MAX_SIZE_TRAIN", inputs.MAX_SIZE_TRAIN, inputs.MAX_SIZE_TRAIN))
+    for key, found, bound in bounds:
+        # Rounded as it is where images are resized.
+        side = int(bound * inputs.SCALE_RANGE[0])
+        if side < least:
+            raise ConfigError(
+                f"INPUT.SCALE_RANGE: found {list(inputs.SCALE_RANGE)} with {key} "
+                f"{_lists(found)}, which makes sides of {counted(max(1, side), 'pixel')}, expected "
+                f"at least {least}; raise one of them"
+            )
 
 
 def unread_keys(cfg: CfgNode) -> list[str]:

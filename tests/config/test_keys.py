@@ -315,6 +315,13 @@ def test_keys_that_detectron2_alone_reads_are_named(repository: Path, tmp_path: 
         (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0), ""),
         (("SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0, "TRUSTY.KIND", "conv"), ""),
         (("MODEL.CLIP.LAST_BLOCK", "naclip", "LOSS.MASK", 0.0, "LOSS.DICE", 0.0), ""),
+        (("INPUT.SCALE_RANGE", [0.01, 2.0], "INPUT.MIN_SIZE_TRAIN", (512, 96)),
+         r"SCALE_RANGE: found \[0.01, 2.0\] with INPUT.MIN_SIZE_TRAIN \[512, 96\], which makes "
+         "sides of 1 pixel, expected at least 14; raise one of them"),
+        (("INPUT.SCALE_RANGE", [0.1, 1.0], "INPUT.MAX_SIZE_TRAIN", 139), "MAX_SIZE_TRAIN 139, wh"),
+        (("INPUT.SCALE_RANGE", [0.1, 1.0], "INPUT.MAX_SIZE_TRAIN", 140), ""),
+        (("INPUT.SCALE_RANGE", [0.1, 1.0], "INPUT.MAX_SIZE_TRAIN", 0), ""),
+        (("INPUT.SCALE_RANGE", [0.5, 1.0], "INPUT.MIN_SIZE_TRAIN", (28,)), ""),
     ],
 )  # fmt: skip
 def test_a_training_that_cannot_be_meant(opts: tuple, message: str) -> None:

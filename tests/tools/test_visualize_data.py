@@ -14,6 +14,7 @@ from helpers.tiny_run import VOID, changed, exit_of, load_tool, write_tiny_datas
 from PIL import Image
 
 from tagclip import ZeroShotTrainer
+from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 from tagclip.visualization.panels import draw_heading, fit
 from tagclip.visualization.segments import colorize_trusty, draw_segments
@@ -69,6 +70,11 @@ def test_labels_of_unseen_classes_are_gone(tool: ModuleType, config: Path, opts:
         assert not np.isin(labels, UNSEEN).any() and (labels >= 0).any()
     assert unseen > 0
     assert found.full.unseen_names == ["dog", "sky"]
+
+
+def test_images_that_training_refuses_are_not_shown(tool: ModuleType, config: Path) -> None:
+    with pytest.raises(ConfigError, match="SCALE_RANGE: found .* with INPUT.MIN_SIZE_TRAIN"):
+        setup(tool, config, "INPUT.SCALE_RANGE", [0.01, 0.01])
 
 
 def test_labels_keep_their_class_and_unseen_ones_are_ignored(

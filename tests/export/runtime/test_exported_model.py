@@ -100,7 +100,7 @@ def test_words_without_torch(
         assert not out.exists()
 
     refused("class name 2 is empty", "--words", "a,,b")
-    refused("is empty", "--words", "")
+    refused("is empty", "--words", " ")
     refused("more than once", "--words", "cat, CAT")
     refused("'cafÃ©'|write it anew", "--words", "cafÃ©")
     refused("expected a comma", "--words", '"cat" dog')
