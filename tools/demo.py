@@ -90,7 +90,12 @@ def make_parser() -> ToolParser:
         help="longer side of a panel in pixels",
     )
     add("--overwrite", action="store_true", help="make finished pictures again")
-    add("--num-gpus", type=int, default=1, help="processes, one per GPU")
+    add(
+        "--num-gpus",
+        type=NumberIn(int, 1, MOST_PROCESSES),
+        default=1,
+        help="processes, one per GPU",
+    )
     add(
         "--workers",
         "--processes",

@@ -25,7 +25,7 @@ from tagclip.utils.cli import hide_tracebacks, run_tool
 from tagclip.utils.files import write_atomic
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import listed
-from tagclip.utils.tool_parser import ToolParser
+from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
 if TYPE_CHECKING:
@@ -63,10 +63,11 @@ def make_parser() -> ToolParser:
 
 def add_process_options(parser: ToolParser) -> None:
     """Add the options that say how many processes there are, and where they meet."""
-    parser.add_argument("--num-gpus", type=int, default=1, help="GPUs per machine")
-    parser.add_argument("--num-machines", type=int, default=1, help="with as many GPUs each")
+    count, rank = NumberIn(int, 1, MOST_PROCESSES), NumberIn(int, 0, MOST_PROCESSES - 1)
+    parser.add_argument("--num-gpus", type=count, default=1, help="GPUs per machine")
+    parser.add_argument("--num-machines", type=count, default=1, help="with as many GPUs each")
     parser.add_argument(
-        "--machine-rank", type=int, default=0, help="number of this machine, from 0"
+        "--machine-rank", type=rank, default=0, help="number of this machine, from 0"
     )
     port = 2**15 + 2**14 + os.getuid() % 2**14 if hasattr(os, "getuid") else 2**15
     parser.add_argument(
@@ -81,7 +82,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line: detectron2's ``default_argument_parser`` and a proof."""
     parser = make_parser()
     args = fold_weights(parser.parse_args(args))
-    is_one = args.num_gpus <= 1 and args.num_machines == 1 and not args.eval_only
+    is_one = args.num_gpus == 1 and args.num_machines == 1 and not args.eval_only
     if args.prove_protocol is not None and (args.resume or not is_one):
         parser.error("--prove-protocol is one new training in one process: give no other option")
     if args.eval_only:
