@@ -53,6 +53,7 @@ from tagclip.engine.trusty_fitting import TrustyFitting
 from tagclip.engine.trusty_training import TrustyTraining
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
+from tagclip.evaluation.evaluator import METRICS
 from tagclip.evaluation.results import read_result_rows
 from tagclip.evaluation.run_folder import refuse_score
 from tagclip.modeling.clip import resolve_pixels
@@ -62,6 +63,7 @@ from tagclip.solver.optimizer import TRUSTY_HEAD, build_optimizer
 from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.quiet import silence
+from tagclip.utils.text import did_you_mean
 
 __all__ = ["ZeroShotTrainer"]
 
@@ -138,6 +140,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 not in order, or OUTPUT_DIR holds another finished run or a score.
         """
         check_config(cfg)
+        _check_expected(cfg)
         if train:
             check_training(cfg)
         refuse_score(cfg.OUTPUT_DIR)
@@ -366,6 +369,16 @@ def _check_seed(cfg: CfgNode) -> None:
 def _check_tested(cfg: CfgNode) -> None:
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST: found no dataset, expected one at least to evaluate")
+
+
+def _check_expected(cfg: CfgNode) -> None:
+    """Refuse metrics that there are not, which would fail after all the work."""
+    for _, name, *_ in cfg.TEST.EXPECTED_RESULTS:
+        if name not in METRICS:
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS: found the metric {name!r:.80}, expected one of "
+                f"{', '.join(METRICS)}{did_you_mean(name, METRICS)}"
+            )
 
 
 def _results_table(cfg: CfgNode) -> Path:

@@ -18,8 +18,13 @@ from tagclip.data.label_io import check_label, read_label
 from tagclip.data.protocol import Protocol, requested_vocabulary
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.evaluation.content import evaluation_content, log_content
-from tagclip.evaluation.detection import detection
-from tagclip.evaluation.metrics import confusion_matrix
+from tagclip.evaluation.detection import MEASURES, detection
+from tagclip.evaluation.metrics import (
+    ABSENT_AS_0,
+    confusion_matrix,
+    mean_ious,
+    summarize,
+)
 from tagclip.evaluation.results import write_result
 from tagclip.evaluation.saved_folder import FolderWriter
 from tagclip.evaluation.saved_logits import LogitWriter
@@ -29,9 +34,17 @@ from tagclip.structures.provenance import Provenance
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.look_up import look_up
 
-__all__ = ["ZeroShotSemSegEvaluator"]
+__all__ = ["METRICS", "ZeroShotSemSegEvaluator"]
 
 logger = logging.getLogger(__name__)
+
+_MEANS = mean_ious(np.zeros(2), np.array([True, False]))
+METRICS = (
+    *summarize(np.eye(2, dtype=np.int64), np.array([True, False])),
+    *(f"{name}{ABSENT_AS_0}" for name in _MEANS),
+    *(f"trusty-{name}" for name in MEASURES),
+)
+"""Names of all that an evaluation may report; which of them depends on split, model and data."""
 
 _BINS = 4096
 

@@ -174,6 +174,10 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
         option("TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 38.5, 0.2]]"),
         "...TEST.EXPECTED_RESULTS: found [['bbox', 'AP', 38.5, 0.2]] for 1 datasets in DATASETS.TE",
     ),
+    "expected metric that there is not": (
+        option("TEST.EXPECTED_RESULTS", "[['sem_seg', 'mIoU', 1, 1], ['sem_seg', 'hiou', 1, 1]]"),
+        "...TEST.EXPECTED_RESULTS: found the metric 'hiou', expected one of mIoU, ...; did you me",
+    ),
     "name too long for a folder": (
         option("OUTPUT_DIR", "9" * 300),
         "ConfigError: OUTPUT_DIR 999...: found no folder to write to (File name too long)",
