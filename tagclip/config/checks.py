@@ -7,6 +7,7 @@ from functools import cache, reduce
 from operator import getitem
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 
@@ -216,9 +217,11 @@ def check_training(cfg: CfgNode) -> None:
         )
     rates = [solver.BASE_LR] if is_decoded else []
     rates += [trusty.CONV.BASE_LR] if own_head == "conv" else []
-    if rates and not any(rates):
+    # A rate that vanishes beside float32 weights is none.
+    if rates and not any(map(np.float32, rates)):
         raise ConfigError(
-            "SOLVER.BASE_LR: found 0, expected a learning rate above 0: nothing would be learned"
+            f"SOLVER.BASE_LR: found {solver.BASE_LR:.3g}, expected a learning rate above 0, also "
+            "in float32: nothing would be learned"
         )
 
 

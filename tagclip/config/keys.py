@@ -9,6 +9,8 @@ from operator import or_
 from types import GenericAlias, NoneType, UnionType
 from typing import Any, get_args
 
+import numpy as np
+
 from tagclip.errors import ConfigError
 from tagclip.utils.text import did_you_mean
 
@@ -39,7 +41,8 @@ class Key:
         choices: the only values.
         low, high: inclusive bounds of numbers.
         above, below: exclusive bounds. A number has one on either side: a count or size without
-            limit overflows in what is built of it.
+            limit overflows in what is built of it. It is above what it is above in float32, too,
+            as which it is computed with.
         also: a number beside those, which switches off what the key limits.
         letters: a text consists of these, one at least.
         length: number of items of a list, or two as "0 or 3"; "some" is at least one, None any.
@@ -77,6 +80,8 @@ class Key:
         if self._accepts(value):
             return
         hint = did_you_mean(value, map(str, self.choices)) if isinstance(value, str) else ""
+        if isinstance(value, float) and self.above is not None and value > self.above:
+            hint = "" if self._is_above(value) else f"; in float32 it is {self.above}"
         raise ConfigError(f"{self.name}: found {value!r:.200}, expected {self.expected}{hint}")
 
     @cached_property
@@ -153,9 +158,14 @@ class Key:
             -math.inf < number < math.inf
             and (self.low is None or number >= self.low)
             and (self.high is None or number <= self.high)
-            and (self.above is None or number > self.above)
             and (self.below is None or number < self.below)
+            and (self.above is None or self._is_above(number))
         )
+
+    def _is_above(self, number: float) -> bool:
+        # float32 has none for a very large whole number, which other bounds refuse before.
+        with np.errstate(over="ignore"):
+            return number > self.above and bool(np.float32(number) > self.above)
 
 
 def _kind(text: str) -> Any:

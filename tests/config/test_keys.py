@@ -265,6 +265,14 @@ def test_a_number_has_a_range_and_nothing_beyond_is_accepted(name: str, reposito
         assert all(bound in expected for bound in bounds)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "above" in ROWS[name]])
+def test_a_number_that_vanishes_in_float32_is_not_above_0(name: str) -> None:
+    cfg = switched_on(name)
+    check_config(set_value(cfg, name, 1e-40))
+    with pytest.raises(ConfigError, match=f"^{name}: found 1e-320, expected .*above 0.*; in float"):
+        check_config(set_value(cfg, name, 1e-320))
+
+
 # Wrong for every key but those that are named.
 WRONG = [
     (math.nan, ()),
@@ -307,6 +315,7 @@ def test_keys_that_detectron2_alone_reads_are_named(repository: Path, tmp_path: 
     [
         (("SOLVER.MIN_LR", 1.0), r"SOLVER\.MIN_LR: found 1, expected at most SOLVER\.BASE_LR \("),
         (("SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0), "SOLVER.BASE_LR: found 0, expected a lear"),
+        (("SOLVER.BASE_LR", 1e-320, "SOLVER.MIN_LR", 0.0), "SOLVER.BASE_LR: found 1e-320, expecte"),
         (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "TRUSTY.KIND", "conv"),
          "LOSS: found MASK and DICE 0 with TRUSTY.KIND conv, whose map learns apart, expected"),
         (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "TRUSTY.KIND", "relative"), "KIND relative, whose"),
