@@ -107,7 +107,7 @@ setup(
         # Tokenizers and text towers of transformers (tagclip/modeling/clip/tokenizer.py); the last
         # two read tokenizers without tokenizer.json, such as google/mt5-base.
         "hf": ["transformers>=5,<6", "sentencepiece>=0.2", "protobuf>=5"],
-        "demo": ["gradio>=6.31,<7", "starlette>=1.0.1,<2", "uvicorn>=0.54,<1"],
+        "demo": ["gradio>=6.31,<7", "h11>=0.16,<1", "starlette>=1.0.1,<2", "uvicorn>=0.54,<1"],
         # Videos that browsers play (tagclip/demo/media.py).
         "video": ["av>=18,<19"],
         "export": ["onnx>=1.23", "onnxscript>=0.7", "onnxruntime>=1.32"],

@@ -16,19 +16,24 @@ from typing import Any
 import pytest
 
 from tagclip.projects.webdemo.connections import AcceptFilter, Connections, most_connections
+from tagclip.projects.webdemo.paces import Paces
 
 uvicorn = pytest.importorskip("uvicorn", reason="not installed: pip install '.[demo]'")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="has other loopback addresses")
 
+MUCH = 64 << 20
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n"
 Connect = Callable[[str], socket.socket]
 
 
 async def page(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Answer /wait when the visitor has gone, and all else at once."""
+    """Answer /wait when the visitor has gone, /much with 64 MiB, and all else at once."""
     if scope["type"] != "http":
         return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+    if scope["path"] == "/much":
+        for _ in range(MUCH >> 20):
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
     while scope["path"] == "/wait" and (await receive())["type"] != "http.disconnect":
         pass
     await send({"type": "http.response.body", "body": b"good"})
@@ -133,6 +138,59 @@ def test_who_asks_nothing_is_let_go(sent: bytes) -> None:
         waits.settimeout(0)
         with pytest.raises(BlockingIOError):
             waits.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_answered"),
+    [
+        (HEAD + b"a: b\r\n" * 90 + b"\r\n", True),
+        (HEAD + b"a: b\r\n" * 110 + b"\r\n", False),
+        (HEAD + b"a: " + b"b" * 16000 + b"\r\n\r\n", True),
+        (HEAD + b"a: " + b"b" * 17000 + b"\r\n\r\n", False),
+        (HEAD + b"a: b\r\n" * 110, False),
+        (HEAD + b"Content-Length: 3\r\n\r\n\n\n\n", True),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", False),
+    ],
+    ids=["lines", "many lines", "long", "too long", "no end", "length", "chunked"],
+)
+def test_what_takes_long_to_take_apart_is_refused(sent: bytes, is_answered: bool) -> None:
+    """Also behind another request of the same connection."""
+    with serving(Connections(in_all=8, silence=1e6)) as connect:
+        for before in (b"", HEAD + b"\r\n"):
+            (connection := connect("127.0.0.1")).sendall(before + sent)
+            end, found = b"good" if is_answered else b"Invalid HTTP request received.", b""
+            while end not in found or found.count(b"HTTP/1.1") < 1 + bool(before):
+                assert (more := connection.recv(1000))
+                found += more
+            assert found.count(b"HTTP/1.1 200") == is_answered + bool(before)
+
+
+def test_connections_of_an_address_come_at_a_pace() -> None:
+    connections = Connections(in_all=8, silence=1e6)
+    connections._paces = Paces(1e-6, 3)
+    with serving(connections) as connect:
+        for _ in range(3):
+            assert answers(connect("127.0.0.1"))
+        assert is_closed(connect("127.0.0.1"))
+        assert answers(connect("127.0.0.2"))
+
+
+def test_who_reads_nothing_of_an_answer_is_let_go() -> None:
+    """Who reads is not, however much there is."""
+    connections = Connections(in_all=8, silence=0.1)
+    with serving(connections) as connect:
+        for is_read in (False, True):
+            (connection := connect("127.0.0.1")).sendall(HEAD.replace(b"/ ", b"/much ") + b"\r\n")
+            if not is_read:
+                while not connections.open:
+                    pass
+                while connections.open:
+                    pass
+                continue
+            count = 0
+            while count < MUCH:
+                assert (more := len(connection.recv(1 << 20)))
+                count += more
 
 
 def test_as_many_files_as_this_process_may_have(monkeypatch: pytest.MonkeyPatch) -> None:

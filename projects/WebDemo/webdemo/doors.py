@@ -19,7 +19,9 @@ from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import parse_qs
 
+from tagclip.projects.webdemo.paces import Paces
 from tagclip.projects.webdemo.space import FULL, UploadSpace, megabytes
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "BodyDoor",
     "FaultDoor",
     "HostDoor",
+    "PaceDoor",
+    "ProgressDoor",
     "RouteDoor",
     "ShareDoor",
 ]
@@ -49,6 +53,8 @@ _NOT_OURS = re.compile(
     "proxy=|file[=/] *https?:)|/monitoring",
     re.IGNORECASE,
 )
+# Uploads and what says how far they are.
+_UPLOAD = re.compile("/upload(_progress)?/*$")
 # What becomes a question to the model.
 _QUESTION = re.compile("/gradio_api/(queue/join|call/|run/|api/)")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -56,6 +62,12 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LARGEST_JSON = 1 << 18
 # Lists and objects in a json; a request of the page has some five.
 _MOST_LISTS = 100
+# In what 200 words and as many of context may hold, and some.
+_MOST_COMMAS = 40_000
+# Names in a header of proxies.
+_MOST_HOSTS = 8
+# Seconds that a request waits for the pace of its address.
+_LONGEST_WAIT = 15.0
 # Requests of an address that are answered at a time; more wait for these to begin their answers.
 _AT_A_TIME = 4
 # Requests per second of an address, and how many may come at once; loading the page takes 76.
@@ -69,7 +81,10 @@ _SILENCE = 30.0
 # Seconds after which it ends in any case: 20 MB take half a MBit a second.
 _LONGEST = 320.0
 _PIECE = 1 << 16
-# Characters of a session's name, of which the page makes some ten; it keeps what it is told.
+# Seconds between the end of an upload and that of its progress.
+_FORGET = 10.0
+# Characters of a session's or upload's name, of which the page makes some ten; it keeps what it is
+# told.
 _LONGEST_SESSION = 64
 
 
@@ -106,6 +121,33 @@ class FaultDoor:
         return None
 
 
+class PaceDoor:
+    """Lets requests of an address come at a pace: who sends more than a page needs waits.
+
+    What answers them, and what refuses them, works on one loop for all.
+    """
+
+    def __init__(self, app: App, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin with nobody.
+
+        Args:
+            app: the page.
+            clock: seconds.
+        """
+        self.app, self._paces, self._clock = app, Paces(_PACE, _BURST), clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on in time; what would wait too long is refused (429)."""
+        if scope["type"] == "http":
+            wait = self._paces.wait(_address(scope), self._clock(), _LONGEST_WAIT)
+            if wait is None:
+                text = f"requests: found more than {_PACE} a second of your address, expected fewer"
+                return await _refuse(scope, send, 429, f"{text}; try again later")
+            if wait > 0:
+                await asyncio.sleep(wait)
+        return await self.app(scope, receive, send)
+
+
 class HostDoor:
     """Refuses requests to other names than the page's (421).
 
@@ -127,13 +169,13 @@ class HostDoor:
         """Hand on what is asked of a name of the page."""
         if scope["type"] in ("http", "websocket"):
             hosts = _headers(scope, b"host") or [""]
-            # From a proxy: the page makes addresses of it.
+            # From a proxy: the page makes addresses of it. The one name too many is none.
             for part in _headers(scope, b"x-forwarded-host"):
-                hosts += part.split(",")
+                hosts += part.split(",", _MOST_HOSTS - 1)
             arrived = _name((scope.get("server") or [""])[0] or "")
             for host in hosts:
                 is_host = HOST.fullmatch(host.strip())
-                if not is_host or _name(host) not in {*self.allowed, arrived}:
+                if not is_host or not (_name(host) in self.allowed or _name(host) == arrived):
                     text = (
                         f"Host: found {host.strip()[:80]!r}, expected a name of this page; start "
                         "it with --allow-host NAME if that is one"
@@ -160,31 +202,25 @@ class RouteDoor:
 class ShareDoor:
     """Answers some requests of an address at a time, and keeps questions of others' places free.
 
-    What answers a request works on one loop for all: who sends many at once, or one behind the
-    other, would hold it. Who sends more than a page needs waits.
+    What answers a request works on one loop for all: who sends many at once would hold it. Uploads
+    have a turn of their own, behind their arrival, which may take long.
     """
 
-    def __init__(
-        self,
-        app: App,
-        unfinished: Callable[[str], int],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, app: App, unfinished: Callable[[str], int]) -> None:
         """Begin with nobody.
 
         Args:
             app: the page.
             unfinished: questions of an address that wait or work.
-            clock: seconds.
         """
-        self.app, self._unfinished, self._clock = app, unfinished, clock
+        self.app, self._unfinished = app, unfinished
         self._slots: dict[str, _Slots] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on when it is this address's turn; what streams is counted until it begins."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _is_upload(scope):
             return await self.app(scope, receive, send)
-        address = (scope.get("client") or [""])[0]
+        address = _address(scope)
         if scope["method"] == "POST" and _QUESTION.match(scope["path"]):
             found = self._unfinished(address)
             if found >= _UNFINISHED:
@@ -193,13 +229,11 @@ class ShareDoor:
                     f"{_UNFINISHED}; wait for an answer first"
                 )
                 return await _refuse(scope, send, 429, text)
-        slots = self._slots_of(address)
+        slots = self._slots.setdefault(address, _Slots(_AT_A_TIME))
         slots.users += 1
         try:
             async with AsyncExitStack() as slot:
                 await slot.enter_async_context(slots.free)
-                if (wait := slots.wait(self._clock())) > 0:
-                    await asyncio.sleep(wait)
 
                 async def begin_and_send(message: Message) -> None:
                     # At the first message; then nothing is left to give back.
@@ -209,14 +243,8 @@ class ShareDoor:
                 return await self.app(scope, receive, begin_and_send)
         finally:
             slots.users -= 1
-
-    def _slots_of(self, address: str) -> _Slots:
-        if address not in self._slots:
-            now = self._clock()
-            for name in [name for name, each in self._slots.items() if each.is_over(now)]:
-                del self._slots[name]
-            self._slots[address] = _Slots()
-        return self._slots[address]
+            if not slots.users:
+                del self._slots[address]
 
 
 class _Slots:
@@ -227,19 +255,17 @@ class _Slots:
         users: requests that wait for one or have one.
     """
 
-    def __init__(self) -> None:
-        self.free, self.users = asyncio.Semaphore(_AT_A_TIME), 0
-        # When its requests so far would have come, had they come at the pace.
-        self._due = 0.0
+    def __init__(self, count: int) -> None:
+        self.free, self.users = asyncio.Semaphore(count), 0
 
-    def wait(self, now: float) -> float:
-        """Seconds that the next request has to wait."""
-        self._due = max(self._due, now) + 1 / _PACE
-        return self._due - now - _BURST / _PACE
 
-    def is_over(self, now: float) -> bool:
-        """Whether there is nothing to remember of it."""
-        return not self.users and self._due <= now
+def _address(scope: Scope) -> str:
+    """Where a request comes from."""
+    return (scope.get("client") or [""])[0]
+
+
+def _is_upload(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"].rstrip("/").endswith("/upload")
 
 
 def _name(host: str) -> str:
@@ -248,6 +274,33 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host if host.count(":") > 1 else host.partition(":")[0].rstrip(".")
+
+
+class ProgressDoor:
+    """Has the progress of uploads forgotten, which gradio keeps where nobody asks for it."""
+
+    def __init__(self, app: App, forget: Callable[[str], None]) -> None:
+        """Stand before the page.
+
+        Args:
+            app: the page.
+            forget: forgets an upload by the name that its visitor gave it.
+        """
+        self.app, self._forget = app, forget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on; a name that is too long is refused (400)."""
+        is_upload = scope["type"] == "http" and _UPLOAD.search(scope["path"])
+        names = parse_qs(scope.get("query_string", b"")).get(b"upload_id", []) if is_upload else []
+        if any(len(name) > _LONGEST_SESSION for name in names):
+            text = f"upload_id: found more than {_LONGEST_SESSION} characters; reload the page"
+            return await _refuse(scope, send, 400, text)
+        try:
+            return await self.app(scope, receive, send)
+        finally:
+            for name in names:
+                # Who looks at the progress is told of the end first.
+                asyncio.get_running_loop().call_later(_FORGET, self._forget, name.decode("latin-1"))
 
 
 class BodyDoor:
@@ -264,13 +317,14 @@ class BodyDoor:
         """
         self.app, self.space, self.largest, self.folder = app, space, largest, folder
         self._one = asyncio.Lock()
+        # Of each address one waits for that, so that others wait for one of it at most.
+        self._of_address: dict[str, _Slots] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Receive the body whole and hand it on."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return await self.app(scope, receive, send)
-        is_upload = scope["path"].rstrip("/").endswith("/upload")
-        hand_on = self._hand_on_file if is_upload else self._hand_on_json
+        hand_on = self._hand_on_file if _is_upload(scope) else self._hand_on_json
         try:
             return await hand_on(scope, receive, send)
         except _Refusal as refusal:
@@ -293,7 +347,7 @@ class BodyDoor:
             await self.app(scope, _Replay(body, size, receive), send)
 
     async def _hand_on_file(self, scope: Scope, receive: Receive, send: Send) -> None:
-        largest, visitor = self.largest + ROOM_AROUND_FILE, (scope.get("client") or [""])[0]
+        largest, visitor = self.largest + ROOM_AROUND_FILE, _address(scope)
         if text := self.space.refusal(visitor, _announced(scope, largest)):
             raise _Refusal(413, f"upload: {text}")
         answer, arriving = _Answer(send), _Arriving(self.space, visitor)
@@ -318,12 +372,29 @@ class BodyDoor:
             self.space.arrived(visitor, arriving.nbytes, answer.paths)
 
     async def _hand_on_alone(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One at a time: what then lies there belongs to nobody."""
-        async with self._one:
-            try:
-                await self.app(scope, receive, send)
-            finally:
-                self._remove_unnamed()
+        """One at a time: what then lies there belongs to nobody.
+
+        The answer is sent behind that: who does not read it holds up nobody else.
+        """
+        address, answer = _address(scope), []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        slots = self._of_address.setdefault(address, _Slots(1))
+        slots.users += 1
+        try:
+            async with slots.free, self._one:
+                try:
+                    await self.app(scope, receive, keep)
+                finally:
+                    self._remove_unnamed()
+        finally:
+            slots.users -= 1
+            if not slots.users:
+                del self._of_address[address]
+        for message in answer:
+            await send(message)
 
     def _remove_unnamed(self) -> None:
         """Remove what gradio has received and not named in its answer: it keeps that for good."""
@@ -442,7 +513,11 @@ def _wrong_parts(body: IO[bytes], kind: str) -> str:
 
 
 def _wrong_json(body: bytes) -> str:
-    """Say what is wrong with lists and session of a json, "" if nothing is."""
+    """Say what is wrong with values, lists and session of a json, "" if nothing is."""
+    if body.count(b",") > _MOST_COMMAS:
+        return (
+            f"body: found more than {_MOST_COMMAS} commas, expected values of this page; reload it"
+        )
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

@@ -21,6 +21,8 @@ from tagclip.projects.webdemo.doors import (
     BodyDoor,
     FaultDoor,
     HostDoor,
+    PaceDoor,
+    ProgressDoor,
     RouteDoor,
     ShareDoor,
 )
@@ -147,6 +149,7 @@ def serve(
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(10**9)
     # Of uvicorn, which else believes whoever is on this machine.
     os.environ["FORWARDED_ALLOW_IPS"] = ",".join(proxies)
+    from gradio.routes import file_upload_statuses
     from starlette.middleware import Middleware
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -165,10 +168,17 @@ def serve(
         clients = [event.request.client for event in events]
         return sum(client is not None and client.host == address for client in clients)
 
+    def forget(upload: str) -> None:
+        file_upload_statuses.stop_tracking(upload)
+        file_upload_statuses._signals.pop(upload, None)
+
     doors = [
         Middleware(FaultDoor),
+        # First: to refuse something takes time, too.
+        Middleware(PaceDoor),
         Middleware(HostDoor, allowed=[host, *allowed_hosts]),
         Middleware(RouteDoor),
+        Middleware(ProgressDoor, forget=forget),
         Middleware(BodyDoor, space=space, largest=largest, folder=folder),
         Middleware(ShareDoor, unfinished=unfinished),
     ]

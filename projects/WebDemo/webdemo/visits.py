@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gradio as gr
@@ -24,6 +25,8 @@ __all__ = ["Visits", "address_of", "shown_errors", "shown_message"]
 
 # Answers that nobody has fetched, of as many sessions, and lines that are logged once.
 _UNREAD, _LOGGED = 50, 2000
+# Of an address, each up to a megabyte: 18 requests at work have three each.
+_MESSAGES = 100
 
 
 class Visits:
@@ -101,6 +104,7 @@ class Visits:
             }
             self._addresses = known | {session: address}
             active = {event.session_hash for event in list(queue.event_ids_to_events.values())}
+            _drop_oldest(queue, [n for n, place in self._addresses.items() if place == address])
             idle = {name: place for name, place in known.items() if name not in active}
             counts = Counter(idle.values())
             while len(idle) > _UNREAD:
@@ -111,6 +115,19 @@ class Visits:
                 queue.pending_event_ids_session.pop(name, None)
         if len(detectron2_logger._LOG_COUNTER) > _LOGGED:
             detectron2_logger._LOG_COUNTER.clear()
+
+
+def _drop_oldest(queue: Any, sessions: list[str]) -> None:
+    """Drop the oldest messages of an address beyond those that its pages may have to fetch."""
+    held = [queue.pending_messages_per_session.get(name) for name in sessions]
+    waiting = [messages for messages in held if messages is not None]
+    surplus = sum(messages.qsize() for messages in waiting) - _MESSAGES
+    for messages in waiting:
+        while surplus > 0 and not messages.empty():
+            # The page may fetch one at the same time.
+            with suppress(asyncio.QueueEmpty):
+                messages.get_nowait()
+            surplus -= 1
 
 
 def address_of(request: gr.Request) -> str:
