@@ -11,7 +11,12 @@ import time
 from pathlib import Path
 
 from tagclip.utils.cli import check_output, run_tool
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import (
+    files_atomic,
+    remove_leftovers,
+    temporary_folder,
+    write_atomic,
+)
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import NumberIn, ToolParser
@@ -48,10 +53,11 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.projects.minibench import clip_training as training
 
     check_output("--output", args.output, is_folder=True)
-    with RunLock(args.output, "--output"):
+    with RunLock(args.output, "--output"), temporary_folder() as folder:
+        remove_leftovers(args.output, "files")
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
-        merges = args.output / "mini_bpe.txt.gz"
+        merges = folder / "mini_bpe.txt.gz"
         config = training.model_config(training.write_merges(merges))
         tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=training.CONTEXT)
         model = training.build_model(config)
@@ -66,19 +72,22 @@ def main(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
         seconds = time.process_time() - start
-        weights = args.output / "mini_clip.safetensors"
         half = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
-        write_atomic(weights, save(half))
+        weights = save(half)
         model.load_state_dict({name: tensor.float() for name, tensor in half.items()})
         report = {
             "crop_accuracy_percent": round(training.crop_accuracy(model, tokenizer), 2),
             "cpu_seconds": round(seconds),
             "steps": args.steps,
             "seed": args.seed,
-            "megabytes": round(weights.stat().st_size / 2**20, 3),
+            "megabytes": round(len(weights) / 2**20, 3),
         }
-        write_atomic(args.output / "mini_clip.json", json_text(config, indent=1) + "\n")
-        write_atomic(args.output / "mini_clip_report.json", json_text(report, indent=1) + "\n")
+        # All or none: the report is of these weights.
+        with files_atomic(args.output) as files:
+            write_atomic(files / merges.name, merges.read_bytes())
+            write_atomic(files / "mini_clip.safetensors", weights)
+            write_atomic(files / "mini_clip.json", json_text(config, indent=1) + "\n")
+            write_atomic(files / "mini_clip_report.json", json_text(report, indent=1) + "\n")
         print(json_text(report))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from helpers.toy_dataset import forget
 
 from tagclip import load_config
 from tagclip.engine.interruptions import SavedAndStopped
-from tagclip.projects.minibench import VOCABULARY_JSON
+from tagclip.projects.minibench import VOCABULARY_JSON, clip_training
 from tagclip.tools import demo, train_net
-from tagclip.tools.minibench import generate_data, make_report, run_minibench
+from tagclip.tools.minibench import generate_data, make_report, run_minibench, train_clip
 from tagclip.tools.webdemo import serve
 from tagclip.utils.cli import run_tool
 
@@ -60,6 +61,36 @@ def test_a_training_that_a_signal_ends_is_no_success(
     args = train_net.parse_args(words)
     assert args.resume and args.opts == ["OUTPUT_DIR", "output/minibench"]
     assert "tagclip minibench begins anew" in line
+
+
+def test_a_tower_and_its_report_are_replaced_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever breaks off: weights beside another one's accuracy would be believed."""
+    names = ["mini_bpe.txt.gz", "mini_clip.json", "mini_clip.safetensors", "mini_clip_report.json"]
+    for name in names:
+        (tmp_path / name).write_text(f"earlier {name}")
+    words = ["--output", str(tmp_path), "--steps", "1", "--images", "4", "--batch", "2"]
+    args = train_clip.make_parser().parse_args(words)
+
+    def broken(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clip_training, "train", lambda *_, **__: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(clip_training, "crop_accuracy", broken)
+        with pytest.raises(KeyboardInterrupt):
+            train_clip.main(args)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {name: f"earlier {name}" for name in names}
+    monkeypatch.setattr(clip_training, "crop_accuracy", lambda *_: 7.0)
+    train_clip.main(args)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    report = json.loads((tmp_path / "mini_clip_report.json").read_text())
+    size = (tmp_path / "mini_clip.safetensors").stat().st_size
+    assert report["crop_accuracy_percent"] == 7.0
+    assert report["megabytes"] == round(size / 2**20, 3)
+    assert (tmp_path / names[0]).read_bytes().startswith(b"\x1f\x8b")
 
 
 def test_every_step_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
