@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from tagclip.utils.cli import check_output, run_tool
-from tagclip.utils.files import (
-    files_atomic,
-    remove_leftovers,
-    temporary_folder,
-    write_atomic,
-)
+from tagclip.utils.files import files_atomic, remove_leftovers, write_atomic
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import NumberIn, ToolParser
@@ -53,11 +49,10 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.projects.minibench import clip_training as training
 
     check_output("--output", args.output, is_folder=True)
-    with RunLock(args.output, "--output"), temporary_folder() as folder:
-        remove_leftovers(args.output, "files")
+    with RunLock(args.output, "--output"), _all_or_none(args.output) as files:
         torch.manual_seed(args.seed)
         torch.set_num_threads(1)
-        merges = folder / "mini_bpe.txt.gz"
+        merges = files / "mini_bpe.txt.gz"
         config = training.model_config(training.write_merges(merges))
         tokenizer = SimpleTokenizer(bpe_path=str(merges), context_length=training.CONTEXT)
         model = training.build_model(config)
@@ -82,13 +77,16 @@ def main(args: argparse.Namespace) -> None:
             "seed": args.seed,
             "megabytes": round(len(weights) / 2**20, 3),
         }
-        # All or none: the report is of these weights.
-        with files_atomic(args.output) as files:
-            write_atomic(files / merges.name, merges.read_bytes())
-            write_atomic(files / "mini_clip.safetensors", weights)
-            write_atomic(files / "mini_clip.json", json_text(config, indent=1) + "\n")
-            write_atomic(files / "mini_clip_report.json", json_text(report, indent=1) + "\n")
-        print(json_text(report))
+        write_atomic(files / "mini_clip.safetensors", weights)
+        write_atomic(files / "mini_clip.json", json_text(config, indent=1) + "\n")
+        write_atomic(files / "mini_clip_report.json", json_text(report, indent=1) + "\n")
+    print(json_text(report))
+
+
+def _all_or_none(folder: Path) -> AbstractContextManager[Path]:
+    """`files_atomic`: a report is of the weights beside it, whatever breaks off."""
+    remove_leftovers(folder, "files")
+    return files_atomic(folder)
 
 
 def invoke_main() -> None:
