@@ -731,6 +731,48 @@ def test_unread_answers_of_one_address_push_no_other_out() -> None:
     assert list(queue.pending_event_ids_session) == left
 
 
+def test_questions_of_an_address_have_a_pace_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most 8 a second in the long run, of which 80 may come at once."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("tagclip.projects.webdemo.doors.asyncio.sleep", sleep)
+    app = PaceDoor(Page(tmp_path), clock=lambda: 5.0)
+    for _ in range(80):
+        assert ask(app, "/gradio_api/queue/join", b"x")[0] == 200
+    assert not waits
+    ask(app, "/gradio_api/call/segment", b"x")
+    ask(app, "/gradio_api/upload", b"x")
+    ask(app, "/gradio_api/queue/join", b"x", client="2")
+    assert waits == pytest.approx([1 / 8])
+    statuses = [ask(app, "/gradio_api/queue/join", b"x")[0] for _ in range(130)]
+    assert max(waits) == pytest.approx(15) and statuses == [200] * 119 + [429] * 11
+
+
+def test_the_folder_of_a_file_goes_with_it(tmp_path: Path) -> None:
+    """gradio makes one for each content; another folder is none of its."""
+    now, places = [0.0], []
+    space = UploadSpace(250, 1000, clock=lambda: now[0])
+    for number in range(4):
+        place = tmp_path / ("kept" if number == 1 else f"{number:064x}")
+        place.mkdir()
+        (place / "a.png").write_bytes(bytes(100))
+        assert space.take("me", 100) == ""
+        space.arrived("me", 100, [str(place / "a.png")])
+        places.append(place)
+    assert [place.exists() for place in places] == [False, True, True, True]
+    assert not any(places[1].iterdir())
+    # One that the page deletes, too.
+    (places[2] / "a.png").unlink()
+    now[0] = 1e6
+    space.arrived("me", 0, [])
+    assert [place.exists() for place in places] == [False, True, False, True]
+
+
 def test_the_oldest_unread_messages_of_an_address_go() -> None:
     """Of all its sessions, one at work among them; those of others stay."""
     pytest.importorskip("gradio", reason="gradio is not installed: pip install '.[demo]'")

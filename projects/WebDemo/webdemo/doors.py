@@ -72,6 +72,8 @@ _LONGEST_WAIT = 15.0
 _AT_A_TIME = 4
 # Requests per second of an address, and how many may come at once; loading the page takes 76.
 _PACE, _BURST = 40, 400
+# The same of questions, each of which passes through the whole of gradio even where it is refused.
+_QUESTION_PACE, _QUESTION_BURST = 8, 80
 # Questions of an address that wait or work, as gradio counts them.
 _UNFINISHED = 24
 # Bytes of boundaries and names around a file.
@@ -134,14 +136,20 @@ class PaceDoor:
             app: the page.
             clock: seconds.
         """
-        self.app, self._paces, self._clock = app, Paces(_PACE, _BURST), clock
+        self.app, self._clock = app, clock
+        self._paces = Paces(_PACE, _BURST)
+        self._questions = Paces(_QUESTION_PACE, _QUESTION_BURST)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on in time; what would wait too long is refused (429)."""
         if scope["type"] == "http":
-            wait = self._paces.wait(_address(scope), self._clock(), _LONGEST_WAIT)
+            address, now = _address(scope), self._clock()
+            wait, pace = self._paces.wait(address, now, _LONGEST_WAIT), _PACE
+            if wait is not None and scope["method"] == "POST" and _QUESTION.match(scope["path"]):
+                own, pace = self._questions.wait(address, now, _LONGEST_WAIT), _QUESTION_PACE
+                wait = None if own is None else max(wait, own)
             if wait is None:
-                text = f"requests: found more than {_PACE} a second of your address, expected fewer"
+                text = f"requests: found more than {pace} a second of your address, expected fewer"
                 return await _refuse(scope, send, 429, f"{text}; try again later")
             if wait > 0:
                 await asyncio.sleep(wait)

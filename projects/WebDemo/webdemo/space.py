@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import errno
 import math
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["FULL", "UploadSpace", "megabytes"]
 
 # What a disk answers that is full.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Seconds between two looks for deleted files.
-_LOOK = 5.0
+# Seconds between two looks for deleted files, where room lacks and at the most.
+_LOOK, _SWEEP = 5.0, 600.0
+# How gradio calls the folder of a file: sha256 of its content.
+_OF_CONTENT = re.compile("[0-9a-f]{64}")
 
 
 class UploadSpace:
@@ -24,7 +28,7 @@ class UploadSpace:
     Uploads and saved results; threads may share it.
 
     Nothing here takes longer the more files there are, but looking which of them are deleted; that
-    is done where room lacks, and not again at once.
+    is done where room lacks, and not again at once, and now and then.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class UploadSpace:
         self._own: Counter[str] = Counter()
         self._alone: Counter[str] = Counter()
         self._all = self._all_arriving = 0
-        self._clock, self._looked = clock, -math.inf
+        self._clock, self._looked, self._swept = clock, -math.inf, clock()
         self._lock = threading.RLock()
 
     @property
@@ -122,6 +126,7 @@ class UploadSpace:
                 return False
             if self._drop(visitor, path):
                 path.unlink(missing_ok=True)
+                _remove_folder(path)
             return True
 
     def arrived(self, visitor: str, nbytes: int, paths: Iterable[str]) -> None:
@@ -133,6 +138,10 @@ class UploadSpace:
                 self._drop(visitor, path)
                 if path.is_file():
                     self._add(visitor, path, max(path.stat().st_size, self.least))
+            # The page deletes what is old, but for its folders.
+            if self._clock() >= self._swept + _SWEEP:
+                self._swept = self._clock()
+                self._forget_deleted()
 
     def _count(self, visitor: str, nbytes: int) -> None:
         self._all_arriving += nbytes
@@ -179,8 +188,16 @@ class UploadSpace:
         for path in [path for path in self._owners if not path.is_file()]:
             for visitor in list(self._owners[path]):
                 self._drop(visitor, path)
+            _remove_folder(path)
         self._looked = self._clock()
         return True
+
+
+def _remove_folder(path: Path) -> None:
+    """Remove the folder that gradio made for a file, named after its content, if that was all."""
+    if _OF_CONTENT.fullmatch(path.parent.name):
+        with suppress(OSError):
+            path.parent.rmdir()
 
 
 def megabytes(nbytes: int) -> str:
