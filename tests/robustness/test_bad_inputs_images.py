@@ -174,7 +174,7 @@ def test_image_of_sixteen_bits(bench: Bench) -> None:
     values = np.array([[0, 128, 129, 257, 40000, 65535]], np.uint16).repeat(20, 0).repeat(4, 1)
     path = bench.save_image("deep.png", values)
     # The log has it once in a process: what is asked here is that it is given.
-    with mock.patch("tagclip.data.image_io.log_first_n") as log:
+    with mock.patch("detectron2.utils.logger.log_first_n") as log:
         read = bench.predictor().read_image(path)
     assert read[0, ::4, 0].tolist() == [0, 0, 1, 1, 156, 255]
     said = log.call_args.args[1]
