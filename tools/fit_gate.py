@@ -22,7 +22,7 @@ from tagclip.projects import import_projects
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import make_folder, write_atomic
 from tagclip.utils.run_lock import RunLock
-from tagclip.utils.stopping import Stopped, explained
+from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text
 from tagclip.utils.tool_parser import ToolParser
 
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         to_json,
     )
     from tagclip.data import Protocol
-    from tagclip.engine.interruptions import SavedAndStopped
+    from tagclip.engine.interruptions import part_of_more
     from tagclip.errors import ConfigError
 
     check_output("--output", args.output, is_folder=True)
@@ -102,11 +102,8 @@ def main(args: argparse.Namespace) -> None:
             for index, names in enumerate(groups):
                 folder = make_folder(args.output / f"held_out_{index}")
                 logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
-                try:
+                with part_of_more():
                     curves.append(held_out_curves(cfg, args.dataset, names, folder))
-                except SavedAndStopped as stopped:
-                    # Its training is saved; what was asked for here is not done.
-                    raise Stopped(stopped.number) from stopped
         found = to_json(best_constants(curves), groups)
         write_atomic(args.output / "gate.json", json_text(found, indent=1) + "\n")
     print(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.run_lock import LOCK_NAME
-from tagclip.utils.stopping import Stopped, explained
+from tagclip.utils.stopping import explained
 from tagclip.utils.tool_parser import ToolParser
 
 OUTPUT = Path("output/minibench")
@@ -45,7 +45,7 @@ def run() -> None:
         TagCLIPError: a step fails, or another run is at work in the folder; the later steps are
             left out.
     """
-    from tagclip.engine.interruptions import SavedAndStopped
+    from tagclip.engine.interruptions import part_of_more
     from tagclip.engine.own_folder import own_folder
     from tagclip.tools import train_net
     from tagclip.tools.minibench import generate_data, make_report
@@ -61,11 +61,8 @@ def run() -> None:
                 path.unlink()
         words = ["--config-file", CONFIG, "OUTPUT_DIR", str(OUTPUT)]
         with explained(GOES_ON):
-            try:
+            with part_of_more():
                 train_net.start(train_net.parse_args(words))
-            except SavedAndStopped as stopped:
-                # Its training is saved; what was asked for here is not done.
-                raise Stopped(stopped.number) from stopped
             make_report.report(OUTPUT)
 
 

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,9 +20,9 @@ from fvcore.common.checkpoint import Checkpointer
 
 from tagclip.checkpoint.folder import write_durably
 from tagclip.errors import CheckpointError
-from tagclip.utils.stopping import STOPPING, leave_terminal
+from tagclip.utils.stopping import STOPPING, Stopped, leave_terminal
 
-__all__ = ["PatientWriter", "SavedAndStopped", "interruptible", "stop_listening"]
+__all__ = ["PatientWriter", "SavedAndStopped", "interruptible", "part_of_more", "stop_listening"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,19 @@ class SavedAndStopped(SystemExit):
         """Keep the signal."""
         super().__init__(0)
         self.number = number
+
+
+@contextmanager
+def part_of_more() -> Iterator[None]:
+    """Make a training that a signal ends within no success: it is saved, but what it is for is not.
+
+    Raises:
+        Stopped: in the place of `SavedAndStopped`.
+    """
+    try:
+        yield
+    except SavedAndStopped as stopped:
+        raise Stopped(stopped.number) from stopped
 
 
 class StopOnSignal(HookBase):

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,6 +275,18 @@ def test_a_kill_between_any_two_files_of_the_plan_changes_nothing(tmp_path: Path
         assert content_of(half) == expected
 
 
+def breaking_off(count: int, error: BaseException) -> Callable[[Path, str], Path]:
+    """Write so many files, and then fail."""
+    left = iter(range(count))
+
+    def write(file: Path, text: str) -> Path:
+        if next(left, None) is None:
+            raise error
+        return write_atomic(file, text)
+
+    return write
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_kill_while_another_run_is_planned_puts_no_image_into_two_shards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
@@ -284,15 +296,8 @@ def test_a_kill_while_another_run_is_planned_puts_no_image_into_two_shards(
         path = tmp_path / f"after{count}"
         folder = plan(path, size=1)
         finish(folder, *([2] if overwrite else []))
-        left = iter(range(count))
-
-        def write(file: Path, text: str, left: Iterator[int] = left) -> Path:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            return write_atomic(file, text)
-
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_atomic", write)
+            patch.setattr(module, "write_atomic", breaking_off(count, KeyboardInterrupt()))
             try:
                 plan(path, settings=other, size=3, overwrite=overwrite)
                 break
@@ -315,17 +320,11 @@ def test_a_plan_that_breaks_off_leaves_a_folder_that_is_still_ours(
     plan(tmp_path / "whole", size=1)
     expected, failed = content_of(tmp_path / "whole"), 0
     for count in range(len(expected)):
-        path, left = tmp_path / f"after{count}", iter(range(count))
+        path = tmp_path / f"after{count}"
         if not is_new:
             finish(plan(path, FILES[:2], size=1), 0)
-
-        def write(file: Path, text: str, left: Iterator[int] = left) -> Path:
-            if next(left, None) is None:
-                raise error
-            return write_atomic(file, text)
-
         with monkeypatch.context() as patch:
-            patch.setattr(module, "write_atomic", write)
+            patch.setattr(module, "write_atomic", breaking_off(count, error))
             try:
                 plan(path, size=1)
             except (KeyboardInterrupt, ConfigError):

@@ -406,3 +406,27 @@ def test_the_documented_call_gives_the_labels_of_the_predictor(
     encoded = encode_image(predictor, image, "cat, dining table", "", Limits())
     expected = encoded.predict(settings, encoded.size)["sem_seg_labels"].numpy()
     assert (np.array(Image.open(found["labels"])) == np.where(expected < 0, 255, expected)).all()
+
+
+def test_names_are_given_one_by_one(tool: ModuleType) -> None:
+    assert tool.parse_args([]).allow_host == []
+    args = tool.parse_args(["--allow-host", "a.example", "--allow-host", "b.example"])
+    assert args.allow_host == ["a.example", "b.example"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--allow-host", "https://demo.example/"],
+        ["--allow-host", "a b"],
+        ["--allow-host", ""],
+        ["--proxy", "demo.example"],
+        ["--proxy", "10.0.0.0.1"],
+        ["--max-upload-mb", "20", "--max-uploads-mb", "19"],
+    ],
+)
+def test_options_that_would_never_fit_are_refused(tool: ModuleType, words: list[str]) -> None:
+    assert exit_of(tool.parse_args, words) == 2
+    good = ["--allow-host", "demo.example:8080", "--allow-host", "[::1]", "--proxy", "::1"]
+    args = tool.parse_args([*good, "--max-upload-mb", "20", "--max-uploads-mb", "20"])
+    assert (args.allow_host, args.proxy) == (["demo.example:8080", "[::1]"], ["::1"])
