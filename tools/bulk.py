@@ -203,6 +203,7 @@ def _open(args: argparse.Namespace) -> tuple[BulkOptions, BulkFolder]:
 def _run(folder: BulkFolder, options: BulkOptions, run_engine: Engine) -> Iterator[ShardResult]:
     """Results of all shards, those of earlier runs first."""
     from tagclip.bulk.progress import Progress
+    from tagclip.utils.run_lock import RunLock
 
     left = []
     for shard in folder.shards:
@@ -218,6 +219,8 @@ def _run(folder: BulkFolder, options: BulkOptions, run_engine: Engine) -> Iterat
     progress = Progress(left)
     try:
         for result in run_engine(left, options, progress.images):
+            # The processes that write hold no lock.
+            RunLock.check_held(folder.path)
             progress.shard(result)
             yield result
     finally:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from tagclip.analysis.gate_analysis import GateAnalysis
 from tagclip.data import ZeroShotDatasetMapper, read_indices
+from tagclip.engine.data_stream import shared_samples
 from tagclip.modeling.clip import resolve_pixels
 from tagclip.modeling.inference.gate import Gate
 from tagclip.modeling.meta_arch import TagCLIP
@@ -79,6 +80,7 @@ def labelled_inputs(
         samples,
         mapper=ZeroShotDatasetMapper(resolve_pixels(cfg), is_train=False, dataset_name=dataset),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=shared_samples,
     )
     for (item,) in tqdm(loader, desc=dataset, disable=None, leave=False):
         size = item["height"], item["width"]

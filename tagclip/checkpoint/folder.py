@@ -12,6 +12,7 @@ import torch
 from tagclip.checkpoint.reading import LAST, loadable_beside
 from tagclip.errors import CheckpointError
 from tagclip.utils.files import probe_folder, remove_leftovers, sync_folder, write_atomic
+from tagclip.utils.run_lock import RunLock
 
 __all__ = [
     "advise_other",
@@ -51,7 +52,12 @@ def write_durably(path: Path, content: bytes | memoryview | str) -> None:
 
 
 def clean_folder(folder: Path) -> None:
-    """Remove the temporary files of runs that were killed while they saved a checkpoint."""
+    """Remove the temporary files of runs that were killed while they saved a checkpoint.
+
+    Raises:
+        ConfigError: see `RunLock.check_held`; the files may be those of a run at work.
+    """
+    RunLock.check_held(folder)
     for name in ("*.pth", LAST, "probe"):
         remove_leftovers(folder, name)
 

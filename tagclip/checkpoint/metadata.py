@@ -80,6 +80,7 @@ _TYPES = {
     "clip_merges": str,
     "vocabulary_fingerprint": str,
     "training_files": str,
+    "processes": int,
     "seed": int,
 }
 # Folders that are made anew wherever they are missing.
@@ -128,9 +129,9 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance`` (a training adds
-        ``training_files``, of `files_sha256`); the contents of files that building the model
-        reads: ``vocabularies`` (dataset -> json), ``clip_json`` and ``clip_merges`` (base64; both
-        "" for a model of open_clip).
+        ``training_files``, of `files_sha256`, and ``processes``, their number); the contents of
+        files that building the model reads: ``vocabularies`` (dataset -> json), ``clip_json`` and
+        ``clip_merges`` (base64; both "" for a model of open_clip).
 
     Raises:
         TagCLIPError: such a file is missing.
@@ -396,6 +397,10 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
     for key, what in _CONTENTS.items():
         if saved.get(key) and own.get(key) and saved[key] != own[key]:
             groups[0].append(what)
+    then_many, now_many = saved.get("processes"), own.get("processes")
+    # Each draws masks of its own, and keeps batches of its own for a convolutional trusty head.
+    if then_many and now_many and then_many != now_many:
+        groups[0].append(f"{now_many} processes (were {then_many})")
     for key in changed:
         is_free = not key.startswith(_RUN_KEYS) or key.startswith(_FREE_KEYS)
         groups[is_free].append(f"{key} {_value(now[key])} (was {_value(then[key])})")

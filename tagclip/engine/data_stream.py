@@ -16,11 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.data import DatasetFromList
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from tagclip.errors import ConfigError
 from tagclip.utils.parent import leave_signals_to_parent
 
-__all__ = ["StreamLoader", "files_sha256", "leave_signals_to_main", "seeded", "seeded_step"]
+__all__ = [
+    "StreamLoader",
+    "files_sha256",
+    "leave_signals_to_main",
+    "seeded",
+    "seeded_step",
+    "shared_samples",
+]
 
 
 def _mix(*numbers: int) -> int:
@@ -141,7 +150,7 @@ class StreamLoader:
             self._stream,
             batch_sampler=(range(start, start + share) for start in starts),
             num_workers=self._workers,
-            collate_fn=list,
+            collate_fn=shared_samples,
             # The loader draws a base seed for its workers, which ours do not use.
             generator=torch.Generator(),
             worker_init_fn=leave_signals_to_main,
@@ -158,6 +167,37 @@ class StreamLoader:
     def positions(self, position: int, count: int) -> list[int]:
         """Where an image comes: at ``position``, and once in each of the epochs after it."""
         return [self._stream.repetition(position, epochs) for epochs in range(count)]
+
+
+def shared_samples(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Collate samples as they are; a loader process puts their tensors into shared memory.
+
+    torch would do so after the process has handed the batch on: where there is no room, the batch
+    is lost, and the main process waits for it for ever.
+
+    Args:
+        samples: of a batch.
+
+    Raises:
+        ConfigError: there is no room.
+    """
+    worker = get_worker_info()
+    for sample in samples if worker else ():
+        for value in sample.values():
+            if isinstance(value, Tensor):
+                _share(value, worker.num_workers)
+    return list(samples)
+
+
+def _share(tensor: Tensor, workers: int) -> None:
+    try:
+        tensor.share_memory_()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"DATALOADER.NUM_WORKERS: found {workers}, which hand on batches in shared memory, and "
+            f"no room there (/dev/shm) for {tensor.nbytes} bytes more, expected some; give it more "
+            "(docker run --shm-size 8g), or lower DATALOADER.NUM_WORKERS: 0 needs none"
+        ) from error
 
 
 def leave_signals_to_main(worker: int) -> None:

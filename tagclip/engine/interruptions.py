@@ -15,7 +15,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 from fvcore.common.checkpoint import Checkpointer
 
 from tagclip.checkpoint.folder import write_durably
@@ -220,9 +220,16 @@ class PatientWriter(EventWriter):
     def __init__(self, writer: EventWriter) -> None:
         """Keep the writer."""
         self._writer, self._has_failed = writer, False
+        self._printed = -1
 
     def write(self) -> None:
         """Write; the first failure in a row is logged."""
+        if isinstance(self._writer, CommonMetricPrinter):
+            # A training that is stopped writes once more: after the first steps the printer would
+            # divide by the steps since then.
+            last, self._printed = self._printed, get_event_storage().iter
+            if last == self._printed:
+                return
         self._try(self._writer.write)
 
     def close(self) -> None:

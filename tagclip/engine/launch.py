@@ -135,7 +135,7 @@ def _work(
 ) -> None:
     """What each process does."""
     # torch sends an orphan Ctrl-C, which one that a shell has started in the background ignores.
-    end_with_parent()
+    end_with_parent(of_torchrun=distributed.is_torchelastic_launched())
     quiet_imports()
     if team.size == 1:
         main(args)

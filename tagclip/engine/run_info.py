@@ -23,6 +23,7 @@ from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
 from tagclip.data import Protocol
 from tagclip.data.claim import Claim, question
 from tagclip.data.datasets.shared_images import shared_images
+from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
 from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
@@ -78,7 +79,7 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
         cfg: not frozen.
         eval_only: whether only to evaluate; MODEL.WEIGHTS becomes the checkpoint. What names a
             folder or a model of the hub becomes the file in it in any case.
-        resume: whether to continue in OUTPUT_DIR.
+        resume: whether to continue in OUTPUT_DIR; an evaluation needs a checkpoint there.
 
     Returns:
         Path of the checkpoint; "" is CLIP.
@@ -87,6 +88,11 @@ def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> 
         CheckpointError: the checkpoint is missing, damaged or unsafe.
     """
     last = last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
+    if resume and eval_only and not last:
+        raise CheckpointError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR}: found no checkpoint of a training, expected one, which "
+            "--resume evaluates; mend OUTPUT_DIR, or give --weights in the place of --resume"
+        )
     if not last and cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = str(find_weights(cfg.MODEL.WEIGHTS))
     path = last or cfg.MODEL.WEIGHTS
@@ -226,10 +232,12 @@ def _hashed(node: Any, key: str) -> Any:
 
 def _iterations(cfg: CfgNode) -> int | None:
     try:
-        # A finished run that is resumed counts one more.
-        return min(get_event_storage().iter + 1, cfg.SOLVER.MAX_ITER)
+        last = get_event_storage().iter
     except AssertionError:
         return None
+    # A finished run that is resumed counts from the iteration that it would begin with; it may have
+    # more of them than it is asked for now.
+    return last if last >= cfg.SOLVER.MAX_ITER else last + 1
 
 
 def training_goes_on(cfg: CfgNode) -> bool:

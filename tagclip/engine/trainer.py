@@ -36,6 +36,7 @@ from tagclip.engine.data_stream import (
     files_sha256,
     leave_signals_to_main,
     seeded_step,
+    shared_samples,
 )
 from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.interruptions import PatientWriter, interruptible, stop_listening
@@ -113,7 +114,10 @@ class ZeroShotTrainer(DefaultTrainer):
             model,
             cfg.OUTPUT_DIR,
             metadata=checkpoint_metadata(cfg, model)
-            | {"training_files": files_sha256(self._stream.samples)},
+            | {
+                "training_files": files_sha256(self._stream.samples),
+                "processes": comm.get_world_size(),
+            },
             stage=stage,
             before_save=self._trusty_fitting.fit if self._trusty_fitting else None,
             gather=self._trusty_training.gather if self._trusty_training else None,
@@ -220,7 +224,7 @@ class ZeroShotTrainer(DefaultTrainer):
     def after_train(self) -> None:
         """Evaluate a finished run only; detectron2 does so after a failed last iteration, too."""
         # A finished run that is resumed has counted one more.
-        self.iter = min(self.iter, self.max_iter)
+        self.iter = min(self.iter, max(self.max_iter, self.start_iter))
         if self.iter < self.max_iter:
             self._hooks = [hook for hook in self._hooks if not isinstance(hook, EvalHook)]
         super().after_train()
@@ -308,6 +312,7 @@ class ZeroShotTrainer(DefaultTrainer):
             DatasetCatalog.get(dataset_name),
             mapper=ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset_name),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=shared_samples,
         )
         loader.worker_init_fn = leave_signals_to_main
         return loader

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tagclip.errors import ConfigError, OutputError
+from tagclip.utils.run_lock import RunLock
 
 __all__ = [
     "expand_path",
@@ -109,9 +110,11 @@ def make_folder(folder: str | Path) -> Path:
         ``folder``.
 
     Raises:
+        ConfigError: see `RunLock.check_held`.
         OutputError: it cannot be created.
     """
     folder = Path(folder)
+    RunLock.check_held(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

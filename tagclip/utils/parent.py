@@ -28,15 +28,23 @@ _are_ending = threading.Event()
 _lock = threading.Lock()
 
 
-def end_with_parent() -> None:
+def end_with_parent(*, of_torchrun: bool = False) -> None:
     """Call it in a process of multiprocessing or of `run_child`: it would go on for ever without.
 
     In a process that was started in another way it does nothing.
+
+    Args:
+        of_torchrun: end with whatever started this process, which is torchrun, where the system
+            tells of its end (Linux).
     """
     parent, pipe = parent_process(), os.environ.pop(_PIPE, "")
     if parent is not None or pipe:
         sentinel = int(pipe) if parent is None else parent.sentinel
-        threading.Thread(target=_end, args=(sentinel,), daemon=True).start()
+    elif of_torchrun and hasattr(os, "pidfd_open"):
+        sentinel = os.pidfd_open(os.getppid())
+    else:
+        return
+    threading.Thread(target=_end, args=(sentinel,), daemon=True).start()
 
 
 def _end(sentinel: int) -> None:

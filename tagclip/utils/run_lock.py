@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -41,11 +42,12 @@ class RunLock:
         self._name = " ".join(filter(None, [option, str(folder / file)]))
         self._place = "file" if file else "folder"
         self._handle, self._is_new = -1, False
+        self._began: os.stat_result | None = None
 
     @staticmethod
     def holder(folder: Path) -> str:
         """``process PID on HOST`` that works in a folder, "" if none but this one does."""
-        ours = _whose(f"{socket.gethostname()} {os.getpid()}")
+        ours = _whose(_own_text())
         try:
             handle = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -68,6 +70,21 @@ class RunLock:
         """Whether this process itself works in a folder."""
         return any(lock._path.absolute() == (folder / LOCK_NAME).absolute() for lock in _held)
 
+    @staticmethod
+    def check_held(folder: Path) -> None:
+        """Before this process writes to a folder: refuse if it, or one above, is not its own still.
+
+        One that was moved or removed would be made anew, or be that of another run by now. A lock
+        whose file alone was removed is taken again.
+
+        Raises:
+            ConfigError: the folder has gone or is another one, or another process works there.
+        """
+        place = folder.absolute()
+        for lock in list(_held):
+            if lock._place == "folder" and place.is_relative_to(lock._folder.absolute()):
+                lock._check()
+
     def __enter__(self) -> RunLock:
         """Lock.
 
@@ -79,6 +96,7 @@ class RunLock:
             self._folder.mkdir(parents=True, exist_ok=True)
             while not self._take():
                 pass
+            self._began = os.stat(self._folder)
         # A zero byte in a path is a ValueError.
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -86,8 +104,39 @@ class RunLock:
                 f"{self._name}: found no folder to write to ({reason}), expected one; name another"
             ) from error
         _held.add(self)
-        self._say(f"{socket.gethostname()} {os.getpid()}")
+        self._say(_own_text())
         return self
+
+    def _check(self) -> None:
+        with _checking:
+            if self._is_own():
+                return
+            try:
+                is_same = os.path.samestat(self._began, os.stat(self._folder))
+            except FileNotFoundError:
+                is_same = False
+            if not is_same:
+                who = RunLock.holder(self._folder)
+                raise ConfigError(
+                    f"{self._name}: found it moved or removed{f', now of {who}' if who else ''}, "
+                    "expected it to stay until this ends; start again, a training with --resume in "
+                    "the folder that has its checkpoints"
+                )
+            os.close(self._handle)
+            self._handle = -1
+            while not self._take():
+                pass
+            self._say(_own_text())
+
+    def _is_own(self) -> bool:
+        """Whether the lock is still at its path."""
+        try:
+            if os.path.samestat(os.fstat(self._handle), os.stat(self._path)):
+                return True
+            # Some file systems of networks give a file another number after a while.
+            return self._path.read_text() == _own_text()
+        except OSError:
+            return False
 
     def _take(self) -> bool:
         """Open and lock; False if whoever held the lock has just removed the file."""
@@ -97,6 +146,7 @@ class RunLock:
         except BlockingIOError as error:
             who = _whose(os.read(self._handle, 1024).decode(errors="replace"))
             os.close(self._handle)
+            self._handle = -1
             raise ConfigError(
                 f"{self._name}: {who} is at work in this {self._place}, expected nobody; wait "
                 f"until it ends, or choose another {self._place}"
@@ -123,10 +173,12 @@ class RunLock:
             return
         # First the name, then the lock: who opens it in between sees that it is gone.
         with suppress(OSError):
-            self._path.unlink()
-            if self._is_new:
-                # A run that was refused before it wrote anything leaves no folder.
-                self._folder.rmdir()
+            # Not that of another run, where the folder was moved away.
+            if self._is_own():
+                self._path.unlink()
+                if self._is_new:
+                    # A run that was refused before it wrote anything leaves no folder.
+                    self._folder.rmdir()
         os.close(self._handle)
         self._handle = -1
 
@@ -138,11 +190,13 @@ class RunLock:
 
     def _drop(self) -> None:
         """In a forked child: leave the lock to the parent, whose end is then its end."""
-        os.close(self._handle)
+        if self._handle >= 0:
+            os.close(self._handle)
         self._handle = -1
 
 
 _held: WeakSet[RunLock] = WeakSet()
+_checking = threading.Lock()
 
 
 def _drop_all() -> None:
@@ -153,6 +207,11 @@ def _drop_all() -> None:
 
 # A loader process that outlives a killed training by seconds would lock out who resumes it.
 os.register_at_fork(after_in_child=_drop_all)
+
+
+def _own_text() -> str:
+    """What the file of a lock of this process says."""
+    return f"{socket.gethostname()} {os.getpid()}"
 
 
 def _whose(text: str) -> str:

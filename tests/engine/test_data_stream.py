@@ -17,7 +17,8 @@ from helpers.tiny_run import changed, write_tiny_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagclip import ZeroShotTrainer
+from tagclip import Vocabulary, ZeroShotTrainer
+from tagclip.analysis.gate_comparison import labelled_inputs
 from tagclip.engine import StreamLoader
 from tagclip.engine.data_stream import files_sha256, seeded, seeded_step
 from tagclip.errors import ConfigError, DatasetError
@@ -168,6 +169,57 @@ def test_an_error_in_a_worker_names_the_file(tiny_cfg: CfgNode, tmp_path: Path) 
     line = error_line(caught.value)
     assert line.startswith(f"DatasetError: {broken}: cannot decode this image")
     assert "\n" not in line and "Traceback" not in line
+
+
+def with_tensors(sample: dict[str, Any]) -> dict[str, Any]:
+    return sample | {"image": torch.full((3, 4), sample["id"]), "name": "a"}
+
+
+def full(tensor: torch.Tensor) -> None:
+    raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+
+def test_tensors_of_a_loader_process_come_in_shared_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Put there by the process itself: where torch does so later, a full one loses the batch."""
+    dicts = [{"id": index} for index in range(3)]
+    for workers in (0, 2):
+        loader = StreamLoader(
+            dicts, with_tensors, batch_size=3, max_iter=2, seed=0, num_workers=workers
+        )
+        samples = flat(loader)
+        assert [sample["image"].unique().item() for sample in samples] == [
+            sample["id"] for sample in samples
+        ]
+        assert {sample["image"].is_shared() for sample in samples} == {workers > 0}
+    # The processes are forked.
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(ConfigError) as caught:
+        flat(loader)
+    line = error_line(caught.value)
+    assert line.startswith(
+        "ConfigError: DATALOADER.NUM_WORKERS: found 2, which hand on batches in shared memory, and "
+        "no room there (/dev/shm) for 96 bytes more"
+    )
+    assert "lower DATALOADER.NUM_WORKERS: 0 needs none" in line and "\n" not in line
+
+
+def test_an_evaluation_without_room_in_shared_memory_ends(
+    tiny_cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_dataset(tmp_path)
+    cfg = changed(tiny_cfg, "DATALOADER.NUM_WORKERS", 2)
+    (name,) = cfg.DATASETS.TEST
+    (first, *_), *_ = ZeroShotTrainer.build_test_loader(cfg, name)
+    assert first["image"].is_shared()
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    for loader in (
+        ZeroShotTrainer.build_test_loader(cfg, name),
+        labelled_inputs(cfg, name, Vocabulary.from_metadata(name)),
+    ):
+        with pytest.raises(ConfigError, match="DATALOADER.NUM_WORKERS: found 2"):
+            list(loader)
 
 
 def test_batch_and_dataset_must_not_be_empty(tiny_cfg: CfgNode, tmp_path: Path) -> None:

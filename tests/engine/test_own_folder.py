@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from helpers.bench import Bench, files_below, refused
 from helpers.locks import at_work
 from helpers.processes import children, command, environment, start, wait_for, write_config
 from helpers.tiny_checkpoint import save_tiny
-from helpers.tiny_run import write_tiny_dataset
+from helpers.tiny_run import Call, short_run, train, write_tiny_dataset
 
 from tagclip import ZeroShotTrainer
 from tagclip.engine.own_folder import own_folder
@@ -63,6 +65,27 @@ def test_a_trainer_of_ones_own_is_refused_as_well(tiny_cfg: CfgNode, bench: Benc
         curve = "events.out.tfevents.*", "metrics.json"
         left = {path for path in bench.output.iterdir() if not any(map(path.match, curve))}
         assert left == {bench.output / ".lock"} and not (bench.output / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize("gone", [Path.rename, lambda path, _: shutil.rmtree(path)])
+def test_a_folder_that_goes_during_a_training_is_not_written_anew(
+    tiny_cfg: CfgNode, tmp_path: Path, gone: Callable[[Path, Path], None]
+) -> None:
+    """Its checkpoints would take the places of those of the run that has the folder by then."""
+    cfg = short_run(tiny_cfg, tmp_path, "SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 2)
+    output, moved = Path(cfg.OUTPUT_DIR), tmp_path / "moved"
+
+    def take_over(trainer: Any) -> None:
+        gone(output, moved)
+        output.mkdir()
+        (output / "model_final.pth").write_text("of the other")
+
+    with pytest.raises(ConfigError, match="found it moved or removed"):
+        train(cfg, hook=Call(2, take_over))
+    left = {name: content for name, content in files_below(output).items() if "events" not in name}
+    assert left == {"model_final.pth": b"of the other"}
+    if moved.exists():
+        assert train(cfg, "OUTPUT_DIR", str(moved), resume=True).iter == 6
 
 
 def test_one_process_may_nest(tmp_path: Path) -> None:

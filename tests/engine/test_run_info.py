@@ -112,6 +112,9 @@ def test_the_record_says_how_long_the_run_has_trained(tiny_cfg: CfgNode) -> None
         assert run_info(tiny_cfg)["iterations"] == 10
     with EventStorage(tiny_cfg.SOLVER.MAX_ITER):
         assert run_info(tiny_cfg)["iterations"] == tiny_cfg.SOLVER.MAX_ITER
+        # A run that has trained for longer than it is asked for now.
+        shorter = changed(tiny_cfg, "SOLVER.MAX_ITER", 2)
+        assert run_info(shorter)["iterations"] == tiny_cfg.SOLVER.MAX_ITER
 
 
 def test_a_schedule_that_is_hardly_meant_is_said(

@@ -76,6 +76,21 @@ def test_stopped_by_sigterm_and_resumed_equals_straight(cfg: CfgNode, tmp_path: 
     assert final[0]["trainer"] == final[1]["trainer"]
 
 
+@pytest.mark.parametrize("start", [0, 18])
+def test_stopped_where_the_curve_is_written_it_ends_as_elsewhere(cfg: CfgNode, start: int) -> None:
+    """After the first steps detectron2's printer, called once more, would divide by zero."""
+    more = ("SOLVER.MAX_ITER", 30, "SOLVER.CHECKPOINT_PERIOD", 100)
+    if start:
+        train(cfg, "SOLVER.MAX_ITER", start)
+    else:
+        more = ("SOLVER.MAX_ITER", 2)
+    iteration = 19 if start else 1
+    hook = Call(iteration, send_sigterm)
+    assert exit_of(lambda: train(cfg, *more, hook=hook, resume=bool(start))) == 0
+    saved = Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text()
+    assert saved == f"model_{iteration:07d}.pth"
+
+
 def test_scrambled_unseen_labels_leave_the_weights_alone(cfg: CfgNode, tmp_path: Path) -> None:
     inductive, novel = train(cfg), train(cfg, *NOVEL)
     generator = np.random.default_rng(1)

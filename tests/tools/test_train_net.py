@@ -259,6 +259,24 @@ def test_a_training_of_another_start_is_not_gone_on_with(
     assert content["iteration"] == 3
 
 
+@pytest.mark.parametrize("weights", ["", "other"])
+def test_nothing_takes_the_place_of_the_checkpoint_that_resume_evaluates(
+    train_net: ModuleType, config: Path, tmp_path: Path, weights: str
+) -> None:
+    """A config may name what its training starts from; its score is not that of the run."""
+    if weights:
+        weights = tmp_path / "other" / "model_final.pth"
+        train_net.main(run_arguments(config, "OUTPUT_DIR", weights.parent, "SEED", 1))
+    mistyped = ("OUTPUT_DIR", tmp_path / "mistyped", "MODEL.WEIGHTS", weights)
+    with pytest.raises(CheckpointError) as error:
+        train_net.main(run_arguments(config, *mistyped, eval_only=True, resume=True))
+    assert str(error.value) == (
+        f"OUTPUT_DIR {tmp_path / 'mistyped'}: found no checkpoint of a training, expected one, "
+        "which --resume evaluates; mend OUTPUT_DIR, or give --weights in the place of --resume"
+    )
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_evaluation_of_nothing(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
     line = exit_of(run_tool, train_net.start, run_arguments(config, eval_only=True))
     assert line.startswith("CheckpointError: MODEL.WEIGHTS is empty, expected a checkpoint to eval")

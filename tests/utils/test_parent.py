@@ -41,6 +41,29 @@ def test_a_killed_process_leaves_none_behind(method: str, tmp_path: Path) -> Non
     assert process.communicate(timeout=60)[0] == ""
 
 
+LAUNCHED = """
+import subprocess, sys
+child = "import time; from tagclip.utils.parent import end_with_parent as end; "
+child += f"end(of_torchrun={sys.argv[1]}); print('ready', flush=True); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", child]).wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="of Linux")
+def test_a_process_of_torchrun_ends_with_it() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHED, "True"],
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGKILL)
+    # As above.
+    assert process.communicate(timeout=60)[0] == ""
+
+
 def test_a_process_works_on_while_its_parent_lives() -> None:
     with ProcessPoolExecutor(1, initializer=end_with_parent) as pool:
         assert list(pool.map(abs, [-1, -2, -3])) == [1, 2, 3]

@@ -16,6 +16,13 @@ from helpers.locks import at_work
 from helpers.paths import REPOSITORY
 
 from tagclip.errors import ConfigError
+from tagclip.utils.files import (
+    files_atomic,
+    folder_atomic,
+    make_folder,
+    path_atomic,
+    write_atomic,
+)
 from tagclip.utils.run_lock import RunLock
 
 
@@ -63,6 +70,59 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
             raise AssertionError
         assert str(caught.value).startswith("--output ")
         assert f": found no folder to write to ({found}" in str(caught.value)
+
+
+def test_a_folder_that_has_gone_is_not_made_anew(tmp_path: Path) -> None:
+    """What is written there would be of nobody, or of the next run."""
+    folder, moved = tmp_path / "out", tmp_path / "moved"
+    with RunLock(folder, "OUTPUT_DIR"):
+        write_atomic(folder / "sub" / "a.txt", "a")
+        folder.rename(moved)
+        for write in (
+            lambda: write_atomic(folder / "a.txt", "a"),
+            lambda: make_folder(folder / "sub" / "other"),
+            lambda: folder_atomic(folder / "b").__enter__(),
+            lambda: files_atomic(folder).__enter__(),
+            lambda: path_atomic(folder / "c.mp4").__enter__(),
+        ):
+            with pytest.raises(ConfigError) as caught:
+                write()
+            assert str(caught.value) == (
+                f"OUTPUT_DIR {folder}: found it moved or removed, expected it to stay until this "
+                "ends; start again, a training with --resume in the folder that has its checkpoints"
+            )
+        # Elsewhere it may write.
+        write_atomic(tmp_path / "other" / "a.txt", "a")
+    assert not folder.exists() and (moved / "sub" / "a.txt").read_text() == "a"
+
+
+def test_a_folder_that_is_another_run_s_by_now_is_left_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with RunLock(folder):
+        folder.rename(tmp_path / "moved")
+        with at_work(folder) as process, pytest.raises(ConfigError) as caught:
+            write_atomic(folder / "a.txt", "a")
+        assert f"now of process {process.pid} on " in str(caught.value)
+        # It has ended.
+        folder.mkdir()
+        with pytest.raises(ConfigError, match="found it moved or removed, expected"):
+            write_atomic(folder / "a.txt", "a")
+        (folder / ".lock").write_text("other 1")
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_lock_whose_file_was_removed_is_taken_again(tmp_path: Path) -> None:
+    with RunLock(tmp_path):
+        (tmp_path / ".lock").unlink()
+        write_atomic(tmp_path / "a.txt", "a")
+        assert (tmp_path / ".lock").read_text() == f"{socket.gethostname()} {os.getpid()}"
+        with pytest.raises(ConfigError, match="is at work in this folder"), RunLock(tmp_path):
+            raise AssertionError
+        (tmp_path / ".lock").unlink()
+        with at_work(tmp_path) as process, pytest.raises(ConfigError) as caught:
+            write_atomic(tmp_path / "b.txt", "b")
+        assert f"process {process.pid} on " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_lock_of_a_file_leaves_its_folder_to_others(tmp_path: Path) -> None:

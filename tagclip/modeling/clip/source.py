@@ -124,7 +124,7 @@ class CLIPSource:
         Raises:
             ConfigError: a file is missing or cannot be read.
         """
-        merges = self._merges_content()
+        merges = self._own_merges
         if not self.name.endswith(".json"):
             return "", ""
         text = self._json or Path(self.name).read_text(encoding="utf-8")
@@ -352,7 +352,7 @@ class CLIPSource:
                 f"MODEL.CLIP.TOKENIZER: found {self._tokenizer_folder}, expected nothing, as "
                 f"{self.name} has CLIP's own tokenizer; leave it empty"
             )
-        merges, options = self._merges_content(), dict(text.get("tokenizer_kwargs") or {})
+        merges, options = self._own_merges, dict(text.get("tokenizer_kwargs") or {})
         options.pop("bpe_path", None)
         tokenizer = BytePairTokenizer(None if merges is None else BytesIO(merges), **options)
         if size < len(tokenizer):
@@ -464,7 +464,7 @@ class CLIPSource:
         """What class vectors depend on beside weights and config; [] with CLIP's own merges."""
         if self._is_of_transformers:
             return [self.tokenizer.fingerprint, self.transformer_config]
-        merges = self._merges_content()
+        merges = self._own_merges
         return [] if merges is None else [hashlib.sha256(merges).hexdigest()]
 
     @property
@@ -487,10 +487,11 @@ class CLIPSource:
         """
         from tagclip.modeling.clip.library import open_clip
 
-        return self._merges_content() or Path(open_clip.tokenizer.default_bpe()).read_bytes()
+        return self._own_merges or Path(open_clip.tokenizer.default_bpe()).read_bytes()
 
-    def _merges_content(self) -> bytes | None:
-        """The gzipped merges that the model json names; None means CLIP's own."""
+    @cached_property
+    def _own_merges(self) -> bytes | None:
+        """The gzipped merges that the model json names, read once; None means CLIP's own."""
         path = merges_file(self.name, self.config)
         if path is None:
             return None
@@ -550,13 +551,21 @@ class CLIPSource:
         """Read all weights under open_clip's names, float32 on the CPU.
 
         Raises:
-            CheckpointError: see `read_clip_weights`, or the file fails the checksum.
+            CheckpointError: see `read_clip_weights`, or the file fails the checksum, or is not the
+                one any more that `sha256` is of.
             ConfigError: they were trained with another activation than the model's.
         """
         if self.path is None:
             return self._random_state()
-        confirmed = self.sha256 if self._expected_sha256 else ""
+        sha256 = self.sha256
+        confirmed = sha256 if self._expected_sha256 else ""
         weights = read_clip_weights(self.path, confirmed_sha256=confirmed)
+        # Each tower reads the file for itself, at any time: those of two models go together badly.
+        if (found := weights_sha256(self.path)) != sha256:
+            raise CheckpointError(
+                f"{self.path}: found other CLIP weights than at the start (sha256 {found}), "
+                f"expected the same ({sha256}); put that file back, or start again"
+            )
         self._check_quick_gelu(weights.quick_gelu)
         return weights.state
 

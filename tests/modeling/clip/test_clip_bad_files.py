@@ -6,6 +6,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -13,6 +14,7 @@ import pytest
 import torch
 from helpers.clip_files import FORMATS, fails, random_clip, save_archive, sha256, tiny_config
 from open_clip.model import CLIP
+from safetensors.torch import save_file
 
 from tagclip.errors import CheckpointError
 from tagclip.modeling.backbone import CLIPViT
@@ -197,6 +199,36 @@ def test_weights_that_are_not_finite(clip: CLIP, tiny_clip_json: str, tmp_path: 
     torch.save(state, path)
     source = CLIPSource(tiny_clip_json, str(path))
     fails(CheckpointError, source.state_dict, path, "not finite in ln_final.bias", "download")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("zero", "named"),
+    [
+        (lambda name: name == "text_projection", "text_projection,"),
+        (lambda name: name.startswith("visual.transformer"), "visual.transformer.resblocks.0."),
+        (lambda name: name.startswith("visual."), "visual.conv1.weight"),
+        (lambda name: True, " more, expected"),
+    ],
+    ids=["one", "blocks", "tower", "all"],
+)
+def test_matrices_of_zeros_are_refused(
+    zero: Callable[[str], bool], named: str, suffix: str, clip: CLIP, tiny_clip_json: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """A download may break off in a file that has its full size from the start."""
+    path = tmp_path / f"clip{suffix}"
+    state = {n: t * 0 if zero(n) else t.clone() for n, t in clip.state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    source = CLIPSource(tiny_clip_json, str(path))
+    fails(CheckpointError, source.state_dict, path, named, "nothing but zeros", "download it again")
+
+
+def test_biases_and_positions_may_be_zero(clip: CLIP, tmp_path: Path) -> None:
+    zero = ("bias", "positional_embedding", "class_embedding")
+    state = {n: t * 0 if n.endswith(zero) else t for n, t in clip.state_dict().items()}
+    torch.save(state, tmp_path / "clip.pt")
+    assert read_clip_weights(tmp_path / "clip.pt").state.keys() == state.keys()
 
 
 # Types that torch converts without a word, and two that it cannot convert.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.clip_files import class_list, fails, random_clip, tiny_config, write_json
+from open_clip import tokenizer
 from open_clip.model import CLIP
 
 from tagclip import TextBank, Vocabulary
@@ -213,7 +215,7 @@ def test_a_cache_that_no_file_system_can_have_only_warns(
     assert len(message) < 1500
 
 
-@pytest.mark.parametrize(("value", "length"), [(0, "length 0"), (3e38, "length inf")])
+@pytest.mark.parametrize(("value", "length"), [(1e-30, "length 0"), (3e38, "length inf")])
 def test_a_text_tower_without_directions_is_named_and_nothing_is_cached(
     value: float, length: str, model_files: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -225,6 +227,44 @@ def test_a_text_tower_without_directions_is_named_and_nothing_is_cached(
     parts = (weights, "MODEL.CLIP.PRETRAINED", "'a photo of a cat.'", length)
     fails(CheckpointError, lambda: bank(class_list(["cat"])), *parts)
     assert not cache.exists()
+
+
+@pytest.mark.parametrize("names", [["cat"], ["dog"]], ids=["known before", "new"])
+def test_weights_that_are_replaced_meanwhile_are_refused_and_not_cached(
+    names: list[str], model_files: tuple[str, str], tmp_path: Path
+) -> None:
+    """Their vectors would lie under the key of the first ones, for every run to come."""
+    weights, other, cache = tmp_path / "clip.pt", tmp_path / "other.pt", tmp_path / "cache"
+    weights.write_bytes(Path(model_files[1]).read_bytes())
+    times = weights.stat().st_mtime_ns
+    source = CLIPSource(model_files[0], str(weights))
+    bank = TextBank(source=source, templates=TEMPLATES, cache_dir=str(cache))
+    bank.fingerprint(class_list(["cat"]))
+    torch.save(random_clip(seed=1).state_dict(), other)
+    # As a copy that keeps the time.
+    os.utime(other, ns=(times, times))
+    other.replace(weights)
+    for read in (lambda: bank(class_list(names)), source.vision_state):
+        parts = (weights, "found other CLIP weights than at the start", source.sha256)
+        fails(CheckpointError, read, *parts)
+    assert not cache.exists()
+    # They are welcome to whoever begins with them.
+    assert CLIPSource(model_files[0], str(weights)).vision_state()
+
+
+def test_merges_that_are_replaced_meanwhile_change_nothing(
+    clip: CLIP, model_files: tuple[str, str], tmp_path: Path
+) -> None:
+    """The key of a vocabulary is that of the tokenizer that has read it."""
+    merges = tmp_path / "merges.txt.gz"
+    merges.write_bytes(Path(tokenizer.default_bpe()).read_bytes())
+    config = tiny_config()
+    config["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": merges.name}
+    source = CLIPSource(str(write_json(tmp_path / "model.json", config)), model_files[1])
+    bank = TextBank(source=source, templates=TEMPLATES)
+    before = bank.fingerprint(class_list(["cat"]))
+    merges.write_bytes(gzip.compress(gzip.decompress(merges.read_bytes()) + b"c at</w>\n"))
+    assert bank.fingerprint(class_list(["cat"])) == before
 
 
 def test_a_failed_write_leaves_nothing(
