@@ -128,12 +128,13 @@ def _address(text: str) -> str:
 def give_memory_back() -> None:
     """Let what is freed of pictures go to the system at once, where the C library is glibc.
 
-    It would keep blocks of up to 32 MiB of each thread, a gigabyte and more after large pictures.
+    It would keep blocks of up to 32 MiB of each thread, a gigabyte and more after large pictures;
+    planes of a picture as it is shown have 2 MB.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         # M_MMAP_THRESHOLD and M_ARENA_MAX of malloc.h.
-        libc.mallopt(-3, 8 << 20)
+        libc.mallopt(-3, 2 << 20)
         libc.mallopt(-8, 2)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from detectron2.config import CfgNode
 from helpers.pictures import picture
 from helpers.tiny_checkpoint import save_tiny
-from helpers.webdemo_server import served
+from helpers.webdemo_server import findable_weights, served, served_alone
 from PIL import Image, features
 
 from tagclip import TagCLIPPredictor
@@ -140,6 +142,64 @@ def test_a_long_thin_image_is_refused_with_one_line(address: str, tmp_path: Path
     for _ in range(2):
         with pytest.raises(AppError, match="thin.png: image of 95x1 pixels: found 127 windows"):
             client.predict(handle_file(str(tmp_path / "thin.png")), "cat", api_name="/segment")
+
+
+def test_streams_of_one_session_leave_nothing_behind(
+    address: str, predictor: TagCLIPPredictor, tmp_path: Path
+) -> None:
+    """gradio's task that keeps a stream alive would stay for good, of all but the first."""
+    import httpx
+
+    gone = threading.Event()
+    hook = predictor.model.backbone.register_forward_pre_hook(lambda *_: gone.wait(60) and None)
+    api, image = f"{address}/gradio_api", tmp_path / "a.png"
+    sent = httpx.post(f"{api}/upload", files={"files": ("b.png", image.read_bytes())})
+    data = [{"path": sent.json()[0]}, "cat", "", "both", 0.1, 0.0, 0.5]
+    httpx.post(f"{api}/call/segment", json={"data": data, "session_hash": "s"})
+    with ExitStack() as opened:
+        for number in range(1, 4):
+            url = f"{api}/queue/data?session_hash=s"
+            opened.enter_context(httpx.stream("GET", url, timeout=60))
+            assert heartbeats_when(lambda found, n=number: found == n, api) == number
+    assert heartbeats_when(lambda found: not found, api) == 0
+    gone.set()
+    hook.remove()
+
+
+def heartbeats_when(is_enough: Callable[[int], bool], api: str) -> int:
+    """Number of gradio's tasks of this process that keep streams alive, once it is as it should be.
+
+    Each of many questions gives the server time to hear of connections.
+    """
+    import httpx
+
+    for _ in range(100):
+        tasks = [each for each in gc.get_objects() if isinstance(each, asyncio.Task)]
+        names = [task.get_coro().__qualname__ for task in tasks if not task.done()]
+        found = sum(name.endswith("queue_data_helper.<locals>.heartbeat") for name in names)
+        if is_enough(found):
+            break
+        httpx.get(f"{api}/queue/status")
+    return found
+
+
+def test_a_server_that_is_stopped_at_work_ends_well(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    """Python would end in the middle of the model, and the process with SIGABRT."""
+    import httpx
+
+    words = ", ".join(f"w{number} x" for number in range(190))
+    opts = ("MODEL.TAGCLIP.TEST.WINDOW", 512, "MODEL.TAGCLIP.TEST.STRIDE", 426)
+    weights = findable_weights(tiny_cfg, tmp_path, *opts, "INPUT.MIN_SIZE_TEST", 512)
+    Image.new("1", (1, 26)).save(tmp_path / "long.png")
+    content = (tmp_path / "long.png").read_bytes()
+    with served_alone(weights) as (_, address):
+        api = f"{address}/gradio_api"
+        for number in range(12):
+            sent = httpx.post(f"{api}/upload", files={"files": ("a.png", content)}, timeout=60)
+            data = [{"path": sent.json()[0]}, f"{words}, n{number}", "", "both", 0.1, 0.0, 0.5]
+            body = {"data": data, "session_hash": f"s{number}"}
+            httpx.post(f"{api}/call/segment", json=body, timeout=60)
+    # `served_alone` has stopped it, and seen that its exit code is 0.
 
 
 def test_many_sessions_of_one_visitor_push_nobody_out(address: str, tmp_path: Path) -> None:

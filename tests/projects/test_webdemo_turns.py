@@ -150,6 +150,29 @@ def test_who_waits_is_told_when_the_time_is_over_or_leaves() -> None:
     assert turns.held == 0 and not turns.model.waiting
 
 
+def test_when_the_page_ends_every_request_goes_at_its_next_step() -> None:
+    turns, works, goes_on = Turns(MIB, 1e9), threading.Event(), threading.Event()
+
+    def visit(name: str) -> None:
+        with turns.request(name, wanted), current_turn().work():
+            works.set()
+            goes_on.wait(10)
+            pause_point()
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(visit, name) for name in ("a", "a", "b")]
+        works.wait(10)
+        assert not turns.end(0), "one is at work"
+        goes_on.set()
+        assert turns.end(10)
+        for each in asked:
+            with pytest.raises(RequestError, match="found the page ending"):
+                each.result(10)
+    with pytest.raises(RequestError, match="found the page ending"):
+        visit("c")
+    assert turns.end(0)
+
+
 def test_a_request_may_take_half_of_the_memory() -> None:
     turns = Turns(8 * MIB, 60)
     with turns.request("me", wanted) as turn:

@@ -14,6 +14,7 @@ from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.handlers import Handlers
 from tagclip.projects.webdemo.session import Arrivals, Limits, Settings, Uploads
 from tagclip.projects.webdemo.space import UploadSpace
+from tagclip.projects.webdemo.turns import Turns
 from tagclip.projects.webdemo.visits import Visits
 from tagclip.visualization.html_page import render
 
@@ -128,6 +129,7 @@ def build_page(
     *,
     uploads: Path,
     space: UploadSpace,
+    turns: Turns | None = None,
 ) -> gr.Blocks:
     """Lay out the page and connect it.
 
@@ -137,6 +139,7 @@ def build_page(
         limits: what a visitor may ask for.
         uploads: folder of the files that visitors bring, and of the examples.
         space: for the files of all visitors.
+        turns: that the requests take; None makes some.
     """
     limits = limits or Limits()
     with _Page(
@@ -150,7 +153,7 @@ def build_page(
         page.temp_file_sets.append(arrivals)
         # What gradio has copied for the widgets so far are the examples.
         files = Uploads(uploads, arrivals.times)
-        _connect(widgets, Handlers(predictor, limits, files, space), Visits(limits))
+        _connect(widgets, Handlers(predictor, limits, files, space), Visits(limits, turns))
     return page
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from tagclip.projects.webdemo.doors import (
 )
 from tagclip.projects.webdemo.session import Limits
 from tagclip.projects.webdemo.space import UploadSpace
+from tagclip.projects.webdemo.turns import Turns
 from tagclip.structures.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -38,9 +40,13 @@ __all__ = ["find_examples", "serve"]
 _MAX_EXAMPLES = 5
 # Sessions of which gradio keeps a copy of the page's layout, and requests that it takes in before
 # they take turns.
-_SESSIONS, _WAITING = 100, 200
+_SESSIONS, _WAITING = 16, 200
+# Sessions with unread answers, which `Visits` keeps to fewer.
+_UNREAD = 2000
 # Bytes that a file takes at least, with the folder that gradio makes for it: a block each.
 _FILE_SYSTEM = 8192
+# Seconds for the requests at work when the server ends: Python would end in the middle of them.
+_LAST = 30
 
 _LOCAL_ONLY = {
     "share": False,
@@ -154,14 +160,18 @@ def serve(
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     from tagclip.projects.webdemo.page import build_page
+    from tagclip.projects.webdemo.visits import Messages
 
     largest, in_all = max_upload_mb << 20, max_uploads_mb << 20
     space = UploadSpace(max(in_all // 10, largest + ROOM_AROUND_FILE), in_all, _FILE_SYSTEM)
     # Who works when is decided by `turns`: gradio's limits would let one visitor fill all places,
     # and its open API would pass them by.
-    page = build_page(predictor, examples, limits, uploads=folder, space=space).queue(
+    limits = limits or Limits()
+    turns = Turns(limits.memory, limits.seconds)
+    page = build_page(predictor, examples, limits, uploads=folder, space=space, turns=turns).queue(
         default_concurrency_limit=None, max_size=_WAITING, api_open=False
     )
+    page._queue.pending_messages_per_session = Messages(_UNREAD)
 
     def unfinished(address: str) -> int:
         events = list(page._queue.event_ids_to_events.values())
@@ -207,5 +217,16 @@ def serve(
     logging.getLogger("asyncio").addFilter(AcceptFilter())
     logger.info("The page is at %s (Ctrl-C ends it)", page.local_url)
     if wait:
-        page.block_thread()
+        _serve_until_stopped(page, turns)
     return page
+
+
+def _serve_until_stopped(page: gr.Blocks, turns: Turns) -> None:
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        logger.info("The page ends")
+    # A thread that is in the middle of the model when Python ends would make a crash of it.
+    if not turns.end(_LAST):
+        logger.warning("A request is still at work after %d seconds", _LAST)
+    page.close(verbose=False)

@@ -102,6 +102,8 @@ class _SharedTurn(Turn):
         self._step_began = 0.0
 
     def check(self) -> None:
+        if self._turns.is_ending:
+            raise RequestError("request: found the page ending, expected it to go on; ask it later")
         if self._is_abandoned():
             raise RequestError("request: found nobody waiting for it, expected somebody; ask again")
         seconds = self._turns.seconds
@@ -225,6 +227,7 @@ class Turns:
     Attributes:
         model: where they work on the model, in steps.
         aside: where they read and write pictures meanwhile.
+        is_ending: whether no request goes on any more, see `end`.
         times: address -> seconds of work, as `Turn.used`, of those that have a request here.
     """
 
@@ -250,7 +253,7 @@ class Turns:
         self._per_visitor, self._in_all = per_visitor, in_all
         self._at_address = max(1, int(in_all * _SHARE))
         self.changed = threading.Condition()
-        self.held = 0
+        self.held, self.is_ending = 0, False
         self.model, self.aside = Place(), Place(_ASIDE)
         self.times: defaultdict[str, float] = defaultdict(float)
         self._requests: list[_SharedTurn] = []
@@ -284,6 +287,20 @@ class Turns:
             _CURRENT.reset(token)
             with self.changed:
                 self._leave(turn)
+
+    def end(self, seconds: float) -> bool:
+        """Let every request go at its next step, and no other one begin.
+
+        Args:
+            seconds: to wait for them.
+
+        Returns:
+            Whether all have gone.
+        """
+        with self.changed:
+            self.is_ending = True
+            self.changed.notify_all()
+            return self.changed.wait_for(lambda: not self._requests, seconds)
 
     def others(self, turn: _SharedTurn) -> list[_SharedTurn]:
         """Return the other requests; `changed` is to be held."""

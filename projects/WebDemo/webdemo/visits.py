@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 from detectron2.utils import logger as detectron2_logger
 from gradio.context import LocalContext
+from gradio.utils import LRUCache
 
 from tagclip.errors import TagCLIPError
 from tagclip.projects.webdemo.kept import KeptImages
@@ -21,7 +22,7 @@ from tagclip.projects.webdemo.session import EncodedImage, Limits
 from tagclip.projects.webdemo.turns import Turns
 from tagclip.utils.text import one_line
 
-__all__ = ["Visits", "address_of", "shown_errors", "shown_message"]
+__all__ = ["Messages", "Visits", "address_of", "shown_errors", "shown_message"]
 
 # Answers that nobody has fetched, of as many sessions, and lines that are logged once.
 _UNREAD, _LOGGED = 50, 2000
@@ -29,12 +30,29 @@ _UNREAD, _LOGGED = 50, 2000
 _MESSAGES = 100
 
 
+class Messages(LRUCache):
+    """Session -> what it has not fetched yet; to remove one twice is no error.
+
+    Gradio removes a session when a stream of it is closed. At the second one of the session it
+    would fail, before it ends the task that keeps the stream alive: that would stay for good.
+    """
+
+    def __delitem__(self, session: str) -> None:
+        with suppress(KeyError):
+            super().__delitem__(session)
+
+
 class Visits:
     """All requests of the page and what is kept between them."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Begin with nothing."""
-        self.turns = Turns(limits.memory, limits.seconds)
+    def __init__(self, limits: Limits, turns: Turns | None = None) -> None:
+        """Begin with nothing.
+
+        Args:
+            limits: of requests, and of what is kept.
+            turns: that the requests take; None makes some.
+        """
+        self.turns = turns or Turns(limits.memory, limits.seconds)
         self.kept = KeptImages(limits.kept, limits.kept_seconds)
         # Of the sessions with unread answers.
         self._addresses: dict[str, str] = {}
