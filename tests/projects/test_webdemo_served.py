@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -181,6 +182,23 @@ def heartbeats_when(is_enough: Callable[[int], bool], api: str) -> int:
             break
         httpx.get(f"{api}/queue/status")
     return found
+
+
+def test_answers_of_few_sessions_are_remembered(address: str, tmp_path: Path) -> None:
+    """gradio keeps the last one of each, for links that this page does not have."""
+    import httpx
+
+    api, content = f"{address}/gradio_api", (tmp_path / "a.png").read_bytes()
+    for number in range(20):
+        sent = httpx.post(f"{api}/upload", files={"files": ("b.png", content)})
+        word = f"word {number} of a visitor"
+        data = [{"path": sent.json()[0]}, word, "", "both", 0.1, 0.0, 0.5]
+        body = {"data": data, "session_hash": f"s{number}"}
+        event = httpx.post(f"{api}/call/segment", json=body).json()["event_id"]
+        assert word in httpx.get(f"{api}/call/segment/{event}", timeout=60).text
+    states = [each for each in gc.get_objects() if type(each).__name__ == "SessionState"]
+    words = re.findall(r"word \d+ of a visitor", str([state.config_values for state in states]))
+    assert 0 < len(set(words)) <= 16
 
 
 def test_a_server_that_is_stopped_at_work_ends_well(tiny_cfg: CfgNode, tmp_path: Path) -> None:

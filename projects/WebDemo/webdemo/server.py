@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["find_examples", "serve"]
 
 _MAX_EXAMPLES = 5
-# Sessions of which gradio keeps a copy of the page's layout, and requests that it takes in before
-# they take turns.
+# Sessions of which gradio keeps a copy of the page's layout with their last answers, up to 2 MB
+# each, and requests that it takes in before they take turns.
 _SESSIONS, _WAITING = 16, 200
 # Sessions with unread answers, which `Visits` keeps to fewer.
 _UNREAD = 2000
