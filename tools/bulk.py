@@ -80,7 +80,10 @@ def make_parser() -> ToolParser:
 
 def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    return make_parser().parse_args(args)
+    parser = make_parser()
+    parsed = parser.parse_args(args)
+    demo.check_output_dir(parser, parsed)
+    return parsed
 
 
 def main(args: argparse.Namespace) -> int:

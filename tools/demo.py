@@ -129,6 +129,22 @@ def add_model_options(parser: ToolParser) -> None:
     )  # fmt: skip
 
 
+def check_output_dir(parser: ToolParser, args: argparse.Namespace) -> None:
+    """Refuse an OUTPUT_DIR that is not read, where it could be taken for the place of results.
+
+    Args:
+        parser: of the command line.
+        args: with the options of `add_model_options`.
+    """
+    keys = args.opts[::2]
+    is_read = args.config_file and not (args.weights or args.method or "MODEL.WEIGHTS" in keys)
+    if "OUTPUT_DIR" in keys and not is_read:
+        parser.error(
+            "OUTPUT_DIR: names the run whose last checkpoint is taken, with --config-file and "
+            "without --weights; leave it out: results go to --output"
+        )
+
+
 def _background(text: str) -> float | str:
     try:
         return text if text == AUTO else float(text)
@@ -144,6 +160,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--panel-size: does nothing with --no-draw, leave one of them out")
     if len(parser.given(args, "num_gpus", "processes")) > 1:
         parser.error("--num-gpus, --workers: processes on GPUs or on the CPU, leave out one")
+    check_output_dir(parser, parsed)
     parsed.of_images = parser.given(args, "num_gpus", "processes", "overwrite")
     parsed.input = [*parsed.images, *parsed.input]
     if bool(parsed.input) == bool(parsed.video_input or parsed.webcam):

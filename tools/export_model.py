@@ -73,7 +73,9 @@ def make_parser() -> ToolParser:
         "--size", type=_size, metavar="HxW", help="pixels of a window, default MODEL.TAGCLIP.TEST's"
     )
     size.add_argument("--dynamic", action="store_true", help="windows of any size")
-    parser.add_config_keys(unread=[key for key in NOT_OF_INFERENCE if key != OF_REPORT])
+    parser.add_config_keys(
+        unread=["OUTPUT_DIR", *(key for key in NOT_OF_INFERENCE if key != OF_REPORT)]
+    )
     _add_int8_options(parser)
     return parser
 

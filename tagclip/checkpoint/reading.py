@@ -20,7 +20,7 @@ from tagclip.checkpoint.pretrained_folder import (
     read_metadata,
 )
 from tagclip.errors import CheckpointError
-from tagclip.utils.state_dict import check_finite, unwrap
+from tagclip.utils.state_dict import check_filled, check_finite, unwrap
 from tagclip.utils.text import did_you_mean, error_text, one_line
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
@@ -89,8 +89,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, no checkpoint, or a weight in it is
-            not finite. If it is one of a run and another one of that can be read, the message
-            names it.
+            not finite, or, in a ``.safetensors`` file, a matrix all zero. If it is one of a run and
+            another one of that can be read, the message names it.
     """
     if not str(path):
         raise CheckpointError(
@@ -184,6 +184,9 @@ def _read(path: Path) -> tuple[dict[str, Any], list[str]]:
             raise CheckpointError(f"{path}: found the key {name!r:.40}, expected names as keys")
     state, wrappers = unwrap(content, path)
     check_finite(state, path, EARLIER)
+    # The archives of torch.save have checksums.
+    if path.suffix == ".safetensors":
+        check_filled(state, path)
     others = {key: value for key, value in content.items() if not isinstance(value, Tensor)}
     # What a checkpoint of ours says about itself, if it was wrapped as a whole.
     for key, value in content.items():

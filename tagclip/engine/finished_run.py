@@ -10,7 +10,7 @@ from typing import Any
 
 from detectron2.utils import comm
 
-from tagclip.checkpoint import last_checkpoint, read_checkpoint
+from tagclip.checkpoint import find_weights, last_checkpoint, read_checkpoint
 from tagclip.checkpoint.folder import clean_folder
 from tagclip.checkpoint.metadata import (
     changed_keys,
@@ -52,11 +52,12 @@ def refuse_finished_run(
     Args:
         folder: OUTPUT_DIR; "" is none.
         metadata: of the training, see `checkpoint_metadata`.
-        weights: path of the checkpoint that it starts from; "" is CLIP.
+        weights: what it starts from, see `find_weights`; "" is CLIP.
         remedy: what to do, for the message.
         unfinished: whether to refuse a training, too, that would go on with another unfinished one.
 
     Raises:
+        CheckpointError: ``weights`` leads to no checkpoint.
         ConfigError: the folder holds another such run.
     """
     found = ""
@@ -88,9 +89,10 @@ def _difference(path: Path, metadata: dict[str, Any], weights: str) -> str:
         return f"the {kind} of an unknown config ({path.name} holds none)"
     rows = [*filter(None, changed_keys(saved, metadata)[:1])]
     rows += metadata_differences(saved, metadata, compare_classes=True)
-    start = file_sha256(Path(weights)) if os.path.isfile(weights) else ""
+    begins = find_weights(weights) if weights else Path()
+    start = file_sha256(begins) if begins.is_file() else ""
     if stages and stages[-1].start_sha256 != start:
-        names = (os.path.basename(weights), stages[-1].start)
+        names = (begins.name, stages[-1].start)
         rows.append("MODEL.WEIGHTS {} (was {})".format(*(name or "empty" for name in names)))
     name = load_yaml(saved["config"]).get("CONFIG_NAME") or "a config without name"
     return f"the {kind} of {name} ({'; '.join(rows)})" if rows else ""

@@ -164,7 +164,8 @@ def write_result(
             append_result_row(path, result_row(content, datetime.now(UTC)))
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}); free space or set another OUTPUT_DIR"
+            f"{path}: cannot be written ({error.strerror}); free space or choose another "
+            "folder (OUTPUT_DIR, --output)"
         ) from error
 
 

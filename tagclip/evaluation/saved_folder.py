@@ -62,8 +62,8 @@ class FolderKind:
             yield
         except OSError as error:
             raise ConfigError(
-                f"{folder}: {self.name} cannot be written ({error.strerror}); free space, set "
-                f"another OUTPUT_DIR, or {self.skip}"
+                f"{folder}: {self.name} cannot be written ({error.strerror}); free space, "
+                f"choose another folder (OUTPUT_DIR, --output), or {self.skip}"
             ) from error
 
     @contextmanager

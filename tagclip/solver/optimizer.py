@@ -96,7 +96,10 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     groups, solver = parameter_groups(cfg, model), cfg.SOLVER
     if solver.OPTIMIZER == "ADAMW":
-        kind, options = torch.optim.AdamW, {"betas": tuple(solver.ADAM_BETAS), "eps": 1e-8}
+        kind, options = (
+            torch.optim.AdamW,
+            {"betas": tuple(map(float, solver.ADAM_BETAS)), "eps": 1e-8},
+        )
     else:
         kind = torch.optim.SGD
         options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}

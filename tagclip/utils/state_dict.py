@@ -13,7 +13,15 @@ from torch import Tensor
 from tagclip.errors import CheckpointError
 from tagclip.utils.text import listed
 
-__all__ = ["STATE_KEYS", "check_finite", "check_floating", "kind_of_numbers", "type_name", "unwrap"]
+__all__ = [
+    "STATE_KEYS",
+    "check_filled",
+    "check_finite",
+    "check_floating",
+    "kind_of_numbers",
+    "type_name",
+    "unwrap",
+]
 
 # Where trainers put the state dict, and where they put the moving average of the weights.
 STATE_KEYS = ("state_dict", "model", "model_state_dict")
@@ -28,6 +36,8 @@ _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 _AVERAGED = "n_averaged"
 # End the names of what a model stores as integers: counts and places in tables.
 _COUNTS = ("num_batches_tracked", "position_ids", "token_type_ids", "relative_position_index")
+# End the names of matrices that give nothing if they are zero, unlike biases and positions.
+_MATRICES = ("weight", "proj", "projection")
 _LISTED = 5
 
 
@@ -137,6 +147,24 @@ def check_finite(state: Mapping[str, Tensor], path: str | Path, advice: str) -> 
         raise CheckpointError(
             f"{path}: found values too small for float32 in {listed(vanishing, _LISTED)}, expected "
             f"some above 1e-45; {advice}"
+        )
+
+
+def check_filled(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Refuse matrices of zeros: a download that broke off in a file of the full size has them.
+
+    Args:
+        state: name -> tensor.
+        path: the file, for messages.
+
+    Raises:
+        CheckpointError: there are such; it names their tensors.
+    """
+    names = (n for n, tensor in state.items() if tensor.dim() > 1 and n.endswith(_MATRICES))
+    if empty := [name for name in names if not state[name].any()]:
+        raise CheckpointError(
+            f"{path}: found nothing but zeros in {listed(empty, _LISTED)}, expected trained "
+            "weights; the file is incomplete: download it again"
         )
 
 

@@ -361,7 +361,9 @@ def test_arguments_that_do_not_go_together(space: Workspace, tmp_path: Path) -> 
     source = mmseg_file(tmp_path, official(space))
     clip = tmp_path / "clip.pt"
     torch.save(dict(random_clip().state_dict()), clip)
-    convert = partial(convert_file, source)
+    cfg, own = space.config(), tmp_path / "own.pth"
+    convert_file(source, own, cfg=cfg)
+    convert, again = partial(convert_file, source), partial(convert_file, own, cfg=cfg, full=True)
     for action, message in (
         (partial(convert, source), "found the same file for IN and OUT"),
         (partial(convert, tmp_path / "x.pt"), r"found a \.pt, expected \.pth"),
@@ -369,6 +371,7 @@ def test_arguments_that_do_not_go_together(space: Workspace, tmp_path: Path) -> 
         (partial(convert, tmp_path / "x.pth", clip_target=tmp_path / "c.bin"), r"found a \.bin"),
         (partial(convert_file, clip, tmp_path / "x.pth"), r"expected \.safetensors or \.pt"),
         (partial(convert_file, clip, tmp_path / "x.pt", full=True), "--full: found with CLIP"),
+        (partial(again, tmp_path / "x.pth", clip_target="c.pt"), "--clip-out: found with a check"),
     ):
         with pytest.raises(ConfigError, match=message):
             action()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from helpers.tiny_checkpoint import assert_equal, save_tiny
+from safetensors.torch import save_file
 
 from tagclip.checkpoint import read_checkpoint
 from tagclip.errors import CheckpointError
@@ -144,6 +145,21 @@ def test_weights_of_double_precision_have_values_in_float32(
     refused = pytest.raises(CheckpointError, match=f"found values {found} in {TOKEN}, expected")
     with refused if found else nullcontext():
         read_checkpoint(saved.with_name("model_0000005.pth"))
+
+
+def test_a_file_that_is_zero_from_somewhere_on_is_incomplete(saved: Path, tmp_path: Path) -> None:
+    """A download that broke off in a file of the full size; safetensors has no checksums."""
+    path = tmp_path / "other.safetensors"
+    save_file(torch.load(saved)["model"], path)
+    read_checkpoint(path)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for kept in (header, header + (len(content) - header) // 3):
+        path.write_bytes(content[:kept] + bytes(len(content) - kept))
+        with pytest.raises(
+            CheckpointError, match=r"other\.safetensors: found nothing but zeros in "
+        ):
+            read_checkpoint(path)
 
 
 def test_other_types_of_numbers_are_finite(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from helpers.tiny_run import (
     write_tiny_dataset,
 )
 
-from tagclip import ZeroShotTrainer, load_config
+from tagclip import TagCLIPPredictor, ZeroShotTrainer, load_config
 from tagclip.checkpoint import read_checkpoint
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
@@ -178,6 +178,15 @@ def test_the_trainer_refuses_too(tiny_cfg: Any, config: Path, tmp_path: Path) ->
     ZeroShotTrainer(cfg).resume_or_load(resume=False)
     with pytest.raises(ConfigError, match=r"OUTPUT_DIR .*run: found the finished run of .*SEED 9"):
         ZeroShotTrainer(changed(cfg, "SEED", 9)).resume_or_load(resume=False)
+    # What it starts from may be a folder.
+    predictor = TagCLIPPredictor.from_checkpoint(tmp_path / "run" / "model_final.pth")
+    predictor.save_pretrained(tmp_path / "published")
+    other = changed(cfg, "MODEL.WEIGHTS", str(tmp_path / "published"))
+    with pytest.raises(ConfigError, match="MODEL.WEIGHTS model.safetensors .was empty."):
+        ZeroShotTrainer(other).resume_or_load(resume=False)
+    tuned = changed(other, "OUTPUT_DIR", str(tmp_path / "tuned"))
+    train(tuned)
+    ZeroShotTrainer(tuned).resume_or_load(resume=False)
     assert train(cfg, "SOLVER.MAX_ITER", 6, resume=True).iter == 6
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detectron2.config import CfgNode
+from helpers.bench import files_below
+from helpers.locks import at_work
 from helpers.minibench_results import table_result
-from helpers.tiny_run import exit_of, load_tool
+from helpers.tiny_run import changed, exit_of, load_tool, short_run, train
 from scipy import stats
 
 from tagclip import Vocabulary, load_config
-from tagclip.errors import OutputError
+from tagclip.errors import ConfigError, OutputError
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.table import (
     ALL_ROWS,
@@ -34,7 +37,13 @@ from tagclip.projects.minibench.table import (
     paired_interval,
 )
 from tagclip.projects.minibench.table_curves import draw_curves
-from tagclip.projects.minibench.table_runs import RUNS, SPLITS, gates_of, swap_unseen_prompts
+from tagclip.projects.minibench.table_runs import (
+    RUNS,
+    SPLITS,
+    gates_of,
+    swap_unseen_prompts,
+    trained_model,
+)
 
 REJECTED = [*REJECTED_COLUMNS.values()]
 PROJECT = Path(__file__).resolve().parents[2] / "projects" / "MiniBench"
@@ -268,6 +277,31 @@ def test_a_run_that_there_is_not_is_named(
     line = exit_of(load_tool(PROJECT / script).invoke_main)
     assert line.startswith(f"--one: found {found}") and len(line.splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_the_training_of_another_config_is_not_taken_for_a_run_s(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    """The table would show the figures of one under the name of the other."""
+    cfg = short_run(tiny_cfg, tmp_path, "SOLVER.MAX_ITER", 2)
+    train(cfg)
+    assert trained_model(cfg) is not None
+    output = Path(cfg.OUTPUT_DIR)
+    for is_finished in (True, False):
+        if not is_finished:
+            (output / "model_final.pth").rename(output / "model_0000001.pth")
+            (output / "last_checkpoint").write_text("model_0000001.pth")
+        with pytest.raises(ConfigError, match="finished run of .*SEED 9 .was 0.*--output"):
+            trained_model(changed(cfg, "SEED", 9, "SOLVER.MAX_ITER", 4))
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    cfg = short_run(tiny_cfg, tmp_path)
+    with at_work(Path(cfg.OUTPUT_DIR)):
+        before = files_below(Path(cfg.OUTPUT_DIR))
+        with pytest.raises(ConfigError, match="is at work in this folder"):
+            trained_model(cfg)
+        assert files_below(Path(cfg.OUTPUT_DIR)) == before
 
 
 def test_why_a_run_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from helpers.full_disk import largest_file
 from tagclip.projects.webdemo.doors import (
     ROOM_AROUND_FILE,
     BodyDoor,
+    CookieDoor,
+    CrowdDoor,
     FaultDoor,
     HostDoor,
     PaceDoor,
@@ -526,6 +528,62 @@ def test_the_progress_of_an_upload_is_forgotten(path: str, monkeypatch: pytest.M
     app = ProgressDoor(page, forgotten.append)
     assert ask(app, "/gradio_api/queue/join", query=long)[0] == 200
     assert forgotten == ["abc"]
+
+
+def test_cookies_do_not_get_in() -> None:
+    """Python takes a second to read some of 15 KB, on the loop for all."""
+    got: list[Any] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        got.append(dict(scope["headers"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    headers = {"cookie": "a=1", "accept": "text/html"}
+    assert ask(CookieDoor(page), headers=headers)[0] == 200
+    assert got == [{b"host": b"127.0.0.1:7860", b"accept": b"text/html"}]
+
+
+def test_open_requests_of_an_address_are_bounded() -> None:
+    """Behind a server in front, whose connections are not counted by address."""
+    waiting, left = [], asyncio.Event()
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/stream":
+            waiting.append(scope["client"][0])
+            await left.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+    app = CrowdDoor(page, most=3)
+
+    async def status(path: str, client: str) -> int:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "path": path,
+            "method": "GET",
+            "headers": [],
+            "client": (client, 1),
+        }
+        await app(scope, None, send)
+        return sent[0]["status"]
+
+    async def visit() -> None:
+        streams = [asyncio.create_task(status("/stream", name)) for name in ("a", "a", "b", "a")]
+        while len(waiting) < 4:
+            await asyncio.sleep(0)
+        assert [await status("/", name) for name in ("a", "b", "c")] == [429, 200, 200]
+        left.set()
+        assert [await stream for stream in streams] == [200] * 4
+        assert await status("/", "a") == 200
+
+    asyncio.run(visit())
+    assert not app._open
 
 
 def test_many_names_of_a_proxy_are_none(tmp_path: Path) -> None:

@@ -340,6 +340,43 @@ def test_where_a_visitor_is_says_a_proxy_alone(
         assert len([*folder.rglob("[0-9].png")]) == left
 
 
+def test_one_visitor_behind_a_proxy_leaves_connections_to_others(
+    predictor: TagCLIPPredictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    httpx = pytest.importorskip("httpx", reason="not installed: pip install '.[demo]'")
+    (folder := tmp_path / "served").mkdir()
+    Image.fromarray(picture(70, 95)).save(tmp_path / "a.png")
+    with (
+        served(predictor, tmp_path / "a.png", folder, monkeypatch, proxies=["127.0.0.1"]) as found,
+        ExitStack() as opened,
+    ):
+        address = found.rstrip("/")
+        host, port = address.removeprefix("http://").split(":")
+        statuses = []
+        for number in range(203):
+            stream = opened.enter_context(socket.create_connection((host, int(port)), 60))
+            head = f"GET /gradio_api/heartbeat/{number} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            stream.sendall(f"{head}X-Forwarded-For: 10.0.0.1\r\n\r\n".encode())
+            statuses.append(stream.recv(12)[-3:])
+        assert statuses == [b"200"] * 200 + [b"429"] * 3
+        asked = {"X-Forwarded-For": "10.0.0.2"}
+        assert httpx.get(f"{address}/config", headers=asked).status_code == 200
+
+
+def test_no_cookie_is_read(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    import starlette.requests
+
+    read: list[str] = []
+    parse = starlette.requests.cookie_parser
+    monkeypatch.setattr(
+        "starlette.requests.cookie_parser", lambda text: read.append(text) or parse(text)
+    )
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert httpx.get(f"{address}{path}", headers={"Cookie": "a=1"}).status_code == 200
+    assert not read
+
+
 def test_the_running_page_bounds_connections(address: str) -> None:
     host, port = address.removeprefix("http://").split(":")
     with ExitStack() as opened:

@@ -134,6 +134,13 @@ def config(*opts: Any) -> CfgNode:
     return load_config(opts=list(opts))
 
 
+@pytest.mark.parametrize("betas", [[0, 0.99], (0.9, 0), [0, 0]])
+def test_whole_numbers_are_rates_as_well(betas: Any) -> None:
+    """torch takes two floats alone."""
+    optimizer = build_optimizer(config("SOLVER.ADAM_BETAS", betas), nn.Linear(2, 2))
+    assert optimizer.param_groups[0]["betas"] == tuple(betas)
+
+
 def test_sgd_reads_its_own_keys() -> None:
     cfg = config("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.7, "SOLVER.NESTEROV", True)
     optimizer = build_optimizer(cfg, nn.Linear(2, 2))

@@ -180,6 +180,28 @@ def test_keys_that_a_tool_refuses_are_keys(
         assert f"error: {key}: does nothing here, leave it out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["demo.py", "bulk.py"])
+@pytest.mark.parametrize(
+    ("words", "is_read"),
+    [
+        ([], False),
+        (["--weights", "w.pth"], False),
+        (["--config-file", "c", "--weights", "w.pth"], False),
+        (["--config-file", "c", "MODEL.WEIGHTS", "w.pth"], False),
+        (["--method", "sclip"], False),
+        (["--config-file", "c"], True),
+    ],
+)
+def test_an_output_dir_that_would_not_be_read_is_refused(
+    name: str, words: list[str], is_read: bool, repository: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Who gives it expects the results there."""
+    tool = load_tool(repository / "tools" / name)
+    words = ["a.png", "--vocab", "a", "--output", "o", *words, "OUTPUT_DIR", "mine"]
+    assert exit_of(tool.parse_args, words) == (None if is_read else 2)
+    assert is_read or "error: OUTPUT_DIR: names the run whose" in capsys.readouterr().err
+
+
 # What `fit-gate`, `visualize data` and `cost` read of these sections.
 READ = {
     "fit_gate.py": {"TEST": ("AUG", "PRECISE_BN", "ALLOW_PARTIAL_WEIGHTS", "DTYPE")},

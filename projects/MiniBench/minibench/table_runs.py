@@ -18,6 +18,8 @@ from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_analysis import DETECTOR_SECTIONS
 from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import Protocol
+from tagclip.engine.finished_run import refuse_finished_run
+from tagclip.engine.own_folder import own_folder
 from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
 from tagclip.projects.minibench.asked_alone import measure_words_alone
@@ -191,12 +193,25 @@ def run_config(split: str, name: str, seed: int, output: Path) -> CfgNode:
 
 
 def trained_model(cfg: CfgNode) -> TagCLIP:
-    """Train, unless that is done, or nothing can be trained."""
+    """Train, unless that is done, or nothing can be trained.
+
+    Raises:
+        ConfigError: another run is at work in OUTPUT_DIR, or what is there is of another config.
+    """
     if cfg.MODEL.CLIP.LAST_BLOCK != "clip" and not cfg.MODEL.TAGCLIP.TRUSTY.ENABLED:
         return ZeroShotTrainer.build_model(cfg).eval()
-    trainer = ZeroShotTrainer(cfg)
-    trainer.resume_or_load(resume=True)
-    trainer.train()
+    with own_folder(cfg.OUTPUT_DIR):
+        trainer = ZeroShotTrainer(cfg)
+        # The table would show it under the name of this one.
+        refuse_finished_run(
+            cfg.OUTPUT_DIR,
+            trainer.checkpointer.metadata,
+            cfg.MODEL.WEIGHTS,
+            "move it away, or name another --output",
+            unfinished=True,
+        )
+        trainer.resume_or_load(resume=True)
+        trainer.train()
     return trainer.model.eval()
 
 

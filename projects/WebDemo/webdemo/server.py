@@ -20,6 +20,8 @@ from tagclip.projects.webdemo.connections import AcceptFilter, Connections, most
 from tagclip.projects.webdemo.doors import (
     ROOM_AROUND_FILE,
     BodyDoor,
+    CookieDoor,
+    CrowdDoor,
     FaultDoor,
     HostDoor,
     PaceDoor,
@@ -182,10 +184,13 @@ def serve(
         file_upload_statuses.stop_tracking(upload)
         file_upload_statuses._signals.pop(upload, None)
 
+    connections = Connections(most_connections(), proxies=proxies)
     doors = [
         Middleware(FaultDoor),
         # First: to refuse something takes time, too.
+        Middleware(CrowdDoor, most=connections.per_address),
         Middleware(PaceDoor),
+        Middleware(CookieDoor),
         Middleware(HostDoor, allowed=[host, *allowed_hosts]),
         Middleware(RouteDoor),
         Middleware(ProgressDoor, forget=forget),
@@ -208,7 +213,6 @@ def serve(
             f"--host {host} --port {port}: found it taken, or no address of this machine, expected "
             "one to listen on; name another --port"
         ) from error
-    connections = Connections(most_connections(), proxies=proxies)
     config = page.server.config
     # Asked anew for every connection. What a request is, and where it ends, says this class alone;
     # the page has no websockets.

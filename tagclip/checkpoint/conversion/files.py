@@ -86,13 +86,16 @@ def convert_file(
             lines = _convert_official(source, target, state, content, cfg, clip_target, full)
             return [lines[0], f"unwrapped: {', '.join(unwrapped) or 'nothing'}", *lines[1:]]
         if not any(name.startswith("sem_seg_head.") for name in state):
-            _refuse("CLIP weights", config_file=cfg, clip_out=clip_target, full=full)
+            rest = {"config_file": cfg, "clip_out": clip_target, "full": full}
+            _refuse("CLIP weights", "a checkpoint", **rest)
         return convert_clip(source, target, sha256)
     if not full:
         raise ConfigError(
             f"{source}: is a checkpoint of TagCLIP for Detectron2 already; add --full for a copy "
             "with the frozen weights"
         )
+    kind = "a checkpoint of TagCLIP for Detectron2"
+    _refuse(kind, "a checkpoint of mmseg", clip_out=clip_target)
     return _copy_full(source, target, content["tagclip"], cfg)
 
 
@@ -105,12 +108,12 @@ def _check_sha256(source: Path, expected: str) -> None:
         )
 
 
-def _refuse(kind: str, **options: Any) -> None:
+def _refuse(kind: str, expected: str, **options: Any) -> None:
     for name, value in options.items():
         if value:
             raise ConfigError(
-                f"--{name.replace('_', '-')}: found with {kind} as IN, expected a checkpoint; "
-                "leave it out"
+                f"--{name.replace('_', '-')}: found with {kind} as IN, expected {expected}; leave "
+                "it out"
             )
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip.layouts import foreign_layout, is_constant, is_openai, to_open_clip
 from tagclip.modeling.clip.torchscript_archive import is_torchscript, read_torchscript_tensors
-from tagclip.utils.state_dict import check_finite, check_floating, unwrap
-from tagclip.utils.text import error_text, listed, one_line
+from tagclip.utils.state_dict import check_filled, check_finite, check_floating, unwrap
+from tagclip.utils.text import error_text, one_line
 from tagclip.utils.torch_file import ForeignPickleError, load_torch_file
 from tagclip.utils.untrusted import UnsafeFileError, check_content, load_json
 
@@ -43,8 +43,6 @@ _INDEX = ".index.json"
 _LISTED = 5
 # How open_clip's names of an image tower begin, and those of a text tower.
 _VISION, _TEXT = "visual.", ("token_embedding.", "text.")
-# End the names of matrices that give nothing if they are zero, unlike biases and positions.
-_MATRICES = ("weight", "proj", "projection")
 
 
 @dataclass(frozen=True)
@@ -155,21 +153,9 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
     check_floating({name: t for name, t in stored.items() if not is_constant(name)}, path)
     state = to_open_clip(stored)
     check_finite(state, path, "download it again, or take what it was converted from")
-    _check_filled(state, path)
+    check_filled(state, path)
     quick_gelu = True if archive or is_openai(stored) else _declared_quick_gelu(path)
     return CLIPWeights(state, quick_gelu)
-
-
-def _check_filled(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse matrices of zeros: a download that broke off in a file of the full size has them."""
-    names = (
-        name for name, tensor in state.items() if tensor.dim() > 1 and name.endswith(_MATRICES)
-    )
-    if empty := [name for name in names if not state[name].any()]:
-        raise CheckpointError(
-            f"{path}: found nothing but zeros in {listed(empty, _LISTED)}, expected trained "
-            "weights; the file is incomplete: download it again"
-        )
 
 
 def _check_confirmed(path: Path, confirmed_sha256: str) -> None:
