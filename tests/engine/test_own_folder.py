@@ -14,7 +14,15 @@ import pytest
 from detectron2.config import CfgNode
 from helpers.bench import Bench, files_below, refused
 from helpers.locks import at_work
-from helpers.processes import children, command, environment, start, wait_for, write_config
+from helpers.processes import (
+    TORCHRUN,
+    children,
+    command,
+    environment,
+    start,
+    wait_for,
+    write_config,
+)
 from helpers.tiny_checkpoint import save_tiny
 from helpers.tiny_run import Call, short_run, train, write_tiny_dataset
 
@@ -117,11 +125,17 @@ def test_all_processes_of_a_run_are_refused_with_one_line(config: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_processes_of_a_killed_command_end(config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["num-gpus", "torchrun"])
+def test_processes_of_a_killed_command_end(how: str, config: Path, tmp_path: Path) -> None:
     """In the background of a script, where Ctrl-C, which torch sends orphans, is ignored."""
-    words = ("--config-file", config, *TEAM, "SOLVER.MAX_ITER", 10**6, "SOLVER.BASE_LR", 1e-4)
+    words = ("SOLVER.MAX_ITER", 10**6, "SOLVER.BASE_LR", 1e-4)
+    if how == "torchrun":
+        words = ("--config-file", config, "MODEL.DEVICE", "cpu", *words)
+        words = command(*words, python=TORCHRUN)
+    else:
+        words = command("--config-file", config, *TEAM, *words)
     process = subprocess.Popen(
-        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command(*words)],
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *words],
         cwd=tmp_path,
         env=environment(tmp_path),
         stdout=subprocess.PIPE,

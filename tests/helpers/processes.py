@@ -173,10 +173,10 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Processes with that parent that multiprocessing started for work, oldest first."""
+    """Processes with that parent, of multiprocessing or torchrun, that work; oldest first."""
     found = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         words = Path(f"/proc/{child}/cmdline").read_bytes().decode().split("\0")
-        if any("spawn_main" in word for word in words):
+        if any("spawn_main" in word or word.endswith("train_net.py") for word in words):
             found.append(int(child))
     return found

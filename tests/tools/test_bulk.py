@@ -228,6 +228,19 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
     assert content_of(tmp_path / "out") == expected
 
 
+def test_a_folder_that_goes_meanwhile_ends_the_run(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes would make it anew, maybe beside another run."""
+    output, moved = tmp_path / "out", tmp_path / "moved"
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "shard", lambda *_: output.rename(moved))
+        with pytest.raises(ConfigError, match="found it moved or removed"):
+            run("out")
+    assert not (output / "manifest.json").exists()
+    assert run("moved") == 0
+
+
 @pytest.mark.slow
 def test_an_interruption_says_how_to_go_on(
     run: Callable[..., int],
