@@ -363,6 +363,32 @@ def test_one_visitor_behind_a_proxy_leaves_connections_to_others(
         assert httpx.get(f"{address}/config", headers=asked).status_code == 200
 
 
+def test_nothing_is_compressed_on_the_loop_for_all(address: str, tmp_path: Path) -> None:
+    import httpx
+
+    text = {"files": ("b.txt", b"acgt" * 10000)}
+    (path,) = httpx.post(f"{address}/gradio_api/upload", files=text).json()
+    script = re.search(r'src="[./]*(assets/[^"]+[.]js)"', httpx.get(f"{address}/").text)[1]
+    for asked in (f"gradio_api/file={path}", script, "theme.css", "config"):
+        answer = httpx.get(f"{address}/{asked}", headers={"Accept-Encoding": "gzip, br"})
+        assert answer.status_code == 200 and "content-encoding" not in answer.headers
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost.", "127.0.0.1", "[::1]", "127.0.0.5"])
+def test_no_page_of_others_reads_an_answer(address: str, host: str) -> None:
+    """A browser lets it where the answer names it as allowed."""
+    import httpx
+
+    port = address.rsplit(":", 1)[1]
+    headers = {"Host": f"{host}:{port}", "Origin": "http://evil.example"}
+    asks = {"Access-Control-Request-Method": "POST"}
+    for answer in (
+        httpx.get(f"{address}/config", headers=headers),
+        httpx.options(f"{address}/gradio_api/queue/join", headers=headers | asks),
+    ):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
 def test_no_cookie_is_read(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import starlette.requests

@@ -213,6 +213,11 @@ def serve(
             f"--host {host} --port {port}: found it taken, or no address of this machine, expected "
             "one to listen on; name another --port"
         ) from error
+    # gradio puts its own around them: they would compress files on the loop for all, seconds each,
+    # and let pages of others read answers where the page is asked by another name than localhost.
+    app = page.server_app
+    app.user_middleware = [each for each in app.user_middleware if each in doors]
+    app.middleware_stack = app.build_middleware_stack()
     config = page.server.config
     # Asked anew for every connection. What a request is, and where it ends, says this class alone;
     # the page has no websockets.
