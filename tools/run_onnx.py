@@ -123,9 +123,14 @@ def _check_saved(path: Path, export: Path) -> None:
 
 def _classes(args: argparse.Namespace, model: ExportedModel) -> ClassVectors | None:
     """The classes asked for; None where words are baked in."""
-    from tagclip.utils.class_names import read_lines, split_words
+    from tagclip.utils.class_names import is_list_file, read_lines, split_words
 
     if args.words is not None:
+        if is_list_file(args.words):
+            raise ConfigError(
+                f"--vocab: found {args.words}, a file, expected names with commas between them; "
+                "give it as --vocab-file, with one name per line"
+            )
         classes = model.encode(split_words(args.words))
     elif args.words_file:
         classes = model.encode(read_lines(args.words_file))

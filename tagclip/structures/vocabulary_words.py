@@ -9,9 +9,15 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog
 
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.class_names import name_key, read_lines, refuse_duplicates, split_words
+from tagclip.utils.class_names import (
+    is_list_file,
+    name_key,
+    read_lines,
+    refuse_duplicates,
+    split_words,
+)
 from tagclip.utils.text import one_line
 
 __all__ = ["read_asked", "read_words"]
@@ -34,11 +40,17 @@ def read_words(
         The names, or ``text`` itself if it names a dataset or a json.
 
     Raises:
-        VocabularyError: the text file cannot be read, quotes do not match, or names repeat.
+        VocabularyError: the text file is missing or cannot be read, quotes do not match, or names
+            repeat.
     """
     if _is_whole_list(text, datasets):
         return text
-    names = read_lines(text) if is_file or os.path.isfile(text) else split_words(text)
+    is_file = is_file or os.path.isfile(text)
+    if not is_file and is_list_file(text):
+        raise VocabularyError(
+            f"{text}: no such list of names, expected one with a name per line; check the path"
+        )
+    names = read_lines(text) if is_file else split_words(text)
     if not dedup:
         refuse_duplicates(
             (one_line(name) for name in names if name),

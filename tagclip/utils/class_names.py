@@ -11,7 +11,14 @@ from pathlib import Path
 from tagclip.errors import VocabularyError
 from tagclip.utils.text import error_text, one_line
 
-__all__ = ["checked_name", "name_key", "read_lines", "refuse_duplicates", "split_words"]
+__all__ = [
+    "checked_name",
+    "is_list_file",
+    "name_key",
+    "read_lines",
+    "refuse_duplicates",
+    "split_words",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +26,11 @@ logger = logging.getLogger(__name__)
 _WORD = re.compile(r'\s*(?:"((?:[^"]|"")*)"\s*(?=,|\Z)|([^,]*))')
 # Of two names for two things none can be spared.
 _APART = "spell them apart, or list each once"
+
+
+def is_list_file(text: str) -> bool:
+    """Whether a text is the path of a list of names, there or not, and no name; not in quotes."""
+    return Path(text).suffix.lower() in (".txt", ".json") and "," not in text
 
 
 def split_words(text: str) -> list[str]:

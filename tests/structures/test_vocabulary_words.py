@@ -71,6 +71,15 @@ def test_words_of_every_kind(
         read_words("nowhere.txt", is_file=True)
 
 
+@pytest.mark.parametrize("name", ["conetxt/w.txt", "w.TXT", "my words.txt"])
+def test_a_list_that_is_not_there_is_no_name(name: str) -> None:
+    """It would win pixels; in quotes, or beside others, it is one."""
+    with pytest.raises(VocabularyError, match="no such list of names, expected one with"):
+        read_words(name)
+    assert read_words(f'"{name}"') == [name]
+    assert read_words(f"cat, {name}") == ["cat", name]
+
+
 def test_a_repeated_name_leads_to_dedup(tmp_path: Path) -> None:
     text = "'TV' = 'tv'; 'a b' = 'A b'; spell them apart, list each once, or add --dedup"
     with pytest.raises(VocabularyError, match=text):

@@ -199,6 +199,9 @@ def test_the_example_ends_with_one_line(
     for option in ("--words=cat", f"--vectors={image}", f"--save-vectors={tmp_path}/a.npz"):
         refused("model.json: found a model with its words baked in|--words input",
                 folder, image, labels, option)  # fmt: skip
+    for name in ("w.txt", "classes.json"):
+        line = f"--vocab: found {name}, a file|give it as --vocab-file"
+        refused(line, folder, image, labels, f"--vocab={name}")
     refused("a.png: found the image itself|expected another file", folder, image, image)
     content = (folder / "model.onnx").read_bytes()
     # Another constant of the graph.
