@@ -109,12 +109,15 @@ class RunLock:
 
     def _check(self) -> None:
         with _checking:
-            if self._is_own():
-                return
             try:
+                if self._is_own():
+                    return
                 is_same = os.path.samestat(self._began, os.stat(self._folder))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 is_same = False
+            except OSError:
+                # Whatever keeps the folder from being looked at; the write says so in its own way.
+                return
             if not is_same:
                 who = RunLock.holder(self._folder)
                 raise ConfigError(
@@ -122,10 +125,17 @@ class RunLock:
                     "expected it to stay until this ends; start again, a training with --resume in "
                     "the folder that has its checkpoints"
                 )
-            os.close(self._handle)
-            self._handle = -1
-            while not self._take():
-                pass
+            held = self._handle
+            try:
+                while not self._take():
+                    pass
+            except OSError:
+                self._handle = held
+                return
+            except ConfigError:
+                os.close(held)
+                raise
+            os.close(held)
             self._say(_own_text())
 
     def _is_own(self) -> bool:
@@ -135,7 +145,7 @@ class RunLock:
                 return True
             # Some file systems of networks give a file another number after a while.
             return self._path.read_text() == _own_text()
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def _take(self) -> bool:

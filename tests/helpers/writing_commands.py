@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,8 @@ def _short_clip(stage: Stage, out: Path, patch: pytest.MonkeyPatch) -> None:
 def _temporary(stage: Stage, out: Path, patch: pytest.MonkeyPatch) -> None:
     """Temporary files go into the folder."""
     out.mkdir(exist_ok=True)
+    # multiprocessing keeps its own, of this whole process, where it was asked for it first.
+    get_temp_dir()
     patch.setenv("TMPDIR", str(out))
 
 

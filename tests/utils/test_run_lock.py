@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.full_disk import read_only
 from helpers.locks import at_work
 from helpers.paths import REPOSITORY
 
-from tagclip.errors import ConfigError
+from tagclip.errors import ConfigError, OutputError
 from tagclip.utils.files import (
     files_atomic,
     folder_atomic,
@@ -109,6 +110,29 @@ def test_a_folder_that_is_another_run_s_by_now_is_left_to_it(tmp_path: Path) -> 
             write_atomic(folder / "a.txt", "a")
         (folder / ".lock").write_text("other 1")
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_disk_that_fails_is_told_by_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training survives a disk that fails for a while, and no run has its folder meanwhile."""
+    stat = os.stat
+
+    def failing(path: object, *args: object, **options: object) -> os.stat_result:
+        if isinstance(path, Path) and path.is_relative_to(tmp_path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, *args, **options)
+
+    with RunLock(tmp_path):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", failing)
+            RunLock.check_held(tmp_path)
+        (tmp_path / ".lock").unlink()
+        with read_only(tmp_path), pytest.raises(OutputError):
+            write_atomic(tmp_path / "a.txt", "a")
+        write_atomic(tmp_path / "a.txt", "a")
+        with pytest.raises(ConfigError, match="is at work in this folder"), RunLock(tmp_path):
+            raise AssertionError
 
 
 def test_a_lock_whose_file_was_removed_is_taken_again(tmp_path: Path) -> None:
