@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tagclip.errors import ConfigError, NotInstalledError
+from tagclip.errors import ConfigError, NotInstalledError, TagCLIPError
 from tagclip.tools import demo
 from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.stopping import explained
@@ -226,6 +226,10 @@ def _run(folder: BulkFolder, options: BulkOptions, run_engine: Engine) -> Iterat
             RunLock.check_held(folder.path)
             progress.shard(result)
             yield result
+    except TagCLIPError:
+        # Where the folder has gone, they cannot write, either.
+        RunLock.check_held(folder.path)
+        raise
     finally:
         progress.close()
 
