@@ -174,7 +174,8 @@ class ZeroShotTrainer(DefaultTrainer):
             Claim(Protocol(cfg), model.provenance).check(weights)
             if train and not overwrite:
                 own = cls.auto_scale_workers(cfg, comm.get_world_size())
-                refuse_finished_run(cfg.OUTPUT_DIR, checkpoint_metadata(own, model), weights)
+                metadata = checkpoint_metadata(own, model) | {"processes": comm.get_world_size()}
+                refuse_finished_run(cfg.OUTPUT_DIR, metadata, weights)
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks, after the trusty head's steps, ready for interruptions."""

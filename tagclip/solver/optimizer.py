@@ -96,10 +96,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """
     groups, solver = parameter_groups(cfg, model), cfg.SOLVER
     if solver.OPTIMIZER == "ADAMW":
-        kind, options = (
-            torch.optim.AdamW,
-            {"betas": tuple(map(float, solver.ADAM_BETAS)), "eps": 1e-8},
-        )
+        betas = tuple(map(float, solver.ADAM_BETAS))
+        kind, options = torch.optim.AdamW, {"betas": betas, "eps": 1e-8}
     else:
         kind = torch.optim.SGD
         options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV}

@@ -198,10 +198,14 @@ def test_all_processes_refuse_or_go_on(tmp_path: Path, tiny_clip_json: str) -> N
     words = ("--config-file", config, "OUTPUT_DIR", output, "DATASETS.TEST", "()")
     assert not run(tmp_path, *words)[0]
     before = contents(output)
-    two = ("--num-gpus", 2, *words, "SOLVER.MAX_ITER", 1, "MODEL.DEVICE", "cpu")
-    code, text = run(tmp_path, *two)
-    assert code == 1 and text.count("ConfigError: OUTPUT_DIR") == 1 and ADVICE in text
-    assert contents(output) == before
+    same = ("--num-gpus", 2, *words, "MODEL.DEVICE", "cpu")
+    two = (*same, "SOLVER.MAX_ITER", 1)
+    for asked in (two, same):
+        code, text = run(tmp_path, *asked)
+        assert code == 1 and text.count("ConfigError: OUTPUT_DIR") == 1 and ADVICE in text
+        assert contents(output) == before
+    # Of so many the model is another one.
+    assert "(2 processes (were 1))" in text
     code, text = run(tmp_path, "--overwrite", *two)
     assert not code, text
     assert torch.load(output / "model_final.pth")["iteration"] == 0

@@ -129,7 +129,7 @@ class FaultDoor:
 class CookieDoor:
     """Takes cookies away, of which the page has none.
 
-    To read one of 15 KB takes Python a second on the one loop for all (before 3.11.10).
+    gradio reads them on the one loop for all, and one of 15 KB took Python 3.11.7 a second.
     """
 
     def __init__(self, app: App) -> None:
