@@ -57,7 +57,8 @@ class Protocol:
         names = list(self._cfg.DATASETS.TRAIN)
         if not names:
             raise ConfigError(
-                "DATASETS.TRAIN is empty; name the dataset(s) that the model learns from"
+                "DATASETS.TRAIN: found no dataset, expected those that the model learns from; give "
+                "a config (--config-file; a run's is config.yaml in its OUTPUT_DIR), or the key"
             )
         first, *others = [self.dataset(name) for name in names]
         for name, other in zip(names[1:], others, strict=True):

@@ -37,7 +37,9 @@ def test_commands_without_anything_to_do(
 ) -> None:
     nothing = ("DATASETS.TRAIN", "()", *NO_TEST)
     validate(bench, "--config-file", bench.config, *nothing)
-    refused(bench.new_training(*nothing), "DATASETS.TRAIN is empty")
+    refused(
+        bench.new_training(*nothing), "DATASETS.TRAIN: found no dataset, expected", "--config-file"
+    )
     refused(bench.new_training("SOLVER.MAX_ITER", 0), "SOLVER.MAX_ITER: found 0, expected")
     refused(bench.evaluation(bench.weights, *NO_TEST), "DATASETS.TEST: found no dataset")
     empty, name = tmp_path / "empty", f"empty_{tmp_path.name}"

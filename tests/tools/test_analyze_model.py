@@ -225,7 +225,7 @@ def test_tables_and_json_hold_the_same_numbers(
 
 
 def test_mistakes_are_named(tool: ModuleType) -> None:
-    with pytest.raises(ConfigError, match="DATASETS.TRAIN is empty"):
+    with pytest.raises(ConfigError, match="DATASETS.TRAIN: found no dataset.*--config-file"):
         tool.analyze(load_config(CONFIGS / "Base-ZeroShot.yaml"))
     with pytest.raises(ConfigError, match="SOLVER.OPTIMIZER: found 'ADAM'"):
         tool.analyze(load_config(VOC, ["SOLVER.OPTIMIZER", "ADAM"]))
