@@ -16,10 +16,9 @@ from PIL import Image
 from tagclip.demo.media import find_images
 from tagclip.errors import ConfigError
 from tagclip.predictor import TagCLIPPredictor
+from tagclip.projects.webdemo.bodies import ROOM_AROUND_FILE, BodyDoor
 from tagclip.projects.webdemo.connections import AcceptFilter, Connections, most_connections
 from tagclip.projects.webdemo.doors import (
-    ROOM_AROUND_FILE,
-    BodyDoor,
     CookieDoor,
     CrowdDoor,
     FaultDoor,
