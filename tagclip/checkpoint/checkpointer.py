@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from tagclip.checkpoint.folder import (
     advise_other,
+    begin_run,
     clean_folder,
+    has_begun_anew,
     last_checkpoint,
     probe_room,
     serialised,
@@ -129,6 +131,18 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         """
         write_durably(Path(self.save_dir) / LAST, last_filename_basename)
 
+    def begin(self) -> None:
+        """Begin a new run: ``--resume`` leaves the checkpoints of an earlier one alone from now on.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        if self.save_dir and self.save_to_disk and begin_run(Path(self.save_dir)):
+            self.logger.info(
+                "%s holds checkpoints of an earlier run: this one replaces those of the same "
+                "names, and --resume goes on with this one", self.save_dir,
+            )  # fmt: skip
+
     def probe(self) -> None:
         """Find out before a training whether a checkpoint of it can be written.
 
@@ -173,11 +187,12 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             self._check_start(path, found)
             return rest
         if resume:
-            if advice := advise_other(tag):
+            if not has_begun_anew(self.save_dir) and (advice := advise_other(tag)):
                 raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
             self.logger.warning(
-                "%s holds no checkpoint to resume from: starting a new run", self.save_dir
-            )
+                "%s holds no checkpoint to resume from%s: starting a new run", self.save_dir,
+                " of the run that began there last" if has_begun_anew(self.save_dir) else "",
+            )  # fmt: skip
         return self.load(path, checkpointables=[])
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:

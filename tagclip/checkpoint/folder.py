@@ -16,7 +16,9 @@ from tagclip.utils.run_lock import RunLock
 
 __all__ = [
     "advise_other",
+    "begin_run",
     "clean_folder",
+    "has_begun_anew",
     "last_checkpoint",
     "probe_room",
     "serialised",
@@ -25,6 +27,8 @@ __all__ = [
 
 # What a training needs to continue.
 _STATE = ("optimizer", "trainer", "iteration")
+# In last_checkpoint, from the start of a run beside checkpoints of an earlier one to its own first.
+_NONE_YET = "(none of the run that began here last)"
 
 
 def serialised(content: Any) -> memoryview:
@@ -82,12 +86,38 @@ def probe_room(folder: Path, size: int) -> None:
         ) from error
 
 
+def begin_run(folder: Path) -> bool:
+    """Note that a new run begins in a folder, whatever checkpoints an earlier one has left.
+
+    Else ``--resume`` would go on with that one, if the new run is killed before its first.
+
+    Returns:
+        Whether there are any.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    tag = folder / LAST
+    is_used = os.path.lexists(tag) or bool(loadable_beside(tag, _STATE))
+    if is_used:
+        write_durably(tag, _NONE_YET)
+    return is_used
+
+
+def has_begun_anew(folder: str | Path) -> bool:
+    """Whether the run that began last in a folder has no checkpoint yet, see `begin_run`."""
+    try:
+        return (Path(folder) / LAST).read_text(encoding="utf-8").strip() == _NONE_YET
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def last_checkpoint(folder: str | Path) -> str:
     """Path of the checkpoint that a training in a folder continues from; "" if there is none.
 
-    The file ``last_checkpoint`` names it. Where that is missing, as a process leaves it that is
-    killed right after its first checkpoint, it is the complete one of a training that has the most
-    iterations.
+    The file ``last_checkpoint`` names it, or says that the run that began last has none. Where that
+    is missing, as a process leaves it that is killed right after its first checkpoint, it is the
+    complete one of a training that has the most iterations.
 
     Raises:
         CheckpointError: ``last_checkpoint`` names no file beside it.
@@ -103,6 +133,8 @@ def last_checkpoint(folder: str | Path) -> str:
             f"{tag}: cannot be read ({type(error).__name__}), expected the name of a "
             f"checkpoint{advise_other(tag)}"
         ) from error
+    if name == _NONE_YET:
+        return ""
     path = tag.with_name(name) if name and Path(name).name == name else tag
     # A name may be too long for any file, or hold a zero byte.
     if path == tag or not os.path.isfile(path):

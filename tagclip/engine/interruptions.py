@@ -178,13 +178,15 @@ class PatientCheckpointer(PeriodicCheckpointer):
     """detectron2's, which finds out first whether there is room, and survives a full disk."""
 
     def before_train(self) -> None:
-        """Probe the folder; give a finished run its final checkpoint, if it has none.
+        """Probe the folder and begin there; give a finished run its final checkpoint, if missing.
 
         Raises:
             CheckpointError: a checkpoint cannot be written.
         """
         super().before_train()
         self.checkpointer.probe()
+        if self.trainer.start_iter == 0:
+            self.checkpointer.begin()
         if self.trainer.start_iter < self.trainer.max_iter or not self.checkpointer.save_to_disk:
             return
         # A run that was killed between the checkpoint of its last step and the final one.

@@ -18,6 +18,7 @@ from helpers.tiny_run import (
     UNSEEN,
     VOID,
     Call,
+    changed,
     equal,
     exit_of,
     losses,
@@ -28,6 +29,8 @@ from helpers.tiny_run import (
 )
 from PIL import Image
 
+from tagclip import ZeroShotTrainer
+from tagclip.checkpoint import last_checkpoint
 from tagclip.errors import NonFiniteLossError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 
@@ -74,6 +77,42 @@ def test_stopped_by_sigterm_and_resumed_equals_straight(cfg: CfgNode, tmp_path: 
         states = [checkpoint["optimizer"]["state"] for checkpoint in final]
         assert all(torch.equal(states[0][i][slot], states[1][i][slot]) for i in states[0])
     assert final[0]["trainer"] == final[1]["trainer"]
+
+
+def die(trainer: Any) -> None:
+    raise InterruptedError
+
+
+@pytest.mark.parametrize("earlier", ["finished", "unfinished", "untagged"])
+def test_a_new_run_that_dies_early_is_not_resumed_as_the_earlier_one(
+    cfg: CfgNode, tmp_path: Path, earlier: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = ("SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2)
+    if earlier == "finished":
+        train(cfg, *steps)
+    else:
+        with pytest.raises(InterruptedError):
+            train(cfg, *steps, hook=Call(2, die, after=True))
+    output, tag = Path(cfg.OUTPUT_DIR), Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    if earlier == "untagged":
+        tag.unlink()
+    before = {path: path.read_bytes() for path in output.glob("*.pth")}
+    assert before
+    # Mended in place: the same config and files, and another model.
+    for path in train_labels(tmp_path):
+        Image.fromarray((np.asarray(Image.open(path)) != 0).astype(np.uint8)).save(path)
+    trainer = ZeroShotTrainer(changed(cfg, *steps))
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([Call(0, die, after=True)])
+    with pytest.raises(InterruptedError):
+        trainer.train()
+    assert {path: path.read_bytes() for path in output.glob("*.pth")} == before
+    assert last_checkpoint(output) == ""
+    resumed = train(cfg, *steps, resume=True)
+    assert resumed.start_iter == 0 and "starting a new run" in caplog.text
+    straight = train(cfg, *steps, "OUTPUT_DIR", str(tmp_path / "straight"))
+    assert equal(weights(resumed.model), weights(straight.model))
+    assert tag.read_text() == "model_final.pth" == Path(last_checkpoint(output)).name
 
 
 @pytest.mark.parametrize("start", [0, 18])
