@@ -167,6 +167,15 @@ class ZeroShotDatasetMapper:
         """
         return bool(look_up(self._novel_lut, self._read_label(dataset_dict)).any())
 
+    def shows_seen(self, dataset_dict: dict[str, Any]) -> bool:
+        """Whether a training image has any pixel with a label that training sees.
+
+        Raises:
+            DatasetError: the label file is missing or damaged, or holds unknown values.
+        """
+        labels = look_up(self._lut, self._read_label(dataset_dict))
+        return bool((labels != self.target_vocabulary.ignore_index).any())
+
     def _read_label(
         self, dataset_dict: dict[str, Any], image_size: tuple[int, int] | None = None
     ) -> np.ndarray:

@@ -29,7 +29,11 @@ from tagclip.config.checks import (
 )
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.claim import Claim
-from tagclip.data.datasets.selection import refuse_masks, without_unseen_images
+from tagclip.data.datasets.selection import (
+    refuse_masks,
+    refuse_unlabelled,
+    without_unseen_images,
+)
 from tagclip.engine.curve_file import with_valid_json
 from tagclip.engine.data_stream import (
     StreamLoader,
@@ -268,7 +272,7 @@ class ZeroShotTrainer(DefaultTrainer):
         Raises:
             ConfigError: a key makes no sense, the seed has not been drawn, or the batch cannot be
                 shared among the processes.
-            DatasetError: a dataset is missing or without images.
+            DatasetError: a dataset is missing, without images or without labels.
         """
         cfg = resolve_pixels(cfg)
         mapper = ZeroShotDatasetMapper(cfg, is_train=True)
@@ -294,6 +298,7 @@ class ZeroShotTrainer(DefaultTrainer):
         refuse_masks(samples, mapper.source_vocabulary)
         if cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES:
             samples = without_unseen_images(samples, mapper.shows_unseen)
+        refuse_unlabelled(samples, mapper.shows_seen)
         return StreamLoader(
             samples,
             mapper,

@@ -5,11 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from helpers.bench import NO_TEST, Bench, refused
 from helpers.paths import TOOLS
-from helpers.tiny_run import changed, load_tool, short_run, train
+from helpers.tiny_run import (
+    CLASSES,
+    UNSEEN,
+    VOID,
+    changed,
+    load_tool,
+    short_run,
+    train,
+    train_labels,
+)
+from PIL import Image
 
 from tagclip import ZeroShotTrainer, register_zero_shot_sem_seg
 from tagclip.errors import ConfigError
@@ -65,3 +76,22 @@ def test_commands_without_anything_to_do(
         script = load_tool(TOOLS / f"{tool}.py")
         call = getattr(script, "run", script.main)
         refused(lambda c=call, s=script, w=words: c(s.parse_args(list(map(str, w)))), said)
+
+
+@pytest.mark.parametrize("what", ["all void", "all unseen"])
+def test_a_training_without_a_pixel_to_learn(bench: Bench, what: str) -> None:
+    labels = train_labels(bench.config.parent)
+    for path in labels:
+        size = Image.open(path).size
+        Image.new("L", size, VOID if what == "all void" else UNSEEN[0]).save(path)
+    said = f"DatasetError: {labels[0]}: found no pixel with a class to learn in this and 5 other"
+    refused(bench.new_training(*NO_TEST), said)
+    assert not (bench.root / "anew").exists()
+    if what == "all unseen":
+        # What is said to be seen is learnt.
+        assert bench.train(*NO_TEST, "DATASETS.ZERO_SHOT.SETTING", "supervised") is None
+    # One pixel in the last file is something to learn.
+    label = np.full(Image.open(labels[-1]).size[::-1], VOID, np.uint8)
+    label[3, 4] = next(i for i in range(CLASSES) if i not in UNSEEN)
+    Image.fromarray(label).save(labels[-1])
+    assert bench.train(*NO_TEST, "OUTPUT_DIR", bench.root / "anew") is None

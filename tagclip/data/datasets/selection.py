@@ -24,6 +24,7 @@ __all__ = [
     "left_out",
     "paired_samples",
     "refuse_masks",
+    "refuse_unlabelled",
     "skip_bad_samples",
     "without_unseen_images",
 ]
@@ -31,7 +32,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
-# So many label files show whether a dataset has masks of 0 and 255 only.
+# So many label files show whether a dataset has masks of 0 and 255 only, or no label at all.
 _FIRST_FILES = 32
 
 
@@ -164,6 +165,31 @@ def refuse_masks(samples: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -
             f"{first[0]}: this and {len(first) - 1} other label files hold {min(values)} and "
             f"{max(values)} alone; {remedy}"
         )
+
+
+def refuse_unlabelled(
+    samples: Sequence[dict[str, Any]], shows_seen: Callable[[dict[str, Any]], bool]
+) -> None:
+    """Refuse a training without a single pixel to learn from.
+
+    Label files are read until one has such a pixel, in most cases one.
+
+    Args:
+        samples: detectron2's dicts with ``sem_seg_file_name``.
+        shows_seen: `ZeroShotDatasetMapper.shows_seen`.
+
+    Raises:
+        DatasetError: there is none, or a label file is missing or damaged, or holds unknown values.
+    """
+    first, others = samples[:_FIRST_FILES], samples[_FIRST_FILES:]
+    if any(map(shows_seen, first)) or any(map_files(shows_seen, others, "Looking for labels")):
+        return
+    raise DatasetError(
+        f"{samples[0]['sem_seg_file_name']}: found no pixel with a class to learn in this and "
+        f"{len(samples) - 1} other label files of DATASETS.TRAIN, expected some of seen classes; "
+        "check the values and ignore_label in the vocabulary json, the split, and the files "
+        "themselves with tagclip validate"
+    )
 
 
 def without_unseen_images(
