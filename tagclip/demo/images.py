@@ -114,12 +114,15 @@ def _labels_of(picture: Path) -> Path:
 
 def _fingerprint(predictor: TagCLIPPredictor, panel_size: int) -> str:
     """sha256 (hex) of all that a picture depends on, but its image."""
-    cfg, asked = predictor.cfg.clone(), predictor.asked
+    cfg, asked, model = predictor.cfg.clone(), predictor.asked, predictor.model
     cfg.defrost()
     weights = Path(cfg.MODEL.WEIGHTS)
     content = [weights.read_bytes()] if weights.is_file() else []
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = "", "", ""
-    parts = [cfg.dump(), asked.all.partition_fingerprint, asked.shown.fingerprint, panel_size]
+    words = asked.all.partition_fingerprint, asked.shown.fingerprint
+    # A config names files of CLIP, whose content may change; a checkpoint would notice.
+    clip = model.backbone.weights_sha256, model.text_bank.fingerprint(asked.all)
+    parts = [cfg.dump(), *words, *clip, panel_size]
     return hashlib.sha256(json_text(parts).encode() + b"".join(content)).hexdigest()
 
 

@@ -12,6 +12,7 @@ from helpers.clip_files import write_json
 from helpers.small_towers import TINY_TEXT, few_blocks, small_config
 from helpers.tiny_run import load_tool, own_loggers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tagclip import Vocabulary, load_config
 from tagclip.config.checks import choices
@@ -53,6 +54,26 @@ def test_a_method_needs_no_training(
     for method, labels in found.items():
         assert (labels == truth)[asked].mean() > 0.6, method
     assert len({labels.tobytes() for labels in found.values()}) == len(found)
+
+
+def test_pictures_of_other_clip_weights_are_not_finished(demo: ModuleType, tmp_path: Path) -> None:
+    """There is no checkpoint that would notice that the file is another one."""
+    assets = Path(demo.__file__).parents[1] / "projects" / "MiniBench" / "assets"
+    clip = tmp_path / "clip.safetensors"
+    clip.write_bytes((assets / "mini_clip.safetensors").read_bytes())
+    Image.fromarray(scene("test", 4).image).save(tmp_path / "a.png")
+    words = ["--method", "maskclip", "--vocab", "green board, blue fence, sand", "--save-labels"]
+    keys = ["MODEL.CLIP.NAME", assets / "mini_clip.json", "MODEL.CLIP.PRETRAINED", clip]
+
+    def labels(output: str) -> bytes:
+        arguments = [tmp_path / "a.png", *words, "--output", tmp_path / output, *keys]
+        assert demo.main(demo.parse_args(list(map(str, arguments)))) == 0
+        return (tmp_path / output / "a_labels.png").read_bytes()
+
+    first = labels("out")
+    tensors = load_file(clip)
+    save_file(tensors | {"visual.proj": tensors["visual.proj"].flip(1)}, clip)
+    assert labels("out") == labels("anew") != first
 
 
 def test_methods_are_those_of_the_key(demo: ModuleType) -> None:
