@@ -16,12 +16,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from iopath.common.file_io import file_lock
 from tabulate import tabulate
 
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import ABSENT_AS_0
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import make_folder, write_atomic
+from tagclip.utils.run_lock import in_turn
 from tagclip.utils.text import format_csv, json_text, one_line
 from tagclip.utils.untrusted import load_json
 
@@ -240,8 +240,9 @@ def append_result_row(path: str | Path, row: Mapping[str, Any]) -> Path:
         ConfigError: the file is no such table.
     """
     path = Path(path).absolute()
+    make_folder(path.parent)
     # Locked beside the table, which is renamed over; the lock file stays.
-    with file_lock(str(path.with_name(f".{path.name}"))):
+    with in_turn(path.with_name(f".{path.name}.lock")):
         columns, rows = read_result_rows(path)
         columns += [name for name in row if name not in columns]
         cells = [[each.get(name) for name in columns] for each in (*rows, row)]

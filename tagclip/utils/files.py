@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tagclip.errors import ConfigError, OutputError
+from tagclip.utils.in_the_way import lowest_there, why_no_folder
 from tagclip.utils.run_lock import RunLock
 
 __all__ = [
     "expand_path",
     "files_atomic",
     "folder_atomic",
-    "lowest_there",
     "make_folder",
     "open_atomic",
     "path_atomic",
@@ -118,17 +118,11 @@ def make_folder(folder: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        number = errno.ENOTDIR
-        raise OutputError(number, os.strerror(number), str(lowest_there(folder))) from error
+        reason, place = why_no_folder(folder), str(lowest_there(folder))
+        raise OutputError(errno.ENOTDIR, reason, place) from error
     except OSError as error:
         raise OutputError(error.errno, error.strerror, str(folder)) from error
     return folder
-
-
-def lowest_there(path: str | Path) -> Path:
-    """The path itself or the first one above it that is there: a file, where folders should be."""
-    path = Path(path)
-    return next(each for each in (path, *path.parents) if os.path.lexists(each))
 
 
 def temporary_place() -> str:
@@ -359,7 +353,7 @@ def probe_path(path: str | Path) -> None:
         raise OSError(errno.EINVAL, "is a device or a pipe, not a file", str(path))
     folder = lowest_there(path.parent)
     if not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        raise NotADirectoryError(errno.ENOTDIR, why_no_folder(folder), str(folder))
     probe_folder(folder, 1)
 
 

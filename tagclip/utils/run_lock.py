@@ -7,14 +7,16 @@ import logging
 import os
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from weakref import WeakSet
 
 from tagclip.errors import ConfigError
+from tagclip.utils.in_the_way import why_no_folder
 
-__all__ = ["LOCK_NAME", "RunLock"]
+__all__ = ["LOCK_NAME", "RunLock", "in_turn"]
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,8 @@ class RunLock:
         # A zero byte in a path is a ValueError.
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
+            if isinstance(error, (FileExistsError, NotADirectoryError)):
+                reason = why_no_folder(self._folder)
             raise ConfigError(
                 f"{self._name}: found no folder to write to ({reason}), expected one; name another"
             ) from error
@@ -150,7 +154,7 @@ class RunLock:
 
     def _take(self) -> bool:
         """Open and lock; False if whoever held the lock has just removed the file."""
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._handle = _open(self._path)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -167,7 +171,9 @@ class RunLock:
                 self._name, error.strerror, self._place,
             )  # fmt: skip
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._handle), os.stat(self._path)):
+            is_same = os.path.samestat(os.fstat(self._handle), os.stat(self._path))
+            # One that another user's dead process left cannot say who is here now.
+            if is_same and (_is_writable(self._handle) or not _removed(self._path)):
                 return True
         os.close(self._handle)
         return False
@@ -203,6 +209,49 @@ class RunLock:
         if self._handle >= 0:
             os.close(self._handle)
         self._handle = -1
+
+
+def _open(path: Path) -> int:
+    """Open the file of a lock; who may not write that of another user can lock it all the same."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _is_writable(handle: int) -> bool:
+    return fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Within ``with``, be alone among those that name this file; the others wait. It stays.
+
+    Args:
+        path: the file, which is made; of it nothing is read or written.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    handle = _open(path)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s: this file system has no locks (%s)", path, error.strerror)
+        yield
+    finally:
+        os.close(handle)
 
 
 _held: WeakSet[RunLock] = WeakSet()

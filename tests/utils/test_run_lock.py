@@ -17,6 +17,7 @@ from helpers.locks import at_work
 from helpers.paths import REPOSITORY
 
 from tagclip.errors import ConfigError, OutputError
+from tagclip.utils.cli import check_output
 from tagclip.utils.files import (
     files_atomic,
     folder_atomic,
@@ -24,7 +25,7 @@ from tagclip.utils.files import (
     path_atomic,
     write_atomic,
 )
-from tagclip.utils.run_lock import RunLock
+from tagclip.utils.run_lock import RunLock, in_turn
 
 
 def test_a_second_one_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
@@ -59,6 +60,57 @@ def test_a_killed_process_keeps_nothing(tmp_path: Path) -> None:
         assert RunLock.holder(tmp_path) == ""
     with RunLock(tmp_path):
         assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def test_the_lock_of_another_user_locks_like_ones_own(tmp_path: Path) -> None:
+    """Nobody may write the file of another user, which says who is there all the same."""
+    lock = tmp_path / ".lock"
+    with (
+        at_work(tmp_path) as process,
+        read_only(lock),
+        pytest.raises(ConfigError, match=f"process {process.pid} on .* is at work"),
+    ):
+        RunLock(tmp_path).__enter__()
+    lock.write_text("elsewhere 1")
+    with read_only(lock):
+        with RunLock(tmp_path):
+            assert lock.read_text() == f"{socket.gethostname()} {os.getpid()}"
+        assert not lock.exists()
+        # For `read_only`, which gives the rights back.
+        lock.touch()
+
+
+def test_in_turn_at_a_file_of_another_user(tmp_path: Path) -> None:
+    path = tmp_path / "turn.lock"
+    path.touch()
+    with read_only(path), in_turn(path):
+        code = f"import fcntl; fcntl.flock(open({str(path)!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "BlockingIOError" in other.stderr
+    with read_only(tmp_path), pytest.raises(PermissionError), in_turn(tmp_path / "new.lock"):
+        raise AssertionError
+
+
+def test_a_link_that_leads_nowhere_is_called_so(tmp_path: Path) -> None:
+    """To the system it is a file that exists, and to a user a disk that is not mounted."""
+    link, gone = tmp_path / "link", tmp_path / "gone"
+    link.symlink_to(gone)
+    said = f"{link} is a link to {gone}, which is not there"
+    for folder in (link, link / "run"):
+        with pytest.raises(ConfigError) as caught:
+            RunLock(folder, "--output").__enter__()
+        assert str(caught.value).startswith(
+            f"--output {folder}: found no folder to write to ({said}"
+        )
+        with pytest.raises(OutputError) as made:
+            make_folder(folder)
+        assert str(made.value).startswith(f"{link}: cannot be written ({said}")
+        with pytest.raises(ConfigError) as checked:
+            check_output("--output", folder, is_folder=True)
+        assert str(checked.value).startswith(f"--output {folder}: cannot be written ({said}")
+    gone.mkdir()
+    with RunLock(link / "run"):
+        assert (gone / "run" / ".lock").is_file()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
@@ -161,7 +213,8 @@ def test_a_lock_of_a_file_leaves_its_folder_to_others(tmp_path: Path) -> None:
 FORKS = """
 import os, signal, sys
 from pathlib import Path
-from tagclip.utils.run_lock import RunLock
+from tagclip.utils.cli import check_output
+from tagclip.utils.run_lock import RunLock, in_turn
 with RunLock(Path(sys.argv[1])):
     if os.fork():
         os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,8 @@ from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.structures.vocabulary_class import format_names, is_int
 from tagclip.utils.class_names import name_key
-from tagclip.utils.files import lowest_there, write_atomic
+from tagclip.utils.files import write_atomic
+from tagclip.utils.in_the_way import lowest_there
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
