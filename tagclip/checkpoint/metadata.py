@@ -76,6 +76,7 @@ _TYPES = {
     "classes": list[str],
     "seen_classes": list[str],
     "vocabularies": dict[str, str],
+    "places": dict[str, str],
     "clip_json": str,
     "clip_merges": str,
     "vocabulary_fingerprint": str,
@@ -131,7 +132,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance`` (a training adds
         ``training_files``, of `files_sha256`, and ``processes``, their number); the contents of
         files that building the model reads: ``vocabularies`` (dataset -> json), ``clip_json`` and
-        ``clip_merges`` (base64; both "" for a model of open_clip).
+        ``clip_merges`` (base64; both "" for a model of open_clip); and ``places`` (key -> sha256 of
+        its value with absolute paths, where there are any).
 
     Raises:
         TagCLIPError: such a file is missing.
@@ -174,6 +176,17 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         "vocabularies": Protocol(cfg).class_list_texts(),
         "clip_json": clip_json,
         "clip_merges": clip_merges,
+        "places": _places(cfg, config),
+    }
+
+
+def _places(cfg: CfgNode, portable: dict[str, Any]) -> dict[str, str]:
+    """Key -> sha256 (hex) of what a config says there, where the portable one says another path."""
+    texts, own = ({k: json_text(v) for k, v in _leaves(tree)} for tree in (cfg, portable))
+    return {
+        key: hashlib.sha256(texts[key].encode()).hexdigest()
+        for key, text in own.items()
+        if text != texts[key] and key not in ("OUTPUT_DIR", "MODEL.WEIGHTS")
     }
 
 
@@ -392,7 +405,10 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
         Text of those that make it another run, and of those that change no weight; "" for none.
     """
     then, now = (dict(_leaves(load_yaml(data.get("config") or "{}"))) for data in (saved, own))
-    changed = [key for key in now if key in then and now[key] != then[key]]
+    # Paths are those from OUTPUT_DIR: where that was moved, the same files have others.
+    before, today = (data.get("places") or {} for data in (saved, own))
+    same = {key for key, place in today.items() if before.get(key) == place}
+    changed = [key for key in now if key in then and now[key] != then[key] and key not in same]
     groups = ([], [])
     for key, what in _CONTENTS.items():
         if saved.get(key) and own.get(key) and saved[key] != own[key]:

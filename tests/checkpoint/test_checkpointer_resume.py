@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny, step, trained
 
+from tagclip import TagCLIPCheckpointer
+from tagclip.checkpoint import read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.solver import build_optimizer
 
@@ -148,6 +151,30 @@ def test_resuming_with_other_keys_is_announced(
     with caplog.at_level(logging.WARNING):
         training.resume_or_load(str(tmp_path / "x.pth"), resume=False)
     assert not caplog.text
+
+
+@pytest.mark.parametrize("then", ["out", "deep/er/out"])
+def test_the_same_files_seen_from_another_folder_are_the_same(
+    tiny_cfg: CfgNode, tmp_path: Path, caplog: pytest.LogCaptureFixture, then: str
+) -> None:
+    """Paths are stored as seen from OUTPUT_DIR, which may be moved without what they lead to."""
+
+    def training(output: str, data: str) -> TagCLIPCheckpointer:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.pop("mine", None)
+        paths = {kind: str(tmp_path / data / kind) for kind in ("images", "labels")}
+        folders = [{"name": "mine", **paths, "vocabulary": str(tmp_path / "data" / "v.json")}]
+        cfg, model = build(
+            tiny_cfg, OUTPUT_DIR=str(tmp_path / output), DATASETS__FOLDER_DATASETS=folders
+        )
+        return checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model))
+
+    training("out", "data").save("x")
+    assert str(tmp_path) not in read_checkpoint(tmp_path / "x.pth")["tagclip"]["config"]
+    training(then, "data").resume_or_load("", resume=True)
+    assert "other keys" not in caplog.text
+    training(then, "other").resume_or_load("", resume=True)
+    assert "other keys or data" in caplog.text and "other/images" in caplog.text
 
 
 def test_resuming_after_files_were_edited_is_announced(
