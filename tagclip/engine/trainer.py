@@ -169,7 +169,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 # The training itself looks for unseen classes, once.
                 all_images = cfg.clone()
                 all_images.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES = False
-                cls.build_train_loader(all_images)
+                _check_labelled(cfg, cls.build_train_loader(all_images))
             model = cls.build_model(cfg)
             if train:
                 parts["optimizer"] = cls.build_optimizer(cfg, model)
@@ -213,8 +213,10 @@ class ZeroShotTrainer(DefaultTrainer):
         """Start the stream where training starts; say so if there is nothing to train.
 
         Raises:
+            DatasetError: no image has a label to learn.
             ProtocolError: masks of unseen classes have trained what the run starts from.
         """
+        _check_labelled(self.cfg, self._stream)
         announce_protocol(self.cfg, self.model)
         announce_schedule(self.cfg)
         announce_shared_images(self._stream.samples, self.cfg.DATASETS.TEST)
@@ -272,7 +274,7 @@ class ZeroShotTrainer(DefaultTrainer):
         Raises:
             ConfigError: a key makes no sense, the seed has not been drawn, or the batch cannot be
                 shared among the processes.
-            DatasetError: a dataset is missing, without images or without labels.
+            DatasetError: a dataset is missing or without images.
         """
         cfg = resolve_pixels(cfg)
         mapper = ZeroShotDatasetMapper(cfg, is_train=True)
@@ -298,7 +300,6 @@ class ZeroShotTrainer(DefaultTrainer):
         refuse_masks(samples, mapper.source_vocabulary)
         if cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES:
             samples = without_unseen_images(samples, mapper.shows_unseen)
-        refuse_unlabelled(samples, mapper.shows_seen)
         return StreamLoader(
             samples,
             mapper,
@@ -375,6 +376,10 @@ def _check_seed(cfg: CfgNode) -> None:
             f"SEED: found {cfg.SEED}, expected 0 to 2**32 - 1; a seed that training draws is in "
             "config.yaml of its OUTPUT_DIR: give that file, or SEED NUMBER"
         )
+
+
+def _check_labelled(cfg: CfgNode, stream: StreamLoader) -> None:
+    refuse_unlabelled(stream.samples, ZeroShotDatasetMapper(cfg, is_train=True).shows_seen)
 
 
 def _check_tested(cfg: CfgNode) -> None:

@@ -248,14 +248,15 @@ def test_a_bad_label_is_one_line_on_the_terminal(
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    first, *others = train_labels(tmp_path)
+    # Of the first file it is known before anything is written.
+    *_, bad = train_labels(tmp_path)
     height, width = label.shape
     if label.any():
-        Image.new("RGB", (width, height)).save(tmp_path / "images" / "train" / first.name)
-    Image.fromarray(label.astype(np.uint8)).save(first)
+        Image.new("RGB", (width, height)).save(tmp_path / "images" / "train" / bad.name)
+    Image.fromarray(label.astype(np.uint8)).save(bad)
     arguments = run_arguments(config, "DATALOADER.NUM_WORKERS", workers)
     line = exit_of(run_tool, train_net.start, arguments)
-    assert line.startswith(f"DatasetError: {first}{expected}") and "\n" not in line
+    assert line.startswith(f"DatasetError: {bad}{expected}") and "\n" not in line
     assert "Traceback" not in capsys.readouterr().out
     output = tmp_path / "output"
     assert "Traceback" in (output / "log.txt").read_text()

@@ -181,12 +181,15 @@ def refuse_unlabelled(
     Raises:
         DatasetError: there is none, or a label file is missing or damaged, or holds unknown values.
     """
-    first, others = samples[:_FIRST_FILES], samples[_FIRST_FILES:]
-    if any(map(shows_seen, first)) or any(map_files(shows_seen, others, "Looking for labels")):
+    many = len(samples)
+    first, others = range(min(_FIRST_FILES, many)), range(_FIRST_FILES, many)
+    if any(shows_seen(samples[index]) for index in first):
+        return
+    if any(map_files(shows_seen, [samples[index] for index in others], "Looking for labels")):
         return
     raise DatasetError(
         f"{samples[0]['sem_seg_file_name']}: found no pixel with a class to learn in this and "
-        f"{len(samples) - 1} other label files of DATASETS.TRAIN, expected some of seen classes; "
+        f"{many - 1} other label files of DATASETS.TRAIN, expected some of seen classes; "
         "check the values and ignore_label in the vocabulary json, the split, and the files "
         "themselves with tagclip validate"
     )
