@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tagclip.data.datasets.walk import files_below, files_matching
-from tagclip.data.image_io import IMAGE_SUFFIXES
+from tagclip.data.image_io import IMAGE_SUFFIXES, announce_other_images
 from tagclip.errors import ConfigError
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import counted
@@ -121,10 +121,13 @@ def _expand(text: str, is_own: Callable[[str], bool]) -> Iterator[tuple[str, str
     else:
         top, paths = files_matching(path)
         files = map(str, paths)
+    others = []
     for file in files:
-        is_asked = is_image_name(file) or input_kind(file) != "files"
-        if is_asked and not os.path.isdir(file) and not is_own(os.path.dirname(file)):
+        if not is_image_name(file) and input_kind(file) == "files":
+            others.append(file)
+        elif not os.path.isdir(file) and not is_own(os.path.dirname(file)):
             yield file.removeprefix(str(top)).lstrip(os.sep).replace(os.sep, "/"), file
+    announce_other_images(text, others)
 
 
 def _read_list(path: Path) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,8 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,13 +23,14 @@ from PIL.JpegImagePlugin import JpegImageFile
 from tagclip.data.jpeg import decode_jpeg
 from tagclip.data.tiff_header import SCALE_REMEDY, TiffHeader, has_gaps, read_tiff_header
 from tagclip.errors import DatasetError
-from tagclip.utils.text import error_text
+from tagclip.utils.text import counted, error_text
 
 __all__ = [
     "DARK_REMEDY",
     "IMAGE_SUFFIXES",
     "ImageHeader",
     "UnknownTiffError",
+    "announce_other_images",
     "image_pixels",
     "image_size",
     "is_dark",
@@ -38,9 +40,17 @@ __all__ = [
     "stored_size",
 ]
 
+logger = logging.getLogger(__name__)
+
 # By these, in lower case, files of folders and archives are known to be images.
 IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+    (".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff")
+    + (".webp",)
+)
+# By these to be images of other kinds: of cameras and telephones, of browsers, of 16 bit and more.
+_OTHER_SUFFIXES = frozenset(
+    (".apng", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif")
+    + (".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pbm", ".pnm", ".raf", ".rw2", ".svg", ".tga")
 )
 _EXIF_ORIENTATION = 0x0112
 # Those that swap height and width.
@@ -66,6 +76,23 @@ DARK_REMEDY = (
 # TIFF tags, and the values of `_EXTRA_SAMPLES` that mean alpha.
 _PHOTOMETRIC, _SAMPLES_PER_PIXEL, _PLANAR, _EXTRA_SAMPLES, _BITS = 262, 277, 284, 338, 258
 _ALPHA, _RGB, _SEPARATE = (1, 2), 2, 2
+
+
+def announce_other_images(place: str, names: Iterable[str]) -> None:
+    """Warn of the files in a folder that are images to their owner, and are not read.
+
+    Args:
+        place: that holds them, for the message.
+        names: of files that are left out, with their suffixes.
+    """
+    suffixes = (os.path.splitext(name)[1].lower() for name in names)
+    found = Counter(suffix for suffix in suffixes if suffix in _OTHER_SUFFIXES)
+    if found:
+        logger.warning(
+            "%s: left out %s by their suffixes (%s), expected %s: convert them", place,
+            counted(found.total(), "file"), ", ".join(f"{n} {s}" for s, n in sorted(found.items())),
+            ", ".join(sorted(IMAGE_SUFFIXES)),
+        )  # fmt: skip
 
 
 class UnknownTiffError(DatasetError):

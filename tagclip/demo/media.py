@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from tagclip.data.datasets.walk import files_below, files_matching
-from tagclip.data.image_io import IMAGE_SUFFIXES
+from tagclip.data.image_io import IMAGE_SUFFIXES, announce_other_images
 from tagclip.demo.whole_video import check_video
 from tagclip.errors import ConfigError, DatasetError, OutputError
 from tagclip.utils.files import expand_path, path_atomic
@@ -134,6 +134,7 @@ def _expand(
         what = "no image in this folder" if path.is_dir() else "no such file, folder or match"
         kinds = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(f"{option} {text}: {what}; expected images ({kinds})")
+    announce_other_images(text, (file.name for file in files if not file.name.startswith(".")))
     return pairs
 
 

@@ -36,6 +36,26 @@ def test_a_folder_gives_its_images_and_archives_by_code_points(tmp_path: Path) -
     assert {file.size for file in find_inputs([str(tmp_path / "a")], tmp_path / "o")} == {8}
 
 
+@pytest.mark.parametrize("tool", ["bulk", "segment"])
+@pytest.mark.parametrize("what", ["folder", "glob"])
+def test_images_that_are_left_out_are_counted(
+    tmp_path: Path, tool: str, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.png", "b.JFIF", "c.jpe", "d.HEIC", "e/f.heic", "e/g.avif", "note.txt", "h")
+    place = str(tmp_path if what == "folder" else tmp_path / "**" / "*")
+    if tool == "bulk":
+        found = ids(place)
+    else:
+        found = [str(path.relative_to(tmp_path)) for path, _ in find_images([place], None)]
+    assert found == ["a.png", "b.JFIF", "c.jpe"]
+    (line,) = caplog.messages
+    said = f"{place}: left out 3 files by their suffixes (1 .avif, 2 .heic), expected .bmp, "
+    assert line.startswith(said)
+    caplog.clear()
+    touch(tmp_path, "only/a.png", "only/b.txt")
+    assert ids(tmp_path / "only") == ["a.png"] and not caplog.text
+
+
 def test_a_glob_counts_from_its_fixed_folder(tmp_path: Path) -> None:
     touch(tmp_path, "in/1/a.jpg", "in/2/b.jpg", "in/2/c.png", "other/d.jpg")
     assert ids(tmp_path / "in" / "*" / "*.jpg") == ["1/a.jpg", "2/b.jpg"]
