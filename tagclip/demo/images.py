@@ -73,9 +73,16 @@ class _ImageJob:
         start = time.perf_counter()
         try:
             stat = image.stat()
-            note = f"{self._made_with} {stat.st_size} {stat.st_mtime_ns}"
-            if not self.args.overwrite and self._is_finished(picture, known, note):
-                return _Outcome(image, known, skipped=True)
+            note = f"{self._made_with} {stat.st_size} {stat.st_mtime_ns} {_place(image)}"
+            if not self.args.overwrite:
+                if self._is_finished(picture, known, note):
+                    return _Outcome(image, known, skipped=True)
+                if other := self._file_of_other(picture, note):
+                    text = (
+                        f"{image}: found {other}, which is of another image of this name, expected "
+                        "none; name another --output, or give --overwrite"
+                    )
+                    return _Outcome(image, error=text)
             kept = self._draw(image, picture, note)
         except DatasetError as error:
             text = one_line(error)
@@ -99,8 +106,27 @@ class _ImageJob:
         return {"picture": str(picture), **kept}
 
     def _is_finished(self, picture: Path | None, known: dict[str, Any] | None, note: str) -> bool:
-        is_listed = not self.args.json or (known or {}).get("made_with") == note
-        return is_listed and all(read_note(file) == note for file in _written(picture, self.args))
+        """Whether the files are those of this content, wherever the image was then."""
+        is_listed = not self.args.json or _is_same((known or {}).get("made_with"), note)
+        files = _written(picture, self.args)
+        return is_listed and all(_is_same(read_note(file), note) for file in files)
+
+    def _file_of_other(self, picture: Path | None, note: str) -> Path | None:
+        """A file that an image of another place has there, and that this one would replace."""
+        for file in _written(picture, self.args):
+            place = (read_note(file) or "").split()[3:]
+            if place and place != note.split()[3:]:
+                return file
+        return None
+
+
+def _place(image: Path) -> str:
+    """Stands for the path of an image in a note, which is handed on."""
+    return hashlib.sha256(os.fsencode(image.absolute())).hexdigest()[:16]
+
+
+def _is_same(found: str | None, note: str) -> bool:
+    return (found or "").split()[:3] == note.split()[:3]
 
 
 def _written(picture: Path | None, args: argparse.Namespace) -> list[Path]:

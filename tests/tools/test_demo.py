@@ -308,6 +308,32 @@ def test_finished_pictures_stay_until_something_changes(run: Callable, tmp_path:
     assert is_redone("--json", result)
 
 
+def test_an_image_does_not_replace_the_picture_of_another_of_its_name(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for folder, seed in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder / "x.png", picture(seed=seed))
+    save(tmp_path / "b" / "y.png")
+    out = tmp_path / "out"
+    assert run("--input", tmp_path / "a", "--save-labels") == 0
+    first = {path: path.read_bytes() for path in out.iterdir()}
+    assert run("--input", tmp_path / "b", "--save-labels") == 1
+    said = f"{tmp_path}/b/x.png: found {out}/x.png, which is of another image of this name"
+    assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in first} == first and (out / "y.png").is_file()
+    # What moved without a change is still finished, and what changes in its place is redone.
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert run("--input", tmp_path / "c", "--save-labels") == 0
+    assert {path: path.read_bytes() for path in first} == first
+    assert run("--input", tmp_path / "b", "--save-labels", "--overwrite") == 0
+    replaced = {path: path.read_bytes() for path in first}
+    assert all(replaced[path] != first[path] for path in first)
+    save(tmp_path / "b" / "x.png", picture(seed=3))
+    assert run("--input", tmp_path / "b", "--save-labels") == 0
+    assert (out / "x.png").read_bytes() != replaced[out / "x.png"]
+
+
 @pytest.mark.parametrize("kind", ["one", "strip", "gray", "alpha", "sixteen", "exif"])
 def test_odd_images(run: Callable, tmp_path: Path, kind: str) -> None:
     path, rgb, exif = tmp_path / "a.png", Image.fromarray(picture()), Image.Exif()
