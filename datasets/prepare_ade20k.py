@@ -33,14 +33,15 @@ def prepare_dataset(name: str, options: Options) -> None:
         images = {path.stem: path for path in sorted(folder.rglob("*.[jJ][pP][gG]"))}
         files = {key: path.with_name(f"{key}_seg.png") for key, path in images.items()}
         files = {key: path for key, path in files.items() if path.is_file()}
-        source = LabelSource.of(name, files, "ade847", read_object_numbers)
+        source = LabelSource.of(name, folder, files, "ade847", read_object_numbers)
         prepare(name, options, list(images), images, [source], _SHORT_SIDE)
         return
     subset = "training" if name == "ade20k150_train" else "validation"
     scenes = find_folder([options.root / _SCENES], "ADEChallengeData2016")
     images = list_files(scenes / "images" / subset, ".jpg")
-    files = list_files(scenes / "annotations" / subset, ".png")
-    prepare(name, options, list(images), images, [LabelSource.of(name, files, "ade150")])
+    folder = scenes / "annotations" / subset
+    source = LabelSource.of(name, folder, list_files(folder, ".png"), "ade150")
+    prepare(name, options, list(images), images, [source])
 
 
 def make_parser() -> ToolParser:

@@ -66,13 +66,15 @@ def prepare_dataset(name: str, options: Options) -> None:
     if not converted:
         refuse_order(options.extra.order)
         folder = find_folder(places, f"labels of {subset}")
-        source = LabelSource.of(name, list_files(folder, ".png"), _RAW)
+        source = LabelSource.of(name, folder, list_files(folder, ".png"), _RAW)
     else:
-        raw = [list_files(place, ".png") for place in places]
-        reference = LabelSource.of(name, next(filter(None, raw), {}), _RAW)
+        raw = {place: list_files(place, ".png") for place in places}
+        place = next((place for place in places if raw[place]), places[0])
+        reference = LabelSource.of(name, place, raw[place], _RAW)
         inner = [converted / subset, converted / f"{subset}_all", converted]
-        files = list_files(find_folder(inner, "converted labels"), _CONVERTED, ".png")
-        source = converted_source(name, files, _ORDERS, options.extra.order, reference)
+        folder = find_folder(inner, "converted labels")
+        files = list_files(folder, _CONVERTED, ".png")
+        source = converted_source(name, folder, files, _ORDERS, options.extra.order, reference)
     prepare(name, options, list(images), images, [source])
 
 

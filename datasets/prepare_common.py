@@ -3,15 +3,16 @@
 Raw data stay as they are. Each label file is written whole or not at all, so that an interrupted
 run goes on where it stopped. At the end every label file is read back; then the list of images
 and a record of the classes (`LabelManifest`) are written beside the folder, without which the
-registered dataset refuses the labels. What is written anew replaces earlier files all at once,
-when it has been read back.
+registered dataset refuses the labels. The record also says what the labels are made from: a run
+with other sources does not add to them. What is written anew replaces earlier files all at once,
+when it has been read back. One process at a time writes to a folder of labels.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prepare_cli import Options
@@ -23,7 +24,8 @@ from tagclip.data.datasets.manifest import LabelManifest
 from tagclip.data.datasets.walk import map_files
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.files import write_atomic
+from tagclip.utils.files import make_folder, write_atomic
+from tagclip.utils.run_lock import RunLock
 
 __all__ = ["prepare"]
 
@@ -50,22 +52,57 @@ def prepare(
             nearest for labels) in the benchmark's image folder; 0 uses the images as they are.
 
     Raises:
+        ConfigError: another process writes these labels.
         DatasetError: files are missing or unexpected, or hold unexpected values.
     """
     benchmark = read_benchmarks()[dataset]
     tasks = _build_tasks(benchmark, options, names, images, sources, short_side)
     vocabulary = sources[0].label_map.vocabulary
-    record = partial(LabelManifest.of, vocabulary, len(tasks), benchmark.num_images)
-    manifest_path = options.root / benchmark.manifest
+    origins = [source.origin(options.root) for source in sources]
+    record = LabelManifest.of(vocabulary, len(tasks), benchmark.num_images, True, origins)
     _refuse_own_source(vocabulary, tasks)
+    if not options.overwrite and _is_done(benchmark, options.root, tasks, record):
+        # Not locked: nothing is written, maybe to a disk that cannot be.
+        num_new, pixels = 0, _check_all(benchmark, tasks.values(), options)
+    else:
+        # First: it names what is in the way.
+        folder = make_folder(options.root / benchmark.labels)
+        with RunLock(folder, "--root"):
+            num_new, pixels = _make(benchmark, vocabulary, options, tasks, record)
+    _report(benchmark, vocabulary, num_new, pixels)
+
+
+def _is_done(
+    benchmark: Benchmark, root: Path, tasks: Mapping[str, Task], record: LabelManifest
+) -> bool:
+    """Whether there is nothing to write, and nothing to clean up."""
+    manifest_path = root / benchmark.manifest
+    return (
+        LabelManifest.read(manifest_path) == record
+        and _says(root / benchmark.image_list, _list_of(tasks))
+        and all(path.exists() for task in tasks.values() for path in task.results)
+        and not any(_leftovers(tasks.values(), manifest_path))
+    )
+
+
+def _make(
+    benchmark: Benchmark,
+    vocabulary: Vocabulary,
+    options: Options,
+    tasks: Mapping[str, Task],
+    record: LabelManifest,
+) -> tuple[int, dict[int, int]]:
+    """Write labels, list and ``record``; how many labels are new, and pixels by value."""
+    manifest_path = options.root / benchmark.manifest
     if not options.overwrite:
-        _check_found(benchmark, vocabulary, manifest_path, tasks, options)
-        if LabelManifest.read(manifest_path) != record(complete=True):
-            record(complete=False).write(manifest_path)
-    _remove_leftovers(tasks.values(), manifest_path)
+        _check_found(benchmark, vocabulary, record, tasks, options)
+        if LabelManifest.read(manifest_path) != record:
+            replace(record, complete=False).write(manifest_path)
+    for path in _leftovers(tasks.values(), manifest_path):
+        path.unlink()
     made = [task.stage() if options.overwrite else task for task in tasks.values()]
     try:
-        num_new = sum(_run(make_label, made, options, f"{dataset}: write"))
+        num_new = sum(_run(make_label, made, options, f"{benchmark.name}: write"))
         pixels = _check_all(benchmark, made, options)
         if options.overwrite:
             # First: labels of two kinds that a kill leaves from here on have no record.
@@ -76,9 +113,11 @@ def prepare(
         for task in made:
             task.drop()
         raise
-    _report(benchmark, vocabulary, num_new, pixels)
-    _write_if_new(options.root / benchmark.image_list, "\n".join(tasks) + "\n")
-    record(complete=True).write(manifest_path)
+    image_list = options.root / benchmark.image_list
+    if not _says(image_list, _list_of(tasks)):
+        write_atomic(image_list, _list_of(tasks))
+    record.write(manifest_path)
+    return num_new, pixels
 
 
 def _refuse_own_source(vocabulary: Vocabulary, tasks: Mapping[str, Task]) -> None:
@@ -94,21 +133,25 @@ def _refuse_own_source(vocabulary: Vocabulary, tasks: Mapping[str, Task]) -> Non
 def _check_found(
     benchmark: Benchmark,
     vocabulary: Vocabulary,
-    manifest_path: Path,
+    record: LabelManifest,
     tasks: Mapping[str, Task],
     options: Options,
 ) -> None:
     """Make sure that label files that exist already are what this script would write.
 
     Those of a run of this script have its record. Those of somebody else are compared with the
-    raw labels.
+    raw labels, and so are those beside the list of a finished run: they may be older than it.
     """
-    known = LabelManifest.read(manifest_path)
+    path, image_list = options.root / benchmark.manifest, options.root / benchmark.image_list
+    known, ours = LabelManifest.read(path), set()
     if known:
-        known.check_classes(vocabulary, manifest_path, "pass --overwrite to write them anew")
-    else:
-        theirs = [task for task in tasks.values() if task.output.exists()]
-        _run(compare_label, theirs, options, f"{benchmark.name}: compare labels found")
+        known.check_classes(vocabulary, path, "pass --overwrite to write them anew")
+        remedy = "run it with the options of before, or pass --overwrite to write them anew"
+        known.check_sources(record.sources, path, remedy)
+        is_listed = known.sources and image_list.is_file()
+        ours = set(image_list.read_text(encoding="utf-8").split("\n")) if is_listed else set(tasks)
+    theirs = [task for name, task in tasks.items() if name not in ours and task.output.exists()]
+    _run(compare_label, theirs, options, f"{benchmark.name}: compare labels found")
 
 
 def _build_tasks(
@@ -194,15 +237,20 @@ def _report(
     )
 
 
-def _remove_leftovers(tasks: Iterable[Task], manifest_path: Path) -> None:
-    """Remove temporary files of a run that was killed."""
+def _leftovers(tasks: Iterable[Task], manifest_path: Path) -> Iterator[Path]:
+    """Temporary files of a run that was killed, or that is at work."""
     folders = {path.parent for task in tasks for path in task.results}
     hidden = [path for folder in folders for path in folder.glob(".*")]
     for path in [*hidden, *manifest_path.parent.glob(f".{manifest_path.stem}.*")]:
         if path.suffix in TEMPORARY:
-            path.unlink()
+            yield path
 
 
-def _write_if_new(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_atomic(path, text)
+def _list_of(tasks: Iterable[str]) -> str:
+    """Text of the list of images."""
+    return "\n".join(tasks) + "\n"
+
+
+def _says(path: Path, text: str) -> bool:
+    """Whether a file is there and has this text."""
+    return path.is_file() and path.read_text(encoding="utf-8") == text

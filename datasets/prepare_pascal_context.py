@@ -79,11 +79,13 @@ def _label_source(name: str, options: Options, voc: Path) -> LabelSource:
     if not converted and not has_mat and usual.is_dir():
         converted = usual
     if converted and not has_mat:
-        files = list_files(voc / "SegmentationClass", ".png")
-        return _converted(name, options, converted, LabelSource.of(name, files, "voc2012"))
+        folder = voc / "SegmentationClass"
+        reference = LabelSource.of(name, folder, list_files(folder, ".png"), "voc2012")
+        return _converted(name, options, converted, reference)
     folder = find_folder(places, "the .mat files of PASCAL Context")
     source = LabelSource.of(
         name,
+        folder,
         list_files(folder, ".mat"),
         "context459",
         read_context_mat,
@@ -109,8 +111,9 @@ def _converted(name: str, options: Options, folder: Path, reference: LabelSource
             "name their folder with --mat and no --converted, or the other datasets with --only"
         )
     inner = folder / name.replace("pascal_context", "pc")
-    files = list_files(find_folder([inner, folder], "converted labels"), ".png")
-    return converted_source(name, files, _ORDERS, options.extra.order, reference, _background(name))
+    folder = find_folder([inner, folder], "converted labels")
+    files, order = list_files(folder, ".png"), options.extra.order
+    return converted_source(name, folder, files, _ORDERS, order, reference, _background(name))
 
 
 def _check_label_list(path: Path, label_map: LabelMap) -> None:

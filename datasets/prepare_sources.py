@@ -13,6 +13,7 @@ import numpy as np
 from tagclip.data.datasets.builtin import read_benchmarks, vocabulary_json
 from tagclip.data.datasets.image_list import plain_name, read_lines
 from tagclip.data.datasets.label_map import LabelMap, recognize_order
+from tagclip.data.datasets.manifest import LabelOrigin
 from tagclip.data.image_io import read_image
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError, DatasetError
@@ -44,6 +45,7 @@ class LabelSource:
     """Raw label files of a dataset.
 
     Attributes:
+        folder: where they are.
         files: file by image name.
         read: reads a file as (H, W) integers; a function at module level.
         label_map: what the values mean, and the vocabulary to convert to.
@@ -51,6 +53,7 @@ class LabelSource:
         link: the files hold the vocabulary's ids already and are linked, not converted.
     """
 
+    folder: Path
     files: Mapping[str, Path]
     read: Callable[[Path], np.ndarray]
     label_map: LabelMap
@@ -61,6 +64,7 @@ class LabelSource:
     def of(
         cls,
         dataset: str,
+        folder: Path,
         files: Mapping[str, Path],
         label_map: str,
         read: Callable[[Path], np.ndarray] = read_label,
@@ -71,11 +75,22 @@ class LabelSource:
 
         Args:
             dataset: its name.
-            files, read, void: see the attributes.
+            folder, files, read, void: see the attributes.
             label_map: name of a json in `label_maps`.
             background: class that values without one in the class list get; "" ignores them.
         """
-        return cls(files, read, LabelMap.read(label_map, _vocabulary(dataset), background), void)
+        meaning = LabelMap.read(label_map, _vocabulary(dataset), background)
+        return cls(folder, files, read, meaning, void)
+
+    def origin(self, root: Path) -> LabelOrigin:
+        """What the record of the labels says; ``root`` is that of all datasets."""
+        # First as they are written: what lies below the root by a link belongs to it.
+        for path in (os.path.abspath, os.path.realpath):
+            folder = Path(path(self.folder))
+            if folder.is_relative_to(path(root)):
+                folder = folder.relative_to(path(root))
+                break
+        return LabelOrigin(folder.as_posix(), self.label_map.name)
 
 
 def _vocabulary(dataset: str) -> Vocabulary:
@@ -132,6 +147,7 @@ def read_names(path: Path) -> list[str]:
 
 def converted_source(
     dataset: str,
+    folder: Path,
     files: Mapping[str, Path],
     orders: Sequence[str],
     order: str,
@@ -141,7 +157,7 @@ def converted_source(
     """Label files of another converter, with the order of their classes found out.
 
     Args:
-        dataset, files, background: see `LabelSource.of`.
+        dataset, folder, files, background: see `LabelSource.of`.
         orders: label maps that the files may follow.
         order: one of them if the user says so; "" leaves it to the reference.
         reference: other labels of some of the images, or of none.
@@ -161,7 +177,7 @@ def converted_source(
     )
     ids = [entry.id for entry in found.vocabulary.classes]
     is_same = all(value < len(found.table) and found.table[value] == value for value in ids)
-    return LabelSource(files, read_label, found, link=is_same)
+    return LabelSource(folder, files, read_label, found, link=is_same)
 
 
 def refuse_order(order: str) -> None:

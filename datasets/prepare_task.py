@@ -42,8 +42,9 @@ class Task:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the label file is its own source."""
-        return self.output.exists() and self.source.resolve() == self.output.resolve()
+        """Whether the label file is its own source; a link to the source is not."""
+        place = self.output.parent.resolve() / self.output.name
+        return place in (self.source.parent.resolve() / self.source.name, self.source.resolve())
 
     @property
     def results(self) -> tuple[Path, ...]:

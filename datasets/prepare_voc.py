@@ -41,11 +41,11 @@ def prepare_dataset(name: str, options: Options) -> None:
         )
     voc = find_folder([options.root / _VOC], "VOC 2012")
     lists = voc / "ImageSets" / "Segmentation"
-    files = list_files(voc / "SegmentationClass", ".png")
+    folder = voc / "SegmentationClass"
     # Labels that others made from SegmentationClassAug have classes on the void borders, which
     # does no harm in training and changes the result in evaluation.
     void = _VOID if name == _AUGMENTED else None
-    sources = [LabelSource.of(name, files, "voc2012", void=void)]
+    sources = [LabelSource.of(name, folder, list_files(folder, ".png"), "voc2012", void=void)]
     names = read_names(lists / f"{name.removeprefix('voc2012_')}.txt")
     if name == _AUGMENTED and (found := _augmentation(name, options, voc)):
         added, source = found
@@ -75,10 +75,11 @@ def _augmentation(name: str, options: Options, voc: Path) -> tuple[set[str], Lab
         return None
     if folder == converted:
         files = list_files(converted, ".png")
-        return set(files), LabelSource.of(name, files, "voc2012", void=_VOID)
+        return set(files), LabelSource.of(name, folder, files, "voc2012", void=_VOID)
     names = {name for subset in ("train", "val") for name in read_names(folder / f"{subset}.txt")}
-    files = list_files(folder / "cls", ".mat")
-    return names, LabelSource.of(name, files, "voc2012", read_sbd_mat)
+    folder /= "cls"
+    files = list_files(folder, ".mat")
+    return names, LabelSource.of(name, folder, files, "voc2012", read_sbd_mat)
 
 
 def make_parser() -> ToolParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from helpers.miniature_trees import (
     make_coco,
     read_png,
     run_script,
+    script,
     script_error,
     snapshot,
     write_gray,
@@ -152,6 +154,132 @@ def test_a_wrong_word_about_the_order_is_refused(tmp_path: Path) -> None:
         in (message)
     )
     assert not (tmp_path / RESULT).exists()
+
+
+def _two_trees(root: Path) -> tuple[Labels, dict[str, Path]]:
+    """Converted labels of both orders and no raw ones; folder by order."""
+    raw = make_coco(root)
+    shutil.rmtree(root / "coco" / "stuffthingmaps")
+    folders = {"coco_stuff_converted": root / "same", "coco_stuff_seen_first": root / "zeg"}
+    for stem, label in raw.items():
+        name = f"{subset_of(stem)}/{stem}.png"
+        write_gray(folders["coco_stuff_converted"] / name, ids(label))
+        write_gray(folders["coco_stuff_seen_first"] / name, seen_first(label))
+    return raw, folders
+
+
+def _interrupted(patch: pytest.MonkeyPatch, root: Path, *options: object) -> None:
+    """A run that Ctrl-C ends when it has written one label."""
+    common = script("prepare_common")
+    make, made = common.make_label, []
+
+    def interrupt(task: object) -> bool:
+        if made:
+            raise KeyboardInterrupt
+        made.append(task)
+        return make(task)
+
+    with patch.context() as inner, pytest.raises(SystemExit) as caught:
+        inner.setattr(common, "make_label", interrupt)
+        run_script(SCRIPT, root, *options)
+    assert caught.value.code == 130 and len(made) == 1
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+@pytest.mark.parametrize(
+    ("order", "wrong"),
+    [
+        ("coco_stuff_converted", "coco_stuff_seen_first"),
+        ("coco_stuff_seen_first", "coco_stuff_converted"),
+    ],
+)
+def test_labels_of_another_order_are_not_added_to(
+    order: str, wrong: str, is_complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped order, also one by which the labels were linked."""
+    raw, folders = _two_trees(tmp_path)
+    val = {stem: label for stem, label in raw.items() if subset_of(stem) == "val2017"}
+    options = ("--only", "coco_stuff_val", "--converted", folders[order], "--order")
+    if is_complete:
+        run_script(SCRIPT, tmp_path, *options, wrong)
+    else:
+        _interrupted(monkeypatch, tmp_path, *options, wrong)
+    before = snapshot(tmp_path)
+    message = script_error(SCRIPT, tmp_path, *options, order)
+    record, folder = tmp_path / RESULT / "val2017.json", f"{folders[order].name}/val2017"
+    assert message.startswith(
+        f"DatasetError: {record}: found labels made from {folder} ({wrong}), expected {folder} "
+        f"({order}); run it with the options of before, or pass --overwrite to write them anew"
+    )
+    assert snapshot(tmp_path) == before
+    run_script(SCRIPT, tmp_path, *options, order, "--overwrite")
+    check_results(tmp_path, val)
+    after = snapshot(tmp_path)
+    assert all(after[name] == text for name, text in before.items() if not name.startswith("coco/"))
+    run_script(SCRIPT, tmp_path, *options, order)
+    assert snapshot(tmp_path) == after
+
+
+def test_labels_of_another_folder_are_not_added_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their order is the same, but they need not be."""
+    raw, folders = _two_trees(tmp_path)
+    order = "coco_stuff_seen_first"
+    other = shutil.copytree(folders[order], tmp_path / "other")
+    for path in other.rglob("*.png"):
+        write_gray(path, np.full((18, 24), 7))
+    _interrupted(monkeypatch, tmp_path, "--converted", other, "--order", order)
+    options = ("--converted", folders[order], "--order", order)
+    message = script_error(SCRIPT, tmp_path, *options)
+    assert f"found labels made from other/train2017 ({order}), expected zeg/train2017 (" in message
+    run_script(SCRIPT, tmp_path, *options, "--overwrite")
+    check_results(tmp_path, raw)
+
+
+def test_labels_beside_the_list_are_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--overwrite made some of the labels anew: the record does not speak for the others."""
+    raw, folders = _two_trees(tmp_path)
+    order, wrong = "coco_stuff_seen_first", "coco_stuff_converted"
+    late = folders[order] / "val2017" / "000000000285.png"
+    options = ("--only", "coco_stuff_val", "--converted", folders[order], "--order")
+    run_script(SCRIPT, tmp_path, *options, wrong)
+    content = late.read_bytes()
+    (tmp_path / RESULT / "val2017" / late.name).unlink()
+    (tmp_path / RESULT / "val2017" / late.name).write_bytes(content)
+    late.unlink()
+    run_script(SCRIPT, tmp_path, *options, order, "--overwrite")
+    late.write_bytes(content)
+    message = script_error(SCRIPT, tmp_path, *options, order)
+    assert f"val2017/{late.name}: found " in message and "move the folder away" in message
+    run_script(SCRIPT, tmp_path, *options, order, "--overwrite")
+    check_results(tmp_path, {stem: raw[stem] for stem in raw if subset_of(stem) == "val2017"})
+
+
+@pytest.mark.parametrize("is_complete", [False, True])
+def test_a_record_of_an_earlier_version_is_taken_for_one_of_the_same_labels(
+    is_complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, folders = _two_trees(tmp_path)
+    order = "coco_stuff_seen_first"
+    options = ("--only", "coco_stuff_val", "--converted", folders[order], "--order", order)
+    if is_complete:
+        run_script(SCRIPT, tmp_path, *options)
+    else:
+        _interrupted(monkeypatch, tmp_path, *options)
+    record = tmp_path / RESULT / "val2017.json"
+    tree = json.loads(record.read_text())
+    expected = [{"folder": "zeg/val2017", "label_map": order}]
+    assert tree.pop("sources") == expected
+    record.write_text(json.dumps(tree))
+    if is_complete:
+        with benchmarks_at(tmp_path):
+            assert len(DatasetCatalog.get("coco_stuff_val")) == 2
+    run_script(SCRIPT, tmp_path, *options)
+    assert json.loads(record.read_text())["sources"] == expected
+    check_results(tmp_path, {stem: raw[stem] for stem in raw if subset_of(stem) == "val2017"})
 
 
 def test_an_order_of_raw_labels_is_refused(tmp_path: Path) -> None:

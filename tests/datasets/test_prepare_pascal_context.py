@@ -139,6 +139,19 @@ def test_a_folder_of_mat_files_that_is_not_there_is_refused(place: str, tmp_path
     check_results(tmp_path, raw, FOUR)
 
 
+def test_labels_of_other_mat_files_are_not_added_to(tmp_path: Path) -> None:
+    raw = make_context(tmp_path)
+    only, record = ("--only", "pascal_context60_val"), f"{VOC}/annotations_detectron2/pc60_val.json"
+    other = shutil.copytree(tmp_path / VOC / "trainval", tmp_path / "other")
+    run_script(SCRIPT, tmp_path, *only)
+    message = script_error(SCRIPT, tmp_path, *only, "--mat", other)
+    assert (
+        f"{record}: found labels made from {VOC}/trainval (context459), expected other" in message
+    )
+    run_script(SCRIPT, tmp_path, *only, "--mat", other, "--overwrite")
+    check_results(tmp_path, raw, ["pascal_context60_val"])
+
+
 def test_orders_without_evidence_need_a_word(tmp_path: Path) -> None:
     raw = make_context(tmp_path, mat=False)
     shutil.rmtree(tmp_path / VOC / "SegmentationClass")

@@ -184,6 +184,41 @@ def test_without_sbd_there_is_voc_alone(
     assert message.endswith("(left out: voc2012_train; prepared: voc2012_val)")
 
 
+def test_sbd_that_comes_later_is_added(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    """VOC's own labels stay as they are; other labels of SBD are not added to these."""
+    moved = (tmp_path / "benchmark_RELEASE").rename(tmp_path / "later")
+    only = ("--only", "voc2012_train")
+    run_script(SCRIPT, tmp_path, *only)
+    run_script(SCRIPT, tmp_path, *only, "--sbd", moved / "dataset")
+    for part in ("train", "aug"):
+        for stem, label in raw[part].items():
+            np.testing.assert_array_equal(result(tmp_path, "train", stem), expected(label))
+    before = snapshot(tmp_path)
+    own, sbd = "VOCdevkit/VOC2012/SegmentationClass (voc2012)", "later/dataset/cls (voc2012)"
+    message = script_error(SCRIPT, tmp_path, *only)
+    assert f"train.json: found labels made from {own} and {sbd}, expected {own}; run " in message
+    other = shutil.copytree(moved / "dataset", tmp_path / "other")
+    message = script_error(SCRIPT, tmp_path, *only, "--sbd", other)
+    assert f"expected {own} and other/cls (voc2012); run it with the options of " in message
+    shutil.rmtree(other)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_root_that_is_moved_has_the_same_labels(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for path in list(tmp_path.iterdir()):
+        if path != root:
+            path.rename(root / path.name)
+    run_script(SCRIPT, root)
+    before = snapshot(root)
+    moved = root.rename(tmp_path / "moved")
+    run_script(SCRIPT, moved)
+    (tmp_path / "link").symlink_to(moved)
+    run_script(SCRIPT, tmp_path / "link", "--sbd", moved / "benchmark_RELEASE" / "dataset")
+    assert snapshot(moved) == before
+
+
 def test_sbd_for_a_dataset_that_does_not_read_it_is_refused(
     tmp_path: Path, raw: dict[str, Labels]
 ) -> None:

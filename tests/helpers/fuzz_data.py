@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tagclip import Vocabulary
-from tagclip.data.datasets.manifest import LabelManifest
+from tagclip.data.datasets.manifest import LabelManifest, LabelOrigin
 from tagclip.data.image_io import image_size, read_image
 from tagclip.data.label_io import check_label, read_label
 from tagclip.errors import DatasetError, TagCLIPError
@@ -149,14 +149,17 @@ def manifest_changes(space: Space) -> Target:
     """The record of a prepare script."""
     vocabulary = Vocabulary.from_names(["cat", "dog"])
     path = space.folder / "labels.json"
-    LabelManifest.of(vocabulary, 3, 3, True).write(path)
+    sources = (LabelOrigin("masks", "voc2012"),)
+    LabelManifest.of(vocabulary, 3, 3, True, sources).write(path)
     whole = json.loads(path.read_text())
 
     def call(tree: Any) -> None:
         space.write("labels.json", json.dumps(tree))
 
         def use() -> None:
-            LabelManifest.read(path).check_classes(vocabulary, path, "mend it")
+            found = LabelManifest.read(path)
+            found.check_classes(vocabulary, path, "mend it")
+            found.check_sources(sources, path, "mend it")
 
         tried(use)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.bench import Bench, files_below, refused
 from helpers.locks import at_work
+from helpers.miniature_trees import make_voc, run_script, snapshot
 from helpers.paths import REPOSITORY, TOOLS
 from helpers.pictures import picture, video
 from helpers.tiny_run import load_tool, own_loggers
@@ -72,6 +73,42 @@ def test_a_second_one_is_refused(bench: Bench, script: Path) -> None:
         line = refused(load_tool(script).invoke_main)
         assert line.startswith(f"ConfigError: --output {out}: process {process.pid} on "), line
         assert list(files_below(out)) == [".lock"]
+
+
+@pytest.mark.parametrize("option", ["", "--overwrite"])
+def test_a_second_prepare_of_the_same_labels_is_refused(option: str, tmp_path: Path) -> None:
+    """It leaves the files alone that the first has not named yet; other labels can be made."""
+    make_voc(tmp_path)
+    folder = tmp_path / "VOCdevkit" / "VOC2012" / "annotations_detectron2"
+    options = ("--only", "voc2012_val", *filter(None, [option]))
+    with at_work(folder / "val") as process:
+        staged = folder / "val" / ".2007_000033.png.new.tmp"
+        staged.write_bytes(b"of the first")
+        with pytest.raises(SystemExit) as caught:
+            run_script("prepare_voc", tmp_path, *options)
+        line = f"ConfigError: --root {folder / 'val'}: process {process.pid} on "
+        assert str(caught.value.code).startswith(line)
+        assert list(files_below(folder)) == [f"val/{staged.name}", "val/.lock"]
+        run_script("prepare_voc", tmp_path, "--only", "voc2012_train")
+    run_script("prepare_voc", tmp_path, *options)
+    assert not list(folder.rglob(".*"))
+
+
+def test_finished_labels_are_checked_beside_another_prepare(tmp_path: Path) -> None:
+    """Nothing is written then, until the other one has something beside them."""
+    make_voc(tmp_path)
+    folder = tmp_path / "VOCdevkit" / "VOC2012" / "annotations_detectron2" / "val"
+    run_script("prepare_voc", tmp_path)
+    before = snapshot(tmp_path)
+    with at_work(folder) as process:
+        run_script("prepare_voc", tmp_path)
+        staged = folder / ".2007_000033.png.new.tmp"
+        staged.write_bytes(b"of the other")
+        with pytest.raises(SystemExit, match=f"process {process.pid} on .* is at work in this"):
+            run_script("prepare_voc", tmp_path)
+        assert staged.read_bytes() == b"of the other"
+    run_script("prepare_voc", tmp_path)
+    assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["r.json", "out/v.mp4"])

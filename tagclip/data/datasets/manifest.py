@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,9 +15,26 @@ from tagclip.utils.in_the_way import lowest_there
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["LabelManifest"]
+__all__ = ["LabelManifest", "LabelOrigin"]
 
 _FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LabelOrigin:
+    """What decides the content of label files.
+
+    Attributes:
+        folder: of the raw files; below the root of all datasets its path from there, so that the
+            root may be moved.
+        label_map: what their values mean: name of a json in `label_maps`.
+    """
+
+    folder: str
+    label_map: str
+
+    def __str__(self) -> str:
+        return f"{self.folder} ({self.label_map})"
 
 
 @dataclass(frozen=True)
@@ -33,6 +50,8 @@ class LabelManifest:
         num_images: label files.
         expected_images: label files of the whole benchmark.
         complete: False while files are being written.
+        sources: what the files are made from; the first one that has an image's label gives it.
+            Empty in records of earlier versions, which do not say it.
     """
 
     vocabulary: str
@@ -41,15 +60,26 @@ class LabelManifest:
     num_images: int
     expected_images: int
     complete: bool
+    sources: tuple[LabelOrigin, ...] = ()
 
     @classmethod
     def of(
-        cls, vocabulary: Vocabulary, num_images: int, expected_images: int, complete: bool
+        cls,
+        vocabulary: Vocabulary,
+        num_images: int,
+        expected_images: int,
+        complete: bool,
+        sources: Sequence[LabelOrigin] = (),
     ) -> LabelManifest:
         """Describe labels of a vocabulary."""
-        ids = {entry.name: entry.id for entry in vocabulary.classes}
         return cls(
-            vocabulary.name, ids, vocabulary.ignore_label, num_images, expected_images, complete
+            vocabulary.name,
+            {entry.name: entry.id for entry in vocabulary.classes},
+            vocabulary.ignore_label,
+            num_images,
+            expected_images,
+            complete,
+            tuple(sources),
         )
 
     @classmethod
@@ -63,7 +93,8 @@ class LabelManifest:
             tree = load_json(Path(path).read_text(encoding="utf-8"))
             if tree.pop("format") != _FORMAT:
                 raise ValueError(f"format is not {_FORMAT}")
-            return cls(**tree)._checked()
+            sources = tuple(LabelOrigin(**each) for each in tree.pop("sources", ()))
+            return cls(**tree, sources=sources)._checked()
         except FileNotFoundError:
             return None
         except NotADirectoryError as error:
@@ -83,6 +114,9 @@ class LabelManifest:
             raise TypeError("ids is no object of label values, or vocabulary no text")
         if not all(map(is_int, (*numbers, *self.ids.values()))) or self.complete not in (0, 1):
             raise TypeError("found other values than integers and complete true or false")
+        texts = [text for each in self.sources for text in (each.folder, each.label_map)]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("sources names a folder or a label_map that is no text")
         return self
 
     def write(self, path: str | Path) -> None:
@@ -119,3 +153,23 @@ class LabelManifest:
             f"{path}: the labels are of {self.vocabulary} with {found}, expected vocabulary "
             f"{vocabulary.name}; {remedy}"
         )
+
+    def check_sources(self, sources: Sequence[LabelOrigin], path: str | Path, remedy: str) -> None:
+        """Refuse to add to labels that were made from other files, or by another class order.
+
+        Sources behind those that are known give labels to further images alone. A record of an
+        earlier version is taken for one of the same sources.
+
+        Args:
+            sources: what further labels are going to be made from.
+            path: the json, for the message.
+            remedy: what to do, for the message.
+
+        Raises:
+            DatasetError: they differ.
+        """
+        if self.sources != tuple(sources[: len(self.sources)]):
+            raise DatasetError(
+                f"{path}: found labels made from {' and '.join(map(str, self.sources))}, expected "
+                f"{' and '.join(map(str, sources))}; {remedy}"
+            )
