@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from tagclip.errors import CheckpointError, ConfigError
 from tagclip.tools.demo import MINIBENCH
 from tagclip.utils.cli import run_tool
-from tagclip.utils.files import temporary_folder
 from tagclip.utils.tool_parser import NOT_OF_INFERENCE, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -169,6 +168,7 @@ def main(args: argparse.Namespace) -> None:
     from detectron2.utils.logger import setup_logger
 
     from tagclip import TagCLIPPredictor
+    from tagclip.projects.webdemo.page_folder import page_folder
     from tagclip.projects.webdemo.server import find_examples, serve
     from tagclip.projects.webdemo.session import Limits
 
@@ -190,7 +190,7 @@ def main(args: argparse.Namespace) -> None:
     )
     check_limits(predictor, limits)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with temporary_folder() as folder:
+    with page_folder() as folder:
         serve(
             predictor,
             find_examples(predictor, args.examples, folder),

@@ -131,14 +131,17 @@ def temporary_place() -> str:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
+def temporary_folder(prefix: str = "tagclip-") -> Iterator[Path]:
     """Give a folder for temporary files, which is removed in the end.
+
+    Args:
+        prefix: of its name.
 
     Raises:
         OutputError: there is no place for it, or a file in it cannot be written.
     """
     try:
-        made = tempfile.TemporaryDirectory(prefix="tagclip-")
+        made = tempfile.TemporaryDirectory(prefix=prefix)
     except OSError as error:
         raise OutputError(error.errno, error.strerror, temporary_place()) from error
     with made as folder, _naming(Path(folder), Path(folder)):
