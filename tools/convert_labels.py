@@ -10,7 +10,8 @@ tagclip labels convert coco.json --from coco --images images --output labels
 Writes PNGs of 8 bits with the colours of the classes (of 16 bits where ids need
 them), index.json with what was converted, and vocabulary.json. Files that are
 there already, with the same labels, are kept: an interrupted run goes on where
-it stopped. docs/own_data.md tells more.
+it stopped. So is a vocabulary.json by which all labels mean the same.
+docs/own_data.md tells more.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tagclip.data.formats import READERS, reader
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
@@ -47,6 +48,14 @@ _LOSSY = (".jpg", ".jpeg")
 # Class lists as other tools call them, beside the masks or above.
 _CLASS_FILES = ("vocabulary.json", "labelmap.txt", "class_dict.csv", "label_colors.txt")
 _INDEX, _VOCABULARY = "index.json", "vocabulary.json"
+# What the summary says of a class list that was there.
+_FATES = {
+    "new": "",
+    "same": "",
+    "kept": "; vocabulary.json, by which they mean the same, stays as it is",
+    "extended": "; vocabulary.json stays and has got new classes",
+    "replaced": "; vocabulary.json is replaced",
+}
 # Rows that --scan prints; photos have more.
 _ROWS = 256
 
@@ -339,7 +348,8 @@ def convert_annotations(args: argparse.Namespace) -> None:
             )
             names = (unlabelled, *names)
         try:
-            vocabulary = Vocabulary.from_names(names, name=args.source.stem)
+            # Of the folder one stands in, too, whose path is a dot.
+            vocabulary = Vocabulary.from_names(names, name=args.source.resolve().stem)
         except VocabularyError as error:
             raise VocabularyError(
                 f"{args.source}: {error}; or pass a class list with --classes"
@@ -439,17 +449,19 @@ def _convert(
     """Run all tasks; write the index and the class list when all have succeeded.
 
     What --overwrite replaces is replaced then, too: labels of two class lists never lie together.
+    Those of an earlier run keep their meaning (`_class_list`).
     """
     from tagclip.data.datasets.walk import map_files
 
     _refuse_equal(args, tasks)
     with RunLock(args.output, "--output"):
+        classes = _class_list(args, tasks, table)
         for folder in {task.output.parent for task in tasks}:
             remove_leftovers(folder, "*.png")
         unknown: Counter[Pixel] = Counter()
         bad, num_new = 0, 0
         ranges = []
-        with _staged(args, function) as function:
+        with _staged(args, function, classes) as function:
             for done in map_files(function, tasks, "convert", args.workers):
                 unknown.update(done.unknown)
                 bad += bool(done.unknown)
@@ -460,7 +472,7 @@ def _convert(
                 message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
                 rest = "nothing is replaced" if args.overwrite else "the other masks are converted"
                 raise DatasetError(f"{message}; {rest}")
-        _write_index(args, tasks, table, {**unknown, **unknown_names})
+        _write_index(args, tasks, table, classes, {**unknown, **unknown_names})
     if ranges:
         _warn_of_one_class(args.threshold, ranges, table.vocabulary)
     line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
@@ -469,12 +481,71 @@ def _convert(
         line += f"; {unknown.total()} pixels of {len(unknown)} unknown colours or values ignored"
     if unknown_names:
         line += f"; {sum(unknown_names.values())} segments of {len(unknown_names)} classes ignored"
-    print(line)
+    print(line + _FATES[classes.fate])
+
+
+class _ClassList(NamedTuple):
+    """The text of vocabulary.json in the end, and what becomes of one that is there (`_FATES`)."""
+
+    text: str
+    fate: str
+
+
+def _class_list(
+    args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPaint], table: ClassTable
+) -> _ClassList:
+    """The class list for the labels of this run and those that are there.
+
+    Raises:
+        DatasetError: with --overwrite labels would stay that mean something else by it.
+        VocabularyError: the one that is there is damaged, or labels would change their meaning.
+    """
+    from tagclip.data.class_tables import vocabulary_text
+    from tagclip.data.label_meaning import joined_text
+    from tagclip.structures.vocabulary_json import read_vocabulary_text
+
+    path, new = args.output / _VOCABULARY, vocabulary_text(table)
+    if not os.path.lexists(path):
+        return _ClassList(new, "new")
+    try:
+        text = joined_text(path, table)
+    except VocabularyError as error:
+        others = _other_labels(args, tasks)
+        if args.overwrite and not others:
+            return _ClassList(new, "replaced")
+        if args.overwrite:
+            raise DatasetError(
+                f"{others[0]}: found {counted(len(others), 'label file')} that this run does not "
+                "write, expected none, for by its class list they would mean something else; "
+                "choose another --output, or remove them"
+            ) from error
+        remedy = "" if others else ", or pass --overwrite"
+        raise VocabularyError(
+            f"{error}; or choose another --output, into which all can go in one run{remedy}"
+        ) from error
+    if text != read_vocabulary_text(path):
+        return _ClassList(text, "extended")
+    return _ClassList(text, "same" if text == new else "kept")
+
+
+def _other_labels(args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPaint]) -> list[Path]:
+    """Label files in the output that this run neither reads nor writes, sorted."""
+    from tagclip.data.datasets.walk import files_below
+
+    own = {task.output for task in tasks}
+    read = [folder.resolve() for folder in (args.source, args.images) if folder]
+    return sorted(
+        path
+        for path in files_below(args.output)
+        if path.suffix.lower() in _EXTENSIONS.difference(_LOSSY, {".webp"})
+        and path not in own
+        and not any(path.resolve().is_relative_to(folder) for folder in read)
+    )
 
 
 @contextmanager
 def _staged(
-    args: argparse.Namespace, function: Conversion | Painting
+    args: argparse.Namespace, function: Conversion | Painting, classes: _ClassList
 ) -> Iterator[Conversion | Painting]:
     """With --overwrite, give a function whose files take their places when all are there."""
     if not args.overwrite:
@@ -490,7 +561,7 @@ def _staged(
     ):
         yield replace(function, staging=Staging(args.output, folder))
         # First: what a kill leaves from here on is not complete.
-        for name in (_VOCABULARY, _INDEX):
+        for name in (_VOCABULARY, _INDEX) if classes.fate == "replaced" else (_INDEX,):
             (args.output / name).unlink(missing_ok=True)
 
 
@@ -568,23 +639,25 @@ def _write_index(
     args: argparse.Namespace,
     tasks: Sequence[MaskFile | ImageToPaint],
     table: ClassTable,
+    classes: _ClassList,
     unknown: Mapping[Pixel, int],
 ) -> None:
-    from tagclip.data.class_tables import vocabulary_text
+    from tagclip.structures.vocabulary import Vocabulary
 
-    vocabulary = table.vocabulary
+    vocabulary = Vocabulary.from_text(classes.text, "", _VOCABULARY)
     files = {task.output.relative_to(args.output).as_posix(): task.name for task in tasks}
     content = {
         "format": 1,
         "from": args.form or "masks",
         "source": str(args.source),
         "classes": {entry.id: entry.name for entry in vocabulary.classes},
-        "ignore_label": vocabulary.ignore_label,
+        "ignore_label": table.vocabulary.ignore_label,
         "unknown": {_text(pixel): number for pixel, number in list(unknown.items())[:_ROWS]},
         "files": files,
     }
     with writing("--output", args.output):
-        write_atomic(args.output / _VOCABULARY, vocabulary_text(table))
+        if classes.fate not in ("same", "kept"):
+            write_atomic(args.output / _VOCABULARY, classes.text)
         write_atomic(args.output / _INDEX, json_text(content, indent=1) + "\n")
 
 
