@@ -459,19 +459,22 @@ def _convert(
         for folder in {task.output.parent for task in tasks}:
             remove_leftovers(folder, "*.png")
         unknown: Counter[Pixel] = Counter()
-        bad, num_new = 0, 0
+        bad, num_new, has_class = 0, 0, False
         ranges = []
         with _staged(args, function, classes) as function:
             for done in map_files(function, tasks, "convert", args.workers):
                 unknown.update(done.unknown)
                 bad += bool(done.unknown)
                 num_new += done.is_new
+                has_class |= done.has_class
                 ranges += [done.brightness] if done.brightness else []
             if unknown and args.unknown == "error":
                 is_lossy = any(task.name.lower().endswith(_LOSSY) for task in tasks)
                 message = _unknown_message(args.source, unknown, bad, len(tasks), table, is_lossy)
                 rest = "nothing is replaced" if args.overwrite else "the other masks are converted"
                 raise DatasetError(f"{message}; {rest}")
+            if not has_class:
+                raise DatasetError(_nothing_message(args, len(tasks)))
         _write_index(args, tasks, table, classes, {**unknown, **unknown_names})
     if ranges:
         _warn_of_one_class(args.threshold, ranges, table.vocabulary)
@@ -595,6 +598,15 @@ def _refuse_equal(args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPa
                 f"{task.name}: found the same name as that of {other.name}, expected names of "
                 f"their own, for both would become {task.output}; rename one"
             )
+
+
+def _nothing_message(args: argparse.Namespace, number: int) -> str:
+    """What to say where every pixel of all label files is ignored."""
+    remedy = "annotate some, or export them again with their annotations"
+    if not args.form:
+        remedy = "name the folder of masks, or their colours or values with --classes (--scan)"
+    what = counted(number, "image" if args.form else "mask")
+    return f"{args.source}: found no pixel with a class in {what}, expected some; {remedy}"
 
 
 def _unknown_message(

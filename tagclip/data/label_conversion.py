@@ -57,12 +57,14 @@ class Converted(NamedTuple):
         is_new: whether it was written; False if it was there already, the same.
         unknown: pixels by colour or value without a meaning. With some, nothing was written,
             unless they are ignored.
+        has_class: whether any pixel of the label file has a class.
         brightness: with a threshold the lowest and the highest gray value of the mask, else None.
     """
 
     output: Path
     is_new: bool
     unknown: Mapping[Pixel, int]
+    has_class: bool
     brightness: tuple[int, int] | None = None
 
 
@@ -141,14 +143,15 @@ class Conversion:
         raster = read_raster(task.source)
         label, unknown = self.labels(raster, task.source)
         if unknown and not self.ignore_unknown:
-            return Converted(task.output, False, unknown)
+            return Converted(task.output, False, unknown, False)
         content = index_png(label, self.palette)
         brightness = None
         if self.threshold is not None:
             gray = _brightness(raster)
             brightness = int(gray.min()), int(gray.max())
         is_new = write_label(task.output, content, self.overwrite, self.staging)
-        return Converted(task.output, is_new, unknown, brightness)
+        has_class = bool((label != self.ignore_label).any())
+        return Converted(task.output, is_new, unknown, has_class, brightness)
 
     def labels(self, raster: Raster, path: Path) -> tuple[np.ndarray, dict[Pixel, int]]:
         """Label values, and pixels by colour or value without one.
@@ -284,7 +287,8 @@ class Painting:
             )
         label = paint(image, self.values, self.ignore_label, self.unlabelled)
         content = index_png(label, self.palette)
-        return Converted(output, write_label(output, content, self.overwrite, self.staging), {})
+        is_new = write_label(output, content, self.overwrite, self.staging)
+        return Converted(output, is_new, {}, bool((label != self.ignore_label).any()))
 
 
 def write_label(
