@@ -63,14 +63,14 @@ def main(args: argparse.Namespace) -> None:
 
     Raises:
         TagCLIPError: this machine has not the device, a folder holds no evaluated run, its parts do
-            not belong together, or logits were not saved.
+            not belong together, its classes are all seen, or logits were not saved.
     """
     import torch
     from tqdm import tqdm
 
     from tagclip.analysis.comparison import differences, load_results
     from tagclip.analysis.report import write_comparison, write_run
-    from tagclip.analysis.run_analysis import analyze_run
+    from tagclip.analysis.run_analysis import analyze_run, analyzed_vocabulary
     from tagclip.config import check_device
     from tagclip.evaluation.run_folder import run_config
 
@@ -79,6 +79,9 @@ def main(args: argparse.Namespace) -> None:
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = load_results(args.runs, args.dataset)
     configs = [run_config(Path(run)) for run in args.runs]
+    for dataset in results:
+        for run, cfg in zip(args.runs, configs, strict=True):
+            analyzed_vocabulary(Path(run), cfg, dataset)
     with RunLock(args.output, "--output"):
         for dataset, found in results.items():
             runs = []

@@ -12,10 +12,10 @@ that in projects/MiniBench/README.md.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -84,13 +84,25 @@ def run_as_process(output: Path, subset: str, key: RunKey) -> None:
     run_script(words, novelty_file(output, *key, subset).with_suffix(".log"))
 
 
+def kept_result(output: Path, subset: str, key: RunKey) -> dict[str, Any]:
+    """Read the result of a run.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    from tagclip.projects.minibench.novelty import novelty_file
+    from tagclip.projects.minibench.table_runs import read_result
+
+    path, (split, seed) = novelty_file(output, *key, subset), key
+    return read_result(path, split=split, seed=seed, subset=subset)
+
+
 def write_table(output: Path, subset: str, keys: list[RunKey], docs: bool) -> str:
     """Write the table of finished runs; return it."""
-    from tagclip.projects.minibench.novelty import novelty_file
     from tagclip.projects.minibench.novelty_table import format_novelty
     from tagclip.tools.minibench.run_table import README, replace_table
 
-    results = [json.loads(novelty_file(output, *key, subset).read_text()) for key in keys]
+    results = [kept_result(output, subset, key) for key in keys]
     text = format_novelty(results)
     write_atomic(output / f"novelty-{subset}.md", text)
     if docs:
@@ -102,8 +114,8 @@ def main(args: argparse.Namespace) -> None:
     """Run what is missing, then write the table.
 
     Raises:
-        TagCLIPError: something cannot be written, or another process works in the folder, maybe
-            tagclip minibench table.
+        TagCLIPError: something cannot be written, a result is damaged, or another process works
+            in the folder, maybe tagclip minibench table.
         SystemExit: the options do not fit together, or a run failed.
     """
     if args.docs and args.subset != "test":
@@ -152,6 +164,10 @@ def run_missing(args: argparse.Namespace) -> list[RunKey]:
     keys = [(split, seed) for seed in seeds for split in SPLITS]
     check_runs(args, keys)
     missing = [key for key in keys if not novelty_file(args.output, *key, args.subset).is_file()]
+    # A damaged one is found before the others are done.
+    for key in keys:
+        if key not in missing:
+            kept_result(args.output, args.subset, key)
     with tqdm(total=len(missing), desc="MiniBench novelty") as bar, explained(GOES_ON):
         for _ in run_scripts(
             lambda key: run_as_process(args.output, args.subset, key), missing, args.jobs

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import signal
 import sys
@@ -143,11 +142,27 @@ def check_runs(output: Path, keys: Sequence[RunKey]) -> None:
 
 
 def is_outdated(output: Path, key: RunKey) -> bool:
-    """Whether an earlier version wrote the result of a run, without figures of the table."""
+    """Whether an earlier version wrote the result of a run, without figures of the table.
+
+    Raises:
+        ConfigError: the result is damaged.
+    """
     from tagclip.projects.minibench.table_runs import missing_sections
 
-    path = result_file(output, key)
-    return path.is_file() and bool(missing_sections(json.loads(path.read_text())))
+    is_there = result_file(output, key).is_file()
+    return is_there and bool(missing_sections(kept_result(output, key)))
+
+
+def kept_result(output: Path, key: RunKey) -> dict[str, Any]:
+    """Read the result of a run.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    from tagclip.projects.minibench.table_runs import read_result
+
+    split, run, seed = key
+    return read_result(result_file(output, key), split=split, run=run, seed=seed)
 
 
 def run_here(output: Path, key: RunKey) -> None:
@@ -249,7 +264,7 @@ def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:
     from tagclip.projects.minibench.table_curves import STRICT, draw_curves
     from tagclip.visualization.class_charts import save_chart
 
-    results = {key: json.loads(result_file(output, key).read_text()) for key in keys}
+    results = {key: kept_result(output, key) for key in keys}
     found, text = {name for _, name, _ in keys}, ""
     write_atomic(output / "results.json", json_text(list(results.values())) + "\n")
     if found & set(TABLE_RUNS):
@@ -313,7 +328,8 @@ def main(args: argparse.Namespace) -> None:
     """Run what is missing, then write the table.
 
     Raises:
-        TagCLIPError: something cannot be written, or another process works in the folder.
+        TagCLIPError: something cannot be written, a result is damaged, or another process works
+            in the folder.
         SystemExit: the options do not fit together, or a run failed.
     """
     if args.docs and not RESULTS.is_file():

@@ -23,6 +23,7 @@ _PER_REPETITION = (
     "iterations",
     "weights",
     "weights_sha256",
+    "trained_sha256",
     "start",
     "start_sha256",
     "git_commit",

@@ -18,11 +18,12 @@ from tagclip.analysis.result_images import Ranked
 from tagclip.data import Protocol, read_indices
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import per_class, summarize
+from tagclip.evaluation.run_folder import is_score
 from tagclip.evaluation.saved_logits import SavedLogits
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["AnalyzedRun", "analyze_run", "crossing_confusions"]
+__all__ = ["AnalyzedRun", "analyze_run", "analyzed_vocabulary", "crossing_confusions"]
 
 # In percent: half precision moves a few pixels on the border of two classes.
 _TOLERANCE = 0.5
@@ -95,6 +96,33 @@ def crossing_confusions(analysis: GateAnalysis) -> dict[str, list[Confusion]]:
     return {k: found for k, found in groups.items() if k.split()[0] != k.split()[-1]}
 
 
+def analyzed_vocabulary(run: Path, cfg: CfgNode, dataset: str) -> Vocabulary:
+    """Read the classes of a run, before its logits: without both parts these tell nothing.
+
+    Args:
+        run: its OUTPUT_DIR.
+        cfg: its config.
+        dataset: registered name.
+
+    Raises:
+        TagCLIPError: the run is the output of ``tagclip score``, all classes are on one side, or
+            the dataset is not here.
+    """
+    if is_score(run / "inference" / dataset / "metrics.json"):
+        raise ConfigError(
+            f"{run}: found the output of tagclip score, whose predictions have no logits, "
+            "expected the OUTPUT_DIR of an evaluation; name one"
+        )
+    vocabulary = Protocol(cfg).asked(dataset)
+    seen = vocabulary.seen_mask
+    if seen.all() or not seen.any():
+        raise ConfigError(
+            f"{run}: found {seen.sum()} seen of {len(seen)} classes on {dataset}, expected seen "
+            "and unseen ones; analyze a run whose split has both, or name another --dataset"
+        )
+    return vocabulary
+
+
 def analyze_run(
     run: Path,
     cfg: CfgNode,
@@ -114,11 +142,11 @@ def analyze_run(
         progress: samples -> the same samples, one after the other.
 
     Raises:
-        TagCLIPError: logits were not saved, are damaged or of another evaluation, or a label file
-            has changed.
+        TagCLIPError: see `analyzed_vocabulary`; logits were not saved, are damaged or of another
+            evaluation, or a label file has changed.
     """
     dataset = content["dataset"]
-    vocabulary, samples = Protocol(cfg).asked(dataset), DatasetCatalog.get(dataset)
+    vocabulary, samples = analyzed_vocabulary(run, cfg, dataset), DatasetCatalog.get(dataset)
     images = [sample["file_name"] for sample in samples]
     saved = SavedLogits.of_run(run, cfg, dataset, vocabulary, images)
     gate = saved.index["gate"]

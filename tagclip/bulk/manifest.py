@@ -23,8 +23,8 @@ from tagclip.bulk.shards import (
     parse_members,
     plan_shards,
 )
+from tagclip.checkpoint.identity import config_hash
 from tagclip.data.class_tables import ClassTable, vocabulary_text
-from tagclip.engine.run_info import config_hash
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.segment_folder import (
     MANIFEST,

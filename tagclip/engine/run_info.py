@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import secrets
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -20,23 +18,21 @@ from torch import nn
 
 from tagclip.checkpoint import find_weights, last_checkpoint, read_checkpoint
 from tagclip.checkpoint.checkpointer import TRUSTY_PARTS
+from tagclip.checkpoint.identity import config_hash
 from tagclip.data import Protocol
 from tagclip.data.claim import Claim, question
 from tagclip.data.datasets.shared_images import shared_images
 from tagclip.errors import CheckpointError
 from tagclip.modeling.clip import CLIPSource
-from tagclip.modeling.clip.config import canonical_name
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.heads.none_of_these import describe_background
 from tagclip.modeling.precision import inference_dtype
 from tagclip.structures.provenance import Provenance
-from tagclip.utils.text import json_text
 
 __all__ = [
     "announce_protocol",
     "announce_schedule",
     "announce_shared_images",
-    "config_hash",
     "model_provenance",
     "resolve_weights_and_seed",
     "run_info",
@@ -44,28 +40,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-# Keys that repetitions of one experiment differ in, here or on another machine, and contents of
-# files that other keys name.
-_NOT_HASHED = (
-    "CONFIG_NAME",
-    "DATALOADER.NUM_WORKERS",
-    "DATASETS.VOCABULARIES",
-    "DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN",
-    "MODEL.CLIP.CACHE_DIR",
-    "MODEL.CLIP.JSON",
-    "MODEL.CLIP.MERGES",
-    "MODEL.CLIP.TEXT_CACHE",
-    "MODEL.DEVICE",
-    "MODEL.WEIGHTS",
-    "OUTPUT_DIR",
-    "SEED",
-    "SOLVER.ACCUMULATE",
-    "TEST.SAVE_LOGITS",
-    "TEST.SAVE_PREDICTIONS",
-)
-# Paths, also where they are relative, or other names.
-_MAY_BE_PATHS = ("MODEL.CLIP.NAME", "MODEL.CLIP.PRETRAINED", "MODEL.CLIP.TOKENIZER")
 
 
 def resolve_weights_and_seed(cfg: CfgNode, *, eval_only: bool, resume: bool) -> str:
@@ -167,7 +141,8 @@ def announce_shared_images(train: Sequence[dict[str, Any]], datasets: Iterable[s
 def run_info(cfg: CfgNode) -> dict[str, Any]:
     """Say what a result depends on: config, seed, fingerprints. Holds no paths.
 
-    What the trainings before did to the protocol is in `Claim.record`.
+    What the trainings before did to the protocol is in `Claim.record`; ``trained_sha256``, the
+    `tensors_sha256` of what was evaluated, comes from `ZeroShotTrainer.test`, which has the model.
 
     ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only; what a
     training started from is the ``start`` of `Claim.record`. ``weights_dropped`` lists what the
@@ -207,27 +182,6 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
         "reduced_jpeg": cfg.INPUT.REDUCED_JPEG,
         "git_commit": _git_commit(),
     }
-
-
-def config_hash(cfg: CfgNode) -> str:
-    """12 hex digits, the same for runs whose configs differ in no more than the seed.
-
-    Output folder, initial weights, device and workers do not count either, and of a path only its
-    last part does: the same experiment has the same digits on every machine.
-    """
-    text = json_text(_hashed(cfg, ""), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _hashed(node: Any, key: str) -> Any:
-    if isinstance(node, dict):
-        paths = {name: f"{key}.{name}".lstrip(".") for name in node}
-        return {n: _hashed(node[n], path) for n, path in paths.items() if path not in _NOT_HASHED}
-    if isinstance(node, (list, tuple)):
-        return [_hashed(value, key) for value in node]
-    if isinstance(node, str) and (os.path.isabs(node) or key in _MAY_BE_PATHS):
-        return Path(canonical_name(node) if key == "MODEL.CLIP.NAME" else node).name
-    return node
 
 
 def _iterations(cfg: CfgNode) -> int | None:

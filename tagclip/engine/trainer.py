@@ -20,7 +20,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import tagclip
-from tagclip.checkpoint import TagCLIPCheckpointer, checkpoint_metadata, load_trained
+from tagclip.checkpoint import (
+    TagCLIPCheckpointer,
+    checkpoint_metadata,
+    load_trained,
+    trained_state,
+)
+from tagclip.checkpoint.identity import tensors_sha256
 from tagclip.config.checks import (
     check_config,
     check_device,
@@ -339,12 +345,14 @@ class ZeroShotTrainer(DefaultTrainer):
         """
         _check_tested(cfg)
         provenance = model_provenance(model)
+        state = trained_state(getattr(model, "module", model))
+        sha256 = tensors_sha256(state) if state else None
         Claim(Protocol(cfg), provenance).check(cfg.MODEL.WEIGHTS)
         if evaluators is None:
             evaluators = [cls.build_evaluator(cfg, name) for name in cfg.DATASETS.TEST]
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if isinstance(evaluator, ZeroShotSemSegEvaluator):
-                evaluator.provenance = provenance
+                evaluator.provenance, evaluator.trained_sha256 = provenance, sha256
         return super().test(cfg, model, evaluators)
 
     @classmethod

@@ -57,6 +57,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
 
     Attributes:
         provenance: see the constructor; `ZeroShotTrainer.test` sets it to that of the model.
+        trained_sha256: checksum of the model's trained tensors, which that sets, too; None if
+            unknown, or if nothing was trained.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         self._name, self._vocabulary = dataset_name, vocabulary
         self._results_table, self._run_info = results_table, run_info or {}
         self._protocol, self.provenance = protocol, provenance
+        self.trained_sha256: str | None = None
         self._files_may_fail = files_may_fail
         lut = vocabulary.label_lut()
         # Values that mean nothing (-1) have been refused before the table is used.
@@ -247,6 +250,8 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         if self._protocol is not None:
             provenance = provenance or Provenance(is_complete=False)
             run = run | Claim(self._protocol, provenance, self._vocabulary).record()
+        if self.trained_sha256:
+            run = run | {"trained_sha256": self.trained_sha256}
         # Of what nothing is known the split is all that there is to say.
         if provenance and (provenance.stages or provenance.is_complete):
             trained = np.array(provenance.trained(self._vocabulary))

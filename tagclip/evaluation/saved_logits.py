@@ -9,7 +9,7 @@ json: size of the result, windows, seen classes and gate (for ``index.json`` see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
@@ -17,12 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from tagclip.errors import ConfigError
-from tagclip.evaluation.run_folder import is_score
 from tagclip.evaluation.saved_folder import FolderKind, FolderWriter, SavedFolder
 from tagclip.modeling.inference.fusion import ScoreFusion
 from tagclip.modeling.inference.gate import Gate
@@ -105,22 +103,6 @@ class SavedLogits(SavedFolder):
                 f"{folder}: found logits with other seen classes, expected the {sum(seen)} of "
                 f"{vocabulary.name}; evaluate again with {cls.kind.save}"
             )
-
-    @classmethod
-    def of_run(
-        cls, run: Path, cfg: CfgNode, dataset: str, vocabulary: Vocabulary, images: Iterable[str]
-    ) -> SavedLogits:
-        """See `SavedFolder.of_run`.
-
-        Raises:
-            ConfigError: the run is the output of ``tagclip score``, too.
-        """
-        if is_score(run / "inference" / dataset / "metrics.json"):
-            raise ConfigError(
-                f"{run}: found the output of tagclip score, whose predictions have no logits, "
-                "expected the OUTPUT_DIR of an evaluation; name one"
-            )
-        return super().of_run(run, cfg, dataset, vocabulary, images)
 
     def read(
         self, image: str, device: str | torch.device = "cpu"

@@ -14,6 +14,7 @@ from torch import nn
 
 import tagclip
 from tagclip.checkpoint import checkpoint_metadata, read_checkpoint, trained_state
+from tagclip.checkpoint.identity import stored_config_hash, tensors_sha256
 from tagclip.checkpoint.pretrained_folder import (
     ARCHITECTURE,
     CARD,
@@ -34,7 +35,7 @@ from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.heads.none_of_these import describe_background
 from tagclip.pretrained.card import model_card
 from tagclip.pretrained.clip_files import clip_files, clip_keys
-from tagclip.pretrained.results import results_beside, results_of
+from tagclip.pretrained.results import TrainedWeights, results_beside, results_of
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_json, load_yaml
 
@@ -80,7 +81,8 @@ def pretrained_content(
     sha256 = hashlib.sha256(tensors).hexdigest()
     metadata = checkpoint_metadata(cfg, model)
     protocol, source = Protocol(cfg), CLIPSource.from_config(cfg)
-    shown = _results(cfg.MODEL.WEIGHTS, results, metadata, sha256)
+    weights = _trained_weights(cfg.MODEL.WEIGHTS, metadata, tensors_sha256(state), sha256)
+    shown = _results(cfg.MODEL.WEIGHTS, results, weights)
     files = clip_files(source, with_clip)
     keys = clip_keys(source, files)
     config = load_yaml(metadata.pop("config"))
@@ -142,17 +144,36 @@ def _vocabulary(text: str, protocol: Protocol) -> str:
     return json_text(tree, indent=1, ensure_ascii=False) + "\n"
 
 
+def _trained_weights(
+    path: str, metadata: dict[str, Any], tensors: str, sha256: str
+) -> TrainedWeights:
+    """What tells results of the weights from others.
+
+    Args:
+        path: where they come from; "" or no file is possible.
+        metadata: of the model.
+        tensors: their `tensors_sha256`.
+        sha256: of the file that will hold them.
+    """
+    file, iterations, digits = Path(path), None, None
+    if not file.is_file():
+        return TrainedWeights(metadata, tensors, (sha256,))
+    checkpoint = read_checkpoint(file)
+    # One of a training, whose config is as it was.
+    if isinstance(iteration := checkpoint.get("iteration"), int):
+        iterations = iteration + 1
+        if config := (checkpoint.get("tagclip") or {}).get("config"):
+            digits = stored_config_hash(config, file.parent)
+    files = (file_sha256(file), sha256)
+    return TrainedWeights(metadata, tensors, files, iterations, digits)
+
+
 def _results(
-    weights: str, files: Iterable[str | Path], metadata: dict[str, Any], sha256: str
+    path: str, files: Iterable[str | Path], weights: TrainedWeights
 ) -> list[dict[str, Any]]:
-    path, files = Path(weights), list(files)
-    known, steps = {sha256}, 0
-    if path.is_file():
-        known.add(file_sha256(path))
-        iteration = read_checkpoint(path).get("iteration")
-        steps = iteration + 1 if isinstance(iteration, int) else 0
+    file, files = Path(path), list(files)
     if files:
-        return results_of(files, metadata, known, steps)
-    if path.is_file() and is_of_folder(path):
-        return read_description(path.parent)["results"]
-    return results_beside(path, metadata, known, steps)
+        return results_of(files, weights)
+    if file.is_file() and is_of_folder(file):
+        return read_description(file.parent)["results"]
+    return results_beside(file.parent, weights)

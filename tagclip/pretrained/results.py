@@ -5,58 +5,81 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tagclip.errors import CheckpointError
+from tagclip.structures.provenance import Provenance
 from tagclip.utils.text import error_text
 from tagclip.utils.untrusted import load_json
 
-__all__ = ["results_beside", "results_of"]
+__all__ = ["TrainedWeights", "results_beside", "results_of"]
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "evaluate this one (tagclip evaluate), or name the file of its own evaluation"
 
-def results_of(
-    files: Iterable[str | Path], metadata: dict[str, Any], weights_sha256: Iterable[str], steps: int
-) -> list[dict[str, Any]]:
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """What tells whether results are of these weights.
+
+    Attributes:
+        metadata: see `checkpoint_metadata`.
+        tensors_sha256: see `tagclip.checkpoint.identity`.
+        files_sha256: checksums of files with the weights, the first of where they come from.
+        iterations: how long they were trained; None if the file does not say.
+        config_hash: of the training's config; None if the file does not hold it as it was.
+    """
+
+    metadata: Mapping[str, Any]
+    tensors_sha256: str
+    files_sha256: tuple[str, ...]
+    iterations: int | None = None
+    config_hash: str | None = None
+
+    @property
+    def start_sha256(self) -> str | None:
+        """Of what the last training began from, "" for CLIP; None if unknown."""
+        provenance = self.metadata.get("provenance")
+        stages = Provenance.from_json(provenance).stages if provenance else ()
+        return stages[-1].start_sha256 if stages and stages[-1].fingerprint else None
+
+
+def results_of(files: Iterable[str | Path], weights: TrainedWeights) -> list[dict[str, Any]]:
     """Read the results of a model.
 
     Args:
         files: metrics.json files that evaluations of it wrote.
-        metadata: see `checkpoint_metadata`.
-        weights_sha256: checksums of files with its weights.
-        steps: how long it was trained.
+        weights: of the model.
 
     Returns:
         Of each file ``file``, ``sha256``, ``dataset``, ``split``, ``protocol`` and ``metrics``, in
         percent.
 
     Raises:
-        CheckpointError: a file is none of results, or is of another model.
+        CheckpointError: a file is none of results, is of another model, or does not say of which.
     """
-    known = set(weights_sha256)
-    return [_read(Path(file), metadata, known, steps) for file in files]
+    return [_read(Path(file), weights) for file in files]
 
 
-def results_beside(
-    weights: Path, metadata: dict[str, Any], weights_sha256: Iterable[str], steps: int
-) -> list[dict[str, Any]]:
-    """Read the results of a model that lie beside its checkpoint; log those of another one.
+def results_beside(folder: Path, weights: TrainedWeights) -> list[dict[str, Any]]:
+    """Read the results of a model that lie below a folder; log those of another one.
 
-    Arguments and result are those of `results_of`; ``weights`` is the checkpoint.
+    Result and ``weights`` are those of `results_of`.
     """
     found = []
-    for file in sorted(weights.parent.glob("inference/*/metrics.json")):
+    for file in sorted(folder.glob("inference/*/metrics.json")):
         try:
-            found += results_of([file], metadata, weights_sha256, steps)
+            found += results_of([file], weights)
         except CheckpointError as error:
             logger.warning("Not shown in the card: %s", error)
     return found
 
 
-def _read(file: Path, metadata: dict[str, Any], known: set[str], steps: int) -> dict[str, Any]:
+def _read(file: Path, weights: TrainedWeights) -> dict[str, Any]:
     try:
         content = file.read_bytes()
         tree = load_json(content.decode())
@@ -75,11 +98,13 @@ def _read(file: Path, metadata: dict[str, Any], known: set[str], steps: int) -> 
             f"{file}: holds no results ({error_text(error)}), expected the metrics.json of an "
             "evaluation; name another file"
         ) from error
-    if other := _difference(run, metadata, known, steps):
+    if "predictions" in run:
         raise CheckpointError(
-            f"{file}: is of another model: found {other}; evaluate this one (tagclip evaluate), or "
-            "name the file of its own evaluation"
+            f"{file}: found the result of tagclip score, which knows no model, expected that of an "
+            f"evaluation of this one; {_REMEDY}"
         )
+    if other := _difference(run, weights):
+        raise CheckpointError(f"{file}: is of another model: found {other}; {_REMEDY}")
     return result
 
 
@@ -87,27 +112,36 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _difference(run: dict[str, Any], metadata: dict[str, Any], known: set[str], steps: int) -> str:
-    """What tells that results are of another model, and what was expected; "" if nothing does."""
-    pairs = [
-        ("seed", run.get("seed"), metadata.get("seed")),
-        ("clip_sha256", run.get("clip_sha256"), metadata.get("clip_sha256")),
-        (
-            "training_vocabulary",
-            run.get("training_vocabulary"),
-            metadata.get("vocabulary_fingerprint"),
-        ),
+def _difference(run: dict[str, Any], weights: TrainedWeights) -> str:
+    """What tells that results are of another model, and what was expected; "" if nothing does.
+
+    Keys of the test change no weight, so that the config of an evaluation is not compared. What an
+    earlier version recorded while it trained is without a checksum of the tensors: there it is
+    that of the training.
+    """
+    metadata = weights.metadata
+    rows = [
+        ("seed", metadata.get("seed")),
+        ("clip_sha256", metadata.get("clip_sha256")),
+        ("training_vocabulary", metadata.get("vocabulary_fingerprint")),
     ]
-    if run.get("iterations") is None:
-        found = run.get("weights_sha256")
-        pairs.append(("weights_sha256", found, found if found in known else min(known)))
-    else:
-        pairs.append(("iterations", run["iterations"], steps or None))
+    is_training = run.get("iterations") is not None
+    # Without a trusty token, other tensors are evaluated than the file holds.
+    is_of_file = not is_training and run.get("weights_sha256") in weights.files_sha256
+    if is_training:
+        rows.append(("iterations", weights.iterations))
+    if run.get("trained_sha256"):
+        rows += [("trained_sha256", weights.tensors_sha256)] * (not is_of_file)
+    elif is_training:
+        rows += [("config_hash", weights.config_hash), ("start_sha256", weights.start_sha256)]
+    elif not is_of_file:
+        found = run.get("weights_sha256") or "nothing that tells of which weights it is"
+        return f"weights_sha256 {found}, expected {weights.files_sha256[0]}"
     return next(
         (
-            f"{key} {found}, expected {expected}"
-            for key, found, expected in pairs
-            if None not in (found, expected) and found != expected
+            f"{key} {run[key]}, expected {expected or 'none'}"
+            for key, expected in rows
+            if None not in (run.get(key), expected) and run[key] != expected
         ),
         "",
     )

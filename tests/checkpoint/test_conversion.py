@@ -293,6 +293,26 @@ def test_a_full_copy_has_the_vision_tower_and_still_fits(space: Workspace, tmp_p
             convert_file(tmp_path / name, tmp_path / "y.pth", **options)
 
 
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [
+        ({}, "no tensors"),
+        ({"visual.proj": torch.ones(2, 2)}, "1 tensors whose names begin with visual"),
+    ],
+)
+def test_what_is_neither_a_checkpoint_nor_a_clip_names_the_argument(
+    state: dict[str, Tensor], found: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "half.pth"
+    torch.save(state, source)
+    for path in (source, tmp_path / "nothing.pt"):
+        with pytest.raises(CheckpointError, match="; name another file as IN: whole CLIP") as error:
+            convert_file(path, tmp_path / "x.pth")
+        assert "MODEL.CLIP.PRETRAINED" not in str(error.value)
+        if path == source:
+            assert f"{source}: found {found}, expected those of a CLIP" in str(error.value)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_clip_weights_of_every_kind_become_one_plain_file(

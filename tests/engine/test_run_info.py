@@ -10,11 +10,13 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
-from helpers.tiny_run import changed, write_tiny_dataset
+from helpers.tiny_run import changed, short_run, train, write_tiny_dataset
 
 from tagclip import load_config
+from tagclip.checkpoint import read_checkpoint
+from tagclip.checkpoint.identity import config_hash, stored_config_hash, tensors_sha256
 from tagclip.engine import run_info
-from tagclip.engine.run_info import announce_schedule, announce_shared_images, config_hash
+from tagclip.engine.run_info import announce_schedule, announce_shared_images
 
 
 @pytest.mark.parametrize(
@@ -146,3 +148,23 @@ def test_training_names_the_images_that_it_is_evaluated_on(
     assert (
         f"1 of its 3 images are training images, too ({val / '1.png'} is {train / '4.png'})" in line
     )
+
+
+@pytest.mark.parametrize("kind", ["token", "conv", "relative"])
+def test_a_training_s_result_is_of_the_tensors_and_config_of_its_checkpoint(
+    kind: str, tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    """Whatever part of the model is fitted apart from the others."""
+    opts = ("SOLVER.MAX_ITER", 2, "DATASETS.TEST", tiny_cfg.DATASETS.TEST)
+    cfg = short_run(tiny_cfg, tmp_path, *opts, "MODEL.TAGCLIP.TRUSTY.KIND", kind)
+    train(cfg)
+    (file,) = Path(cfg.OUTPUT_DIR).glob("inference/*/metrics.json")
+    run = json.loads(file.read_text())["run"]
+    path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    saved = read_checkpoint(path)
+    assert run["trained_sha256"] == tensors_sha256(saved["model"])
+    assert run["config_hash"] == stored_config_hash(saved["tagclip"]["config"], path.parent)
+    # One value, type or name.
+    name, tensor = next(iter(saved["model"].items()))
+    for change in ({name: tensor + 1}, {name: tensor.half()}, {"other": tensor}):
+        assert tensors_sha256(saved["model"] | change) != run["trained_sha256"]

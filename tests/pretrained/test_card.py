@@ -18,8 +18,9 @@ from huggingface_hub import ModelCard
 
 from tagclip import TagCLIPPredictor, Vocabulary
 from tagclip.errors import CheckpointError
+from tagclip.modeling.clip.weights import file_sha256
 from tagclip.pretrained.card import model_card
-from tagclip.pretrained.results import results_of
+from tagclip.pretrained.results import TrainedWeights, results_of
 from tagclip.structures import Provenance
 from tagclip.structures.provenance import Stage
 
@@ -122,8 +123,11 @@ def test_it_says_which_pixels_get_no_class(tiny_cfg: CfgNode, tmp_path: Path) ->
 
 def test_what_is_no_number_is_no_result(tmp_path: Path) -> None:
     file = tmp_path / "metrics.json"
-    file.write_text('{"dataset": "d", "run": {}, "metrics": {"mIoU": NaN, "hIoU": 1, "pAcc": "a"}}')
-    assert [result["metrics"] for result in results_of([file], {}, ["a"], 0)] == [{"hIoU": 1}]
+    run, weights = '{"trained_sha256": "a"}', TrainedWeights({}, "a", ("b",))
+    file.write_text(
+        f'{{"dataset": "d", "run": {run}, "metrics": {{"mIoU": NaN, "hIoU": 1, "pAcc": "a"}}}}'
+    )
+    assert [result["metrics"] for result in results_of([file], weights)] == [{"hIoU": 1}]
 
 
 def test_results_are_of_these_weights(train_net: ModuleType, config: Path, tmp_path: Path) -> None:
@@ -161,6 +165,7 @@ def test_results_are_of_these_weights(train_net: ModuleType, config: Path, tmp_p
             shown(results=[other])
     evaluation = json.loads(evaluated.read_text())
     evaluation["run"]["weights_sha256"] = "0" * 64
+    del evaluation["run"]["trained_sha256"]
     file.write_text(json.dumps(evaluation))
     with pytest.raises(CheckpointError, match="found weights_sha256 000"):
         shown(results=[file])
@@ -171,6 +176,70 @@ def test_results_are_of_these_weights(train_net: ModuleType, config: Path, tmp_p
             shown(results=[other])
     shutil.rmtree(tmp_path / "run" / "inference")
     assert shown() == []
+
+
+def test_another_run_of_the_same_length_is_told_by_its_tensors(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    """Seed, iterations and data may be those of another run; keys of the test change no weight."""
+    saved, files = {}, {}
+    for name, rate in (("a", 0.01), ("b", 0.02)):
+        folder = tmp_path / name
+        train_net.main(run_arguments(config, "OUTPUT_DIR", folder, "SOLVER.BASE_LR", rate))
+        saved[name] = folder / "model_final.pth"
+        (files[name],) = folder.glob("inference/*/metrics.json")
+    tested = ("MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.2, "OUTPUT_DIR", tmp_path / "e")
+    train_net.main(run_arguments(config, "MODEL.WEIGHTS", saved["b"], *tested, eval_only=True))
+    (evaluated,) = tmp_path.glob("e/inference/*/metrics.json")
+    # A copy beside the results of a.
+    shutil.copy(saved["b"], tmp_path / "a" / "best.pth")
+    predictor = TagCLIPPredictor.from_checkpoint(tmp_path / "a" / "best.pth")
+
+    def shown(*results: Path) -> list[dict[str, Any]]:
+        folder = predictor.save_pretrained(tmp_path / "m", overwrite=True, results=results)
+        return json.loads((folder / "tagclip.json").read_text())["results"]
+
+    assert shown() == [] and len(shown(files["b"], evaluated)) == 2
+    with pytest.raises(CheckpointError, match="of another model: found trained_sha256 "):
+        shown(files["a"])
+    # Of a run that began from these weights they are no results, although it names the file.
+    content = json.loads(files["b"].read_text())
+    run = content["run"] | {"weights_sha256": file_sha256(saved["b"]), "trained_sha256": "0" * 64}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content | {"run": run}))
+    with pytest.raises(CheckpointError, match="found trained_sha256 0000"):
+        shown(other)
+    # Earlier versions recorded no checksum of the tensors: the training has to be the same.
+    for name, key in (("b", ""), ("a", "config_hash"), ("b", "start_sha256")):
+        content = json.loads(files[name].read_text())
+        del content["run"]["trained_sha256"]
+        content["run"] |= {key: "1" * 64} if key == "start_sha256" else {}
+        other.write_text(json.dumps(content))
+        if not key:
+            assert len(shown(other)) == 1
+            continue
+        with pytest.raises(CheckpointError, match=f"of another model: found {key} "):
+            shown(other)
+    content = json.loads(evaluated.read_text())
+    del content["run"]["trained_sha256"]
+    other.write_text(json.dumps(content))
+    assert len(shown(other)) == 1
+    content["run"] |= {"weights": "", "weights_sha256": None}
+    other.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="weights_sha256 nothing that tells of which weights"):
+        shown(other)
+
+
+def test_a_score_of_predictions_is_no_result(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "run"))
+    file = tmp_path / "run" / "inference" / "d" / "metrics.json"
+    file.parent.mkdir(parents=True)
+    run = {"protocol": "predictions read from theirs", "predictions": "theirs", "form": "files"}
+    file.write_text(json.dumps({"dataset": "d", "metrics": {"mIoU": 1.0}, "run": run}))
+    folder = predictor.save_pretrained(tmp_path / "out")
+    assert json.loads((folder / "tagclip.json").read_text())["results"] == []
+    with pytest.raises(CheckpointError, match="found the result of tagclip score, which knows no"):
+        predictor.save_pretrained(tmp_path / "other", results=[file])
 
 
 def test_the_command(tiny_cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -402,9 +402,20 @@ def test_the_command_goes_on_where_it_was_stopped(
         monkeypatch.setattr("sys.argv", [*words, *options])
         tool.invoke_main()
         assert sorted(done) == sorted((split, seed) for split in SPLITS for seed in expected)
+    # A damaged one is named before the others are done; without it, it is done again.
+    path = novelty_file(tmp_path, SPLITS[0], 101, "val")
+    path.write_text(path.read_text()[:-9])
+    monkeypatch.setattr("sys.argv", [*words, "--first-seed", "101", "--seeds", "2"])
+    line = exit_of(tool.invoke_main)
+    expected = f"expected that of split {SPLITS[0]}, seed 101, subset val; remove it, and the same"
+    assert f"{path}: found no result in it" in line and expected in line and not done
+    path.unlink()
+    monkeypatch.setattr("sys.argv", [*words, "--first-seed", "100", "--seeds", "2"])
+    tool.invoke_main()
+    assert done == [(SPLITS[0], 101)]
     shown = capsys.readouterr().out
     assert shown.endswith((tmp_path / "novelty-val.md").read_text() + "\n")
-    assert shown.count("`minibench_val`, seeds 100, 101:") == 2 * len(SPLITS)
+    assert shown.count("`minibench_val`, seeds 100, 101:") == 3 * len(SPLITS)
 
 
 def test_documents_show_the_test_set(monkeypatch: pytest.MonkeyPatch) -> None:

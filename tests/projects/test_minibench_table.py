@@ -247,6 +247,32 @@ def test_results_of_an_earlier_version_are_measured_again(
     assert line.startswith(f"{tmp_path}: found 1 of 3 results without all figures")
 
 
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_a_damaged_result_is_named_before_anything_is_trained(
+    is_whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = load_tool(PROJECT / "run_table.py")
+    key, done = tool.wanted_runs(1, ["MaskCLIP"])[0], []
+    path, content = tool.result_file(tmp_path, key), json.dumps(table_result(*key, 20.0))
+    other = json.dumps(table_result("noun_dice_board", "SCLIP", 0, 20.0))
+    path.write_text(other if is_whole else content[:-9])
+
+    def run(output: Path, key: tuple[str, str, int]) -> None:
+        done.append(key)
+        tool.result_file(output, key).write_text(json.dumps(table_result(*key, 20.0)))
+
+    monkeypatch.setattr(tool, "run_as_process", run)
+    args = tool.parse_args(["--seeds", "1", "--output", str(tmp_path), "--runs", "MaskCLIP"])
+    found = "the result of split noun_dice_board, run SCLIP, seed 0" if is_whole else "no result in"
+    expected = f"expected that of split {key[0]}, run MaskCLIP, seed 0; remove it, and the same"
+    with pytest.raises(ConfigError, match=f"^{path}: found {found}.*, {expected}"):
+        tool.main(args)
+    assert not done
+    path.unlink()
+    tool.main(args)
+    assert key in done and (tmp_path / "table.md").is_file()
+
+
 def test_documents_are_written_in_a_checkout_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

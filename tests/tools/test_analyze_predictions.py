@@ -109,6 +109,16 @@ def test_nothing_is_saved_unasked(evaluate: Callable[..., Path]) -> None:
     assert "logits" not in evaluate.model([item])[0]
 
 
+def test_a_run_without_unseen_classes_is_named_before_its_logits(
+    tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
+) -> None:
+    good = evaluate("a")
+    run = evaluate("b", "TEST.SAVE_LOGITS", False, "DATASETS.ZERO_SHOT.SETTING", "supervised")
+    with pytest.raises(ConfigError, match=f"^{run}: found 5 seen of 5 classes on .*whose split ha"):
+        analyze(tool, tmp_path / "out", good, run)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(
     tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
 ) -> None:

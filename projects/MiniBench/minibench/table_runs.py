@@ -20,10 +20,13 @@ from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import Protocol
 from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.own_folder import own_folder
+from tagclip.errors import ConfigError
 from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
 from tagclip.projects.minibench.asked_alone import measure_words_alone
 from tagclip.utils.files import make_folder
+from tagclip.utils.text import error_text
+from tagclip.utils.untrusted import load_json
 
 __all__ = [
     "RUNS",
@@ -31,6 +34,7 @@ __all__ = [
     "TableRun",
     "gates_of",
     "missing_sections",
+    "read_result",
     "run_config",
     "run_folder",
     "run_one",
@@ -166,6 +170,36 @@ def run_one(split: str, name: str, seed: int, output: Path) -> dict[str, Any]:
         ].curves
         result["swapped"] = float(curve["own"].unseen[curve["own"].at(0.0)])
     return result
+
+
+def read_result(path: Path, **run: Any) -> dict[str, Any]:
+    """Read the result that is kept of a run.
+
+    Args:
+        path: json file.
+        run: entries by which the result says what it is of.
+
+    Raises:
+        ConfigError: the file is damaged, or of another run.
+    """
+    remedy = "remove it, and the same command does that run again"
+    try:
+        result = load_json(path.read_text(encoding="utf-8"))
+        found = {key: result[key] for key in run}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(
+            f"{path}: found no result in it ({error_text(error)}), expected that of {_named(run)}; "
+            f"{remedy}"
+        ) from error
+    if found != run:
+        raise ConfigError(
+            f"{path}: found the result of {_named(found)}, expected that of {_named(run)}; {remedy}"
+        )
+    return result
+
+
+def _named(run: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in run.items())
 
 
 def missing_sections(result: dict[str, Any]) -> list[str]:

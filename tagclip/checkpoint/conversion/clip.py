@@ -18,12 +18,16 @@ from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
 
 __all__ = [
+    "OTHER_SOURCE",
     "check_suffix",
     "compare_clip",
     "convert_clip",
     "summary",
     "write_frozen_clip",
 ]
+
+OTHER_SOURCE = "name another file as IN: whole CLIP weights, or a checkpoint of TagCLIP or ZegCLIP"
+"""What to do about a file that is neither, for messages."""
 
 # Largest difference of frozen weights that are the same but for the resize of their positions.
 _SAME = 1e-4
@@ -44,7 +48,7 @@ def convert_clip(source: Path, target: Path, sha256: str) -> list[str]:
         CheckpointError: see `read_clip_weights`.
         ConfigError: the target has another suffix.
     """
-    weights = read_clip_weights(source, confirmed_sha256=sha256)
+    weights = read_clip_weights(source, confirmed_sha256=sha256, remedy=OTHER_SOURCE)
     _write_weights(target, weights.state, weights.quick_gelu)
     activation = {
         True: "QuickGELU: MODEL.CLIP.NAME needs the suffix -quickgelu or a json that says so",

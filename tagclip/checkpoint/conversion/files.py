@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tagclip.checkpoint.checkpointer import TagCLIPCheckpointer, load_trained
 from tagclip.checkpoint.conversion.clip import (
+    OTHER_SOURCE,
     check_suffix,
     compare_clip,
     convert_clip,
@@ -100,7 +101,7 @@ def convert_file(
 
 
 def _check_sha256(source: Path, expected: str) -> None:
-    file = find_weight_file(source)
+    file = find_weight_file(source, OTHER_SOURCE)
     if (found := weights_sha256(file)) != expected:
         raise CheckpointError(
             f"{file}: sha256 is {found}, expected {expected:.80} (--sha256); the file is damaged "

@@ -41,6 +41,7 @@ _FOLDERS = (
 # Ends the name of a json that says in which of several files each tensor is.
 _INDEX = ".index.json"
 _LISTED = 5
+_REMEDY = "name another file as MODEL.CLIP.PRETRAINED, or an open_clip tag"
 # How open_clip's names of an image tower begin, and those of a text tower.
 _VISION, _TEXT = "visual.", ("token_embedding.", "text.")
 
@@ -58,8 +59,12 @@ class CLIPWeights:
     quick_gelu: bool | None
 
 
-def find_weight_file(path: Path) -> Path:
+def find_weight_file(path: Path, remedy: str = _REMEDY) -> Path:
     """Return the weight file that a path names: itself, or the one inside a folder.
+
+    Args:
+        path: of a file or folder.
+        remedy: what to do, for the message.
 
     Raises:
         CheckpointError: there is none.
@@ -72,13 +77,10 @@ def find_weight_file(path: Path) -> Path:
                     return file
         raise CheckpointError(
             f"{path}: found no CLIP weights in this folder, expected one of {', '.join(names)}; "
-            "download it, or name another file as MODEL.CLIP.PRETRAINED"
+            f"download one, or {remedy}"
         )
     if not os.path.isfile(path):
-        raise CheckpointError(
-            f"{path}: no such CLIP weight file or folder; check MODEL.CLIP.PRETRAINED, or name an "
-            "open_clip tag"
-        )
+        raise CheckpointError(f"{path}: no such CLIP weight file or folder; {remedy}")
     return path
 
 
@@ -111,7 +113,9 @@ def weights_sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWeights:
+def read_clip_weights(
+    path: str | Path, *, confirmed_sha256: str = "", remedy: str = _REMEDY
+) -> CLIPWeights:
     """Read open_clip, OpenAI or transformers weights without executing what the file may hold.
 
     Args:
@@ -121,12 +125,13 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
             a state dict is taken off (`tagclip.utils.state_dict`), which is logged.
         confirmed_sha256: checksum by which the user vouches for a TorchScript archive that is not
             one of OpenAI's.
+        remedy: what to do about a file that is none of a CLIP, for the message.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, unconfirmed, holds no CLIP, or a
             weight in it is no floating-point number, or not a finite one, or a matrix is all zero.
     """
-    path = find_weight_file(Path(path))
+    path = find_weight_file(Path(path), remedy)
     archive = is_torchscript(path)
     if archive:
         _check_confirmed(path, confirmed_sha256)
@@ -145,10 +150,10 @@ def read_clip_weights(path: str | Path, *, confirmed_sha256: str = "") -> CLIPWe
                 "the weights of a CLIP; it needs no conversion: name it as MODEL.WEIGHTS"
             )
         begins = one_line(", ".join(sorted({n.partition(".")[0] for n in names})[:_LISTED]))
+        found = f"{len(names)} tensors whose names begin with {begins}" if names else "no tensors"
         raise CheckpointError(
-            f"{path}: found {len(names)} tensors whose names begin with {begins}, expected those "
-            "of a CLIP: an image tower (visual.*) and a text tower (token_embedding.* or text.*); "
-            "check MODEL.CLIP.PRETRAINED"
+            f"{path}: found {found}, expected those of a CLIP: an image tower (visual.*) and a "
+            f"text tower (token_embedding.* or text.*); {remedy}"
         )
     check_floating({name: t for name, t in stored.items() if not is_constant(name)}, path)
     state = to_open_clip(stored)

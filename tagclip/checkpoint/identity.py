@@ -1,0 +1,82 @@
+"""What tells trainings and their weights apart: a hash of the config, a checksum of the tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tagclip.config.loading import resolve_paths
+from tagclip.modeling.clip.config import canonical_name
+from tagclip.utils.text import json_text
+from tagclip.utils.untrusted import load_yaml
+
+__all__ = ["config_hash", "stored_config_hash", "tensors_sha256"]
+
+# Keys that repetitions of one experiment differ in, here or on another machine, and contents of
+# files that other keys name.
+_NOT_HASHED = (
+    "CONFIG_NAME",
+    "DATALOADER.NUM_WORKERS",
+    "DATASETS.VOCABULARIES",
+    "DATASETS.ZERO_SHOT.ALLOW_TRAINED_UNSEEN",
+    "MODEL.CLIP.CACHE_DIR",
+    "MODEL.CLIP.JSON",
+    "MODEL.CLIP.MERGES",
+    "MODEL.CLIP.TEXT_CACHE",
+    "MODEL.DEVICE",
+    "MODEL.WEIGHTS",
+    "OUTPUT_DIR",
+    "SEED",
+    "SOLVER.ACCUMULATE",
+    "TEST.SAVE_LOGITS",
+    "TEST.SAVE_PREDICTIONS",
+)
+# Paths, also where they are relative, or other names.
+_MAY_BE_PATHS = ("MODEL.CLIP.NAME", "MODEL.CLIP.PRETRAINED", "MODEL.CLIP.TOKENIZER")
+
+
+def config_hash(cfg: Mapping[str, Any]) -> str:
+    """12 hex digits, the same for runs whose configs differ in no more than the seed.
+
+    Output folder, initial weights, device and workers do not count either, and of a path only its
+    last part does: the same experiment has the same digits on every machine.
+    """
+    text = json_text(_hashed(cfg, ""), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def stored_config_hash(config: str, folder: Path) -> str:
+    """`config_hash` of the config in a checkpoint, with the keys of the version that wrote it.
+
+    Args:
+        config: yaml text, see `checkpoint_metadata`.
+        folder: of the checkpoint.
+    """
+    return config_hash(resolve_paths(load_yaml(config), folder))
+
+
+def _hashed(node: Any, key: str) -> Any:
+    if isinstance(node, dict):
+        paths = {name: f"{key}.{name}".lstrip(".") for name in node}
+        return {n: _hashed(node[n], path) for n, path in paths.items() if path not in _NOT_HASHED}
+    if isinstance(node, (list, tuple)):
+        return [_hashed(value, key) for value in node]
+    if isinstance(node, str) and (os.path.isabs(node) or key in _MAY_BE_PATHS):
+        return Path(canonical_name(node) if key == "MODEL.CLIP.NAME" else node).name
+    return node
+
+
+def tensors_sha256(state: Mapping[str, Tensor]) -> str:
+    """Checksum in hex of names, types, shapes and values, whatever file or device holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy())
+    return digest.hexdigest()
