@@ -19,6 +19,14 @@ from tagclip.projects.webdemo.doors import (
     ShareDoor,
 )
 
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+PICTURE = (b"content-type", b"image/png")
+
+
+async def rounds(count: int = 20) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
 
 @pytest.mark.parametrize(
     ("host", "is_taken"),
@@ -79,21 +87,17 @@ def test_two_names_in_one_request_and_websockets(tmp_path: Path) -> None:
 
 
 def test_some_requests_of_an_address_are_answered_at_a_time() -> None:
-    """Others wait for these to begin their answers, however long these go on; nobody else does."""
+    """Others wait for these to begin, however long a stream then goes on; nobody else does."""
     at_work: list[str] = []
 
     async def page(scope: Any, receive: Any, send: Any) -> None:
         at_work.append(scope["client"][0])
         await scope["goes_on"].wait()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.start", "status": 200, "headers": [EVENTS]})
         await scope["ends"].wait()
 
     async def send(message: Any) -> None:
         pass
-
-    async def rounds(count: int = 20) -> None:
-        for _ in range(count):
-            await asyncio.sleep(0)
 
     async def together() -> None:
         door = ShareDoor(page, lambda address: 0)
@@ -114,6 +118,97 @@ def test_some_requests_of_an_address_are_answered_at_a_time() -> None:
         events["ends"].set()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert not door._slots
+
+    asyncio.run(together())
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"), [([EVENTS], 9), ([PICTURE], 4), ([EVENTS, PICTURE], 4), ([], 4)]
+)
+def test_some_parts_of_files_of_an_address_are_read_at_a_time(
+    headers: list[Any], expected: int
+) -> None:
+    """A stream that waits for events is none, and cannot be claimed by who asks for a file."""
+    reading, most, got = [], [0], []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for number in range(5):
+            reading.append(scope)
+            await rounds(3)
+            most[0] = max(most[0], len(reading))
+            reading.pop()
+            await send({"type": "http.response.body", "body": b"x", "more_body": number < 4})
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    async def together() -> None:
+        door = ShareDoor(page, lambda address: 0)
+        await asyncio.gather(*(door(scope_of("many"), None, send) for _ in range(9)))
+        assert not door._slots
+
+    asyncio.run(together())
+    assert (most[0], len(got)) == (expected, 9 * 6)
+
+
+def test_a_download_that_is_not_read_holds_up_no_other() -> None:
+    """Whether nothing of it is read, or all of it but the end."""
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [PICTURE]})
+        for number in range(5):
+            await send({"type": "http.response.body", "body": b"x", "more_body": number < 4})
+
+    async def together() -> None:
+        door, left = ShareDoor(page, lambda address: 0), asyncio.Event()
+
+        def send_of(read: int) -> Any:
+            sent: list[Any] = []
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+                if len(sent) > read:
+                    await left.wait()
+
+            return send
+
+        asks = [door(scope_of("a"), None, send_of(read)) for read in (0, 1, 2, 3, 4, 5) * 2]
+        tasks = [asyncio.create_task(ask) for ask in asks]
+        await rounds()
+        await asyncio.wait_for(door(scope_of("a"), None, send_of(9)), timeout=60)
+        assert not any(task.done() for task in tasks)
+        left.set()
+        await asyncio.gather(*tasks)
+        assert not door._slots
+
+    asyncio.run(together())
+
+
+def test_who_asks_for_uploads_that_never_come_holds_up_nobody() -> None:
+    """gradio waits three seconds for each, also where its client has gone."""
+    waiting: list[str] = []
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/gradio_api/upload_progress":
+            waiting.append(scope["path"])
+            await asyncio.Event().wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def together() -> None:
+        door, path = ShareDoor(page, lambda address: 0), "/gradio_api/upload_progress"
+        asks = [door(scope_of("a", path=path), None, send) for _ in range(60)]
+        tasks = [asyncio.create_task(ask) for ask in asks]
+        await rounds()
+        assert len(waiting) == 60
+        await asyncio.wait_for(door(scope_of("a"), None, send), timeout=60)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(together())
 

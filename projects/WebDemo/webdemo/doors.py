@@ -55,6 +55,10 @@ _NOT_OURS = re.compile(
 )
 # Uploads and what says how far they are.
 _UPLOAD = re.compile("/upload(_progress)?/*$")
+# Waits up to three seconds for an upload of the name that it is asked for, before it begins.
+_PROGRESS = "/gradio_api/upload_progress"
+# What an answer is that waits for events.
+_EVENTS = "text/event-stream"
 # What becomes a question to the model.
 _QUESTION = re.compile("/gradio_api/(queue/join|call/|run/|api/)")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -62,7 +66,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _MOST_HOSTS = 8
 # Seconds that a request waits for the pace of its address.
 _LONGEST_WAIT = 15.0
-# Requests of an address that are answered at a time; more wait for these to begin their answers.
+# Requests of an address that are answered at a time, each part of a file by itself; more wait.
 _AT_A_TIME = 4
 # Requests per second of an address, and how many may come at once; loading the page takes 76.
 _PACE, _BURST = 40, 400
@@ -253,8 +257,10 @@ class RouteDoor:
 class ShareDoor:
     """Answers some requests of an address at a time, and keeps questions of others' places free.
 
-    What answers a request works on one loop for all: who sends many at once would hold it. Uploads
-    have a turn of their own, behind their arrival, which may take long.
+    What answers a request works on one loop for all: who sends many at once would hold it. So would
+    files that are sent at once: each of their parts waits for its turn. Who reads slowly, or
+    nothing, holds up no other. Uploads have a turn of their own, behind their arrival, which may
+    take long.
     """
 
     def __init__(self, app: App, unfinished: Callable[[str], int]) -> None:
@@ -268,8 +274,8 @@ class ShareDoor:
         self._slots: dict[str, Slots] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on when it is this address's turn; what streams is counted until it begins."""
-        if scope["type"] != "http" or is_upload(scope):
+        """Hand on when it is this address's turn; what waits for events has none."""
+        if scope["type"] != "http" or is_upload(scope) or scope["path"] == _PROGRESS:
             return await self.app(scope, receive, send)
         address = address_of(scope)
         if scope["method"] == "POST" and _QUESTION.match(scope["path"]):
@@ -285,13 +291,22 @@ class ShareDoor:
         try:
             async with AsyncExitStack() as slot:
                 await slot.enter_async_context(slots.free)
+                is_stream = False
 
-                async def begin_and_send(message: Message) -> None:
-                    # At the first message; then nothing is left to give back.
+                async def send_between(message: Message) -> None:
+                    nonlocal is_stream
+                    is_start = message["type"] == "http.response.start"
+                    if is_start:
+                        # Each of them: for a range of a file gradio sends that of the request, too.
+                        kinds = headers_of(message, b"content-type")
+                        is_stream = bool(kinds) and all(k.startswith(_EVENTS) for k in kinds)
+                    # Sending waits until the client has read what came before.
                     await slot.aclose()
                     await send(message)
+                    if not is_stream and (is_start or message.get("more_body", False)):
+                        await slot.enter_async_context(slots.free)
 
-                return await self.app(scope, receive, begin_and_send)
+                return await self.app(scope, receive, send_between)
         finally:
             slots.users -= 1
             if not slots.users:

@@ -6,6 +6,7 @@ import asyncio
 import html
 import inspect
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,7 +75,7 @@ class Visits:
         def answer(request: gr.Request, *args: Any) -> Any:
             session, address = request.session_hash, address_of(request)
             first = [request] if "request" in parameters else []
-            with shown_errors(), self._request(session, address):
+            with _nothing_kept_of_errors(), shown_errors(), self._request(session, address):
                 result = handler(*first, find(session) if session else None, *args)
                 if isinstance(result, tuple) and isinstance(result[0], EncodedImage):
                     # Without a name nobody can come back to it.
@@ -165,3 +166,21 @@ def shown_errors() -> Iterator[None]:
         yield
     except TagCLIPError as error:
         raise gr.Error(shown_message(str(error)), print_exception=False) from error
+
+
+@contextmanager
+def _nothing_kept_of_errors() -> Iterator[None]:
+    """Let go of what the work had when it ended: pictures, logits.
+
+    gradio puts an error into a frame of its own traceback: all frames below would keep what they
+    hold until Python looks for cycles. The traceback can still be printed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        errors = [error]
+        for each in errors:
+            traceback.clear_frames(each.__traceback__)
+            before = (each.__cause__, each.__context__)
+            errors += [e for e in before if e is not None and e not in errors]
+        raise
