@@ -293,3 +293,7 @@ def test_the_curve_is_what_was_logged_last(
     curve = read_run(run_folder).curve
     assert list(curve) == [19, 39, 40] and curve[39]["total_loss"] == 2.0
     assert "line 5 is damaged" in caplog.text
+    # What is no text is a damaged line, too.
+    with (run_folder / "metrics.json").open("ab") as file:
+        file.write(b"\n\0\xff")
+    assert list(read_run(run_folder).curve) == [19, 39, 40]

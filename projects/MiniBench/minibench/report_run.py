@@ -80,7 +80,7 @@ def _read_result(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
 def _read_curve(path: Path) -> dict[int, dict[str, float | None]]:
     """Merge the lines of each iteration; a resumed run replaces what it did again."""
     curve: dict[int, dict[str, float | None]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             entry = load_json(line)
