@@ -89,8 +89,8 @@ def pretrained_content(
     config["MODEL"]["WEIGHTS"] = f"./{WEIGHTS}"
     config["MODEL"]["CLIP"] |= keys
     config["DATASETS"]["FOLDER_DATASETS"] = []
-    # It tells of this machine.
-    del metadata["places"]
+    # They tell of this machine.
+    metadata["places"] = {}
     # They are files of the folder.
     metadata["clip_json"] = metadata["clip_merges"] = ""
     pretrained = keys["PRETRAINED"].removeprefix("./")
