@@ -187,11 +187,13 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             self._check_start(path, found)
             return rest
         if resume:
-            if not has_begun_anew(self.save_dir) and (advice := advise_other(tag)):
+            is_begun, advice = has_begun_anew(self.save_dir), advise_other(tag)
+            if advice and not is_begun:
                 raise CheckpointError(f"{tag}: no such file, expected one to resume from{advice}")
             self.logger.warning(
-                "%s holds no checkpoint to resume from%s: starting a new run", self.save_dir,
-                " of the run that began there last" if has_begun_anew(self.save_dir) else "",
+                "%s holds no checkpoint to resume from%s: starting a new run%s", self.save_dir,
+                " of the run that began there last" * is_begun,
+                f" (to go on with an earlier one, stop this, edit {tag}{advice})" * bool(advice),
             )  # fmt: skip
         return self.load(path, checkpointables=[])
 

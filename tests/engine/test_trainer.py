@@ -109,7 +109,12 @@ def test_a_new_run_that_dies_early_is_not_resumed_as_the_earlier_one(
     assert {path: path.read_bytes() for path in output.glob("*.pth")} == before
     assert last_checkpoint(output) == ""
     resumed = train(cfg, *steps, resume=True)
-    assert resumed.start_iter == 0 and "starting a new run" in caplog.text
+    assert resumed.start_iter == 0
+    name = "model_final.pth" if earlier == "finished" else "model_0000001.pth"
+    assert (
+        f"starting a new run (to go on with an earlier one, stop this, edit {tag};" in caplog.text
+    )
+    assert f"write the name of one into it, such as {name})" in caplog.text
     straight = train(cfg, *steps, "OUTPUT_DIR", str(tmp_path / "straight"))
     assert equal(weights(resumed.model), weights(straight.model))
     assert tag.read_text() == "model_final.pth" == Path(last_checkpoint(output)).name
