@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.tiny_checkpoint import assert_equal, build, checkpointer, save_tiny, step, trained
+from helpers.toy_dataset import forget
 
 from tagclip import TagCLIPCheckpointer
 from tagclip.checkpoint import read_checkpoint
@@ -160,13 +160,12 @@ def test_the_same_files_seen_from_another_folder_are_the_same(
     """Paths are stored as seen from OUTPUT_DIR, which may be moved without what they lead to."""
 
     def training(output: str, data: str) -> TagCLIPCheckpointer:
-        for catalog in (DatasetCatalog, MetadataCatalog):
-            catalog.pop("mine", None)
         paths = {kind: str(tmp_path / data / kind) for kind in ("images", "labels")}
         folders = [{"name": "mine", **paths, "vocabulary": str(tmp_path / "data" / "v.json")}]
         cfg, model = build(
             tiny_cfg, OUTPUT_DIR=str(tmp_path / output), DATASETS__FOLDER_DATASETS=folders
         )
+        forget("mine")
         return checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model))
 
     training("out", "data").save("x")

@@ -214,7 +214,7 @@ def test_splits_without_a_default_are_named(tmp_path: Path) -> None:
 
 
 def test_no_training_dataset() -> None:
-    with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN is empty"):
+    with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN: found no dataset, .*--config-file"):
         Protocol(_config(train=())).check()
 
 
