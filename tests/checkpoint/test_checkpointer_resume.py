@@ -160,12 +160,12 @@ def test_the_same_files_seen_from_another_folder_are_the_same(
     """Paths are stored as seen from OUTPUT_DIR, which may be moved without what they lead to."""
 
     def training(output: str, data: str) -> TagCLIPCheckpointer:
+        forget(name := f"mine_{tmp_path.name}")
         paths = {kind: str(tmp_path / data / kind) for kind in ("images", "labels")}
-        folders = [{"name": "mine", **paths, "vocabulary": str(tmp_path / "data" / "v.json")}]
+        folders = [{"name": name, **paths, "vocabulary": str(tmp_path / "data" / "v.json")}]
         cfg, model = build(
             tiny_cfg, OUTPUT_DIR=str(tmp_path / output), DATASETS__FOLDER_DATASETS=folders
         )
-        forget("mine")
         return checkpointer(cfg, model, tmp_path, optimizer=build_optimizer(cfg, model))
 
     training("out", "data").save("x")

@@ -297,3 +297,7 @@ def test_the_curve_is_what_was_logged_last(
     with (run_folder / "metrics.json").open("ab") as file:
         file.write(b"\n\0\xff")
     assert list(read_run(run_folder).curve) == [19, 39, 40]
+    # Anew, and shorter.
+    lines += [{"iteration": 19, "total_loss": 8.0}, {"iteration": 20, "sem_seg/hIoU": 1.0}]
+    (run_folder / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
+    assert read_run(run_folder).curve == {19: lines[-2], 20: lines[-1]}

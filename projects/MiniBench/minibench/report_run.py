@@ -78,13 +78,18 @@ def _read_result(path: Path, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _read_curve(path: Path) -> dict[int, dict[str, float | None]]:
-    """Merge the lines of each iteration; a resumed run replaces what it did again."""
+    """Merge the lines of each iteration; what a run did before it was resumed further back, or
+    began anew, is left out.
+    """
     curve: dict[int, dict[str, float | None]] = {}
     lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             entry = load_json(line)
-            curve.setdefault(int(entry["iteration"]), {}).update(entry)
+            iteration = int(entry["iteration"])
+            if curve and next(reversed(curve)) > iteration:
+                curve = {each: row for each, row in curve.items() if each < iteration}
+            curve.setdefault(iteration, {}).update(entry)
         except (ValueError, KeyError, TypeError):
             logger.warning("%s: line %d is damaged and left out of the curve", path, number)
     return dict(sorted(curve.items()))
