@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -31,6 +31,7 @@ from tagclip.demo.result_json import (
 )
 from tagclip.demo.results import ResultKeeper, save_output
 from tagclip.errors import ConfigError, DatasetError
+from tagclip.modeling.clip.weights import file_sha256
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
 from tagclip.utils.stopping import explained
@@ -73,23 +74,23 @@ class _ImageJob:
         start = time.perf_counter()
         try:
             stat = image.stat()
-            note = f"{self._made_with} {stat.st_size} {stat.st_mtime_ns} {_place(image)}"
+            note = _Note(f"{self._made_with} {stat.st_size} {stat.st_mtime_ns}", image)
             if not self.args.overwrite:
                 if self._is_finished(picture, known, note):
                     return _Outcome(image, known, skipped=True)
-                if other := self._file_of_other(picture, note):
+                if other := self._result_of_other(picture, known, note):
                     text = (
                         f"{image}: found {other}, which is of another image of this name, expected "
-                        "none; name another --output, or give --overwrite"
+                        "none; name another --output and --json, or give --overwrite"
                     )
                     return _Outcome(image, error=text)
-            kept = self._draw(image, picture, note)
+            kept = self._draw(image, picture, str(note))
         except DatasetError as error:
             text = one_line(error)
             return _Outcome(image, error=text if str(image) in text else f"{image}: {text}")
         except OSError as error:
             return _Outcome(image, error=f"{image}: {error.strerror}")
-        entry = {"file": str(image), **kept, "made_with": note}
+        entry = {"file": str(image), **kept, "made_with": str(note)}
         return _Outcome(image, entry, seconds=time.perf_counter() - start)
 
     def _draw(self, image: Path, picture: Path | None, note: str) -> dict[str, Any]:
@@ -105,28 +106,49 @@ class _ImageJob:
         save_output(picture, page, note, fast=True)
         return {"picture": str(picture), **kept}
 
-    def _is_finished(self, picture: Path | None, known: dict[str, Any] | None, note: str) -> bool:
-        """Whether the files are those of this content, wherever the image was then."""
-        is_listed = not self.args.json or _is_same((known or {}).get("made_with"), note)
+    def _is_finished(self, picture: Path | None, known: dict[str, Any] | None, note: _Note) -> bool:
+        is_listed = not self.args.json or note.is_of((known or {}).get("made_with"))
         files = _written(picture, self.args)
-        return is_listed and all(_is_same(read_note(file), note) for file in files)
+        return is_listed and all(note.is_of(read_note(file)) for file in files)
 
-    def _file_of_other(self, picture: Path | None, note: str) -> Path | None:
-        """A file that an image of another place has there, and that this one would replace."""
-        for file in _written(picture, self.args):
-            place = (read_note(file) or "").split()[3:]
-            if place and place != note.split()[3:]:
-                return file
-        return None
-
-
-def _place(image: Path) -> str:
-    """Stands for the path of an image in a note, which is handed on."""
-    return hashlib.sha256(os.fsencode(image.absolute())).hexdigest()[:16]
+    def _result_of_other(
+        self, picture: Path | None, known: dict[str, Any] | None, note: _Note
+    ) -> str:
+        """What another image has there, and this one would replace; "" for nothing."""
+        if self.args.json and note.is_of_other((known or {}).get("made_with")):
+            return f"an entry in {self.args.json}"
+        files = _written(picture, self.args)
+        return next((str(file) for file in files if note.is_of_other(read_note(file))), "")
 
 
-def _is_same(found: str | None, note: str) -> bool:
-    return (found or "").split()[:3] == note.split()[:3]
+class _Note:
+    """By what a finished file is known: what it was made with, and of which image."""
+
+    def __init__(self, made: str, image: Path) -> None:
+        """Keep the parts.
+
+        Args:
+            made: three words: a fingerprint of all but the image, its size and time.
+            image: of which a checksum of its path stands in the note, which is handed on.
+        """
+        self._made, self._image = made.split(), image
+        self._place = hashlib.sha256(os.fsencode(image.absolute())).hexdigest()[:16]
+
+    @cached_property
+    def _content(self) -> str:
+        return file_sha256(self._image)[:16]
+
+    def __str__(self) -> str:
+        return " ".join([*self._made, self._place, self._content])
+
+    def is_of(self, found: str | None) -> bool:
+        """Whether another run's note says the same, wherever the image was then."""
+        return (found or "").split()[:3] == self._made and not self.is_of_other(found)
+
+    def is_of_other(self, found: str | None) -> bool:
+        """Whether another run's note is of another image; earlier versions do not say of which."""
+        words = (found or "").split()
+        return words[3:4] not in ([], [self._place]) and words[4:] != [self._content]
 
 
 def _written(picture: Path | None, args: argparse.Namespace) -> list[Path]:

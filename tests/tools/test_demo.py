@@ -334,6 +334,31 @@ def test_an_image_does_not_replace_the_picture_of_another_of_its_name(
     assert (out / "x.png").read_bytes() != replaced[out / "x.png"]
 
 
+def test_two_images_of_one_name_size_and_time_are_two(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As frames that no format compresses, out of archives; the json knows images as typed."""
+    for site, seed in (("a", 1), ("b", 2)):
+        path = tmp_path / site / "photos" / "x.bmp"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(picture(seed=seed)).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+    first = run("--input", tmp_path / "a" / "photos", "--save-labels")
+    labels = (tmp_path / "out" / "x_labels.png").read_bytes()
+    assert first == 0 and run("--input", tmp_path / "b" / "photos", "--save-labels") == 1
+    assert "which is of another image of this name" in capsys.readouterr().err
+    assert (tmp_path / "out" / "x_labels.png").read_bytes() == labels
+    words = ("--input", "photos", "--no-draw", "--json", tmp_path / "all.json")
+    ends = []
+    for site in ("a", "b", "a"):
+        monkeypatch.chdir(tmp_path / site)
+        ends.append(run(*words))
+    assert ends == [0, 1, 0]
+    assert f"found an entry in {tmp_path}/all.json, which is of ano" in capsys.readouterr().err
+    (image,) = json.loads((tmp_path / "all.json").read_text())["images"]
+    assert image["file"] == "photos/x.bmp"
+
+
 @pytest.mark.parametrize("kind", ["one", "strip", "gray", "alpha", "sixteen", "exif"])
 def test_odd_images(run: Callable, tmp_path: Path, kind: str) -> None:
     path, rgb, exif = tmp_path / "a.png", Image.fromarray(picture()), Image.Exif()
