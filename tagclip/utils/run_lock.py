@@ -214,11 +214,15 @@ class RunLock:
 def _open(path: Path) -> int:
     """Open the file of a lock; who may not write that of another user can lock it all the same."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError:
         if not path.exists():
             raise
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Whatever the umask: who may not even read it would not know who is there.
+    with suppress(OSError):
+        os.fchmod(handle, os.fstat(handle).st_mode | 0o444)
+    return handle
 
 
 def _is_writable(handle: int) -> bool:

@@ -80,6 +80,16 @@ def test_the_lock_of_another_user_locks_like_ones_own(tmp_path: Path) -> None:
         lock.touch()
 
 
+def test_a_lock_can_be_read_by_all_who_share_the_folder(tmp_path: Path) -> None:
+    mask = os.umask(0o077)
+    try:
+        with RunLock(tmp_path), in_turn(tmp_path / "turn.lock"):
+            modes = [(tmp_path / name).stat().st_mode & 0o777 for name in (".lock", "turn.lock")]
+    finally:
+        os.umask(mask)
+    assert modes == [0o644, 0o644]
+
+
 def test_in_turn_at_a_file_of_another_user(tmp_path: Path) -> None:
     path = tmp_path / "turn.lock"
     path.touch()
