@@ -174,11 +174,12 @@ class BulkFolder:
         self._counts: dict[str, int | None] = {}
         self._shard_size = 0
         self._gone: set[str] = set()
+        self._inputs: list[str] = []
         tree = self._read()
         if tree is not None and (overwrite or not self._is_same(tree)):
             self._clear()
         elif tree is not None:
-            self._shard_size = tree["shard_size"]
+            self._shard_size, self._inputs = tree["shard_size"], list(tree["inputs"])
             self._counts = {row["name"]: row["images"] for row in tree["shards"]}
             self.shards = [self._read_shard(row["name"]) for row in tree["shards"]]
 
@@ -217,6 +218,12 @@ class BulkFolder:
                 len(self._gone), listed(sorted(self._gone), 3),
             )  # fmt: skip
             self.shards = [left for shard in self.shards if (left := self._still_there(shard))]
+        if not set(self._inputs) <= set(inputs):
+            logger.warning(
+                "--output %s: was begun with %s, now with %s: an image takes the place of one of "
+                "the same id, or is taken for it if their sizes are equal; give other images an "
+                "--output of their own", self.path, listed(self._inputs, 3), listed(inputs, 3),
+            )  # fmt: skip
         self._inputs = list(inputs)
         with writing_output(self.path), self._begun():
             (self.path / ROWS).mkdir(parents=True, exist_ok=True)
@@ -342,7 +349,7 @@ class BulkFolder:
             tree = load_json(path.read_text("utf-8"))
             if tree["version"] != _VERSION:
                 raise ValueError(f"version {tree['version']}")
-            tree = {"tagclip": "", "shard_size": 0, "fingerprints": {}, **tree}
+            tree = {"tagclip": "", "shard_size": 0, "fingerprints": {}, "inputs": [], **tree}
             names = [row["name"] for row in tree["shards"] if "images" in row]
             is_ours = (
                 len(names) == len(tree["shards"])
@@ -350,6 +357,7 @@ class BulkFolder:
                 and names == sorted({*names}, key=lambda name: (len(name), name))
                 and all(_SHARD_NAME.fullmatch(name) for name in names)
                 and isinstance(tree["fingerprints"], dict)
+                and all(isinstance(text, str) for text in tree["inputs"])
                 and type(tree["shard_size"]) is int
                 and tree["shard_size"] >= 0
             )

@@ -148,6 +148,19 @@ def test_rows_of_files_that_are_gone_stay(tmp_path: Path, caplog: pytest.LogCapt
     assert names(plan(tmp_path))[1:] == [["c.jpg"], ["d.tar"]]
 
 
+def test_other_inputs_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their images may have the ids of those of before, whose rows they would replace."""
+    plan(tmp_path)
+    for inputs in (["in"], ["in", "more"]):
+        open_folder(tmp_path, SETTINGS).plan(FILES, inputs, VOCABULARY)
+        assert not caplog.messages
+    open_folder(tmp_path, SETTINGS).plan(FILES, ["other", "more"], VOCABULARY)
+    (line,) = caplog.messages
+    said = f"--output {tmp_path}: was begun with in, more, now with other, more: an image takes"
+    assert line.startswith(said)
+    assert manifest(tmp_path)["inputs"] == ["other", "more"]
+
+
 def test_what_is_gone_is_no_part_of_a_shard_that_is_still_to_be_done(tmp_path: Path) -> None:
     finish(plan(tmp_path, size=3), 0)
     # Another size: the shard is done again, without b.jpg.
