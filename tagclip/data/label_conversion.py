@@ -368,18 +368,26 @@ def _brightness(raster: Raster) -> np.ndarray:
 
 def _refuse_photo(brightness: np.ndarray, threshold: int, path: Path) -> None:
     """Compression spreads the two values of a mask near its edges only."""
-    near = int(brightness.max()) // 128
+    near = max(0, int(brightness.max())) // 128
     bright = brightness >= threshold
     pixels = 0
     for side in (brightness[~bright], brightness[bright]):
         if side.size:
-            value = np.bincount(side).argmax()
-            pixels += np.count_nonzero(np.abs(side.astype(np.int64) - value) <= near)
+            value = _commonest(side)
+            pixels += np.count_nonzero((side >= value - near) & (side <= value + near))
     if 3 * pixels < brightness.size:
         raise DatasetError(
             f"{path}: {1 - pixels / brightness.size:.0%} of the pixels are far from two values, as "
             "in a photo, expected a mask of two; move what is no mask to another folder"
         )
+
+
+def _commonest(values: np.ndarray) -> int:
+    if values.dtype == np.uint8:
+        return int(np.bincount(values).argmax())
+    # Counting each number up to the largest would need memory for all of them, and none below 0.
+    found, counts = np.unique(values, return_counts=True)
+    return int(found[counts.argmax()])
 
 
 def _is_opaque(pixels: np.ndarray) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from detectron2.data import DatasetCatalog
 from helpers.full_disk import largest_file
 from helpers.tiny_run import load_tool
@@ -223,6 +224,40 @@ def test_a_threshold_that_all_masks_lie_beyond(
         assert len(lines) == bool(said)
         assert all(line.startswith(f"--threshold 128: {said}") for line in lines)
         assert np.array_equal(read_label(tmp_path / "o" / "x.png"), mask >= 128)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "threshold", "expected"),
+    [
+        # No data, background, crack.
+        ([-9999, 0, 1], np.int32, 1, [0, 0, 1]),
+        ([-9999, -9999, -1], np.int32, 1, [0, 0, 0]),
+        ([0, 0, 1 << 60], np.int64, 1, [0, 0, 1]),
+        ([-(1 << 62), 0, 1 << 62], np.int64, 1, [0, 0, 1]),
+        ([0, 3, 70000], np.int32, 4, [0, 0, 1]),
+    ],
+)
+def test_a_threshold_for_any_integers(
+    tool: ModuleType,
+    tmp_path: Path,
+    values: list[int],
+    dtype: type,
+    threshold: int,
+    expected: list[int],
+) -> None:
+    (tmp_path / "m").mkdir()
+    mask = np.array([values] * 4, dtype)
+    tifffile.imwrite(tmp_path / "m" / "x.tif", mask)
+    run(tool, tmp_path / "m", "--threshold", threshold, "--output", tmp_path / "o")
+    assert read_label(tmp_path / "o" / "x.png").tolist() == [expected] * 4
+
+
+def test_a_photo_of_many_numbers_is_no_mask_of_two(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    noise = np.random.default_rng(0).integers(-(1 << 40), 1 << 20, (20, 20))
+    tifffile.imwrite(tmp_path / "m" / "x.tif", noise)
+    with pytest.raises(DatasetError, match=r"x\.tif: \d+% of the pixels are far from two values"):
+        run(tool, tmp_path / "m", "--threshold", 1, "--output", tmp_path / "o")
 
 
 def test_classes_of_a_registered_dataset(tool: ModuleType, masks: Path, tmp_path: Path) -> None:

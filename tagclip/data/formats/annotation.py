@@ -18,6 +18,7 @@ __all__ = [
     "AnnotatedImage",
     "Segment",
     "check_finite",
+    "outside_error",
     "paint",
     "polygons_mask",
     "rle_mask",
@@ -131,11 +132,25 @@ def polygons_mask(
         x, y = points[::2], points[1::2]
         is_outside = x.max() < 0 or y.max() < 0 or x.min() > width or y.min() > height
         if is_outside or np.abs(points).max() > MAX_COORDINATE:
-            raise DatasetError(
-                f"found a polygon at x {x.min():g}..{x.max():g}, y {y.min():g}..{y.max():g}, "
-                f"outside the {_size(size)} image; are these the images that were annotated?"
-            )
+            raise outside_error("a polygon", size, (x.min(), y.min()), (x.max(), y.max()))
     return partial(_fill, size, [list(map(float, p)) for p in polygons])
+
+
+def outside_error(
+    what: str, size: tuple[int, int], low: Sequence[float], high: Sequence[float]
+) -> DatasetError:
+    """The error of a shape that lies outside its image; the message lacks the file.
+
+    Args:
+        what: such as "a polygon".
+        size: (height, width) of the image.
+        low: the shape's smallest x and y.
+        high: its largest.
+    """
+    return DatasetError(
+        f"found {what} at x {low[0]:g}..{high[0]:g}, y {low[1]:g}..{high[1]:g}, outside the "
+        f"{_size(size)} image; are these the images that were annotated?"
+    )
 
 
 def check_finite(coordinates: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from tagclip.errors import DatasetError
 
 __all__ = ["class_names", "read"]
 
+_LOGGER = logging.getLogger(__name__)
 # Painting order: a thing lies on a crowd, a crowd on stuff.
 _STUFF, _CROWD, _THING = range(3)
 
@@ -34,7 +36,7 @@ def read(path: Path, images: Path | None = None) -> Iterator[AnnotatedImage]:
 
     Crowds are ignored; they lie under the things that are annotated one by one, and stuff (a
     category with ``"isthing": 0``) under both. The pngs of a panoptic json are expected in the
-    folder that is called as it is.
+    folder that is called as it is; that a png fits its segments is looked at with their masks.
 
     Args:
         path: the json.
@@ -99,8 +101,13 @@ def _segments(
 ) -> Iterator[Segment]:
     if "segments_info" in annotation:
         png = path.with_suffix("") / need(annotation, "file_name", str, where)
-        for row in need(annotation, "segments_info", list, where):
-            mask = partial(_panoptic_mask, png, need(row, "id", int, f"{where}, segments_info"))
+        rows = need(annotation, "segments_info", list, where)
+        ids = tuple(need(row, "id", int, f"{where}, segments_info") for row in rows)
+        if not ids:
+            # Without a segment none asks for its mask, which looks at the png.
+            _panoptic_numbers(png, ids)
+        for row, number in zip(rows, ids, strict=True):
+            mask = partial(_panoptic_mask, png, ids, number)
             yield _segment(row, categories, mask, where)
         return
     with located(where):
@@ -143,14 +150,53 @@ def _mask(segmentation: object, size: tuple[int, int]) -> Callable[[], np.ndarra
     )
 
 
-def _panoptic_mask(png: Path, number: int) -> np.ndarray:
-    return _panoptic_numbers(png) == number
+def _panoptic_mask(png: Path, ids: tuple[int, ...], number: int) -> np.ndarray:
+    return _panoptic_numbers(png, ids) == number
 
 
 @lru_cache(maxsize=1)
-def _panoptic_numbers(png: Path) -> np.ndarray:
-    """(H, W) ids of the segments; colours are their digits to the base 256, red first."""
+def _panoptic_numbers(png: Path, ids: tuple[int, ...]) -> np.ndarray:
+    """(H, W) ids of the segments; colours are their digits to the base 256, red first.
+
+    Raises:
+        DatasetError: the png cannot be read, or is not that of these segments.
+    """
     values = read_raster(png).values
     if values.ndim != 3:
         raise DatasetError(f"{png}: found gray values, expected the colours of a panoptic png")
-    return values[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+    numbers = values[..., :3].astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+    _check_ids(png, np.unique(numbers).tolist(), ids)
+    return numbers
+
+
+def _check_ids(png: Path, found: list[int], ids: tuple[int, ...]) -> None:
+    """Compare the ids of a png's pixels, where 0 is void, with those of its segments.
+
+    A small segment may have lost its pixels when the png was made smaller: that is logged.
+    """
+    lost = sorted(set(ids).difference(found))
+    without = f"{len(lost)} of the {len(ids)} segments have no pixel"
+    if lost:
+        without += f", the first is id {lost[0]}"
+    unnamed = sorted(set(found).difference(ids, [0]))
+    if not unnamed and (not ids or len(lost) < len(set(ids))):
+        if lost:
+            _LOGGER.warning("%s: %s", png, without)
+        return
+    colour = ""
+    if unnamed:
+        first = unnamed[0]
+        colour = (
+            f"the colour {list(_digits(first))}, id {first}, that no entry of segments_info has "
+            f"({len(unnamed)} such ids), and "
+        )
+    swapped = {b + 256 * g + 65536 * r for r, g, b in map(_digits, found)}
+    remedy = "take the json and the pngs of one export"
+    if unnamed and swapped <= {0, *ids}:
+        remedy = "red and blue are swapped, as OpenCV has them: write the pngs as RGB"
+    raise DatasetError(f"{png}: found {colour}{without}; {remedy}")
+
+
+def _digits(number: int) -> tuple[int, int, int]:
+    """Red, green and blue of an id."""
+    return number % 256, number // 256 % 256, number // 65536

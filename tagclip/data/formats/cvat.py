@@ -1,6 +1,6 @@
 """CVAT's export "CVAT for images 1.1": annotations.xml.
 
-Polygons, masks, boxes and ellipses are read; shapes without an area are left out and counted.
+Polygons, masks, boxes and ellipses are read; other shapes are left out and counted.
 `z_order` is the painting order, and of equal ones the order of the file, as in CVAT's own masks.
 https://docs.cvat.ai/docs/dataset_management/formats/format-cvat/
 """
@@ -56,7 +56,7 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Annotat
             with located(path, image.get("name", "image without a name")):
                 annotated = _image(image, shapes, left_out)
             yield annotated
-    report_left_out(path, left_out)
+    report_left_out(path, left_out, _WITHOUT_AREA)
 
 
 def _file(path: str | Path) -> Path:
@@ -118,6 +118,7 @@ def _runs(size: tuple[int, int], box: tuple[int, int, int, int], runs: list[int]
     return mask
 
 
+_WITHOUT_AREA = ("points", "polyline", "skeleton")
 _MASKS = {"polygon": _polygon, "mask": _mask, "box": _box, "ellipse": _ellipse}
 
 

@@ -1,8 +1,8 @@
 """Datumaro's own export, the json of its format "datumaro" (version 1.0).
 
-Polygons, masks, boxes and ellipses are read; what has no area is left out and counted. `z_order` is
+Polygons, masks, boxes and ellipses are read; other kinds are left out and counted. `z_order` is
 the painting order, and of equal ones the order of the file, as datumaro paints. Crowds of a COCO
-file that datumaro has read are ignored pixels.
+file that datumaro has read are ignored pixels, and CVAT's boxes and ellipses are turned as there.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Annotat
             with located(file, name):
                 annotated = _image(item, file, names, folder, left_out)
             yield annotated
-        report_left_out(file, left_out)
+        report_left_out(file, left_out, _WITHOUT_AREA_OR_CLASS)
 
 
 def _files(path: str | Path) -> list[Path]:
@@ -156,12 +156,24 @@ def _mask(size: tuple[int, int], shape: Mapping[str, Any]) -> Callable[[], np.nd
 
 def _box(size: tuple[int, int], shape: Mapping[str, Any]) -> Callable[[], np.ndarray]:
     x, y, width, height = map(float, shape["bbox"])
-    return box_mask(size, (x, y, x + width, y + height))
+    return box_mask(size, (x, y, x + width, y + height), _degrees(shape))
 
 
 def _ellipse(size: tuple[int, int], shape: Mapping[str, Any]) -> Callable[[], np.ndarray]:
     x0, y0, x1, y1 = map(float, shape["points"])
-    return ellipse_mask(size, ((x0 + x1) / 2, (y0 + y1) / 2), ((x1 - x0) / 2, (y1 - y0) / 2))
+    center, radii = ((x0 + x1) / 2, (y0 + y1) / 2), ((x1 - x0) / 2, (y1 - y0) / 2)
+    return ellipse_mask(size, center, radii, _degrees(shape))
+
+
+def _degrees(shape: Mapping[str, Any]) -> float:
+    """Clockwise around the centre; datumaro has no field for it, CVAT writes it as an attribute."""
+    return float((shape.get("attributes") or {}).get("rotation") or 0)
 
 
 _MASKS = {"polygon": _polygon, "mask": _mask, "bbox": _box, "ellipse": _ellipse}
+_WITHOUT_AREA_OR_CLASS = (
+    "points",
+    "polyline",
+    "skeleton",
+    *(f"{kind} without a label" for kind in _MASKS),
+)

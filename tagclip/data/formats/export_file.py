@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from os.path import isfile, join
@@ -190,8 +190,28 @@ def _make(path: str | Path, mask: Callable[[], np.ndarray]) -> np.ndarray:
         return mask()
 
 
-def report_left_out(path: str | Path, counts: Counter[str]) -> None:
-    """Log how many annotations of which kinds have been left out, if any."""
-    if counts:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
-        _LOGGER.warning("%s: left out, for it covers no pixels or has no class: %s", path, kinds)
+def report_left_out(
+    path: str | Path, counts: Counter[str], without_area_or_class: Container[str]
+) -> None:
+    """Log how many annotations of which kinds have been left out, if any.
+
+    Args:
+        path: the file.
+        counts: annotations by kind.
+        without_area_or_class: kinds of which nothing could be painted; others are not read.
+    """
+    nothing = {kind: n for kind, n in counts.items() if kind in without_area_or_class}
+    unread = {kind: n for kind, n in counts.items() if kind not in without_area_or_class}
+    if nothing:
+        found = _listed(nothing)
+        _LOGGER.warning("%s: left out, for it covers no pixels or has no class: %s", path, found)
+    if unread:
+        _LOGGER.warning(
+            "%s: left out, for this kind is not read: %s; export it as polygons or masks",
+            path,
+            _listed(unread),
+        )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))

@@ -87,7 +87,7 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Annotat
             f"{path}: found no annotation, expected one or more; predictions do not count: accept "
             "them in Label Studio, and export again"
         )
-    report_left_out(path, left_out)
+    report_left_out(path, left_out, ("regions",))
 
 
 def image_names(path: str | Path) -> dict[str, list[str]]:

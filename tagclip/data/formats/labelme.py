@@ -177,7 +177,8 @@ def _mask(
     size: tuple[int, int], kind: str, points: Sequence[tuple[float, float]], png: str
 ) -> np.ndarray:
     if kind == "mask":
-        return _placed(size, points[0], _decode(png, "mask"))
+        # Of the box's two points the first need not be the upper left one.
+        return _placed(size, np.min(points, 0), _decode(png, "mask"))
     picture = Image.new("1", size[::-1])
     draw = ImageDraw.Draw(picture)
     if kind == "rectangle":

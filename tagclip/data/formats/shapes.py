@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from tagclip.data.formats.annotation import polygons_mask
+from tagclip.data.formats.annotation import outside_error, polygons_mask
 from tagclip.errors import DatasetError
 
 __all__ = ["box_mask", "ellipse_mask"]
@@ -47,7 +47,8 @@ def ellipse_mask(
         degrees: turned clockwise.
 
     Raises:
-        DatasetError: a number is not finite, or a radius not positive. The message lacks the file.
+        DatasetError: a number is not finite, a radius not positive, or the ellipse lies outside the
+            image as a whole. The message lacks the file.
     """
     numbers = [*map(float, center), *map(float, radii), float(degrees)]
     if not all(map(math.isfinite, numbers)) or min(numbers[2:4]) <= 0:
@@ -55,6 +56,12 @@ def ellipse_mask(
             f"found an ellipse of x, y, rx, ry {numbers[:4]}, expected finite numbers and radii "
             "above 0"
         )
+    cx, cy, rx, ry, _ = numbers
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    width, height = math.hypot(rx * cos, ry * sin), math.hypot(rx * sin, ry * cos)
+    low, high = (cx - width, cy - height), (cx + width, cy + height)
+    if min(high) < 0 or low[0] > size[1] or low[1] > size[0]:
+        raise outside_error("an ellipse", size, low, high)
     return partial(_ellipse, size, *numbers)
 
 

@@ -1,8 +1,8 @@
 """Supervisely's export: meta.json, and DATASET/ann/IMAGE.json beside DATASET/img/IMAGE.
 
 Bitmaps, polygons with holes and rectangles are painted as Supervisely itself paints them: later
-objects over earlier ones, and a polygon or rectangle covers the pixels of its corners. What has no
-area is left out and counted. https://docs.supervisely.com/data-organization/00_ann_format_navi
+objects over earlier ones, and a polygon or rectangle covers the pixels of its corners. Other kinds
+are left out and counted. https://docs.supervisely.com/data-organization/00_ann_format_navi
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tagclip.data.formats.annotation import AnnotatedImage, Segment
+from tagclip.data.formats.annotation import AnnotatedImage, Segment, outside_error
 from tagclip.data.formats.export_file import (
     checked_size,
     find_image,
@@ -69,7 +69,7 @@ def read(path: str | Path, images: str | Path | None = None) -> Iterator[Annotat
         with located(file):
             annotated = _image(content, file, path, images, left_out)
         yield annotated
-    report_left_out(path, left_out)
+    report_left_out(path, left_out, _WITHOUT_AREA)
 
 
 def _image(
@@ -110,8 +110,16 @@ def _polygon(size: tuple[int, int], thing: Mapping[str, Any]) -> Callable[[], np
     outline = _points(thing["points"]["exterior"])
     if not len(outline):
         raise DatasetError("found a polygon without points, expected three or more")
+    _check_inside("a polygon", size, outline)
     holes = [_points(hole) for hole in thing["points"].get("interior") or []]
     return partial(_fill, size, outline, holes)
+
+
+def _check_inside(what: str, size: tuple[int, int], outline: np.ndarray) -> None:
+    low, high = outline.min(0), outline.max(0)
+    # Pixels: that of index 0 is the first, that of the width the first outside.
+    if (high < 0).any() or (low >= size[::-1]).any():
+        raise outside_error(what, size, low, high)
 
 
 def _fill(size: tuple[int, int], outline: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
@@ -122,7 +130,8 @@ def _fill(size: tuple[int, int], outline: np.ndarray, holes: list[np.ndarray]) -
 
 
 def _rectangle(size: tuple[int, int], thing: Mapping[str, Any]) -> Callable[[], np.ndarray]:
-    (x0, y0), (x1, y1) = _points(thing["points"]["exterior"])
+    (x0, y0), (x1, y1) = corners = _points(thing["points"]["exterior"])
+    _check_inside("a rectangle", size, corners)
     return partial(_fill, size, np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), [])
 
 
@@ -168,4 +177,5 @@ def _paste(size: tuple[int, int], origin: tuple[int, int], png: bytes) -> np.nda
     return mask
 
 
+_WITHOUT_AREA = ("point", "line", "graph")
 _MASKS = {"bitmap": _bitmap, "polygon": _polygon, "rectangle": _rectangle}

@@ -91,14 +91,19 @@ def test_truth_values_are_flags_too(tmp_path: Path) -> None:
     assert [s.is_ignored for s in found.segments] == [False, False, False, True, False]
 
 
-def test_panoptic(tmp_path: Path) -> None:
+IDS = np.array([[0, 1, 70000], [300, 300, 1]])
+SEGMENTS = [(1, 7, 0), (70000, 91, 0), (300, 90, 1)]
+
+
+def panoptic(
+    tmp_path: Path, ids: np.ndarray, segments: list[tuple[int, int, int]], swapped: bool = False
+) -> Path:
+    """A json of one image with (id, category, crowd), and its png."""
     content = tree()
-    ids = np.array([[0, 1, 70000], [300, 300, 1]])
     (tmp_path / "p").mkdir()
     digits = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=2).astype(np.uint8)
-    Image.fromarray(digits).save(tmp_path / "p" / "x.png")
+    Image.fromarray(digits[..., ::-1] if swapped else digits).save(tmp_path / "p" / "x.png")
     content["images"] = [{"id": 1, "file_name": "x.jpg", "height": 2, "width": 3}]
-    segments = [(1, 7, 0), (70000, 91, 0), (300, 90, 1)]
     content["annotations"] = [
         {
             "image_id": 1,
@@ -108,8 +113,65 @@ def test_panoptic(tmp_path: Path) -> None:
             ],
         }
     ]
-    (image,) = read(written(tmp_path / "p.json", content))
+    return written(tmp_path / "p.json", content)
+
+
+def test_panoptic(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (image,) = read(panoptic(tmp_path, IDS, SEGMENTS))
     assert paint(image, VALUES, 255, 9).tolist() == [[9, 0, 2], [255, 255, 0]]
+    assert not caplog.text
+
+
+def test_segments_that_a_smaller_png_has_lost_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (image,) = read(panoptic(tmp_path, IDS, [*SEGMENTS, (8, 91, 0), (9, 91, 0)]))
+    assert not caplog.text
+    assert paint(image, VALUES, 255, 9).tolist() == [[9, 0, 2], [255, 255, 0]]
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path / 'p' / 'x.png'}: 2 of the 5 segments have no pixel, the first is id 8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "segments", "swapped", "message"),
+    [
+        (
+            IDS,
+            SEGMENTS,
+            True,
+            r"the colour \[0, 0, 1\], id 65536, .* \(3 such ids\), and 3 of the 3 segments have no "
+            "pixel, the first is id 1; red and blue are swapped, .*: write the pngs as RGB",
+        ),
+        (
+            IDS,
+            SEGMENTS[1:],
+            False,
+            r"the colour \[1, 0, 0\], id 1, that no entry of segments_info has \(1 such ids\), and "
+            "0 of the 2 segments have no pixel; take the json and the pngs of one export",
+        ),
+        (IDS * 0, SEGMENTS, False, "found 3 of the 3 segments have no pixel, the first is id 1;"),
+        (
+            IDS,
+            [],
+            False,
+            r"the colour \[1, 0, 0\], id 1, .* \(3 such ids\), and 0 of the 0 segments",
+        ),
+    ],
+)
+def test_a_png_of_other_segments(
+    tmp_path: Path,
+    ids: np.ndarray,
+    segments: list[tuple[int, int, int]],
+    swapped: bool,
+    message: str,
+) -> None:
+    with pytest.raises(DatasetError, match=message) as found:
+        (image,) = read(panoptic(tmp_path, ids, segments, swapped))
+        paint(image, VALUES, 255, 9)
+    assert str(found.value).startswith(f"{tmp_path / 'p' / 'x.png'}: found ")
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_the_stored_export(path: Path, caplog: pytest.LogCaptureFixture) -> None
         assert not segment.is_ignored
     layers = ((VALUES[name], mask) for name, mask in expected)
     assert (paint(image, VALUES, 255, 0) == painted(*layers)).all()
-    assert "1 points, 1 polyline" in caplog.text and "label" not in caplog.text
+    assert "no class: 1 points, 1 polyline" in caplog.text and "1 label" not in caplog.text
 
 
 def test_crowds_are_ignored(tmp_path: Path, content: dict[str, Any]) -> None:
@@ -152,9 +152,56 @@ def test_annotations_without_a_label_are_counted(
     annotation(1, label_id=None)(content)
     (image,) = datumaro.read(write(tmp_path, content))
     assert np.count_nonzero(paint(image, VALUES, 255, 0) == 1) == 0
-    assert "1 mask without a label" in caplog.text
+    assert "no class: 1 mask without a label, 1 points, 1 polyline" in caplog.text
+    assert "not read" not in caplog.text
+
+
+def test_kinds_that_are_not_read_are_called_so(
+    tmp_path: Path, content: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    annotation(1, type="rotated_bbox")(content)
+    list(datumaro.read(write(tmp_path, content)))
+    assert "for it covers no pixels or has no class: 1 points, 1 polyline\n" in caplog.text
+    said = "for this kind is not read: 1 rotated_bbox; export it as polygons or masks\n"
+    assert said in caplog.text
+
+
+@pytest.mark.parametrize("degrees", [90.0, -90, None])
+def test_boxes_are_turned_as_cvat_says(
+    tmp_path: Path, content: dict[str, Any], degrees: float | None
+) -> None:
+    box = {"id": 0, "type": "bbox", "label_id": 0, "bbox": [2, 3, 6, 2]}
+    box["attributes"] = {"occluded": False, "rotation": degrees}
+    content["items"][0]["annotations"] = [box]
+    (image,) = datumaro.read(write(tmp_path, content))
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    if degrees is None:
+        expected[3:5, 2:8] = True
+    else:
+        expected[1:7, 4:6] = True
+    assert np.array_equal(image.segments[0].mask(), expected)
+
+
+def test_boxes_are_turned_clockwise(tmp_path: Path, content: dict[str, Any]) -> None:
+    box = {"id": 0, "type": "bbox", "label_id": 0, "bbox": [1, 4, 10, 1]}
+    content["items"][0]["annotations"] = [{**box, "attributes": {"rotation": 30}}]
+    (image,) = datumaro.read(write(tmp_path, content))
+    y, x = np.nonzero(image.segments[0].mask())
+    # Down to the right, as y points down.
+    assert np.corrcoef(x, y)[0, 1] > 0.8
 
 
 def test_no_export(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="found no annotations/.*json"):
         datumaro.class_names(tmp_path)
+
+
+def test_ellipses_are_turned_too(tmp_path: Path, content: dict[str, Any]) -> None:
+    ellipse = {"id": 0, "type": "ellipse", "label_id": 0}
+    masks = []
+    for points, attributes in (([2, 3, 8, 5], {"rotation": 90}), ([4, 1, 6, 7], {})):
+        change = {**ellipse, "points": points, "attributes": attributes}
+        content["items"][0]["annotations"] = [change]
+        (image,) = datumaro.read(write(tmp_path, content))
+        masks.append(image.segments[0].mask())
+    assert np.array_equal(*masks) and masks[0].sum(0).max() > masks[0].sum(1).max()

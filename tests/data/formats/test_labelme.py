@@ -82,6 +82,18 @@ def test_a_mask_lies_where_its_box_says(tmp_path: Path) -> None:
     assert np.array_equal(cut, expected)
 
 
+@pytest.mark.parametrize(
+    "points", [[[58, 39], [50, 34]], [[50, 39], [58, 34]], [[58, 34], [50, 39]]]
+)
+def test_a_mask_lies_in_its_box_whatever_corners_are_named(
+    tmp_path: Path, points: list[list[int]]
+) -> None:
+    part = np.random.default_rng(0).random((6, 9)) < 0.5
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[34:40, 50:59] = part
+    assert np.array_equal(mask_of(tmp_path, "mask", points, mask=png(part)), expected)
+
+
 def test_a_folder(tmp_path: Path) -> None:
     low = shape("tree", "rectangle", [[0, 0], [30, 30]])
     high = shape("_background_", "rectangle", [[0, 0], [59, 39]])

@@ -55,3 +55,28 @@ def test_turned_boxes(degrees: float, pivot: int) -> None:
 def test_radii_are_above_zero(radii: tuple[float, float]) -> None:
     with pytest.raises(DatasetError, match="radii above 0"):
         ellipse_mask(SIZE, (3, 3), radii)
+
+
+@pytest.mark.parametrize(
+    ("center", "degrees", "message"),
+    [
+        (
+            (80, 5),
+            0,
+            "at x 70..90, y 3..7, outside the 60x40 image; are these the images that were",
+        ),
+        ((30, -3), 0, "at x 20..40, y -5..-1, outside the 60x40 image"),
+        ((-3, 5), 90, "at x -5..-1, y -5..15, outside"),
+        ((30, 51), 90, "at x 28..32, y 41..61, outside"),
+    ],
+)
+def test_ellipses_outside_the_image(
+    center: tuple[float, float], degrees: float, message: str
+) -> None:
+    with pytest.raises(DatasetError, match=f"found an ellipse {message}"):
+        ellipse_mask(SIZE, center, (10, 2), degrees)
+
+
+def test_ellipses_that_reach_into_the_image() -> None:
+    assert ellipse_mask(SIZE, (-9, 5), (10, 2))().sum() == 2
+    assert ellipse_mask(SIZE, (30, 49), (10, 2), 90)().any()

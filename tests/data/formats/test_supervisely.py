@@ -142,6 +142,18 @@ def bitmap(**changes: object):
             lambda c: c["objects"][0].update(points={"exterior": [[1e9, 0]]}),
             "found a point that is no pixel",
         ),
+        (
+            lambda c: c["objects"][0].update(points={"exterior": [[12, 1], [20, 1], [20, 5]]}),
+            "found a polygon at x 12..20, y 1..5, outside the 12x9 image; are these the images",
+        ),
+        (
+            lambda c: c["objects"][0].update(points={"exterior": [[1, -9], [5, -9], [5, -1]]}),
+            "found a polygon at x 1..5, y -9..-1, outside the 12x9 image",
+        ),
+        (
+            lambda c: c["objects"][4].update(points={"exterior": [[30, 20], [20, 12]]}),
+            "found a rectangle at x 20..30, y 12..20, outside the 12x9 image",
+        ),
         (lambda c: c["objects"][0].pop("points"), "found damaged annotations"),
         (lambda c: c["objects"][4].update(points={"exterior": [[1, 1]]}), "damaged annotations"),
     ],
@@ -151,6 +163,30 @@ def test_damage_is_one_line(project: Path, damage, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as raised:
         paint(next(iter(supervisely.read(project))), VALUES, 255, 0)
     assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("corners", "rows", "columns"),
+    [([[11, 2], [30, 4]], slice(2, 5), slice(11, 12)), ([[-5, -5], [0, 0]], slice(1), slice(1))],
+)
+def test_shapes_that_reach_into_the_image(
+    project: Path, corners: list[list[int]], rows: slice, columns: slice
+) -> None:
+    change(project, lambda c: c["objects"][4].update(points={"exterior": corners}))
+    mask = next(iter(supervisely.read(project))).segments[4].mask()
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[rows, columns] = True
+    assert np.array_equal(mask, expected)
+
+
+def test_kinds_that_are_not_read_are_called_so(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(project, lambda c: c["objects"][1].update(geometryType="alpha_mask"))
+    list(supervisely.read(project))
+    assert "for it covers no pixels or has no class: 1 point\n" in caplog.text
+    said = "for this kind is not read: 1 alpha_mask; export it as polygons or masks\n"
+    assert said in caplog.text
 
 
 def test_no_project(project: Path) -> None:
