@@ -131,19 +131,21 @@ def temporary_place() -> str:
 
 
 @contextmanager
-def temporary_folder(prefix: str = "tagclip-") -> Iterator[Path]:
+def temporary_folder(prefix: str = "tagclip-", parent: Path | None = None) -> Iterator[Path]:
     """Give a folder for temporary files, which is removed in the end.
 
     Args:
         prefix: of its name.
+        parent: where to make it; None for the place of temporary files.
 
     Raises:
         OutputError: there is no place for it, or a file in it cannot be written.
     """
     try:
-        made = tempfile.TemporaryDirectory(prefix=prefix)
+        made = tempfile.TemporaryDirectory(prefix=prefix, dir=parent)
     except OSError as error:
-        raise OutputError(error.errno, error.strerror, temporary_place()) from error
+        place = str(parent or temporary_place())
+        raise OutputError(error.errno, error.strerror, place) from error
     with made as folder, _naming(Path(folder), Path(folder)):
         yield Path(folder)
 

@@ -78,6 +78,95 @@ def test_files_are_taken_at_one_address_only(doors: tuple[Page, BodyDoor]) -> No
         assert status == 415 and "expected json" in text and not page.bodies
 
 
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        (None, 200),
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("application/x-www-form-urlencoded", 415),
+        ("text/plain", 415),
+        ("", 415),
+    ],
+)
+def test_what_is_no_file_is_json(
+    doors: tuple[Page, BodyDoor], kind: str | None, status: int
+) -> None:
+    page, app = doors
+    found, text = ask(app, "/gradio_api/queue/join", b"{}", headers={"content-type": kind})
+    assert found == status and len(page.bodies) == (status == 200)
+    assert status == 200 or text.startswith(f"body: found {kind!r}, expected json")
+
+
+DISPOSITION = b'Content-Disposition: form-data; name="files"; filename="a.png"'
+
+
+def form(*lines: bytes, content: bytes = b"abc") -> bytes:
+    """One part with these lines in its header."""
+    return b"\r\n".join([b"--x", *lines, b"", content, b"--x--", b""])
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("multipart/form-data; boundary=x", 200),
+        ('Multipart/Form-Data; Boundary="x"', 200),
+        ("multipart/form-data; boundary=x; charset=UTF-8", 200),
+        ("multipart/form-data;charset=utf-8;boundary=x", 200),
+        ("multipart/form-data; boundary=x; charset=latin-1", 415),
+        ("multipart/form-data; charset=latin-1; boundary=x", 415),
+        ("multipart/form-data; boundary=x; charset=utf-8; charset=latin-1", 415),
+        ('multipart/form-data; boundary=x; "charset"=latin-1', 415),
+        ("multipart/form-data; boundary=x; boundary=y", 415),
+        ("multipart/form-data", 415),
+        ("multipart/mixed; boundary=x", 415),
+        ("\xa0multipart/form-data; boundary=x", 415),
+    ],
+)
+def test_an_upload_names_no_charset_of_its_own(
+    doors: tuple[Page, BodyDoor], kind: str, status: int
+) -> None:
+    page, app = doors
+    body = form(DISPOSITION)
+    found, text = ask(app, "/gradio_api/upload", body, headers={"content-type": kind})
+    assert (found, page.bodies) == (status, [body] if status == 200 else [])
+    assert status == 200 or (text.startswith("Content-Type: found ") and text.count("\n") == 1)
+    assert not list(app.folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (form(DISPOSITION), 200),
+        (form(b"Content-Type: image/png", DISPOSITION, b"Content-Length: 3"), 200),
+        (form(b'content-disposition:form-data;name="files";filename="a;\xc3\xa9.png"'), 200),
+        (form(b"Content-Disposition: form-data; name=files; filename=a.png"), 200),
+        (form(b'Content-Disposition: form-data; name="files"'), 400),
+        (form(b"Content-Disposition: form-data; name=\"files\"; filename*=utf-8''a.png"), 400),
+        (form(b'Content-Disposition: form-data; name="other"; filename="a.png"'), 400),
+        (form(DISPOSITION, b'Content-Disposition: form-data; name="files"'), 400),
+        (form(b"Content-Type: image/png"), 400),
+        (form(b'X: form-data; name="files"; filename="a.png"'), 400),
+        (b"\r\n" + form(DISPOSITION), 400),
+        (form(DISPOSITION).replace(b"--x\r\n", b"--x \r\n"), 400),
+        (b"--x\r\n" + DISPOSITION, 400),
+        (b"", 400),
+    ],
+)
+def test_an_upload_is_a_file_with_a_name(
+    doors: tuple[Page, BodyDoor], body: bytes, status: int
+) -> None:
+    page, app = doors
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    found, text = ask(app, "/gradio_api/upload", [body], headers=headers, method="POST")
+    assert (found, page.bodies) == (status, [body] if status == 200 else [])
+    assert status == 200 or text == (
+        "upload: found a part that is no file, expected one named files with a filename; send a "
+        "file\n"
+    )
+    assert not list(app.folder.iterdir())
+
+
 def test_a_visitor_keeps_the_newest_files_and_all_have_room(doors: tuple[Page, BodyDoor]) -> None:
     page, app = doors
     for number in range(20):

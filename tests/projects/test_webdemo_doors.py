@@ -16,6 +16,7 @@ from tagclip.projects.webdemo.doors import (
     HostDoor,
     PaceDoor,
     ProgressDoor,
+    RouteDoor,
     ShareDoor,
 )
 
@@ -319,7 +320,9 @@ def test_questions_of_an_address_have_a_pace_of_their_own(
     assert max(waits) == pytest.approx(15) and statuses == [200] * 119 + [429] * 11
 
 
-@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/upload_progress", "/upload/"])
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/upload/"]
+)
 def test_the_progress_of_an_upload_is_forgotten(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """gradio would keep it, under a name of any length, until somebody asks for it."""
     monkeypatch.setattr("tagclip.projects.webdemo.doors._FORGET", 0.0)
@@ -343,8 +346,68 @@ def test_the_progress_of_an_upload_is_forgotten(path: str, monkeypatch: pytest.M
     assert status == 400
     assert text == "upload_id: found more than 64 characters; reload the page\n"
     app = ProgressDoor(page, forgotten.append)
-    assert ask(app, "/gradio_api/queue/join", query=long)[0] == 200
+    assert ask(app, path, query=b"upload_id=a&upload_id=b") == (
+        400,
+        "upload_id: found 2 names, expected one; reload the page\n",
+    )
+    # gradio keeps nothing of what is asked elsewhere.
+    for other in ("/gradio_api/queue/join", "/x/upload", "/upload"):
+        assert ask(app, other, query=long)[0] == 200
+        assert ask(app, other, query=b"upload_id=a")[0] == 200
     assert forgotten == ["abc"]
+
+
+@pytest.mark.parametrize(
+    ("path", "is_ours"),
+    [
+        ("/", True),
+        ("/config", True),
+        ("/theme.css", True),
+        ("/assets/index.js", True),
+        ("/static/fonts/a/b.woff2", True),
+        ("/gradio_api/info", True),
+        ("/gradio_api/queue/join", True),
+        ("/gradio_api/queue/data", True),
+        ("/gradio_api/call/segment/abc", True),
+        ("/gradio_api/heartbeat/abc", True),
+        ("/gradio_api/upload", True),
+        ("/gradio_api/upload_progress", True),
+        ("/gradio_api/file=/tmp/a b/c.png", True),
+        ("/gradio_api/file=https://a.example/a.png", False),
+        ("/gradio_api/file=HTTP://a.example/a.png", False),
+        ("/login", False),
+        ("/login/", False),
+        ("/logout", False),
+        ("/openapi.json", False),
+        ("/docs", False),
+        ("/monitoring", False),
+        ("/x/upload", False),
+        ("/gradio_api/openapi.json", False),
+        ("/gradio_api/deep_link", False),
+        ("/gradio_api/component_server", False),
+        ("/gradio_api/uploads", False),
+    ],
+)
+def test_what_the_page_asks_is_all_that_is_answered(
+    tmp_path: Path, path: str, is_ours: bool
+) -> None:
+    page = Page(tmp_path)
+    for method in ("GET", "POST", "HEAD"):
+        status, text = ask(RouteDoor(page), path, b"x", method=method)
+        assert status == (200 if is_ours else 404)
+        assert is_ours or text == f"{path!r}: found no address of this page; reload the page\n"
+    assert len(page.bodies) == 3 * is_ours
+
+
+@pytest.mark.parametrize("length", [0, 1024, 1025, 16_000])
+def test_a_long_query_is_refused_before_it_is_taken_apart(tmp_path: Path, length: int) -> None:
+    page = Page(tmp_path)
+    for path in ("/config", "/gradio_api/upload"):
+        status, text = ask(RouteDoor(page), path, b"x", query=b"a" * length)
+        assert status == (200 if length <= 1024 else 414)
+        assert length <= 1024 or text == (
+            f"query: found {length} bytes, expected at most 1024; reload the page\n"
+        )
 
 
 def test_cookies_do_not_get_in() -> None:

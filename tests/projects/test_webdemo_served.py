@@ -20,6 +20,7 @@ from helpers.webdemo_server import findable_weights, served, served_alone
 from PIL import Image, features
 
 from tagclip import TagCLIPPredictor
+from tagclip.projects.webdemo.result import write_result
 
 MIB = 1 << 20
 
@@ -273,6 +274,26 @@ def test_saved_results_take_the_room_of_their_visitor(
         assert len(results) == 16
 
 
+def test_a_result_is_written_where_a_killed_server_leaves_nothing(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within the folder of the page's files; and there it is gone when it is handed out."""
+    from gradio_client import Client, handle_file
+
+    module, places = "tagclip.projects.webdemo.handlers", []
+
+    def write(encoded: Any, settings: Any, folder: Path) -> list[Path]:
+        places.append(folder)
+        return write_result(encoded, settings, folder)
+
+    monkeypatch.setattr(f"{module}.write_result", write)
+    client = Client(f"{address}/", verbose=False)
+    client.predict(handle_file(str(tmp_path / "a.png")), "cat, dog", api_name="/segment")
+    assert client.predict(api_name="/save")["value"]
+    (place,) = places
+    assert place.is_relative_to(tmp_path / "served") and not place.exists()
+
+
 def test_a_full_disk_says_so_where_a_result_is_saved(
     address: str,
     tmp_path: Path,
@@ -434,6 +455,10 @@ def test_what_gradio_offers_beside_the_page_is_refused(address: str, tmp_path: P
         ("HEAD", "gradio_api/file=https://a.example/a.png"),
         ("GET", "gradio_api/file/http://a.example/a.png"),
         ("GET", "monitoring"),
+        ("POST", "login"),
+        ("GET", "logout"),
+        ("GET", "openapi.json"),
+        ("GET", "x/upload?upload_id=a"),
     ):
         answer = httpx.request(method, f"{address}/{path}")
         assert answer.status_code == 404, path

@@ -46,6 +46,16 @@ _SILENCE = 30.0
 # Seconds after which it ends in any case: 20 MB take half a MBit a second.
 _LONGEST = 320.0
 _PIECE = 1 << 16
+# What browsers and programs say of an upload. gradio decodes names and texts by the charset, on the
+# loop for all, and for some the time grows with the square of their length.
+_UPLOAD_KIND = re.compile(
+    r"""multipart/form-data(\ *;\ *charset="?utf-8"?)?
+    \ *;\ *boundary=("?)(?P<boundary>[\w'()+,./:=?-]{1,70})\2(\ *;\ *charset="?utf-8"?)?\ *""",
+    re.ASCII | re.IGNORECASE | re.VERBOSE,
+)
+_JSON = "application/json"
+# Of a file: gradio decodes what comes without a filename as a text.
+_FILE_FIELD = re.compile(rb'form-data *; *name="?files"?; *filename=.+', re.IGNORECASE)
 
 
 class BodyDoor:
@@ -80,8 +90,11 @@ class BodyDoor:
 
     async def _hand_on_json(self, scope: Scope, receive: Receive, send: Send) -> None:
         """In memory: words need no disk, which may be full."""
-        if _kind(scope).lower().startswith("multipart/"):
-            raise _Refusal(415, "body: found files, expected json; use /upload")
+        # gradio would take a form apart on the loop for all.
+        for kind in headers_of(scope, b"content-type"):
+            if kind.partition(";")[0].strip().lower() != _JSON:
+                text = f"body: found {kind[:80]!r}, expected json ({_JSON}); use /upload for files"
+                raise _Refusal(415, text)
         _announced(scope, _LARGEST_JSON)
         with BytesIO() as body:
             await _receive_all(receive, body.write, _LARGEST_JSON)
@@ -93,6 +106,15 @@ class BodyDoor:
 
     async def _hand_on_file(self, scope: Scope, receive: Receive, send: Send) -> None:
         largest, visitor = self.largest + ROOM_AROUND_FILE, address_of(scope)
+        kind = _kind(scope)
+        shape = _UPLOAD_KIND.fullmatch(kind)
+        # What is no multipart gradio refuses without a look at the body.
+        if not shape and "multipart" in kind.lower():
+            text = (
+                f"Content-Type: found {kind[:120]!r}, expected multipart/form-data with a boundary "
+                "and no charset but utf-8; send the file so"
+            )
+            raise _Refusal(415, text)
         if text := self.space.refusal(visitor, _announced(scope, largest)):
             raise _Refusal(413, f"upload: {text}")
         answer, arriving = _Answer(send), _Arriving(self.space, visitor)
@@ -102,7 +124,7 @@ class BodyDoor:
                 await _receive_all(receive, partial(arriving.put, body), largest)
                 size = body.tell()
                 body.seek(0)
-                if text := _wrong_parts(body, _kind(scope)):
+                if shape and (text := _wrong_parts(body, shape["boundary"])):
                     raise _Refusal(400, text)
                 body.seek(0)
                 await self._hand_on_alone(scope, _Replay(body, size, receive), answer)
@@ -236,15 +258,18 @@ class _Answer:
         return json.loads(self._body) if self._body else []
 
 
-def _wrong_parts(body: IO[bytes], kind: str) -> str:
-    """Say what is wrong with the parts of an upload, "" if it is one that ends.
+def _wrong_parts(body: IO[bytes], boundary: str) -> str:
+    """Say what is wrong with the parts of an upload, "" if it is one file that ends.
 
-    Of several, gradio may keep the first and fail at the next; what is no upload it refuses.
+    Of several, gradio may keep the first and fail at the next.
     """
-    if not kind.lower().startswith("multipart/"):
-        return ""
-    boundaries = re.findall("boundary *= *([^;]*)", kind, re.IGNORECASE)
-    delimiter = b"--" + "".join(boundaries).strip(' "').encode("latin-1")
+    delimiter = b"--" + boundary.encode()
+    if not _begins_with_file(body.read(_PIECE), delimiter):
+        return (
+            "upload: found a part that is no file, expected one named files with a filename; send "
+            "a file"
+        )
+    body.seek(0)
     found, tail = 0, b""
     while piece := body.read(_PIECE):
         piece = tail + piece
@@ -252,9 +277,20 @@ def _wrong_parts(body: IO[bytes], kind: str) -> str:
         # What the next one completes: a whole delimiter in it would count twice.
         tail = piece[1 - len(delimiter) :]
     # One before the part and one behind it.
-    if len(boundaries) != 1 or found != 2:
+    if found != 2:
         return "upload: found other parts, expected one whole file; send files one by one"
     return ""
+
+
+def _begins_with_file(piece: bytes, delimiter: bytes) -> bool:
+    """Whether the header of the first part is that of a file."""
+    head, end, _ = piece.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    named = [line.partition(b":") for line in lines]
+    # Of several gradio takes the last.
+    fields = [value.strip() for name, _, value in named if name.lower() == b"content-disposition"]
+    is_file = len(fields) == 1 and bool(_FILE_FIELD.fullmatch(fields[0]))
+    return bool(end) and first == delimiter and is_file
 
 
 def _wrong_json(body: bytes) -> str:

@@ -46,15 +46,20 @@ logger = logging.getLogger(__name__)
 
 # What a Host header looks like: a name or an address, an IPv6 one in brackets, and maybe a port.
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:@/?#,]+)(:[0-9]{1,5})?")
-# Of gradio, and not of this page: they write files that nobody counts (state of a visit, recorded
-# sound, code), fetch addresses of other machines, or show what others do.
-_NOT_OURS = re.compile(
-    "/gradio_api/(deep_link|process_recording|stream|run-history|profiling|dev|vibe-|undo-vibe-|"
-    "proxy=|file[=/] *https?:)|/monitoring",
-    re.IGNORECASE,
+# What the page and gradio_client ask. gradio answers more: it writes files that nobody counts
+# (state of a visit, recorded sound, code), fetches addresses of other machines, shows what others
+# do, and takes forms apart on the loop for all.
+_OURS = re.compile(
+    "/|/(config|theme[.]css|favicon[.]ico|robots[.]txt|manifest[.]json)/?|/(assets|static)/.+|"
+    "/gradio_api/((info|app_id|theme[.]css|startup-events|cancel|reset|upload|upload_progress)/?|"
+    "queue/(join|data|status)/?|(call|heartbeat)/.+|file=(?! *https?:).+)",
+    re.IGNORECASE | re.DOTALL,
 )
+# Bytes behind the question mark, of which the page needs some hundred; gradio takes each of its
+# fields apart, several times, on the loop for all.
+_LONGEST_QUERY = 1024
 # Uploads and what says how far they are.
-_UPLOAD = re.compile("/upload(_progress)?/*$")
+_UPLOAD = re.compile("/gradio_api/upload(_progress)?/?")
 # Waits up to three seconds for an upload of the name that it is asked for, before it begins.
 _PROGRESS = "/gradio_api/upload_progress"
 # What an answer is that waits for events.
@@ -240,7 +245,7 @@ def _name(host: str) -> str:
 
 
 class RouteDoor:
-    """Refuses addresses that gradio answers and this page never asks (404)."""
+    """Refuses addresses that this page never asks (404), and long queries (414)."""
 
     def __init__(self, app: App) -> None:
         """Stand before the page."""
@@ -248,9 +253,14 @@ class RouteDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand on what the page may ask."""
-        if scope["type"] == "http" and _NOT_OURS.match(scope["path"]):
-            text = f"{scope['path'][:80]!r}: found no address of this page; reload the page"
-            return await refuse(scope, send, 404, text)
+        if scope["type"] == "http":
+            if not _OURS.fullmatch(scope["path"]):
+                text = f"{scope['path'][:80]!r}: found no address of this page; reload the page"
+                return await refuse(scope, send, 404, text)
+            length = len(scope.get("query_string", b""))
+            if length > _LONGEST_QUERY:
+                text = f"query: found {length} bytes, expected at most {_LONGEST_QUERY}"
+                return await refuse(scope, send, 414, f"{text}; reload the page")
         return await self.app(scope, receive, send)
 
 
@@ -326,9 +336,12 @@ class ProgressDoor:
         self.app, self._forget = app, forget
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand on; a name that is too long is refused (400)."""
-        is_asked = scope["type"] == "http" and _UPLOAD.search(scope["path"])
+        """Hand on; a name that is too long or one of several is refused (400)."""
+        is_asked = scope["type"] == "http" and _UPLOAD.fullmatch(scope["path"])
         names = parse_qs(scope.get("query_string", b"")).get(b"upload_id", []) if is_asked else []
+        if len(names) > 1:
+            text = f"upload_id: found {len(names)} names, expected one; reload the page"
+            return await refuse(scope, send, 400, text)
         if any(len(name) > LONGEST_SESSION for name in names):
             text = f"upload_id: found more than {LONGEST_SESSION} characters; reload the page"
             return await refuse(scope, send, 400, text)

@@ -139,7 +139,8 @@ class Handlers:
                 raise DatasetError("result: found none, expected one; press Segment first")
             settings, address = Settings(gate, seen_bias, background_threshold), address_of(request)
             try:
-                with temporary_folder() as folder:
+                # Within the folder that goes with the next server where this one is killed.
+                with temporary_folder(parent=self.uploads.folder) as folder:
                     files = write_result(encoded, settings, folder)
                     nbytes = sum(max(file.stat().st_size, self.space.least) for file in files)
                     if text := self.space.take(address, nbytes):
