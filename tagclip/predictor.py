@@ -22,7 +22,7 @@ from tagclip.config.checks import available_device, check_config, check_register
 from tagclip.data.image_io import read_image
 from tagclip.data.prepared_image import ImageLike, ImagePreparer, PreparedImage
 from tagclip.data.protocol import Protocol, resolve_seen
-from tagclip.data.read_ahead import BUDGET, read_ahead
+from tagclip.data.read_ahead import BUDGET, check_budget, read_ahead
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.clip import resolve_pixels
 from tagclip.modeling.inference.fusion import ScoreFusion, refuse_nan
@@ -394,9 +394,10 @@ class TagCLIPPredictor:
             In order, of an image the tensors of its `Prediction`, on the CPU; an error as it came.
 
         Raises:
-            ConfigError: ``top_k`` is not between 0 and K.
+            ConfigError: ``top_k`` is not between 0 and K, or ``budget`` is no number of bytes.
             CheckpointError: the weights are broken: a score is nan.
         """
+        check_budget(budget)
         asked = asked or self.asked
         count = len(asked.shown)
         if not is_int(top_k) or not 0 <= top_k <= count:

@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
-from tagclip.utils.cli import check_output, run_tool
+from tagclip.utils.cli import check_output, printing, run_tool
 from tagclip.utils.files import temporary_folder, write_atomic
-from tagclip.utils.text import json_text
+from tagclip.utils.text import error_text, json_text
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -118,12 +118,14 @@ def main(args: argparse.Namespace) -> None:
     _check(args)
     other = _read(args.merge, args.device) if args.merge else None
     result, curves = measure(args)
-    print(format_text(result))
+    with printing():
+        print(format_text(result))
     files = _draw(args, curves, result) if curves and args.images else {}
     if args.write:
         _write(args, result, other, files)
     if args.json:
-        print(json_text(result), flush=True)
+        with printing():
+            print(json_text(result), flush=True)
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:
@@ -188,15 +190,17 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read(path: str, device: str) -> dict[str, Any]:
-    """The result of the other device than this one."""
+    """The result of the other device than this one, which tables can be made of."""
+    from tagclip.projects.benchmark.report import format_markdown
     from tagclip.utils.untrusted import load_json
 
     try:
         result = load_json(Path(path).read_text(encoding="utf-8"))
-        result["machine"]["device"], result["rows"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        of_cpu = {"cpu": True, "cuda": False}[result["machine"]["device"]]
+        format_markdown(*((result, None) if of_cpu else (None, result)), {})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"--merge {path}: found no result of this tool ({type(error).__name__}: {error}), "
+            f"--merge {path}: found no result of this tool ({error_text(error)}), "
             "expected the last line that --json prints"
         ) from error
     if result["machine"]["device"] == device:

@@ -104,7 +104,14 @@ def main(args: argparse.Namespace) -> None:
                 logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
                 with part_of_more():
                     curves.append(held_out_curves(cfg, args.dataset, names, folder))
-        found = to_json(best_constants(curves), groups)
+        constants = best_constants(curves)
+        if constants.hiou == 0:
+            raise ConfigError(
+                f"{args.output}: found hIoU 0 on {args.dataset} with every scale and bias, "
+                "expected models that find held-out and other seen classes; fit with more images, "
+                "more iterations (SOLVER.MAX_ITER) or other --hold-out, and another --output"
+            )
+        found = to_json(constants, groups)
         write_atomic(args.output / "gate.json", json_text(found, indent=1) + "\n")
     print(
         f"Held-out hIoU {found['hIoU']:.1f}. Evaluate with MODEL.TAGCLIP.TEST.GATE_FORM additive "

@@ -36,6 +36,8 @@ __all__ = [
 
 # Candidates of MODEL.TAGCLIP.TEST.GATE_SCALE; 0 leaves the map out where it does not help.
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+# What MODEL.TAGCLIP.TEST.SEEN_BIAS may be; a curve has biases beyond, infinite ones at its ends.
+_GREATEST_BIAS = 100
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,14 @@ def _without_labels(full: Vocabulary, held_out: Sequence[str]) -> Vocabulary:
 
 
 def best_constants(curves: Sequence[dict[float, BiasCurve]]) -> Constants:
-    """Scale and bias with the highest mean hIoU over the held-out runs."""
+    """Scale and bias, as keys of the config take them, with the highest mean hIoU over the runs."""
     found = []
     for scale in SCALES:
-        mean = np.mean([curve[scale].hiou for curve in curves], axis=0)
+        biases = curves[0][scale].biases
+        possible = np.abs(biases) <= _GREATEST_BIAS
+        mean = np.mean([curve[scale].hiou[possible] for curve in curves], axis=0)
         index = int(mean.argmax())
-        found.append(Constants(scale, float(curves[0][scale].biases[index]), float(mean[index])))
+        found.append(Constants(scale, float(biases[possible][index]), float(mean[index])))
     return max(found, key=lambda constants: constants.hiou)
 
 

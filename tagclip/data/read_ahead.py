@@ -9,7 +9,10 @@ from queue import SimpleQueue
 from threading import Condition, Thread
 from typing import TypeVar
 
-__all__ = ["BUDGET", "read_ahead"]
+from tagclip.errors import ConfigError
+from tagclip.structures.vocabulary_class import is_int
+
+__all__ = ["BUDGET", "check_budget", "read_ahead"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -39,8 +42,12 @@ def read_ahead(
         threads: how many items are prepared at the same time, at least 1.
 
     Raises:
+        ConfigError: ``budget`` or ``threads`` is no such number.
         Exception: what ``prepare``, ``size_of`` or ``items`` raised, after the items before it.
     """
+    check_budget(budget)
+    if not is_int(threads) or threads < 1:
+        raise ConfigError(f"threads: found {threads!r:.80}, expected a whole number, 1 or more")
     room = _Room(budget, _MOST_ITEMS * threads)
     ready: SimpleQueue[tuple[Future[T], int] | None] = SimpleQueue()
     pool = ThreadPoolExecutor(threads, "read_ahead")
@@ -73,6 +80,18 @@ def read_ahead(
             room.close()
             feeder.join()
             pool.shutdown(cancel_futures=True)
+
+
+def check_budget(budget: int) -> None:
+    """Refuse what is no number of bytes.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if not is_int(budget) or budget < 0:
+        raise ConfigError(
+            f"budget: found {budget!r:.80}, expected a whole number of bytes, 0 or more"
+        )
 
 
 class _Room:

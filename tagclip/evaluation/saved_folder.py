@@ -20,7 +20,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 
 from tagclip.errors import ConfigError, TagCLIPError
-from tagclip.evaluation.results import format_json
+from tagclip.evaluation.results import format_json, read_metrics
 from tagclip.evaluation.run_folder import evaluation_command
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import probe_path, write_atomic
@@ -32,6 +32,8 @@ __all__ = ["FolderKind", "FolderWriter", "ImageName", "SavedFolder", "image_find
 _INDEX = "index.json"
 # What the index says in every folder, as metrics.json does.
 _COMMON = ("dataset", "images", "split", "vocabulary", "vocabulary_fingerprint")
+# Of the run of metrics.json: which weights were evaluated. The file tells where nothing is trained.
+_WEIGHTS = ("trained_sha256", "weights_sha256")
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ class FolderWriter:
                 f"{content['images']}; set an OUTPUT_DIR that all machines share"
             )
         with self.kind.writing(self._folder):
-            index = {key: content[key] for key in _COMMON} | self._index(content, files)
+            index = {key: content[key] for key in _COMMON} | _weights(content["run"])
+            index |= self._index(content, files)
             index.setdefault("classes", [entry["name"] for entry in content["classes"]])
             write_atomic(self._folder / _INDEX, format_json(index))
 
@@ -312,13 +315,34 @@ class SavedFolder:
             vocabulary, images: see `open`.
 
         Raises:
-            ConfigError: see `open`; where nothing was saved, with the command that does.
+            ConfigError: see `open`; where nothing was saved, or by an evaluation of other weights
+                than ``metrics.json``, with the command that does.
         """
         folder = run / "inference" / dataset / cls.kind.name
+        command = evaluation_command(run, cfg, dataset, cls.kind.save)
         if not (folder / _INDEX).is_file():
-            command = evaluation_command(run, cfg, dataset, cls.kind.save)
             raise ConfigError(f"{folder}: found no {cls.kind.name}; save them with: {command}")
-        return cls.open(folder, vocabulary, images, dataset)
+        saved = cls.open(folder, vocabulary, images, dataset)
+        evaluated = _weights(read_metrics(folder.with_name("metrics.json"))["run"])
+        # Earlier versions recorded nothing: then it is taken for that of metrics.json.
+        found = {key: saved.index[key] for key in _WEIGHTS if key in saved.index}
+        if found and found != evaluated:
+            raise ConfigError(
+                f"{folder}: found {cls.kind.name} of {_describe(found)}, expected those of the "
+                f"metrics.json beside them, {_describe(evaluated)}; save them again with: {command}"
+            )
+        return saved
+
+
+def _weights(run: Mapping[str, Any]) -> dict[str, str | None]:
+    """The first checksum that a run has, or that it has none."""
+    key = next((key for key in _WEIGHTS if run.get(key)), _WEIGHTS[0])
+    return {key: run.get(key)}
+
+
+def _describe(weights: Mapping[str, str | None]) -> str:
+    ((key, value),) = weights.items()
+    return f"{key} {str(value or 'none')[:12]}"
 
 
 def _has_images(dataset: str, images: Iterable[str]) -> bool:

@@ -103,6 +103,13 @@ def _read(file: Path, weights: TrainedWeights) -> dict[str, Any]:
             f"{file}: found the result of tagclip score, which knows no model, expected that of an "
             f"evaluation of this one; {_REMEDY}"
         )
+    # A training that began without it has its own weights.
+    is_part = run.get("weights_dropped") and run.get("iterations") is None
+    if is_part and run.get("trained_sha256") != weights.tensors_sha256:
+        raise CheckpointError(
+            f"{file}: found the result of an evaluation without the trusty token "
+            f"(MODEL.TAGCLIP.TRUSTY.ENABLED False), expected one of the whole model; {_REMEDY}"
+        )
     if other := _difference(run, weights):
         raise CheckpointError(f"{file}: is of another model: found {other}; {_REMEDY}")
     return result
@@ -126,7 +133,6 @@ def _difference(run: dict[str, Any], weights: TrainedWeights) -> str:
         ("training_vocabulary", metadata.get("vocabulary_fingerprint")),
     ]
     is_training = run.get("iterations") is not None
-    # Without a trusty token, other tensors are evaluated than the file holds.
     is_of_file = not is_training and run.get("weights_sha256") in weights.files_sha256
     if is_training:
         rows.append(("iterations", weights.iterations))

@@ -83,6 +83,20 @@ def test_the_best_pair_has_the_highest_mean() -> None:
     assert best_constants([first]).bias == 1.0
 
 
+@pytest.mark.parametrize(
+    ("biases", "hiou", "bias"),
+    [
+        ([-np.inf, -1.0, 2.0, np.inf], [9, 0, 0, 9], -1.0),
+        ([-np.inf, -2047.0, 0.0, 2047.0, np.inf], [0, 9, 5, 9, 0], 0.0),
+    ],
+)
+def test_the_bias_is_one_that_the_config_takes(
+    biases: list[float], hiou: list[float], bias: float
+) -> None:
+    found = best_constants([{scale: curve(biases, hiou) for scale in SCALES}])
+    assert found.bias == Gate(bias=found.bias, scale=found.scale).bias == bias
+
+
 def test_gates_are_those_of_the_model_itself(cfg: CfgNode) -> None:
     """Against the labels of the model with each gate, one image at a time."""
     model = ZeroShotTrainer.build_model(cfg).eval()
@@ -187,6 +201,25 @@ def test_the_command_writes_the_keys(
     tuned = [str(tmp_path / "tuned.yaml") if word == str(path) else word for word in words]
     with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS: found .*a\.pth, expected none: a gate"):
         FIT_GATE.main(FIT_GATE.parse_args([*tuned, *others]))
+
+
+def test_constants_of_nothing_are_not_handed_out(
+    cfg: CfgNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Where no held-out pixel is found with any bias, as after too short a training."""
+    (path := tmp_path / "config.yaml").write_text(cfg.dump())
+    (dataset,) = cfg.DATASETS.TEST
+    full = Protocol(cfg).asked(dataset)
+    seen = next(name for name in full.names if name not in full.unseen_names)
+    nothing = {scale: curve([-np.inf, -1.0, 1.0, np.inf], [0] * 4) for scale in SCALES}
+    monkeypatch.setattr("tagclip.analysis.gate_fitting.held_out_curves", lambda *_: nothing)
+    output = tmp_path / "fit"
+    words = ["--config-file", path, "--dataset", dataset, "--output", output, "--hold-out", seen]
+    args = FIT_GATE.parse_args([*map(str, words), "DATASETS.TEST", repr(cfg.DATASETS.TRAIN)])
+    said = exit_of(run_tool, FIT_GATE.main, args)
+    assert str(said).startswith(f"ConfigError: {output}: found hIoU 0 on {dataset} with every ")
+    assert "more images, more iterations (SOLVER.MAX_ITER) or other --hold-out" in str(said)
+    assert not (output / "gate.json").exists() and "SEEN_BIAS" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -230,6 +230,42 @@ def test_another_run_of_the_same_length_is_told_by_its_tensors(
         shown(other)
 
 
+def test_a_result_without_the_trusty_token_is_not_the_models(
+    train_net: ModuleType, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    train_net.main(run_arguments(config, "OUTPUT_DIR", tmp_path / "run"))
+    saved, output = tmp_path / "run" / "model_final.pth", tmp_path / "e"
+    without = ("MODEL.TAGCLIP.TRUSTY.ENABLED", False, "MODEL.TAGCLIP.TEST.GATE", "none")
+    train_net.main(
+        run_arguments(
+            config, "OUTPUT_DIR", output, "MODEL.WEIGHTS", saved, *without, eval_only=True
+        )
+    )
+    (evaluated,) = output.glob("inference/*/metrics.json")
+    content = json.loads(evaluated.read_text())
+    assert content["run"]["weights_dropped"]
+    predictor = TagCLIPPredictor.from_checkpoint(saved)
+    message = f"{evaluated}: found the result of an evaluation without the trusty token "
+    with pytest.raises(CheckpointError, match=f"^{message}.*, expected one of the whole model; "):
+        predictor.save_pretrained(tmp_path / "m", results=[evaluated])
+    (beside,) = tmp_path.glob("run/inference/*/metrics.json")
+    trained = beside.read_text()
+    shutil.copy(evaluated, beside)
+
+    def shown() -> list[dict[str, Any]]:
+        folder = predictor.save_pretrained(tmp_path / "m", overwrite=True)
+        return json.loads((folder / "tagclip.json").read_text())["results"]
+
+    assert shown() == []
+    said = capsys.readouterr().out
+    assert f"Not shown in the card: {beside}: found the result of an evaluation without" in said
+    # A training that began from weights without it is none of these.
+    content = json.loads(trained)
+    content["run"]["weights_dropped"] = ["sem_seg_head.trusty_token"]
+    beside.write_text(json.dumps(content))
+    assert len(shown()) == 1
+
+
 def test_a_score_of_predictions_is_no_result(tiny_cfg: CfgNode, tmp_path: Path) -> None:
     predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "run"))
     file = tmp_path / "run" / "inference" / "d" / "metrics.json"

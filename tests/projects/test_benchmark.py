@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,7 @@ from tagclip.projects.benchmark.released import (
 )
 from tagclip.projects.benchmark.report import format_markdown
 from tagclip.projects.benchmark.workload import QUICK, Workload
+from tagclip.utils.cli import run_tool
 
 
 @pytest.fixture(scope="module")
@@ -226,11 +228,60 @@ def test_mistakes_get_one_line_before_anything_is_measured(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("measured"))
     (tmp_path / "folder").mkdir()
-    result = gpu_result()
+    result = gpu_result(part="throughput", name="bfloat16, batch 8")
     result["machine"]["device"] = "cpu"
     (tmp_path / "cpu.json").write_text(json.dumps(result))
     with pytest.raises(TagCLIPError, match=message):
         tool.main(tool.parse_args(["--quick", *command]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": [{}]},
+        {"rows": [{"part": "throughput"}]},
+        {"rows": {"part": 1}},
+        {"rows": [5]},
+        {"rows": [None]},
+        {"rows": None},
+        {"machine": {"device": "tpu"}},
+        {"machine": {"device": ["cuda"]}},
+        {"machine": None},
+    ],
+    ids=str,
+)
+def test_a_result_of_another_form_is_refused_before_anything_is_measured(
+    tool: ModuleType, change: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "measure", lambda *_: pytest.fail("measured"))
+    path = tmp_path / "gpu.json"
+    command = ["--quick", "--merge", str(path), "--write", str(tmp_path / "P.md")]
+    result = gpu_result(part="throughput", name="bfloat16, batch 8") | change
+    path.write_text(json.dumps(result))
+    with pytest.raises(ConfigError) as caught:
+        tool.main(tool.parse_args(command))
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"--merge {path}: found no result of this tool (")
+    assert line.endswith("expected the last line that --json prints")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("buffering", [-1, 1])
+def test_a_result_that_the_shell_leads_to_a_full_disk(
+    tool: ModuleType, buffering: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Line by line, as with PYTHONUNBUFFERED, the table fails before the json."""
+    result = gpu_result(part="throughput", name="bfloat16, batch 8")
+    monkeypatch.setattr(tool, "measure", lambda _: (result, []))
+    args = tool.parse_args(["--quick", "--part", "throughput", "--json"])
+    # What is left in the buffer fails again as it is closed.
+    with suppress(OSError), Path("/dev/full").open("w", buffering) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        said = exit_of(run_tool, tool.main, args)
+    assert said == (
+        "OutputError: stdout: cannot be written (No space left on device); free space or choose "
+        "another place"
+    )
 
 
 @pytest.mark.parametrize(

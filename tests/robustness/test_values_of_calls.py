@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 from tagclip import TagCLIPPredictor, Vocabulary, load_config
 from tagclip.checkpoint import checkpoint_config
 from tagclip.config import check_config
+from tagclip.data.read_ahead import read_ahead
 from tagclip.errors import ConfigError, DatasetError, TagCLIPError, VocabularyError
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.modeling.inference.gate import Gate
@@ -173,6 +174,28 @@ def test_arguments_of_a_prediction(predictor: TagCLIPPredictor, value: Any) -> N
         fusion = predictor.encode(image, predictor.asked)
         line = refusal(lambda: fusion.labels((4, 4), value), ConfigError)
         assert line.startswith("MODEL.TAGCLIP.TEST.BACKGROUND_THRESHOLD: found")
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, *NUMBERS], ids=type_of)
+def test_arguments_of_a_stream(predictor: TagCLIPPredictor, value: Any) -> None:
+    """A negative budget was taken as none, and 0 threads were in the words of the standard library.
+    Nothing of the stream is read."""
+
+    def images() -> Iterator[Any]:
+        pytest.fail("read")
+        yield
+
+    def ahead(**options: Any) -> Callable[[], Any]:
+        return lambda: next(read_ahead(images(), lambda item: item, lambda item: 1, **options))
+
+    budget = f"budget: found {value!r}, expected a whole number of bytes, 0 or more"
+    assert refusal(ahead(budget=value), ConfigError) == budget
+    for threads in (0, value):
+        line = refusal(ahead(threads=threads), ConfigError)
+        assert line == f"threads: found {threads!r}, expected a whole number, 1 or more"
+    predictor.set_vocabulary(["a", "b"])
+    stream = predictor.segment_prepared(images(), budget=value)
+    assert refusal(lambda: next(stream), ConfigError) == budget
 
 
 def test_images_of_any_form(predictor: TagCLIPPredictor) -> None:

@@ -262,6 +262,46 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_read(
     assert text.startswith(f"--device: found {device!r}") and text.endswith(found)
 
 
+def test_logits_of_an_earlier_model_are_not_those_of_the_new_one(
+    tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Whose mIoU may be near: a second evaluation into the folder saves none."""
+    run = evaluate("a")
+    logits = logits_of(run)
+    metrics = logits.parent / "metrics.json"
+    index = json.loads((logits / "index.json").read_text())
+    content = json.loads(metrics.read_text())
+    ours = content["run"]["trained_sha256"]
+    assert index["trained_sha256"] == ours
+    content["run"]["trained_sha256"] = other = "0" * 64
+    metrics.write_text(json.dumps(content))
+    assert message(lambda: analyze(tool, tmp_path / "out", run)) == (
+        f"{logits}: found logits of trained_sha256 {ours[:12]}, expected those of the metrics.json "
+        f"beside them, trained_sha256 {other[:12]}; save them again with: tagclip evaluate "
+        f"--config-file {run}/config.yaml --weights CHECKPOINT OUTPUT_DIR {run} "
+        "TEST.SAVE_LOGITS True"
+    )
+    # Earlier versions wrote no checksum into the index: mIoU is all that is compared.
+    del index["trained_sha256"]
+    (logits / "index.json").write_text(json.dumps(index))
+    analyze(tool, tmp_path / "out", run, num=1)
+
+
+def test_weights_that_train_nothing_are_told_by_their_file(
+    tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = evaluate("a")
+    logits = logits_of(run)
+    for path, value in ((logits / "index.json", "1"), (logits.parent / "metrics.json", "2")):
+        content = json.loads(path.read_text())
+        weights = content["run"] if path.stem == "metrics" else content
+        weights.pop("trained_sha256")
+        weights["weights_sha256"] = value * 64
+        path.write_text(json.dumps(content))
+    text = message(lambda: analyze(tool, tmp_path / "out", run))
+    assert f"found logits of weights_sha256 {'1' * 12}, expected those of" in text
+
+
 def test_mistakes_are_one_line(
     tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
 ) -> None:

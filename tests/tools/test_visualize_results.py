@@ -45,11 +45,12 @@ class Run:
             labels = np.where(stripes | (truth == VOID), wrong, truth)
             self.pairs[sample["file_name"]] = truth, labels
 
-    def evaluate(self, kind: str) -> None:
+    def evaluate(self, kind: str, trained: str | None = None) -> None:
         cfg = changed(self.cfg, "TEST.SAVE_PREDICTIONS", kind)
         self.folder.mkdir(exist_ok=True)
         (self.folder / "config.yaml").write_text(cfg.dump())
         evaluator = ZeroShotTrainer.build_evaluator(cfg, self.dataset)
+        evaluator.trained_sha256 = trained
         for file, (_, labels) in self.pairs.items():
             output = {
                 "sem_seg_labels": torch.from_numpy(labels).short(),
@@ -184,6 +185,27 @@ def test_without_predictions_a_command_is_named(tool: ModuleType, run: Run) -> N
     assert "config.yaml --resume OUTPUT_DIR" in message(lambda: show(tool, run))
     # What needs no predictions has been drawn.
     assert (run.folder / "visualize_results" / run.dataset / "confusions.png").is_file()
+
+
+def test_predictions_of_other_weights_are_refused(tool: ModuleType, run: Run) -> None:
+    """Although they add up: a later evaluation saved none."""
+    run.evaluate("png", trained="a" * 64)
+    show(tool, run)
+    run.evaluate("", trained="b" * 64)
+    folder = run.folder / "inference" / run.dataset / "predictions"
+    found, expected = (f"trained_sha256 {letter * 12}" for letter in "ab")
+    text = message(lambda: show(tool, run))
+    assert text.startswith(
+        f"{folder}: found predictions of {found}, expected those of the metrics.json beside them, "
+        f"{expected}; save them again with: tagclip evaluate --config-file "
+    )
+    run.evaluate("png", trained="b" * 64)
+    show(tool, run)
+    # One of nothing that was trained has another of both.
+    run.evaluate("")
+    assert "expected those of the metrics.json beside them, trained_sha256 none; save them" in (
+        message(lambda: show(tool, run))
+    )
 
 
 def test_parts_of_different_evaluations_are_refused(tool: ModuleType, run: Run) -> None:
