@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tagclip.data.formats import READERS, reader
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
@@ -456,6 +456,7 @@ def _convert(
     _refuse_equal(args, tasks)
     with RunLock(args.output, "--output"):
         classes = _class_list(args, tasks, table)
+        earlier = [] if classes.fate == "replaced" else _earlier_runs(args.output, tasks)
         for folder in {task.output.parent for task in tasks}:
             remove_leftovers(folder, "*.png")
         unknown: Counter[Pixel] = Counter()
@@ -475,7 +476,7 @@ def _convert(
                 raise DatasetError(f"{message}; {rest}")
             if not has_class:
                 raise DatasetError(_nothing_message(args, len(tasks)))
-        _write_index(args, tasks, table, classes, {**unknown, **unknown_names})
+        _write_index(args, tasks, table, classes, {**unknown, **unknown_names}, earlier)
     if ranges:
         _warn_of_one_class(args.threshold, ranges, table.vocabulary)
     line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
@@ -647,12 +648,32 @@ def _nearest(pixel: Pixel, table: ClassTable) -> str:
     return f", nearest {_text(near)} {_names(table)[near]}"
 
 
+def _earlier_runs(output: Path, tasks: Sequence[MaskFile | ImageToPaint]) -> list[dict[str, Any]]:
+    """What the index there says of label files that this run does not write, run by run."""
+    from tagclip.utils.untrusted import load_json
+
+    own = {task.output.relative_to(output).as_posix() for task in tasks}
+    found = []
+    try:
+        index = load_json((output / _INDEX).read_text("utf-8"))
+        last = {key: index[key] for key in ("from", "source", "unknown", "files")}
+        for run in (*index.get("earlier", ()), last):
+            names = (name for name in run["files"] if name not in own)
+            files = {name: run["files"][name] for name in names if (output / name).is_file()}
+            found += [{**run, "files": files}] * bool(files)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # Of a run that broke off, or not ours: the labels themselves are what counts.
+        return []
+    return found
+
+
 def _write_index(
     args: argparse.Namespace,
     tasks: Sequence[MaskFile | ImageToPaint],
     table: ClassTable,
     classes: _ClassList,
     unknown: Mapping[Pixel, int],
+    earlier: list[dict[str, Any]],
 ) -> None:
     from tagclip.structures.vocabulary import Vocabulary
 
@@ -666,6 +687,7 @@ def _write_index(
         "ignore_label": table.vocabulary.ignore_label,
         "unknown": {_text(pixel): number for pixel, number in list(unknown.items())[:_ROWS]},
         "files": files,
+        "earlier": earlier,
     }
     with writing("--output", args.output):
         if classes.fate not in ("same", "kept"):

@@ -851,6 +851,32 @@ def test_an_export_without_annotations(tool: ModuleType, tmp_path: Path) -> None
     assert np.unique(read_label(tmp_path / "o/s/a.png")).tolist() == [0, 1, 2, 255]
 
 
+def test_the_index_knows_the_masks_of_all_runs(
+    tool: ModuleType, masks: Path, tmp_path: Path
+) -> None:
+    output, index = tmp_path / "o", tmp_path / "o" / "index.json"
+    words = ["--classes", tmp_path / "classes.csv", "--output", output]
+    run(tool, masks, *words)
+    first = json.loads(index.read_text())
+    assert list(first["files"]) == ["a/0.png", "a/2.png", "b/1.png"] and first["earlier"] == []
+    second = tmp_path / "second" / "a"
+    second.mkdir(parents=True)
+    for name, seed in (("2.png", 2), ("7.png", 7)):
+        Image.fromarray(COLORS[ids(seed)]).save(second / name)
+    (output / "b" / "1.png").unlink()
+    for more in ((), ("--overwrite",)):
+        run(tool, second.parent, *words, *more)
+        found = json.loads(index.read_text())
+        assert list(found["files"]) == ["a/2.png", "a/7.png"]
+        assert found["earlier"] == [
+            {"from": "masks", "source": str(masks), "unknown": {},
+             "files": {"a/0.png": first["files"]["a/0.png"]}}
+        ]  # fmt: skip
+    index.write_text("damaged")
+    run(tool, second.parent, *words)
+    assert json.loads(index.read_text())["earlier"] == []
+
+
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_masks_of_which_nothing_has_a_class(
     tool: ModuleType, masks: Path, tmp_path: Path, overwrite: list[str]
