@@ -189,7 +189,9 @@ def test_entries_go_with_the_files_that_another_input_replaces(
     common = save(tmp_path / "c.png")
     for folder, shape in (("a", (40, 50)), ("b", (30, 60))):
         image = save(tmp_path / folder / "x.png", picture(*shape))
-        assert run("--input", image, common, *options) == 0
+        # The second is refused unless it is told.
+        told = ["--overwrite"] * (folder == "b")
+        assert run("--input", image, common, *options, *told) == 0
     found = {row["file"] for row in json.loads(result.read_text())["images"]}
     assert found == {str(common), str(tmp_path / "b" / "x.png")}
     # Without files of its own an entry stands for itself.
