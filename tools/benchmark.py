@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
-from tagclip.utils.cli import check_output, printing, run_tool
+from tagclip.utils.cli import check_output, run_tool
 from tagclip.utils.files import temporary_folder, write_atomic
 from tagclip.utils.text import error_text, json_text
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
@@ -118,14 +118,12 @@ def main(args: argparse.Namespace) -> None:
     _check(args)
     other = _read(args.merge, args.device) if args.merge else None
     result, curves = measure(args)
-    with printing():
-        print(format_text(result))
+    print(format_text(result))
     files = _draw(args, curves, result) if curves and args.images else {}
     if args.write:
         _write(args, result, other, files)
     if args.json:
-        with printing():
-            print(json_text(result), flush=True)
+        print(json_text(result), flush=True)
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[CostCurve]]:

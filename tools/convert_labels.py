@@ -20,20 +20,21 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from tagclip.data.formats import READERS, reader
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.utils.cli import check_output, run_tool, writing
-from tagclip.utils.files import files_atomic, remove_leftovers, write_atomic
+from tagclip.utils.files import files_atomic, remove_leftovers
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
-from tagclip.utils.text import counted, did_you_mean, format_csv, json_text, listed, one_line
+from tagclip.utils.text import counted, did_you_mean, format_csv, listed, one_line
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ _EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"
 _LOSSY = (".jpg", ".jpeg")
 # Class lists as other tools call them, beside the masks or above.
 _CLASS_FILES = ("vocabulary.json", "labelmap.txt", "class_dict.csv", "label_colors.txt")
-_INDEX, _VOCABULARY = "index.json", "vocabulary.json"
 # What the summary says of a class list that was there.
 _FATES = {
     "new": "",
@@ -449,20 +449,23 @@ def _convert(
     """Run all tasks; write the index and the class list when all have succeeded.
 
     What --overwrite replaces is replaced then, too: labels of two class lists never lie together.
-    Those of an earlier run keep their meaning (`_class_list`).
+    Those of an earlier run keep their meaning (`LabelFolder`).
     """
     from tagclip.data.datasets.walk import map_files
+    from tagclip.data.label_folder import LabelFolder
 
     _refuse_equal(args, tasks)
+    files = {task.output: task.name for task in tasks}
+    beside = LabelFolder(args.output, files, filter(None, (args.source, args.images)))
     with RunLock(args.output, "--output"):
-        classes = _class_list(args, tasks, table)
-        earlier = [] if classes.fate == "replaced" else _earlier_runs(args.output, tasks)
+        classes = beside.classes(table, args.overwrite)
+        earlier = [] if classes.fate == "replaced" else beside.earlier_runs()
         for folder in {task.output.parent for task in tasks}:
             remove_leftovers(folder, "*.png")
         unknown: Counter[Pixel] = Counter()
         bad, num_new, has_class = 0, 0, False
         ranges = []
-        with _staged(args, function, classes) as function:
+        with _staged(args, function, partial(beside.forget, classes)) as function:
             for done in map_files(function, tasks, "convert", args.workers):
                 unknown.update(done.unknown)
                 bad += bool(done.unknown)
@@ -476,7 +479,14 @@ def _convert(
                 raise DatasetError(f"{message}; {rest}")
             if not has_class:
                 raise DatasetError(_nothing_message(args, len(tasks)))
-        _write_index(args, tasks, table, classes, {**unknown, **unknown_names}, earlier)
+        counts = list({**unknown, **unknown_names}.items())[:_ROWS]
+        run = {
+            "from": args.form or "masks",
+            "source": str(args.source),
+            "unknown": {_text(pixel): number for pixel, number in counts},
+        }
+        with writing("--output", args.output):
+            beside.write(classes, table.vocabulary.ignore_label, run, files, earlier)
     if ranges:
         _warn_of_one_class(args.threshold, ranges, table.vocabulary)
     line = f"{len(tasks)} label files in {args.output}: {num_new} written, "
@@ -488,68 +498,9 @@ def _convert(
     print(line + _FATES[classes.fate])
 
 
-class _ClassList(NamedTuple):
-    """The text of vocabulary.json in the end, and what becomes of one that is there (`_FATES`)."""
-
-    text: str
-    fate: str
-
-
-def _class_list(
-    args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPaint], table: ClassTable
-) -> _ClassList:
-    """The class list for the labels of this run and those that are there.
-
-    Raises:
-        DatasetError: with --overwrite labels would stay that mean something else by it.
-        VocabularyError: the one that is there is damaged, or labels would change their meaning.
-    """
-    from tagclip.data.class_tables import vocabulary_text
-    from tagclip.data.label_meaning import joined_text
-    from tagclip.structures.vocabulary_json import read_vocabulary_text
-
-    path, new = args.output / _VOCABULARY, vocabulary_text(table)
-    if not os.path.lexists(path):
-        return _ClassList(new, "new")
-    try:
-        text = joined_text(path, table)
-    except VocabularyError as error:
-        others = _other_labels(args, tasks)
-        if args.overwrite and not others:
-            return _ClassList(new, "replaced")
-        if args.overwrite:
-            raise DatasetError(
-                f"{others[0]}: found {counted(len(others), 'label file')} that this run does not "
-                "write, expected none, for by its class list they would mean something else; "
-                "choose another --output, or remove them"
-            ) from error
-        remedy = "" if others else ", or pass --overwrite"
-        raise VocabularyError(
-            f"{error}; or choose another --output, into which all can go in one run{remedy}"
-        ) from error
-    if text != read_vocabulary_text(path):
-        return _ClassList(text, "extended")
-    return _ClassList(text, "same" if text == new else "kept")
-
-
-def _other_labels(args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPaint]) -> list[Path]:
-    """Label files in the output that this run neither reads nor writes, sorted."""
-    from tagclip.data.datasets.walk import files_below
-
-    own = {task.output for task in tasks}
-    read = [folder.resolve() for folder in (args.source, args.images) if folder]
-    return sorted(
-        path
-        for path in files_below(args.output)
-        if path.suffix.lower() in _EXTENSIONS.difference(_LOSSY, {".webp"})
-        and path not in own
-        and not any(path.resolve().is_relative_to(folder) for folder in read)
-    )
-
-
 @contextmanager
 def _staged(
-    args: argparse.Namespace, function: Conversion | Painting, classes: _ClassList
+    args: argparse.Namespace, function: Conversion | Painting, forget: Callable[[], None]
 ) -> Iterator[Conversion | Painting]:
     """With --overwrite, give a function whose files take their places when all are there."""
     if not args.overwrite:
@@ -565,8 +516,7 @@ def _staged(
     ):
         yield replace(function, staging=Staging(args.output, folder))
         # First: what a kill leaves from here on is not complete.
-        for name in (_VOCABULARY, _INDEX) if classes.fate == "replaced" else (_INDEX,):
-            (args.output / name).unlink(missing_ok=True)
+        forget()
 
 
 def _warn_of_one_class(
@@ -646,53 +596,6 @@ def _nearest(pixel: Pixel, table: ClassTable) -> str:
         return ""
     near = min(table.colors, key=lambda c: sum((a - b) ** 2 for a, b in zip(c, pixel, strict=True)))
     return f", nearest {_text(near)} {_names(table)[near]}"
-
-
-def _earlier_runs(output: Path, tasks: Sequence[MaskFile | ImageToPaint]) -> list[dict[str, Any]]:
-    """What the index there says of label files that this run does not write, run by run."""
-    from tagclip.utils.untrusted import load_json
-
-    own = {task.output.relative_to(output).as_posix() for task in tasks}
-    found = []
-    try:
-        index = load_json((output / _INDEX).read_text("utf-8"))
-        last = {key: index[key] for key in ("from", "source", "unknown", "files")}
-        for run in (*index.get("earlier", ()), last):
-            names = (name for name in run["files"] if name not in own)
-            files = {name: run["files"][name] for name in names if (output / name).is_file()}
-            found += [{**run, "files": files}] * bool(files)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # Of a run that broke off, or not ours: the labels themselves are what counts.
-        return []
-    return found
-
-
-def _write_index(
-    args: argparse.Namespace,
-    tasks: Sequence[MaskFile | ImageToPaint],
-    table: ClassTable,
-    classes: _ClassList,
-    unknown: Mapping[Pixel, int],
-    earlier: list[dict[str, Any]],
-) -> None:
-    from tagclip.structures.vocabulary import Vocabulary
-
-    vocabulary = Vocabulary.from_text(classes.text, "", _VOCABULARY)
-    files = {task.output.relative_to(args.output).as_posix(): task.name for task in tasks}
-    content = {
-        "format": 1,
-        "from": args.form or "masks",
-        "source": str(args.source),
-        "classes": {entry.id: entry.name for entry in vocabulary.classes},
-        "ignore_label": table.vocabulary.ignore_label,
-        "unknown": {_text(pixel): number for pixel, number in list(unknown.items())[:_ROWS]},
-        "files": files,
-        "earlier": earlier,
-    }
-    with writing("--output", args.output):
-        if classes.fate not in ("same", "kept"):
-            write_atomic(args.output / _VOCABULARY, classes.text)
-        write_atomic(args.output / _INDEX, json_text(content, indent=1) + "\n")
 
 
 def _note(line: str) -> None:

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
+from tagclip.config.checks import bounds
 from tagclip.data import Protocol
 from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.engine.finished_run import refuse_finished_run
@@ -36,8 +37,6 @@ __all__ = [
 
 # Candidates of MODEL.TAGCLIP.TEST.GATE_SCALE; 0 leaves the map out where it does not help.
 SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-# What MODEL.TAGCLIP.TEST.SEEN_BIAS may be; a curve has biases beyond, infinite ones at its ends.
-_GREATEST_BIAS = 100
 
 
 @dataclass(frozen=True)
@@ -142,10 +141,11 @@ def _without_labels(full: Vocabulary, held_out: Sequence[str]) -> Vocabulary:
 
 def best_constants(curves: Sequence[dict[float, BiasCurve]]) -> Constants:
     """Scale and bias, as keys of the config take them, with the highest mean hIoU over the runs."""
-    found = []
+    found, (low, high) = [], bounds("MODEL.TAGCLIP.TEST.SEEN_BIAS")
     for scale in SCALES:
         biases = curves[0][scale].biases
-        possible = np.abs(biases) <= _GREATEST_BIAS
+        # A curve has biases beyond, infinite ones at its ends.
+        possible = (biases >= low) & (biases <= high)
         mean = np.mean([curve[scale].hiou[possible] for curve in curves], axis=0)
         index = int(mean.argmax())
         found.append(Constants(scale, float(biases[possible][index]), float(mean[index])))

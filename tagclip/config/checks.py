@@ -18,6 +18,7 @@ from tagclip.utils.text import counted, did_you_mean
 
 __all__ = [
     "available_device",
+    "bounds",
     "check_config",
     "check_device",
     "check_registered",
@@ -36,6 +37,12 @@ _OF_DETECTRON2 = ", a part of detectron2's own models"
 def choices(name: str) -> tuple[str, ...]:
     """Return the words that a config key may be."""
     return _all_keys()[name].choices
+
+
+def bounds(name: str) -> tuple[float | None, float | None]:
+    """Return the inclusive bounds of a config key; None for one that it does not have."""
+    key = _all_keys()[name]
+    return key.low, key.high
 
 
 def expected_value(name: str, default: Any) -> str:

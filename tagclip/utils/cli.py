@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tagclip.errors import ConfigError, OutputError, TagCLIPError
+from tagclip.errors import ConfigError, TagCLIPError
 from tagclip.utils.files import expand_path, probe_path
 from tagclip.utils.installed import check_installed
 from tagclip.utils.lost_logs import lost_logs
@@ -30,7 +30,6 @@ __all__ = [
     "forward_sigterm",
     "hide_tracebacks",
     "is_lost_connection",
-    "printing",
     "run_tool",
     "writing",
 ]
@@ -119,7 +118,7 @@ def _disk_line(error: Exception) -> str | None:
     else:
         return None
     # The system names no file that is open, and of a link first where it leads to.
-    named = error.filename2 or error.filename or "a file that is open"
+    named = error.filename2 or error.filename or "stdout, or a file that is open"
     return (
         f"{type(error).__name__}: {named}: cannot be read or written ({error.strerror}); {remedy}"
     )
@@ -251,21 +250,6 @@ def writing(
         raise ConfigError(
             f"{option} {path}: cannot be written ({error.strerror or one_line(error)}); {remedy}"
         ) from error
-
-
-@contextmanager
-def printing() -> Iterator[None]:
-    """Name stdout where what is printed goes to a file that cannot be written.
-
-    Raises:
-        OutputError: for an OSError of the block; not where nobody reads stdout any more.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OutputError(error.errno, error.strerror, "stdout") from error
 
 
 def check_processes(

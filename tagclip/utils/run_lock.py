@@ -241,6 +241,8 @@ def _removed(path: Path) -> bool:
 def in_turn(path: Path) -> Iterator[None]:
     """Within ``with``, be alone among those that name this file; the others wait. It stays.
 
+    iopath's `file_lock` opens the file to write it, which another user's may not be.
+
     Args:
         path: the file, which is made; of it nothing is read or written.
 

@@ -279,8 +279,8 @@ def test_a_result_that_the_shell_leads_to_a_full_disk(
         monkeypatch.setattr(sys, "stdout", full)
         said = exit_of(run_tool, tool.main, args)
     assert said == (
-        "OutputError: stdout: cannot be written (No space left on device); free space or choose "
-        "another place"
+        "OSError: stdout, or a file that is open: cannot be read or written (No space left on "
+        "device); free space, or mend its rights"
     )
 
 

@@ -228,7 +228,7 @@ def test_what_a_disk_says_is_one_line(
         raise OSError(number, os.strerror(number), path)
 
     line = exit_of(run_tool, fail)
-    named = path or "a file that is open"
+    named = path or "stdout, or a file that is open"
     assert f": {named}: cannot be read or written ({os.strerror(number)}); free space, or" in line
     assert len(line.splitlines()) == 1
     monkeypatch.setenv("TAGCLIP_DEBUG", "1")

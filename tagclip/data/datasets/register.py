@@ -31,14 +31,19 @@ from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean
 
-__all__ = ["register_datasets", "register_folder_dataset", "register_zero_shot_sem_seg"]
+__all__ = [
+    "LABEL_EXTS",
+    "register_datasets",
+    "register_folder_dataset",
+    "register_zero_shot_sem_seg",
+]
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
 # Of `register_folder_dataset`. Labels are jpg where nothing else is there.
 _IMAGE_EXTS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
-_LABEL_EXTS = ("png", "gif", "bmp", "tif", "tiff")
+LABEL_EXTS = ("png", "gif", "bmp", "tif", "tiff")
 _SPARE_LABEL_EXTS = ("jpg", "jpeg")
 # Arguments of `register_folder_dataset`.
 _ENTRY_REQUIRED = ("name", "images", "labels", "vocabulary")
@@ -170,7 +175,7 @@ def register_folder_dataset(
     files = _PairedFiles(
         name,
         NamedFiles("image", expand_path(images), _IMAGE_EXTS, image_suffix),
-        NamedFiles("label", expand_path(labels), _LABEL_EXTS, label_suffix, _SPARE_LABEL_EXTS),
+        NamedFiles("label", expand_path(labels), LABEL_EXTS, label_suffix, _SPARE_LABEL_EXTS),
         image_list=expand_path(image_list),
         pairs=expand_path(pairs),
     )

@@ -166,7 +166,7 @@ def _ellipse(size: tuple[int, int], shape: Mapping[str, Any]) -> Callable[[], np
 
 
 def _degrees(shape: Mapping[str, Any]) -> float:
-    """Clockwise around the centre; datumaro has no field for it, CVAT writes it as an attribute."""
+    """Clockwise around the centre, as CVAT turns; datumaro's json has no field for it."""
     return float((shape.get("attributes") or {}).get("rotation") or 0)
 
 
