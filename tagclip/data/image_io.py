@@ -43,14 +43,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # By these, in lower case, files of folders and archives are known to be images.
-IMAGE_SUFFIXES = frozenset(
-    ".bmp .gif .jfif .jpe .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
-)
+IMAGE_SUFFIXES = frozenset([
+    ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff",
+    ".webp",
+])  # fmt: skip
 # By these to be images of other kinds: of cameras and telephones, of browsers, of 16 bit and more.
-_OTHER_SUFFIXES = frozenset(
-    ".apng .arw .avif .cr2 .cr3 .dng .exr .hdr .heic .heif .hif .j2k .jp2 .jxl .nef .orf .pbm "
-    ".pnm .raf .rw2 .svg .tga".split()
-)
+_OTHER_SUFFIXES = frozenset([
+    ".apng", ".arw", ".avif", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".heic", ".heif", ".hif",
+    ".j2k", ".jp2", ".jxl", ".nef", ".orf", ".pbm", ".pnm", ".raf", ".rw2", ".svg", ".tga",
+])  # fmt: skip
 _EXIF_ORIENTATION = 0x0112
 # Those that swap height and width.
 _TURNED = (5, 6, 7, 8)
