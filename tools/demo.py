@@ -89,7 +89,7 @@ def make_parser() -> ToolParser:
         default=512,
         help="longer side of a panel in pixels",
     )
-    add("--overwrite", action="store_true", help="make finished pictures again")
+    add("--overwrite", action="store_true", help="make finished pictures again, or a video")
     add(
         "--num-gpus",
         type=NumberIn(int, 1, MOST_PROCESSES),
@@ -161,7 +161,7 @@ def parse_args(args: Sequence[str] | None = None) -> argparse.Namespace:
     if len(parser.given(args, "num_gpus", "processes")) > 1:
         parser.error("--num-gpus, --workers: processes on GPUs or on the CPU, leave out one")
     check_output_dir(parser, parsed)
-    parsed.of_images = parser.given(args, "num_gpus", "processes", "overwrite")
+    parsed.of_images = parser.given(args, "num_gpus", "processes")
     parsed.input = [*parsed.images, *parsed.input]
     if bool(parsed.input) == bool(parsed.video_input or parsed.webcam):
         parser.error("expected either images, --video-input or --webcam")
@@ -197,7 +197,7 @@ def main(args: argparse.Namespace) -> int:
     if is_moving and args.of_images:
         raise ConfigError(
             f"{args.of_images[0]}: found {'--webcam' if args.webcam else videos[0]}, expected "
-            f"images: a video is made anew, in one process; leave {args.of_images[0]} out"
+            f"images: a video is made in one process; leave {args.of_images[0]} out"
         )
     if args.no_draw and not (args.save_labels or args.json):
         raise ConfigError(

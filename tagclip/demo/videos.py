@@ -26,6 +26,7 @@ from tagclip.demo.result_json import (
 )
 from tagclip.demo.results import ResultKeeper
 from tagclip.errors import ConfigError
+from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.files import remove_leftovers
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import StopRequest
@@ -42,9 +43,9 @@ def draw_video(
     """Draw what a command line of ``tagclip segment`` asks for.
 
     Without ``output`` it is a window, with ``no_draw`` nothing. Labels of frame N are
-    ``NAME_labels/N.png`` beside the video, with six digits from 000000; frames of an
-    earlier run that this one does not have are removed. The json has an entry with ``frame`` for
-    each.
+    ``NAME_labels/N.png`` beside the video, with six digits from 000000. What an earlier run wrote,
+    perhaps of another video of this name, is replaced with ``overwrite`` alone, and then whole:
+    its later frames go. The json has an entry with ``frame`` for each.
 
     After SIGTERM, SIGHUP or a first Ctrl-C the frame at work is finished, and with it what is
     written: a whole video, if a shorter one. A camera is ended in this way.
@@ -56,22 +57,25 @@ def draw_video(
 
     Raises:
         KeyboardInterrupt: after Ctrl-C; says how many frames are there.
-        TagCLIPError: the source cannot be opened, something cannot be written, or an option, the
-            config, the weights or the vocabulary are not in order.
+        TagCLIPError: the source cannot be opened, something is there or cannot be written, or an
+            option, the config, the weights or the vocabulary are not in order.
     """
     with own_json(args.json):
-        job = _VideoJob(args, source, build_predictor)
+        job = _VideoJob(args, source)
         with job.own_video():
+            job.check_nothing_lost()
             job.remove_leftovers()
-            _draw(args, source, job)
+            _draw(args, source, job, build_predictor(args, ""))
 
 
-def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
+def _draw(
+    args: argparse.Namespace, source: str | int, job: _VideoJob, predictor: TagCLIPPredictor
+) -> None:
     start, written = time.perf_counter(), 0
     with StopRequest("this frame") as stop:
         try:
             with job.target as target:
-                for page in job.pages():
+                for page in job.pages(predictor):
                     if len(job.entries) % JSON_PERIOD == 0:
                         write_entries(args.json, job.known, job.entries)
                         written = len(job.entries)
@@ -92,16 +96,15 @@ def _draw(args: argparse.Namespace, source: str | int, job: _VideoJob) -> None:
     if stop.number and isinstance(source, str):
         total = f" of {job.video.length}" if job.video.length else ""
         places = " and ".join(map(str, job.places())) or "a window"
-        text = f"{count}{total} frames are in {places}; the same command begins anew"
+        more = " with --overwrite" * bool(job.written())
+        text = f"{count}{total} frames are in {places}; the same command{more} begins anew"
         if stop.number == signal.SIGINT:
             raise KeyboardInterrupt(text)
         logger.warning("Stopped by %s: %s", signal.Signals(stop.number).name, text)
 
 
 class _VideoJob:
-    def __init__(
-        self, args: argparse.Namespace, source: str | int, build_predictor: BuildPredictor
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, source: str | int) -> None:
         self.args, self.video, self.path = args, Video(source), None
         # The video to write, or None for a window, or for nothing, which Ctrl-C ends.
         self.target: VideoFile | nullcontext[None] | suppress = (
@@ -124,19 +127,33 @@ class _VideoJob:
                 used.append(self._labels_folder / args.json.name)
         check_own_file(args.json, used)
         self.known = read_entries(args.json)
-        self.predictor = build_predictor(args, "")
         self.entries: list[dict] = []
 
     @property
     def _labels_folder(self) -> Path:
         return self.path.with_name(f"{self.path.stem}_labels")
 
+    @property
+    def _label_files(self) -> Iterator[Path]:
+        return self._labels_folder.glob("[0-9]" * 6 + ".png")
+
     def own_video(self) -> AbstractContextManager:
-        """Keep another run from the video that is written."""
-        is_written = self.path is not None and not self.args.no_draw
-        return (
-            RunLock(self.path.parent, "--output", self.path.name) if is_written else nullcontext()
-        )
+        """Keep another run from the video, or its labels, that are written."""
+        has_path = self.path is not None
+        return RunLock(self.path.parent, "--output", self.path.name) if has_path else nullcontext()
+
+    def check_nothing_lost(self) -> None:
+        """Refuse to replace what an earlier run wrote: nobody knows whether of the same video.
+
+        Raises:
+            ConfigError: names what is there.
+        """
+        found = next(iter(self.written()), None)
+        if found is not None and not self.args.overwrite:
+            raise ConfigError(
+                f"--output: found {found} of an earlier run, expected none; name another, or give "
+                "--overwrite to replace it"
+            )
 
     def remove_leftovers(self) -> None:
         """Remove what killed runs left of this video; nobody else is writing it."""
@@ -151,7 +168,7 @@ class _VideoJob:
         """
         if not self.args.save_labels:
             return
-        for path in self._labels_folder.glob("[0-9]" * 6 + ".png"):
+        for path in self._label_files:
             try:
                 if int(path.stem) >= len(self.entries):
                     path.unlink()
@@ -161,24 +178,27 @@ class _VideoJob:
                     f"({error.strerror}); remove it, or choose another --output"
                 ) from error
 
+    def written(self) -> list[Path]:
+        """The video and the folder of labels, of those that this run writes, that are there."""
+        video = [self.path] if self.path is not None and not self.args.no_draw else []
+        labels = [self._labels_folder] if self.args.save_labels and any(self._label_files) else []
+        return [path for path in video if path.exists()] + labels
+
     def places(self) -> Iterator[Path]:
-        """What is written."""
-        if self.path is not None and not self.args.no_draw:
-            yield self.path
-        if self.args.save_labels:
-            yield self._labels_folder
+        """What there is of this run."""
+        yield from self.written()
         if self.args.json:
             yield self.args.json
 
-    def pages(self) -> Iterator[np.ndarray | None]:
+    def pages(self, predictor: TagCLIPPredictor) -> Iterator[np.ndarray | None]:
         """Predict each frame, save its labels and draw it; None where nothing is drawn."""
-        vocabulary = self.predictor.vocabulary
+        vocabulary = predictor.vocabulary
         keep = ResultKeeper(vocabulary, bool(self.args.json))
         # One legend for all frames.
-        listed = [*range(len(vocabulary)), *[-1] * self.predictor.can_be_other]
+        listed = [*range(len(vocabulary)), *[-1] * predictor.can_be_other]
         total = self.video.length or None
         for frame in tqdm(self.video, total=total, unit="frame", disable=None):
-            prediction = self.predictor(frame)
+            prediction = predictor(frame)
             entry = {"file": self.video.name, "frame": len(self.entries)}
             name = f"{len(self.entries):06d}.png"
             labels = self._labels_folder / name if self.args.save_labels else None

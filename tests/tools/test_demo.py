@@ -203,7 +203,8 @@ def test_entries_go_with_the_files_that_another_input_replaces(
             for seed in (7, 8):
                 writer.write(picture(70, 96, seed))
             writer.release()
-        assert run("--video-input", path, *options, "--no-draw") == 0
+        told = ["--overwrite"] * (path.parent.name == "b")
+        assert run("--video-input", path, *options, "--no-draw", *told) == 0
     rows = [row for row in json.loads(result.read_text())["images"] if "frame" in row]
     assert {(row["file"], row["frame"]) for row in rows} == {(str(path), 0), (str(path), 1)}
     assert all(Path(row["labels"]).is_file() for row in rows)
@@ -499,7 +500,7 @@ def test_what_does_nothing_is_refused(demo: ModuleType, words: list[str]) -> Non
     assert demo.parse_args(["a.png", *kept]).opts == kept[2:]
 
 
-@pytest.mark.parametrize("option", ["--overwrite", "--workers 2", "--num-gpus 1"])
+@pytest.mark.parametrize("option", ["--workers 2", "--num-gpus 1"])
 @pytest.mark.parametrize("source", ["v.avi", "--video-input v.avi", "--webcam"])
 def test_what_is_of_images_is_refused_of_a_video(
     demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, source: str
@@ -796,8 +797,38 @@ def test_labels_of_an_earlier_longer_video_do_not_stay(
     assert sorted(os.listdir(labels)) == frames
     for name in ("000007.png", "123456.png", "0000001.png", "notes.txt", "a00001.png"):
         (labels / name).write_bytes(b"old")
-    assert run(*words) == 0
+    assert run(*words, "--overwrite") == 0
     assert sorted(os.listdir(labels)) == sorted([*frames, "0000001.png", "notes.txt", "a00001.png"])
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ([], "v.mp4"),
+        (["--output", "film.avi"], "film.avi"),
+        (["--save-labels", "--no-draw"], "v_labels"),
+    ],
+)
+def test_a_video_of_another_source_is_kept(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], found: str
+) -> None:
+    """Cameras name their files alike: 0001.mp4 of every card."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--output", "out", *words]
+    for name in ("monday", "tuesday"):
+        (tmp_path / name).mkdir()
+        video(tmp_path / name / "v.avi")
+    assert run("monday/v.avi", *words) == 0
+    place = Path(words[-1]) if found == "film.avi" else Path("out", found)
+    first = {path: path.read_bytes() for path in (place, *place.rglob("*")) if path.is_file()}
+    assert first
+    match = f"--output: found {place} of an earlier run, expected none; .* --overwrite to replace"
+    with pytest.raises(ConfigError, match=match):
+        run("tuesday/v.avi", *words, "--json", "r.json")
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert not Path("r.json").exists() and not list(tmp_path.rglob(".*lock"))
+    assert run("tuesday/v.avi", *words, "--output", "other") == 0
+    assert run("tuesday/v.avi", *words, "--overwrite") == 0
 
 
 def test_what_a_killed_run_left_of_a_video_goes(run: Callable, tmp_path: Path) -> None:
@@ -831,8 +862,8 @@ def test_every_frame_gets_its_labels_and_its_entry(
     path, image, result = video(tmp_path / "v.avi"), save(tmp_path / "a.png"), tmp_path / "r.json"
     assert run("--input", image, "--json", result) == 0
     more = ["--output", tmp_path / "out" / output] if output else []
-    for _ in range(2):
-        assert run("--input", path, "--save-labels", "--json", result, *more) == 0
+    for again in ([], ["--overwrite"]):
+        assert run("--input", path, "--save-labels", "--json", result, *more, *again) == 0
     predictor = TagCLIPPredictor.from_checkpoint(weights)
     predictor.set_vocabulary(["cat", "zebra", "sky"])
     *entries, other = json.loads(result.read_text())["images"]

@@ -71,7 +71,8 @@ def test_a_video_ends_with_the_frame_at_work(
     words = ("--input", path, "--output", out, "--save-labels", "--json", result)
     left, said = segment(weights, number, *words)
     assert left == code, said
-    text = f"3 of 6 frames are in {out}/v.mp4 and {out}/v_labels and {result}; the same command"
+    text = f"3 of 6 frames are in {out}/v.mp4 and {out}/v_labels and {result}; the same command "
+    text += "with --overwrite begins anew"
     assert text in said.splitlines()[-1] and "Traceback" not in said
     assert {path.name for path in out.iterdir()} == {"v.mp4", "v_labels"}
     assert cv2.VideoCapture(str(out / "v.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
