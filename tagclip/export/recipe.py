@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tagclip.errors import ConfigError
+from tagclip.export.runtime.checked_recipe import FORMAT
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.predictor import TagCLIPPredictor
 
 __all__ = ["WORD_FILES", "export_recipe", "file_recipe", "window_recipe"]
 
-FORMAT = 1
 # What encodes other words, and the vectors of the exported ones.
 WORD_FILES = {"text_model": "text.onnx", "merges": "merges.txt.gz", "vectors": "vectors.npz"}
 _OUTPUTS = {

@@ -128,6 +128,13 @@ def _names(names: object, file: Path) -> tuple[str, ...]:
         names = [text for _, text in sorted(names.items(), key=lambda item: int(item[0]))]
     if not isinstance(names, list) or not names:
         raise DatasetError(f"{file}: names is {names!r}, expected a list, or numbers from 0 on")
+    # To yaml the words no, off and null are none.
+    wrong = next((n for n, name in enumerate(names) if type(name) not in (str, int)), None)
+    if wrong is not None:
+        raise DatasetError(
+            f"{file}: found {names[wrong]!r} as name {wrong}, expected a text; put the name in "
+            "quotes"
+        )
     return tuple(map(str, names))
 
 

@@ -10,8 +10,10 @@ from typing import Any
 from tagclip.errors import ConfigError
 from tagclip.utils.text import shortened
 
-__all__ = ["check_recipe", "label_values"]
+__all__ = ["FORMAT", "check_recipe", "label_values"]
 
+# Of model.json, which `tagclip.export.recipe` writes.
+FORMAT = 1
 # Of a 16-bit label file.
 _LARGEST = 65535
 
@@ -26,6 +28,10 @@ def check_recipe(recipe: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: a value is not as `tagclip export` writes it.
     """
+    # An earlier version did not say.
+    if (found := recipe.get("format", FORMAT)) is True or found != FORMAT:
+        remedy = "; run it with the version that wrote it, or export again"
+        _refuse(path, "format", found, f"{FORMAT}, which this version reads", remedy)
     _check_classes(recipe, path)
     order, threshold = recipe["channel_order"], recipe["background_threshold"]
     if order not in ("RGB", "BGR"):
@@ -77,9 +83,11 @@ def label_values(recipe: Mapping[str, Any]) -> list[int]:
     return [*ids, recipe.get("ignore_label", 255 if count <= 255 else _LARGEST)]
 
 
-def _refuse(path: Path, key: str, found: object, expected: str) -> None:
+def _refuse(
+    path: Path, key: str, found: object, expected: str, remedy: str = "; export again"
+) -> None:
     text = shortened(found if isinstance(found, str) else repr(found), 200)
-    raise ConfigError(f"{path}: found {key} {text}, expected {expected}; export again")
+    raise ConfigError(f"{path}: found {key} {text}, expected {expected}{remedy}")
 
 
 def _is_list(value: object, is_item: Callable[[object], bool]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,17 @@ def test_a_byte_order_mark_is_no_content(tmp_path: Path, list_name: str) -> None
 def test_names(tmp_path: Path, names: str, expected: tuple[str, ...]) -> None:
     (tmp_path / "x.yaml").write_text(f"names: {names}\n")
     assert class_names(tmp_path) == class_names(tmp_path / "x.yaml") == expected
+
+
+def test_names_that_are_no_texts_to_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    for name, found in (("no", "False"), ("On", "True"), ("~", "None"), ("1.50", "1.5")):
+        file.write_text(f"names: [cat, {name}]\n")
+        text = f"x.yaml: found {found} as name 1, expected a text; put the name in quotes"
+        with pytest.raises(DatasetError, match=re.escape(text)):
+            class_names(tmp_path)
+        file.write_text(f'names: [cat, "{name}"]\n')
+        assert class_names(tmp_path) == ("cat", name)
 
 
 @pytest.mark.parametrize(

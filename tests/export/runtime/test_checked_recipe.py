@@ -91,6 +91,7 @@ def exported(request: pytest.FixtureRequest, tmp_path: Path, example: ModuleType
     ("changes", "values"),
     [
         ({}, [7, 300, 0]),
+        ({"format": 1}, [7, 300, 0]),
         ({"class_ids": [0, 65535], "ignore_label": 255}, [0, 65535, 255]),
         # An earlier version had neither.
         ({"class_ids": "gone", "ignore_label": "gone"}, [0, 1, 255]),
@@ -107,6 +108,10 @@ def test_labels_are_those_of_the_recipe(
 
 _IDS = "expected 2 different numbers in 0..65535, one per class name"
 DAMAGES = {
+    "format": (
+        (2, 0, "1", None, True),
+        "expected 1, which this version reads; run it with the version that wrote it, or",
+    ),
     "class_ids": (
         ([0, 70000], [0, -1], [3], [1, 2, 3], [4, 4], ["1", "2"], [1, True], [1, 2.0], "12", None),
         _IDS,
