@@ -327,11 +327,12 @@ CASES = [
         lambda s, o: min(s.images.iterdir()), "--no-draw", "--json", lambda s, o: o / "all.json"),
         name="json"),
     *(Case("segment", _segment(
-        lambda s, o: s.video, "--panel-size", 64, "--output",
+        lambda s, o: s.video, "--panel-size", 64, "--overwrite", "--output",
         lambda s, o, suffix=suffix: o / f"video{suffix}"), name=suffix, needs=needs)
       for suffix, needs in ((".mp4", ()), (".avi", ()), (".webm", ("av",)))),
     Case("segment", _segment(
-        lambda s, o: s.video, "--save-labels", "--no-draw", "--output", lambda s, o: o),
+        lambda s, o: s.video, "--save-labels", "--no-draw", "--overwrite",
+        "--output", lambda s, o: o),
         name="labels of frames"),
     *(Case("bulk", lambda stage, out, form=form: [
         stage.images, "--weights", stage.weights, *WORDS, "--processes", 1, "--labels",
