@@ -232,7 +232,7 @@ def _report(
     labelled = sum(n for value, n in pixels.items() if value != vocabulary.ignore_label)
     absent = [entry.name for entry in vocabulary.classes if entry.id not in pixels]
     logger.info(
-        "%s: all labels checked, %d of them new; %.1f %% of the pixels have a class; %s",
+        "%s: all labels read back, %d of them new; %.1f %% of the pixels have a class; %s",
         benchmark.name,
         num_new,
         100 * labelled / max(sum(pixels.values()), 1),

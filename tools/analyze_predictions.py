@@ -78,14 +78,14 @@ def main(args: argparse.Namespace) -> None:
         check_device(args.device, "--device")
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     results = load_results(args.runs, args.dataset)
-    configs = [run_config(Path(run)) for run in args.runs]
+    configs = {name: [run_config(Path(run), name) for run in args.runs] for name in results}
     for dataset in results:
-        for run, cfg in zip(args.runs, configs, strict=True):
+        for run, cfg in zip(args.runs, configs[dataset], strict=True):
             analyzed_vocabulary(Path(run), cfg, dataset)
     with RunLock(args.output, "--output"):
         for dataset, found in results.items():
             runs = []
-            for folder, cfg, result in zip(args.runs, configs, found, strict=True):
+            for folder, cfg, result in zip(args.runs, configs[dataset], found, strict=True):
                 progress = partial(
                     tqdm, desc=f"{result.label} on {dataset}", unit="image", disable=None
                 )

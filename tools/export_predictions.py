@@ -167,6 +167,7 @@ def read_evaluation(args: argparse.Namespace) -> Predictions:
     from detectron2.data import DatasetCatalog
 
     from tagclip.data import Protocol
+    from tagclip.evaluation.results import CONFIG
     from tagclip.evaluation.run_folder import run_config
     from tagclip.evaluation.saved_predictions import SavedPredictions
     from tagclip.projects import PROJECT_NAMES, import_projects
@@ -183,15 +184,17 @@ def read_evaluation(args: argparse.Namespace) -> Predictions:
         dataset = str(load_json(index.read_text(encoding="utf-8"))["dataset"])
     # OUTPUT_DIR/inference/DATASET/predictions
     run = Path(os.path.abspath(args.predictions)).parents[2]
-    if (run / "config.yaml").is_file():
-        vocabulary = Protocol(run_config(run)).asked(dataset)
+    if (run / CONFIG).is_file():
+        vocabulary = Protocol(run_config(run, dataset)).asked(dataset)
     else:
         import_projects(PROJECT_NAMES)
         vocabulary = Vocabulary.from_metadata(dataset)
     images = [sample["file_name"] for sample in DatasetCatalog.get(dataset)]
     saved = SavedPredictions.open(args.predictions, vocabulary, images)
-    evaluated = list(filter(saved.has, images))
-    _warn_of_missing(args.predictions, [i for i in images if not saved.has(i)], len(images))
+    evaluated = saved.evaluated(images)
+    known = set(evaluated)
+    missing = [image for image in images if image not in known]
+    _warn_of_missing(args.predictions, missing, len(images))
     return Predictions(vocabulary, evaluated, lambda image: saved.read(image)[0], dataset)
 
 

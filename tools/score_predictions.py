@@ -195,7 +195,7 @@ def main(args: argparse.Namespace) -> None:
             logger.info("%s, as %s: %s", dataset, CONVENTIONS[name].source, ", ".join(texts))
         for line in notes(match, content):
             logger.warning("%s: %s", dataset, line)
-        write_result(content, folder, args.output / "results.csv")
+        write_result(content, folder, args.output / "results.csv", cfg.dump())
         writer.finish(content)
         try:
             # Last: without it, nothing here is a run.

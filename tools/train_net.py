@@ -16,13 +16,11 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
 from tagclip.utils.cli import hide_tracebacks, run_tool
-from tagclip.utils.files import write_atomic
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import listed
 from tagclip.utils.tool_parser import MOST_PROCESSES, NumberIn, ToolParser
@@ -147,20 +145,14 @@ def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
     Raises:
         ConfigError: OUTPUT_DIR cannot be written, or its run cannot be removed.
     """
-    from detectron2.engine import default_setup
-    from detectron2.utils import comm
-    from detectron2.utils.logger import setup_logger
-
     from tagclip.config import unread_keys
     from tagclip.engine.finished_run import remove_run
+    from tagclip.engine.output_dir import begin_log
 
     if args.overwrite:
         remove_run(cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS)
     try:
-        if cfg.OUTPUT_DIR and comm.is_main_process():
-            # detectron2 empties the file that is there before it writes.
-            write_atomic(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
-        default_setup(cfg, args)
+        begin_log(cfg, args)
     # A zero byte is a ValueError.
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -168,7 +160,6 @@ def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
             f"OUTPUT_DIR {cfg.OUTPUT_DIR}: found no folder to write to ({reason}), expected one; "
             "name another"
         ) from error
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="tagclip")
     hide_tracebacks()
     logger = logging.getLogger("tagclip")
     logger.info("Device: %s%s", cfg.MODEL.DEVICE, " (found no GPU)" if no_gpu else "")
@@ -183,6 +174,7 @@ def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with --eval-only; return the results."""
     from tagclip import ZeroShotTrainer
+    from tagclip.engine.output_dir import save_config
     from tagclip.engine.own_folder import own_folder
 
     # All that the config names is checked before anything is written.
@@ -193,6 +185,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
             return evaluate(cfg)
         trainer = ZeroShotTrainer(cfg)
         trainer.resume_or_load(resume=args.resume)
+        # Now that nothing refuses it.
+        save_config(cfg)
         return trainer.train()
 
 
@@ -203,10 +197,12 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
 
     from tagclip import ZeroShotTrainer
     from tagclip.checkpoint import load_trained
+    from tagclip.engine.output_dir import save_config
     from tagclip.engine.run_info import announce_protocol
 
     model = load_trained(cfg, model=ZeroShotTrainer.build_model(cfg))
     announce_protocol(cfg, model)
+    save_config(cfg, is_evaluation=True)
     there = "results.csv has a row of each dataset that is finished; the same command evaluates all"
     with explained(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {there}"):
         results = ZeroShotTrainer.test(cfg, model)

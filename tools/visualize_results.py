@@ -71,14 +71,22 @@ def main(args: argparse.Namespace) -> None:
     from tagclip.data import Protocol
     from tagclip.evaluation.run_folder import run_config
 
-    cfg = run_config(args.run)
     for dataset, (result,) in load_results([str(args.run)], args.dataset).items():
-        vocabulary = Protocol(cfg).asked(dataset)
+        cfg = run_config(args.run, dataset)
+        vocabulary = as_evaluated(Protocol(cfg).asked(dataset), result.content)
         counts = stored_counts(args.run, result.content, vocabulary)
         output = (args.output or args.run / "visualize_results") / dataset
         with RunLock(output, "--output"):
             draw_confusions(counts, vocabulary, dataset, output)
             draw_images(args, cfg, result.content, counts, vocabulary, output)
+
+
+def as_evaluated(vocabulary: Vocabulary, content: Mapping[str, Any]) -> Vocabulary:
+    """Call those classes seen that metrics.json does: the split may be another one by now."""
+    flags = {entry["name"]: entry["seen"] for entry in content["classes"]}
+    if None in flags.values() or flags.keys() != set(vocabulary.names):
+        return vocabulary
+    return vocabulary.with_seen([flags[name] for name in vocabulary.names])
 
 
 def stored_counts(run: Path, content: Mapping[str, Any], vocabulary: Vocabulary) -> np.ndarray:
@@ -173,8 +181,9 @@ def draw_images(
     images = [sample["file_name"] for sample in samples]
     saved = SavedPredictions.of_run(args.run, cfg, dataset, vocabulary, images)
     read = partial(read_sample, saved=saved, vocabulary=vocabulary)
-    evaluated = [sample for sample in samples if saved.has(sample["file_name"])]
-    progress = tqdm(evaluated, desc=f"Ranking {dataset}", unit="image", disable=None)
+    evaluated = set(saved.evaluated(images))
+    chosen = [sample for sample in samples if sample["file_name"] in evaluated]
+    progress = tqdm(chosen, desc=f"Ranking {dataset}", unit="image", disable=None)
     ranking, total = rank_images(progress, read, vocabulary.seen_mask)
     if (total != counts).any():
         command = evaluation_command(args.run, cfg, dataset, saved.kind.save)

@@ -152,8 +152,8 @@ def analyze_run(
     gate = saved.index["gate"]
     has_gate = saved.index["trusty_target"] is not None and gate["mode"] != "none"
     analysis = GateAnalysis(vocabulary.seen_mask, gate["bias"], has_gate)
-    ranking = []
-    for sample in progress([s for s in samples if saved.has(s["file_name"])]):
+    ranking, evaluated = [], set(saved.evaluated(images))
+    for sample in progress([s for s in samples if s["file_name"] in evaluated]):
         with torch.inference_mode():
             image = sample["file_name"]
             fusion, size = saved.read(image, device)
@@ -173,10 +173,21 @@ def analyze_run(
 def _check(
     folder: Path, analysis: GateAnalysis, content: Mapping[str, Any], has_threshold: bool
 ) -> None:
-    """Refuse logits that are not those of the result beside them.
+    """Refuse logits, or labels, that are not those of the result beside them.
 
     With BACKGROUND_THRESHOLD, pixels have no class in the result, but one here: no comparison.
     """
+    labelled = analysis.confusion.sum(axis=1).tolist()
+    stored = [entry["pixels"] for entry in content["classes"]]
+    if labelled != stored:
+        name = next(
+            e["name"] for e, n in zip(content["classes"], labelled, strict=True) if n != e["pixels"]
+        )
+        raise ConfigError(
+            f"{folder}: found logits whose images have other labels now than in the metrics.json "
+            f"beside them, of {name} for one, expected the same; evaluate again with "
+            f"{SavedLogits.kind.save}"
+        )
     rejected = analysis.rejected
     confusion = analysis.confusion if rejected is None else rejected.confusion
     found, stored = summarize(confusion, None)["mIoU"], content["metrics"]["mIoU"]

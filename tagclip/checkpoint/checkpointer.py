@@ -283,8 +283,9 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         if last.start_sha256 not in map(file_sha256, (find_weights(path), Path(resumed))):
             raise CheckpointError(
                 f"MODEL.WEIGHTS: found {path}, expected what the training in {self.save_dir} began "
-                f"from ({last.start or 'CLIP'}), which --resume continues; leave it out to go on "
-                "with that training, or name another OUTPUT_DIR"
+                f"from ({last.start or 'CLIP'}), which --resume continues; leave it out, or "
+                "give MODEL.WEIGHTS '' where the config names it, to go on with that training, or "
+                "name another OUTPUT_DIR"
             )
 
     def _begin(self, provenance: Provenance, start: str | Path = "") -> None:

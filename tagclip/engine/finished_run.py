@@ -20,6 +20,7 @@ from tagclip.checkpoint.metadata import (
 )
 from tagclip.checkpoint.reading import LAST
 from tagclip.errors import CheckpointError, ConfigError
+from tagclip.evaluation.results import CONFIG
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.utils.cli import check_output
 from tagclip.utils.text import one_line
@@ -33,7 +34,7 @@ _OF_RUN = re.compile(
     rf"model_(final|\d+)\.pth|nan_dump.*\.pth|{LAST}|metrics\.json|results\.csv|\.results\.csv\.lock"
     r"|log\.txt(\.rank\d+)?|events\.out\.tfevents\..+"
 )
-_OF_EVALUATION = ("metrics.json", "per_class.csv", "predictions", "logits")
+_OF_EVALUATION = ("metrics.json", "per_class.csv", CONFIG, "predictions", "logits")
 
 
 def refuse_finished_run(

@@ -372,6 +372,7 @@ class ZeroShotTrainer(DefaultTrainer):
             output_dir=str(Path(cfg.OUTPUT_DIR) / "inference" / dataset_name),
             results_table=_results_table(cfg),
             run_info=run_info(cfg),
+            config=cfg.dump(),
             save_predictions=cfg.TEST.SAVE_PREDICTIONS,
             files_may_fail=training_goes_on(cfg),
             save_logits=cfg.TEST.SAVE_LOGITS,

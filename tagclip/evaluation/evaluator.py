@@ -72,6 +72,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         output_dir: str | None = None,
         results_table: str | Path | None = None,
         run_info: dict[str, Any] | None = None,
+        config: str = "",
         save_predictions: str = "",
         save_logits: bool = False,
         files_may_fail: bool = False,
@@ -88,6 +89,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             output_dir: where ``metrics.json`` and ``per_class.csv`` go; None writes neither.
             results_table: csv to which every evaluation appends a row; None appends none.
             run_info: stored with the metrics.
+            config: yaml of the run, which ``output_dir`` gets as ``config.yaml``; "" is none.
             save_predictions: "png" or "json" writes each image's into ``predictions/`` of it, too.
             save_logits: write each image's low-resolution logits into ``logits/`` of it, too.
             files_may_fail: a full disk is logged and ends nothing: a training goes on.
@@ -95,6 +97,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         super().__init__(dataset_name, distributed=distributed, output_dir=output_dir)
         self._name, self._vocabulary = dataset_name, vocabulary
         self._results_table, self._run_info = results_table, run_info or {}
+        self._config = config
         self._protocol, self.provenance = protocol, provenance
         self.trained_sha256: str | None = None
         self._files_may_fail = files_may_fail
@@ -232,7 +235,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         content = self._content(confusion, trusty, images)
         self._log(content)
         try:
-            write_result(content, self._output_dir, self._results_table)
+            write_result(content, self._output_dir, self._results_table, self._config)
         except ConfigError as error:
             if not self._files_may_fail:
                 raise

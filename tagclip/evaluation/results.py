@@ -1,5 +1,6 @@
 """What an evaluation leaves: a table in the log, metrics.json, per_class.csv, a row of results.csv.
 
+Beside them config.yaml, its config: another run in the folder may have another one.
 `read_metrics` and `read_result_rows` read them back.
 """
 
@@ -26,6 +27,7 @@ from tagclip.utils.text import format_csv, json_text, one_line
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
+    "CONFIG",
     "absent_note",
     "append_result_row",
     "format_json",
@@ -39,6 +41,8 @@ __all__ = [
     "write_result",
 ]
 
+# Of a run in its OUTPUT_DIR, and of an evaluation beside its result.
+CONFIG = "config.yaml"
 _HEADLINES = (
     "mIoU",
     "mIoU-seen",
@@ -141,21 +145,30 @@ def _number(value: float) -> str:
 
 
 def write_result(
-    content: Mapping[str, Any], folder: str | Path | None, table: str | Path | None
+    content: Mapping[str, Any],
+    folder: str | Path | None,
+    table: str | Path | None,
+    config: str = "",
 ) -> None:
     """Write the files of one evaluation.
 
     Args:
         content: what ``metrics.json`` holds, nan where undefined.
-        folder: for ``metrics.json`` and ``per_class.csv``; None or "" writes neither.
+        folder: for ``metrics.json``, ``per_class.csv`` and ``config.yaml``; None or "" writes none.
         table: csv that gets a row more; None or "" is none.
+        config: yaml of the evaluation; "" keeps none.
 
     Raises:
         ConfigError: a file cannot be written, or the table is no such table.
     """
     try:
         if folder:
-            path = Path(folder) / "metrics.json"
+            path = Path(folder) / CONFIG
+            if config:
+                write_atomic(path, config)
+            elif path.exists():
+                path.unlink()
+            path = path.with_name("metrics.json")
             write_atomic(path, format_json(content))
             path = path.with_name("per_class.csv")
             write_per_class_csv(path, content["classes"])

@@ -255,6 +255,7 @@ class SavedFolder:
         with cls.kind.reading(path):
             index = load_json(path.read_text(encoding="utf-8"))
             form, found = index["format"], str(index["vocabulary_fingerprint"])
+            index["images"] = int(index["images"])
         if dataset:
             cls.check_dataset(folder, dataset, images)
         if form not in cls.kind.formats or found != vocabulary.fingerprint:
@@ -298,6 +299,24 @@ class SavedFolder:
     def has(self, image: str) -> bool:
         """Whether an image was evaluated."""
         return self._file(image).is_file()
+
+    def evaluated(self, images: Sequence[str]) -> list[str]:
+        """Those of the images that were evaluated.
+
+        Args:
+            images: files of the whole dataset, as given to `open`.
+
+        Raises:
+            ConfigError: more were: those are none of the dataset any more.
+        """
+        found, expected = list(filter(self.has, images)), self.index["images"]
+        if len(found) < expected:
+            raise ConfigError(
+                f"{self.folder / _INDEX}: found {self.kind.name} of {expected} images, of which "
+                f"the dataset lists {len(found)} now, expected all; put its list of images back, "
+                f"or evaluate again with {self.kind.save}"
+            )
+        return found
 
     def _file(self, image: str) -> Path:
         return self.folder / self.kind.pattern.format(self._names[image].stem)

@@ -17,7 +17,16 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from helpers.html import Page
-from helpers.tiny_run import UNSEEN, changed, load_tool, own_loggers, write_tiny_dataset
+from helpers.tiny_run import (
+    NAMES,
+    UNSEEN,
+    VOID,
+    changed,
+    load_tool,
+    own_loggers,
+    write_tiny_dataset,
+)
+from PIL import Image
 
 from tagclip import ZeroShotTrainer
 from tagclip.analysis.figure_tables import comparison_rows
@@ -262,6 +271,26 @@ def test_a_device_that_is_not_there_is_said_before_anything_is_read(
     assert text.startswith(f"--device: found {device!r}") and text.endswith(found)
 
 
+def test_labels_that_have_changed_since_are_refused(
+    tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of a few pixels: mIoU is near."""
+    run = evaluate("a")
+    path = Path(DatasetCatalog.get(evaluate.cfg.DATASETS.TEST[0])[0]["sem_seg_file_name"])
+    labels = np.array(Image.open(path))
+    row, column = np.argwhere(labels != VOID)[0]
+    first = min(labels[row, column], (labels[row, column] + 1) % 5)
+    labels[row, column] = (labels[row, column] + 1) % 5
+    Image.fromarray(labels).save(path)
+    with pytest.raises(ConfigError) as error:
+        analyze(tool, tmp_path / "out", run)
+    assert str(error.value) == (
+        f"{logits_of(run)}: found logits whose images have other labels now than in the "
+        f"metrics.json beside them, of {NAMES[first]} for one, expected the same; evaluate again "
+        "with TEST.SAVE_LOGITS True"
+    )
+
+
 def test_logits_of_an_earlier_model_are_not_those_of_the_new_one(
     tool: ModuleType, evaluate: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -278,7 +307,7 @@ def test_logits_of_an_earlier_model_are_not_those_of_the_new_one(
     assert message(lambda: analyze(tool, tmp_path / "out", run)) == (
         f"{logits}: found logits of trained_sha256 {ours[:12]}, expected those of the metrics.json "
         f"beside them, trained_sha256 {other[:12]}; save them again with: tagclip evaluate "
-        f"--config-file {run}/config.yaml --weights CHECKPOINT OUTPUT_DIR {run} "
+        f"--config-file {logits.parent}/config.yaml --weights CHECKPOINT OUTPUT_DIR {run} "
         "TEST.SAVE_LOGITS True"
     )
     # Earlier versions wrote no checksum into the index: mIoU is all that is compared.
@@ -330,5 +359,7 @@ def test_mistakes_are_one_line(
     shutil.rmtree(logits)
     command = f"--weights CHECKPOINT OUTPUT_DIR {run} TEST.SAVE_LOGITS True"
     assert text().endswith(command)
-    (run / "config.yaml").unlink()
+    # An earlier version kept none beside the result.
+    for folder in (metrics.parent, run):
+        (folder / "config.yaml").unlink()
     assert "found no config.yaml" in text()

@@ -155,6 +155,23 @@ def test_only_evaluated_images(
     assert [image.get("name") for image in images] == ["0.png", "1.png"]
 
 
+@pytest.mark.parametrize("kind", ["png", "json"])
+@pytest.mark.parametrize("listed", [2, 0])
+def test_images_that_are_no_longer_listed_are_missed(
+    tool: ModuleType, toy: Toy, tmp_path: Path, kind: str, listed: int
+) -> None:
+    folder, _ = evaluate(toy, kind)
+    for index, sample in enumerate(toy.samples[listed:]):
+        for file in map(Path, (sample["file_name"], sample["sem_seg_file_name"])):
+            file.rename(file.with_name(f"other{index}.png"))
+    with pytest.raises(ConfigError) as error:
+        export(tool, folder, "--to", "cvat", "--output", tmp_path / "cvat")
+    assert str(error.value).startswith(
+        f"{folder}/index.json: found predictions of 3 images, of which the dataset lists {listed} "
+    )
+    assert not (tmp_path / "cvat").exists()
+
+
 def test_a_run_knows_its_own_datasets(tool: ModuleType, tiny_cfg: CfgNode, tmp_path: Path) -> None:
     """Here by its config; it may have registered them itself."""
     write_tiny_dataset(tmp_path, val=2)

@@ -246,8 +246,8 @@ def test_a_training_of_another_start_is_not_gone_on_with(
         train_net.main(run_arguments(config, *more, "MODEL.WEIGHTS", weights, resume=True))
     assert str(error.value) == (
         f"MODEL.WEIGHTS: found {weights}, expected what the training in {first} began from (CLIP), "
-        "which --resume continues; leave it out to go on with that training, or name another "
-        "OUTPUT_DIR"
+        "which --resume continues; leave it out, or give MODEL.WEIGHTS '' where the config names "
+        "it, to go on with that training, or name another OUTPUT_DIR"
     )
     train_net.main(run_arguments(config, *more, resume=True))
     # Its own start is another matter.
@@ -257,6 +257,47 @@ def test_a_training_of_another_start_is_not_gone_on_with(
     train_net.main(run_arguments(config, *tuned, "SOLVER.MAX_ITER", 4, resume=True))
     content = torch.load(tmp_path / "tuned" / "model_final.pth")
     assert content["iteration"] == 3
+
+
+def test_an_evaluation_leaves_the_config_of_the_training(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    """Else the next training with that config would go on with this one's model."""
+    output = tmp_path / "run"
+    train_net.main(run_arguments(config, "OUTPUT_DIR", output, "SEED", 1))
+    kept, weights = output / "config.yaml", output / "model_final.pth"
+    (result,) = output.glob("inference/*/config.yaml")
+    before = kept.read_text()
+    assert yaml.safe_load(before)["MODEL"]["WEIGHTS"] == "" and result.read_text() == before
+    changes = ("OUTPUT_DIR", output, "TEST.SAVE_PREDICTIONS", "png")
+    for weights_of, resume in ((("MODEL.WEIGHTS", weights), False), ((), True)):
+        arguments = run_arguments(kept, *changes, *weights_of, eval_only=True, resume=resume)
+        train_net.main(arguments)
+        assert kept.read_text() == before
+        found = yaml.safe_load(result.read_text())
+        assert found["MODEL"]["WEIGHTS"] == str(weights)
+        assert found["TEST"]["SAVE_PREDICTIONS"] == "png"
+    train_net.main(run_arguments(kept, "SOLVER.MAX_ITER", 5, resume=True))
+    # A folder of evaluations alone is of the last of them.
+    for seed in (1, 2):
+        other = ("OUTPUT_DIR", tmp_path / "other", "MODEL.WEIGHTS", weights)
+        changes = ("MODEL.TAGCLIP.TEST.SEEN_BIAS", 0.1 * seed)
+        train_net.main(run_arguments(config, *other, *changes, eval_only=True))
+        found = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+        assert found["MODEL"]["TAGCLIP"]["TEST"]["SEEN_BIAS"] == 0.1 * seed
+
+
+def test_a_training_that_is_not_gone_on_with_keeps_its_config(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    half = ("OUTPUT_DIR", tmp_path / "run", "SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2)
+    train_net.main(run_arguments(config, *half, "SEED", 1))
+    kept = tmp_path / "run" / "config.yaml"
+    before = kept.read_text()
+    other = ("SOLVER.MAX_ITER", 4, "DATASETS.ZERO_SHOT.SETTING", "supervised")
+    with pytest.raises(CheckpointError):
+        train_net.main(run_arguments(config, *half, *other, resume=True))
+    assert kept.read_text() == before
 
 
 @pytest.mark.parametrize("weights", ["", "other"])

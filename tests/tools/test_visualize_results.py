@@ -17,7 +17,8 @@ from detectron2.data import DatasetCatalog
 from helpers.tiny_run import VOID, changed, load_tool, write_tiny_dataset
 from PIL import Image
 
-from tagclip import ZeroShotTrainer
+from tagclip import ZeroShotTrainer, load_config
+from tagclip.data import Protocol
 from tagclip.errors import ConfigError
 
 NAMES, UNSEEN = ["cat", "dog", "grass", "sky", "sofa"], {1, 3}
@@ -176,12 +177,18 @@ def message(function: Callable[[], Any]) -> str:
 def test_without_predictions_a_command_is_named(tool: ModuleType, run: Run) -> None:
     run.evaluate("")
     text = message(lambda: show(tool, run))
+    result = run.folder / "inference" / run.dataset
     command = (
-        f"tagclip evaluate --config-file {run.folder}/config.yaml "
+        f"tagclip evaluate --config-file {result}/config.yaml "
         f"--weights CHECKPOINT OUTPUT_DIR {run.folder} TEST.SAVE_PREDICTIONS png"
     )
     assert text.endswith(f"found no predictions; save them with: {command}")
+    # Of weights that were named, not of the last of the training in the folder.
     (run.folder / "last_checkpoint").write_text("model.pth")
+    assert message(lambda: show(tool, run)) == text
+    content = json.loads((result / "metrics.json").read_text())
+    content["run"]["iterations"] = 4
+    (result / "metrics.json").write_text(json.dumps(content))
     assert "config.yaml --resume OUTPUT_DIR" in message(lambda: show(tool, run))
     # What needs no predictions has been drawn.
     assert (run.folder / "visualize_results" / run.dataset / "confusions.png").is_file()
@@ -208,6 +215,45 @@ def test_predictions_of_other_weights_are_refused(tool: ModuleType, run: Run) ->
     )
 
 
+def test_a_split_that_has_changed_since_the_evaluation_changes_nothing(
+    tool: ModuleType, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run.evaluate("png")
+    show(tool, run)
+    before = capsys.readouterr().out
+    asked = Protocol.asked
+    other = lambda *args: asked(*args).with_seen(["cat", "dog", "grass"])  # noqa: E731
+    monkeypatch.setattr(Protocol, "asked", other)
+    show(tool, run)
+    assert capsys.readouterr().out == before
+
+
+def test_each_result_is_read_with_the_config_of_its_evaluation(
+    tool: ModuleType, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """A later one, on another dataset, has replaced that of the folder."""
+    run.evaluate("png")
+    show(tool, run)
+    before = capsys.readouterr().out
+    other = load_config("", ["OUTPUT_DIR", str(run.folder), "DATASETS.TEST", "('gone',)"])
+    (run.folder / "config.yaml").write_text(other.dump())
+    show(tool, run)
+    assert capsys.readouterr().out == before
+
+
+def test_an_image_that_is_no_longer_listed_is_missed(tool: ModuleType, run: Run) -> None:
+    run.evaluate("png")
+    for sample in DatasetCatalog.get(run.dataset)[1:3]:
+        Path(sample["sem_seg_file_name"]).unlink()
+        Path(sample["file_name"]).unlink()
+    text = message(lambda: show(tool, run))
+    path = run.folder / "inference" / run.dataset / "predictions" / "index.json"
+    assert text == (
+        f"{path}: found predictions of 5 images, of which the dataset lists 3 now, expected all; "
+        "put its list of images back, or evaluate again with TEST.SAVE_PREDICTIONS png"
+    )
+
+
 def test_parts_of_different_evaluations_are_refused(tool: ModuleType, run: Run) -> None:
     run.evaluate("png")
     path = run.folder / "inference" / run.dataset / "metrics.json"
@@ -220,5 +266,7 @@ def test_parts_of_different_evaluations_are_refused(tool: ModuleType, run: Run) 
     path.write_text(json.dumps(content | {"vocabulary_fingerprint": "0" * 64}))
     assert "which has changed; evaluate the run again" in message(lambda: show(tool, run))
     assert "found no result on 'other'" in message(lambda: show(tool, run, "--dataset", "other"))
-    (run.folder / "config.yaml").unlink()
+    # An earlier version kept none beside the result.
+    for folder in (path.parent, run.folder):
+        (folder / "config.yaml").unlink()
     assert "found no config.yaml" in message(lambda: show(tool, run))

@@ -1,0 +1,74 @@
+"""What a run writes to OUTPUT_DIR before it begins: the head of its log, and config.yaml.
+
+detectron2's ``default_setup`` does both at once: an evaluation would replace the config of the
+training in its folder, and so would a training that is refused a line later.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+
+from tagclip.checkpoint.reading import LAST
+from tagclip.errors import ConfigError
+from tagclip.evaluation.results import CONFIG
+from tagclip.utils.files import make_folder, write_atomic
+
+__all__ = ["begin_log", "save_config"]
+
+
+def begin_log(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Log environment, command line and config, and seed all generators; every process calls this.
+
+    Args:
+        cfg: with a SEED of 0 or more.
+        args: of the command line, with ``config_file`` and ``eval_only``.
+
+    Raises:
+        OSError, ValueError: OUTPUT_DIR cannot be written.
+    """
+    rank, folder = comm.get_rank(), cfg.OUTPUT_DIR
+    if folder and comm.is_main_process():
+        make_folder(Path(folder))
+    setup_logger(folder, distributed_rank=rank, name="fvcore")
+    logger = setup_logger(folder, distributed_rank=rank)
+    setup_logger(folder, distributed_rank=rank, name="tagclip")
+    logger.info("Process %d of %d", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    if args.config_file:
+        content = Path(args.config_file).read_text(encoding="utf-8")
+        logger.info("Config file %s:\n%s", args.config_file, content)
+    logger.info("Config:\n%s", cfg.dump())
+    seed_all_rng(cfg.SEED + rank)
+    if not args.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def save_config(cfg: CfgNode, is_evaluation: bool = False) -> None:
+    """Write ``config.yaml``; that of a training stays when its folder gets an evaluation.
+
+    Each result keeps the config of its own evaluation beside it, see `run_config`.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if not cfg.OUTPUT_DIR or not comm.is_main_process():
+        return
+    folder = Path(cfg.OUTPUT_DIR)
+    path, is_training = folder / CONFIG, (folder / LAST).exists()
+    if is_evaluation and path.is_file() and (is_training or any(folder.glob("model_*.pth"))):
+        return
+    try:
+        write_atomic(path, cfg.dump())
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); free space or name another OUTPUT_DIR"
+        ) from error
