@@ -5,8 +5,9 @@ tagclip compare output/run_a output/run_b
 tagclip compare output/seed_* --dataset minibench_test
 
 Prints the metrics of each dataset, with differences to the first run in
-brackets, and warns where runs are not comparable. Writes <dataset>.md (with
-every class) and <dataset>.png below --output.
+brackets, and warns where runs are not comparable, as on other images or
+labels. Runs that differ in the seed alone get a mean. Writes <dataset>.md
+(with every class) and <dataset>.png below --output.
 """
 
 from __future__ import annotations

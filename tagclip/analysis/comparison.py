@@ -155,6 +155,8 @@ def differences(results: Sequence[RunResult]) -> list[str]:
             for (fact, expected), found in pairs
             if found != expected
         ]
+        if text := _other_labels(first, other):
+            lines.append(f"{other.label} is not comparable with {first.label}: {text}")
     return lines
 
 
@@ -175,6 +177,31 @@ def _facts(result: RunResult) -> dict[str, str]:
         "list of trained classes": _short(result.run("training_vocabulary")),
         "CLIP sha256": _short(result.run("clip_sha256")),
     }
+
+
+def _other_labels(first: RunResult, other: RunResult) -> str:
+    """What tells that two runs were evaluated on other images or labels; "" if nothing does.
+
+    The labelled pixels of a class are those of the label files, whatever was predicted.
+    """
+    expected, found = map(_labelled_pixels, (first, other))
+    # Of a class whose pixels were not recorded nothing is known.
+    changed = [
+        name
+        for name, pixels in expected.items()
+        if None not in (pixels, found.get(name)) and found[name] != pixels
+    ]
+    if not changed:
+        return ""
+    name = changed[0]
+    return (
+        f"its images or labels are others: {found[name]} labelled pixels of {name!r}, not "
+        f"{expected[name]} ({len(changed)} of {len(expected)} classes differ)"
+    )
+
+
+def _labelled_pixels(result: RunResult) -> dict[str, int | None]:
+    return {row["name"]: row.get("pixels") for row in result.content["classes"]}
 
 
 def _short(fingerprint: str | None) -> str:
@@ -198,11 +225,11 @@ def _protocol(result: RunResult) -> str:
 
 
 def repetitions(results: Sequence[RunResult]) -> list[list[RunResult]]:
-    """Groups of runs that differ in nothing but the seed, with at least two seeds each."""
+    """Groups of runs on the same labels that differ in nothing but the seed, two seeds or more."""
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         run = {k: v for k, v in result.content["run"].items() if k not in _PER_REPETITION}
-        key = json_text([_facts(result), run], sort_keys=True)
+        key = json_text([_facts(result), _labelled_pixels(result), run], sort_keys=True)
         groups.setdefault(key, []).append(result)
     return [group for group in groups.values() if len({r.run("seed") for r in group}) > 1]
 

@@ -171,6 +171,25 @@ def test_what_cannot_be_compared_is_said(change: dict[str, Any], message: str) -
     assert message in line and "\n" not in line
 
 
+def test_other_images_and_corrected_labels_are_said_and_not_averaged(tool: ModuleType) -> None:
+    """Under the same name, and as many images."""
+    first, second, third = (_content(seed=seed) for seed in range(3))
+    for content, dog, sky in ((second, 4, 2), (third, 3, 3)):
+        content["classes"][1]["pixels"], content["classes"][2]["pixels"] = dog, sky
+    results = _results(first, second, third)
+    assert differences(results) == [
+        "run 2 is not comparable with run 1: its images or labels are others: 4 labelled pixels of "
+        "'dog', not 3 (2 of 4 classes differ)"
+    ]
+    assert [[r.label for r in group] for group in repetitions(results)] == [["run 1", "run 3"]]
+    assert tool.metric_rows(results)[-1][1] == "mean ± std of 1, 3"
+    # A class that only one has, or whose pixels nobody wrote, says nothing.
+    del second["classes"][1]
+    for row in second["classes"]:
+        row.pop("pixels")
+    assert differences(results) == []
+
+
 @pytest.mark.parametrize(
     "change",
     [
