@@ -292,17 +292,20 @@ def open_predictions(
         coco_names,
         coco_rows,
         find_files,
+        find_saved,
         is_part_of_saved,
-        is_saved_folder,
         read_coco,
+        refuse_missing,
     )
     from tagclip.structures.vocabulary_class import name_flags
 
     path, images = args.predictions, {s["file_name"]: s["image_id"] for s in samples}
-    if is_saved_folder(path):
+    if ours := find_saved(path, args.classes):
         refuse_unread(args, "saved")
         own = {index: index for index in range(len(vocabulary))}
-        saved = SavedPredictions.open(path, vocabulary, images, dataset)
+        saved = SavedPredictions.open(ours, vocabulary, images, dataset)
+        advice = f"evaluate again with {saved.kind.save}"
+        refuse_missing(ours, images, filter(saved.has, images), advice)
         return OwnPredictions(saved), ClassMatch(own), {"form": saved.index["format"]}
     if is_segment_folder(path):
         refuse_unread(args, "bulk")

@@ -41,9 +41,10 @@ __all__ = [
     "coco_names",
     "coco_rows",
     "find_files",
+    "find_saved",
     "is_part_of_saved",
-    "is_saved_folder",
     "read_coco",
+    "refuse_missing",
 ]
 
 LABEL_TYPES = (".png", ".tif", ".tiff", ".bmp", ".gif")
@@ -123,21 +124,35 @@ def _refuse_unpaired(
                 f"{folder}: {paths[0].name} and {paths[1].name} are both predictions of {file}; "
                 "remove one"
             )
-    missing = [file for file in images if file not in found]
     extra = sorted(set(files) - {path for paths in found.values() for path in paths})
-    if missing:
-        advice = "predict them, too, into files that are called as the images"
-        if not suffix:
-            advice = _suffix_hint(missing, extra) or advice
-        raise DatasetError(
-            f"{folder}: {len(missing)} of {len(images)} images have no prediction, such as "
-            f"{listed(missing, _EXAMPLES)}; {advice}"
-        )
+    hint = "" if suffix else _suffix_hint(images.keys() - found.keys(), extra)
+    advice = "predict them, too, into files that are called as the images"
+    refuse_missing(folder, images, found, hint or advice)
     if extra:
         raise DatasetError(
             f"{folder}: {len(extra)} predictions are of no image of the dataset, such as "
             f"{listed([str(path) for path in extra], _EXAMPLES)}; remove them, or name the dataset "
             "that they are of"
+        )
+
+
+def refuse_missing(folder: Path, images: Iterable[str], found: Iterable[str], advice: str) -> None:
+    """Refuse predictions of a part of the images.
+
+    Args:
+        folder: of the predictions.
+        images: files of the dataset.
+        found: those of them that have a prediction.
+        advice: what to do, for the message.
+
+    Raises:
+        DatasetError: an image has none.
+    """
+    known, images = set(found), list(images)
+    if missing := [file for file in images if file not in known]:
+        raise DatasetError(
+            f"{folder}: {len(missing)} of {len(images)} images have no prediction, such as "
+            f"{listed(missing, _EXAMPLES)}; {advice}"
         )
 
 
@@ -258,7 +273,22 @@ def _check_size(path: object, found: tuple[int, ...], size: tuple[int, int]) -> 
         )
 
 
-def is_saved_folder(folder: Path) -> bool:
+def find_saved(path: Path, classes: Path | None) -> Path | None:
+    """Find the folder that says what predictions of an evaluation are.
+
+    Args:
+        path: that folder, or its labels.
+        classes: the list that says so instead.
+
+    Returns:
+        The folder; None if these are no such predictions, or the list says what the labels are.
+    """
+    if _is_saved_folder(path):
+        return path
+    return path.parent if path.is_dir() and is_part_of_saved(path) and not classes else None
+
+
+def _is_saved_folder(folder: Path) -> bool:
     """Whether a folder is what an evaluation saved; other tools write an index.json, too."""
     if not (folder / "index.json").is_file():
         return False
@@ -272,7 +302,7 @@ def is_saved_folder(folder: Path) -> bool:
 
 def is_part_of_saved(path: Path) -> bool:
     """Whether a path is that of the files in such a folder, without what says what they are."""
-    return path.name in ("labels", "sem_seg_predictions.json") and is_saved_folder(path.parent)
+    return path.name in ("labels", "sem_seg_predictions.json") and _is_saved_folder(path.parent)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from helpers.segment_folders import label_rows, write_segment_folder
 from helpers.shell_blocks import run_blocks, shell_blocks
 from helpers.tiny_run import changed, exit_of, load_tool, tiny_tree, write_tiny_dataset
-from helpers.toy_dataset import forget, write_json
+from helpers.toy_dataset import forget, write_json, write_sample
 from helpers.toy_evaluation import IDS, IGNORE, NAMES, UNSEEN, Toy
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -178,6 +178,51 @@ def test_our_own_predictions_of_another_dataset_are_refused(
     forget(toy.name, other.name)
 
 
+@pytest.fixture
+def ours(toy: Toy) -> Path:
+    """``predictions/`` of an evaluation."""
+    evaluator = toy.evaluator(output_dir=str(toy.folder / "ours"), save_predictions="png")
+    toy.run(evaluator, 0, 1, 2).evaluate()
+    return toy.folder / "ours" / "predictions"
+
+
+def test_our_own_labels_are_of_the_class_list_beside_them(
+    tool: ModuleType, toy: Toy, ours: Path
+) -> None:
+    """The dataset's labels were made anew with other ids: both sides mean something else by 7."""
+    (before := toy.folder / "before.json").write_text(toy.json.read_text())
+    tree = json.loads(before.read_text())
+    for entry in tree["classes"]:
+        entry["id"] = IDS[(IDS.index(entry["id"]) + 1) % len(IDS)]
+    write_json(toy.json, tree)
+    values = np.arange(256, dtype=np.uint8)
+    values[IDS] = np.roll(IDS, -1)
+    for sample, label in zip(toy.samples, toy.labels, strict=True):
+        Image.fromarray(values[label]).save(sample["sem_seg_file_name"])
+    for path in (ours, ours / "labels"):
+        with pytest.raises(TagCLIPError, match=r"index\.json: found format 'png' and class list "):
+            score(tool, toy, path)
+    # Unless it is said.
+    check(score(tool, toy, ours / "labels", "--classes", before), toy, guesses(toy))
+
+
+@pytest.mark.parametrize("form", ["png", "json"])
+def test_images_that_our_own_predictions_lack_are_named(
+    tool: ModuleType, toy: Toy, form: str
+) -> None:
+    evaluator = toy.evaluator(output_dir=str(toy.folder / "ours"), save_predictions=form)
+    toy.run(evaluator, 0, 1, 2).evaluate()
+    folder = toy.folder / "ours" / "predictions"
+    added = write_sample(toy.folder, "9", np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5), np.uint8))
+    for path in (folder, *folder.glob("labels")):
+        with pytest.raises(TagCLIPError) as caught:
+            score(tool, toy, path)
+        assert str(caught.value) == (
+            f"{folder}: 1 of 4 images have no prediction, such as {added['file_name']}; evaluate "
+            "again with TEST.SAVE_PREDICTIONS png"
+        )
+
+
 def bulk(toy: Toy, words: list[str], maps: dict[str, np.ndarray], form: str) -> Path:
     """The folder of a bulk run with a word list of its own, in two shards."""
     vocabulary = Vocabulary.from_names(words)
@@ -238,14 +283,12 @@ def test_a_bulk_run_of_something_else(
     ],
 )  # fmt: skip
 def test_an_option_that_the_form_does_not_read_is_refused(
-    tool: ModuleType, toy: Toy, form: str, words: list[str], readers: str
+    tool: ModuleType, toy: Toy, form: str, words: list[str], readers: str, request: Any
 ) -> None:
     """Also with the value that it has without being given."""
     path = toy.folder / "theirs"
     if form == "saved":
-        evaluator = toy.evaluator(output_dir=str(toy.folder / "ours"), save_predictions="png")
-        toy.run(evaluator, 0, 1, 2).evaluate()
-        path = toy.folder / "ours" / "predictions"
+        path = request.getfixturevalue("ours")
     elif form == "bulk":
         path = bulk(toy, NAMES, {f"{i}.png": v for i, v in enumerate(guesses(toy))}, "webdataset")
     elif form == "coco":
