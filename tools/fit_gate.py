@@ -8,7 +8,9 @@ For every --hold-out (names of seen classes or words of their names, separated
 by commas) a model is trained as if these classes were unseen, too, and asked on
 --dataset; the run's own unseen classes take no part. Writes gate.json below
 --output and prints the keys to evaluate with. Hold out what is as new as the
-unseen classes: a whole noun at a time where whole nouns are unseen.
+unseen classes: a whole noun at a time where whole nouns are unseen. The same
+command goes on with models that it has trained; it refuses those of another
+config or of other labels.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.config.checks import bounds
 from tagclip.data import Protocol
 from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
+from tagclip.engine.data_stream import contents_sha256
 from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
@@ -98,7 +100,7 @@ def held_out_curves(
 
     Raises:
         ConfigError: the setting is not inductive, there is no trusty map, MODEL.WEIGHTS is set, or
-            the folder holds the run of another config.
+            the folder holds the run of another config, or of other labels.
     """
     if cfg.MODEL.WEIGHTS:
         raise ConfigError(
@@ -121,6 +123,8 @@ def held_out_curves(
         # They are of a test set.
         changed.TEST.EXPECTED_RESULTS = []
         trainer = ZeroShotTrainer(changed)
+        samples = [each for name in cfg.DATASETS.TRAIN for each in DatasetCatalog.get(name)]
+        trainer.checkpointer.metadata["training_contents"] = contents_sha256(samples)
         # The same command goes on with its own trainings; with another's it would fit their gate.
         refuse_finished_run(
             str(folder), trainer.checkpointer.metadata, "", "name another --output", unfinished=True

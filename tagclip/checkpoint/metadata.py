@@ -81,6 +81,7 @@ _TYPES = {
     "clip_merges": str,
     "vocabulary_fingerprint": str,
     "training_files": str,
+    "training_contents": str,
     "processes": int,
     "seed": int,
 }
@@ -112,6 +113,7 @@ _FREE_KEYS = (
 _CONTENTS = {
     "vocabulary_fingerprint": "the class list (its names, ids or prompts)",
     "training_files": "the training images and label files (their names, number or order)",
+    "training_contents": "the training labels, or an image (their contents)",
 }
 _LISTED = 12
 
@@ -130,10 +132,11 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance`` (a training adds
-        ``training_files``, of `files_sha256`, and ``processes``, their number); the contents of
-        files that building the model reads: ``vocabularies`` (dataset -> json), ``clip_json`` and
-        ``clip_merges`` (base64; both "" for a model of open_clip); and ``places`` (key -> sha256 of
-        its value with absolute paths, where there are any).
+        ``training_files``, of `files_sha256`, and ``processes``, their number; one that fits a gate
+        ``training_contents``, of `contents_sha256`); the contents of files that building the model
+        reads: ``vocabularies`` (dataset -> json), ``clip_json`` and ``clip_merges`` (base64; both
+        "" for a model of open_clip); and ``places`` (key -> sha256 of its value with absolute
+        paths, where there are any).
 
     Raises:
         TagCLIPError: such a file is missing.

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,13 @@ from detectron2.data import DatasetFromList
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from tagclip.data.datasets.walk import map_files
 from tagclip.errors import ConfigError
 from tagclip.utils.parent import leave_signals_to_parent
 
 __all__ = [
     "StreamLoader",
+    "contents_sha256",
     "files_sha256",
     "leave_signals_to_main",
     "seeded",
@@ -60,6 +63,28 @@ def files_sha256(samples: Iterable[dict[str, Any]]) -> str:
         for key in ("file_name", "sem_seg_file_name"):
             found.update(os.fsencode(os.path.basename(sample.get(key, ""))) + b"\0")
     return found.hexdigest()
+
+
+def contents_sha256(samples: Sequence[dict[str, Any]]) -> str:
+    """sha256 (hex) of the contents of label files and the sizes of images, in their order.
+
+    Images are too large to be read for that. A file that cannot be read counts as empty: what
+    needs it says so.
+    """
+    found = hashlib.sha256()
+    for part in map_files(_contents, samples, "Comparing labels"):
+        found.update(part)
+    return found.hexdigest()
+
+
+def _contents(sample: dict[str, Any]) -> bytes:
+    image, label = (sample.get(key, "") for key in ("file_name", "sem_seg_file_name"))
+    try:
+        content = Path(label).read_bytes()
+        size = os.path.getsize(image)
+    except OSError:
+        content, size = b"", 0
+    return hashlib.sha256(content).digest() + size.to_bytes(8)
 
 
 class _Stream(Dataset):

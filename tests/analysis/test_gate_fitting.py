@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -9,8 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from detectron2.config import CfgNode
-from helpers.tiny_run import CLASSES, UNSEEN, changed, exit_of, load_tool, write_tiny_dataset
+from helpers.tiny_run import (
+    CLASSES,
+    UNSEEN,
+    changed,
+    exit_of,
+    load_tool,
+    train_labels,
+    write_tiny_dataset,
+)
+from PIL import Image
 
 from tagclip import Vocabulary, ZeroShotTrainer
 from tagclip.analysis.bias_curves import BiasCurve
@@ -201,6 +212,38 @@ def test_the_command_writes_the_keys(
     tuned = [str(tmp_path / "tuned.yaml") if word == str(path) else word for word in words]
     with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS: found .*a\.pth, expected none: a gate"):
         FIT_GATE.main(FIT_GATE.parse_args([*tuned, *others]))
+
+
+def fit_arguments(cfg: CfgNode, root: Path, *opts: object) -> argparse.Namespace:
+    """Of a fit with one seen class held out, on the test images of a config, as its only ones."""
+    (path := root / "config.yaml").write_text(cfg.dump())
+    (dataset,) = cfg.DATASETS.TEST
+    full = Protocol(cfg).asked(dataset)
+    seen = next(name for name in full.names if name not in full.unseen_names)
+    words = ["--config-file", path, "--dataset", dataset, "--hold-out", seen]
+    words += ["--output", root / "fit", "DATASETS.TEST", "()", *opts]
+    return FIT_GATE.parse_args(list(map(str, words)))
+
+
+def test_models_of_other_labels_are_not_gone_on_with(cfg: CfgNode, tmp_path: Path) -> None:
+    """Of the same names; with the labels as they were, the same command goes on."""
+    args = fit_arguments(cfg, tmp_path)
+    FIT_GATE.main(args)
+    path = train_labels(tmp_path)[3]
+    before, labels = path.read_bytes(), read_label(path)
+    Image.fromarray(np.where(labels == 0, 2, labels).astype(np.uint8)).save(path)
+    match = r"held_out_0: found the finished run of .*\(the training labels, or an image \(their co"
+    with pytest.raises(ConfigError, match=f"{match}.*; name another --output"):
+        FIT_GATE.main(args)
+    FIT_GATE.main(argparse.Namespace(**vars(args) | {"output": tmp_path / "again"}))
+    path.write_bytes(before)
+    FIT_GATE.main(args)
+    # One of an earlier version does not say: its labels are taken to be these.
+    final = tmp_path / "fit" / "held_out_0" / "model_final.pth"
+    checkpoint = torch.load(final)
+    del checkpoint["tagclip"]["training_contents"]
+    torch.save(checkpoint, final)
+    FIT_GATE.main(args)
 
 
 def test_constants_of_nothing_are_not_handed_out(

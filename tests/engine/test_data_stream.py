@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import random
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from tagclip import Vocabulary, ZeroShotTrainer
 from tagclip.analysis.gate_comparison import labelled_inputs
 from tagclip.engine import StreamLoader
-from tagclip.engine.data_stream import files_sha256, seeded, seeded_step
+from tagclip.engine.data_stream import contents_sha256, files_sha256, seeded, seeded_step
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.utils.cli import error_line
 
@@ -157,6 +158,29 @@ def test_the_files_of_a_training_are_known_by_their_names_and_order(
         [samples[0] | {"sem_seg_file_name": "x.png"}, *samples[1:]],
     ):
         assert files_sha256(others) != found
+
+
+def test_the_contents_of_a_training_are_its_labels_and_sizes_of_images(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    write_tiny_dataset(tmp_path, train=3)
+    samples = DatasetCatalog.get(tiny_cfg.DATASETS.TRAIN[0])
+    found = contents_sha256(samples)
+    image, label = (Path(samples[1][key]) for key in ("file_name", "sem_seg_file_name"))
+    # A copy has another time.
+    os.utime(label, ns=(1, 1))
+    assert contents_sha256(samples) == found
+    assert contents_sha256(samples[::-1]) != found
+    before = label.read_bytes()
+    label.write_bytes(before[:-1] + b"x")
+    assert contents_sha256(samples) != found
+    label.write_bytes(before)
+    assert contents_sha256(samples) == found
+    image.write_bytes(image.read_bytes() + b"x")
+    assert contents_sha256(samples) != found
+    # Whoever reads what is missing says so.
+    label.unlink()
+    assert contents_sha256([*samples, {"file_name": "none"}]) != found
 
 
 def test_an_error_in_a_worker_names_the_file(tiny_cfg: CfgNode, tmp_path: Path) -> None:
