@@ -49,7 +49,7 @@ def make_parser() -> ToolParser:
         "--dataset",
         metavar="NAME",
         required=True,
-        help="registered images with labels to fit on; not the test set",
+        help="registered images with labels to fit on, of neither training nor test set",
     )
     parser.add_argument("--output", type=Path, default=Path("output/fit_gate"), help="folder")
     parser.add_config_keys(unread=UNREAD)
@@ -68,6 +68,7 @@ def main(args: argparse.Namespace) -> None:
 
     from tagclip import load_config
     from tagclip.analysis.gate_fitting import (
+        announce_known_images,
         best_constants,
         held_out_classes,
         held_out_curves,
@@ -99,6 +100,7 @@ def main(args: argparse.Namespace) -> None:
     with RunLock(args.output, "--output"):
         setup_logger(str(args.output))
         setup_logger(str(args.output), name="tagclip")
+        announce_known_images(cfg, args.dataset)
         curves = []
         with explained(GOES_ON):
             for index, names in enumerate(groups):

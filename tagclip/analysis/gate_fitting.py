@@ -6,7 +6,7 @@ Neither the labels nor the names of the classes that are unseen to the user's ow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tagclip.data import Protocol
 from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.engine.data_stream import contents_sha256
 from tagclip.engine.finished_run import refuse_finished_run
+from tagclip.engine.run_info import announce_shared_images
 from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, VocabularyError
 from tagclip.modeling.inference.gate import Gate
@@ -31,6 +32,7 @@ from tagclip.utils.class_names import split_words
 __all__ = [
     "SCALES",
     "Constants",
+    "announce_known_images",
     "best_constants",
     "held_out_classes",
     "held_out_curves",
@@ -123,8 +125,8 @@ def held_out_curves(
         # They are of a test set.
         changed.TEST.EXPECTED_RESULTS = []
         trainer = ZeroShotTrainer(changed)
-        samples = [each for name in cfg.DATASETS.TRAIN for each in DatasetCatalog.get(name)]
-        trainer.checkpointer.metadata["training_contents"] = contents_sha256(samples)
+        contents = contents_sha256(_samples(cfg.DATASETS.TRAIN))
+        trainer.checkpointer.metadata["training_contents"] = contents
         # The same command goes on with its own trainings; with another's it would fit their gate.
         refuse_finished_run(
             str(folder), trainer.checkpointer.metadata, "", "name another --output", unfinished=True
@@ -134,6 +136,30 @@ def held_out_curves(
         model = trainer.model.eval()
         found = compare_gates(changed, model, dataset, partition, partition, gates)
     return {scale: found[str(scale)].curves["own"] for scale in SCALES}
+
+
+def announce_known_images(cfg: CfgNode, dataset: str) -> None:
+    """Warn of images to fit on that the models are trained on, or that are tested on.
+
+    Args:
+        cfg: of the user's run.
+        dataset: registered name of the images to fit on.
+
+    Raises:
+        DatasetError: a dataset is not registered, or its files are not there.
+    """
+    protocol = Protocol(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST, dataset):
+        protocol.dataset(name)
+    harm = "the models know them, and the gate will not suit new images"
+    announce_shared_images(_samples(cfg.DATASETS.TRAIN), [dataset], harm=harm)
+    for name in cfg.DATASETS.TEST:
+        harm = "what is fitted on them makes its result too good"
+        announce_shared_images(_samples([name]), [dataset], f"images of the test set {name}", harm)
+
+
+def _samples(datasets: Iterable[str]) -> list[dict[str, Any]]:
+    return [sample for name in datasets for sample in DatasetCatalog.get(name)]
 
 
 def _without_labels(full: Vocabulary, held_out: Sequence[str]) -> Vocabulary:

@@ -119,22 +119,29 @@ def announce_schedule(cfg: CfgNode) -> None:
             )  # fmt: skip
 
 
-def announce_shared_images(train: Sequence[dict[str, Any]], datasets: Iterable[str]) -> None:
+def announce_shared_images(
+    known: Sequence[dict[str, Any]],
+    datasets: Iterable[str],
+    what: str = "training images",
+    harm: str = "its results are no measure of new images",
+) -> None:
     """Warn of images that a run is trained and evaluated on, in the main process.
 
     Args:
-        train: dataset dicts of the training.
+        known: dataset dicts of the training, or of others that shall share no image.
         datasets: registered names of the test sets.
+        what: the former are called in the warning.
+        harm: what comes of it.
     """
     if not comm.is_main_process():
         return
     for name in datasets:
-        test = DatasetCatalog.get(name)
-        if shared := shared_images(train, test):
-            ours, theirs = shared[0]
+        own = DatasetCatalog.get(name)
+        if shared := shared_images(known, own):
+            theirs, ours = shared[0]
             logger.warning(
-                "%s: %d of its %d images are training images, too (%s is %s); its results are no "
-                "measure of new images", name, len(shared), len(test), theirs, ours,
+                "%s: %d of its %d images are %s, too (%s is %s); %s",
+                name, len(shared), len(own), what, ours, theirs, harm,
             )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from helpers.tiny_run import (
     changed,
     exit_of,
     load_tool,
+    own_loggers,
     train_labels,
     write_tiny_dataset,
 )
+from helpers.toy_dataset import forget
 from PIL import Image
 
-from tagclip import Vocabulary, ZeroShotTrainer
+from tagclip import Vocabulary, ZeroShotTrainer, register_zero_shot_sem_seg
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.analysis.gate_fitting import (
@@ -214,14 +217,14 @@ def test_the_command_writes_the_keys(
         FIT_GATE.main(FIT_GATE.parse_args([*tuned, *others]))
 
 
-def fit_arguments(cfg: CfgNode, root: Path, *opts: object) -> argparse.Namespace:
-    """Of a fit with one seen class held out, on the test images of a config, as its only ones."""
+def fit_arguments(cfg: CfgNode, root: Path, test_sets: str = "()") -> argparse.Namespace:
+    """Of a fit on the test set of a config, which gets others, with one seen class held out."""
     (path := root / "config.yaml").write_text(cfg.dump())
     (dataset,) = cfg.DATASETS.TEST
     full = Protocol(cfg).asked(dataset)
     seen = next(name for name in full.names if name not in full.unseen_names)
     words = ["--config-file", path, "--dataset", dataset, "--hold-out", seen]
-    words += ["--output", root / "fit", "DATASETS.TEST", "()", *opts]
+    words += ["--output", root / "fit", "DATASETS.TEST", test_sets]
     return FIT_GATE.parse_args(list(map(str, words)))
 
 
@@ -244,6 +247,37 @@ def test_models_of_other_labels_are_not_gone_on_with(cfg: CfgNode, tmp_path: Pat
     del checkpoint["tagclip"]["training_contents"]
     torch.save(checkpoint, final)
     FIT_GATE.main(args)
+
+
+def test_images_of_the_training_or_of_the_test_set_are_named(
+    cfg: CfgNode, tmp_path: Path, tiny_vocabulary_json: str
+) -> None:
+    """By their bytes: the test set has another name here."""
+    train, val = tmp_path / "images" / "train", tmp_path / "images" / "val"
+    shutil.copytree(val, other := tmp_path / "other")
+    test_set = f"tested_{tmp_path.name}"
+    register_zero_shot_sem_seg(
+        test_set, other, tmp_path / "labels" / "val", tiny_vocabulary_json, image_ext="png"
+    )
+    args = fit_arguments(cfg, tmp_path, f"('{test_set}',)")
+    of_test = f"images of the test set {test_set}, too ({val / '0.png'} is {other / '0.png'}); what"
+    (line,) = shared_lines(args)
+    assert f"3 of its 3 images are {of_test}" in line
+    for kind in ("images", "labels"):
+        shutil.copy(tmp_path / kind / "train" / "4.png", tmp_path / kind / "val" / "1.png")
+    args.output = tmp_path / "again"
+    of_train = f"1 of its 3 images are training images, too ({val / '1.png'} is {train / '4.png'})"
+    (first, second) = shared_lines(args)
+    assert of_train in first and f"2 of its 3 images are {of_test}" in second
+    forget(test_set)
+
+
+def shared_lines(args: argparse.Namespace) -> list[str]:
+    """What the command said about images of the dataset that it fits on."""
+    with own_loggers():
+        FIT_GATE.main(args)
+    lines = (args.output / "log.txt").read_text().splitlines()
+    return [line for line in lines if f"WARNING: {args.dataset}: " in line]
 
 
 def test_constants_of_nothing_are_not_handed_out(
