@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog
 
 from tagclip.analysis.bias_curves import BiasCurve
 from tagclip.analysis.gate_comparison import compare_gates
-from tagclip.config.checks import bounds
+from tagclip.config.checks import bounds, check_training
 from tagclip.data import Protocol
 from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.engine.data_stream import contents_sha256
@@ -101,8 +101,8 @@ def held_out_curves(
         ones; the run's own unseen classes are neither asked nor counted.
 
     Raises:
-        ConfigError: the setting is not inductive, there is no trusty map, MODEL.WEIGHTS is set, or
-            the folder holds the run of another config, or of other labels.
+        ConfigError: nothing would be learned, the setting is not inductive, there is no trusty map,
+            MODEL.WEIGHTS is set, or the folder holds the run of another config or of other labels.
     """
     if cfg.MODEL.WEIGHTS:
         raise ConfigError(
@@ -114,6 +114,7 @@ def held_out_curves(
             f"DATASETS.ZERO_SHOT.SETTING {cfg.DATASETS.ZERO_SHOT.SETTING}, MODEL.TAGCLIP.TRUSTY."
             f"ENABLED {cfg.MODEL.TAGCLIP.TRUSTY.ENABLED}: expected inductive and True to fit a gate"
         )
+    check_training(cfg)
     protocol = Protocol(cfg)
     full, asked = protocol.full, protocol.dataset(dataset).restrict("seen")
     partition = asked.with_seen([name not in held_out for name in asked.names])

@@ -222,13 +222,16 @@ def check_training(cfg: CfgNode) -> None:
             f"MODEL.TAGCLIP.LOSS: found MASK and DICE 0{apart}, expected one of them above 0: no "
             "class would be learned"
         )
-    rates = [solver.BASE_LR] if is_decoded else []
-    rates += [trusty.CONV.BASE_LR] if own_head == "conv" else []
+    # A map that learns apart does so beside a decoder that has learned, or beside none.
+    rates = {"SOLVER.BASE_LR": solver.BASE_LR} if is_decoded else {}
+    if own_head == "conv" and (cfg.MODEL.WEIGHTS or not is_decoded):
+        rates["MODEL.TAGCLIP.TRUSTY.CONV.BASE_LR"] = trusty.CONV.BASE_LR
     # A rate that vanishes beside float32 weights is none.
-    if rates and not any(map(np.float32, rates)):
+    if rates and not any(map(np.float32, rates.values())):
+        key, rate = next(iter(rates.items()))
         raise ConfigError(
-            f"SOLVER.BASE_LR: found {solver.BASE_LR:.3g}, expected a learning rate above 0, also "
-            "in float32: nothing would be learned"
+            f"{key}: found {rate:.3g}, expected a learning rate above 0, also in float32: "
+            f"{'no class' if is_decoded else 'nothing'} would be learned"
         )
 
 

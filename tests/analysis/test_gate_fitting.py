@@ -171,6 +171,15 @@ def test_a_run_without_map_or_of_another_setting_is_refused(cfg: CfgNode, tmp_pa
             held_out_curves(changed(cfg, key, value), "tiny_val", ["a"], tmp_path)
 
 
+def test_a_training_without_learning_is_refused(cfg: CfgNode, tmp_path: Path) -> None:
+    still = changed(cfg, "SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0)
+    with pytest.raises(
+        ConfigError, match=r"^SOLVER\.BASE_LR: found 0, .*no class would be learned"
+    ):
+        held_out_curves(still, cfg.DATASETS.TEST[0], ["cat"], tmp_path / "held_out")
+    assert not (tmp_path / "held_out").exists()
+
+
 def test_the_command_writes_the_keys(
     cfg: CfgNode, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -322,7 +322,13 @@ def test_keys_that_detectron2_alone_reads_are_named(repository: Path, tmp_path: 
         (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "TRUSTY.ENABLED", False), "MASK and DICE 0, expect"),
         (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0, "LOSS.TRUSTY", 0.0), "MASK and DICE 0, expected on"),
         (("LOSS.MASK", 0.0, "LOSS.DICE", 0.0), ""),
-        (("SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0, "TRUSTY.KIND", "conv"), ""),
+        (("SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0, "TRUSTY.KIND", "conv"),
+         "SOLVER.BASE_LR: found 0, expected a learning rate above 0, .*: no class would be learn"),
+        # The map of a model that is trained already.
+        (("SOLVER.BASE_LR", 0.0, "SOLVER.MIN_LR", 0.0, "TRUSTY.KIND", "conv",
+          "MODEL.WEIGHTS", "a.pth"), ""),
+        (("MODEL.CLIP.LAST_BLOCK", "naclip", "TRUSTY.KIND", "conv", "TRUSTY.CONV.BASE_LR", 0.0),
+         "^MODEL.TAGCLIP.TRUSTY.CONV.BASE_LR: found 0, expected .*: nothing would be learned"),
         (("MODEL.CLIP.LAST_BLOCK", "naclip", "LOSS.MASK", 0.0, "LOSS.DICE", 0.0), ""),
         (("INPUT.SCALE_RANGE", [0.01, 2.0], "INPUT.MIN_SIZE_TRAIN", (512, 96)),
          r"SCALE_RANGE: found \[0.01, 2.0\] with INPUT.MIN_SIZE_TRAIN \[512, 96\], which makes "
