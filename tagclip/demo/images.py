@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,6 +35,7 @@ from tagclip.errors import ConfigError, DatasetError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
+from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text, one_line
 from tagclip.visualization.panels import read_note
@@ -188,15 +190,26 @@ def draw_images(
         Of every image why it could not be read; "" if it was.
 
     Raises:
-        TagCLIPError: an option, the config, the weights or the vocabulary are not in order.
+        TagCLIPError: an option, the config, the weights or the vocabulary are not in order, or
+            another run writes to the output.
     """
     pairs = find_images(args.input, args.output)
     _check_written(pairs, args)
     pictures = [picture for _, picture in pairs if picture is not None]
     own = [image for image, _ in pairs] + pictures + [_labels_of(picture) for picture in pictures]
     check_own_file(args.json, own)
-    with own_json(args.json):
+    with own_json(args.json), _own_output(args.output):
         return _draw_all(args, build_predictor, pairs, processes)
+
+
+def _own_output(output: Path | None) -> AbstractContextManager:
+    """Keep another run, whose labels would stand beside these pictures, from what is written."""
+    if output is None:
+        return nullcontext()
+    is_file = output.suffix.lower() == ".png"
+    return (
+        RunLock(output.parent, "--output", output.name) if is_file else RunLock(output, "--output")
+    )
 
 
 def _draw_all(

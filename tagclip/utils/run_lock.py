@@ -21,6 +21,8 @@ __all__ = ["LOCK_NAME", "RunLock", "in_turn"]
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
+# Bytes of a file's name in that of its lock: file systems take 255.
+_LONGEST = 255 - len("..lock")
 
 
 class RunLock:
@@ -35,15 +37,18 @@ class RunLock:
         """Do not lock yet.
 
         Args:
-            folder: is created; it goes again if nothing is written there.
+            folder: is created with those above it; they go again if nothing is written there.
             option: what names the folder, for messages.
             file: name of a file in the folder that is locked instead, by ``.NAME.lock``.
         """
         self._folder = folder
-        self._path = folder / (f".{file}.lock" if file else LOCK_NAME)
+        short = os.fsdecode(os.fsencode(file)[:_LONGEST])
+        self._path = folder / (f".{short}.lock" if file else LOCK_NAME)
         self._name = " ".join(filter(None, [option, str(folder / file)]))
         self._place = "file" if file else "folder"
-        self._handle, self._is_new = -1, False
+        self._handle = -1
+        # Folders that were not there before, lowest first.
+        self._new: list[Path] = []
         self._began: os.stat_result | None = None
 
     @staticmethod
@@ -93,17 +98,18 @@ class RunLock:
         Raises:
             ConfigError: another process works there, or the folder cannot be written.
         """
+        folder = self._folder
         try:
-            self._is_new = not self._folder.exists()
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._new = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
             while not self._take():
                 pass
-            self._began = os.stat(self._folder)
+            self._began = os.stat(folder)
         # A zero byte in a path is a ValueError.
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             if isinstance(error, (FileExistsError, NotADirectoryError)):
-                reason = why_no_folder(self._folder)
+                reason = why_no_folder(folder)
             raise ConfigError(
                 f"{self._name}: found no folder to write to ({reason}), expected one; name another"
             ) from error
@@ -192,9 +198,9 @@ class RunLock:
             # Not that of another run, where the folder was moved away.
             if self._is_own():
                 self._path.unlink()
-                if self._is_new:
-                    # A run that was refused before it wrote anything leaves no folder.
-                    self._folder.rmdir()
+                # A run that was refused before it wrote anything leaves no folder.
+                for folder in self._new:
+                    folder.rmdir()
         os.close(self._handle)
         self._handle = -1
 

@@ -122,3 +122,34 @@ def test_a_file_that_another_segment_writes_is_left_alone(bench: Bench, name: st
     assert line.startswith(f"ConfigError: {option} {file}: process {os.getpid()} on ")
     assert not (bench.root / "out" / "v.mp4").exists() and not list(bench.root.rglob(".*lock"))
     assert bench.demo(*words) == 0 and not list(bench.root.rglob(".*lock"))
+
+
+@pytest.mark.parametrize("name", ["out", "out/a.png"])
+def test_pictures_that_another_segment_writes_are_left_alone(bench: Bench, name: str) -> None:
+    """Its labels would stand beside these pictures."""
+    out, image = bench.root / name, bench.save_image("a.png")
+    own = RunLock(out.parent, file=out.name) if out.suffix else RunLock(out)
+    with own:
+        for option in ("--workers=1", "--workers=2"):
+            line = bench.demo(image, "--output", out, "--save-labels", option)
+            assert line.startswith(f"ConfigError: --output {out}: process {os.getpid()} on "), line
+        assert len(list((bench.root / "out").iterdir())) == 1
+    assert bench.demo(image, "--output", out) == 0
+    assert [path.suffix for path in (bench.root / "out").iterdir()] == [".png"]
+
+
+def test_what_writes_other_files_may_go_on_beside_pictures(bench: Bench) -> None:
+    out, image, clip = bench.root / "out", bench.save_image("a.png"), video(bench.root / "v.avi")
+    with RunLock(out):
+        assert bench.demo(clip, "--output", out) == 0
+        assert bench.demo(image, "--no-draw", "--json", out / "r.json") == 0
+        assert bench.demo(image, "--output", bench.root / "other") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["r.json", "v.mp4"]
+
+
+@pytest.mark.parametrize("json", ["new/r.json", "new/out/r.json", "new/out/sub/r.json"])
+def test_a_run_that_wrote_nothing_leaves_no_folder(bench: Bench, json: str) -> None:
+    words = (bench.save_image("a.png"), "--output", "new/out", "--json", json)
+    bench.patch.chdir(bench.root)
+    line = bench.demo(*words, "--weights", "nowhere.pth")
+    assert "nowhere.pth" in line and not Path("new").exists()

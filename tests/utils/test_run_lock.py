@@ -40,8 +40,8 @@ def test_a_second_one_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
         assert (folder / ".lock").read_text() == f"{socket.gethostname()} {os.getpid()}"
         assert RunLock.holder(folder) == "", "this process is no other"
         assert RunLock.is_held(folder)
-    assert not folder.exists() and not RunLock.is_held(folder)
-    folder.mkdir()
+    assert not folder.parent.exists() and not RunLock.is_held(folder)
+    folder.mkdir(parents=True)
     with RunLock(folder):
         pass
     assert folder.is_dir() and not list(folder.iterdir())
@@ -218,6 +218,10 @@ def test_a_lock_of_a_file_leaves_its_folder_to_others(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=expected), again:
             raise AssertionError
     assert not list(tmp_path.iterdir())
+    names = "n" * 255, "n" * 254 + "m", "é" * 127 + "n"
+    for name in names:
+        with RunLock(tmp_path, file=name):
+            assert len(list(tmp_path.iterdir())) == 1
 
 
 FORKS = """
