@@ -176,6 +176,7 @@ def test_files_are_those_of_the_demo(
         own, theirs = (Image.open(tmp_path / folder / name) for folder in ("own", "demo"))
         assert own.mode == theirs.mode and own.tobytes() == theirs.tobytes(), name
         assert own.getpalette() == theirs.getpalette()
+        assert own.info.get("TagCLIP classes") == theirs.info.get("TagCLIP classes")
     page, panel = (
         np.array(Image.open(tmp_path / "demo/a.png")),
         np.asarray(result.overlay(size=512)),

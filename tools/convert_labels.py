@@ -258,6 +258,7 @@ def convert_masks(args: argparse.Namespace) -> None:
     """Make label files of mask files."""
     from tagclip.data.label_conversion import Conversion, MaskFile
     from tagclip.data.label_image import value_colors
+    from tagclip.data.label_notes import refuse_mixed
 
     table = find_classes(args) or _default_classes(args)
     vocabulary = table.vocabulary
@@ -292,10 +293,9 @@ def convert_masks(args: argparse.Namespace) -> None:
         args.overwrite,
     )
     _refuse_inside(args)
-    tasks = [
-        MaskFile(path, _output(args.output, path.relative_to(args.source)))
-        for path in find_masks(args.source)
-    ]
+    masks = find_masks(args.source)
+    refuse_mixed(masks)
+    tasks = [MaskFile(path, _output(args.output, path.relative_to(args.source))) for path in masks]
     _convert(args, conversion, tasks, table)
 
 

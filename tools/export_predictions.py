@@ -202,11 +202,13 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
     """Pair the label files of a folder with their images.
 
     Raises:
-        TagCLIPError: an option is missing, or a label file has no image of its own.
+        TagCLIPError: an option is missing, a label file has no image of its own, or segment made
+            one with other classes.
     """
     from tagclip.data import read_indices
     from tagclip.data.datasets.walk import files_below
     from tagclip.data.image_io import image_size
+    from tagclip.data.label_notes import refuse_mixed
     from tagclip.demo.media import find_images
 
     if not args.predictions.is_dir():
@@ -236,6 +238,7 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
             f"{args.predictions}: found {found} below {args.images}, expected NAME{suffix} for an "
             f"image NAME{remedy or '; name the folder that was segmented'}"
         )
+    refuse_mixed(labels.values(), vocabulary)
     _warn_of_missing(args.predictions, list(map(str, missing.values())), len(pairs), remedy)
 
     def read(image: str) -> np.ndarray:

@@ -281,6 +281,7 @@ def open_predictions(
         TagCLIPError: see `main`.
     """
     from tagclip.data.class_tables import read_class_table
+    from tagclip.data.label_notes import refuse_mixed
     from tagclip.evaluation.saved_predictions import SavedPredictions
     from tagclip.evaluation.segment_folder import SegmentFolder, is_segment_folder
     from tagclip.scoring.matching import ClassMatch, match_classes
@@ -353,6 +354,7 @@ def open_predictions(
         none = dict.fromkeys(theirs.ignored, -1)
         match = ClassMatch({**none, **match.indices}, match.missing, match.extra)
     files = find_files(path, images, args.suffix)
+    refuse_mixed(files.values())
     how = {"form": "files", "values": args.values}
     return PredictionFiles(files, match, channels), match, how
 

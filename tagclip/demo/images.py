@@ -38,7 +38,7 @@ from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsig
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text, one_line
-from tagclip.visualization.panels import read_note
+from tagclip.visualization.panels import read_notes
 from tagclip.visualization.prediction_page import draw_prediction
 
 __all__ = ["BuildPredictor", "draw_images"]
@@ -111,7 +111,7 @@ class _ImageJob:
     def _is_finished(self, picture: Path | None, known: dict[str, Any] | None, note: _Note) -> bool:
         is_listed = not self.args.json or note.is_of((known or {}).get("made_with"))
         files = _written(picture, self.args)
-        return is_listed and all(note.is_of(read_note(file)) for file in files)
+        return is_listed and all(note.is_of(read_notes(file)[0]) for file in files)
 
     def _result_of_other(
         self, picture: Path | None, known: dict[str, Any] | None, note: _Note
@@ -120,7 +120,7 @@ class _ImageJob:
         if self.args.json and note.is_of_other((known or {}).get("made_with")):
             return f"an entry in {self.args.json}"
         files = _written(picture, self.args)
-        return next((str(file) for file in files if note.is_of_other(read_note(file))), "")
+        return next((str(file) for file in files if note.is_of_other(read_notes(file)[0])), "")
 
 
 class _Note:

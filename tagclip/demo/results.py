@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tagclip.data.label_image import label_image
+from tagclip.data.label_notes import classes_note
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.coco_json import annotations_of, categories_of
 from tagclip.structures.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ class ResultKeeper:
             has_json: whether anybody reads the entries.
         """
         self._vocabulary, self._has_json = vocabulary, has_json
-        self._categories = categories_of(vocabulary)
+        self._categories, self._classes = categories_of(vocabulary), classes_note(vocabulary)
 
     def __call__(
         self, prediction: dict[str, Any], labels: Path | None, note: str = ""
@@ -51,7 +52,8 @@ class ResultKeeper:
         """
         indices, vocabulary = prediction["sem_seg_labels"].numpy(), self._vocabulary
         if labels is not None:
-            save_output(labels, label_image(indices, vocabulary), note)
+            picture = label_image(indices, vocabulary)
+            save_output(labels, picture, note, classes=self._classes)
         if not self._has_json:
             return {}
         return {
@@ -64,13 +66,17 @@ class ResultKeeper:
 
 
 def save_output(
-    path: Path, picture: Image.Image | np.ndarray, note: str = "", fast: bool = False
+    path: Path,
+    picture: Image.Image | np.ndarray,
+    note: str = "",
+    fast: bool = False,
+    classes: str = "",
 ) -> None:
     """Write a PNG of ``--output``.
 
     Args:
         path: of the file.
-        picture, fast: see `save_png`.
+        picture, fast, classes: see `save_png`.
         note: what another run knows a finished file by; empty: it makes all again.
 
     Raises:
@@ -78,7 +84,7 @@ def save_output(
         DatasetError: its name is too long.
     """
     try:
-        save_png(path, picture, note, fast)
+        save_png(path, picture, note, fast, classes)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             # Of this image alone, and no other folder helps.

@@ -36,7 +36,7 @@ __all__ = [
     "encode_jpeg",
     "fit",
     "legend_notes",
-    "read_note",
+    "read_notes",
     "save_png",
     "stack_pictures",
 ]
@@ -56,7 +56,7 @@ _ASCENT = 12
 _THINNEST = 24
 # A quarter of the time of the default; run lengths keep pages of photos about as small.
 _FAST = {"compress_level": 1, "compress_type": zlib.Z_RLE}
-_NOTE_KEY = "TagCLIP"
+_NOTE_KEY, _CLASSES_KEY = "TagCLIP", "TagCLIP classes"
 
 
 def fit(picture: np.ndarray, size: int) -> np.ndarray:
@@ -217,7 +217,11 @@ def encode_jpeg(picture: np.ndarray) -> bytes:
 
 
 def save_png(
-    path: str | Path, picture: Image.Image | np.ndarray, note: str = "", fast: bool = False
+    path: str | Path,
+    picture: Image.Image | np.ndarray,
+    note: str = "",
+    fast: bool = False,
+    classes: str = "",
 ) -> Path:
     """Write a PNG; the file is complete or absent.
 
@@ -226,25 +230,28 @@ def save_png(
         picture: an image, (H, W, 3) or (H, W) uint8.
         note: kept inside, such as what it was made from: a finished file is known as such.
         fast: compress with less care.
+        classes: kept inside, too: `tagclip.data.label_notes.classes_note` of what labels mean.
 
     Raises:
         OSError: the file cannot be written.
     """
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     info, buffer = PngInfo(), io.BytesIO()
-    if note:
-        info.add_text(_NOTE_KEY, note)
+    for key, text in ((_NOTE_KEY, note), (_CLASSES_KEY, classes)):
+        if text:
+            info.add_text(key, text)
     image.save(buffer, "PNG", pnginfo=info, **(_FAST if fast else {}))
     return write_atomic(path, buffer.getvalue())
 
 
-def read_note(path: str | Path) -> str | None:
-    """Note in a PNG of `save_png`; None for other files and where there is none."""
+def read_notes(path: str | Path) -> tuple[str, str]:
+    """``note`` and ``classes`` of `save_png`; each "" for other files and where there is none."""
     try:
         with Image.open(path) as image:
-            return image.info.get(_NOTE_KEY)
+            note, classes = (image.info.get(key, "") for key in (_NOTE_KEY, _CLASSES_KEY))
     except (OSError, SyntaxError, ValueError):
-        return None
+        return "", ""
+    return str(note), str(classes)
 
 
 def _wrap(text: str, width: int, bold: bool = False, italic: bool = False) -> list[Line]:

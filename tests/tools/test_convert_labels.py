@@ -30,6 +30,7 @@ from pycocotools import mask as coco_mask
 from tagclip.data import read_indices, read_label, register_folder_dataset
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.visualization.panels import save_png
 
 COLORS = np.array([[0, 0, 0], [194, 178, 128], [220, 20, 60]], np.uint8)
 TABLE = "name,r,g,b\nsand,194,178,128\nred thing,220,20,60\nignore,0,0,0\n"
@@ -96,6 +97,19 @@ def test_masks_become_labels_that_train(
     finally:
         forget("converted")
     assert len(pairs) == 3 and all(label.startswith(str(output)) for _, label in pairs)
+
+
+def test_masks_of_several_runs_of_segment_are_refused(
+    tool: ModuleType, masks: Path, tmp_path: Path
+) -> None:
+    words = (masks, "--classes", tmp_path / "classes.csv", "--output", tmp_path / "labels")
+    for classes in ("one", "two"):
+        save_png(masks / f"{classes}.png", COLORS[ids(9)], classes=classes)
+    with pytest.raises(DatasetError, match=r"one\.png, .*two\.png: found label files of runs of"):
+        run(tool, *words)
+    assert not (tmp_path / "labels").exists()
+    (masks / "two.png").unlink()
+    run(tool, *words)
 
 
 def test_the_printed_table_is_read_when_filled_in(

@@ -26,11 +26,12 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from tagclip import TagCLIPPredictor, register_zero_shot_sem_seg
+from tagclip.data.label_notes import classes_note
 from tagclip.demo import images
 from tagclip.demo.media import VideoFile, find_images
 from tagclip.errors import CheckpointError, ConfigError, DatasetError, TagCLIPError
 from tagclip.utils.cli import run_tool
-from tagclip.visualization.panels import fit
+from tagclip.visualization.panels import fit, read_notes
 
 WORDS = "cat, zebra,  sky"
 
@@ -874,6 +875,7 @@ def test_every_frame_gets_its_labels_and_its_entry(
     for entry, frame in zip(entries, frames_of(path), strict=True):
         expected = predictor(frame)["sem_seg_labels"].numpy()
         assert (np.array(Image.open(entry["labels"])) == expected).all()
+        assert read_notes(entry["labels"]) == ("", classes_note(predictor.vocabulary))
         assert entry["classes"][0]["share"] == pytest.approx(
             np.bincount(expected.ravel()).max() / expected.size, abs=1e-6
         )

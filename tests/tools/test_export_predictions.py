@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from helpers.bench import Bench
 from helpers.labelled_images import NAMES, labelled_images, odd_vocabulary
 from helpers.shell_blocks import run_blocks, shell_blocks
 from helpers.tiny_run import changed, exit_of, load_tool, write_tiny_dataset
@@ -356,6 +357,28 @@ def test_options_of_the_other_kind(tool: ModuleType, toy: Toy, tmp_path: Path) -
         export(tool, *words)
     for more in (["--to=coco", "--shapes=polygons"], ["--to=cvat", "--image-url=x"]):
         assert exit_of(tool.parse_args, [str(folder), "--output=x", *more]) == 2
+
+
+def test_labels_of_other_words_are_refused(
+    tool: ModuleType, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """As of a second segment into the folder that broke off, or whose words were not those."""
+    bench, out = Bench.of(request), tmp_path / "out"
+    images = [bench.save_image(f"{name}.png") for name in "ab"]
+    words = ("--images", tmp_path / "in", "--to", "coco", "--output", tmp_path / "coco", "--vocab")
+    segment = ("--output", out, "--save-labels", "--vocab")
+    assert bench.demo(*images, *segment, "cat, zebra") == 0
+    assert bench.demo(images[1], *segment, "sky, grass") == 0
+    for asked in ("cat, zebra", "sky, grass"):
+        with pytest.raises(DatasetError) as caught:
+            export(tool, out, *words, asked)
+        assert str(caught.value).startswith(f"{out}/a_labels.png, {out}/b_labels.png: found label")
+    assert bench.demo(*images, *segment, "sky, grass", "--overwrite") == 0
+    with pytest.raises(DatasetError, match="a_labels.png: .* other words .* expected cat, zebra;"):
+        export(tool, out, *words, "cat, zebra")
+    # A context is of no class, and other settings have the same ones.
+    assert bench.demo(images[0], *segment, "sky, grass", "--context", "cat") == 0
+    export(tool, out, *words, "Sky,grass")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from tagclip import ZeroShotTrainer, register_folder_dataset
 from tagclip.errors import TagCLIPError
 from tagclip.scoring import MERGES
 from tagclip.scoring.conventions import CONVENTIONS
+from tagclip.visualization.panels import save_png
 
 IDS, NAMES, IGNORED = (1, 4, 7), ("grass", "sky blue", "cat"), 255
 SIZE = (12, 17)
@@ -525,6 +526,17 @@ def test_bad_predictions_are_one_line(
     spoil(data, folder)
     line = data.refused(folder)
     assert all(text in line for text in texts), line
+
+
+def test_label_files_of_several_runs_of_segment_are_refused(data: Data) -> None:
+    folder = data.save(ids_png)
+    for name in ("000.png", "001.png"):
+        path = folder / "a" / name
+        save_png(path, Image.open(path), classes=name)
+    line = data.refused(folder)
+    assert "000.png, " in line and "001.png: found label files of runs of segment" in line
+    save_png(path, Image.open(path))
+    data.score(folder)
 
 
 def test_a_suffix_of_all_files_is_named(data: Data) -> None:
