@@ -98,9 +98,17 @@ def served(
     image: Path,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
+    port: int = 0,
     **more: object,
 ) -> Iterator[str]:
-    """Address of the page, with one example of two words and more arguments of `serve`."""
+    """Address of the page, with one example of two words and more arguments of `serve`.
+
+    Args:
+        predictor, folder, more: see `serve`.
+        image: file of the example.
+        monkeypatch: for the environment.
+        port: 0 for one that is free.
+    """
     for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_TEMP_DIR",
                  "FORWARDED_ALLOW_IPS"):  # fmt: skip
         monkeypatch.setenv(name, "")
@@ -111,7 +119,7 @@ def served(
     monkeypatch.setenv("GRADIO_SHARE", "True")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = port or probe.getsockname()[1]
     examples = [(str(image), "cat, grass")]
     page = serve(predictor, examples, folder, port=port, max_upload_mb=1, wait=False, **more)
     try:

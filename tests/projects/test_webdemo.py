@@ -333,8 +333,13 @@ def test_sessions_of_the_running_page_do_not_mix(
             serve(predictor, [], folder, port=port, wait=False)
         first, second = (Client(address, verbose=False) for _ in range(2))
         upload = handle_file(str(image))
-        with pytest.raises(AppError, match="press Segment first"):
-            first.predict(*sliders[:3], api_name="/save")
+        for name, given in (
+            ("/save", sliders[:3]),
+            ("/adjust", sliders),
+            ("/choose_seen", (["cat"], *sliders)),
+        ):
+            with pytest.raises(AppError, match="press Segment first, or, .* reload the page"):
+                first.predict(*given, api_name=name)
         first.predict(upload, "cat, zebra", "", *sliders, api_name="/segment")
         second.predict(upload, "sky, tree", "dog", *sliders, api_name="/segment")
         count = calls.count

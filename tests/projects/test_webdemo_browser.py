@@ -105,6 +105,45 @@ def test_the_result_is_beside_or_above_the_examples(
         assert right <= examples["x"] + examples["width"], "nothing is cut off"
 
 
+def test_a_tab_of_before_a_restart_is_told_to_reload(
+    tiny_cfg: CfgNode, tmp_path: Path, tab: sync_api.Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a slider that is moved before anything was segmented nothing is said."""
+    predictor = TagCLIPPredictor.from_checkpoint(save_tiny(tiny_cfg, tmp_path / "output"))
+    Image.fromarray(picture(70, 95)[:, :, ::-1]).save(tmp_path / "a.png")
+    toast = tab.get_by_test_id("toast-body")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    with served(predictor, tmp_path / "a.png", tmp_path / "first", monkeypatch) as address:
+        tab.goto(address)
+        with tab.expect_response("**/queue/join*"):
+            move(tab, "seen-bias", "0.2")
+        # A visitor's requests are answered one after the other.
+        tab.locator("#segment").click()
+        expect(tab.locator("#result tbody tr")).to_have_count(2)
+        expect(toast).to_have_count(0)
+    port = int(address.rstrip("/").rsplit(":", 1)[1])
+    with served(predictor, tmp_path / "a.png", tmp_path / "second", monkeypatch, port=port):
+        move(tab, "seen-bias", "0.4")
+        expect(toast).to_contain_text(
+            "result: found none, expected one; press Segment first, or, if"
+        )
+        tab.get_by_label("cat").uncheck()
+        expect(toast.get_by_text("reload the page and bring the picture again")).to_have_count(2)
+        tab.locator("#segment").click()
+        expect(toast).to_contain_text("image: found no file that was uploaded to this page")
+        assert str(tmp_path) not in toast.inner_text() and "Error:" not in toast.inner_text()
+        tab.reload()
+        tab.locator("#segment").click()
+        expect(tab.locator("#result tbody tr")).to_have_count(2)
+
+
+def move(tab: sync_api.Page, slider: str, value: str) -> None:
+    """Give a slider a value."""
+    tab.locator(f"#{slider} input[type=number]").fill(value)
+    tab.keyboard.press("Tab")
+
+
 def hover(tab: sync_api.Page, pixel: np.ndarray) -> None:
     """Point at the middle of a pixel (y, x) of the 70 x 95 image."""
     box = tab.locator("#result .pictures img").first.bounding_box()
@@ -116,8 +155,7 @@ def look_again(tab: sync_api.Page) -> None:
     """Everything turns into other, cat becomes unseen, the result is saved."""
     segments = tab.locator("#result .pictures img").first
     shown = segments.get_attribute("src")
-    tab.locator("#background-threshold input[type=number]").fill("1")
-    tab.keyboard.press("Tab")
+    move(tab, "background-threshold", "1")
     expect(tab.locator("#result tbody tr").last).to_contain_text("other100.0 %")
     assert segments.get_attribute("src") != shown
     expect(tab.locator("#result tr.unseen")).to_have_count(0)

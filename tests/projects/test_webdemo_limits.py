@@ -117,7 +117,7 @@ def test_what_is_no_upload_is_not_opened(
         find_upload(str(path) if isinstance(path, Path) else path, uploads)
     assert str(caught.value) == (
         "image: found no file that was uploaded to this page, expected one; drop a file or choose "
-        "an example"
+        "an example, after a reload of the page if its server has been started anew"
     )
 
 

@@ -232,7 +232,7 @@ def test_many_sessions_of_one_visitor_push_nobody_out(address: str, tmp_path: Pa
     for number in range(110):
         body = {"data": ["both", 0.1, 0.0, 0.5], "session_hash": f"other {number}"}
         event = httpx.post(f"{api}/call/adjust", json=body).json()["event_id"]
-        assert "event: complete" in httpx.get(f"{api}/call/adjust/{event}").text
+        assert "press Segment first" in httpx.get(f"{api}/call/adjust/{event}").text
     assert "cat" in client.predict("none", 0.5, 0.0, 0.5, api_name="/adjust")[0]
     (labels, _) = client.predict(api_name="/save")["value"]
     assert Path(labels).is_file()

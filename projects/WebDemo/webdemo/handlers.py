@@ -100,9 +100,8 @@ class Handlers:
         opacity: float,
     ) -> tuple[Any, ...]:
         """Call these words seen and the others unseen."""
-        if encoded is None:
-            return gr.skip(), gr.skip()
         with shown_errors():
+            encoded = _asked_before(encoded)
             if not isinstance(seen, (list, tuple)) or not all(isinstance(n, str) for n in seen):
                 raise VocabularyError(f"seen: found {seen!r:.80}, expected a list of words")
             chosen = set(seen)
@@ -116,11 +115,17 @@ class Handlers:
         seen_bias: float,
         background_threshold: float,
         opacity: float,
+        shown: bool = True,
     ) -> tuple[Any, Any]:
-        """Draw the result anew; files that were written before are out of date."""
-        if encoded is None:
+        """Draw the result anew; files that were written before are out of date.
+
+        Sliders may be moved before there is one. Whether one is ``shown`` the page alone knows: a
+        server that was started anew has none either.
+        """
+        if encoded is None and not shown:
             return gr.skip(), gr.skip()
         with shown_errors():
+            encoded = _asked_before(encoded)
             settings = _check_sliders(gate, seen_bias, background_threshold, opacity)
             result = render_result(encoded, settings, opacity)
         return result, gr.update(value=None, visible=False)
@@ -135,8 +140,7 @@ class Handlers:
     ) -> dict[str, Any]:
         """Write labels and json where gradio hands them out, in the room of the visitor."""
         with shown_errors():
-            if encoded is None:
-                raise DatasetError("result: found none, expected one; press Segment first")
+            encoded = _asked_before(encoded)
             settings, address = Settings(gate, seen_bias, background_threshold), address_of(request)
             try:
                 # Within the folder that goes with the next server where this one is killed.
@@ -160,6 +164,16 @@ class Handlers:
                     "result: found no room on this server's disk, expected some; try again later"
                 ) from error
             return gr.update(value=kept, visible=True)
+
+
+def _asked_before(encoded: EncodedImage | None) -> EncodedImage:
+    """Refuse a look at what the session has not asked for, or not this server."""
+    if encoded is None:
+        raise DatasetError(
+            "result: found none, expected one; press Segment first, or, if the page's server has "
+            "been started anew, reload the page and bring the picture again"
+        )
+    return encoded
 
 
 def _check_sliders(

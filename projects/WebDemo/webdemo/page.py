@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.exceptions import InvalidPathError
 
 from tagclip.modeling.inference.gate import GATE_MODES
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.projects.webdemo.handlers import Handlers
-from tagclip.projects.webdemo.session import Arrivals, Limits, Settings, Uploads
+from tagclip.projects.webdemo.session import Arrivals, Limits, Settings, Uploads, no_upload
 from tagclip.projects.webdemo.space import UploadSpace
 from tagclip.projects.webdemo.turns import Turns
-from tagclip.projects.webdemo.visits import Visits
+from tagclip.projects.webdemo.visits import Visits, shown_message
 from tagclip.visualization.html_page import render
 
 __all__ = ["build_page"]
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 _HERE = Path(__file__).parent
 _TITLE = "TagCLIP: any words on any image"
+# Puts behind the values of the sliders whether there is a result in the browser.
+_WITH_SHOWN = """(...values) =>
+    [...values.slice(0, -1), document.querySelector("#result .pictures") !== null]"""
 
 
 class _Page(gr.Blocks):
@@ -34,6 +38,9 @@ class _Page(gr.Blocks):
             return await super().preprocess_data(block_fn, *args, **kwargs)
         except gr.Error:
             raise
+        except InvalidPathError as error:
+            # Its words are those of a developer, and hold a path of this server.
+            raise gr.Error(shown_message(str(no_upload())), print_exception=False) from error
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             text = f"{block_fn.name}: found other values than this page sends ({reason})"
@@ -111,6 +118,8 @@ class _Widgets:
             threshold = _slider("Background threshold", about, start.background_threshold)
             opacity = _slider("Opacity", "Of the colours.", 0.5)
         self.sliders = [gate, bias, threshold, opacity]
+        # What the browser says of itself, see _WITH_SHOWN.
+        self.shown = gr.Checkbox(visible=False)
         self.result = gr.HTML(
             render("empty.html.j2", __package__),
             apply_default_css=False,
@@ -171,14 +180,12 @@ def _connect(on: _Widgets, handlers: Handlers, visits: Visits) -> None:
         on.examples.load_input_event.then(**segment, api_visibility="private")
     look = {"show_progress": "hidden", "trigger_mode": "always_last"} | raw
     shown = [on.result, on.files]
-    gr.on(
-        [slider.change for slider in on.sliders],
-        visits.attended(handlers.adjust),
-        on.sliders,
-        shown,
-        api_name="adjust",
-        **look,
-    )
+    # A program, which moves no sliders, has asked for a result.
+    adjust = {"fn": visits.attended(handlers.adjust), "outputs": shown} | look
+    gr.on([], inputs=on.sliders, api_name="adjust", **adjust)
+    moved = [slider.change for slider in on.sliders]
+    inputs = [*on.sliders, on.shown]
+    gr.on(moved, inputs=inputs, js=_WITH_SHOWN, api_visibility="private", **adjust)
     on.seen.input(
         visits.attended(handlers.choose_seen),
         [on.seen, *on.sliders],

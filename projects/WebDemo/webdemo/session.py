@@ -40,6 +40,7 @@ __all__ = [
     "encode_image",
     "find_upload",
     "least_limits",
+    "no_upload",
 ]
 
 # Longer side, in pixels, of what is drawn; the result to download has the image's own size.
@@ -252,7 +253,7 @@ def find_upload(path: object, uploads: Path) -> Path:
     except (OSError, RuntimeError, TypeError, ValueError):
         is_upload = False
     if not is_upload:
-        raise _no_upload()
+        raise no_upload()
     return file
 
 
@@ -320,7 +321,7 @@ class Uploads:
             if session in owners:
                 return file
             if len(owners) >= self._times.get(name, 0):
-                raise _no_upload()
+                raise no_upload()
             self._owners[name] = owners | {session}
             for gone in [name for name in self._owners if not os.path.isfile(name)]:
                 del self._owners[gone]
@@ -328,10 +329,11 @@ class Uploads:
         return file
 
 
-def _no_upload() -> DatasetError:
+def no_upload() -> DatasetError:
+    """What is said of any file that is not the visitor's, also where this server has none."""
     return DatasetError(
         "image: found no file that was uploaded to this page, expected one; drop a file or "
-        "choose an example"
+        "choose an example, after a reload of the page if its server has been started anew"
     )
 
 
