@@ -345,6 +345,9 @@ def test_sessions_of_the_running_page_do_not_mix(
         count = calls.count
         page = first.predict("none", 0.5, 0.0, 0.5, api_name="/adjust")[0]
         assert scores_under_the_pointer(page)["names"] == ["cat", "★ zebra"]
+        message = "seen: found 'Cat', 'zebbra', expected words of the image: 'cat', 'zebra'"
+        with pytest.raises(AppError, match=message):
+            first.predict(["Cat", "zebra", "zebbra"], *sliders, api_name="/choose_seen")
         page = first.predict(["zebra"], *sliders, api_name="/choose_seen")[0]
         assert scores_under_the_pointer(page)["names"] == ["★ cat", "zebra"]
         files = second.predict(*sliders[:3], api_name="/save")["value"]

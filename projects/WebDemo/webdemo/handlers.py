@@ -20,7 +20,9 @@ from tagclip.projects.webdemo.session import (
 )
 from tagclip.projects.webdemo.space import FULL, UploadSpace
 from tagclip.projects.webdemo.visits import address_of, shown_errors, shown_message
+from tagclip.structures.vocabulary_class import format_names
 from tagclip.utils.files import temporary_folder
+from tagclip.utils.text import listed
 
 __all__ = ["Handlers"]
 
@@ -104,8 +106,13 @@ class Handlers:
             encoded = _asked_before(encoded)
             if not isinstance(seen, (list, tuple)) or not all(isinstance(n, str) for n in seen):
                 raise VocabularyError(f"seen: found {seen!r:.80}, expected a list of words")
-            chosen = set(seen)
-        encoded = encoded.with_seen([name in chosen for name in encoded.vocabulary.names])
+            chosen, names = set(seen), encoded.vocabulary.names
+            if unknown := [f"{name!r:.80}" for name in sorted(chosen.difference(names))]:
+                raise VocabularyError(
+                    f"seen: found {listed(unknown, 5)}, expected words of the image: "
+                    f"{format_names(names)}"
+                )
+        encoded = encoded.with_seen([name in chosen for name in names])
         return encoded, *self.adjust(encoded, gate, seen_bias, background_threshold, opacity)
 
     def adjust(
