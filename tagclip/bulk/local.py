@@ -17,6 +17,7 @@ from detectron2.utils.logger import setup_logger
 from tagclip.bulk.shards import Shard, ShardResult
 from tagclip.bulk.worker import BulkOptions, BulkWorker
 from tagclip.errors import DatasetError, ProcessError, TagCLIPError
+from tagclip.utils.lost_logs import lost_logs
 from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
 
 __all__ = ["run_local"]
@@ -182,7 +183,7 @@ def _work(connection: Connection, options: BulkOptions, device: str) -> None:
     # What there is to say of model and words, it has said.
     logging.getLogger("tagclip.modeling").setLevel(logging.ERROR)
     # The main process may be gone at any time.
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, BrokenPipeError), lost_logs(of_worker=True):
         try:
             worker = BulkWorker(options, device)
             connection.send("ready")

@@ -228,6 +228,33 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
     assert content_of(tmp_path / "out") == expected
 
 
+@pytest.mark.parametrize("where", ["pipe", "full", "both full"])
+def test_a_log_that_nobody_gets_leaves_no_traceback(
+    arguments: list[str], tmp_path: Path, where: str
+) -> None:
+    """Of the main process and of the one that it starts, as of ``| head -1`` and a full disk."""
+    if where == "pipe":
+        read, stdout = os.pipe()
+        os.close(read)
+    else:
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-m", "tagclip", "bulk", *arguments, "--processes", "1"]
+    ended = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], stdout=stdout, check=False, timeout=300,
+        stderr=subprocess.STDOUT if where == "both full" else subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(stdout)
+    said = {
+        "pipe": None,
+        "both full": None,
+        "full": "<stdout>: cannot be written (No space left on device); its lines are lost, the "
+        "run goes on: free space\nstdout: cannot be written (No space left on device); free space "
+        "or choose another place\n",
+    }
+    assert (ended.stderr or None, ended.returncode) == (said[where], int(where != "pipe"))
+    assert len(rows_of(tmp_path / "out")) == IMAGES
+
+
 def test_a_folder_that_goes_meanwhile_ends_the_run(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -285,6 +285,25 @@ def test_a_log_on_a_full_disk_costs_its_lines(capsys: pytest.CaptureFixture) -> 
     )
 
 
+def test_a_log_that_nobody_reads_costs_its_lines(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has closed the pipe knows; nor is there anything to say it to where stderr fails, too."""
+    logger = logging.getLogger("tagclip_test_cli")
+    logger.propagate = False
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe, Path("/dev/full").open("w") as full:
+        logger.handlers = [logging.StreamHandler(pipe)]
+        assert exit_of(run_tool, lambda: [logger.error("line"), logger.error("line")]) is None
+        logger.handlers = [logging.StreamHandler(full)]
+        with monkeypatch.context() as patch, Path("/dev/full").open("w", 1) as other:
+            patch.setattr(sys, "stderr", other)
+            assert exit_of(run_tool, lambda: logger.error("line")) is None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), other.fileno())
+    assert capsys.readouterr().err == ""
+
+
 def test_tensorboard_on_a_full_disk_costs_its_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
