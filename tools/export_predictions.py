@@ -118,7 +118,9 @@ def main(args: argparse.Namespace) -> None:
         TagCLIPError: the predictions are not complete or do not fit their images or classes, or
             the files cannot be written.
     """
-    is_evaluation = (args.predictions / "index.json").is_file()
+    from tagclip.scoring.predictions import is_saved_folder
+
+    is_evaluation = is_saved_folder(args.predictions)
     found = read_evaluation(args) if is_evaluation else read_label_files(args)
     names = [f"{name.stem}.json" for name in found.names.values()] * (args.to == "labelme")
     check_output("--output", args.output, is_folder=True)
@@ -202,18 +204,19 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
     """Pair the label files of a folder with their images.
 
     Raises:
-        TagCLIPError: an option is missing, a label file has no image of its own, or segment made
-            one with other classes.
+        TagCLIPError: an option is missing or names other classes than those of the files, a label
+            file has no image of its own, or is of another image.
     """
     from tagclip.data import read_indices
     from tagclip.data.datasets.walk import files_below
     from tagclip.data.image_io import image_size
     from tagclip.data.label_notes import refuse_mixed
+    from tagclip.demo.image_note import refuse_foreign
     from tagclip.demo.media import find_images
 
     if not args.predictions.is_dir():
         raise ConfigError(f"{args.predictions}: found no such folder; mend the path")
-    vocabulary = asked_vocabulary(args)
+    vocabulary = _own_vocabulary(args.predictions, asked_vocabulary(args))
     if args.images is None or vocabulary is None:
         raise ConfigError(
             f"{args.predictions}: found no index.json of an evaluation, expected one, or --images "
@@ -239,6 +242,7 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
             f"image NAME{remedy or '; name the folder that was segmented'}"
         )
     refuse_mixed(labels.values(), vocabulary)
+    refuse_foreign(labels)
     _warn_of_missing(args.predictions, list(map(str, missing.values())), len(pairs), remedy)
 
     def read(image: str) -> np.ndarray:
@@ -289,6 +293,27 @@ def _warn_of_missing(folder: Path, missing: Sequence[str], count: int, remedy: s
             "%s: found no labels of %d of %d images, such as %s; they are left out%s",
             folder, len(missing), count, missing[0], remedy,
         )  # fmt: skip
+
+
+def _own_vocabulary(folder: Path, asked: Vocabulary | None) -> Vocabulary | None:
+    """The list that labels convert and bulk-read write beside their files, or else ``asked``.
+
+    Raises:
+        ConfigError: another one is asked for.
+    """
+    from tagclip.data.label_notes import classes_note
+    from tagclip.structures.vocabulary import Vocabulary
+
+    path = folder / "vocabulary.json"
+    if not path.is_file():
+        return asked
+    own = Vocabulary.from_json(path)
+    if asked is not None and classes_note(asked) != classes_note(own):
+        raise ConfigError(
+            f"{path}: found the list of what the label files there hold, whose ids or names are "
+            "others than those of --vocab..., expected the same; leave that option out"
+        )
+    return own
 
 
 def asked_vocabulary(args: argparse.Namespace) -> Vocabulary | None:

@@ -318,7 +318,7 @@ def open_predictions(
         how = {"form": "bulk", "fingerprints": folder.manifest.get("fingerprints")}
         return BulkPredictions(folder, folder.match(images), match), match, how
     if is_part_of_saved(path):
-        SavedPredictions.check_dataset(path.parent, dataset, images)
+        SavedPredictions.check_dataset(path.resolve().parent, dataset, images)
     # Where labels convert wrote the files, the list of their values lies beside them.
     if not args.classes and (path / "vocabulary.json").is_file():
         args.classes = path / "vocabulary.json"
@@ -354,7 +354,7 @@ def open_predictions(
         none = dict.fromkeys(theirs.ignored, -1)
         match = ClassMatch({**none, **match.indices}, match.missing, match.extra)
     files = find_files(path, images, args.suffix)
-    refuse_mixed(files.values())
+    refuse_mixed(files.values(), theirs if args.values == "ids" else None)
     how = {"form": "files", "values": args.values}
     return PredictionFiles(files, match, channels), match, how
 

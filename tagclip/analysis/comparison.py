@@ -12,7 +12,7 @@ from typing import Any
 from tagclip.data.claim import question
 from tagclip.errors import ConfigError
 from tagclip.evaluation.results import read_metrics
-from tagclip.utils.text import json_text
+from tagclip.utils.text import json_text, listed
 
 __all__ = ["ClassRow", "RunResult", "class_rows", "differences", "load_results", "questions",
            "repetitions"]  # fmt: skip
@@ -130,8 +130,17 @@ def _contents_of(run: str) -> dict[str, dict[str, Any]]:
     if not files:
         found = "no inference/<dataset>/metrics.json in it" if path.is_dir() else "no such folder"
         raise ConfigError(f"{run}: {found}; name the OUTPUT_DIR of a run that has been evaluated")
-    contents = [read_metrics(file) for file in files]
-    return {content["dataset"]: content for content in contents}
+    contents = {file: read_metrics(file) for file in files}
+    # A copy of a result, kept under another name beside it, is not that of the run any more.
+    own = {f: c for f, c in contents.items() if f.parent.name == c["dataset"]} or contents
+    found = {content["dataset"]: content for content in own.values()}
+    if len(found) < len(own):
+        raise ConfigError(
+            f"{run}: found several results of {', '.join(found)} in folders of other names, "
+            f"{listed([file.parent.name for file in own], 3)}, expected one of each; name the one "
+            "that is meant"
+        )
+    return found
 
 
 def _labels_of(runs: Sequence[str]) -> list[str]:

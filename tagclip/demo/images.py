@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from tagclip.demo.image_note import ImageNote
 from tagclip.demo.media import find_images
 from tagclip.demo.result_json import (
     JSON_PERIOD,
@@ -32,7 +33,6 @@ from tagclip.demo.result_json import (
 )
 from tagclip.demo.results import ResultKeeper, save_output
 from tagclip.errors import ConfigError, DatasetError
-from tagclip.modeling.clip.weights import file_sha256
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
 from tagclip.utils.run_lock import RunLock
@@ -76,7 +76,7 @@ class _ImageJob:
         start = time.perf_counter()
         try:
             stat = image.stat()
-            note = _Note(f"{self._made_with} {stat.st_size} {stat.st_mtime_ns}", image)
+            note = ImageNote(f"{self._made_with} {stat.st_size} {stat.st_mtime_ns}", image)
             if not self.args.overwrite:
                 if self._is_finished(picture, known, note):
                     return _Outcome(image, known, skipped=True)
@@ -108,49 +108,22 @@ class _ImageJob:
         save_output(picture, page, note, fast=True)
         return {"picture": str(picture), **kept}
 
-    def _is_finished(self, picture: Path | None, known: dict[str, Any] | None, note: _Note) -> bool:
+    def _is_finished(
+        self, picture: Path | None, known: dict[str, Any] | None, note: ImageNote
+    ) -> bool:
         is_listed = not self.args.json or note.is_of((known or {}).get("made_with"))
         files = _written(picture, self.args)
         return is_listed and all(note.is_of(read_notes(file)[0]) for file in files)
 
     def _result_of_other(
-        self, picture: Path | None, known: dict[str, Any] | None, note: _Note
+        self, picture: Path | None, known: dict[str, Any] | None, note: ImageNote
     ) -> str:
-        """What another image has there, and this one would replace; "" for nothing."""
+        """What another image has there, in the place or beside that of this one; "" for nothing."""
         if self.args.json and note.is_of_other((known or {}).get("made_with")):
             return f"an entry in {self.args.json}"
-        files = _written(picture, self.args)
+        # Also one that this run does not write: it would stand beside what is of this image.
+        files = [] if picture is None else [picture, _labels_of(picture)]
         return next((str(file) for file in files if note.is_of_other(read_notes(file)[0])), "")
-
-
-class _Note:
-    """By what a finished file is known: what it was made with, and of which image."""
-
-    def __init__(self, made: str, image: Path) -> None:
-        """Keep the parts.
-
-        Args:
-            made: three words: a fingerprint of all but the image, its size and time.
-            image: of which a checksum of its path stands in the note, which is handed on.
-        """
-        self._made, self._image = made.split(), image
-        self._place = hashlib.sha256(os.fsencode(image.absolute())).hexdigest()[:16]
-
-    @cached_property
-    def _content(self) -> str:
-        return file_sha256(self._image)[:16]
-
-    def __str__(self) -> str:
-        return " ".join([*self._made, self._place, self._content])
-
-    def is_of(self, found: str | None) -> bool:
-        """Whether another run's note says the same, wherever the image was then."""
-        return (found or "").split()[:3] == self._made and not self.is_of_other(found)
-
-    def is_of_other(self, found: str | None) -> bool:
-        """Whether another run's note is of another image; earlier versions do not say of which."""
-        words = (found or "").split()
-        return words[3:4] not in ([], [self._place]) and words[4:] != [self._content]
 
 
 def _written(picture: Path | None, args: argparse.Namespace) -> list[Path]:
@@ -252,11 +225,12 @@ def _draw_all(
 
 
 def _what_is_there(outcomes: list[_Outcome], total: int, args: argparse.Namespace) -> str:
-    done, less = sum(not outcome.error for outcome in outcomes), " less --overwrite"
-    return (
-        f"{done} of {total} images are finished and stay, the same command"
-        f"{less * args.overwrite} goes on with the others"
-    )
+    done = sum(not outcome.error for outcome in outcomes)
+    goes_on = "the same command goes on with the others"
+    if args.overwrite:
+        goes_on = "the same command begins anew; less --overwrite it goes on with the others, "
+        goes_on += "where they replace nothing of other images"
+    return f"{done} of {total} images are finished and stay, {goes_on}"
 
 
 def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:

@@ -96,7 +96,7 @@ def _draw(
     if stop.number and isinstance(source, str):
         total = f" of {job.video.length}" if job.video.length else ""
         places = " and ".join(map(str, job.places())) or "a window"
-        more = " with --overwrite" * bool(job.written())
+        more = " with --overwrite" * bool(job.written() or args.json)
         text = f"{count}{total} frames are in {places}; the same command{more} begins anew"
         if stop.number == signal.SIGINT:
             raise KeyboardInterrupt(text)
@@ -153,6 +153,18 @@ class _VideoJob:
             raise ConfigError(
                 f"--output: found {found} of an earlier run, expected none; name another, or give "
                 "--overwrite to replace it"
+            )
+        has_entries = any(e["file"] == self.video.name and "frame" in e for e in self.known)
+        if has_entries and not self.args.overwrite:
+            raise ConfigError(
+                f"--json {self.args.json}: found frames of {self.video.name} of an earlier run, "
+                "expected none; name another, or give --overwrite to replace them"
+            )
+        has_path = self.path is not None and not self.args.save_labels
+        if has_path and any(self._label_files):
+            raise ConfigError(
+                f"--output: found {self._labels_folder} of an earlier run, which would stand "
+                "beside another video, expected none; name another, or give --save-labels, too"
             )
 
     def remove_leftovers(self) -> None:

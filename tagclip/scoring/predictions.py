@@ -43,6 +43,7 @@ __all__ = [
     "find_files",
     "find_saved",
     "is_part_of_saved",
+    "is_saved_folder",
     "read_coco",
     "refuse_missing",
 ]
@@ -283,12 +284,13 @@ def find_saved(path: Path, classes: Path | None) -> Path | None:
     Returns:
         The folder; None if these are no such predictions, or the list says what the labels are.
     """
-    if _is_saved_folder(path):
+    if is_saved_folder(path):
         return path
-    return path.parent if path.is_dir() and is_part_of_saved(path) and not classes else None
+    is_part = path.is_dir() and is_part_of_saved(path)
+    return path.resolve().parent if is_part and not classes else None
 
 
-def _is_saved_folder(folder: Path) -> bool:
+def is_saved_folder(folder: Path) -> bool:
     """Whether a folder is what an evaluation saved; other tools write an index.json, too."""
     if not (folder / "index.json").is_file():
         return False
@@ -302,7 +304,9 @@ def _is_saved_folder(folder: Path) -> bool:
 
 def is_part_of_saved(path: Path) -> bool:
     """Whether a path is that of the files in such a folder, without what says what they are."""
-    return path.name in ("labels", "sem_seg_predictions.json") and _is_saved_folder(path.parent)
+    # As "." or by a link it may have any name.
+    path = path.resolve()
+    return path.name in ("labels", "sem_seg_predictions.json") and is_saved_folder(path.parent)
 
 
 @dataclass(frozen=True)

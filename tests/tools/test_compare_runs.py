@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from types import ModuleType
@@ -242,6 +243,22 @@ def test_runs_are_named_by_folder_inference_folder_or_file(tmp_path: Path) -> No
     for path in (inference, inference / "metrics.json"):
         (_, second) = load_results([run, str(path)])["toy_val"]
         assert second.run("seed") == 1
+
+
+def test_a_copy_beside_a_result_is_not_that_of_the_run(tmp_path: Path) -> None:
+    run = Path(_write(tmp_path / "run", _content()))
+    own, copy = (run / "inference" / name for name in ("toy_val", "toy_val_old"))
+    shutil.move(own, copy)
+    _write(run, _content(seed=1))
+    for path, seed in ((run, 1), (copy, 0)):
+        (found,) = load_results([str(path)])["toy_val"]
+        assert found.run("seed") == seed
+    own.rename(own.with_name("older"))
+    with pytest.raises(ConfigError, match="several results of toy_val .* older, toy_val_old, exp"):
+        load_results([str(run)])
+    shutil.rmtree(own.with_name("older"))
+    (found,) = load_results([str(run)])["toy_val"]
+    assert found.run("seed") == 0
 
 
 def test_every_common_dataset_or_one(tmp_path: Path) -> None:

@@ -338,6 +338,18 @@ def test_an_image_does_not_replace_the_picture_of_another_of_its_name(
     assert (out / "x.png").read_bytes() != replaced[out / "x.png"]
 
 
+def test_a_picture_does_not_stand_beside_labels_of_another_image(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for folder, seed in (("a", 1), ("b", 2)):
+        save(tmp_path / folder / "x.png", picture(seed=seed))
+    assert run("--input", tmp_path / "a", "--save-labels", "--no-draw") == 0
+    assert run("--input", tmp_path / "b") == 1
+    said = f"{tmp_path}/b/x.png: found {tmp_path}/out/x_labels.png, which is of another image of"
+    assert said in capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == ["x_labels.png"]
+
+
 def test_two_images_of_one_name_size_and_time_are_two(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -759,7 +771,7 @@ def test_a_video_without_pictures_ends_with_ctrl_c_and_keeps_all(
         return predict(self, frame)
 
     monkeypatch.setattr(TagCLIPPredictor, "__call__", stop)
-    assert run(*words) == 0
+    assert run(*words, "--overwrite") == 0
     assert os.listdir(out) == ["v_labels"] and len(os.listdir(out / "v_labels")) == 3
     assert len(json.loads((tmp_path / "r.json").read_text())["images"]) == 3
 
@@ -830,6 +842,35 @@ def test_a_video_of_another_source_is_kept(
     assert not Path("r.json").exists() and not list(tmp_path.rglob(".*lock"))
     assert run("tuesday/v.avi", *words, "--output", "other") == 0
     assert run("tuesday/v.avi", *words, "--overwrite") == 0
+
+
+def test_entries_of_another_video_of_the_name_are_kept(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, words = tmp_path / "r.json", ["v.avi", "--no-draw", "--json", tmp_path / "r.json"]
+    for name in ("monday", "tuesday"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        video(Path("v.avi"))
+        if name == "tuesday":
+            before = result.read_bytes()
+            match = f"--json {result}: found frames of v.avi of an earlier run, .* --overwrite to"
+            with pytest.raises(ConfigError, match=match):
+                run(*words)
+            assert result.read_bytes() == before
+            words.append("--overwrite")
+        assert run(*words) == 0
+    assert len(json.loads(result.read_text())["images"]) == 6
+
+
+def test_a_video_does_not_stand_beside_labels_of_another(run: Callable, tmp_path: Path) -> None:
+    path = video(tmp_path / "v.avi")
+    assert run(path, "--save-labels", "--no-draw") == 0
+    for more in ([], ["--overwrite"]):
+        with pytest.raises(ConfigError, match="v_labels of an earlier run, which would stand bes"):
+            run(path, *more)
+    assert os.listdir(tmp_path / "out") == ["v_labels"]
+    assert run(path, "--overwrite", "--save-labels") == 0
 
 
 def test_what_a_killed_run_left_of_a_video_goes(run: Callable, tmp_path: Path) -> None:

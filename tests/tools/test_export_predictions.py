@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -379,6 +380,54 @@ def test_labels_of_other_words_are_refused(
     # A context is of no class, and other settings have the same ones.
     assert bench.demo(images[0], *segment, "sky, grass", "--context", "cat") == 0
     export(tool, out, *words, "Sky,grass")
+
+
+def test_labels_of_another_image_are_refused(
+    tool: ModuleType, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Of the same name in another folder; a folder that was moved is the same."""
+    bench, out = Bench.of(request), tmp_path / "out"
+    (image,) = [bench.save_image("a.png")]
+    words = ("--vocab", "cat, zebra")
+    assert bench.demo(image, "--output", out, "--save-labels", "--no-draw", *words) == 0
+    other = tmp_path / "other" / "a.png"
+    other.parent.mkdir()
+    Image.fromarray(255 - np.array(Image.open(image))).save(other)
+    more = ("--to", "coco", "--output", tmp_path / "coco", *words)
+    with pytest.raises(DatasetError) as caught:
+        export(tool, out, "--images", other.parent, *more)
+    assert str(caught.value).startswith(
+        f"{out}/a_labels.png: found labels that segment made of another image than {other}, exp"
+    )
+    other.unlink()
+    shutil.move(image, other)
+    export(tool, out, "--images", other.parent, *more)
+
+
+@pytest.mark.parametrize("has_index", [True, False])
+def test_the_list_beside_label_files_says_what_they_hold(
+    tool: ModuleType, tmp_path: Path, has_index: bool
+) -> None:
+    """As labels convert writes it, with an index.json, and bulk-read without."""
+    vocabulary, labels, images = odd_vocabulary(), tmp_path / "labels", tmp_path / "images"
+    for folder in (labels, images):
+        folder.mkdir()
+    values = np.array([[entry.id for entry in vocabulary.classes]], np.uint16).repeat(4, 0)
+    Image.fromarray(values).save(labels / "a.png")
+    Image.fromarray(np.zeros((*values.shape, 3), np.uint8)).save(images / "a.png")
+    rows = [{"id": e.id, "name": e.name, "prompts": [e.name]} for e in vocabulary.classes]
+    tree = {"format": 1, "name": "own", "ignore_label": vocabulary.ignore_label, "classes": rows}
+    write_json(labels / "vocabulary.json", tree)
+    if has_index:
+        write_json(labels / "index.json", {"classes": vocabulary.names, "images": {}})
+    words = (labels, "--images", images, "--to", "coco", "--output", tmp_path / "coco")
+    with pytest.raises(
+        ConfigError, match=r"vocabulary\.json: found the list of what .* leave that"
+    ):
+        export(tool, *words, "--vocab", "cat, zebra")
+    export(tool, *words)
+    (found,) = coco_maps(tmp_path / "coco" / "annotations.json", vocabulary.names).values()
+    assert (found == np.arange(len(vocabulary))).all()
 
 
 @pytest.mark.slow

@@ -187,7 +187,7 @@ def ours(toy: Toy) -> Path:
 
 
 def test_our_own_labels_are_of_the_class_list_beside_them(
-    tool: ModuleType, toy: Toy, ours: Path
+    tool: ModuleType, toy: Toy, ours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The dataset's labels were made anew with other ids: both sides mean something else by 7."""
     (before := toy.folder / "before.json").write_text(toy.json.read_text())
@@ -199,7 +199,10 @@ def test_our_own_labels_are_of_the_class_list_beside_them(
     values[IDS] = np.roll(IDS, -1)
     for sample, label in zip(toy.samples, toy.labels, strict=True):
         Image.fromarray(values[label]).save(sample["sem_seg_file_name"])
-    for path in (ours, ours / "labels"):
+    link = toy.folder / "link"
+    link.symlink_to(ours / "labels")
+    monkeypatch.chdir(ours / "labels")
+    for path in (ours, ours / "labels", link, Path()):
         with pytest.raises(TagCLIPError, match=r"index\.json: found format 'png' and class list "):
             score(tool, toy, path)
     # Unless it is said.

@@ -19,7 +19,8 @@ from helpers.tiny_run import changed, exit_of, load_tool, write_tiny_dataset
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tagclip import ZeroShotTrainer, register_folder_dataset
+from tagclip import Vocabulary, ZeroShotTrainer, register_folder_dataset
+from tagclip.data.label_notes import classes_note
 from tagclip.errors import TagCLIPError
 from tagclip.scoring import MERGES
 from tagclip.scoring.conventions import CONVENTIONS
@@ -536,7 +537,12 @@ def test_label_files_of_several_runs_of_segment_are_refused(data: Data) -> None:
     line = data.refused(folder)
     assert "000.png, " in line and "001.png: found label files of runs of segment" in line
     save_png(path, Image.open(path))
-    data.score(folder)
+    # One list, but another one than that by which they are to be read.
+    assert "000.png: found a label file that segment made with other words" in data.refused(folder)
+    for value in (classes_note(Vocabulary.from_metadata(data.name)), ""):
+        path = folder / "a" / "000.png"
+        save_png(path, Image.open(path), classes=value)
+        data.score(folder)
 
 
 def test_a_suffix_of_all_files_is_named(data: Data) -> None:

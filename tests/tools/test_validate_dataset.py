@@ -31,10 +31,12 @@ from PIL import Image
 
 from tagclip.data import register_folder_dataset, register_zero_shot_sem_seg
 from tagclip.data.datasets.walk import map_files
+from tagclip.data.label_notes import classes_note
 from tagclip.data.validation import scan as validation
 from tagclip.data.validation.scan import Sample
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.visualization.panels import save_png
 
 
 @pytest.fixture(autouse=True)
@@ -293,6 +295,19 @@ def test_label_files_that_only_opencv_reads(tool: ModuleType, tmp_path: Path) ->
         (labels == entry["id"]).sum() for entry in reports["toy"]["classes"]
     ]
     assert reports["toy"]["label_modes"] == {"TIFF of 1 band of 64-bit signed integer values": 2}
+
+
+def test_label_files_that_segment_made_with_other_words(tool: ModuleType, tmp_path: Path) -> None:
+    folder = make_dataset(tmp_path / "toy", 3)
+    paths = sorted((folder / "labels").iterdir())
+    for path, classes in zip(paths, ("0" * 16, "", None), strict=True):
+        if classes is None:
+            classes = classes_note(Vocabulary.from_metadata("toy"))
+        save_png(path, Image.open(path), classes=classes)
+    code, reports = _validate(tool, tmp_path / "out", "toy")
+    assert code == 0
+    (note,) = (each for each in reports["toy"]["problems"] if each["kind"] == "other_words")
+    assert note["count"] == 1 and note["examples"] == [str(paths[0])]
 
 
 def test_all_pixels_ignored(tool: ModuleType, tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ _ROWS = {
     ),
     "unknown": (True, "label files with values outside the vocabulary", "{convert}"),
     "suspicion": (False, ""),
+    "other_words": (
+        False,
+        "label files that tagclip segment made with other words, or ids, than the vocabulary",
+        "look whether their values mean the same; else segment these images again",
+    ),
     "exif_unclear": (
         False,
         "images with an EXIF orientation that their size cannot confirm",

@@ -11,8 +11,10 @@ import numpy as np
 
 from tagclip.data.image_io import UnknownTiffError, is_dark, read_header, read_image
 from tagclip.data.label_io import LabelColorError, read_label
+from tagclip.data.label_notes import classes_note
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.visualization.panels import read_notes
 
 __all__ = ["EXAMPLES", "DatasetScan", "Sample", "SampleScan", "scan_sample"]
 
@@ -118,6 +120,8 @@ def _scan_label(scan: SampleScan, path: str, vocabulary: Vocabulary) -> None:
         kind = "label_channels" if isinstance(error, LabelColorError) else "label_unreadable"
         scan.note(kind, path, _reason(error, path))
         return
+    if read_notes(path)[1] not in ("", classes_note(vocabulary)):
+        scan.note("other_words", path)
     scan.label_mode = _label_mode(path)
     scan.label_size = label.shape[::-1]
     if label.dtype == np.uint8:
