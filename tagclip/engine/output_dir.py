@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from tagclip.checkpoint.reading import LAST
 from tagclip.errors import ConfigError
 from tagclip.evaluation.results import CONFIG
-from tagclip.utils.files import make_folder, write_atomic
+from tagclip.utils.files import probe_folder, write_atomic
 
 __all__ = ["begin_log", "save_config"]
 
@@ -36,7 +36,8 @@ def begin_log(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     rank, folder = comm.get_rank(), cfg.OUTPUT_DIR
     if folder and comm.is_main_process():
-        make_folder(Path(folder))
+        # Before anything is done: config.yaml is written last.
+        probe_folder(folder, len(cfg.dump()))
     setup_logger(folder, distributed_rank=rank, name="fvcore")
     logger = setup_logger(folder, distributed_rank=rank)
     setup_logger(folder, distributed_rank=rank, name="tagclip")
