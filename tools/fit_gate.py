@@ -73,6 +73,7 @@ def main(args: argparse.Namespace) -> None:
         held_out_classes,
         held_out_curves,
         to_json,
+        training_contents,
     )
     from tagclip.data import Protocol
     from tagclip.engine.interruptions import part_of_more
@@ -101,13 +102,13 @@ def main(args: argparse.Namespace) -> None:
         setup_logger(str(args.output))
         setup_logger(str(args.output), name="tagclip")
         announce_known_images(cfg, args.dataset)
-        curves = []
+        curves, contents = [], training_contents(cfg)
         with explained(GOES_ON):
             for index, names in enumerate(groups):
                 folder = make_folder(args.output / f"held_out_{index}")
                 logging.getLogger("tagclip").info("Held out: %s", ", ".join(names))
                 with part_of_more():
-                    curves.append(held_out_curves(cfg, args.dataset, names, folder))
+                    curves.append(held_out_curves(cfg, args.dataset, names, folder, contents))
         constants = best_constants(curves)
         if constants.hiou == 0:
             raise ConfigError(

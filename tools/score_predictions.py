@@ -161,7 +161,7 @@ def main(args: argparse.Namespace) -> None:
 
     from tagclip.data import Protocol
     from tagclip.evaluation.content import evaluation_content, log_content
-    from tagclip.evaluation.results import write_result
+    from tagclip.evaluation.results import CONFIG, write_result
     from tagclip.evaluation.saved_predictions import PredictionWriter
     from tagclip.scoring.conventions import CONVENTIONS
     from tagclip.scoring.scorer import Scorer
@@ -199,7 +199,7 @@ def main(args: argparse.Namespace) -> None:
         writer.finish(content)
         try:
             # Last: without it, nothing here is a run.
-            write_atomic(args.output / "config.yaml", cfg.dump())
+            write_atomic(args.output / CONFIG, cfg.dump())
             logger.info("written: %s", draw_report(args, content, match))
         except OSError as error:
             raise ConfigError(
@@ -215,6 +215,7 @@ def check_free(args: argparse.Namespace, folder: Path) -> None:
         ConfigError: ``folder``, which the results go into, holds the predictions, they hold the
             output, or the output is not that of an earlier score.
     """
+    from tagclip.evaluation.results import CONFIG
     from tagclip.evaluation.run_folder import is_score, run_results
 
     read, output = args.predictions.resolve(), args.output.resolve()
@@ -225,7 +226,7 @@ def check_free(args: argparse.Namespace, folder: Path) -> None:
         )
     results = run_results(output)
     are_scores = all(map(is_score, results))
-    if (output / "config.yaml").is_file() and not (results and are_scores):
+    if (output / CONFIG).is_file() and not (results and are_scores):
         raise ConfigError(
             f"--output {args.output}: found a run that is no score, whose config and results "
             "would be replaced; choose another folder"

@@ -37,6 +37,7 @@ __all__ = [
     "held_out_classes",
     "held_out_curves",
     "to_json",
+    "training_contents",
 ]
 
 # Candidates of MODEL.TAGCLIP.TEST.GATE_SCALE; 0 leaves the map out where it does not help.
@@ -86,7 +87,7 @@ def held_out_classes(vocabulary: Vocabulary, words: str) -> list[str]:
 
 
 def held_out_curves(
-    cfg: CfgNode, dataset: str, held_out: Sequence[str], folder: Path
+    cfg: CfgNode, dataset: str, held_out: Sequence[str], folder: Path, contents: str
 ) -> dict[float, BiasCurve]:
     """Train without the labels of some seen classes and measure them as unseen ones.
 
@@ -95,6 +96,7 @@ def held_out_curves(
         dataset: registered name of the images to fit on.
         held_out: names of seen classes.
         folder: for the run.
+        contents: `training_contents`, which the models of another call may not have.
 
     Returns:
         Scale -> curve over the bias: ``seen`` are the other seen classes, ``unseen`` the held-out
@@ -126,7 +128,6 @@ def held_out_curves(
         # They are of a test set.
         changed.TEST.EXPECTED_RESULTS = []
         trainer = ZeroShotTrainer(changed)
-        contents = contents_sha256(_samples(cfg.DATASETS.TRAIN))
         trainer.checkpointer.metadata["training_contents"] = contents
         # The same command goes on with its own trainings; with another's it would fit their gate.
         refuse_finished_run(
@@ -137,6 +138,11 @@ def held_out_curves(
         model = trainer.model.eval()
         found = compare_gates(changed, model, dataset, partition, partition, gates)
     return {scale: found[str(scale)].curves["own"] for scale in SCALES}
+
+
+def training_contents(cfg: CfgNode) -> str:
+    """`contents_sha256` of the training images of a run: the same for whatever is held out."""
+    return contents_sha256(_samples(cfg.DATASETS.TRAIN))
 
 
 def announce_known_images(cfg: CfgNode, dataset: str) -> None:

@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from tqdm import tqdm
+
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.class_names import name_key
@@ -40,7 +42,7 @@ def refuse_mixed(files: Iterable[Path], vocabulary: Vocabulary | None = None) ->
     by_classes: dict[str, Path] = {}
     by_run: dict[str, Path] = {}
     known_runs = set()
-    for file in files:
+    for file in tqdm(list(files), "Notes of labels", unit="file", disable=None, delay=1):
         note, classes = read_notes(file)
         # The first word of a note is of the run, the others are of the image.
         run = note.split(" ")[0]

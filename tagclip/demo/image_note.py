@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+from tqdm import tqdm
+
 from tagclip.errors import DatasetError
 from tagclip.modeling.clip.weights import file_sha256
 from tagclip.visualization.panels import read_notes
@@ -54,7 +56,8 @@ def refuse_foreign(labels: Mapping[str, Path]) -> None:
     Raises:
         DatasetError: names one.
     """
-    for image, label in labels.items():
+    bar = {"total": len(labels), "unit": "image", "disable": None, "delay": 1}
+    for image, label in tqdm(labels.items(), "Images of labels", **bar):
         note = read_notes(label)[0]
         if ImageNote("", Path(image)).is_of_other(note):
             raise DatasetError(

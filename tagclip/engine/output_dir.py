@@ -34,10 +34,10 @@ def begin_log(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         OSError, ValueError: OUTPUT_DIR cannot be written.
     """
-    rank, folder = comm.get_rank(), cfg.OUTPUT_DIR
+    rank, folder, config = comm.get_rank(), cfg.OUTPUT_DIR, cfg.dump()
     if folder and comm.is_main_process():
         # Before anything is done: config.yaml is written last.
-        probe_folder(folder, len(cfg.dump()))
+        probe_folder(folder, len(config.encode()))
     setup_logger(folder, distributed_rank=rank, name="fvcore")
     logger = setup_logger(folder, distributed_rank=rank)
     setup_logger(folder, distributed_rank=rank, name="tagclip")
@@ -47,7 +47,7 @@ def begin_log(cfg: CfgNode, args: argparse.Namespace) -> None:
     if args.config_file:
         content = Path(args.config_file).read_text(encoding="utf-8")
         logger.info("Config file %s:\n%s", args.config_file, content)
-    logger.info("Config:\n%s", cfg.dump())
+    logger.info("Config:\n%s", config)
     seed_all_rng(cfg.SEED + rank)
     if not args.eval_only:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK

@@ -144,7 +144,7 @@ def test_the_runs_own_unseen_classes_take_no_part(cfg: CfgNode, tmp_path: Path) 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(held_out_curves.__globals__, "compare_gates", spy)
-        curves = held_out_curves(cfg, dataset, held_out, tmp_path / "held_out_0")
+        curves = held_out_curves(cfg, dataset, held_out, tmp_path / "held_out_0", "")
     assert curves.keys() == set(SCALES)
     (vocabulary,) = asked
     assert vocabulary.names == [n for n in full.names if n not in full.unseen_names]
@@ -159,7 +159,9 @@ def test_pixels_may_be_those_of_the_weights(cfg: CfgNode, tmp_path: Path) -> Non
     # What is expected of the test set is of no training here.
     opts += ("TEST.EXPECTED_RESULTS", [["sem_seg", "mIoU", 50.0, 0.1]])
     open_cfg = changed(cfg, *opts, "INPUT.RESIZE", "pil")
-    assert held_out_curves(open_cfg, dataset, held_out, tmp_path / "held_out").keys() == set(SCALES)
+    assert held_out_curves(open_cfg, dataset, held_out, tmp_path / "held_out", "").keys() == set(
+        SCALES
+    )
 
 
 def test_a_run_without_map_or_of_another_setting_is_refused(cfg: CfgNode, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_run_without_map_or_of_another_setting_is_refused(cfg: CfgNode, tmp_pa
         ("MODEL.TAGCLIP.TRUSTY.ENABLED", False),
     ):
         with pytest.raises(ConfigError, match="expected inductive and True to fit a gate"):
-            held_out_curves(changed(cfg, key, value), "tiny_val", ["a"], tmp_path)
+            held_out_curves(changed(cfg, key, value), "tiny_val", ["a"], tmp_path, "")
 
 
 def test_a_training_without_learning_is_refused(cfg: CfgNode, tmp_path: Path) -> None:
@@ -176,7 +178,7 @@ def test_a_training_without_learning_is_refused(cfg: CfgNode, tmp_path: Path) ->
     with pytest.raises(
         ConfigError, match=r"^SOLVER\.BASE_LR: found 0, .*no class would be learned"
     ):
-        held_out_curves(still, cfg.DATASETS.TEST[0], ["cat"], tmp_path / "held_out")
+        held_out_curves(still, cfg.DATASETS.TEST[0], ["cat"], tmp_path / "held_out", "")
     assert not (tmp_path / "held_out").exists()
 
 

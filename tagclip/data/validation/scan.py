@@ -120,7 +120,8 @@ def _scan_label(scan: SampleScan, path: str, vocabulary: Vocabulary) -> None:
         kind = "label_channels" if isinstance(error, LabelColorError) else "label_unreadable"
         scan.note(kind, path, _reason(error, path))
         return
-    if read_notes(path)[1] not in ("", classes_note(vocabulary)):
+    classes = read_notes(path)[1]
+    if classes and classes != classes_note(vocabulary):
         scan.note("other_words", path)
     scan.label_mode = _label_mode(path)
     scan.label_size = label.shape[::-1]

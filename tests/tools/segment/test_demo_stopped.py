@@ -11,10 +11,8 @@ from pathlib import Path
 
 import cv2
 import pytest
-from detectron2.config import CfgNode
 from helpers.paths import REPOSITORY, TOOLS
 from helpers.pictures import picture, video
-from helpers.tiny_checkpoint import save_tiny
 from PIL import Image
 
 # The tool, which gets a signal with the third result.
@@ -40,12 +38,6 @@ ENDS = [
     pytest.param(signal.SIGHUP, 0, marks=pytest.mark.slow),
     (signal.SIGINT, 130),
 ]
-
-
-@pytest.fixture
-def weights(tiny_cfg: CfgNode, tmp_path: Path) -> Path:
-    """A checkpoint."""
-    return save_tiny(tiny_cfg, tmp_path / "output")
 
 
 def segment(weights: Path, number: int, *words: object) -> tuple[int, str]:
