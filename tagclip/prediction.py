@@ -197,13 +197,14 @@ class Prediction(dict[str, Any]):
 
     def _save_png(self, path: Path) -> Path:
         from tagclip.data.label_image import label_image
-        from tagclip.data.label_notes import classes_note
+        from tagclip.data.label_notes import words_in
         from tagclip.visualization.panels import save_png
         from tagclip.visualization.prediction_page import draw_prediction
 
         if path.stem.lower().endswith("_labels"):
-            picture = label_image(self.labels.numpy(), self.vocabulary)
-            return save_png(path, picture, classes=classes_note(self.vocabulary))
+            labels, vocabulary = self.labels.numpy(), self.vocabulary
+            words = words_in(labels, vocabulary)
+            return save_png(path, label_image(labels, vocabulary), words=words)
         return save_png(path, draw_prediction(self._rgb, self, self.vocabulary, _PANEL_SIZE))
 
     def _coco(self, file: str) -> str:

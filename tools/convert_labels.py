@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tagclip.data.formats.annotation import AnnotatedImage
     from tagclip.data.label_colors import Pixel
     from tagclip.data.label_conversion import Conversion, ImageToPaint, MaskFile, Painting
+    from tagclip.data.label_notes import OtherWords
     from tagclip.structures.vocabulary import Vocabulary
 
 _EXTENSIONS = {".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg"}
@@ -258,7 +259,7 @@ def convert_masks(args: argparse.Namespace) -> None:
     """Make label files of mask files."""
     from tagclip.data.label_conversion import Conversion, MaskFile
     from tagclip.data.label_image import value_colors
-    from tagclip.data.label_notes import refuse_mixed
+    from tagclip.data.label_notes import OtherWords, common_words
 
     table = find_classes(args) or _default_classes(args)
     vocabulary = table.vocabulary
@@ -294,7 +295,10 @@ def convert_masks(args: argparse.Namespace) -> None:
     )
     _refuse_inside(args)
     masks = find_masks(args.source)
-    refuse_mixed(masks)
+    words = common_words(masks)
+    # Else the values are no ids of this list.
+    if args.threshold is None and not args.ids and kind != "colors":
+        _compare_words(args, OtherWords(words, vocabulary.value_names))
     tasks = [MaskFile(path, _output(args.output, path.relative_to(args.source))) for path in masks]
     _convert(args, conversion, tasks, table)
 
@@ -395,6 +399,22 @@ def convert_annotations(args: argparse.Namespace) -> None:
         args.overwrite,
     )
     _convert(args, painting, tasks, table, unknown)
+
+
+def _compare_words(args: argparse.Namespace, other: OtherWords) -> None:
+    """Refuse a class list that moves the words of our own labels; other words may be new names.
+
+    Raises:
+        DatasetError: names some.
+    """
+    found = f"{args.source}: found label files that were made with other words, {other}"
+    if other.has_moved:
+        raise DatasetError(
+            f"{found}, expected the one that they were made with; pass it with --classes, "
+            "or what each value is to become with --ids, or --labels colors if the list has theirs"
+        )
+    if other:
+        _note(f"{found}; these are taken as new names of the same classes")
 
 
 def _refuse_inside(args: argparse.Namespace) -> None:

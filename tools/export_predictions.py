@@ -210,7 +210,7 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
     from tagclip.data import read_indices
     from tagclip.data.datasets.walk import files_below
     from tagclip.data.image_io import image_size
-    from tagclip.data.label_notes import refuse_mixed
+    from tagclip.data.label_notes import refuse_other_words
     from tagclip.demo.image_note import refuse_foreign
     from tagclip.demo.media import find_images
 
@@ -241,7 +241,7 @@ def read_label_files(args: argparse.Namespace) -> Predictions:
             f"{args.predictions}: found {found} below {args.images}, expected NAME{suffix} for an "
             f"image NAME{remedy or '; name the folder that was segmented'}"
         )
-    refuse_mixed(labels.values(), vocabulary)
+    refuse_other_words(labels.values(), vocabulary.value_names)
     refuse_foreign(labels)
     _warn_of_missing(args.predictions, list(map(str, missing.values())), len(pairs), remedy)
 
@@ -301,17 +301,21 @@ def _own_vocabulary(folder: Path, asked: Vocabulary | None) -> Vocabulary | None
     Raises:
         ConfigError: another one is asked for.
     """
-    from tagclip.data.label_notes import classes_note
+    from tagclip.data.label_notes import OtherWords
     from tagclip.structures.vocabulary import Vocabulary
 
     path = folder / "vocabulary.json"
     if not path.is_file():
         return asked
     own = Vocabulary.from_json(path)
-    if asked is not None and classes_note(asked) != classes_note(own):
+    if asked is None:
+        return own
+    # A name may stand for more values than the one that is written.
+    ids, asked_ids = ({e.id: e.name for e in each.classes} for each in (own, asked))
+    if other := OtherWords(ids, asked.value_names) or OtherWords(asked_ids, own.value_names):
         raise ConfigError(
-            f"{path}: found the list of what the label files there hold, whose ids or names are "
-            "others than those of --vocab..., expected the same; leave that option out"
+            f"{path}: found the list of what the label files there hold, with other ids or names "
+            f"than --vocab..., such as {other}, expected the same; leave that option out"
         )
     return own
 

@@ -13,7 +13,6 @@ words have 0 to K - 1, and 255, or 65535 from K = 256 on.
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +76,7 @@ def main(args: argparse.Namespace) -> None:
         from tagclip.export.runtime.checked_recipe import label_values
         from tagclip.export.runtime.exported_model import ExportedModel, expecting
         from tagclip.export.runtime.images import read_image
+        from tagclip.utils.png_notes import png_with_notes
     except ImportError as error:
         raise ConfigError(f"{error}; run: pip install numpy {args.runtime} pillow") from error
 
@@ -105,10 +105,9 @@ def main(args: argparse.Namespace) -> None:
     values = label_values(recipe if is_own else {"class_names": names})
     with expecting(args.export / "model.json", "labels of 16 bits at most; export again"):
         picture = Image.fromarray(np.array(values).astype(np.min_scalar_type(max(values)))[labels])
-        content = io.BytesIO()
-        picture.save(content, "PNG")
+    found = {values[k]: names[k] for k in np.unique(labels).tolist() if k < len(names)}
     with writing("labels", args.labels):
-        write_atomic(args.labels, content.getvalue())
+        write_atomic(args.labels, png_with_notes(picture, words=found))
     print({name: f"{(labels == index).mean():.1%}" for index, name in enumerate(names)})
 
 

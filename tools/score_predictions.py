@@ -282,7 +282,7 @@ def open_predictions(
         TagCLIPError: see `main`.
     """
     from tagclip.data.class_tables import read_class_table
-    from tagclip.data.label_notes import refuse_mixed
+    from tagclip.data.label_notes import refuse_other_words
     from tagclip.evaluation.saved_predictions import SavedPredictions
     from tagclip.evaluation.segment_folder import SegmentFolder, is_segment_folder
     from tagclip.scoring.matching import ClassMatch, match_classes
@@ -325,7 +325,7 @@ def open_predictions(
         args.classes = path / "vocabulary.json"
     allow_extra, where = args.extra_classes == "other", str(args.classes or path)
     theirs = read_class_table(args.classes).vocabulary if args.classes else vocabulary
-    names = {value: entry.name for value, entry in theirs.by_value.items()}
+    names = theirs.value_names
     content = read_coco(path) if path.is_file() else None
     if not args.classes:
         names = coco_names(content) or names
@@ -355,7 +355,7 @@ def open_predictions(
         none = dict.fromkeys(theirs.ignored, -1)
         match = ClassMatch({**none, **match.indices}, match.missing, match.extra)
     files = find_files(path, images, args.suffix)
-    refuse_mixed(files.values(), theirs if args.values == "ids" else None)
+    refuse_other_words(files.values(), names)
     how = {"form": "files", "values": args.values}
     return PredictionFiles(files, match, channels), match, how
 

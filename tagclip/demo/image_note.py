@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tagclip.errors import DatasetError
 from tagclip.modeling.clip.weights import file_sha256
-from tagclip.visualization.panels import read_notes
+from tagclip.utils.png_notes import read_notes
 
 __all__ = ["ImageNote", "refuse_foreign"]
 

@@ -35,10 +35,10 @@ from tagclip.demo.results import ResultKeeper, save_output
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.predictor import TagCLIPPredictor
 from tagclip.utils.parent import end_with_parent, leave_signals_to_parent, unsignalled
+from tagclip.utils.png_notes import read_notes
 from tagclip.utils.run_lock import RunLock
 from tagclip.utils.stopping import explained
 from tagclip.utils.text import json_text, one_line
-from tagclip.visualization.panels import read_notes
 from tagclip.visualization.prediction_page import draw_prediction
 
 __all__ = ["BuildPredictor", "draw_images"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tagclip.data.label_image import label_image
-from tagclip.data.label_notes import classes_note
+from tagclip.data.label_notes import words_in
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.evaluation.coco_json import annotations_of, categories_of
 from tagclip.structures.vocabulary import Vocabulary
@@ -31,7 +32,7 @@ class ResultKeeper:
             has_json: whether anybody reads the entries.
         """
         self._vocabulary, self._has_json = vocabulary, has_json
-        self._categories, self._classes = categories_of(vocabulary), classes_note(vocabulary)
+        self._categories = categories_of(vocabulary)
 
     def __call__(
         self, prediction: dict[str, Any], labels: Path | None, note: str = ""
@@ -53,7 +54,7 @@ class ResultKeeper:
         indices, vocabulary = prediction["sem_seg_labels"].numpy(), self._vocabulary
         if labels is not None:
             picture = label_image(indices, vocabulary)
-            save_output(labels, picture, note, classes=self._classes)
+            save_output(labels, picture, note, words=words_in(indices, vocabulary))
         if not self._has_json:
             return {}
         return {
@@ -70,13 +71,13 @@ def save_output(
     picture: Image.Image | np.ndarray,
     note: str = "",
     fast: bool = False,
-    classes: str = "",
+    words: Mapping[int, str] | None = None,
 ) -> None:
     """Write a PNG of ``--output``.
 
     Args:
         path: of the file.
-        picture, fast, classes: see `save_png`.
+        picture, fast, words: see `save_png`.
         note: what another run knows a finished file by; empty: it makes all again.
 
     Raises:
@@ -84,7 +85,7 @@ def save_output(
         DatasetError: its name is too long.
     """
     try:
-        save_png(path, picture, note, fast, classes)
+        save_png(path, picture, note, fast, words)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             # Of this image alone, and no other folder helps.

@@ -228,6 +228,11 @@ class Vocabulary:
         return {value: entry for entry in self.classes for value in entry.ids}
 
     @property
+    def value_names(self) -> dict[int, str]:
+        """Name of the class of each of these values."""
+        return {value: entry.name for value, entry in self.by_value.items()}
+
+    @property
     def ignored(self) -> tuple[int, ...]:
         """All values of unlabelled pixels, `ignore_label` first."""
         return (self.ignore_label, *self.more_ignored)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import write_atomic
+from tagclip.utils.png_notes import png_with_notes
 from tagclip.visualization.fonts import families
 from tagclip.visualization.raster_text import Line, line_of_text
 from tagclip.visualization.segments import (
@@ -36,7 +36,6 @@ __all__ = [
     "encode_jpeg",
     "fit",
     "legend_notes",
-    "read_notes",
     "save_png",
     "stack_pictures",
 ]
@@ -56,7 +55,6 @@ _ASCENT = 12
 _THINNEST = 24
 # A quarter of the time of the default; run lengths keep pages of photos about as small.
 _FAST = {"compress_level": 1, "compress_type": zlib.Z_RLE}
-_NOTE_KEY, _CLASSES_KEY = "TagCLIP", "TagCLIP classes"
 
 
 def fit(picture: np.ndarray, size: int) -> np.ndarray:
@@ -221,37 +219,21 @@ def save_png(
     picture: Image.Image | np.ndarray,
     note: str = "",
     fast: bool = False,
-    classes: str = "",
+    words: Mapping[int, str] | None = None,
 ) -> Path:
     """Write a PNG; the file is complete or absent.
 
     Args:
         path: of the file.
         picture: an image, (H, W, 3) or (H, W) uint8.
-        note: kept inside, such as what it was made from: a finished file is known as such.
+        note, words: see `png_with_notes`.
         fast: compress with less care.
-        classes: kept inside, too: `tagclip.data.label_notes.classes_note` of what labels mean.
 
     Raises:
         OSError: the file cannot be written.
     """
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    info, buffer = PngInfo(), io.BytesIO()
-    for key, text in ((_NOTE_KEY, note), (_CLASSES_KEY, classes)):
-        if text:
-            info.add_text(key, text)
-    image.save(buffer, "PNG", pnginfo=info, **(_FAST if fast else {}))
-    return write_atomic(path, buffer.getvalue())
-
-
-def read_notes(path: str | Path) -> tuple[str, str]:
-    """``note`` and ``classes`` of `save_png`; each "" for other files and where there is none."""
-    try:
-        with Image.open(path) as image:
-            note, classes = (image.info.get(key, "") for key in (_NOTE_KEY, _CLASSES_KEY))
-    except (OSError, SyntaxError, ValueError):
-        return "", ""
-    return str(note), str(classes)
+    return write_atomic(path, png_with_notes(image, note, words, **(_FAST if fast else {})))
 
 
 def _wrap(text: str, width: int, bold: bool = False, italic: bool = False) -> list[Line]:

@@ -26,6 +26,7 @@ from tagclip.projects.webdemo.result import render_result, write_result
 from tagclip.projects.webdemo.server import find_examples, serve
 from tagclip.projects.webdemo.session import EncodedImage, Limits, Settings, Uploads, encode_image
 from tagclip.projects.webdemo.space import UploadSpace
+from tagclip.utils.png_notes import read_notes
 
 WORDS, CONTEXT = "cat, zebra", "grass, dog"
 
@@ -216,6 +217,8 @@ def test_files_have_the_size_of_the_image(predictor: TagCLIPPredictor, tmp_path:
     labels, summary = write_result(encoded, Settings("seen", 0.2, 0.05), tmp_path)
     expected = encoded.predict(Settings("seen", 0.2, 0.05), (450, 1000))["sem_seg_labels"].numpy()
     assert np.array_equal(np.array(Image.open(labels)), np.where(expected < 0, 255, expected))
+    found = [k for k in range(2) if (expected == k).any()]
+    assert read_notes(labels) == ("", {k: WORDS.split(", ")[k] for k in found}) and found
     content = json.loads(summary.read_text())
     assert content["class_names"] == ["cat", "zebra"] and content["seen"] == [True, False]
     assert (content["class_ids"], content["ignore_label"]) == ([0, 1], 255)

@@ -370,12 +370,11 @@ def test_labels_of_other_words_are_refused(
     segment = ("--output", out, "--save-labels", "--vocab")
     assert bench.demo(*images, *segment, "cat, zebra") == 0
     assert bench.demo(images[1], *segment, "sky, grass") == 0
-    for asked in ("cat, zebra", "sky, grass"):
-        with pytest.raises(DatasetError) as caught:
+    for asked, file in (("cat, zebra", "b"), ("sky, grass", "a")):
+        with pytest.raises(DatasetError, match=rf"{file}_labels\.png: found .* words"):
             export(tool, out, *words, asked)
-        assert str(caught.value).startswith(f"{out}/a_labels.png, {out}/b_labels.png: found label")
     assert bench.demo(*images, *segment, "sky, grass", "--overwrite") == 0
-    with pytest.raises(DatasetError, match="a_labels.png: .* other words .* expected cat, zebra;"):
+    with pytest.raises(DatasetError, match="_labels.png: .* other words .* expected cat, zebra;"):
         export(tool, out, *words, "cat, zebra")
     # A context is of no class, and other settings have the same ones.
     assert bench.demo(images[0], *segment, "sky, grass", "--context", "cat") == 0

@@ -46,6 +46,7 @@ from tagclip.export import onnx as exporting
 from tagclip.export.recipe import window_recipe
 from tagclip.export.runtime import images as reading
 from tagclip.modeling.inference.fusion import InferenceSettings
+from tagclip.utils.png_notes import read_notes
 
 
 def export(tool: ModuleType, *args: object) -> dict:
@@ -95,6 +96,8 @@ def test_tool_and_example(
         found = cv2.imread(str(labels), cv2.IMREAD_UNCHANGED)
         assert found.shape == expected.shape == size
         assert (found != expected).mean() < 1e-3 and len(np.unique(expected)) > 1
+        words = dict(enumerate(WORDS.split(", ")))
+        assert read_notes(labels) == ("", {k: words[k] for k in np.unique(found) if k in words})
 
 
 def odd_images(folder: Path) -> Iterator[Path]:

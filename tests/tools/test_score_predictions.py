@@ -20,7 +20,6 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tagclip import Vocabulary, ZeroShotTrainer, register_folder_dataset
-from tagclip.data.label_notes import classes_note
 from tagclip.errors import TagCLIPError
 from tagclip.scoring import MERGES
 from tagclip.scoring.conventions import CONVENTIONS
@@ -531,17 +530,19 @@ def test_bad_predictions_are_one_line(
 
 def test_label_files_of_several_runs_of_segment_are_refused(data: Data) -> None:
     folder = data.save(ids_png)
+    names = Vocabulary.from_metadata(data.name).value_names
+    value = min(names)
     for name in ("000.png", "001.png"):
         path = folder / "a" / name
-        save_png(path, Image.open(path), classes=name)
+        save_png(path, Image.open(path), words={value: name})
     line = data.refused(folder)
     assert "000.png, " in line and "001.png: found label files of runs of segment" in line
     save_png(path, Image.open(path))
     # One list, but another one than that by which they are to be read.
-    assert "000.png: found a label file that segment made with other words" in data.refused(folder)
-    for value in (classes_note(Vocabulary.from_metadata(data.name)), ""):
+    assert "000.png: found a label file that was made with other words" in data.refused(folder)
+    for words in (names, {}, None):
         path = folder / "a" / "000.png"
-        save_png(path, Image.open(path), classes=value)
+        save_png(path, Image.open(path), words=words)
         data.score(folder)
 
 

@@ -31,7 +31,6 @@ from PIL import Image
 
 from tagclip.data import register_folder_dataset, register_zero_shot_sem_seg
 from tagclip.data.datasets.walk import map_files
-from tagclip.data.label_notes import classes_note
 from tagclip.data.validation import scan as validation
 from tagclip.data.validation.scan import Sample
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
@@ -298,16 +297,24 @@ def test_label_files_that_only_opencv_reads(tool: ModuleType, tmp_path: Path) ->
 
 
 def test_label_files_that_segment_made_with_other_words(tool: ModuleType, tmp_path: Path) -> None:
-    folder = make_dataset(tmp_path / "toy", 3)
+    folder = make_dataset(tmp_path / "toy", 4)
+    names = Vocabulary.from_metadata("toy").value_names
+    (value, name), (_, other), *_ = names.items()
     paths = sorted((folder / "labels").iterdir())
-    for path, classes in zip(paths, ("0" * 16, "", None), strict=True):
-        if classes is None:
-            classes = classes_note(Vocabulary.from_metadata("toy"))
-        save_png(path, Image.open(path), classes=classes)
-    code, reports = _validate(tool, tmp_path / "out", "toy")
-    assert code == 0
-    (note,) = (each for each in reports["toy"]["problems"] if each["kind"] == "other_words")
-    assert note["count"] == 1 and note["examples"] == [str(paths[0])]
+
+    def found(words: dict[int, str], kind: str) -> tuple[int, list[dict[str, Any]]]:
+        for path, said in zip(paths, (words, names, {}, None), strict=True):
+            save_png(path, Image.open(path), words=said)
+        code, reports = _validate(tool, tmp_path / "out", "toy")
+        return code, [each for each in reports["toy"]["problems"] if each["kind"] == kind]
+
+    # Maybe another word for the same: to look at. One of another value: never.
+    for word, kind, is_problem in ((f"my {name}", "other_words", 0), (other, "moved_words", 1)):
+        code, (entry,) = found({value: word}, kind)
+        assert code == is_problem and entry["count"] == 1
+        assert entry["examples"] == [f"{paths[0]}: {value} = {word!r} ({name!r} here)"]
+    for kind in ("other_words", "moved_words"):
+        assert found({value: name}, kind) == (0, [])
 
 
 def test_all_pixels_ignored(tool: ModuleType, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from matplotlib._pylab_helpers import Gcf
 from PIL import Image
 
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
+from tagclip.utils.png_notes import read_notes
 from tagclip.visualization.panels import (
     draw_legend,
     draw_panels,
     draw_trusty_bar,
     fit,
-    read_notes,
     save_png,
     stack_pictures,
 )
@@ -330,7 +330,7 @@ def test_what_is_compressed_fast_holds_the_same(tmp_path: Path) -> None:
         assert content[content.index(b"IDAT") + 5] >> 6 == (0 if fast else 2)
         with Image.open(path) as written:
             assert written.mode == kind and (np.asarray(written) == np.asarray(picture)).all()
-        assert read_notes(path) == ("note", "")
+        assert read_notes(path) == ("note", None)
 
 
 def test_the_scale_is_that_of_matplotlib() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,12 +10,13 @@ import numpy as np
 import torch
 
 from tagclip.data.label_image import label_image
+from tagclip.data.label_notes import words_in
 from tagclip.projects.webdemo.session import EncodedImage, Settings
 from tagclip.projects.webdemo.turns import current_turn
 from tagclip.utils.files import write_atomic
 from tagclip.utils.text import json_text
 from tagclip.visualization.html_page import render
-from tagclip.visualization.panels import encode_jpeg, fit
+from tagclip.visualization.panels import encode_jpeg, fit, save_png
 from tagclip.visualization.prediction_page import legend_rows, summarize_prediction
 from tagclip.visualization.segments import colorize_trusty, draw_segments, marked_names
 
@@ -88,9 +88,8 @@ def _written(
 ) -> list[Path]:
     vocabulary, stem = encoded.vocabulary, Path(encoded.name).stem
     labels, summary = folder / f"{stem}_labels.png", folder / f"{stem}.json"
-    image = label_image(prediction["sem_seg_labels"].numpy(), vocabulary)
-    image.save(file := io.BytesIO(), "PNG")
-    write_atomic(labels, file.getvalue())
+    indices = prediction["sem_seg_labels"].numpy()
+    save_png(labels, label_image(indices, vocabulary), words=words_in(indices, vocabulary))
     content = {
         "image": encoded.name,
         "class_names": vocabulary.names,

@@ -64,6 +64,11 @@ _ROWS = {
         "label files whose colours do not say which class is meant",
         "do as said of each file, or {convert}",
     ),
+    "moved_words": (
+        True,
+        "label files that were made with the same words and other ids",
+        "segment these images again with this class list, or register them with theirs",
+    ),
     "size": (True, "labels of another size than their image", "pair each image with its own label"),
     "size_swapped": (
         True,
@@ -74,8 +79,8 @@ _ROWS = {
     "suspicion": (False, ""),
     "other_words": (
         False,
-        "label files that tagclip segment made with other words, or ids, than the vocabulary",
-        "look whether their values mean the same; else segment these images again",
+        "label files that were made with other words than the vocabulary",
+        "look whether they mean the same; else segment these images again",
     ),
     "exif_unclear": (
         False,

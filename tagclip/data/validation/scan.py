@@ -11,10 +11,10 @@ import numpy as np
 
 from tagclip.data.image_io import UnknownTiffError, is_dark, read_header, read_image
 from tagclip.data.label_io import LabelColorError, read_label
-from tagclip.data.label_notes import classes_note
+from tagclip.data.label_notes import OtherWords
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.visualization.panels import read_notes
+from tagclip.utils.png_notes import read_notes
 
 __all__ = ["EXAMPLES", "DatasetScan", "Sample", "SampleScan", "scan_sample"]
 
@@ -120,9 +120,8 @@ def _scan_label(scan: SampleScan, path: str, vocabulary: Vocabulary) -> None:
         kind = "label_channels" if isinstance(error, LabelColorError) else "label_unreadable"
         scan.note(kind, path, _reason(error, path))
         return
-    classes = read_notes(path)[1]
-    if classes and classes != classes_note(vocabulary):
-        scan.note("other_words", path)
+    if other := OtherWords(read_notes(path)[1] or {}, vocabulary.value_names):
+        scan.note("moved_words" if other.has_moved else "other_words", path, str(other))
     scan.label_mode = _label_mode(path)
     scan.label_size = label.shape[::-1]
     if label.dtype == np.uint8:

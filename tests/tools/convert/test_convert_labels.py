@@ -66,13 +66,42 @@ def test_masks_of_several_runs_of_segment_are_refused(
     tool: ModuleType, masks: Path, tmp_path: Path
 ) -> None:
     words = (masks, "--classes", tmp_path / "classes.csv", "--output", tmp_path / "labels")
-    for classes in ("one", "two"):
-        save_png(masks / f"{classes}.png", COLORS[ids(9)], classes=classes)
+    for name in ("one", "two"):
+        save_png(masks / f"{name}.png", COLORS[ids(9)], words={0: name})
     with pytest.raises(DatasetError, match=r"one\.png, .*two\.png: found label files of runs of"):
         run(tool, *words)
     assert not (tmp_path / "labels").exists()
     (masks / "two.png").unlink()
     run(tool, *words)
+
+
+def test_masks_of_segment_and_a_list_that_moves_its_words(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Such as one with a background in front; other words may be new names."""
+    masks, table, output = (tmp_path / name for name in ("masks", "c.txt", "labels"))
+    masks.mkdir()
+    values = np.array([[0, 1, 1], [0, 0, 2]], np.uint8)
+    save_png(masks / "a.png", values, words={0: "cat", 1: "dog", 2: "sky"})
+    words = (masks, "--classes", table, "--output", output)
+    for names in ("background\ncat\ndog\nsky\n", "dog\ncat\nsky\n", "Katze\nHimmel\nsky\ndog\n"):
+        table.write_text(names)
+        with pytest.raises(DatasetError, match=r"masks: found .* with other words, [01] = '.*'"):
+            run(tool, *words)
+        assert not output.exists()
+    table.write_text("cat\nHund\nsky\n")
+    run(tool, *words)
+    assert "1 = 'dog' ('Hund' here); these are taken as new names" in capsys.readouterr().err
+    assert np.array_equal(read_label(output / "a.png"), values)
+    # Who says what each value becomes moves them as he wants.
+    table.write_text("dog\ncat\nsky\n")
+    (ids_table := tmp_path / "ids.csv").write_text("value,id\n0,1\n1,0\n2,2\n")
+    run(tool, *words, "--ids", ids_table, "--overwrite")
+    assert np.array_equal(read_label(output / "a.png"), np.array([1, 0, 2])[values])
+    capsys.readouterr()
+    table.write_text("Cat\ndog\nsky\ntree\n")
+    run(tool, *words, "--overwrite")
+    assert "words" not in capsys.readouterr().err
 
 
 def test_the_printed_table_is_read_when_filled_in(
