@@ -37,6 +37,7 @@ from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.claim import Claim
 from tagclip.data.datasets.selection import (
     refuse_masks,
+    refuse_moved_words,
     refuse_unlabelled,
     without_unseen_images,
 )
@@ -304,6 +305,7 @@ class ZeroShotTrainer(DefaultTrainer):
                 "check what the datasets list"
             )
         refuse_masks(samples, mapper.source_vocabulary)
+        refuse_moved_words(samples, mapper.source_vocabulary)
         if cfg.DATASETS.ZERO_SHOT.SKIP_UNSEEN_IMAGES:
             samples = without_unseen_images(samples, mapper.shows_unseen)
         return StreamLoader(
@@ -321,9 +323,12 @@ class ZeroShotTrainer(DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
         """Loader whose samples carry the vocabulary of their own dataset."""
         cfg = resolve_pixels(cfg)
+        samples = DatasetCatalog.get(dataset_name)
+        mapper = ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset_name)
+        refuse_moved_words(samples, mapper.source_vocabulary)
         loader = build_detection_test_loader(
-            DatasetCatalog.get(dataset_name),
-            mapper=ZeroShotDatasetMapper(cfg, is_train=False, dataset_name=dataset_name),
+            samples,
+            mapper=mapper,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             collate_fn=shared_samples,
         )

@@ -31,8 +31,10 @@ from PIL import Image
 
 from tagclip import ZeroShotTrainer
 from tagclip.checkpoint import last_checkpoint
-from tagclip.errors import NonFiniteLossError
+from tagclip.errors import DatasetError, NonFiniteLossError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
+from tagclip.structures.vocabulary import Vocabulary
+from tagclip.visualization.panels import save_png
 
 NOVEL = ("MODEL.TAGCLIP.TRUSTY.TARGET", "novel", "DATASETS.ZERO_SHOT.ALLOW_NOVEL_MASKS", True)
 
@@ -226,6 +228,23 @@ def test_evaluates_on_the_way_and_keeps_no_checkpoint_for_its_score(
     # Evaluation between the steps leaves the training alone.
     plain = train(cfg, "SEED", 5, "OUTPUT_DIR", str(output / "plain"))
     assert equal(weights(plain.model), weights(trainer.model))
+
+
+@pytest.mark.parametrize("kind", ["train", "val"])
+def test_labels_that_say_they_are_other_classes_are_not_learnt_nor_scored(
+    tiny_cfg: CfgNode, cfg: CfgNode, tmp_path: Path, kind: str
+) -> None:
+    """Such as those of segment, registered with a class list in another order."""
+    vocabulary = Vocabulary.from_metadata(cfg.DATASETS.TRAIN[0])
+    (value, name), (_, other), *_ = vocabulary.value_names.items()
+    path = min((tmp_path / "labels" / kind).iterdir())
+    save_png(path, Image.open(path), words={value: other})
+    test = ("DATASETS.TEST", tiny_cfg.DATASETS.TEST, "SOLVER.MAX_ITER", 1)
+    with pytest.raises(DatasetError) as caught:
+        train(cfg, *test)
+    assert str(caught.value).startswith(f"{path}: found a label file that was made with other wor")
+    save_png(path, Image.open(path), words={value: name})
+    train(cfg, *test)
 
 
 def check_result(path: Path, expected: dict[str, float]) -> None:

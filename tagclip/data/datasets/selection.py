@@ -14,9 +14,11 @@ from detectron2.utils import comm
 from tagclip.data.datasets.walk import map_files
 from tagclip.data.image_io import read_image
 from tagclip.data.label_io import check_label, read_label
+from tagclip.data.label_notes import OtherWords
 from tagclip.data.label_remedies import mask_remedy
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
+from tagclip.utils.png_notes import read_notes
 
 __all__ = [
     "UsableSamples",
@@ -24,6 +26,7 @@ __all__ = [
     "left_out",
     "paired_samples",
     "refuse_masks",
+    "refuse_moved_words",
     "refuse_unlabelled",
     "skip_bad_samples",
     "without_unseen_images",
@@ -32,7 +35,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 5
-# So many label files show whether a dataset has masks of 0 and 255 only, or no label at all.
+# So many label files show whether a dataset has masks of 0 and 255 only, no label at all, or labels
+# that were made with another class list.
 _FIRST_FILES = 32
 
 
@@ -165,6 +169,36 @@ def refuse_masks(samples: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -
             f"{first[0]}: this and {len(first) - 1} other label files hold {min(values)} and "
             f"{max(values)} alone; {remedy}"
         )
+
+
+def refuse_moved_words(samples: Sequence[Mapping[str, Any]], vocabulary: Vocabulary) -> None:
+    """Refuse label files that say themselves that their values are other classes of the list.
+
+    The notes of the first are read, of labels that we made; others say nothing. Names that are
+    not in the list may be other words for the same, which is logged.
+
+    Args:
+        samples: detectron2's dicts with ``sem_seg_file_name``.
+        vocabulary: full class list of the label files.
+
+    Raises:
+        DatasetError: one of the first 32 label files is such.
+    """
+    if vocabulary.labels == "colors":
+        return
+    first = [s["sem_seg_file_name"] for s in samples if "sem_seg_file_name" in s][:_FIRST_FILES]
+    has_other = False
+    for path in first:
+        other = OtherWords(read_notes(path)[1] or {}, vocabulary.value_names)
+        found = f"{path}: found a label file that was made with other words or ids, {other}"
+        if other.has_moved:
+            raise DatasetError(
+                f"{found}, expected those of {vocabulary.name}; register the labels with the class "
+                "list that they were made with, or make them again with this one"
+            )
+        if other and not has_other:
+            logger.warning("%s; they are taken as the same classes", found)
+        has_other |= bool(other)
 
 
 def refuse_unlabelled(

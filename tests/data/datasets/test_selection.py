@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tagclip.data.datasets.selection import refuse_masks
+from tagclip.data.datasets.selection import refuse_masks, refuse_moved_words
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import ClassEntry, Vocabulary
+from tagclip.visualization.panels import save_png
 
 TWO = Vocabulary.from_names(["sand", "ball"])
 
@@ -46,3 +47,35 @@ def test_only_as_much_is_read_as_needed(tmp_path: Path) -> None:
     refuse_masks(samples, TWO)
     refuse_masks(samples[::-1], Vocabulary.from_names(["a", "b", "c"]))
     refuse_masks([{"file_name": "a.png"}], TWO)
+
+
+def _noted(folder: Path, *words: dict[int, str] | None) -> list[dict[str, str]]:
+    """Labels that say this of their values."""
+    samples = _samples(folder, *([0, 1] for _ in words))
+    for sample, said in zip(samples, words, strict=True):
+        path = sample["sem_seg_file_name"]
+        save_png(path, Image.open(path), words=said)
+    return samples
+
+
+def test_labels_that_were_made_with_other_ids_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moved = _noted(tmp_path, None, {1: "Ball"}, {0: "ball"}, {0: "sand", 1: "ball"})
+    expected = re.escape("2.png: found a label file that was made with other words or ids, 0 = 'ba")
+    with pytest.raises(DatasetError, match=expected):
+        refuse_moved_words(moved, TWO)
+    refuse_moved_words([*moved[:2], moved[3], {"file_name": "a.png"}], TWO)
+    # Their palette says what they are.
+    classes = (ClassEntry(0, "sand", color=(1, 2, 3)), ClassEntry(1, "ball", color=(3, 2, 1)))
+    refuse_moved_words(moved, Vocabulary("v", classes, labels="colors"))
+    assert not caplog.records
+
+
+def test_labels_of_other_words_are_taken_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refuse_moved_words(_noted(tmp_path, {0: "beach"}, {0: "beach", 1: "ball"}, {1: "globe"}), TWO)
+    (record,) = caplog.records
+    assert "0.png: found a label file that was made with other words" in record.getMessage()
+    assert "0 = 'beach' ('sand' here); they are taken as the same" in record.getMessage()
