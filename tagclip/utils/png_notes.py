@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 __all__ = ["png_with_notes", "read_notes"]
 
@@ -39,7 +39,8 @@ def png_with_notes(
 def read_notes(path: str | Path) -> tuple[str, dict[int, str] | None]:
     """``note`` and ``words`` of `png_with_notes`; "" and None of files that say nothing."""
     try:
-        with Image.open(path) as image:
+        # Not by `Image.open`, which minds the size of an image that is not decoded.
+        with PngImageFile(path) as image:
             note, words = (image.info.get(key, "") for key in (_NOTE_KEY, _WORDS_KEY))
     except (OSError, SyntaxError, ValueError):
         return "", None

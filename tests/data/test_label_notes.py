@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.pictures import huge_png
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -150,4 +151,6 @@ def test_what_another_program_wrote_says_nothing(tmp_path: Path) -> None:
     Image.new("L", (3, 2)).save(path)
     assert read_notes(path) == read_notes(tmp_path) == ("", None)
     path.write_bytes(b"damaged")
+    assert read_notes(path) == ("", None)
+    path.write_bytes(huge_png(20000))
     assert read_notes(path) == ("", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from tagclip.data.datasets.walk import files_below
 from tagclip.data.formats.annotation import (
@@ -209,5 +208,5 @@ def _decode(png: str, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(base64.b64decode(png, validate=True)), formats=["PNG"]) as mask:
             return np.asarray(mask.convert("L")) > 0
-    except (OSError, ValueError, SyntaxError, binascii.Error, UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{where}: mask is no readable png; draw it again") from error

@@ -18,7 +18,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tagclip.data.formats.annotation import AnnotatedImage, Segment, outside_error
 from tagclip.data.formats.export_file import (
@@ -170,7 +170,7 @@ def _paste(size: tuple[int, int], origin: tuple[int, int], png: bytes) -> np.nda
                 values = np.asarray(image.convert("RGBA"))[:, :, 3]
             else:
                 values = np.asarray(image.convert("L"))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise DatasetError(f"found a damaged bitmap ({error}); export it again") from error
     mask = np.zeros(size, bool)
     mask[top : top + height, left : left + width] = values > 0

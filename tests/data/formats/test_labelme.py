@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.pictures import huge_png
 from PIL import Image
 
 from tagclip.data.formats.annotation import paint
@@ -183,6 +184,14 @@ def test_a_file_without_size_asks_the_image(tmp_path: Path) -> None:
 def test_damage_is_one_line(tmp_path: Path, wrong: Any, message: str) -> None:
     path = write(tmp_path / "x.json", [wrong])
     with pytest.raises(DatasetError, match=message) as found:
+        list(read(tmp_path))
+    assert str(path) in str(found.value)
+
+
+def test_a_mask_larger_than_pillow_opens(tmp_path: Path) -> None:
+    mask = base64.b64encode(huge_png(20000)).decode()
+    path = write(tmp_path / "x.json", [shape("a", "mask", [[1, 1], [2, 2]], mask=mask)])
+    with pytest.raises(DatasetError, match="mask is no readable png") as found:
         list(read(tmp_path))
     assert str(path) in str(found.value)
 

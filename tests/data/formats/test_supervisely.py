@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers.annotated_scene import CAR, HEIGHT, SPOT, TREE, WIDTH, painted
 from helpers.paths import STORED
+from helpers.pictures import huge_png
 from PIL import Image, ImageDraw
 
 from tagclip.data.formats import supervisely
@@ -161,6 +162,14 @@ def bitmap(**changes: object):
 def test_damage_is_one_line(project: Path, damage, message: str) -> None:
     path = change(project, damage)
     with pytest.raises(DatasetError, match=message) as raised:
+        paint(next(iter(supervisely.read(project))), VALUES, 255, 0)
+    assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
+
+
+def test_a_bitmap_larger_than_pillow_opens(project: Path) -> None:
+    data = base64.b64encode(zlib.compress(huge_png(20000))).decode()
+    path = change(project, bitmap(data=data))
+    with pytest.raises(DatasetError, match="found a damaged bitmap .*400000000 pixels") as raised:
         paint(next(iter(supervisely.read(project))), VALUES, 255, 0)
     assert str(raised.value).startswith(f"{path}: ") and "\n" not in str(raised.value)
 
