@@ -174,12 +174,13 @@ def setup(args: argparse.Namespace, cfg: CfgNode, no_gpu: bool) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with --eval-only; return the results."""
     from tagclip import ZeroShotTrainer
-    from tagclip.engine.output_dir import save_config
+    from tagclip.engine.output_dir import check_config_place, save_config
     from tagclip.engine.own_folder import own_folder
 
     # All that the config names is checked before anything is written.
     cfg, no_gpu = read_config(args, overwrite=args.resume or args.overwrite)
     with own_folder(cfg.OUTPUT_DIR):
+        check_config_place(cfg, args.eval_only)
         setup(args, cfg, no_gpu)
         if args.eval_only:
             return evaluate(cfg)

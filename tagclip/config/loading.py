@@ -240,7 +240,7 @@ def _read_yaml(path: Path) -> dict:
     except ValueError as error:
         raise ConfigError(
             f"{path}: not a plain yaml file ({one_line(error)}); "
-            "expected keys and values without tags"
+            "expected keys and values without tags, each key once in its section"
         ) from error
     if tree is None:
         return {}

@@ -7,6 +7,7 @@ training in its folder, and so would a training that is refused a line later.
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,12 +17,41 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from tagclip.checkpoint.pretrained_folder import DESCRIPTION
 from tagclip.checkpoint.reading import LAST
 from tagclip.errors import ConfigError
 from tagclip.evaluation.results import CONFIG
 from tagclip.utils.files import probe_folder, write_atomic
+from tagclip.utils.untrusted import load_yaml
 
-__all__ = ["begin_log", "save_config"]
+__all__ = ["begin_log", "check_config_place", "save_config"]
+
+# Keys of detectron2 that are in the config of every run, and by hand nobody writes all of them.
+_SELDOM_WRITTEN = {"CUDNN_BENCHMARK", "GLOBAL", "VERSION", "VIS_PERIOD"}
+
+
+def check_config_place(cfg: CfgNode, is_evaluation: bool) -> None:
+    """Refuse an OUTPUT_DIR whose ``config.yaml`` would be replaced although no run wrote it.
+
+    Raises:
+        ConfigError: it is that of a model of ``tagclip publish``, or was written by hand.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    path = folder / CONFIG
+    # No folder at all: what is written there first says so.
+    with suppress(OSError, ValueError):
+        if not cfg.OUTPUT_DIR or not path.is_file() or (is_evaluation and _stays(folder)):
+            return
+        if (folder / DESCRIPTION).is_file():
+            raise ConfigError(
+                f"OUTPUT_DIR {folder}: found a model of tagclip publish, whose config.yaml would "
+                "be replaced, expected the folder of a run; name another OUTPUT_DIR"
+            )
+        if not _is_of_run(path):
+            raise ConfigError(
+                f"OUTPUT_DIR {folder}: found a config.yaml that no run wrote, which the config of "
+                "this run would replace; name another OUTPUT_DIR, or give that file another name"
+            )
 
 
 def begin_log(cfg: CfgNode, args: argparse.Namespace) -> None:
@@ -64,8 +94,8 @@ def save_config(cfg: CfgNode, is_evaluation: bool = False) -> None:
     if not cfg.OUTPUT_DIR or not comm.is_main_process():
         return
     folder = Path(cfg.OUTPUT_DIR)
-    path, is_training = folder / CONFIG, (folder / LAST).exists()
-    if is_evaluation and path.is_file() and (is_training or any(folder.glob("model_*.pth"))):
+    path = folder / CONFIG
+    if is_evaluation and path.is_file() and _stays(folder):
         return
     try:
         write_atomic(path, cfg.dump())
@@ -73,3 +103,17 @@ def save_config(cfg: CfgNode, is_evaluation: bool = False) -> None:
         raise ConfigError(
             f"{path}: cannot be written ({error.strerror}); free space or name another OUTPUT_DIR"
         ) from error
+
+
+def _stays(folder: Path) -> bool:
+    """Whether a training left its config there."""
+    return (folder / LAST).exists() or any(folder.glob("model_*.pth"))
+
+
+def _is_of_run(path: Path) -> bool:
+    """Whether a config has all keys itself, as that of a run has."""
+    try:
+        tree = load_yaml(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(tree, dict) and tree.keys() >= _SELDOM_WRITTEN

@@ -35,6 +35,22 @@ _ZIP_DAMAGE = (
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class _UniqueLoader(_LOADER):
+    """PyYAML takes the last of several equal keys, and says nothing of what the others held."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        found: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in found:
+                raise ValueError(
+                    f"line {line}: key {key.value!r} again, which is in line {found[name]} of this "
+                    "section; put both together"
+                )
+            found[name] = line
+        return super().construct_mapping(node, deep)
+
+
 class UnsafeFileError(ValueError):
     """A file would take much more memory, time or stack than its size lets expect."""
 
@@ -64,8 +80,8 @@ def load_yaml(text: str) -> Any:
     The parser of libyaml overflows the stack on deep nesting, so that events are counted first.
 
     Raises:
-        ValueError: it is no plain yaml, is nested deeper than 64 levels, or has more than 100,000
-            values with its aliases written out.
+        ValueError: it is no plain yaml, has a key twice in one section, is nested deeper than 64
+            levels, or has more than 100,000 values with its aliases written out.
     """
     depth = 0
     try:
@@ -76,7 +92,7 @@ def load_yaml(text: str) -> Any:
                 raise UnsafeFileError(f"nested deeper than {_DEPTH} levels")
             if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
                 raise UnsafeFileError("merge keys (<<) are not read")
-        tree = yaml.load(text, Loader=_LOADER)
+        tree = yaml.load(text, Loader=_UniqueLoader)
     # PyYAML lets errors of int(), date() and of a missing match through.
     except (yaml.YAMLError, TypeError, AttributeError, OverflowError, LookupError) as error:
         raise ValueError(one_line(error) or type(error).__name__) from error

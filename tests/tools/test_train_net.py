@@ -16,10 +16,11 @@ import pytest
 import torch
 import yaml
 from detectron2.engine import default_argument_parser
+from helpers.miniature_trees import snapshot
 from helpers.tiny_run import UNSEEN, VOID, exit_of, load_tool, run_arguments
 from PIL import Image
 
-from tagclip.errors import CheckpointError
+from tagclip.errors import CheckpointError, ConfigError
 from tagclip.evaluation.results import read_result_rows
 from tagclip.utils.cli import run_tool
 
@@ -285,6 +286,48 @@ def test_an_evaluation_leaves_the_config_of_the_training(
         train_net.main(run_arguments(config, *other, *changes, eval_only=True))
         found = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
         assert found["MODEL"]["TAGCLIP"]["TEST"]["SEEN_BIAS"] == 0.1 * seed
+
+
+@pytest.mark.parametrize("text", ["# lr of the paper\n_BASE_: {}\n", "notes: [1\n", "3\n"])
+def test_a_config_that_no_run_wrote_stays(
+    train_net: ModuleType, config: Path, tmp_path: Path, text: str
+) -> None:
+    """One folder for an experiment, with what was written by hand in it."""
+    (own := tmp_path / "exp" / "config.yaml").parent.mkdir()
+    own.write_text(text.format(config))
+    weights = tmp_path / "run" / "model_final.pth"
+    train_net.main(run_arguments(config, "OUTPUT_DIR", weights.parent))
+    given = own if "_BASE_" in text else config
+    for eval_only in (False, True):
+        words = ("OUTPUT_DIR", own.parent, *("MODEL.WEIGHTS", weights) * eval_only)
+        with pytest.raises(ConfigError) as caught:
+            train_net.main(run_arguments(given, *words, eval_only=eval_only))
+        assert str(caught.value).startswith(f"OUTPUT_DIR {own.parent}: found a config.yaml that no")
+    assert [*own.parent.iterdir()] == [own] and own.read_text() == text.format(config)
+    # What it asks for.
+    own = own.rename(own.with_name("mine.yaml"))
+    train_net.main(run_arguments(config, "OUTPUT_DIR", own.parent))
+    # The config stays; a folder that holds a model may be evaluated there.
+    (own.parent / "config.yaml").write_text(text.format(config))
+    train_net.main(run_arguments(config, *words, eval_only=True))
+    assert (own.parent / "config.yaml").read_text() == text.format(config)
+
+
+def test_a_published_model_keeps_its_config(
+    train_net: ModuleType, config: Path, tmp_path: Path, repository: Path
+) -> None:
+    weights, out = tmp_path / "run" / "model_final.pth", tmp_path / "published"
+    train_net.main(run_arguments(config, "OUTPUT_DIR", weights.parent))
+    publish = load_tool(repository / "tools" / "publish_model.py")
+    publish.main(publish.parse_args(["--weights", str(weights), "--output", str(out)]))
+    before = snapshot(out)
+    for eval_only in (False, True):
+        words = ("OUTPUT_DIR", out, *("MODEL.WEIGHTS", out) * eval_only)
+        with pytest.raises(ConfigError, match="found a model of tagclip publish, whose config"):
+            train_net.main(run_arguments(config, *words, eval_only=eval_only))
+        assert snapshot(out) == before
+    words = ("OUTPUT_DIR", tmp_path / "results", "MODEL.WEIGHTS", out)
+    train_net.main(run_arguments(config, *words, eval_only=True))
 
 
 def test_a_training_that_is_not_gone_on_with_keeps_its_config(
