@@ -82,6 +82,7 @@ _TYPES = {
     "vocabulary_fingerprint": str,
     "training_files": str,
     "training_contents": str,
+    "label_colors": str,
     "processes": int,
     "seed": int,
 }
@@ -114,6 +115,7 @@ _CONTENTS = {
     "vocabulary_fingerprint": "the class list (its names, ids or prompts)",
     "training_files": "the training images and label files (their names, number or order)",
     "training_contents": "the training labels, or an image (their contents)",
+    "label_colors": "the colours of the class list, by which label files may be read",
 }
 _LISTED = 12
 
@@ -132,7 +134,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         ``clip_pixel_statistics`` (json text, None if unknown), ``trusty_target`` (None without a
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance`` (a training adds
-        ``training_files``, of `files_sha256`, and ``processes``, their number; one that fits a gate
+        ``training_files``, of `files_sha256`, ``label_colors``, of `Vocabulary.color_fingerprint`,
+        and ``processes``, their number; one that fits a gate
         ``training_contents``, of `contents_sha256`); the contents of files that building the model
         reads: ``vocabularies`` (dataset -> json), ``clip_json`` and ``clip_merges`` (base64; both
         "" for a model of open_clip); and ``places`` (key -> sha256 of its value with absolute
@@ -414,7 +417,7 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
     changed = [key for key in now if key in then and now[key] != then[key] and key not in same]
     groups = ([], [])
     for key, what in _CONTENTS.items():
-        if saved.get(key) and own.get(key) and saved[key] != own[key]:
+        if None not in (saved.get(key), own.get(key)) and saved[key] != own[key]:
             groups[0].append(what)
     then_many, now_many = saved.get("processes"), own.get("processes")
     # Each draws masks of its own, and keeps batches of its own for a convolutional trusty head.

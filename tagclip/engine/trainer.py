@@ -127,6 +127,7 @@ class ZeroShotTrainer(DefaultTrainer):
             metadata=checkpoint_metadata(cfg, model)
             | {
                 "training_files": files_sha256(self._stream.samples),
+                "label_colors": Protocol(cfg).full.color_fingerprint,
                 "processes": comm.get_world_size(),
             },
             stage=stage,

@@ -289,6 +289,15 @@ class Vocabulary:
         return hashlib.sha256(text.encode()).hexdigest()
 
     @property
+    def color_fingerprint(self) -> str:
+        """sha256 (hex) of the colours by which label files may be read; "" where none is."""
+        colors = [(entry.id, entry.color) for entry in self.classes if entry.color]
+        if self.labels == "ids" or not colors:
+            return ""
+        text = json_text([self.labels, colors, self.ignore_colors])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
     def partition_fingerprint(self) -> str:
         """sha256 (hex) of `fingerprint` and the seen flags."""
         return hashlib.sha256(json_text([self.fingerprint, self.seen]).encode()).hexdigest()

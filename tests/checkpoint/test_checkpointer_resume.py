@@ -183,12 +183,14 @@ def test_resuming_after_files_were_edited_is_announced(
     cfg, model = build(tiny_cfg)
     optimizer = build_optimizer(cfg, model)
     saving = checkpointer(cfg, model, tmp_path, optimizer=optimizer)
-    saving.metadata |= {"training_files": "as it was", "processes": 2}
+    saving.metadata |= {"training_files": "as it was", "label_colors": "", "processes": 2}
     saving.save("x")
     for edited, said in (
         ({}, []),
         ({"vocabulary_fingerprint": "other"}, ["class list"]),
         ({"training_files": "other"}, ["training images and label files"]),
+        ({"label_colors": "other"}, ["the colours of the class list"]),
+        ({"label_colors": None}, []),
         ({"processes": 1}, ["1 processes (were 2)"]),
         ({"processes": None}, []),
         (

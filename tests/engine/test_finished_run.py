@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from detectron2.config import CfgNode
 from helpers.processes import command, start, write_config
 from helpers.tiny_run import (
     changed,
@@ -19,12 +21,15 @@ from helpers.tiny_run import (
     exit_of,
     own_loggers,
     run_arguments,
+    short_run,
     train,
     write_tiny_dataset,
 )
 
 from tagclip import TagCLIPPredictor, ZeroShotTrainer, load_config
 from tagclip.checkpoint import read_checkpoint
+from tagclip.data import Protocol
+from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
 from tagclip.errors import ConfigError
 from tagclip.utils.cli import run_tool
 
@@ -45,6 +50,30 @@ def output(train_net: ModuleType, config: Path, tmp_path: Path) -> Path:
     with own_loggers():
         train_net.main(run_arguments(config))
     return tmp_path / "output"
+
+
+def test_labels_that_are_read_by_other_colours_are_other_labels(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    """No key and no file of labels says so."""
+    cfg = short_run(tiny_cfg, tmp_path, "SOLVER.MAX_ITER", 1)
+    plain = Protocol(cfg).full
+
+    def start(colors: list[tuple[int, int, int]]) -> None:
+        pairs = zip(plain.classes, colors, strict=True)
+        classes = tuple(replace(entry, color=color) for entry, color in pairs)
+        path = write_vocabulary(replace(plain, classes=classes), tmp_path / "colors.json")
+        with changed_datasets(cfg, vocabulary=path) as colored:
+            trainer = ZeroShotTrainer(colored)
+            trainer.resume_or_load(resume=False)
+            trainer.train()
+
+    colors = [(n, 1, 2) for n in range(len(plain))]
+    start(colors)
+    start(colors)
+    with pytest.raises(ConfigError) as caught:
+        start([*reversed(colors)])
+    assert "(the colours of the class list, by which label files may be read)" in str(caught.value)
 
 
 def test_another_config_is_refused_before_anything_is_written(

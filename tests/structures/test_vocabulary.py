@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -223,3 +224,21 @@ def test_two_lists_joined_have_every_name_once(data: st.DataObject) -> None:
         first, classes=tuple(replace(e, prompts=tuple(words)) for e in first.classes)
     )
     assert prompted.joined(second).names == ones
+
+
+def test_the_colours_that_label_files_are_read_by() -> None:
+    def found(colors: list[tuple[int, int, int] | None], **more: Any) -> str:
+        pairs = zip((3, 1), "ab", colors, strict=True)
+        classes = tuple(ClassEntry(value, name, color=color) for value, name, color in pairs)
+        return Vocabulary("v", classes, **more).color_fingerprint
+
+    one, two = (1, 2, 3), (4, 5, 6)
+    assert found([None, None]) == found([one, two], labels="ids") == ""
+    others = [
+        found([one, two]),
+        found([two, one]),
+        found([one, None]),
+        found([one, two], labels="colors"),
+        found([one, two], ignore_colors=((0, 0, 0),)),
+    ]
+    assert len({"", *others}) == 6 and found([one, two]) == others[0]
