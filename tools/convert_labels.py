@@ -594,7 +594,9 @@ def _unknown_message(
         for pixel, number in unknown.most_common()
     ]
     remedy = "add them to the class list (--scan prints a table to fill in)"
-    if is_lossy or len(unknown) > _ROWS:
+    if unknown.keys() == {"transparent"}:
+        remedy = "fill what is transparent with the colour or value of a class, save without alpha"
+    elif is_lossy or len(unknown) > _ROWS:
         remedy = (
             "they are photos (move those to another folder), or masks that compression with loss "
             "or resizing has changed: pass --threshold 128 if there are two classes, else export "

@@ -166,8 +166,13 @@ class Conversion:
         if self.threshold is not None:
             brightness = _brightness(raster)
             _refuse_photo(brightness, self.threshold, path)
-            is_bright = (brightness >= self.threshold).astype(np.uint8)
-            return self._counted(*self._by_value(is_bright), is_bright)
+            label, _ = self._by_value((brightness >= self.threshold).astype(np.uint8))
+            if raster.values.ndim == 2 or _is_opaque(raster.values):
+                return label, {}
+            # What lies under it was cut out.
+            clear = raster.values[..., 3] != np.iinfo(raster.values.dtype).max
+            count = {"transparent": int(np.count_nonzero(clear))}
+            return np.where(clear, np.int32(self.ignore_label), label), count
         ids, pixels = self._readings(raster, path)
         if ids is None or (self.kind == "colors" and pixels is not None):
             return self._counted(*self._by_color(pixels), pixels)

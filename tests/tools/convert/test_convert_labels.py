@@ -200,6 +200,31 @@ def test_compressed_masks_of_two_values(tool: ModuleType, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_threshold_does_not_look_under_transparency(
+    tool: ModuleType, tmp_path: Path, dtype: type
+) -> None:
+    """A photo editor keeps the colours of what it cut out."""
+    top = np.iinfo(dtype).max
+    rgba = np.full((20, 30, 4), top, dtype)
+    rgba[10:] = 0
+    rgba[:, 20:, 3] = top // 2
+    (tmp_path / "m").mkdir()
+    cv2.imwrite(str(tmp_path / "m" / "a.png"), rgba)
+    words = (tmp_path / "m", "--threshold", top // 2, "--output", tmp_path / "o")
+    with pytest.raises(DatasetError, match=r"transparent \(400 pixels\); fill what is transp"):
+        run(tool, *words)
+    assert not (tmp_path / "o" / "a.png").exists()
+    run(tool, *words, "--unknown", "ignore")
+    expected = np.where(rgba[..., 3] < top, 255, rgba[..., 0] > 0)
+    assert np.array_equal(read_label(tmp_path / "o" / "a.png"), expected)
+    # Opaque, it is a mask as one of gray values.
+    rgba[..., 3] = top
+    cv2.imwrite(str(tmp_path / "m" / "a.png"), rgba)
+    run(tool, *words, "--overwrite")
+    assert np.array_equal(read_label(tmp_path / "o" / "a.png"), rgba[..., 0] > 0)
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
