@@ -561,8 +561,9 @@ def _refuse_equal(args: argparse.Namespace, tasks: Sequence[MaskFile | ImageToPa
         other = first.setdefault(task.output, task)
         if other is not task and other.name == task.name:
             raise DatasetError(
-                f"{args.source}: found the image {task.name} twice, expected it once; export "
-                "the annotations again"
+                f"{args.source}: found annotations of the image {task.name} twice, expected them "
+                "once; keep one of them, or export each subset or task alone and convert it into "
+                "a folder of its own"
             )
         if other is not task:
             raise DatasetError(

@@ -265,7 +265,7 @@ def read_image(
     * 16-bit gray is divided by 257 (65535 becomes 255) and rounded; of 16-bit colour the upper 8
       bits are taken. Both are logged once, and once more if the image becomes almost black, as one
       of 10, 12 or 14 bits does.
-    * Of several pages or frames the first is read.
+    * Of several pages or frames the first is read, which is logged once.
 
     Args:
         source: path of a file that Pillow can decode, or its bytes.
@@ -284,7 +284,22 @@ def read_image(
     if format not in ("RGB", "BGR"):
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
     with opened(source, "image", max_pixels, name) as image:
-        return image_pixels(image, name or _name(source), max_pixels, format, least)
+        pixels = image_pixels(image, name or _name(source), max_pixels, format, least)
+        if (pages := page_count(image, source)) > 1:
+            text = f"{name or _name(source)}: the first of {pages} pages or frames is read"
+            _first_n()(logging.WARNING, f"{text}; so are others like it", name=__name__)
+        return pixels
+
+
+def page_count(image: Image.Image, source: str | Path | bytes) -> int:
+    """Pages or frames of an opened file; neither a preview nor a smaller copy counts as one."""
+    if image.format in ("JPEG", "MPO"):
+        return 1
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format == "TIFF":
+        header = read_tiff_header(source)
+        pages = header.pages if header else pages
+    return pages
 
 
 def image_pixels(

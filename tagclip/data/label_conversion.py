@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tagclip.data.formats.annotation import AnnotatedImage, paint
-from tagclip.data.image_io import image_size
+from tagclip.data.image_io import image_size, stored_size
 from tagclip.data.label_colors import (
     ColorTable,
     Pixel,
@@ -284,12 +284,8 @@ class Painting:
                 its place.
         """
         image, output = task
-        if self.images and (size := image_size(self.images / image.file)) != image.size:
-            raise DatasetError(
-                f"{self.images / image.file}: image has {size[1]}x{size[0]} pixels, its "
-                f"annotations are for {image.size[1]}x{image.size[0]}; take the images that were "
-                "annotated"
-            )
+        if self.images:
+            _refuse_size(self.images / image.file, image.size)
         label = paint(image, self.values, self.ignore_label, self.unlabelled)
         content = index_png(label, self.palette)
         is_new = write_label(output, content, self.overwrite, self.staging)
@@ -362,6 +358,22 @@ def count_mask(path: Path) -> tuple[str, dict[Pixel, int]]:
     for value, number in counts.items():
         colors[tuple(table[value])] += number
     return "colors", dict(colors)
+
+
+def _refuse_size(path: Path, annotated: tuple[int, int]) -> None:
+    """Refuse an image of another (height, width) than its annotations are for."""
+    if (size := image_size(path)) == annotated:
+        return
+    remedy = "take the images that were annotated"
+    if stored_size(path) == annotated:
+        remedy = (
+            "they are for the image as it is stored, which its EXIF orientation turns: take a copy "
+            "without that tag (exiftool -Orientation= -o copies images), here and for training"
+        )
+    raise DatasetError(
+        f"{path}: image has {size[1]}x{size[0]} pixels, its annotations are for "
+        f"{annotated[1]}x{annotated[0]}; {remedy}"
+    )
 
 
 def _brightness(raster: Raster) -> np.ndarray:

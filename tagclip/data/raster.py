@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tagclip.data.image_io import UnknownTiffError, opened
+from tagclip.data.image_io import UnknownTiffError, opened, page_count
 from tagclip.data.tiff_header import RIO, TiffHeader, read_tiff_header
 from tagclip.errors import DatasetError
 from tagclip.utils.opencv import quiet_opencv
@@ -92,10 +92,8 @@ def _tiff_tag(image: Image.Image, tag: int, default: Any = None) -> Any:
 
 
 def _check_pages(image: Image.Image, path: str | Path) -> None:
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1 and image.format == "TIFF":
-        header = read_tiff_header(path)
-        pages = header.pages if header else pages
+    pages = page_count(image, path)
+    if image.format == "TIFF":
         image.seek(0)
     _check_page_count(pages, path)
 

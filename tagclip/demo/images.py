@@ -238,15 +238,21 @@ def _entries(outcomes: list[_Outcome]) -> list[dict[str, Any]]:
 
 
 def _check_written(pairs: list[tuple[Path, Path | None]], args: argparse.Namespace) -> None:
-    used = {os.path.realpath(image) for image, _ in pairs}
-    for _, picture in pairs:
-        files = set(map(os.path.realpath, _written(picture, args)))
-        if not used.isdisjoint(files):
-            raise ConfigError(
-                f"--output: {picture} or its labels would replace another file of this run; "
-                "choose another folder"
-            )
-        used |= files
+    read = {os.path.realpath(image) for image, _ in pairs}
+    written: dict[str, Path] = {}
+    for image, picture in pairs:
+        for file in _written(picture, args):
+            place = os.path.realpath(file)
+            if place in read:
+                raise ConfigError(
+                    f"--output: {file}, of {image}, would replace an image of this run; choose "
+                    "another folder"
+                )
+            if (other := written.setdefault(place, image)) != image:
+                raise ConfigError(
+                    f"--output: {file} would be written for {other} and for {image}; segment one "
+                    "of them alone, into a folder of its own, or rename it"
+                )
 
 
 def _outcomes(

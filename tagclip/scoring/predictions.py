@@ -239,6 +239,11 @@ class PredictionFiles:
                 f"{path}: found scores of shape {scores.shape} for one class, by which every pixel "
                 "is of that class; write labels (H, W) instead, with the ignore label elsewhere"
             )
+        if scores.shape in ((1, *size), (*size, 1)) and scores.dtype.kind in "iu":
+            raise DatasetError(
+                f"{path}: found {scores.dtype} of shape {scores.shape}, expected integer labels "
+                "(H, W); write them without the axis of length 1 (numpy.squeeze)"
+            )
         first, last = scores.shape == (count, *size), scores.shape == (*size, count)
         if first and last:
             raise DatasetError(

@@ -16,6 +16,7 @@ from threading import Thread
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from detectron2.data.detection_utils import read_image as reference_read_image
 from detectron2.utils import logger
 from helpers.tiffs import tiff
@@ -197,6 +198,36 @@ def test_16_bit_gray_is_scaled_with_one_warning(
     np.testing.assert_array_equal(image[..., 0], image[..., 2])
     assert len(said_once.records) == 1
     assert "a.png: 16-bit gray image" in said_once.text
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif", ".png", ".webp", ".jpg"])
+def test_the_first_of_several_pages_is_read_and_announced(
+    suffix: str, said_once: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A camera's JPEG with a preview is one image."""
+    path, kind = tmp_path / f"a{suffix}", {"format": "MPO"} if suffix == ".jpg" else {}
+    pages = [Image.new("RGB", (32, 32), (value,) * 3) for value in (0, 70, 200)]
+    pages[0].save(path, save_all=True, append_images=pages[1:], **kind)
+    assert read_image(path).max() == 0 and read_image(path.read_bytes()).max() == 0
+    assert [record.getMessage() for record in said_once.records] == [
+        f"{path}: the first of 3 pages or frames is read; so are others like it"
+    ] * (suffix != ".jpg")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".tif", ".png", ".webp", ".jpg"])
+def test_one_page_is_not_announced(
+    suffix: str, said_once: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.new("RGB", (32, 32)).save(path)
+    read_image(path)
+    if suffix == ".tif":
+        # Smaller copies of the first page, as of a map, are no pages.
+        with tifffile.TiffWriter(path) as file:
+            file.write(np.zeros((64, 64, 3), np.uint8), photometric="rgb")
+            file.write(np.zeros((32, 32, 3), np.uint8), photometric="rgb", subfiletype=1)
+        read_image(path)
+    assert not said_once.records
 
 
 @pytest.mark.parametrize(

@@ -495,6 +495,16 @@ def _wrong_count(data: Data, folder: Path) -> None:
     np.save(folder / "a/003.npy", np.zeros((4, *SIZE)))
 
 
+def _kept_axis(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    np.save(folder / "a/003.npy", np.full((1, *SIZE), 1))
+
+
+def _last_axis(data: Data, folder: Path) -> None:
+    (folder / "a/003.png").unlink()
+    np.save(folder / "a/003.npy", np.full((*SIZE, 1), 1, np.uint8))
+
+
 def _pickle(data: Data, folder: Path) -> None:
     (folder / "a/003.png").unlink()
     np.save(folder / "a/003.npy", np.array([{}]), allow_pickle=True)
@@ -514,6 +524,14 @@ def _pickle(data: Data, folder: Path) -> None:
         (_best_of_none, ("003.npy: found -inf as the best among the scores, expected finite",)),
         (_turned_scores, ("003.npy", "transpose them")),
         (_wrong_count, ("(4, 12, 17), expected (3, 12, 17) or (12, 17, 3)",)),
+        (
+            _kept_axis,
+            ("003.npy: found int64 of shape (1, 12, 17), expected integer", "axis"),
+        ),
+        (
+            _last_axis,
+            ("003.npy: found uint8 of shape (12, 17, 1), expected integer", "axis"),
+        ),
         (_pickle, ("003.npy: found no array", "numpy.save")),
     ],
 )

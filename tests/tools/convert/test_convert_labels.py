@@ -512,6 +512,11 @@ def test_annotations_that_do_not_fit_write_nothing(tool: ModuleType, tmp_path: P
     Image.new("RGB", (10, 12)).save(tmp_path / "images/s/a.jpg")
     with pytest.raises(DatasetError, match="image has 10x12 pixels, its annotations are for 12x10"):
         run(tool, *words)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (12, 10)).save(tmp_path / "images/s/a.jpg", exif=exif)
+    with pytest.raises(DatasetError, match="are for 12x10; .* as it is stored, which its EXIF"):
+        run(tool, *words)
     assert not (tmp_path / "o").exists()
     (tmp_path / "c.csv").write_text("name,id\ndog,7\n")
     run(tool, *words[:-2], "--classes", tmp_path / "c.csv", "--unknown", "ignore")
@@ -653,7 +658,8 @@ def test_images_that_occur_twice(
     tree["images"].append({**tree["images"][0], **change})
     path.write_text(json.dumps(tree))
     with pytest.raises(
-        DatasetError, match=r"c\.json.*: (found the image a\.jpg|id 1 occurs) twice"
+        DatasetError,
+        match=r"c\.json.*: (found annotations of the image a\.jpg twice.*alone|id 1 occurs twice)",
     ):
         run(tool, path, "--from", "coco", "--output", tmp_path / "o")
 

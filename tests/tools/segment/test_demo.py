@@ -535,12 +535,19 @@ def test_nothing_replaces_another_file_of_the_run(
     save(Path("a.png"))
     save(Path("x/sub/a.png"))
     save(Path("y/sub/a.png"))
+    save(Path("masks/b.png"))
+    save(Path("masks/b_labels.jpg"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     for words, message in (
         ("--video-input v.avi --output v.avi", "--output: v.avi would replace the video"),
         ("--video-input v.avi --output link.avi", "--output: link.avi would replace the video"),
-        ("--input a.png --output ./a.png", "--output: a.png or its labels would replace"),
-        ("--input x y/sub/a.png --output y", "--output: y/sub/a.png or its labels would replace"),
+        ("--input a.png --output ./a.png", "--output: a.png, of a.png, would replace an image"),
+        ("--input x y/sub/a.png --output y", "--output: y/sub/a.png, of x/sub/a.png, would repl"),
+        (
+            "--input masks --save-labels --output o",
+            "--output: o/b_labels.png would be written for masks/b.png and for masks/b_labels.jpg; "
+            "segment one",
+        ),
         ("--input a.png --output o --json a.png", "--json a.png: would replace"),
         ("--input a.png --output o --json o/a.png", "--json o/a.png: would replace"),
         ("--input a.png --output o --json o/a_labels.png", "--json o/a_labels.png: would replace"),
