@@ -6,8 +6,9 @@ tagclip compare output/seed_* --dataset minibench_test
 
 Prints the metrics of each dataset, with differences to the first run in
 brackets, and warns where runs are not comparable, as on other images or
-labels. Runs that differ in the seed alone get a mean. Writes <dataset>.md
-(with every class) and <dataset>.png below --output.
+labels. Runs that differ in the seed alone get a mean; of a run that was
+trained otherwise (iterations, config, images) a line says so. Writes
+<dataset>.md (with every class) and <dataset>.png below --output.
 """
 
 from __future__ import annotations
@@ -99,12 +100,19 @@ def main(args: argparse.Namespace) -> None:
 
 def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequence[str]) -> str:
     """Markdown of the metrics, of what the runs depend on, and of warnings."""
+    from tagclip.analysis.comparison import training_differences
     from tagclip.utils.text import markdown_table
 
+    head = ["", *CONDITIONS]
     conditions = [
         [str(index), *(_condition(result, key) for key in CONDITIONS.values())]
         for index, result in enumerate(results, start=1)
     ]
+    iterations = [result.iterations for result in results]
+    if len({count for count in iterations if count is not None}) > 1:
+        head.append("iterations")
+        for row, count in zip(conditions, iterations, strict=True):
+            row.append("" if count is None else str(count))
     lines = [
         f"# {dataset}, {results[0].content['images']} images",
         "",
@@ -112,13 +120,14 @@ def format_summary(dataset: str, results: Sequence[RunResult], warnings: Sequenc
         "",
         "In percent, seen and unseen as in the split; in brackets the difference to the first run.",
         "",
-        markdown_table(["", *CONDITIONS], conditions),
+        markdown_table(head, conditions),
         "",
     ]
     protocols = {}
     for index, result in enumerate(results, start=1):
         protocols.setdefault(str(result.run("protocol")), []).append(str(index))
     lines += [f"- Protocol of {', '.join(runs)}: {text}" for text, runs in protocols.items()]
+    lines += [f"- {text}" for text in training_differences(results)]
     lines += [f"- **Warning:** {text}" for text in warnings]
     return "\n".join(lines) + "\n"
 

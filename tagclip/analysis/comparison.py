@@ -15,12 +15,11 @@ from tagclip.evaluation.results import read_metrics
 from tagclip.utils.text import json_text, listed
 
 __all__ = ["ClassRow", "RunResult", "class_rows", "differences", "load_results", "questions",
-           "repetitions"]  # fmt: skip
+           "repetitions", "training_differences"]  # fmt: skip
 
 # What differs between repetitions of one experiment.
 _PER_REPETITION = (
     "seed",
-    "iterations",
     "weights",
     "weights_sha256",
     "trained_sha256",
@@ -28,6 +27,8 @@ _PER_REPETITION = (
     "start_sha256",
     "git_commit",
 )
+# What they share, see `_training`.
+_OF_TRAINING = ("iterations", "trained_iterations", "trained_config", "training_files")
 _SHORT_HASH = 12
 _UNKNOWN = "not recorded"
 
@@ -59,6 +60,12 @@ class RunResult:
     def is_seen_by_masks(self) -> bool:
         """Whether its classes are called seen by the masks of training, against the split."""
         return bool(self.content.get("metrics_by_split"))
+
+    @property
+    def iterations(self) -> int | None:
+        """How long the weights were trained; None where the result does not say."""
+        own = self.run("iterations")
+        return self.run("trained_iterations") if own is None else own
 
     def run(self, key: str) -> Any:
         """What the run says about itself; None if it does not."""
@@ -169,6 +176,37 @@ def differences(results: Sequence[RunResult]) -> list[str]:
     return lines
 
 
+def training_differences(results: Sequence[RunResult]) -> list[str]:
+    """Say which runs were trained otherwise than the first one, beside the seed: one line each."""
+    first = results[0]
+    found = ((other.label, _otherwise_trained(first, other)) for other in results[1:])
+    return [
+        f"{label} was trained otherwise than {first.label}, no repetition of it: {text}"
+        for label, text in found
+        if text
+    ]
+
+
+def _otherwise_trained(first: RunResult, other: RunResult) -> str:
+    """What differs between two trainings but the seed; "" if nothing is known to."""
+    rows = zip(_training(first).items(), _training(other).values(), strict=True)
+    return "; ".join(
+        f"{what} {found}, not {expected}"
+        for (what, expected), found in rows
+        if None not in (expected, found) and expected != found
+    )
+
+
+def _training(result: RunResult) -> dict[str, Any]:
+    """What repetitions share; None is what earlier versions did not record, taken as the same."""
+    files = result.run("training_files")
+    return {
+        "iterations": result.iterations,
+        "config of the training (hash)": result.run("trained_config"),
+        "training images and label files (hash)": files and files[:_SHORT_HASH],
+    }
+
+
 def questions(results: Sequence[RunResult]) -> list[str]:
     """What nobody has decided about the classes of a run: one line per run that has such pairs."""
     asked = ((result.label, question(result.run("similar_names"))) for result in results)
@@ -235,12 +273,18 @@ def _protocol(result: RunResult) -> str:
 
 def repetitions(results: Sequence[RunResult]) -> list[list[RunResult]]:
     """Groups of runs on the same labels that differ in nothing but the seed, two seeds or more."""
-    groups: dict[str, list[RunResult]] = {}
+    groups: list[tuple[str, list[RunResult]]] = []
     for result in results:
-        run = {k: v for k, v in result.content["run"].items() if k not in _PER_REPETITION}
+        run = result.content["run"].items()
+        run = {k: v for k, v in run if k not in (*_PER_REPETITION, *_OF_TRAINING)}
         key = json_text([_facts(result), _labelled_pixels(result), run], sort_keys=True)
-        groups.setdefault(key, []).append(result)
-    return [group for group in groups.values() if len({r.run("seed") for r in group}) > 1]
+        for other, group in groups:
+            if other == key and not any(_otherwise_trained(each, result) for each in group):
+                group.append(result)
+                break
+        else:
+            groups.append((key, [result]))
+    return [group for _, group in groups if len({r.run("seed") for r in group}) > 1]
 
 
 def class_rows(results: Sequence[RunResult]) -> list[ClassRow]:

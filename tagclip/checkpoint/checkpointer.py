@@ -25,6 +25,7 @@ from tagclip.checkpoint.folder import (
     serialised,
     write_durably,
 )
+from tagclip.checkpoint.identity import training_record
 from tagclip.checkpoint.metadata import (
     changed_keys,
     check_metadata,
@@ -257,6 +258,8 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
             self._continue(saved_provenance(saved, path), path)
         else:
             self._begin(saved_provenance(saved, path), path)
+        if not self._stage:
+            self.model.training_record = _training_record(checkpoint, saved, path)
         others, free = changed_keys(saved, self.metadata) if restored else ("", "")
         if others:
             self.logger.warning(
@@ -355,6 +358,16 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
                 f"{path}: the state of the {key} does not fit ({one_line(error)}); "
                 "resume with the SOLVER keys of the interrupted run"
             ) from error
+
+
+def _training_record(
+    checkpoint: dict[str, Any], saved: dict[str, Any], path: str | Path
+) -> dict[str, Any]:
+    """With ``trained_iterations``; nothing of a file that no training wrote as it is."""
+    iteration = checkpoint.get("iteration")
+    if type(iteration) is not int:
+        return {}
+    return training_record(saved, Path(path).parent) | {"trained_iterations": iteration + 1}
 
 
 def load_trained(

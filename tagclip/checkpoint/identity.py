@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tagclip.config.loading import resolve_paths
+from tagclip.checkpoint.metadata import changes_weights
+from tagclip.config.loading import build_config, resolve_paths
 from tagclip.modeling.clip.config import canonical_name
 from tagclip.utils.text import json_text
 from tagclip.utils.untrusted import load_yaml
 
-__all__ = ["config_hash", "stored_config_hash", "tensors_sha256"]
+__all__ = ["config_hash", "stored_config_hash", "tensors_sha256", "training_record"]
 
 # Keys that repetitions of one experiment differ in, here or on another machine, and contents of
 # files that other keys name.
@@ -59,6 +60,41 @@ def stored_config_hash(config: str, folder: Path) -> str:
         folder: of the checkpoint.
     """
     return config_hash(resolve_paths(load_yaml(config), folder))
+
+
+def training_record(metadata: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """What a result says of the training of its weights, where a checkpoint tells.
+
+    Args:
+        metadata: see `checkpoint_metadata`.
+        folder: of the checkpoint.
+
+    Returns:
+        ``training_files`` as there, and ``trained_config``: 12 hex digits, the same for trainings
+        whose configs differ in no more than the seed and in what changes no weight.
+    """
+    record = {}
+    if config := metadata.get("config"):
+        tree = _hashed(resolve_paths(load_yaml(config), folder), "")
+        defaults = _hashed(build_config(()), "")
+        # A key that the version of the training did not have yet is what it is by default.
+        text = json_text(_changed(tree, defaults, ""), sort_keys=True)
+        record["trained_config"] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    if files := metadata.get("training_files"):
+        record["training_files"] = files
+    return record
+
+
+def _changed(tree: dict[str, Any], defaults: Any, prefix: str) -> dict[str, Any]:
+    """Key -> value, of those that change weights and have not their default."""
+    found = {}
+    for name, value in tree.items():
+        default = defaults.get(name) if isinstance(defaults, dict) else None
+        if isinstance(value, dict):
+            found |= _changed(value, default, f"{prefix}{name}.")
+        elif value != default and changes_weights(f"{prefix}{name}"):
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def _hashed(node: Any, key: str) -> Any:

@@ -32,6 +32,7 @@ from tagclip.utils.untrusted import load_yaml, read_gzip
 
 __all__ = [
     "changed_keys",
+    "changes_weights",
     "check_metadata",
     "checkpoint_config",
     "checkpoint_metadata",
@@ -424,9 +425,15 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
     if then_many and now_many and then_many != now_many:
         groups[0].append(f"{now_many} processes (were {then_many})")
     for key in changed:
-        is_free = not key.startswith(_RUN_KEYS) or key.startswith(_FREE_KEYS)
-        groups[is_free].append(f"{key} {_value(now[key])} (was {_value(then[key])})")
+        groups[not changes_weights(key)].append(
+            f"{key} {_value(now[key])} (was {_value(then[key])})"
+        )
     return tuple(listed(rows, _LISTED) for rows in groups)
+
+
+def changes_weights(key: str) -> bool:
+    """Whether a training with another value of a config key is another one."""
+    return key.startswith(_RUN_KEYS) and not key.startswith(_FREE_KEYS)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

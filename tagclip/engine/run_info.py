@@ -149,7 +149,8 @@ def run_info(cfg: CfgNode) -> dict[str, Any]:
     """Say what a result depends on: config, seed, fingerprints. Holds no paths.
 
     What the trainings before did to the protocol is in `Claim.record`; ``trained_sha256``, the
-    `tensors_sha256` of what was evaluated, comes from `ZeroShotTrainer.test`, which has the model.
+    `tensors_sha256` of what was evaluated, comes from `ZeroShotTrainer.test`, which has the model;
+    so does the `training_record` of its weights.
 
     ``weights`` is the file that MODEL.WEIGHTS names: what is evaluated with --eval-only; what a
     training started from is the ``start`` of `Claim.record`. ``weights_dropped`` lists what the

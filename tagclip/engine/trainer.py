@@ -26,7 +26,7 @@ from tagclip.checkpoint import (
     load_trained,
     trained_state,
 )
-from tagclip.checkpoint.identity import tensors_sha256
+from tagclip.checkpoint.identity import tensors_sha256, training_record
 from tagclip.config.checks import (
     check_config,
     check_device,
@@ -138,6 +138,7 @@ class ZeroShotTrainer(DefaultTrainer):
             trainer=weakref.proxy(self),
             **parts,
         )
+        model.training_record = training_record(self.checkpointer.metadata, Path(cfg.OUTPUT_DIR))
         self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
@@ -350,8 +351,8 @@ class ZeroShotTrainer(DefaultTrainer):
             ProtocolError: masks of unseen classes have trained the model.
         """
         _check_tested(cfg)
-        provenance = model_provenance(model)
-        state = trained_state(getattr(model, "module", model))
+        provenance, plain = model_provenance(model), getattr(model, "module", model)
+        state = trained_state(plain)
         sha256 = tensors_sha256(state) if state else None
         Claim(Protocol(cfg), provenance).check(cfg.MODEL.WEIGHTS)
         if evaluators is None:
@@ -359,6 +360,7 @@ class ZeroShotTrainer(DefaultTrainer):
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if isinstance(evaluator, ZeroShotSemSegEvaluator):
                 evaluator.provenance, evaluator.trained_sha256 = provenance, sha256
+                evaluator.training_record = plain.training_record
         return super().test(cfg, model, evaluators)
 
     @classmethod

@@ -59,6 +59,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         provenance: see the constructor; `ZeroShotTrainer.test` sets it to that of the model.
         trained_sha256: checksum of the model's trained tensors, which that sets, too; None if
             unknown, or if nothing was trained.
+        training_record: what that says of the training of the weights, stored with the metrics.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
         self._config = config
         self._protocol, self.provenance = protocol, provenance
         self.trained_sha256: str | None = None
+        self.training_record: dict[str, Any] = {}
         self._files_may_fail = files_may_fail
         lut = vocabulary.label_lut()
         # Values that mean nothing (-1) have been refused before the table is used.
@@ -255,6 +257,7 @@ class ZeroShotSemSegEvaluator(SemSegEvaluator):
             run = run | Claim(self._protocol, provenance, self._vocabulary).record()
         if self.trained_sha256:
             run = run | {"trained_sha256": self.trained_sha256}
+        run = run | self.training_record
         # Of what nothing is known the split is all that there is to say.
         if provenance and (provenance.stages or provenance.is_complete):
             trained = np.array(provenance.trained(self._vocabulary))

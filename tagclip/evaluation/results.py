@@ -71,7 +71,8 @@ _NUMBER, _TREE = (int, float, NoneType), (dict, NoneType)
 _OF_CLASS = {"name": str, "seen": (bool, NoneType), "IoU": _NUMBER}
 _OF_RUN = {
     **dict.fromkeys(("clip_sha256", "protocol", "setting", "training_vocabulary"), (str, NoneType)),
-    "seed": (int, NoneType),
+    **dict.fromkeys(("trained_config", "training_files"), (str, NoneType)),
+    **dict.fromkeys(("seed", "iterations", "trained_iterations"), (int, NoneType)),
     "trained_unseen": (list, NoneType),
     "earlier_traces": (dict, NoneType),
     "similar_names": (list, NoneType),

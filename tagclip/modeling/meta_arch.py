@@ -132,6 +132,8 @@ class TagCLIP(nn.Module):
         self.gate, self.inference_settings = gate, inference
         self.self_training = self_training
         self.provenance = Provenance(is_complete=False)
+        # What results say of the training of the weights, beside that.
+        self.training_record: dict[str, Any] = {}
         self._known_queries: tuple[Any, _Queries | None] = (None, None)
         self.train_size = tuple(train_size)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)

@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.utils.events import EventStorage
-from helpers.tiny_run import changed, short_run, train, write_tiny_dataset
+from helpers.tiny_run import changed, short_run, train, train_labels, write_tiny_dataset
 
 from tagclip import load_config
-from tagclip.checkpoint import read_checkpoint
-from tagclip.checkpoint.identity import config_hash, stored_config_hash, tensors_sha256
+from tagclip.checkpoint import load_trained, read_checkpoint
+from tagclip.checkpoint.identity import (
+    config_hash,
+    stored_config_hash,
+    tensors_sha256,
+    training_record,
+)
 from tagclip.engine import run_info
 from tagclip.engine.run_info import announce_schedule, announce_shared_images
+from tagclip.engine.trainer import ZeroShotTrainer
 
 
 @pytest.mark.parametrize(
@@ -168,3 +175,50 @@ def test_a_training_s_result_is_of_the_tensors_and_config_of_its_checkpoint(
     name, tensor = next(iter(saved["model"].items()))
     for change in ({name: tensor + 1}, {name: tensor.half()}, {"other": tensor}):
         assert tensors_sha256(saved["model"] | change) != run["trained_sha256"]
+
+
+def test_a_result_says_how_its_weights_were_trained(tiny_cfg: CfgNode, tmp_path: Path) -> None:
+    """The same after the training and from its file, whatever the config of the evaluation."""
+    names = tiny_cfg.DATASETS.TEST
+    cfg = short_run(tiny_cfg, tmp_path, "SOLVER.MAX_ITER", 2, "DATASETS.TEST", names)
+    train(cfg)
+    first = _only_run(cfg)
+    path = Path(cfg.OUTPUT_DIR) / "model_final.pth"
+    saved = read_checkpoint(path)["tagclip"]
+    assert (first["iterations"], first["training_files"]) == (2, saved["training_files"])
+    for opts in (("SOLVER.BASE_LR", 0.1), ("MODEL.TAGCLIP.TEST.GATE", "none")):
+        other = changed(cfg, "OUTPUT_DIR", str(tmp_path / opts[0]), *opts)
+        ZeroShotTrainer.test(other, load_trained(other, str(path)))
+        run = _only_run(other)
+        assert (run["iterations"], run["trained_iterations"]) == (None, 2)
+        assert all(run[key] == first[key] for key in ("trained_config", "training_files"))
+    # Of a training that reads another image.
+    train_labels(tmp_path)[0].unlink()
+    next((tmp_path / "images" / "train").glob("0.*")).unlink()
+    fewer = changed(cfg, "OUTPUT_DIR", str(tmp_path / "fewer"), "SEED", cfg.SEED + 1)
+    train(fewer)
+    run = _only_run(fewer)
+    assert run["trained_config"] == first["trained_config"]
+    assert run["training_files"] != first["training_files"]
+
+
+def test_of_a_training_s_config_counts_what_changes_weights(tiny_cfg: CfgNode) -> None:
+    def digits(*opts: Any, drop: str = "") -> str:
+        tree = yaml.safe_load(changed(tiny_cfg, *opts).dump())
+        if drop:
+            section, key = drop.split(".")
+            del tree[section][key]
+        return training_record({"config": yaml.safe_dump(tree)}, Path())["trained_config"]
+
+    for opts in (("SEED", 7), ("MODEL.TAGCLIP.TEST.GATE", "none"), ("DATASETS.TEST", ())):
+        assert digits(*opts) == digits()
+    # A version before the key wrote it.
+    assert digits(drop="SOLVER.ACCUMULATE") == digits(drop="SOLVER.NESTEROV") == digits()
+    for opts in (("SOLVER.BASE_LR", 0.1), ("SOLVER.MAX_ITER", 7), ("SOLVER.NESTEROV", True)):
+        assert digits(*opts) != digits()
+    assert training_record({}, Path()) == {}
+
+
+def _only_run(cfg: CfgNode) -> dict[str, Any]:
+    (file,) = Path(cfg.OUTPUT_DIR).glob("inference/*/metrics.json")
+    return json.loads(file.read_text())["run"]

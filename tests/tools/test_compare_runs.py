@@ -23,6 +23,7 @@ from tagclip.analysis.comparison import (
     differences,
     load_results,
     repetitions,
+    training_differences,
 )
 from tagclip.errors import ConfigError
 
@@ -41,11 +42,17 @@ RUN = {
     "seen_bias": 0.1,
     "git_commit": "abcdef0123456789",
 }
+TRAINING = {
+    "iterations": 60,
+    "trained_iterations": 60,
+    "trained_config": "a" * 12,
+    "training_files": "b" * 64,
+}
 IOU = {"cat": 50.0, "dog": 20.0, "sky|sea": 80.0, "tree": None}
 
 
 def _content(iou: dict[str, float | None] = IOU, metrics: Any = None, **changes: Any) -> dict:
-    run = {key: changes.pop(key) for key in list(changes) if key in RUN}
+    run = {key: changes.pop(key) for key in list(changes) if key in (*RUN, *TRAINING)}
     return {
         "dataset": "toy_val",
         "images": 7,
@@ -149,6 +156,45 @@ def test_mean_and_spread_of_seeds_only(tool: ModuleType) -> None:
     assert row[1] == "mean ± std of 1, 2, 3"
     assert row[2 + list(tool.METRICS).index("hIoU")] == f"{mean:.2f} ± {std:.2f}"
     assert row[2] == "n/a"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iterations": 20}, "iterations 20, not 60"),
+        # An evaluation of weights that another training saved on its way.
+        ({"iterations": None, "trained_iterations": 20}, "iterations 20, not 60"),
+        ({"trained_config": "c" * 12}, f"config of the training (hash) {'c' * 12}, not {'a' * 12}"),
+        (
+            {"training_files": "d" * 64},
+            f"training images and label files (hash) {'d' * 12}, not {'b' * 12}",
+        ),
+    ],
+)
+def test_seeds_that_were_trained_otherwise_have_no_mean(
+    tool: ModuleType, change: dict[str, Any], message: str
+) -> None:
+    trained = {k: v for k, v in TRAINING.items() if k != "trained_iterations"}
+    contents = [
+        _content(seed=0, **trained),
+        _content(seed=1, **trained | change),
+        _content(seed=2, **TRAINING | {"iterations": None}),
+        # Of an earlier version, which counts as the same.
+        _content(seed=3),
+    ]
+    results = _results(*contents)
+    assert [[r.label for r in group] for group in repetitions(results)] == [
+        ["run 1", "run 3", "run 4"]
+    ]
+    line = f"run 2 was trained otherwise than run 1, no repetition of it: {message}"
+    assert training_differences(results) == [line]
+    text = tool.format_summary("toy_val", results, [])
+    assert f"- {line}\n" in text and "mean ± std of 1, 3, 4" in text
+    is_shown = "iterations" in message
+    assert ("iterations" in _cells(text, "|    | config")) == is_shown
+    if is_shown:
+        rows = [line.split("|")[-2].strip() for line in text.splitlines() if "| inductive" in line]
+        assert rows == ["60", "20", "60", ""]
 
 
 @pytest.mark.parametrize(
