@@ -10,7 +10,8 @@ report.html (seen-unseen curve over the seen bias, AUSUC, best hIoU, oracle
 gate, AUROC, AUPR and FPR at 95 % TPR of what tells unseen pixels,
 calibration of the trusty map, confused classes, images; with BACKGROUND auto
 what it rejects), its pictures, analysis.json and csv tables. Several runs also
-get comparison.html, .json and .csv, with differences to the first run.
+get comparison.html, .json and .csv, with differences to the first run; the
+analyzed dataset has to be the same in all of them.
 """
 
 from __future__ import annotations
@@ -63,15 +64,17 @@ def main(args: argparse.Namespace) -> None:
 
     Raises:
         TagCLIPError: this machine has not the device, a folder holds no evaluated run, its parts do
-            not belong together, its classes are all seen, or logits were not saved.
+            not belong together, its classes are all seen, logits were not saved, or runs mean other
+            data by the name of the analyzed dataset.
     """
     import torch
     from tqdm import tqdm
 
     from tagclip.analysis.comparison import differences, load_results
     from tagclip.analysis.report import write_comparison, write_run
-    from tagclip.analysis.run_analysis import analyze_run, analyzed_vocabulary
+    from tagclip.analysis.run_analysis import analyze_run, analyzed_vocabulary, refuse_other_data
     from tagclip.config import check_device
+    from tagclip.data.datasets.register import datasets_of, registered_parts
     from tagclip.evaluation.run_folder import run_config
 
     if args.device:
@@ -80,8 +83,12 @@ def main(args: argparse.Namespace) -> None:
     results = load_results(args.runs, args.dataset)
     configs = {name: [run_config(Path(run), name) for run in args.runs] for name in results}
     for dataset in results:
+        parts = []
         for run, cfg in zip(args.runs, configs[dataset], strict=True):
-            analyzed_vocabulary(Path(run), cfg, dataset)
+            with datasets_of(cfg):
+                analyzed_vocabulary(Path(run), cfg, dataset)
+                parts.append(registered_parts(dataset))
+        refuse_other_data(args.runs, parts, dataset)
     with RunLock(args.output, "--output"):
         for dataset, found in results.items():
             runs = []
@@ -89,8 +96,11 @@ def main(args: argparse.Namespace) -> None:
                 progress = partial(
                     tqdm, desc=f"{result.label} on {dataset}", unit="image", disable=None
                 )
-                run = analyze_run(Path(folder), cfg, result.content, result.label, device, progress)
-                print(f"Written: {write_run(run, args.output / dataset / run.label, args.num)}")
+                about = (result.content, result.label, device, progress)
+                with datasets_of(cfg):
+                    run = analyze_run(Path(folder), cfg, *about)
+                    path = write_run(run, args.output / dataset / run.label, args.num)
+                print(f"Written: {path}")
                 print(f"{run.label}: {run.verdict}")
                 runs.append(run)
             if len(runs) > 1:

@@ -16,6 +16,7 @@ from tagclip.analysis.confusions import Confusion, group_confusions, list_confus
 from tagclip.analysis.gate_analysis import GateAnalysis
 from tagclip.analysis.result_images import Ranked
 from tagclip.data import Protocol, read_indices
+from tagclip.data.datasets.register import other_parts
 from tagclip.errors import ConfigError
 from tagclip.evaluation.metrics import per_class, summarize
 from tagclip.evaluation.run_folder import is_score
@@ -23,7 +24,13 @@ from tagclip.evaluation.saved_logits import SavedLogits
 from tagclip.modeling.inference.fusion import InferenceSettings
 from tagclip.structures.vocabulary import Vocabulary
 
-__all__ = ["AnalyzedRun", "analyze_run", "analyzed_vocabulary", "crossing_confusions"]
+__all__ = [
+    "AnalyzedRun",
+    "analyze_run",
+    "analyzed_vocabulary",
+    "crossing_confusions",
+    "refuse_other_data",
+]
 
 # In percent: half precision moves a few pixels on the border of two classes.
 _TOLERANCE = 0.5
@@ -121,6 +128,26 @@ def analyzed_vocabulary(run: Path, cfg: CfgNode, dataset: str) -> Vocabulary:
             "and unseen ones; analyze a run whose split has both, or name another --dataset"
         )
     return vocabulary
+
+
+def refuse_other_data(runs: Sequence[str], parts: Sequence[dict[str, str]], dataset: str) -> None:
+    """Refuse runs that mean other images, labels or classes by the name of the analyzed dataset.
+
+    Args:
+        runs: OUTPUT_DIR of each.
+        parts: `registered_parts` of its dataset.
+        dataset: its name.
+
+    Raises:
+        ConfigError: names two of the runs, and what differs.
+    """
+    for run, found in zip(runs, parts, strict=True):
+        if found != parts[0]:
+            raise ConfigError(
+                f"{run}: found dataset {dataset} with {other_parts(parts[0], found)} as in "
+                f"{runs[0]}; analyze each of the two by itself, or evaluate one with the dataset "
+                "of the other"
+            )
 
 
 def analyze_run(

@@ -149,17 +149,18 @@ def test_a_name_registered_twice(bench: Bench) -> None:
     vocabulary = MetadataCatalog.get(name).vocabulary
     register_zero_shot_sem_seg(name, *folders, vocabulary, image_ext="png")
     before = DatasetCatalog.get(name)
-    others = {
-        "labels": (folders[0], folders[0], vocabulary),
-        "vocabulary": (*folders, write_json(bench.root / "b.json", tiny_tree())),
-    }
-    for arguments in others.values():
+    other = write_json(bench.root / "b.json", tiny_tree())
+    others = [
+        ((folders[0], folders[0], vocabulary), f"labels {folders[0]}, expected {folders[1]}"),
+        ((*folders, other), f"class list {other}, expected {vocabulary}"),
+    ]
+    for arguments, differing in others:
         refused(
             lambda arguments=arguments: register_zero_shot_sem_seg(
                 name, *arguments, image_ext="png"
             ),
             f"DatasetError: dataset name {name!r} is taken by another registration",
-            folders[0], vocabulary, "choose another name",
+            differing, "choose another name",
         )  # fmt: skip
     assert DatasetCatalog.get(name) == before
     assert MetadataCatalog.get(name).vocabulary == vocabulary

@@ -26,6 +26,7 @@ from helpers.tiny_run import (
     own_loggers,
     write_tiny_dataset,
 )
+from helpers.toy_dataset import forget
 from PIL import Image
 
 from tagclip import ZeroShotTrainer
@@ -126,6 +127,51 @@ def test_a_run_without_unseen_classes_is_named_before_its_logits(
     with pytest.raises(ConfigError, match=f"^{run}: found 5 seen of 5 classes on .*whose split ha"):
         analyze(tool, tmp_path / "out", good, run)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("which", ["train", "val"])
+def test_only_the_analyzed_dataset_has_to_be_the_same(
+    tool: ModuleType,
+    evaluate: Callable[..., Path],
+    tmp_path: Path,
+    tiny_vocabulary_json: str,
+    which: str,
+) -> None:
+    """Seeds that were trained on other images of one name; their names mean more than one list."""
+    lists = {}
+    for count in (3, 4):
+        lists[count] = tmp_path / f"{which}_{count}.txt"
+        lists[count].write_text("".join(f"{index}\n" for index in range(count)))
+    runs = []
+    for count, path in lists.items():
+        entries = [
+            {
+                "name": f"mine_{subset}",
+                "images": str(tmp_path / "images" / subset),
+                "labels": str(tmp_path / "labels" / subset),
+                "vocabulary": tiny_vocabulary_json,
+            }
+            | ({"image_list": str(path)} if subset == which else {})
+            for subset in ("train", "val")
+        ]
+        sets = ("DATASETS.TRAIN", ("mine_train",), "DATASETS.TEST", ("mine_val",))
+        runs.append(evaluate(f"of_{count}", "DATASETS.FOLDER_DATASETS", entries, *sets))
+        forget("mine_train", "mine_val")
+    if which == "train":
+        folder = analyze(tool, tmp_path / "out", *runs)
+        assert (folder / "comparison.html").is_file()
+        assert not {"mine_train", "mine_val"} & set(DatasetCatalog.list())
+        return
+    with pytest.raises(ConfigError) as caught:
+        analyze(tool, tmp_path / "out", *runs)
+    assert str(caught.value) == (
+        f"{runs[1]}: found dataset mine_val with image_list {lists[4]}, expected {lists[3]} as in "
+        f"{runs[0]}; analyze each of the two by itself, or evaluate one with the dataset of the "
+        "other"
+    )
+    assert not (tmp_path / "out").exists()
+    for number, run in enumerate(runs):
+        analyze(tool, tmp_path / f"out_{number}", run)
 
 
 def test_a_run_gets_a_page_with_the_figures_of_its_evaluation(

@@ -33,9 +33,12 @@ from tagclip.utils.text import did_you_mean
 
 __all__ = [
     "LABEL_EXTS",
+    "datasets_of",
+    "other_parts",
     "register_datasets",
     "register_folder_dataset",
     "register_zero_shot_sem_seg",
+    "registered_parts",
 ]
 
 logger = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ _SPARE_LABEL_EXTS = ("jpg", "jpeg")
 _ENTRY_REQUIRED = ("name", "images", "labels", "vocabulary")
 _ENTRY_PATHS = ("images", "labels", "vocabulary", "image_list", "pairs")
 _ENTRY_SUFFIXES = ("image_suffix", "label_suffix")
+_CLASS_LIST = "class list"
 _ENTRY_KEYS = ("name", *_ENTRY_PATHS, *_ENTRY_SUFFIXES)
 
 
@@ -123,11 +127,11 @@ def _register(files: _PairedFiles, vocabulary_json: str) -> None:
             "expected one of them; leave out the image_list and keep the lines of pairs that count"
         )
     if name in DatasetCatalog.list():
-        old, old_json = DatasetCatalog[name], MetadataCatalog.get(name).get("vocabulary")
-        if old != files or old_json != vocabulary_json:
+        expected, found = registered_parts(name), files.parts() | {_CLASS_LIST: vocabulary_json}
+        if found != expected:
             raise DatasetError(
-                f"dataset name {name!r} is taken by another registration ({old}, vocabulary "
-                f"{old_json}), found {files}, vocabulary {vocabulary_json}; choose another name"
+                f"dataset name {name!r} is taken by another registration: found "
+                f"{other_parts(expected, found)} as there; choose another name for one of them"
             )
         return
     DatasetCatalog.register(name, files)
@@ -138,6 +142,45 @@ def _register(files: _PairedFiles, vocabulary_json: str) -> None:
         image_root=files.images.root,
         sem_seg_root=files.labels.root,
     )
+
+
+def registered_parts(name: str) -> dict[str, str]:
+    """What a registered dataset is made of, by the word for it; the same of the same dataset."""
+    files = DatasetCatalog[name]
+    # Other code may list images in any way.
+    parts = files.parts() if isinstance(files, _PairedFiles) else {}
+    return parts | {_CLASS_LIST: MetadataCatalog.get(name).get("vocabulary") or ""}
+
+
+def other_parts(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
+    """What differs between two `registered_parts`: "image_list a.txt, expected b.txt"."""
+    if found.keys() != expected.keys():
+        return "files of two folders, expected those that other code lists"
+    return "; ".join(
+        f"{key} {value or 'none'}, expected {expected[key] or 'none'}"
+        for key, value in found.items()
+        if value != expected[key]
+    )
+
+
+@contextmanager
+def datasets_of(cfg: CfgNode) -> Iterator[None]:
+    """Register what `DATASETS.FOLDER_DATASETS` describes, for a while.
+
+    The configs of several runs may describe other datasets under one name.
+
+    Raises:
+        ConfigError, DatasetError: see `register_datasets`.
+    """
+    before = DatasetCatalog.list()
+    register_datasets(cfg)
+    names = {entry["name"] for entry in cfg.DATASETS.FOLDER_DATASETS}.difference(before)
+    try:
+        yield
+    finally:
+        for name in names:
+            DatasetCatalog.pop(name)
+            MetadataCatalog.pop(name)
 
 
 def register_folder_dataset(
@@ -253,6 +296,17 @@ class _PairedFiles:
     pairs: str = ""
     max_pixels: int | None = field(default=None, compare=False, repr=False)
     cache: list[UsableSamples] = field(default_factory=list, init=False, compare=False, repr=False)
+
+    def parts(self) -> dict[str, str]:
+        """What it is made of but the class list, see `registered_parts`."""
+        kinds = (self.images, self.labels)
+        return (
+            {f"{kind.what}s": kind.root for kind in kinds}
+            | {f"{kind.what}_suffix": kind.suffix for kind in kinds}
+            | {f"types of {kind.what}s": ", ".join(kind.extensions + kind.spare) for kind in kinds}
+            | {"image_list": self.image_list, "pairs": self.pairs, "manifest": self.manifest}
+            | {"command that makes it": self.prepare_command}
+        )
 
     def __call__(self) -> list[dict[str, str]]:
         """One dict per image: "file_name", "sem_seg_file_name", "image_id"; sorted by image_id."""

@@ -208,6 +208,30 @@ def test_registering_twice(tmp_path: Path) -> None:
         register_folder_dataset("toy", tmp_path / "images", tmp_path / "labels", "toy.json")
 
 
+def test_a_name_that_is_taken_says_what_differs(tmp_path: Path) -> None:
+    """Old and new value of that alone."""
+    same = {"name": "mine", "images": "/i", "labels": "/l", "vocabulary": "/v.json"}
+    register_folder_dataset(**same)
+    others = {
+        "image_list": ({"image_list": "/a.txt"}, "image_list /a.txt, expected none"),
+        "labels": ({"labels": "/m"}, "labels /m, expected /l"),
+        "both": (
+            {"images": "/j", "vocabulary": "/w.json"},
+            "images /j, expected /i; class list /w.json, expected /v.json",
+        ),
+    }
+    taken = "dataset name {!r} is taken by another registration: found {} as there; choose another "
+    for change, text in others.values():
+        with pytest.raises(DatasetError) as caught:
+            register_folder_dataset(**same | change)
+        assert str(caught.value) == taken.format("mine", text) + "name for one of them"
+    DatasetCatalog.register("theirs", list)
+    text = "files of two folders, expected those that other code lists"
+    with pytest.raises(DatasetError) as caught:
+        register_folder_dataset(**same | {"name": "theirs"})
+    assert str(caught.value).startswith(taken.format("theirs", text))
+
+
 def test_a_name_of_somebody_else_is_taken(tmp_path: Path) -> None:
     DatasetCatalog.register("toy", list)
     with pytest.raises(DatasetError, match="taken"):
