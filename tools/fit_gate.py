@@ -6,11 +6,11 @@ tagclip fit-gate --dataset minibench_val --hold-out ball --hold-out flag \
 
 For every --hold-out (names of seen classes or words of their names, separated
 by commas) a model is trained as if these classes were unseen, too, and asked on
---dataset; the run's own unseen classes take no part. Writes gate.json below
---output and prints the keys to evaluate with. Hold out what is as new as the
-unseen classes: a whole noun at a time where whole nouns are unseen. The same
-command goes on with models that it has trained; it refuses those of another
-config or of other labels.
+--dataset, which has to show some of each group and of the others; the run's own
+unseen classes take no part. Writes gate.json below --output and prints the keys
+to evaluate with. Hold out what is as new as the unseen classes: a whole noun at
+a time where whole nouns are unseen. The same command goes on with models that
+it has trained; it refuses those of another config or of other labels.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def main(args: argparse.Namespace) -> None:
         best_constants,
         held_out_classes,
         held_out_curves,
+        refuse_unshown,
         to_json,
         training_contents,
     )
@@ -102,6 +103,7 @@ def main(args: argparse.Namespace) -> None:
         setup_logger(str(args.output))
         setup_logger(str(args.output), name="tagclip")
         announce_known_images(cfg, args.dataset)
+        refuse_unshown(cfg, args.dataset, groups)
         curves, contents = [], training_contents(cfg)
         with explained(GOES_ON):
             for index, names in enumerate(groups):

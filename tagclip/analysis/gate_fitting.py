@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.config.checks import bounds, check_training
 from tagclip.data import Protocol
 from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
+from tagclip.data.datasets.walk import map_files
+from tagclip.data.label_io import check_label, read_label
 from tagclip.engine.data_stream import contents_sha256
 from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.run_info import announce_shared_images
 from tagclip.engine.trainer import ZeroShotTrainer
-from tagclip.errors import ConfigError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.gate import Gate
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.class_names import split_words
@@ -36,6 +39,7 @@ __all__ = [
     "best_constants",
     "held_out_classes",
     "held_out_curves",
+    "refuse_unshown",
     "to_json",
     "training_contents",
 ]
@@ -163,6 +167,46 @@ def announce_known_images(cfg: CfgNode, dataset: str) -> None:
     for name in cfg.DATASETS.TEST:
         harm = "what is fitted on them makes its result too good"
         announce_shared_images(_samples([name]), [dataset], f"images of the test set {name}", harm)
+
+
+def refuse_unshown(cfg: CfgNode, dataset: str, groups: Iterable[Sequence[str]]) -> None:
+    """Refuse groups that the images to fit on do not show, which a curve needs.
+
+    Label files are read until all groups, and other seen classes than theirs, have been found.
+
+    Args:
+        cfg: of the user's run.
+        dataset: registered name of the images to fit on.
+        groups: names of the classes that each model holds out.
+
+    Raises:
+        DatasetError: none of a group is shown, or nothing but it; or a label file is missing or
+            damaged.
+    """
+    seen, shown = set(Protocol(cfg).dataset(dataset).restrict("seen").names), set()
+    sides = []
+    for group in groups:
+        sides.append((group, "them", seen.intersection(group)))
+        sides.append((group, "other seen classes", seen.difference(group)))
+    read = partial(_shown_classes, vocabulary=Vocabulary.from_metadata(dataset))
+    for names in map_files(read, _samples([dataset]), "Looking for held-out classes"):
+        shown |= names
+        if all(side & shown for *_, side in sides):
+            return
+    group, what = next((group, what) for group, what, side in sides if not side & shown)
+    raise DatasetError(
+        f"--hold-out {', '.join(group)}: found no labelled pixel of {what} in --dataset {dataset}, "
+        "expected some to fit on; hold out other classes, or name a --dataset that shows them"
+    )
+
+
+def _shown_classes(sample: dict[str, Any], vocabulary: Vocabulary) -> set[str]:
+    """Names of the classes in a label file."""
+    path, image = sample["sem_seg_file_name"], sample["file_name"]
+    label = read_label(path, vocabulary)
+    check_label(label, path, vocabulary, label.shape, image)
+    entries = map(vocabulary.by_value.get, np.unique(label).tolist())
+    return {entry.name for entry in entries if entry is not None}
 
 
 def _samples(datasets: Iterable[str]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from helpers.tiny_run import (
     CLASSES,
     UNSEEN,
+    VOID,
     changed,
     exit_of,
     load_tool,
@@ -35,10 +36,11 @@ from tagclip.analysis.gate_fitting import (
     best_constants,
     held_out_classes,
     held_out_curves,
+    refuse_unshown,
 )
 from tagclip.data import Protocol, read_label
 from tagclip.data.datasets.changed_copies import changed_datasets, write_vocabulary
-from tagclip.errors import ConfigError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.evaluation import confusion_matrix
 from tagclip.modeling.inference.gate import Gate
 from tagclip.utils.cli import run_tool
@@ -226,6 +228,38 @@ def test_the_command_writes_the_keys(
     tuned = [str(tmp_path / "tuned.yaml") if word == str(path) else word for word in words]
     with pytest.raises(ConfigError, match=r"MODEL\.WEIGHTS: found .*a\.pth, expected none: a gate"):
         FIT_GATE.main(FIT_GATE.parse_args([*tuned, *others]))
+
+
+def test_a_group_that_the_images_do_not_show_is_found_before_a_training(
+    cfg: CfgNode, tmp_path: Path
+) -> None:
+    args = fit_arguments(cfg, tmp_path)
+    full = Protocol(cfg).asked(args.dataset)
+    first, second, third = (n for n in full.names if n not in full.unseen_names)
+    shown = [full.names.index(first), full.names.index(second), UNSEEN[0]]
+    for file in (tmp_path / "labels" / "val").iterdir():
+        labels = read_label(file)
+        labels = np.where(np.isin(labels, shown), labels, VOID)
+        Image.fromarray(labels.astype(np.uint8)).save(file)
+
+    def fit(*groups: str) -> str:
+        words = ["--config-file", args.config_file, "--dataset", args.dataset]
+        words += ["--output", args.output]
+        words += [word for names in groups for word in ("--hold-out", names)]
+        parsed = FIT_GATE.parse_args([*map(str, words), "DATASETS.TEST", "()"])
+        with pytest.raises(DatasetError) as caught, own_loggers():
+            FIT_GATE.main(parsed)
+        assert not list(args.output.glob("held_out_*"))
+        return str(caught.value)
+
+    of_group = f"--hold-out {third}: found no labelled pixel of them in --dataset {args.dataset}, "
+    remedy = "expected some to fit on; hold out other classes, or name a --dataset that shows them"
+    assert fit(first, third) == of_group + remedy
+    # Of a group of which something is shown it is asked that another seen class is, too.
+    of_others = f"--hold-out {first}, {second}: found no labelled pixel of other seen classes in --"
+    assert fit(f"{first},{second}").startswith(of_others)
+    # Groups that are shown need no more.
+    refuse_unshown(cfg, args.dataset, [[first], [second, third]])
 
 
 def fit_arguments(cfg: CfgNode, root: Path, test_sets: str = "()") -> argparse.Namespace:
