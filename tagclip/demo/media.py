@@ -20,6 +20,7 @@ import numpy as np
 
 from tagclip.data.datasets.walk import files_below, files_matching
 from tagclip.data.image_io import IMAGE_SUFFIXES, announce_other_images
+from tagclip.demo.frame_times import FrameTimes
 from tagclip.demo.whole_video import check_video
 from tagclip.errors import ConfigError, DatasetError, OutputError
 from tagclip.utils.files import expand_path, path_atomic
@@ -173,28 +174,41 @@ class Video:
         if not self._capture.isOpened():
             kind = "a video that cv2 can decode" if isinstance(source, str) else "a webcam"
             raise DatasetError(f"{self.name}: cannot be opened, expected {kind}; try another one")
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
+        fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         # Cameras, and some files, do not know.
-        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        count = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.fps, self.length, self.drift, self._numbers = fps, count, 0.0, {}
+        if isinstance(source, str):
+            with _quiet_decoder():
+                times = FrameTimes(source, fps, count)
+            self.fps, self.length, self.drift = times.fps, times.length, times.drift
+            self._numbers = times.numbers
+            if times.end is not None:
+                logger.warning(
+                    "%s: the last frame is at %.1f s, its header says that it lasts %.1f s; "
+                    "the end may be missing", self.name, *times.end,
+                )  # fmt: skip
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield (H, W, 3) uint8 BGR frames.
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield numbers, from 0, and (H, W, 3) uint8 BGR frames.
 
-        Broken frames of a file are left out, which is logged.
+        Broken frames of a file are left out, which is logged, as are their numbers, if it is known
+        which they are.
 
         Raises:
             DatasetError: there is not a single one.
         """
-        attempts = count = 0
+        attempts, count, number = 0, 0, -1
         try:
             while True:
                 is_read, frame = self._capture.read()
-                attempts += 1
                 if is_read:
+                    number = self._number(number, attempts if not count else None)
                     count += 1
-                    yield frame
+                    yield number, frame
+                attempts += 1
                 # Behind a broken frame of a file there may be good ones; a camera has stopped.
-                elif attempts >= self.length:
+                if not is_read and attempts >= self.length:
                     break
         finally:
             self._capture.release()
@@ -205,9 +219,23 @@ class Video:
             )
         if count < self.length:
             logger.warning(
-                "%s: found %d frames that can be decoded, expected %d; the others are left out",
+                "%s: found %d frames that can be decoded, expected %d; the others are left out%s",
                 self.name, count, self.length,
+                "" if self._numbers else ", and the numbers count those that are there",
             )  # fmt: skip
+
+    def _number(self, before: int, first: int | None) -> int:
+        """Of the frame that was read.
+
+        Args:
+            before: the number of the one before it.
+            first: the number that the first one has if its time is right; None for later ones.
+        """
+        found = self._numbers.get(self._capture.get(cv2.CAP_PROP_POS_MSEC), -1)
+        # Frames of some .avi come with the times of others.
+        if found <= before or first not in (None, found):
+            self._numbers = {}
+        return found if self._numbers else before + 1
 
 
 class VideoFile:

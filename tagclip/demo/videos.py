@@ -36,6 +36,9 @@ __all__ = ["draw_video"]
 
 logger = logging.getLogger(__name__)
 
+# Seconds that are seen.
+_MOST_DRIFT = 0.5
+
 
 def draw_video(
     args: argparse.Namespace, source: str | int, build_predictor: BuildPredictor
@@ -43,9 +46,10 @@ def draw_video(
     """Draw what a command line of ``tagclip segment`` asks for.
 
     Without ``output`` it is a window, with ``no_draw`` nothing. Labels of frame N are
-    ``NAME_labels/N.png`` beside the video, with six digits from 000000. What an earlier run wrote,
-    perhaps of another video of this name, is replaced with ``overwrite`` alone, and then whole:
-    its later frames go. The json has an entry with ``frame`` for each.
+    ``NAME_labels/N.png`` beside the video, with six digits from 000000; broken frames have none,
+    and their numbers are left out where the file lets one know which they are. What an earlier run
+    wrote, perhaps of another video of this name, is replaced with ``overwrite`` alone, and then
+    whole: its other frames go. The json has an entry with ``frame`` for each.
 
     After SIGTERM, SIGHUP or a first Ctrl-C the frame at work is finished, and with it what is
     written: a whole video, if a shorter one. A camera is ended in this way.
@@ -88,7 +92,7 @@ def _draw(
         finally:
             if len(job.entries) > written:
                 write_entries(args.json, job.known, job.entries)
-    job.remove_later_labels()
+    job.remove_other_labels()
     if job.path is not None and not args.no_draw:
         logger.info("Written: %s", job.path)
     seconds, count = time.perf_counter() - start, len(job.entries)
@@ -122,6 +126,12 @@ class _VideoJob:
                         "another name"
                     )
                 self.target = VideoFile(self.path, self.video.fps)
+                if self.video.drift > _MOST_DRIFT:
+                    logger.warning(
+                        "%s: frames of %s are up to %.1f s from their times, which keep to no "
+                        "rate; a video is written with their mean, %.2f frames/s",
+                        self.path, source, self.video.drift, self.video.fps,
+                    )  # fmt: skip
                 used.append(self.path)
             if args.save_labels and args.json and args.json.suffix.lower() == ".png":
                 used.append(self._labels_folder / args.json.name)
@@ -172,17 +182,18 @@ class _VideoJob:
         if isinstance(self.target, VideoFile):
             remove_leftovers(self.path.parent, glob.escape(self.path.name))
 
-    def remove_later_labels(self) -> None:
-        """Remove frames of an earlier, longer run: behind the last they would be taken for its.
+    def remove_other_labels(self) -> None:
+        """Remove frames that an earlier run alone has: they would be taken for those of this one.
 
         Raises:
             ConfigError: one cannot be removed.
         """
         if not self.args.save_labels:
             return
+        own = {entry["frame"] for entry in self.entries}
         for path in self._label_files:
             try:
-                if int(path.stem) >= len(self.entries):
+                if int(path.stem) not in own:
                     path.unlink()
             except OSError as error:
                 raise ConfigError(
@@ -209,10 +220,10 @@ class _VideoJob:
         # One legend for all frames.
         listed = [*range(len(vocabulary)), *[-1] * predictor.can_be_other]
         total = self.video.length or None
-        for frame in tqdm(self.video, total=total, unit="frame", disable=None):
+        for number, frame in tqdm(self.video, total=total, unit="frame", disable=None):
             prediction = predictor(frame)
-            entry = {"file": self.video.name, "frame": len(self.entries)}
-            name = f"{len(self.entries):06d}.png"
+            entry = {"file": self.video.name, "frame": number}
+            name = f"{number:06d}.png"
             labels = self._labels_folder / name if self.args.save_labels else None
             self.entries.append(entry | keep(prediction, labels))
             rgb, size = frame[:, :, ::-1].copy(), self.args.panel_size

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers.demo_tool import save
 from helpers.pictures import video
+from helpers.timed_videos import timed_video
 from PIL import Image
 
 from tagclip import TagCLIPPredictor
@@ -174,6 +175,38 @@ def test_every_frame_gets_its_labels_and_its_entry(
         assert entry["classes"][0]["share"] == pytest.approx(
             np.bincount(expected.ravel()).max() / expected.size, abs=1e-6
         )
+
+
+def test_labels_and_entries_of_a_damaged_video_have_its_numbers(
+    run: Callable, tmp_path: Path
+) -> None:
+    """Those of the broken frame go, too, if an earlier run wrote them."""
+    path, result = video(tmp_path / "v.avi"), tmp_path / "r.json"
+    words = ["--input", path, "--save-labels", "--json", result, "--no-draw", "--overwrite"]
+    for broken, numbers in ((None, [0, 1, 2, 3, 4, 5]), (2, [0, 1, 3, 4, 5])):
+        video(path, broken)
+        assert run(*words) == 0
+        entries = json.loads(result.read_text())["images"]
+        names = [f"{number:06d}.png" for number in numbers]
+        assert [entry["frame"] for entry in entries] == numbers
+        assert [Path(entry["labels"]).name for entry in entries] == names
+        assert sorted(os.listdir(tmp_path / "out" / "v_labels")) == names
+
+
+@pytest.mark.parametrize("pause", [0, 10_000])
+def test_a_video_of_uneven_frames_is_written_as_long_as_it_is(
+    run: Callable, tmp_path: Path, capsys: pytest.CaptureFixture, pause: int
+) -> None:
+    """A screen that stands still has no frames: where these are, one rate moves others."""
+    times = [0, 60, 200, 250, *(pause + time for time in (300, 420, 460))]
+    path, out = timed_video(tmp_path / "v.webm", times, "libvpx-vp9"), tmp_path / "out" / "v.mp4"
+    assert run("--input", path) == 0
+    capture = cv2.VideoCapture(str(out))
+    seconds = capture.get(cv2.CAP_PROP_FRAME_COUNT) / capture.get(cv2.CAP_PROP_FPS)
+    assert len(frames_of(out)) == 7
+    assert seconds == pytest.approx(times[-1] / 1000 + 0.055, abs=0.05)
+    said = f"{out}: frames of {path} are up to 4.3 s from their times, which keep to no rate"
+    assert (said in "".join(capsys.readouterr())) == bool(pause)
 
 
 def test_other_is_in_the_legend_of_a_video_if_it_can_occur(run: Callable, tmp_path: Path) -> None:
