@@ -10,9 +10,10 @@ INPUT: folders, globs, .txt files with a path per line, tar (webdataset) and
 parquet files. What is on each image goes to DIR/segments: a file per shard of
 --shard-size images, or per tar or parquet file; a row per image, in the order
 of the input. The same command again does what is missing: shards that a kill
-left out, and images that were added (in new shards) or have another size. It is
-refused with another model, other words or another gate. A broken image is a row
-with its error, listed at the end, with exit code 1.
+left out, and images that were added (in new shards) or have another size, also
+those that a parquet file names by their paths. It is refused with another
+model, other words or another gate. A broken image is a row with its error,
+listed at the end, with exit code 1.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def main(args: argparse.Namespace) -> int:
 
     from tagclip.bulk.inputs import find_inputs
     from tagclip.bulk.manifest import check_ours
+    from tagclip.bulk.members import with_image_sizes
     from tagclip.bulk.summary import write_summary
     from tagclip.evaluation.segment_rows import require_pyarrow
     from tagclip.utils.run_lock import RunLock
@@ -113,6 +115,7 @@ def main(args: argparse.Namespace) -> int:
     files = find_inputs(args.inputs, args.output)
     _check_columns(args, files)
     check_ours(args.output)
+    files = [with_image_sizes(file, args.column) for file in files]
     with RunLock(args.output):
         options, folder = _open(args)
         folder.plan(files, args.inputs, options.asked.shown, args.shard_size)

@@ -16,7 +16,15 @@ from tagclip.errors import ConfigError
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import counted
 
-__all__ = ["GONE", "InputFile", "find_inputs", "input_kind", "is_image_name", "valid_text"]
+__all__ = [
+    "GONE",
+    "InputFile",
+    "file_size",
+    "find_inputs",
+    "input_kind",
+    "is_image_name",
+    "valid_text",
+]
 
 # Size of a file that is not there.
 GONE = -1
@@ -34,11 +42,14 @@ class InputFile(NamedTuple):
             are escaped as in Python.
         path: where it is, absolute.
         size: in bytes; `GONE` if it is not there.
+        images: of a parquet file of paths, sha256 (hex) of the sizes of the images that it names
+            (`tagclip.bulk.members.with_image_sizes`); "" of all others.
     """
 
     id: str
     path: str
     size: int
+    images: str = ""
 
 
 def is_image_name(name: str) -> bool:
@@ -85,7 +96,7 @@ def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:
             image_id = valid_text(name)
             other = found.get(image_id)
             if other is None:
-                found[image_id] = InputFile(image_id, path, _size(path))
+                found[image_id] = InputFile(image_id, path, file_size(path))
             elif os.path.realpath(other.path) != os.path.realpath(path):
                 raise ConfigError(
                     f"INPUT: {other.path} and {path} would both be called {image_id}; give the "
@@ -145,7 +156,8 @@ def _read_list(path: Path) -> Iterator[tuple[str, str]]:
             yield Path(name).as_posix(), os.path.join(path.parent, name)
 
 
-def _size(path: str) -> int:
+def file_size(path: str) -> int:
+    """Return the bytes of a file, 0 of what is no file, `GONE` of what is not there."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from tagclip.bulk.inputs import InputFile, is_image_name, valid_text
+from tagclip.bulk.inputs import InputFile, file_size, input_kind, is_image_name, valid_text
 from tagclip.bulk.shards import Shard
 from tagclip.data.image_io import IMAGE_SUFFIXES
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text, listed
 from tagclip.utils.whole_tar import WholeTarInfo
 
-__all__ = ["COLUMNS", "StoredImage", "shard_images"]
+__all__ = ["COLUMNS", "StoredImage", "shard_images", "with_image_sizes"]
 
 # Columns of parquet files that hold images, the first that is there.
 COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "path", "image_path", "file_name")
@@ -24,6 +25,9 @@ COLUMNS = ("image", "bytes", "image_bytes", "jpg", "jpeg", "png", "path", "image
 _MOST_BYTES = 1 << 30
 # Rows of a parquet file that are read together.
 _ROWS = 16
+# Types of its columns, as pyarrow.types calls them.
+_BYTES = ("binary", "large_binary", "fixed_size_binary", "binary_view")
+_TEXTS = ("string", "large_string", "string_view")
 
 
 class StoredImage(NamedTuple):
@@ -57,6 +61,65 @@ def shard_images(shard: Shard, column: str = "", id_column: str = "") -> Iterato
     if shard.kind == "tar":
         return _checked(shard.members[0], _tar_images(shard.members[0]))
     return _checked(shard.members[0], _parquet_images(shard.members[0], column, id_column))
+
+
+def with_image_sizes(file: InputFile, column: str = "") -> InputFile:
+    """Note the sizes of the images that a parquet file names by their paths.
+
+    Of image bytes, which its own size stands for, nothing is read.
+
+    Args:
+        file: of any kind; others are given back as they are, and so is what cannot be read: its
+            shard fails with the reason.
+        column: see `shard_images`.
+
+    Raises:
+        NotInstalledError: a parquet file without pyarrow.
+    """
+    if input_kind(file.id) != "parquet":
+        return file
+    from tagclip.evaluation.segment_rows import require_pyarrow
+
+    pyarrow = require_pyarrow()
+    sizes, has_paths = hashlib.sha256(), False
+    try:
+        for path in _parquet_paths(file, column):
+            sizes.update(b"%d\n" % file_size(path))
+            has_paths = True
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException, DatasetError):
+        return file
+    return file._replace(images=sizes.hexdigest()) if has_paths else file
+
+
+def _parquet_paths(file: InputFile, column: str) -> Iterator[str]:
+    """Paths of the rows that have no bytes."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file.path) as table:
+        column = _column(table.schema_arrow, file, column, "")
+        kinds = _held(table.schema_arrow.field(column).type)
+        if not any(_is_any(kind, _TEXTS) for kind in kinds):
+            return
+        groups = [
+            index
+            for index in range(table.num_row_groups)
+            if not _has_all_bytes(table.metadata.row_group(index), column)
+        ]
+        for batch in table.iter_batches(_ROWS, groups, [column], use_threads=False):
+            for value in batch[column]:
+                content = _stored(file, "", value.as_py())
+                if isinstance(content, str):
+                    yield content
+
+
+def _has_all_bytes(group: Any, column: str) -> bool:
+    """Whether a row group says, unread, that all of its rows have bytes."""
+    for index in range(group.num_columns):
+        values = group.column(index)
+        if values.path_in_schema == f"{column}.bytes":
+            known = values.statistics
+            return known is not None and known.has_null_count and known.null_count == 0
+    return False
 
 
 def _checked(file: InputFile, images: Iterator[tuple[str, Any]]) -> Iterator[StoredImage]:
@@ -164,10 +227,10 @@ def _column(schema: Any, file: InputFile, column: str, id_column: str) -> str:
                 "rename the others"
             )
     kind = schema.field(found).type
-    fields = {field.name: field.type for field in kind} if str(kind).startswith("struct") else {}
-    # Of Hugging Face's datasets; one of the two may be null in all rows.
-    held = [fields[name] for name in ("bytes", "path") if name in fields] or [kind]
-    if not all(_is_image(each) or (fields and str(each) == "null") for each in held):
+    held = _held(kind)
+    # Of a struct one of the two may be null in all rows.
+    allowed = (*_BYTES, *_TEXTS, *(() if held == [kind] else ("null",)))
+    if not all(_is_any(each, allowed) for each in held):
         raise DatasetError(
             f"{file.path}: column {found!r} holds {kind}, expected binary (image files), string "
             "(paths), or a struct of bytes and path; name another with --column"
@@ -175,13 +238,16 @@ def _column(schema: Any, file: InputFile, column: str, id_column: str) -> str:
     return found
 
 
-def _is_image(kind: Any) -> bool:
-    """Whether values of a type are bytes or texts."""
+def _held(kind: Any) -> list[Any]:
+    """Type of a column, or those of bytes and path, as in Hugging Face's datasets."""
+    fields = {field.name: field.type for field in kind} if str(kind).startswith("struct") else {}
+    return [fields[name] for name in ("bytes", "path") if name in fields] or [kind]
+
+
+def _is_any(kind: Any, names: Sequence[str]) -> bool:
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    names = ("binary", "large_binary", "fixed_size_binary", "binary_view")
-    names += ("string", "large_string", "string_view")
     return any(getattr(types, f"is_{name}")(kind) for name in names)
 
 

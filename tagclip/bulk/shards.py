@@ -54,7 +54,7 @@ class Shard:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of ids and sizes: members that changed make another one."""
+        """sha256 (hex) of its plan: members that changed make another one."""
         return hashlib.sha256(format_members(self.members).encode()).hexdigest()
 
 
@@ -77,8 +77,11 @@ class ShardResult(NamedTuple):
 
 
 def format_members(members: Iterable[InputFile]) -> str:
-    """Return the plan of a shard: a line with size, tab and id for each member."""
-    return "".join(f"{member.size}\t{member.id}\n" for member in members)
+    """Return the plan of a shard: a line with size, tab and id for each member.
+
+    Behind the size of a parquet file of paths stand a space and what says the sizes of its images.
+    """
+    return "".join(f"{m.size} {m.images}".rstrip() + f"\t{m.id}\n" for m in members)
 
 
 def parse_members(text: str) -> tuple[InputFile, ...]:
@@ -87,7 +90,7 @@ def parse_members(text: str) -> tuple[InputFile, ...]:
     Raises:
         ValueError: it is another kind of text.
     """
-    return tuple(InputFile(name, name, size) for size, name in parse_plan(text))
+    return tuple(InputFile(name, name, size, images) for size, images, name in parse_plan(text))
 
 
 def plan_shards(files: Sequence[InputFile], known: Sequence[Shard], shard_size: int) -> list[Shard]:

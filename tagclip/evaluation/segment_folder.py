@@ -70,14 +70,20 @@ def shard_metadata(run: str, fingerprint: str) -> dict[str, str]:
     return {"tagclip.run": run, "tagclip.shard": fingerprint}
 
 
-def parse_plan(text: str) -> Iterator[tuple[int, str]]:
-    """Size in bytes and id of each member of a shard, from the text of its list in `PLANS`.
+def parse_plan(text: str) -> Iterator[tuple[int, str, str]]:
+    """Read the text of a shard's list in `PLANS`.
+
+    Returns:
+        Of each member its size in bytes, what says the sizes of the images that it names ("" if it
+        names none, and of runs that did not look), and its id.
 
     Raises:
         ValueError: it is another kind of text.
     """
-    rows = (line.split("\t", 1) for line in text.split("\n")[:-1])
-    return ((int(size), name) for size, name in rows)
+    for line in text.split("\n")[:-1]:
+        sizes, name = line.split("\t", 1)
+        size, _, images = sizes.partition(" ")
+        yield int(size), images, name
 
 
 def is_segment_folder(path: Path) -> bool:
@@ -248,7 +254,7 @@ class SegmentFolder:
             with suppress(OSError, ValueError):
                 text = (self.path / PLANS / f"{file.stem}.txt").read_bytes().decode()
                 # What was no file or not there has none.
-                sizes |= {name: size for size, name in parse_plan(text) if size > 0}
+                sizes |= {name: size for size, _, name in parse_plan(text) if size > 0}
         others = [
             f"{file} ({os.path.getsize(file)} bytes, not {sizes[image_id]})"
             for file, image_id in ids.items()

@@ -187,7 +187,7 @@ def test_the_order_is_not_that_of_the_disk(
 
     with monkeypatch.context() as patch:
         patch.setattr(bulk_inputs, "files_below", shuffled)
-        patch.setattr(bulk_inputs, "_size", lambda path: 1)
+        patch.setattr(bulk_inputs, "file_size", lambda path: 1)
         found = find_inputs(["/"], Path("/nowhere"))
     ids = map(valid_text, names)
     assert [file.id for file in found] == sorted(ids, key=lambda name: name.encode("utf-32-be"))

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from tagclip.bulk import members
 from tagclip.bulk.inputs import InputFile
-from tagclip.bulk.members import COLUMNS, shard_images
+from tagclip.bulk.members import COLUMNS, shard_images, with_image_sizes
 from tagclip.bulk.shards import Shard
 from tagclip.errors import DatasetError
 
@@ -82,6 +82,53 @@ def test_images_of_hugging_face_and_null(tmp_path: Path) -> None:
     assert [content for _, content in found[:2]] == [b"1", f"{tmp_path}/b.jpg"]
     for number, (_, error) in enumerate(found[2:], 2):
         assert str(error) == f"below/t.parquet/{number}: found null, expected an image; fill it in"
+
+
+def test_sizes_of_the_images_that_a_parquet_file_names(tmp_path: Path) -> None:
+    """Whether they come, go or change; where rows have bytes, paths say nothing."""
+    names = ["a.jpg", "b.jpg"]
+    tables = {
+        "text": names,
+        "packed": pa.array(names).dictionary_encode(),
+        "struct": [{"bytes": None, "path": name} for name in names],
+        "mixed": [{"bytes": b"1", "path": "x.jpg"}, {"bytes": None, "path": "b.jpg"}, None],
+        "held": [{"bytes": b"1", "path": name} for name in names],
+        "bytes": [name.encode() for name in names],
+        "other": [1, 2],
+    }
+    files = {
+        name: InputFile(f"{name}.parquet", str(write_table(tmp_path / f"{name}.parquet", img=t)), 1)
+        for name, t in tables.items()
+    }
+    files["text"] = files["text"]._replace(id="below/text.parquet")
+    (tmp_path / "a.jpg").write_bytes(b"1")
+    seen = []
+    for content in (b"", b"12", b"123"):
+        if content:
+            (tmp_path / "b.jpg").write_bytes(content)
+        seen.append({name: with_image_sizes(f, "img").images for name, f in files.items()})
+    for name in files:
+        expected = 3 if name in ("text", "packed", "struct", "mixed") else 1
+        assert len({found[name] for found in seen}) == expected, name
+        assert bool(seen[0][name]) == (expected > 1)
+    assert seen[0]["text"] == seen[0]["packed"] == seen[0]["struct"]
+    gone = InputFile("gone.parquet", str(tmp_path / "gone.parquet"), -1)
+    for file in (gone, InputFile("a.jpg", "a.jpg", 1), InputFile("t.tar", "t.tar", 1)):
+        assert with_image_sizes(file) == file
+
+
+def test_image_bytes_are_not_read_for_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the file itself says that none is null."""
+    rows = [{"bytes": b"1", "path": "a.jpg"}, {"bytes": b"2", "path": "b.jpg"}]
+    rows += [{"bytes": None, "path": "c.jpg"}, {"bytes": b"3", "path": "d.jpg"}]
+    path, read = tmp_path / "t.parquet", []
+    parquet.write_table(pa.table({"image": rows}), path, row_group_size=2)
+    stored = members._stored
+    monkeypatch.setattr(members, "_stored", lambda *a: read.append(a[2]["path"]) or stored(*a))
+    assert with_image_sizes(InputFile(path.name, str(path), 1)).images
+    assert read == ["c.jpg", "d.jpg"]
 
 
 def test_the_first_known_column_is_taken_unless_named(tmp_path: Path) -> None:

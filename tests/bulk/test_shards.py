@@ -117,6 +117,9 @@ def test_a_plan_is_readable() -> None:
     assert [m._replace(path="") for m in parse_members(format_members(members))] == [
         m._replace(path="") for m in members
     ]
+    archive = (InputFile("t.parquet", "t.parquet", 7, "0a1b"),)
+    assert format_members(archive) == "7 0a1b\tt.parquet\n"
+    assert parse_members("7 0a1b\tt.parquet\n") == archive
     for text in ("a.jpg\n", "x\ta.jpg\n", "\n"):
         with pytest.raises(ValueError):
             parse_members(text)

@@ -108,6 +108,57 @@ def test_a_run_goes_on_until_all_is_well(
     assert [row for row in rows_of(out) if row["error"] is None] == rows_of(tmp_path / "fresh")
 
 
+def test_images_that_a_parquet_file_names_are_done_again(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One comes back, one is replaced; the rows of a file that is gone stay."""
+    images, table = tmp_path / "named", tmp_path / "in" / "t.parquet"
+    good = [path.read_bytes() for path in write_images(images, 3)]
+    parquet.write_table(pa.table({"path": [f"{images}/00{n}.png" for n in range(3)]}), table)
+    (images / "001.png").unlink()
+    assert run("out") == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("  t.parquet/1: no such image; bring it back")
+    before = content_of(tmp_path / "out")
+    assert run("out") == 1
+    assert content_of(tmp_path / "out") == before
+    (images / "001.png").write_bytes(good[1])
+    assert run("out") == 0
+    Image.new("RGB", (50, 40)).save(images / "002.png")
+    assert run("out") == 0
+    after, shard = content_of(tmp_path / "out"), "shard-000003"
+    rows = {row["image_id"]: row for row in rows_of(tmp_path / "out")}
+    assert (rows["t.parquet/2"]["height"], rows["t.parquet/2"]["width"]) == (40, 50)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed == {
+        "manifest.json", "summary.html", f"segments/{shard}.parquet", f"shards/{shard}.txt",
+    }  # fmt: skip
+    assert run("fresh") == 0
+    assert after == content_of(tmp_path / "fresh")
+    table.unlink()
+    assert run("out") == 0
+    kept = content_of(tmp_path / "out")
+    assert {name for name in after if kept[name] != after[name]} <= {"summary.html"}
+
+
+def test_a_run_that_did_not_look_at_named_images_goes_on(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of earlier versions: what names images is done once more, what holds them is not."""
+    images = tmp_path / "in"
+    path = images / "000.png"
+    parquet.write_table(pa.table({"path": [str(path)]}), images / "named.parquet")
+    parquet.write_table(pa.table({"image": [path.read_bytes()]}), images / "held.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr("tagclip.bulk.members.with_image_sizes", lambda file, column: file)
+        assert run("out") == 0
+    segments = tmp_path / "out" / "segments"
+    done = {file.name: file.stat().st_ino for file in segments.iterdir()}
+    assert run("out") == 0
+    again = {file.name for file in segments.iterdir() if file.stat().st_ino != done[file.name]}
+    assert again == {"shard-000004.parquet"}
+
+
 def test_a_bad_archive_is_one_line_and_the_others_are_done(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
