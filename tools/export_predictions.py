@@ -26,7 +26,7 @@ from tagclip.errors import ConfigError
 from tagclip.utils.cli import check_output, run_tool, writing
 from tagclip.utils.files import remove_leftovers
 from tagclip.utils.run_lock import RunLock
-from tagclip.utils.text import listed
+from tagclip.utils.text import listed, utf8_text
 from tagclip.utils.tool_parser import ToolParser, add_vocabulary_options
 
 # detectron2 is imported inside the functions: --help answers at once.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tagclip.data.formats.labelled_image import LabelledImage
+    from tagclip.evaluation.saved_folder import ImageName
     from tagclip.structures.vocabulary import Vocabulary
 
 logger = logging.getLogger("tagclip.export")
@@ -46,6 +47,8 @@ FILES = {
     "cvat": ("annotations.xml",),
     "label-studio": ("tasks.json", "label_config.xml"),
 }
+# They know an image by its name in UTF-8 alone; a json can say any.
+_IN_UTF8 = ("cvat", "label-studio")
 
 
 class Predictions:
@@ -122,6 +125,8 @@ def main(args: argparse.Namespace) -> None:
 
     is_evaluation = is_saved_folder(args.predictions)
     found = read_evaluation(args) if is_evaluation else read_label_files(args)
+    if args.to in _IN_UTF8:
+        _check_utf8(found.names, args.to)
     names = [f"{name.stem}.json" for name in found.names.values()] * (args.to == "labelme")
     check_output("--output", args.output, is_folder=True)
     there = [name for name in (*FILES[args.to], *names) if (args.output / name).exists()]
@@ -137,6 +142,16 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(found.names)} images written: {', '.join(map(str, written))}")
     if args.to == "coco" and any(entry.id == 0 for entry in found.vocabulary.classes):
         print("category_id is the class's id plus 1: to some tools category 0 is no class")
+
+
+def _check_utf8(names: Mapping[str, ImageName], tool: str) -> None:
+    """Refuse images that the files of a tool cannot name."""
+    for image, name in names.items():
+        if (shown := utf8_text(name.file)) != name.file:
+            raise ConfigError(
+                f"{utf8_text(image)}: found the name {shown}, expected one in UTF-8, for {tool} "
+                "knows no other; rename the image and its label file"
+            )
 
 
 def writer(args: argparse.Namespace) -> Callable[..., list[Path]]:

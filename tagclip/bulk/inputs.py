@@ -14,7 +14,7 @@ from tagclip.data.datasets.walk import files_below, files_matching
 from tagclip.data.image_io import IMAGE_SUFFIXES, announce_other_images
 from tagclip.errors import ConfigError
 from tagclip.utils.files import expand_path
-from tagclip.utils.text import counted
+from tagclip.utils.text import counted, utf8_text
 
 __all__ = [
     "GONE",
@@ -66,8 +66,8 @@ def input_kind(name: str) -> str:
 
 def valid_text(name: str) -> str:
     """Return the id of a path: in UTF-8 and of one line."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    escaped = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), name)
+    return utf8_text(escaped)
 
 
 def find_inputs(inputs: Sequence[str], output: Path) -> list[InputFile]:

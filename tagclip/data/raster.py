@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -204,7 +205,8 @@ def _read_by_opencv(path: str | Path) -> np.ndarray | None:
     """(H, W), or RGB or RGBA as (H, W, 3 or 4); None if it cannot."""
     try:
         with quiet_opencv():
-            values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            # A text that is no UTF-8 would end the process.
+            values = cv2.imread(os.fsencode(path), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         # Sizes beyond its limits; other damage is a None.
         return None

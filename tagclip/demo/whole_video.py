@@ -27,7 +27,8 @@ def check_video(path: Path, frames: int, size: tuple[int, int]) -> None:
     """
     if not _is_whole(path):
         raise OSError(errno.ENOSPC, f"only {path.stat().st_size} bytes of the video are there")
-    capture, count = cv2.VideoCapture(str(path)), 0
+    # A text that is no UTF-8 would end the process.
+    capture, count = cv2.VideoCapture(os.fsencode(path)), 0
     try:
         found = tuple(
             int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)

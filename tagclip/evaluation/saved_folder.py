@@ -24,7 +24,7 @@ from tagclip.evaluation.results import format_json, read_metrics
 from tagclip.evaluation.run_folder import evaluation_command
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.utils.files import probe_path, write_atomic
-from tagclip.utils.text import error_text
+from tagclip.utils.text import error_text, utf8_text
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["FolderKind", "FolderWriter", "ImageName", "SavedFolder", "image_finder", "image_names"]
@@ -45,6 +45,7 @@ class FolderKind:
         save, skip: key and value that save it, and that do without.
         pattern: path of an image's file in the folder, {} is the image.
         formats: values of "format" in the index.
+        is_utf8: whether names of files are escaped (`utf8_text`): what reads them takes no others.
     """
 
     name: str
@@ -52,6 +53,11 @@ class FolderKind:
     skip: str
     pattern: str
     formats: tuple[Any, ...]
+    is_utf8: bool = False
+
+    def file(self, image: ImageName) -> str:
+        """Path of an image's file in the folder."""
+        return self.pattern.format(utf8_text(image.stem) if self.is_utf8 else image.stem)
 
     @contextmanager
     def writing(self, folder: Path) -> Iterator[None]:
@@ -207,7 +213,7 @@ class FolderWriter:
             write_atomic(self._folder / _INDEX, format_json(index))
 
     def _file(self, image: str) -> Path:
-        return self._folder / self.kind.pattern.format(self._names[image].stem)
+        return self._folder / self.kind.file(self._names[image])
 
     def _index(self, content: Mapping[str, Any], files: Sequence[Path]) -> dict[str, Any]:
         """Complete the files; return what the index says besides, "format" for one."""
@@ -319,7 +325,7 @@ class SavedFolder:
         return found
 
     def _file(self, image: str) -> Path:
-        return self.folder / self.kind.pattern.format(self._names[image].stem)
+        return self.folder / self.kind.file(self._names[image])
 
     @classmethod
     def of_run(

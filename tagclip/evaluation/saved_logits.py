@@ -34,7 +34,7 @@ __all__ = ["LogitWriter", "SavedLogits"]
 
 _FORMAT = 1
 _KIND = FolderKind(
-    "logits", "TEST.SAVE_LOGITS True", "TEST.SAVE_LOGITS False", "{}.safetensors", (_FORMAT,)
+    "logits", "TEST.SAVE_LOGITS True", "TEST.SAVE_LOGITS False", "{}.safetensors", (_FORMAT,), True
 )
 _FUSION = "fusion"
 _LARGEST = torch.finfo(torch.float16).max

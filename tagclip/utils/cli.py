@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import re
@@ -68,6 +69,9 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
             after SIGTERM, 129 after SIGHUP (the terminal is closed).
     """
     quiet_imports()
+    # As stderr by itself: no report ends at a name that is no UTF-8.
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         check_installed()
         with stoppable(), lost_logs():

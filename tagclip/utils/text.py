@@ -7,6 +7,7 @@ import difflib
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -21,7 +22,11 @@ __all__ = [
     "markdown_table",
     "one_line",
     "shortened",
+    "utf8_text",
 ]
+
+# What stands in the name of a file, in Python, for a byte that is no UTF-8.
+_BYTE = re.compile("[\udc80-\udcff]")
 
 
 def counted(number: int, noun: str) -> str:
@@ -32,6 +37,13 @@ def counted(number: int, noun: str) -> str:
 def one_line(text: object) -> str:
     """Return a text with every run of white space as one space."""
     return " ".join(str(text).split())
+
+
+def utf8_text(text: str) -> str:
+    r"""Return a text that can be written and drawn: what is no UTF-8 in the name of a file, and
+    half a surrogate pair, is escaped as in Python (``caf\xe9.png``)."""
+    text = _BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def shortened(text: str, limit: int) -> str:
@@ -71,13 +83,13 @@ def format_csv(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
     Args:
         head: names of the columns.
         rows: values in their order; None and nan become empty cells, floats are rounded to 4
-            digits, lists and dicts become json.
+            digits, lists and dicts become json. What is no UTF-8 is escaped (`utf8_text`).
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     writer.writerows([_cell(value) for value in row] for row in rows)
-    return text.getvalue()
+    return utf8_text(text.getvalue())
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
+from tagclip.utils.text import utf8_text
+
 __all__ = ["render"]
 
 
@@ -21,12 +23,13 @@ def render(template: str, package: str, /, **context: Any) -> str:
     Args:
         template: name of its file.
         package: the one whose ``templates`` hold it.
-        context: what it shows, all of it escaped. Pictures are bytes.
+        context: what it shows, all of it escaped, also what is no UTF-8 in names of files
+            (`utf8_text`). Pictures are bytes.
 
     Raises:
         jinja2.UndefinedError: it shows something that the context lacks.
     """
-    return _environment(package).get_template(template).render(context)
+    return utf8_text(_environment(package).get_template(template).render(context))
 
 
 @cache

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties
 
+from tagclip.utils.text import utf8_text
 from tagclip.visualization.fonts import families
 
 __all__ = ["Line", "line_of_text"]
@@ -57,10 +58,11 @@ def line_of_text(text: str, size: float, bold: bool = False, italic: bool = Fals
     """Set a line in fonts that have its letters, see `families`.
 
     Args:
-        text: of one line.
+        text: of one line; what is no UTF-8 in it, as in names of files, is escaped.
         size: of the font, in pixels.
         bold, italic: as far as the fonts have it.
     """
+    text = utf8_text(text)
     return _line(text, tuple(families(text)), size, bold, italic)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import struct
@@ -12,6 +13,7 @@ import pytest
 import tifffile
 from helpers.gdal_files import FILES, REFUSED, gdal_file, gdal_ids
 from helpers.label_writers import WRITERS, Writer
+from helpers.tiffs import tiff
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -175,6 +177,14 @@ def test_a_bmp_of_black_and_white(bits: int, tmp_path: Path) -> None:
             read_raster(path)
         return
     assert read_raster(path).values.tolist() == [[1, 0, 1, 1, 0, 0, 0, 0]]
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    """OpenCV, which reads 16 bits per colour, ends the process at such a text."""
+    pixels = np.arange(36, dtype=np.uint16).reshape(3, 4, 3)
+    path = tmp_path / os.fsdecode(b"caf\xe9.tif")
+    path.write_bytes(tiff(pixels))
+    np.testing.assert_array_equal(read_raster(path).values, pixels)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int64"])

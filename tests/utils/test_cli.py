@@ -88,6 +88,15 @@ def test_paths_on_the_command_line_are_expanded(monkeypatch: pytest.MonkeyPatch)
     assert "$NOTHING" in str(exit_of(run_tool, seen.append, Path("$NOTHING/a")))
 
 
+def test_names_that_are_no_utf8_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As escapes, which a locale of UTF-8 does not do for stdout."""
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, "utf-8", "strict"))
+    run_tool(print, os.fsdecode(b"caf\xe9"))
+    sys.stdout.flush()
+    assert content.getvalue() == b"caf\\udce9\n"
+
+
 @pytest.mark.parametrize("kind", [ConfigError, NonFiniteLossError, TagCLIPError])
 def test_a_message_of_several_lines_becomes_one(kind: type[TagCLIPError]) -> None:
     def fail() -> None:

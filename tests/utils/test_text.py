@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tagclip.utils.text import (
     markdown_table,
     one_line,
     shortened,
+    utf8_text,
 )
 
 
@@ -70,6 +72,13 @@ def test_of_many_texts_the_first_are_shown() -> None:
 def test_a_long_text_keeps_both_ends() -> None:
     assert shortened("0123456789", 10) == "0123456789"
     assert shortened("0123456789", 9) == "01...6789"
+
+
+def test_what_is_no_utf8_is_escaped() -> None:
+    name = os.fsdecode(b"caf\xc3\xa9 \xe9\x80.png")
+    assert utf8_text(name) == "caf\u00e9 \\xe9\\x80.png"
+    assert utf8_text("a\n\\ \U0001f993") == "a\n\\ \U0001f993" and utf8_text("\ud800") == "\\ud800"
+    assert format_csv(["a"], [[name]]) == f"a\n{utf8_text(name)}\n"
 
 
 def test_json_has_null_for_what_is_not_finite() -> None:

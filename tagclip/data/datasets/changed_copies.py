@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -84,7 +85,7 @@ def scramble_files(
     def scramble(path: str) -> int:
         label = read_label(path, vocabulary)
         check_label(label, path, vocabulary, label.shape)
-        generator = np.random.default_rng([seed, crc32(path.encode())])
+        generator = np.random.default_rng([seed, crc32(os.fsencode(path))])
         scrambled, count = scramble_unseen(label, vocabulary, generator)
         content = io.BytesIO()
         Image.fromarray(scrambled).save(content, "PNG")
