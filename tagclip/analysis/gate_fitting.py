@@ -30,7 +30,7 @@ from tagclip.engine.trainer import ZeroShotTrainer
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.modeling.inference.gate import Gate
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.class_names import split_words
+from tagclip.utils.class_names import name_key, split_words
 
 __all__ = [
     "SCALES",
@@ -123,7 +123,9 @@ def held_out_curves(
     check_training(cfg)
     protocol = Protocol(cfg)
     full, asked = protocol.full, protocol.dataset(dataset).restrict("seen")
-    partition = asked.with_seen([name not in held_out for name in asked.names])
+    # The dataset may spell them otherwise.
+    held = set(map(name_key, held_out))
+    partition = asked.with_seen([name_key(name) not in held for name in asked.names])
     gates = {str(scale): Gate(form="additive", scale=scale, bias=0.0) for scale in SCALES}
     path = write_vocabulary(_without_labels(full, held_out), folder / "held_out.json")
     with changed_datasets(cfg, vocabulary=path) as changed:
@@ -183,11 +185,11 @@ def refuse_unshown(cfg: CfgNode, dataset: str, groups: Iterable[Sequence[str]]) 
         DatasetError: none of a group is shown, or nothing but it; or a label file is missing or
             damaged.
     """
-    seen, shown = set(Protocol(cfg).dataset(dataset).restrict("seen").names), set()
-    sides = []
+    seen = set(map(name_key, Protocol(cfg).dataset(dataset).restrict("seen").names))
+    shown, sides = set(), []
     for group in groups:
-        sides.append((group, "them", seen.intersection(group)))
-        sides.append((group, "other seen classes", seen.difference(group)))
+        held = set(map(name_key, group))
+        sides += [(group, "them", seen & held), (group, "other seen classes", seen - held)]
     read = partial(_shown_classes, vocabulary=Vocabulary.from_metadata(dataset))
     for names in map_files(read, _samples([dataset]), "Looking for held-out classes"):
         shown |= names
@@ -201,12 +203,12 @@ def refuse_unshown(cfg: CfgNode, dataset: str, groups: Iterable[Sequence[str]]) 
 
 
 def _shown_classes(sample: dict[str, Any], vocabulary: Vocabulary) -> set[str]:
-    """Names of the classes in a label file."""
+    """`name_key` of the classes in a label file."""
     path, image = sample["sem_seg_file_name"], sample["file_name"]
     label = read_label(path, vocabulary)
     check_label(label, path, vocabulary, label.shape, image)
     entries = map(vocabulary.by_value.get, np.unique(label).tolist())
-    return {entry.name for entry in entries if entry is not None}
+    return {name_key(entry.name) for entry in entries if entry is not None}
 
 
 def _samples(datasets: Iterable[str]) -> list[dict[str, Any]]:

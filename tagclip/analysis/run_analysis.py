@@ -142,9 +142,9 @@ def refuse_other_data(runs: Sequence[str], parts: Sequence[dict[str, str]], data
         ConfigError: names two of the runs, and what differs.
     """
     for run, found in zip(runs, parts, strict=True):
-        if found != parts[0]:
+        if other := other_parts(parts[0], found):
             raise ConfigError(
-                f"{run}: found dataset {dataset} with {other_parts(parts[0], found)} as in "
+                f"{run}: found dataset {dataset} with {other} as in "
                 f"{runs[0]}; analyze each of the two by itself, or evaluate one with the dataset "
                 "of the other"
             )

@@ -92,7 +92,8 @@ def _changed(tree: dict[str, Any], defaults: Any, prefix: str) -> dict[str, Any]
         default = defaults.get(name) if isinstance(defaults, dict) else None
         if isinstance(value, dict):
             found |= _changed(value, default, f"{prefix}{name}.")
-        elif value != default and changes_weights(f"{prefix}{name}"):
+        # Of datasets their names are another key, and ``training_files`` says what is in them.
+        elif name != "FOLDER_DATASETS" and value != default and changes_weights(f"{prefix}{name}"):
             found[f"{prefix}{name}"] = value
     return found
 

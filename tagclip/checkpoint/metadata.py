@@ -418,7 +418,7 @@ def changed_keys(saved: dict[str, Any], own: dict[str, Any]) -> tuple[str, str]:
     changed = [key for key in now if key in then and now[key] != then[key] and key not in same]
     groups = ([], [])
     for key, what in _CONTENTS.items():
-        if None not in (saved.get(key), own.get(key)) and saved[key] != own[key]:
+        if saved.get(key) and own.get(key) and saved[key] != own[key]:
             groups[0].append(what)
     then_many, now_many = saved.get("processes"), own.get("processes")
     # Each draws masks of its own, and keeps batches of its own for a convolutional trusty head.

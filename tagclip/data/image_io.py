@@ -285,21 +285,24 @@ def read_image(
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
     with opened(source, "image", max_pixels, name) as image:
         pixels = image_pixels(image, name or _name(source), max_pixels, format, least)
-        if (pages := page_count(image, source)) > 1:
+        if (pages := _further_pages(image, source)) > 1:
             text = f"{name or _name(source)}: the first of {pages} pages or frames is read"
             _first_n()(logging.WARNING, f"{text}; so are others like it", name=__name__)
         return pixels
 
 
-def page_count(image: Image.Image, source: str | Path | bytes) -> int:
-    """Pages or frames of an opened file; neither a preview nor a smaller copy counts as one."""
+def _further_pages(image: Image.Image, source: str | Path | bytes) -> int:
+    """Pages or frames; what the first one does not need may be of any kind, or damaged."""
     if image.format in ("JPEG", "MPO"):
         return 1
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1 and image.format == "TIFF":
-        header = read_tiff_header(source)
-        pages = header.pages if header else pages
-    return pages
+    if image.format == "TIFF":
+        # Pillow would set each page up. Smaller copies and masks are none.
+        header = read_tiff_header(source) if getattr(image.tag_v2, "next", 0) else None
+        return header.pages if header else 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except _DAMAGE:
+        return 1
 
 
 def image_pixels(

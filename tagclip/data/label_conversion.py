@@ -26,7 +26,7 @@ from tagclip.data.label_colors import (
     palette_table,
 )
 from tagclip.data.label_image import index_png
-from tagclip.data.raster import Raster, read_raster
+from tagclip.data.raster import Raster, TransparentLabelError, read_raster
 from tagclip.errors import DatasetError, VocabularyError
 from tagclip.structures.class_color import RGB
 from tagclip.utils.files import write_atomic
@@ -140,7 +140,7 @@ class Conversion:
         Raises:
             DatasetError: it cannot be read, or another file is in its place.
         """
-        raster = read_raster(task.source)
+        raster = self._read(task.source)
         label, unknown = self.labels(raster, task.source)
         if unknown and not self.ignore_unknown:
             return Converted(task.output, False, unknown, False)
@@ -152,6 +152,19 @@ class Conversion:
         is_new = write_label(task.output, content, self.overwrite, self.staging)
         has_class = bool((label != self.ignore_label).any())
         return Converted(task.output, is_new, unknown, has_class, brightness)
+
+    def _read(self, path: Path) -> Raster:
+        try:
+            return read_raster(path)
+        except TransparentLabelError as error:
+            if self.threshold is None:
+                raise
+            # The ignore value would be a gray value above the threshold.
+            raise DatasetError(
+                f"{path}: found gray values that are transparent, expected a mask of two values; "
+                "paint what is transparent in one of the two and save it without alpha, or save "
+                "it in colours with alpha (RGBA), of which --unknown ignore ignores that"
+            ) from error
 
     def labels(self, raster: Raster, path: Path) -> tuple[np.ndarray, dict[Pixel, int]]:
         """Label values, and pixels by colour or value without one.

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tagclip.data.image_io import UnknownTiffError, opened, page_count
+from tagclip.data.image_io import UnknownTiffError, opened
 from tagclip.data.tiff_header import RIO, TiffHeader, read_tiff_header
 from tagclip.errors import DatasetError
 from tagclip.utils.opencv import quiet_opencv
@@ -23,6 +23,10 @@ _GRAY = re.compile(r"(?:(1)|L)(?:;([24])?(I)?R?)?")
 _BITS, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
 _PLANAR, _SEPARATE = 284, 2
 _AS_INTEGERS = "save the class ids as integers, in a gray PNG or TIFF"
+
+
+class TransparentLabelError(DatasetError):
+    """Gray values or indices of a label file are not opaque."""
 
 
 class Raster(NamedTuple):
@@ -93,8 +97,10 @@ def _tiff_tag(image: Image.Image, tag: int, default: Any = None) -> Any:
 
 
 def _check_pages(image: Image.Image, path: str | Path) -> None:
-    pages = page_count(image, path)
-    if image.format == "TIFF":
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format == "TIFF":
+        header = read_tiff_header(path)
+        pages = header.pages if header else pages
         image.seek(0)
     _check_page_count(pages, path)
 
@@ -169,7 +175,7 @@ def _first_band(values: np.ndarray, path: str | Path) -> np.ndarray:
     """(H, W) of (H, W, C) whose last band is alpha."""
     alpha = values[..., -1]
     if (alpha != np.iinfo(alpha.dtype).max).any():
-        raise DatasetError(
+        raise TransparentLabelError(
             f"{path}: {np.count_nonzero(alpha != np.iinfo(alpha.dtype).max)} pixels of the label "
             "are transparent, expected gray values or indices alone; save it without an alpha "
             "channel, with the ignore value on these pixels"

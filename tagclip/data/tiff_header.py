@@ -143,7 +143,8 @@ def _header(pages: Sequence[Mapping[int, Any]]) -> TiffHeader | None:
         is_planar=tags.get(_PLANAR) == 2 and bands > 1,
         has_gaps=has_gaps(tags),
         is_turned=tags.get(_ORIENTATION, 1) > 4,
-        pages=sum(not page.get(_SUBFILE, 0) & _NO_PAGE for page in pages),
+        # Without a tag there is none: the file ends before it.
+        pages=sum(len(page) > 0 and not page.get(_SUBFILE, 0) & _NO_PAGE for page in pages),
     )
 
 

@@ -221,7 +221,8 @@ class Video:
             )
         if count < self.length:
             logger.warning(
-                "%s: found %d frames that can be decoded, expected %d; the others are left out%s",
+                "%s: found %d frames that can be decoded, expected %d; the others are left out "
+                "(damaged, or trimmed away)%s",
                 self.name, count, self.length,
                 "" if self._numbers else ", and the numbers count those that are there",
             )  # fmt: skip

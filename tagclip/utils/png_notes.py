@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
 
+from tagclip.utils.text import json_text
+
 __all__ = ["png_with_notes", "read_notes"]
 
 _NOTE_KEY, _WORDS_KEY = "TagCLIP", "TagCLIP classes"
@@ -31,7 +33,7 @@ def png_with_notes(
     if note:
         info.add_text(_NOTE_KEY, note)
     if words is not None:
-        info.add_text(_WORDS_KEY, json.dumps(words, ensure_ascii=False))
+        info.add_text(_WORDS_KEY, json_text(words, ensure_ascii=False))
     image.save(file, "PNG", pnginfo=info, **options)
     return file.getvalue()
 

@@ -260,6 +260,7 @@ def test_a_group_that_the_images_do_not_show_is_found_before_a_training(
     assert fit(f"{first},{second}").startswith(of_others)
     # Groups that are shown need no more.
     refuse_unshown(cfg, args.dataset, [[first], [second, third]])
+    refuse_unshown(cfg, args.dataset, [[first.upper()], [f" {second}", third]])
 
 
 def fit_arguments(cfg: CfgNode, root: Path, test_sets: str = "()") -> argparse.Namespace:

@@ -183,7 +183,11 @@ def test_resuming_after_files_were_edited_is_announced(
     cfg, model = build(tiny_cfg)
     optimizer = build_optimizer(cfg, model)
     saving = checkpointer(cfg, model, tmp_path, optimizer=optimizer)
-    saving.metadata |= {"training_files": "as it was", "label_colors": "", "processes": 2}
+    saving.metadata |= {
+        "training_files": "as it was",
+        "label_colors": "as they were",
+        "processes": 2,
+    }
     saving.save("x")
     for edited, said in (
         ({}, []),
@@ -191,6 +195,7 @@ def test_resuming_after_files_were_edited_is_announced(
         ({"training_files": "other"}, ["training images and label files"]),
         ({"label_colors": "other"}, ["the colours of the class list"]),
         ({"label_colors": None}, []),
+        ({"label_colors": ""}, []),
         ({"processes": 1}, ["1 processes (were 2)"]),
         ({"processes": None}, []),
         (

@@ -214,6 +214,37 @@ def test_the_first_of_several_pages_is_read_and_announced(
     ] * (suffix != ".jpg")
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"data": np.zeros((32, 32), np.float16)},
+        # GDAL's mask of what is valid.
+        {"data": np.zeros((32, 32), bool), "photometric": 4, "subfiletype": 4},
+        b"\xff\xff\xff\x00",
+    ],
+    ids=["float16", "mask", "nowhere"],
+)
+def test_a_page_that_is_not_read_may_be_of_any_kind(
+    second: dict | bytes, said_once: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    path, pixels = tmp_path / "a.tif", np.full((32, 32, 3), 7, np.uint8)
+    with tifffile.TiffWriter(path, byteorder="<") as file:
+        file.write(pixels, photometric="rgb", metadata=None)
+        if isinstance(second, dict):
+            file.write(metadata=None, **second)
+    if isinstance(second, bytes):
+        # The place of the next page.
+        content = bytearray(path.read_bytes())
+        (first,) = struct.unpack_from("<I", content, 4)
+        (count,) = struct.unpack_from("<H", content, first)
+        content[first + 2 + 12 * count : first + 6 + 12 * count] = second
+        path.write_bytes(content)
+    for source in (path, path.read_bytes()):
+        np.testing.assert_array_equal(read_image(source), pixels)
+    is_page = isinstance(second, dict) and "subfiletype" not in second
+    assert ("first of 2 pages" in said_once.text) == is_page
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".tif", ".png", ".webp", ".jpg"])
 def test_one_page_is_not_announced(
     suffix: str, said_once: pytest.LogCaptureFixture, tmp_path: Path

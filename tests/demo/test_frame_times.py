@@ -77,7 +77,8 @@ def test_frames_behind_a_broken_one_keep_their_numbers(
     assert found == [(n, n) for n in range(40) if n != broken]
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"{path}: found 39 frames that can be decoded, expected 40; the others are left out"
+        f"{path}: found 39 frames that can be decoded, expected 40; the others are left out "
+        "(damaged, or trimmed away)"
     )
 
 
@@ -92,8 +93,8 @@ def test_numbers_that_nothing_tells_are_said_to_count(
     path = damage(timed_video(tmp_path / "v.avi", EVEN, "mpeg4", bf="2"), 20)
     assert [number for number, _ in Video(str(path))] == [*range(39)]
     assert caplog.messages == [
-        f"{path}: found 39 frames that can be decoded, expected 40; the others are left out, and "
-        "the numbers count those that are there"
+        f"{path}: found 39 frames that can be decoded, expected 40; the others are left out "
+        "(damaged, or trimmed away), and the numbers count those that are there"
     ]
 
 

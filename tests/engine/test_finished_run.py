@@ -59,7 +59,7 @@ def test_labels_that_are_read_by_other_colours_are_other_labels(
     cfg = short_run(tiny_cfg, tmp_path, "SOLVER.MAX_ITER", 1)
     plain = Protocol(cfg).full
 
-    def start(colors: list[tuple[int, int, int]]) -> None:
+    def start(colors: list[tuple[int, int, int] | None]) -> None:
         pairs = zip(plain.classes, colors, strict=True)
         classes = tuple(replace(entry, color=color) for entry, color in pairs)
         path = write_vocabulary(replace(plain, classes=classes), tmp_path / "colors.json")
@@ -69,6 +69,10 @@ def test_labels_that_are_read_by_other_colours_are_other_labels(
             trainer.train()
 
     colors = [(n, 1, 2) for n in range(len(plain))]
+    # None, and then some, read no gray file otherwise.
+    start([None] * len(plain))
+    start(colors)
+    (tmp_path / "output" / "model_final.pth").unlink()
     start(colors)
     start(colors)
     with pytest.raises(ConfigError) as caught:

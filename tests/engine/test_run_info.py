@@ -210,7 +210,14 @@ def test_of_a_training_s_config_counts_what_changes_weights(tiny_cfg: CfgNode) -
             del tree[section][key]
         return training_record({"config": yaml.safe_dump(tree)}, Path())["trained_config"]
 
-    for opts in (("SEED", 7), ("MODEL.TAGCLIP.TEST.GATE", "none"), ("DATASETS.TEST", ())):
+    # Of another dataset that is described beside, as for a test.
+    described = [{"name": "mine", "images": "./i", "labels": "./l", "vocabulary": "./v.json"}]
+    for opts in (
+        ("SEED", 7),
+        ("MODEL.TAGCLIP.TEST.GATE", "none"),
+        ("DATASETS.TEST", ()),
+        ("DATASETS.FOLDER_DATASETS", described),
+    ):
         assert digits(*opts) == digits()
     # A version before the key wrote it.
     assert digits(drop="SOLVER.ACCUMULATE") == digits(drop="SOLVER.NESTEROV") == digits()

@@ -128,10 +128,10 @@ def _register(files: _PairedFiles, vocabulary_json: str) -> None:
         )
     if name in DatasetCatalog.list():
         expected, found = registered_parts(name), files.parts() | {_CLASS_LIST: vocabulary_json}
-        if found != expected:
+        if other := other_parts(expected, found):
             raise DatasetError(
-                f"dataset name {name!r} is taken by another registration: found "
-                f"{other_parts(expected, found)} as there; choose another name for one of them"
+                f"dataset name {name!r} is taken by another registration: found {other} as "
+                "there; choose another name for one of them"
             )
         return
     DatasetCatalog.register(name, files)
@@ -153,14 +153,21 @@ def registered_parts(name: str) -> dict[str, str]:
 
 
 def other_parts(expected: Mapping[str, str], found: Mapping[str, str]) -> str:
-    """What differs between two `registered_parts`: "image_list a.txt, expected b.txt"."""
+    """What differs between two `registered_parts`: "image_list a.txt, expected b.txt"; "" if none.
+
+    A path may be written in several ways.
+    """
     if found.keys() != expected.keys():
         return "files of two folders, expected those that other code lists"
     return "; ".join(
         f"{key} {value or 'none'}, expected {expected[key] or 'none'}"
         for key, value in found.items()
-        if value != expected[key]
+        if value != expected[key] and not _is_one_place(value, expected[key])
     )
+
+
+def _is_one_place(one: str, two: str) -> bool:
+    return bool(one and two) and os.path.realpath(one) == os.path.realpath(two)
 
 
 @contextmanager

@@ -220,6 +220,8 @@ def test_a_name_that_is_taken_says_what_differs(tmp_path: Path) -> None:
             "images /j, expected /i; class list /w.json, expected /v.json",
         ),
     }
+    # A path may be written in several ways.
+    register_folder_dataset(**same | {"images": "//i", "labels": "/x/../l"})
     taken = "dataset name {!r} is taken by another registration: found {} as there; choose another "
     for change, text in others.values():
         with pytest.raises(DatasetError) as caught:

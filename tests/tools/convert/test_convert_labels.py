@@ -218,6 +218,14 @@ def test_a_threshold_does_not_look_under_transparency(
     run(tool, *words, "--unknown", "ignore")
     expected = np.where(rgba[..., 3] < top, 255, rgba[..., 0] > 0)
     assert np.array_equal(read_label(tmp_path / "o" / "a.png"), expected)
+    if dtype == np.uint8:
+        # Gray ones are told apart from labels, whose ignore value is white.
+        gray = Image.merge(
+            "LA", [Image.fromarray(np.ascontiguousarray(rgba[..., c])) for c in (0, 3)]
+        )
+        gray.save(tmp_path / "m" / "a.png")
+        with pytest.raises(DatasetError, match=r"a\.png: found gray .* paint what is .* two and"):
+            run(tool, *words, "--overwrite")
     # Opaque, it is a mask as one of gray values.
     rgba[..., 3] = top
     cv2.imwrite(str(tmp_path / "m" / "a.png"), rgba)
