@@ -28,6 +28,7 @@ from helpers.tiny_run import (
     write_run_config,
 )
 
+from tagclip import load_config
 from tagclip.checkpoint import read_checkpoint
 from tagclip.errors import CheckpointError
 from tagclip.utils.cli import run_tool
@@ -160,10 +161,11 @@ def test_a_disk_without_room_for_the_config_keeps_the_earlier_one(
 ) -> None:
     """detectron2 empties the file before it writes."""
     config, output = write_run_config(tiny_cfg, tmp_path), tmp_path / "output"
-    write_atomic(output / "config.yaml", "SEED: 5\n")
+    earlier = load_config(config, ["SEED", "5"]).dump()
+    write_atomic(output / "config.yaml", earlier)
     with largest_file(1000):
         assert start(train_net, config).startswith(f"ConfigError: OUTPUT_DIR {output}: found no ")
-    assert (output / "config.yaml").read_text() == "SEED: 5\n"
+    assert (output / "config.yaml").read_text() == earlier
 
 
 def test_the_probe_leaves_nothing_and_asks_for_what_a_checkpoint_takes(

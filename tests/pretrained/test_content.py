@@ -225,6 +225,10 @@ def test_evaluation_and_fine_tuning_take_a_folder(
     of_file = [result["run"].pop("weights_sha256") for result in results]
     assert of_file[1] == sha256(folder / "model.safetensors") != of_file[0]
     assert [r["run"].pop("weights") for r in results] == ["model_final.pth", "model.safetensors"]
+    # A folder does not say how long it was trained.
+    of_training = {"trained_config", "trained_iterations", "training_files"}
+    assert of_training & results[1]["run"].keys() == set()
+    assert all(results[0]["run"].pop(key) for key in of_training)
     assert results[0] == results[1]
     assert results[0]["run"]["history"] == "CLIP > inductive tiny5:zs"
 
