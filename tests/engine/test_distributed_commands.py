@@ -203,6 +203,7 @@ def test_evaluation(how: str, root: Path, config: Path, alone: Path) -> None:
     assert confusion == expected_confusion
     # One evaluated what it had just trained, the other a file.
     assert row.pop("weights") == "model_final.pth" and len(row.pop("weights_sha256")) == 64
+    assert row.pop("trained_iterations") == "2"
     assert {**row, "iterations": "2", "weights": "", "weights_sha256": ""} == expected
     # Not all pixels got the same class.
     assert np.array(confusion).any(axis=0).sum() > 1
