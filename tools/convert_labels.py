@@ -410,7 +410,7 @@ def _compare_words(args: argparse.Namespace, other: OtherWords) -> None:
     found = f"{args.source}: found label files that were made with other words, {other}"
     if other.has_moved:
         raise DatasetError(
-            f"{found}, expected the one that they were made with; pass it with --classes, "
+            f"{found}, expected the class list that they were made with; pass it with --classes, "
             "or what each value is to become with --ids, or --labels colors if the list has theirs"
         )
     if other:

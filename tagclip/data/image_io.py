@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -285,24 +285,29 @@ def read_image(
         raise ValueError(f"format is {format!r}, expected 'RGB' or 'BGR'")
     with opened(source, "image", max_pixels, name) as image:
         pixels = image_pixels(image, name or _name(source), max_pixels, format, least)
-        if (pages := _further_pages(image, source)) > 1:
+        pages = 1
+        # Others may be damaged.
+        with suppress(*_DAMAGE):
+            pages = page_count(image, source)
+        if pages > 1:
             text = f"{name or _name(source)}: the first of {pages} pages or frames is read"
             _first_n()(logging.WARNING, f"{text}; so are others like it", name=__name__)
         return pixels
 
 
-def _further_pages(image: Image.Image, source: str | Path | bytes) -> int:
-    """Pages or frames; what the first one does not need may be of any kind, or damaged."""
+def page_count(image: Image.Image, source: str | Path | bytes) -> int:
+    """Pages or frames of an opened file; previews, smaller copies and masks of a page are none.
+
+    Raises:
+        OSError, ValueError, SyntaxError and others of Pillow: a frame is damaged.
+    """
     if image.format in ("JPEG", "MPO"):
         return 1
     if image.format == "TIFF":
-        # Pillow would set each page up. Smaller copies and masks are none.
+        # Pillow would set each page up, and raise at kinds that it does not know.
         header = read_tiff_header(source) if getattr(image.tag_v2, "next", 0) else None
         return header.pages if header else 1
-    try:
-        return getattr(image, "n_frames", 1)
-    except _DAMAGE:
-        return 1
+    return getattr(image, "n_frames", 1)
 
 
 def image_pixels(

@@ -47,6 +47,11 @@ class OtherWords:
         self.has_moved = any(name_key(name) in keys.values() for name in self.names.values())
         self._here = here
 
+    @classmethod
+    def of_file(cls, path: str | Path, here: Mapping[int, str]) -> OtherWords:
+        """Those of a label file, none if it says nothing."""
+        return cls(read_notes(path)[1] or {}, here)
+
     def __bool__(self) -> bool:
         return bool(self.names)
 
@@ -116,7 +121,7 @@ def refuse_other_words(files: Iterable[Path], names: Mapping[int, str]) -> None:
     if not OtherWords(common_words(files), names):
         return
     for file in files:
-        if other := OtherWords(read_notes(file)[1] or {}, names):
+        if other := OtherWords.of_file(file, names):
             raise DatasetError(
                 f"{file}: found a label file that was made with other words or ids, {other}, "
                 f"expected {listed(list(names.values()), 5)}; give the words, or the class list, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tagclip.data.image_io import UnknownTiffError, opened
+from tagclip.data.image_io import UnknownTiffError, opened, page_count
 from tagclip.data.tiff_header import RIO, TiffHeader, read_tiff_header
 from tagclip.errors import DatasetError
-from tagclip.utils.opencv import quiet_opencv
+from tagclip.utils.opencv import opencv_name, quiet_opencv
 
 __all__ = ["Raster", "read_raster"]
 
@@ -97,12 +96,7 @@ def _tiff_tag(image: Image.Image, tag: int, default: Any = None) -> Any:
 
 
 def _check_pages(image: Image.Image, path: str | Path) -> None:
-    pages = getattr(image, "n_frames", 1)
-    if pages > 1 and image.format == "TIFF":
-        header = read_tiff_header(path)
-        pages = header.pages if header else pages
-        image.seek(0)
-    _check_page_count(pages, path)
+    _check_page_count(page_count(image, path), path)
 
 
 def _check_page_count(pages: int, path: str | Path) -> None:
@@ -211,8 +205,7 @@ def _read_by_opencv(path: str | Path) -> np.ndarray | None:
     """(H, W), or RGB or RGBA as (H, W, 3 or 4); None if it cannot."""
     try:
         with quiet_opencv():
-            # A text that is no UTF-8 would end the process.
-            values = cv2.imread(os.fsencode(path), cv2.IMREAD_UNCHANGED)
+            values = cv2.imread(opencv_name(path), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         # Sizes beyond its limits; other damage is a None.
         return None

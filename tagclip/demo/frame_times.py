@@ -6,12 +6,13 @@ without a rate or a duration.
 
 from __future__ import annotations
 
-import os
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 import cv2
+
+from tagclip.utils.opencv import opencv_name
 
 __all__ = ["FrameTimes"]
 
@@ -57,9 +58,7 @@ class FrameTimes:
 
 def _packet_times(path: str) -> list[float | None]:
     """Milliseconds in the order of the file; None of a broken one."""
-    # A text that is no UTF-8 would end the process.
-    place = os.fsencode(path)
-    capture = cv2.VideoCapture(place, cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+    capture = cv2.VideoCapture(opencv_name(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
     times: list[float | None] = []
     broken = 0
     while broken < _MOST_BROKEN:

@@ -24,7 +24,7 @@ from tagclip.demo.frame_times import FrameTimes
 from tagclip.demo.whole_video import check_video
 from tagclip.errors import ConfigError, DatasetError, OutputError
 from tagclip.utils.files import expand_path, path_atomic
-from tagclip.utils.opencv import quiet_opencv
+from tagclip.utils.opencv import opencv_name, quiet_opencv
 from tagclip.utils.text import counted
 
 __all__ = ["Video", "VideoFile", "find_images", "has_display", "is_video", "list_images"]
@@ -170,9 +170,8 @@ class Video:
         if isinstance(source, str) and not os.path.isfile(source):
             raise DatasetError(f"{source}: no such video; check its name")
         with _quiet_decoder():
-            # A text that is no UTF-8 would end the process.
             is_file = isinstance(source, str)
-            self._capture = cv2.VideoCapture(os.fsencode(source) if is_file else source)
+            self._capture = cv2.VideoCapture(opencv_name(source) if is_file else source)
         if not self._capture.isOpened():
             kind = "a video that cv2 can decode" if isinstance(source, str) else "a webcam"
             raise DatasetError(f"{self.name}: cannot be opened, expected {kind}; try another one")
@@ -375,7 +374,7 @@ class _Cv2Writer:
     def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
         code = cv2.VideoWriter_fourcc(*_CODECS[path.suffix.lower()])
         # Of finer rates cv2 makes fractions that MPEG-4 has no room for.
-        self._writer = cv2.VideoWriter(os.fsencode(path), code, round(fps, 2), size)
+        self._writer = cv2.VideoWriter(opencv_name(path), code, round(fps, 2), size)
         if not self._writer.isOpened():
             raise OSError(errno.EIO, "cv2 opens no video here")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import cv2
 
+from tagclip.utils.opencv import opencv_name
+
 __all__ = ["check_video"]
 
 # Of a box of MP4: 32 bits of size and four letters, maybe 64 bits of size.
@@ -27,8 +29,7 @@ def check_video(path: Path, frames: int, size: tuple[int, int]) -> None:
     """
     if not _is_whole(path):
         raise OSError(errno.ENOSPC, f"only {path.stat().st_size} bytes of the video are there")
-    # A text that is no UTF-8 would end the process.
-    capture, count = cv2.VideoCapture(os.fsencode(path)), 0
+    capture, count = cv2.VideoCapture(opencv_name(path)), 0
     try:
         found = tuple(
             int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)

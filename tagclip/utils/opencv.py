@@ -8,7 +8,12 @@ from contextlib import contextmanager
 
 import cv2
 
-__all__ = ["quiet_opencv"]
+__all__ = ["opencv_name", "quiet_opencv"]
+
+
+def opencv_name(path: str | os.PathLike[str]) -> bytes:
+    """Name of a file for OpenCV: given as text, some names end the process."""
+    return os.fsencode(path)
 
 
 @contextmanager

@@ -133,6 +133,15 @@ def test_further_pages_of_a_kind_that_pillow_does_not_read(tmp_path: Path) -> No
         read_raster(path)
 
 
+def test_a_mask_of_a_label_is_no_page(tmp_path: Path) -> None:
+    """As GDAL writes it into the file: Pillow does not know the kind of that page."""
+    path, values = tmp_path / "label.tif", np.full((16, 16), 3, np.uint8)
+    with tifffile.TiffWriter(path) as file:
+        file.write(values, photometric="minisblack", metadata=None)
+        file.write(values > 0, photometric=4, subfiletype=4, metadata=None)
+    np.testing.assert_array_equal(read_raster(path).values, values)
+
+
 @pytest.mark.parametrize("mode", ["LA", "PA"])
 def test_transparent_labels_are_refused(mode: str, tmp_path: Path) -> None:
     path = tmp_path / "label.tif"

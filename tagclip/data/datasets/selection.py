@@ -18,7 +18,6 @@ from tagclip.data.label_notes import OtherWords
 from tagclip.data.label_remedies import mask_remedy
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.png_notes import read_notes
 
 __all__ = [
     "UsableSamples",
@@ -187,18 +186,17 @@ def refuse_moved_words(samples: Sequence[Mapping[str, Any]], vocabulary: Vocabul
     if vocabulary.labels == "colors":
         return
     first = [s["sem_seg_file_name"] for s in samples if "sem_seg_file_name" in s][:_FIRST_FILES]
-    has_other = False
-    for path in first:
-        other = OtherWords(read_notes(path)[1] or {}, vocabulary.value_names)
-        found = f"{path}: found a label file that was made with other words or ids, {other}"
+    pairs = ((path, OtherWords.of_file(path, vocabulary.value_names)) for path in first)
+    found = [(path, other) for path, other in pairs if other]
+    # Those that are surely wrong first.
+    for path, other in sorted(found, key=lambda pair: not pair[1].has_moved)[:1]:
+        text = f"{path}: found a label file that was made with other words or ids, {other}"
         if other.has_moved:
             raise DatasetError(
-                f"{found}, expected those of {vocabulary.name}; register the labels with the class "
+                f"{text}, expected those of {vocabulary.name}; register the labels with the class "
                 "list that they were made with, or make them again with this one"
             )
-        if other and not has_other:
-            logger.warning("%s; they are taken as the same classes", found)
-        has_other |= bool(other)
+        logger.warning("%s; they are taken as the same classes", text)
 
 
 def refuse_unlabelled(

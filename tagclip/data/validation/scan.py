@@ -14,7 +14,6 @@ from tagclip.data.label_io import LabelColorError, read_label
 from tagclip.data.label_notes import OtherWords
 from tagclip.errors import DatasetError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.png_notes import read_notes
 
 __all__ = ["EXAMPLES", "DatasetScan", "Sample", "SampleScan", "scan_sample"]
 
@@ -120,7 +119,7 @@ def _scan_label(scan: SampleScan, path: str, vocabulary: Vocabulary) -> None:
         kind = "label_channels" if isinstance(error, LabelColorError) else "label_unreadable"
         scan.note(kind, path, _reason(error, path))
         return
-    if other := OtherWords(read_notes(path)[1] or {}, vocabulary.value_names):
+    if other := OtherWords.of_file(path, vocabulary.value_names):
         scan.note("moved_words" if other.has_moved else "other_words", path, str(other))
     scan.label_mode = _label_mode(path)
     scan.label_size = label.shape[::-1]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 from detectron2.data import DatasetCatalog
-from helpers.convert_tool import COLORS, TABLE, VALUES, content, ids, run
+from helpers.convert_tool import COLORS, TABLE, VALUES, coco, content, ids, run
 from helpers.full_disk import largest_file
 from helpers.paths import TOOLS
 from helpers.tiny_run import load_tool
@@ -27,7 +27,6 @@ from helpers.toy_dataset import forget
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from tagclip.data import read_indices, read_label, register_folder_dataset
 from tagclip.errors import ConfigError, DatasetError, VocabularyError
@@ -436,120 +435,6 @@ def test_options_that_contradict(tool: ModuleType, words: list[str]) -> None:
         tool.parse_args(words)
 
 
-def coco(tmp_path: Path, **changes: Any) -> Path:
-    """An image with a crowd, a cat and a dog on it, and one without annotations."""
-    cat, crowd = np.zeros((2, 10, 12), np.uint8)
-    cat[2:8, 2:8] = crowd[:, 9:] = 1
-    rle = coco_mask.encode(np.asfortranarray(crowd))
-    rows = [(70, 0, [[3, 3, 6, 3, 6, 6, 3, 6]]), (7, 0, [[2, 2, 8, 2, 8, 8, 2, 8]])]
-    rows.append((7, 1, {"size": [10, 12], "counts": rle["counts"].decode()}))
-    tree = {
-        "images": [
-            {"id": 1, "file_name": "s/a.jpg", "height": 10, "width": 12},
-            {"id": 2, "file_name": "b.jpg", "height": 10, "width": 12},
-        ],
-        "categories": [{"id": 70, "name": "dog"}, {"id": 7, "name": "Cat"}],
-        "annotations": [
-            {"id": n, "image_id": 1, "category_id": c, "iscrowd": i, "segmentation": s}
-            for n, (c, i, s) in enumerate(rows)
-        ],
-    }
-    for row in tree["images"]:
-        path = tmp_path / "images" / row["file_name"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (12, 10)).save(path)
-    (tmp_path / "coco.json").write_text(json.dumps({**tree, **changes}))
-    return tmp_path / "coco.json"
-
-
-@pytest.mark.parametrize(
-    ("words", "names", "dog", "cat", "rest"),
-    [
-        ([], ["dog", "Cat"], 0, 1, 255),
-        (["--unlabelled", "ignore"], ["dog", "Cat"], 0, 1, 255),
-        (["--unlabelled", "background"], ["background", "dog", "Cat"], 1, 2, 0),
-        (["--unlabelled", "cat"], ["dog", "Cat"], 0, 1, 1),
-        (["--classes", "own.csv"], ["Background", "cat", "dog"], 9, 5, 0),
-    ],
-)
-def test_coco(
-    tool: ModuleType,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    words: list[str],
-    names: list[str],
-    dog: int,
-    cat: int,
-    rest: int,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("own.csv").write_text("name,id\nBackground,0\ncat,5\ndog,9\n")
-    run(tool, coco(tmp_path), "--from", "coco", "--output", "o", "--images", "images", *words)
-    expected = np.full((10, 12), rest)
-    expected[:, 9:] = 255
-    expected[2:8, 2:8] = cat
-    expected[3:6, 3:6] = dog
-    assert np.array_equal(read_label("o/s/a.png"), expected)
-    assert (read_label("o/b.png") == rest).all()
-    assert Vocabulary.from_json("o/vocabulary.json").names == names
-    assert json.loads(Path("o/index.json").read_text())["files"] == {
-        "s/a.png": "s/a.jpg",
-        "b.png": "b.jpg",
-    }
-
-
-def test_annotations_that_do_not_fit_write_nothing(tool: ModuleType, tmp_path: Path) -> None:
-    path = coco(tmp_path)
-    words = [path, "--from", "coco", "--output", tmp_path / "o", "--images", tmp_path / "images"]
-    (tmp_path / "c.csv").write_text("name,id\nCats,0\n")
-    message = r"lacks: 'dog' \(1 segments\), 'Cat' \(1 segments\); did you mean Cats\?; mend"
-    with pytest.raises(DatasetError, match=message):
-        run(tool, *words, "--classes", tmp_path / "c.csv")
-    with pytest.raises(ConfigError, match=r"--unlabelled: found 'cat'; did you mean Cats\?"):
-        run(tool, *words, "--classes", tmp_path / "c.csv", "--unlabelled", "cat")
-    (tmp_path / "images" / "b.jpg").unlink()
-    with pytest.raises(DatasetError, match=r"images: lacks 1 of 2 annotated images: b\.jpg"):
-        run(tool, *words)
-    coco(tmp_path, images=[{"id": 1, "file_name": "../a.jpg", "height": 10, "width": 12}])
-    with pytest.raises(DatasetError, match="found an image outside its folder"):
-        run(tool, *words[:-2])
-    coco(tmp_path, images=[], annotations=[])
-    with pytest.raises(DatasetError, match=r"coco\.json: found no image"):
-        run(tool, *words[:-2])
-    coco(tmp_path)
-    Image.new("RGB", (10, 12)).save(tmp_path / "images/s/a.jpg")
-    with pytest.raises(DatasetError, match="image has 10x12 pixels, its annotations are for 12x10"):
-        run(tool, *words)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (12, 10)).save(tmp_path / "images/s/a.jpg", exif=exif)
-    with pytest.raises(DatasetError, match="are for 12x10; .* as it is stored, which its EXIF"):
-        run(tool, *words)
-    assert not (tmp_path / "o").exists()
-    (tmp_path / "c.csv").write_text("name,id\ndog,7\n")
-    run(tool, *words[:-2], "--classes", tmp_path / "c.csv", "--unknown", "ignore")
-    assert np.unique(read_label(tmp_path / "o/s/a.png")).tolist() == [7, 255]
-    index = json.loads((tmp_path / "o/index.json").read_text())
-    assert index["unknown"] == {"Cat": 1}
-
-
-def test_an_export_without_annotations(tool: ModuleType, tmp_path: Path) -> None:
-    """Of single images that is no mistake, and where all of it is background neither."""
-    path = coco(tmp_path, annotations=[])
-    words = [path, "--from", "coco", "--output", tmp_path / "o"]
-    with pytest.raises(DatasetError) as caught:
-        run(tool, *words)
-    assert str(caught.value) == (
-        f"{path}: found no pixel with a class in 2 images, expected some; annotate some, or export "
-        "them again with their annotations"
-    )
-    assert not list((tmp_path / "o").glob("*.json"))
-    run(tool, *words, "--unlabelled", "background", "--overwrite")
-    assert (read_label(tmp_path / "o/b.png") == 0).all()
-    run(tool, coco(tmp_path), *words[1:], "--overwrite", "--unlabelled", "background")
-    assert np.unique(read_label(tmp_path / "o/s/a.png")).tolist() == [0, 1, 2, 255]
-
-
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 def test_masks_of_which_nothing_has_a_class(
     tool: ModuleType, masks: Path, tmp_path: Path, overwrite: list[str]
@@ -622,68 +507,6 @@ def test_the_commands_of_the_docs(
     assert (read_label("labels_yolo/x.png") == 1).any()
 
 
-def _coco(folder: Path, **image: object) -> Path:
-    tree = {
-        "images": [{"id": 1, "file_name": "a.jpg", "width": 12, "height": 9, **image}],
-        "categories": [{"id": 1, "name": "cat"}],
-        "annotations": [],
-    }
-    path = folder / "c.json"
-    path.write_text(json.dumps(tree))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("", "no file can have"),
-        (".", "no file can have"),
-        ("a\0.jpg", "no file can have .*null (byte|character)"),
-        ("\ud800.jpg", "no file can have"),
-        ("/etc/a.jpg", "found an image outside its folder"),
-        ("x/../../a.jpg", "found an image outside its folder"),
-    ],
-)
-@pytest.mark.parametrize("with_images", [True, False])
-def test_names_that_no_image_has(
-    tool: ModuleType, tmp_path: Path, file: str, message: str, with_images: bool
-) -> None:
-    words = [_coco(tmp_path, file_name=file), "--from", "coco", "--output", tmp_path / "o"]
-    with pytest.raises(DatasetError, match=message):
-        run(tool, *words, *["--images", tmp_path] * with_images)
-    assert not (tmp_path / "o").exists()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"id": 1, "file_name": "b.jpg"}, {"id": 2}, {"id": 2, "file_name": "./a.jpg"}],
-)
-def test_images_that_occur_twice(
-    tool: ModuleType, tmp_path: Path, change: dict[str, object]
-) -> None:
-    path = _coco(tmp_path)
-    tree = json.loads(path.read_text())
-    tree["images"].append({**tree["images"][0], **change})
-    path.write_text(json.dumps(tree))
-    with pytest.raises(
-        DatasetError,
-        match=r"c\.json.*: (found annotations of the image a\.jpg twice.*alone|id 1 occurs twice)",
-    ):
-        run(tool, path, "--from", "coco", "--output", tmp_path / "o")
-
-
-def test_lists_of_tools_that_are_no_class_lists(tool: ModuleType, tmp_path: Path) -> None:
-    path = _coco(tmp_path)
-    for categories, message in (
-        ([], "the class list is empty; .* --classes"),
-        ([{"id": 1, "name": "cat"}, {"id": 2, "name": "Cat"}], "'cat' = 'Cat'; .* --classes"),
-        ([{"id": 1, "name": " "}], "name of the class with id 0 is empty"),
-    ):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "categories": categories}))
-        with pytest.raises(VocabularyError, match=rf"^{re.escape(str(path))}: .*{message}"):
-            run(tool, path, "--from", "coco", "--output", tmp_path / "o")
-
-
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_full_disk_is_one_line_and_leaves_whole_files(
     tool: ModuleType, masks: Path, tmp_path: Path, workers: str
@@ -704,28 +527,6 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(
     (output / "index.json").rmdir()
     tool.main(tool.parse_args(words))
     assert len(content(output)) == 5
-
-
-def test_annotations_are_not_converted_into_what_is_read(tool: ModuleType, tmp_path: Path) -> None:
-    data = tmp_path / "yolo" / "data.yaml"
-    data.parent.mkdir()
-    data.write_text("names: [cat]")
-    Image.new("RGB", (4, 3)).save(data.parent / "a.png")
-    for source, output in (
-        (data, data.parent / "png"),
-        (data.parent, data.parent),
-        (data.parent, data.parent / "x" / "y"),
-    ):
-        with pytest.raises(ConfigError, match="which is read, expected a folder beside it"):
-            run(tool, source, "--from", "yolo-seg", "--output", output)
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "classes.txt").write_text("cat")
-    words = [tmp_path / "texts", "--from", "yolo-seg", "--images", data.parent, "--output"]
-    with pytest.raises(ConfigError, match="which is read, expected a folder beside it"):
-        run(tool, *words, data.parent / "png")
-    (tmp_path / "texts" / "a.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9")
-    run(tool, *words, tmp_path / "o")
-    assert list(content(tmp_path / "o")) == ["a.png", "index.json", "vocabulary.json"]
 
 
 _POOL = [(0, 0, 0), (255, 255, 255), (1, 1, 1), (7, 7, 7), (200, 10, 30), (9, 99, 199)]
