@@ -96,19 +96,26 @@ def checked_name(text: object, what: str) -> str:
         what: begins the message.
 
     Raises:
-        VocabularyError: it is no text, is empty or holds control characters.
+        VocabularyError: it is no text, is empty, or holds control characters or what is no UTF-8.
     """
     if not isinstance(text, str):
         raise VocabularyError(f"{what} is {text!r}, expected a text; put it in quotes")
     if not text.strip():
         raise VocabularyError(f"{what} is empty ({text!r}); write the word that CLIP shall read")
     clean = one_line(text)
-    # Cc and Cs: control characters act on a terminal, half a surrogate pair cannot be encoded.
-    control = [char for char in clean if unicodedata.category(char) in ("Cc", "Cs")]
-    if control:
-        raise VocabularyError(
-            f"{what} {text!r} holds the control character {control[0]!r}; remove it"
-        )
+    # Cc acts on a terminal, Cs, half a surrogate pair, cannot be encoded.
+    for char in clean:
+        if "\udc80" <= char <= "\udcff":
+            # What Python makes of a byte of the command line that it cannot decode.
+            raise VocabularyError(
+                f"{what} {text!r} holds the byte 0x{ord(char) - 0xDC00:x}, which is not UTF-8, "
+                "expected letters; save the script that it stands in as UTF-8, and use a UTF-8 "
+                "locale, such as LC_ALL=C.UTF-8"
+            )
+        if unicodedata.category(char) in ("Cc", "Cs"):
+            raise VocabularyError(
+                f"{what} {text!r} holds the control character {char!r}; remove it"
+            )
     return clean
 
 

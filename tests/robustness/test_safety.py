@@ -215,6 +215,15 @@ def test_control_characters_reach_no_terminal(tmp_path: Path) -> None:
     assert "é" in str(DatasetError("é\0"))
 
 
+def test_a_word_that_is_no_utf8_is_no_control_character(bench: Bench) -> None:
+    """Of a script in Latin-1 or a terminal with another locale; Python hands on its bytes so."""
+    for word in ("stra\udcdfe", "stra\udcc3\udc9fe"):
+        line = bench.demo("--vocab", f"sky, {word}", "--input", bench.save_image("a.png"))
+        byte = f"0x{ord(word[4]) - 0xDC00:x}"
+        assert "VocabularyError" in line and f"holds the byte {byte}, which is not UTF-8" in line
+        assert "as UTF-8" in line and "control" not in line
+
+
 # Paths
 
 
