@@ -20,6 +20,7 @@ from tagclip.model_zoo import get_config_file, suggestion
 from tagclip.projects import current_path
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import did_you_mean, one_line
+from tagclip.utils.text_file import NotUtf8Error, read_text_file
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = [
@@ -232,11 +233,13 @@ def _resolved(path: str | Path, folder: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict:
     try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
+        tree = load_yaml(read_text_file(path))
     except OSError as error:
         raise ConfigError(
             f"{path}: config file cannot be read ({error.strerror}); check its rights"
         ) from error
+    except NotUtf8Error as error:
+        raise ConfigError(f"{path}: {error}") from error
     except ValueError as error:
         raise ConfigError(
             f"{path}: not a plain yaml file ({one_line(error)}); "

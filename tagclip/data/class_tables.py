@@ -23,6 +23,7 @@ from tagclip.structures.vocabulary_class import MAX_LABEL
 from tagclip.utils.class_names import name_key, refuse_duplicates
 from tagclip.utils.files import expand_path
 from tagclip.utils.text import json_text, one_line
+from tagclip.utils.text_file import NotUtf8Error, read_text_file
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["ClassTable", "read_class_table", "read_value_table", "vocabulary_text"]
@@ -162,9 +163,11 @@ def read_value_table(path: str | Path) -> dict[int, int | None]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text_file(path)
     except FileNotFoundError as error:
         raise DatasetError(f"{path}: no such class list; expected {_FORMS}") from error
+    except NotUtf8Error as error:
+        raise DatasetError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
         reason = one_line(error)
         raise DatasetError(f"{path}: cannot be read ({reason}); expected {_FORMS}") from error

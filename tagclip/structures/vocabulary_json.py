@@ -35,6 +35,7 @@ from tagclip.structures.vocabulary_class import (
 )
 from tagclip.utils.class_names import refuse_duplicates
 from tagclip.utils.text import did_you_mean, one_line
+from tagclip.utils.text_file import NotUtf8Error, read_text_file
 from tagclip.utils.untrusted import load_json
 
 __all__ = ["parse_vocabulary_json", "read_vocabulary_text", "split_names"]
@@ -127,9 +128,11 @@ def read_vocabulary_text(path: str | Path) -> str:
         VocabularyError: the file is missing or no text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_text_file(path)
     except FileNotFoundError as error:
         raise VocabularyError(f"{path}: no such vocabulary json; check the path") from error
+    except NotUtf8Error as error:
+        raise VocabularyError(f"{path}: {error}") from error
     except (OSError, ValueError) as error:
         raise VocabularyError(f"{path}: {_unreadable(error)}") from error
 

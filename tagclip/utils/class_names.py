@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tagclip.errors import VocabularyError
 from tagclip.utils.text import error_text, one_line
+from tagclip.utils.text_file import NotUtf8Error, read_text_file
 
 __all__ = [
     "checked_name",
@@ -64,8 +65,10 @@ def read_lines(path: str | Path) -> list[str]:
         VocabularyError: it cannot be read, or quotes do not match.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text_file(path).splitlines()
+    except NotUtf8Error as error:
+        raise VocabularyError(f"{path}: {error}") from error
+    except OSError as error:
         raise VocabularyError(
             f"{path}: cannot be read ({error_text(error)}), expected a UTF-8 text "
             "with one name per line, or a vocabulary json"

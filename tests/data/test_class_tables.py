@@ -147,7 +147,7 @@ def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no such class list"):
         read_class_table(tmp_path / "c.csv")
     (tmp_path / "c.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="line 1 holds the byte 0xff, which is not UTF-8"):
         read_class_table(tmp_path / "c.csv")
 
 

@@ -113,9 +113,7 @@ def test_bad_json_is_refused_in_one_line_with_its_path(case: str, tmp_path: Path
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b'{"format": 1, "format": 1}', b"[" * 100_000]
-)
+@pytest.mark.parametrize("content", [b"", b"{", b'{"format": 1, "format": 1}', b"[" * 100_000])
 def test_unreadable_json_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_bytes(content)

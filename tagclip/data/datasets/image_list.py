@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tagclip.data.datasets.pairing import NamedFiles
 from tagclip.errors import DatasetError
+from tagclip.utils.text_file import NotUtf8Error, read_text_file
 
 __all__ = ["ImageList", "PairList", "plain_name", "read_lines"]
 
@@ -25,11 +26,12 @@ def read_lines(path: str | Path) -> list[str]:
         DatasetError: the file is missing, cannot be read, or has no such line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        text = read_text_file(path)
+    except NotUtf8Error as error:
+        raise DatasetError(f"{path}: {error}") from error
+    except OSError as error:
         raise DatasetError(
-            f"{path}: no readable list of images ({type(error).__name__}){remedy}"
+            f"{path}: no readable list of images ({type(error).__name__})"
         ) from error
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:

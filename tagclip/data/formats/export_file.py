@@ -16,6 +16,7 @@ import numpy as np
 from tagclip.data.formats.json_items import json_items
 from tagclip.errors import DatasetError
 from tagclip.utils.text import error_text, shortened
+from tagclip.utils.text_file import NotUtf8Error, read_text_file
 from tagclip.utils.untrusted import load_json
 
 __all__ = [
@@ -49,7 +50,7 @@ def read_json(path: str | Path, tool: str) -> Any:
         DatasetError: it is missing, or no json.
     """
     with _json_of(path, tool):
-        return load_json(Path(path).read_text(encoding="utf-8"))
+        return load_json(read_text_file(path))
 
 
 def read_items(path: str | Path, tool: str) -> Iterator[Any]:
@@ -71,6 +72,8 @@ def read_items(path: str | Path, tool: str) -> Iterator[Any]:
 def _json_of(path: str | Path, tool: str) -> Iterator[None]:
     try:
         yield
+    except NotUtf8Error as error:
+        raise DatasetError(f"{path}: {error}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
             f"{path}: found {error_text(error)}, expected the json that {tool} exports; check the "
@@ -173,6 +176,8 @@ def located(path: str | Path, part: object = "") -> Iterator[None]:
         yield
     except DatasetError as error:
         raise DatasetError(f"{where}: {error.args[0]}") from error
+    except NotUtf8Error as error:
+        raise DatasetError(f"{where}: {error}") from error
     except _DAMAGE as error:
         raise DatasetError(
             f"{where}: found damaged annotations ({error_text(error)}), expected an export as the "

@@ -23,6 +23,7 @@ from tagclip.data.formats.annotation import (
 from tagclip.data.formats.export_file import checked_size, located, need, read_json
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
+from tagclip.utils.text_file import read_text_file
 
 __all__ = ["class_names", "read"]
 
@@ -57,7 +58,7 @@ def class_names(path: Path) -> tuple[str, ...]:
     for place in (folder, folder.resolve().parent):
         if (place / "labels.txt").is_file():
             with located(place / "labels.txt"):
-                lines = (place / "labels.txt").read_text(encoding="utf-8-sig").splitlines()
+                lines = read_text_file(place / "labels.txt").splitlines()
             names = [line.strip() for line in lines if line.strip()]
             break
     else:

@@ -21,6 +21,7 @@ from tagclip.data.formats.export_file import located
 from tagclip.data.image_io import image_size
 from tagclip.errors import DatasetError
 from tagclip.utils.text import one_line
+from tagclip.utils.text_file import NotUtf8Error, read_text_file
 from tagclip.utils.untrusted import load_yaml
 
 __all__ = ["class_names", "read"]
@@ -44,7 +45,9 @@ def class_names(path: Path) -> tuple[str, ...]:
     yamls = [path] if path.is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
     for file in yamls:
         try:
-            tree = load_yaml(file.read_text(encoding="utf-8-sig"))
+            tree = load_yaml(read_text_file(file))
+        except NotUtf8Error as error:
+            raise DatasetError(f"{file}: {error}") from error
         except (OSError, ValueError) as error:
             raise DatasetError(f"{file}: not a readable yaml file ({one_line(error)})") from error
         if isinstance(tree, dict) and "names" in tree:
@@ -52,7 +55,7 @@ def class_names(path: Path) -> tuple[str, ...]:
     for file in (root / name for name in _NAME_LISTS):
         if file.is_file():
             with located(file):
-                lines = file.read_text(encoding="utf-8-sig").splitlines()
+                lines = read_text_file(file).splitlines()
             return tuple(line.strip() for line in lines if line.strip())
     raise DatasetError(
         f"{path}: found no class names, expected a yaml file with names, or {_NAME_LISTS[0]}; "
@@ -140,7 +143,7 @@ def _names(names: object, file: Path) -> tuple[str, ...]:
 
 def _segments(text: Path, size: tuple[int, int], names: tuple[str, ...]) -> Iterator[Segment]:
     try:
-        lines = text.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text_file(text).splitlines()
     except (OSError, ValueError) as error:
         raise DatasetError(f"{text}: cannot be read ({one_line(error)})") from error
     for number, line in enumerate(lines, 1):

@@ -154,7 +154,7 @@ def test_what_is_refused_says_what_to_change(
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ("a\n".encode("utf-16"), "UnicodeDecodeError); save it as UTF-8"),
+        ("a\n".encode("utf-16"), "line 1 holds the byte 0xff, which is not UTF-8; save the"),
         (b"\xef\xbb\xbf\n", "names no"),
     ],
 )

@@ -112,7 +112,7 @@ def test_damaged_names(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DatasetError, match="found no class names"):
         class_names(tmp_path)
     (tmp_path / "classes.txt").write_bytes(b"\xff")
-    with pytest.raises(DatasetError, match=r"classes\.txt: found damaged"):
+    with pytest.raises(DatasetError, match=r"classes\.txt: line 1 holds the byte 0xff, which"):
         class_names(tmp_path)
 
 
