@@ -79,10 +79,14 @@ def make_parser() -> ToolParser:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: numbers mean nothing")
     parser.add_argument("--json", action="store_true", help="results as the last line of stdout")
     parser.add_argument(
-        "--write", metavar="FILE.md", help="write the tables, both devices' columns"
+        "--write", type=Path, metavar="FILE.md", help="write the tables, both devices' columns"
     )
-    parser.add_argument("--images", metavar="FOLDER", help="write the pictures of --curves")
-    parser.add_argument("--merge", metavar="FILE.json", help="result of the other device")
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="write the pictures of --curves"
+    )
+    parser.add_argument(
+        "--merge", type=Path, metavar="FILE.json", help="result of the other device"
+    )
     return parser
 
 
@@ -173,9 +177,9 @@ def _check(args: argparse.Namespace) -> None:
     from tagclip.export.onnx import require_onnx
 
     if args.write:
-        check_output("--write", Path(args.write))
+        check_output("--write", args.write)
     if args.images:
-        check_output("--images", Path(args.images), is_folder=True)
+        check_output("--images", args.images, is_folder=True)
     if args.weights:
         checkpoint_config(args.weights, [])
 
@@ -187,13 +191,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--device: found no GPU, expected one for cuda; use --device cpu")
 
 
-def _read(path: str, device: str) -> dict[str, Any]:
+def _read(path: Path, device: str) -> dict[str, Any]:
     """The result of the other device than this one, which tables can be made of."""
     from tagclip.projects.benchmark.report import format_markdown
     from tagclip.utils.untrusted import load_json
 
     try:
-        result = load_json(Path(path).read_text(encoding="utf-8"))
+        result = load_json(path.read_text(encoding="utf-8"))
         of_cpu = {"cpu": True, "cuda": False}[result["machine"]["device"]]
         format_markdown(*((result, None) if of_cpu else (None, result)), {})
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -217,7 +221,7 @@ def _draw(
 
     machine = result["machine"]
     note = ", ".join(f"{key} {machine[key]}" for key in ("processor", "threads", "load", "torch"))
-    return draw(curves, Path(args.images), note)
+    return draw(curves, args.images, note)
 
 
 def _write(
@@ -229,7 +233,7 @@ def _write(
     from tagclip.projects.benchmark.report import format_markdown
 
     by_device = {found["machine"]["device"]: found for found in (other, result) if found}
-    path = Path(args.write)
+    path = args.write
     pictures = {
         axis: Path(os.path.relpath(file, path.parent)).as_posix() for axis, file in files.items()
     }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 from tagclip.errors import ConfigError
 from tagclip.projects import import_projects
@@ -24,17 +25,21 @@ def make_parser() -> ToolParser:
     parser.add_argument(
         "source",
         metavar="IN",
+        type=Path,
         help="mmseg checkpoint of TagCLIP or ZegCLIP (.pth), a checkpoint of ours (with --full), "
         "OpenAI's archive, open_clip's .pt, .bin or .safetensors, or a folder in the Hugging Face "
         "layout",
     )
     parser.add_argument(
-        "target", metavar="OUT", help=".pth for a checkpoint, .safetensors or .pt for CLIP weights"
+        "target",
+        metavar="OUT",
+        type=Path,
+        help=".pth for a checkpoint, .safetensors or .pt for CLIP weights",
     )
     parser.add_config_file(use="whose model the checkpoint has to fit")
     parser.add_argument(
         "--clip-out",
-        default="",
+        type=Path,
         metavar="FILE",
         help="write the frozen CLIP weights of an mmseg checkpoint (.safetensors or .pt) and their "
         "model json",
@@ -82,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
         args.source,
         args.target,
         cfg=cfg,
-        clip_target=args.clip_out,
+        clip_target=args.clip_out or "",
         full=args.full,
         sha256=args.sha256 or "",
     )

@@ -58,7 +58,9 @@ def make_parser() -> ToolParser:
     parser.add_config_file(use="instead of that of the weights")
     parser.add_weights("the model", "MODEL.WEIGHTS", default="")
     add_vocabulary_options(parser)
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="for the files")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="for the files"
+    )
     parser.add_argument(
         "--format", nargs="+", choices=list(FILES), help="default: both, of words as an input onnx"
     )
@@ -134,7 +136,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         )
     if "onnx" in formats:
         require_onnx()
-    folder = Path(args.output)
+    folder = args.output
     check_output("--output", folder, is_folder=True)
     calibration = calibration_images(args, formats)
     words = set(WORD_FILES.values())
@@ -210,7 +212,7 @@ def calibration_images(args: argparse.Namespace, formats: Sequence[str]) -> list
             "--int8: found no images to calibrate with, expected some like those of use; add "
             "--calibrate with a folder or files"
         )
-    return list(list_images(args.calibrate, Path(args.output), "--calibrate"))
+    return list(list_images(args.calibrate, args.output, "--calibrate"))
 
 
 def report_images(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tagclip.errors import ConfigError, TagCLIPError
-from tagclip.utils.cli import check_output, error_line, writing
+from tagclip.utils.cli import check_output, error_line, expand_arguments, writing
 from tagclip.utils.files import write_atomic
 from tagclip.utils.tool_parser import ToolParser
 
@@ -146,7 +146,7 @@ def _classes(args: argparse.Namespace, model: ExportedModel) -> ClassVectors | N
 def invoke_main() -> None:
     """Parse the command line and run."""
     try:
-        main(parse_args())
+        main(expand_arguments(parse_args()))
     except TagCLIPError as error:
         sys.exit(error_line(error))
 

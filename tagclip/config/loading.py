@@ -19,7 +19,7 @@ from tagclip.errors import ConfigError
 from tagclip.model_zoo import get_config_file, suggestion
 from tagclip.projects import current_path
 from tagclip.utils.files import expand_path
-from tagclip.utils.text import did_you_mean, one_line
+from tagclip.utils.text import counted, did_you_mean, one_line
 from tagclip.utils.text_file import NotUtf8Error, read_text_file
 from tagclip.utils.untrusted import load_yaml
 
@@ -117,8 +117,8 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     if len(opts) % 2:
         words = " ".join(map(str, opts))
         raise ConfigError(
-            f"command line: found {len(opts)} words after the options ({words}), "
-            "expected KEY VALUE pairs; add the missing key or value"
+            f"command line: found {counted(len(opts), 'word')} after the options ({words}), "
+            f"expected KEY VALUE pairs; {_stray_word(opts)}"
         )
     pairs = zip(opts[0::2], opts[1::2], strict=True)
     overrides = (("command line", _nested(key, value)) for key, value in pairs)
@@ -132,6 +132,18 @@ def build_config(trees: Iterable[tuple[str | Path, dict]], opts: Sequence[str] =
     cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(expand_path, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
     check_config(cfg)
     return cfg
+
+
+def _stray_word(opts: Sequence[Any]) -> str:
+    """What to do about a word that is no half of a pair."""
+    for word in map(str, opts):
+        key, sign, value = word.partition("=")
+        if sign and key.replace(".", "").replace("_", "").isalnum() and key.isupper():
+            return f"write {key} {value}"
+    for word in map(str, opts[::2]):
+        if Path(word).suffix in (".yaml", ".yml"):
+            return f"write --config-file {word}"
+    return "add the missing key or value"
 
 
 def check_overrides(opts: Any) -> None:

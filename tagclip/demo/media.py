@@ -164,8 +164,10 @@ class Video:
         """Open a file, or a camera by its number.
 
         Raises:
+            ConfigError: it is an address, see `expand_path`.
             DatasetError: it cannot be opened.
         """
+        source = expand_path(source) if isinstance(source, str) else source
         self.name = source if isinstance(source, str) else f"camera {source}"
         if isinstance(source, str) and not os.path.isfile(source):
             raise DatasetError(f"{source}: no such video; check its name")

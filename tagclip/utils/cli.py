@@ -28,6 +28,7 @@ __all__ = [
     "check_output",
     "check_processes",
     "error_line",
+    "expand_arguments",
     "forward_sigterm",
     "hide_tracebacks",
     "is_lost_connection",
@@ -75,7 +76,7 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
     try:
         check_installed()
         with stoppable(), lost_logs():
-            main(*map(_expanded, args))
+            main(*map(expand_arguments, args))
     except TagCLIPError as error:
         if _is_debugging():
             raise
@@ -92,11 +93,16 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
         sys.exit(line)
 
 
-def _expanded(value: Any) -> Any:
+def expand_arguments(value: Any) -> Any:
+    """Arguments of a tool with the paths in them expanded (`expand_path`).
+
+    Raises:
+        ConfigError: one is none, see there.
+    """
     if isinstance(value, argparse.Namespace):
-        return argparse.Namespace(**{key: _expanded(each) for key, each in vars(value).items()})
+        return argparse.Namespace(**{k: expand_arguments(each) for k, each in vars(value).items()})
     if isinstance(value, list):
-        return list(map(_expanded, value))
+        return list(map(expand_arguments, value))
     if isinstance(value, Path):
         return Path(expand_path(value))
     is_path = isinstance(value, str) and _UNEXPANDED.match(value)

@@ -41,6 +41,8 @@ _LONGEST_NAME = 200
 _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # What `expand_path` would have replaced.
 _UNKNOWN = re.compile(r"^~([^/]*)|\$(\w+)|\$\{(\w+)\}")
+# Of a pathlib.Path one slash is left.
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
 
 
 def expand_path(path: str | Path) -> str:
@@ -50,12 +52,20 @@ def expand_path(path: str | Path) -> str:
         path: from a config, a command line or a caller.
 
     Raises:
-        ConfigError: there is no such user or variable, and no file that is really called so; or
-            it is no path.
+        ConfigError: there is no such user or variable, or it is an address such as that of a
+            bucket, and no file is really called so; or it is no path.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigError(f"path: found {path!r:.80}, expected a text or a pathlib.Path")
     expanded = os.path.expandvars(os.path.expanduser(path))
+    # It would be taken for folders below this one, and results would be where nobody looks.
+    address = _ADDRESS.match(expanded)
+    if address and not os.path.lexists(expanded):
+        raise ConfigError(
+            f"{address[1]}://{expanded[address.end() :]}: found an address, expected a path of "
+            "this machine; mount what is there, or copy files from it and to it, and name their "
+            "path"
+        )
     unknown = _UNKNOWN.search(expanded)
     if unknown and not os.path.lexists(expanded):
         user = unknown[0].startswith("~")

@@ -104,6 +104,12 @@ def test_broken_command_line() -> None:
         load_config("", ["SEED"])
     with pytest.raises(ConfigError, match="command line: unknown config key SEEDS; did you mean"):
         load_config("", ["SEEDS", "1"])
+    for words, remedy in (
+        (["mine.yaml"], "found 1 word after the options .*; write --config-file mine.yaml"),
+        (["SEED", "1", "SOLVER.MAX_ITER=3"], "found 3 words .*; write SOLVER.MAX_ITER 3"),
+    ):
+        with pytest.raises(ConfigError, match=f"{remedy}$"):
+            load_config("", words)
 
 
 def test_tools_that_add_values_of_their_own_name_a_stray_word_too() -> None:

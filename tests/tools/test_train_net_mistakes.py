@@ -59,7 +59,7 @@ MISTAKES: dict[str, tuple[Spoil, str]] = {
         option("SOLVER.BASE_LRR", 1),
         "ConfigError: command line: unknown config key SOLVER.BASE_LRR; did you mean SOLVER.BASE_L",
     ),
-    "key without value": (option("SEED"), "ConfigError: command line: found 1 words after"),
+    "key without value": (option("SEED"), "ConfigError: command line: found 1 word after"),
     "value of another type": (option("SOLVER.MAX_ITER", "many"), "ConfigError: command line: "),
     "missing folder": (
         missing_folder,

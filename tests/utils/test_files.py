@@ -75,6 +75,28 @@ def test_what_a_shell_would_not_find(
 
 
 @pytest.mark.parametrize(
+    "path",
+    ["s3://bucket/run", "https://a.b/model.pth", "file:///data/a.png", "hf://x/y", "S3a://b/c"],
+)
+def test_an_address_is_no_folder_of_this_name(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results would be in ./s3:/bucket/run, of a machine that may be gone when they are wanted."""
+    monkeypatch.chdir(tmp_path)
+    shown = re.sub(":/+", "://", path)
+    for given in (path, Path(path)):
+        with pytest.raises(ConfigError, match=re.escape(f"{shown}: found an address, expected a")):
+            expand_path(given)
+    write_atomic(tmp_path / path, b"")
+    assert expand_path(Path(path)) == str(Path(path))
+
+
+@pytest.mark.parametrize("path", ["C:/data", "hf-hub:a/b", "a:b", "./s3://x", "12:/3", "hf-hub:"])
+def test_a_colon_makes_no_address(path: str) -> None:
+    assert expand_path(path) == path
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [(b"\x00\xff", b"\x00\xff"), (memoryview(b"abc"), b"abc"), ("Ä\n", b"\xc3\x84\n")],
 )
