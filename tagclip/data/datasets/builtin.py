@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tagclip.data.datasets.register import register_zero_shot_sem_seg
+from tagclip.errors import ConfigError
+from tagclip.utils.files import expand_path
 
 __all__ = ["Benchmark", "read_benchmarks", "register_benchmarks", "vocabulary_json"]
 
@@ -70,6 +72,13 @@ def read_benchmarks() -> dict[str, Benchmark]:
     return {name: Benchmark(name, **tree) for name, tree in trees["datasets"].items()}
 
 
+def _default_root() -> str:
+    try:
+        return expand_path(os.environ.get("DETECTRON2_DATASETS") or "datasets")
+    except ConfigError as error:
+        raise ConfigError(f"DETECTRON2_DATASETS: {error}") from error
+
+
 def register_benchmarks(root: str | Path = "") -> None:
     """Register every benchmark; each that has two class lists under two names.
 
@@ -77,9 +86,10 @@ def register_benchmarks(root: str | Path = "") -> None:
         root: folder of all datasets; "": ``$DETECTRON2_DATASETS``, or else ``datasets``.
 
     Raises:
+        ConfigError: ``$DETECTRON2_DATASETS`` is no path, see `expand_path`.
         DatasetError: a name belongs to another dataset.
     """
-    root = Path(root or os.environ.get("DETECTRON2_DATASETS") or "datasets")
+    root = Path(root or _default_root())
     for benchmark in read_benchmarks().values():
         names = {benchmark.name: benchmark.vocabulary}
         if benchmark.readable:

@@ -64,6 +64,14 @@ def root(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path / "data"
 
 
+def test_the_variable_that_is_no_path_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, found in (("s3://bucket/data", "an address"), ("$NOTHING/a", "no environment var")):
+        monkeypatch.setenv("DETECTRON2_DATASETS", value)
+        with pytest.raises(ConfigError) as caught:
+            register_benchmarks()
+        assert str(caught.value).startswith(f"DETECTRON2_DATASETS: {value}: found {found}")
+
+
 def test_all_benchmarks_are_registered_and_nothing_is_read(root: Path) -> None:
     assert list(read_benchmarks()) == NAMES
     assert not root.exists()
