@@ -13,10 +13,11 @@ from typing import NamedTuple
 from tagclip.data.datasets.walk import files_below, files_matching
 from tagclip.data.image_io import IMAGE_SUFFIXES, announce_other_images
 from tagclip.errors import ConfigError
-from tagclip.utils.files import expand_path
-from tagclip.utils.text import counted, utf8_text
+from tagclip.utils.files import expand_path, is_address
+from tagclip.utils.text import counted, shortened, utf8_text
 
 __all__ = [
+    "DOWNLOAD",
     "GONE",
     "InputFile",
     "file_size",
@@ -26,6 +27,8 @@ __all__ = [
     "valid_text",
 ]
 
+DOWNLOAD = "download the images, such as with img2dataset, whose tars are read"
+"""What to do about addresses in the place of images, for the end of a message."""
 # Size of a file that is not there.
 GONE = -1
 # What ends a line or acts on a terminal; NUL is in no path.
@@ -151,8 +154,13 @@ def _read_list(path: Path) -> Iterator[tuple[str, str]]:
             f"INPUT {path}: found NUL, expected a path per line in UTF-8; save it as such (from "
             "UTF-16: iconv -f UTF-16 -t UTF-8)"
         )
-    for line in content.split(b"\n"):
+    for number, line in enumerate(content.split(b"\n"), 1):
         if name := os.fsdecode(line.rstrip(b"\r")):
+            if is_address(name):
+                raise ConfigError(
+                    f"INPUT {path}: line {number} is the address {shortened(name, 80)}, expected "
+                    f"the path of a file; {DOWNLOAD}"
+                )
             yield Path(name).as_posix(), os.path.join(path.parent, name)
 
 

@@ -10,11 +10,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from tagclip.bulk.inputs import InputFile, file_size, input_kind, is_image_name, valid_text
+from tagclip.bulk.inputs import (
+    DOWNLOAD,
+    InputFile,
+    file_size,
+    input_kind,
+    is_image_name,
+    valid_text,
+)
 from tagclip.bulk.shards import Shard
 from tagclip.data.image_io import IMAGE_SUFFIXES
 from tagclip.errors import DatasetError
-from tagclip.utils.text import error_text, listed
+from tagclip.utils.files import is_address
+from tagclip.utils.text import error_text, listed, shortened
 from tagclip.utils.whole_tar import WholeTarInfo
 
 __all__ = ["COLUMNS", "StoredImage", "shard_images", "with_image_sizes"]
@@ -255,6 +263,9 @@ def _stored(file: InputFile, name: str, value: Any) -> str | bytes | DatasetErro
     if isinstance(value, dict):
         data = value.get("bytes")
         value = value.get("path") if data is None else data
+    if isinstance(value, str) and is_address(value):
+        found = f"found the address {shortened(value, 80)}, expected a path or the bytes of a file"
+        return DatasetError(f"{file.id}/{name}: {found}; {DOWNLOAD}")
     if isinstance(value, str):
         return os.path.join(os.path.dirname(file.path), value)
     if isinstance(value, bytes):

@@ -22,6 +22,7 @@ __all__ = [
     "expand_path",
     "files_atomic",
     "folder_atomic",
+    "is_address",
     "make_folder",
     "open_atomic",
     "path_atomic",
@@ -42,7 +43,13 @@ _WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # What `expand_path` would have replaced.
 _UNKNOWN = re.compile(r"^~([^/]*)|\$(\w+)|\$\{(\w+)\}")
 # Of a pathlib.Path one slash is left.
-_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
+_ADDRESS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/+(?=[^/])")
+
+
+def is_address(path: str | Path) -> bool:
+    """Whether a path is an address, such as ``s3://bucket/a.png``, and no folder of this machine
+    by its looks."""
+    return bool(_ADDRESS.match(str(path)))
 
 
 def expand_path(path: str | Path) -> str:
@@ -59,12 +66,11 @@ def expand_path(path: str | Path) -> str:
         raise ConfigError(f"path: found {path!r:.80}, expected a text or a pathlib.Path")
     expanded = os.path.expandvars(os.path.expanduser(path))
     # It would be taken for folders below this one, and results would be where nobody looks.
-    address = _ADDRESS.match(expanded)
-    if address and not os.path.lexists(expanded):
+    if is_address(expanded) and not os.path.lexists(expanded):
+        shown = _ADDRESS.sub(r"\1://", expanded)
         raise ConfigError(
-            f"{address[1]}://{expanded[address.end() :]}: found an address, expected a path of "
-            "this machine; mount what is there, or copy files from it and to it, and name their "
-            "path"
+            f"{shown}: found an address, expected a path of this machine; mount what is there, or "
+            "copy files from it and to it, and name their path"
         )
     unknown = _UNKNOWN.search(expanded)
     if unknown and not os.path.lexists(expanded):

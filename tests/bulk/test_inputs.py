@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,15 @@ def test_a_list_of_another_encoding_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"list\.txt: found NUL, expected a path per line in UTF-8"
     ):
         find_inputs([str(path)], tmp_path / "o")
+
+
+def test_addresses_in_a_list_are_refused_before_anything_is_done(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    for address in ("https://a.b/c.jpg", "s3://bucket/c.jpg"):
+        path.write_text(f"a.jpg\n{address}\n")
+        message = f"INPUT {path}: line 2 is the address {address}, expected the path of a file; do"
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            find_inputs([str(path)], tmp_path / "o")
 
 
 def test_one_file_has_its_name_and_any_suffix(tmp_path: Path) -> None:

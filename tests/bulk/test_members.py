@@ -131,6 +131,17 @@ def test_image_bytes_are_not_read_for_sizes(
     assert read == ["c.jpg", "d.jpg"]
 
 
+def test_addresses_are_no_paths(tmp_path: Path) -> None:
+    """Lists of images on the web are parquet files with a column of these."""
+    path = write_table(tmp_path / "t.parquet", url=["https://a.b/c.jpg", "d.jpg"])
+    (_, first), second = images(path, column="url")
+    assert second == ("below/t.parquet/1", str(tmp_path / "d.jpg"))
+    assert str(first).startswith(
+        "below/t.parquet/0: found the address https://a.b/c.jpg, expected a path or the bytes of a "
+        "file; download the images"
+    )
+
+
 def test_the_first_known_column_is_taken_unless_named(tmp_path: Path) -> None:
     columns = {name: [name.encode()] for name in reversed(COLUMNS)}
     path = write_table(tmp_path / "t.parquet", other=[b"other"], **columns)
