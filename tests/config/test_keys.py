@@ -476,7 +476,11 @@ SWITCHES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Each compilation takes half a minute.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "MODEL.COMPILE")) for name in NAMES],
+)
 def test_what_is_accepted_can_be_built(name: str, tiny_cfg: CfgNode, tmp_path: Path) -> None:
     """The parts of a run, made of every odd value that the table accepts."""
     write_tiny_dataset(tmp_path, train=2, val=1)

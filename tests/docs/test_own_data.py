@@ -34,10 +34,7 @@ def test_every_kind_of_files_has_its_section() -> None:
 # Some 40 seconds each, most of them for what is the same for all.
 @pytest.mark.parametrize(
     "kind",
-    [
-        pytest.param(kind, marks=[pytest.mark.slow] * (kind not in ("ids", "coco", "cracks")))
-        for kind in SECTIONS
-    ],
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "ids")) for kind in SECTIONS],
 )
 def test_files_become_a_trained_and_scored_model(kind: str, tmp_path: Path) -> None:
     getattr(miniature_data, kind)(tmp_path)

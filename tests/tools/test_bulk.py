@@ -108,6 +108,7 @@ def test_a_run_goes_on_until_all_is_well(
     assert [row for row in rows_of(out) if row["error"] is None] == rows_of(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_images_that_a_parquet_file_names_are_done_again(
     run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +142,7 @@ def test_images_that_a_parquet_file_names_are_done_again(
     assert {name for name in after if kept[name] != after[name]} <= {"summary.html"}
 
 
+@pytest.mark.slow
 def test_a_run_that_did_not_look_at_named_images_goes_on(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,7 +281,10 @@ def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: P
     assert content_of(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize("where", ["pipe", "full", "both full"])
+@pytest.mark.parametrize(
+    "where",
+    [*(pytest.param(where, marks=pytest.mark.slow) for where in ("pipe", "full")), "both full"],
+)
 def test_a_log_that_nobody_gets_leaves_no_traceback(
     arguments: list[str], tmp_path: Path, where: str
 ) -> None:
@@ -373,9 +378,8 @@ def test_a_process_for_each_core_that_may_be_used(arguments: list[str]) -> None:
     assert bulk.local_devices(given) == ["cpu"] * len(os.sched_getaffinity(0))
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_run_goes_on(
     run: Callable[..., int], arguments: list[str], tmp_path: Path, seed: int
 ) -> None:

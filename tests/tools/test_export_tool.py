@@ -314,6 +314,7 @@ def test_mistakes(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_files_of_another_model_do_not_stay_beside_a_new_one(
     tool: ModuleType, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
