@@ -53,6 +53,7 @@ def prepare_dataset(name: str, options: Options) -> None:
         converted_source,
         find_folder,
         list_files,
+        refuse_converted,
         refuse_order,
     )
 
@@ -67,6 +68,7 @@ def prepare_dataset(name: str, options: Options) -> None:
         refuse_order(options.extra.order)
         folder = find_folder(places, f"labels of {subset}")
         source = LabelSource.of(name, folder, list_files(folder, ".png"), _RAW)
+        refuse_converted(source, images.keys())
     else:
         raw = {place: list_files(place, ".png") for place in places}
         place = next((place for place in places if raw[place]), places[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ __all__ = [
     "read_names",
     "read_object_numbers",
     "read_sbd_mat",
+    "refuse_converted",
     "refuse_order",
 ]
 
@@ -166,7 +167,7 @@ def converted_source(
         DatasetError: the order cannot be told, or is not what the user says.
     """
     shared = sorted(files.keys() & reference.files.keys())
-    shared = shared[:: max(len(shared) // _SAMPLES, 1)]
+    shared = _some(shared)
     pairs = ((read_label(files[n]), reference.read(reference.files[n])) for n in shared)
     candidates = {name: LabelMap.read(name, _vocabulary(dataset), background) for name in orders}
     found = candidates[recognize_order(pairs, reference.label_map, candidates, order)]
@@ -178,6 +179,39 @@ def converted_source(
     ids = [entry.id for entry in found.vocabulary.classes]
     is_same = all(value < len(found.table) and found.table[value] == value for value in ids)
     return LabelSource(folder, files, read_label, found, link=is_same)
+
+
+def refuse_converted(source: LabelSource, images: Collection[str]) -> None:
+    """Refuse labels in the place of raw ones that hold the ids of the class list already.
+
+    They hold what raw ones never do, and nothing that is above those ids: both would be an accident
+    of some files.
+
+    Args:
+        source: of labels that are taken for raw ones.
+        images: names; other files may lie beside their labels.
+
+    Raises:
+        DatasetError: some of the files look so.
+    """
+    vocabulary = source.label_map.vocabulary
+    ids = {entry.id for entry in vocabulary.classes}
+    never = source.label_map.ignored - {vocabulary.ignore_label}
+    values: set[int] = set()
+    for name in _some(sorted(source.files.keys() & images)):
+        values.update(np.unique(source.read(source.files[name])).tolist())
+    found = [str(value) for value in sorted(values & never)]
+    if found and values <= ids | {vocabulary.ignore_label}:
+        raise DatasetError(
+            f"{source.folder}: found {listed(found, 5)} among the values and none above "
+            f"{max(ids)}, expected raw labels, which never have the first and often the others; "
+            "they are converted already: move the folder away, and name it with --converted"
+        )
+
+
+def _some(names: list[str]) -> list[str]:
+    """Not many more than `_SAMPLES`, evenly spread."""
+    return names[:: max(len(names) // _SAMPLES, 1)]
 
 
 def refuse_order(order: str) -> None:

@@ -118,6 +118,7 @@ def make_label(task: Task) -> bool:
     if task.file(task.output).exists():
         return False
     _, ids = task.convert()
+    _check(ids, task.source, task)
     if task.origin.link and task.source.suffix == task.output.suffix:
         _link(task.source, task.file(task.output))
     elif task.output.suffix == ".tif":
@@ -157,13 +158,24 @@ def compare_label(task: Task) -> None:
 
 def check_label_file(task: Task) -> dict[int, int]:
     """Read a finished label and refuse unexpected sizes and values; pixels by value."""
-    path, image = task.file(task.output), task.file(task.image)
+    path = task.file(task.output)
     label = read_label(path)
-    # A staged file goes if it is refused: what is to be mended is its source.
-    named = task.source if task.staged else path
-    check_label(label, named, task.origin.label_map.vocabulary, image_size(image), image)
+    try:
+        # A staged file goes if it is refused: what is to be mended is its source.
+        _check(label, task.source if task.staged else path, task)
+    except DatasetError as error:
+        if task.staged or task.is_in_place or task.origin.link:
+            raise
+        made_of = f"it was made of {task.source}: mend that first, then pass --overwrite"
+        raise DatasetError(f"{error}; {made_of}") from error
     counts = np.bincount(label.ravel())
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def _check(label: np.ndarray, named: Path, task: Task) -> None:
+    """Refuse a label of another size than its image, or with unexpected values."""
+    image = task.file(task.image)
+    check_label(label, named, task.origin.label_map.vocabulary, image_size(image), image)
 
 
 def _encoded(pixels: np.ndarray, **options: object) -> bytes:

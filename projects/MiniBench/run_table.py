@@ -63,7 +63,11 @@ def make_parser() -> ToolParser:
         help="processes, a run each",
     )
     parser.add_argument(
-        "--runs", nargs="+", default=[], metavar="RUN", help="these alone, as its logs call them"
+        "--runs",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="these alone, as its logs call them, and what they start from",
     )
     parser.add_argument("--docs", action="store_true", help="put the tables into the documents")
     parser.add_argument("--one", nargs=3, metavar=("SPLIT", "RUN", "SEED"), help="one run only")
@@ -238,15 +242,16 @@ def run_scripts(job: Callable[[Any], None], keys: Sequence[Any], jobs: int) -> I
 
 
 def wanted_runs(seeds: int, names: Sequence[str] = ()) -> list[RunKey]:
-    """Runs of the table, all or those of some names, those that others start from first."""
+    """Runs of the table, all or those of some names; first those that they start from."""
     from tagclip.projects.minibench.table_runs import RUNS, SPLITS
 
+    wanted = {*names, *(RUNS[name].start for name in names)} if names else RUNS.keys()
     keys = [
         (split, name, seed)
         for seed in range(seeds)
         for split in SPLITS
         for name, run in RUNS.items()
-        if (run.seeds is None or seed < run.seeds) and name in (names or RUNS)
+        if (run.seeds is None or seed < run.seeds) and name in wanted
     ]
     return sorted(keys, key=lambda key: bool(RUNS[key[1]].start))
 

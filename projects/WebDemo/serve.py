@@ -169,8 +169,12 @@ def main(args: argparse.Namespace) -> None:
 
     from tagclip import TagCLIPPredictor
     from tagclip.projects.webdemo.page_folder import page_folder
+    from tagclip.projects.webdemo.reading import started_reading
     from tagclip.projects.webdemo.server import find_examples, serve
     from tagclip.projects.webdemo.session import Limits
+    from tagclip.projects.webdemo.temporary import TemporaryFiles
+    from tagclip.utils.run_lock import LOCK_NAME
+    from tagclip.utils.sockets import check_sockets
 
     if find_spec("gradio") is None:
         raise ConfigError("gradio: not installed, the page needs it; run: pip install gradio")
@@ -178,6 +182,7 @@ def main(args: argparse.Namespace) -> None:
         raise CheckpointError(
             f"{WEIGHTS}: no such file; run tagclip minibench, or name a checkpoint with --weights"
         )
+    check_sockets("processes that read pictures are started")
     setup_logger(name="tagclip")
     give_memory_back()
     predictor = TagCLIPPredictor.from_checkpoint(args.weights, [*OPTS, *args.opts])
@@ -190,10 +195,12 @@ def main(args: argparse.Namespace) -> None:
     )
     check_limits(predictor, limits)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with page_folder() as folder:
+    with page_folder() as folder, started_reading() as sockets:
+        examples = find_examples(predictor, args.examples, folder)
+        others = [folder.parent / LOCK_NAME, *(Path(path) for path, _ in examples)]
         serve(
             predictor,
-            find_examples(predictor, args.examples, folder),
+            examples,
             folder,
             host=args.host,
             port=args.port,
@@ -202,6 +209,7 @@ def main(args: argparse.Namespace) -> None:
             allowed_hosts=args.allow_host,
             proxies=args.proxy,
             limits=limits,
+            files=TemporaryFiles([folder.parent, folder, *sockets], others),
         )
 
 

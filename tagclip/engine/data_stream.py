@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from tagclip.data.datasets.walk import map_files
 from tagclip.errors import ConfigError
 from tagclip.utils.parent import leave_signals_to_parent
+from tagclip.utils.sockets import check_sockets
 
 __all__ = [
     "StreamLoader",
@@ -197,21 +198,29 @@ class StreamLoader:
 def shared_samples(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Collate samples as they are; a loader process puts their tensors into shared memory.
 
-    torch would do so after the process has handed the batch on: where there is no room, the batch
-    is lost, and the main process waits for it for ever.
+    torch would do so after the process has handed the batch on: where there is no room, or no
+    socket by which the main process is told of it, the batch is lost, and waited for for ever.
 
     Args:
         samples: of a batch.
 
     Raises:
-        ConfigError: there is no room.
+        ConfigError: there is no room, or no socket can be made.
     """
     worker = get_worker_info()
+    if worker:
+        _check_hand_over()
     for sample in samples if worker else ():
         for value in sample.values():
             if isinstance(value, Tensor):
                 _share(value, worker.num_workers)
     return list(samples)
+
+
+@lru_cache(maxsize=1)
+def _check_hand_over() -> None:
+    """Once in each loader process: the main one never asks, so that none inherits an answer."""
+    check_sockets("loader processes hand on batches", ", or DATALOADER.NUM_WORKERS 0 (needs none)")
 
 
 def _share(tensor: Tensor, workers: int) -> None:

@@ -17,10 +17,11 @@ from types import FrameType
 from typing import Any
 
 from tagclip.errors import ConfigError, TagCLIPError
-from tagclip.utils.files import expand_path, probe_path
+from tagclip.utils.files import expand_path, probe_path, temporary_place
 from tagclip.utils.installed import check_installed
 from tagclip.utils.lost_logs import lost_logs
 from tagclip.utils.quiet import quiet_imports
+from tagclip.utils.sockets import is_lost_socket
 from tagclip.utils.stopping import STOPPING, Stopped, leave_terminal, stoppable
 from tagclip.utils.text import one_line, shortened
 
@@ -87,7 +88,8 @@ def run_tool(main: Callable[..., Any], *args: Any) -> None:
         print(_stop_line(error), file=sys.stderr)
         sys.exit(128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
     except Exception as error:
-        line = _disk_line(error) or _process_line(error) or _memory_line(error)
+        lines = (_disk_line, _process_line, _memory_line, _socket_line)
+        line = next(filter(None, (line(error) for line in lines)), None)
         if line is None:
             raise
         sys.exit(line)
@@ -137,6 +139,18 @@ def _disk_line(error: Exception) -> str | None:
 def _memory_line(error: Exception) -> str | None:
     """That memory ran out, in one line; None for another error."""
     return None if _is_debugging() or _lack_of_memory(error) is None else error_line(error)
+
+
+def _socket_line(error: Exception) -> str | None:
+    """That sockets of processes have gone, in one line; None for another error."""
+    if _is_debugging() or not is_lost_socket(error):
+        return None
+    return (
+        f"{type(error).__name__}: TMPDIR: found the sockets gone by which processes hand things on "
+        f"({temporary_place()}/pymp-*), expected them to stay; keep what cleans temporary files "
+        "from them, or set TMPDIR to a folder that nothing cleans, and start again, a training "
+        "with --resume"
+    )
 
 
 def _process_line(error: Exception) -> str | None:
@@ -202,7 +216,8 @@ def hide_tracebacks(logger_name: str = "detectron2") -> None:
 def _has_no_mendable_error(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     is_memory = _lack_of_memory(error) is not None
-    return not (isinstance(error, TagCLIPError) or is_lost_connection(error) or is_memory)
+    is_lost = is_lost_connection(error) or is_lost_socket(error)
+    return not (isinstance(error, TagCLIPError) or is_lost or is_memory)
 
 
 def is_lost_connection(error: BaseException | None) -> bool:

@@ -100,6 +100,23 @@ def _mmsegmentation(root: Path) -> Labels:
     return raw
 
 
+def test_converted_labels_in_the_place_of_raw_ones_are_refused(tmp_path: Path) -> None:
+    """Else they would be converted again, to other classes."""
+    raw = _mmsegmentation(tmp_path)
+    folder = tmp_path / "coco_stuff164k" / "annotations" / "train2017"
+    for stem, label in raw.items():
+        write_gray(folder.parent / subset_of(stem) / f"{stem}.png", ids(label))
+    error = script_error(SCRIPT, tmp_path)
+    assert error.startswith(f"DatasetError: {folder}: found 11, 25, 44, ")
+    assert "among the values and none above 170, expected raw labels" in error
+    assert "move the folder away, and name it with --converted" in error
+    assert not (tmp_path / RESULT).exists()
+    # As told; the files beside them count for nothing.
+    moved = folder.parent.rename(tmp_path / "moved")
+    run_script(SCRIPT, tmp_path, "--converted", moved, "--order", "coco_stuff_converted")
+    check_results(tmp_path, raw)
+
+
 def test_labels_of_mmsegmentation_are_linked(tmp_path: Path) -> None:
     raw = _mmsegmentation(tmp_path)
     before = snapshot(tmp_path / "coco_stuff164k")

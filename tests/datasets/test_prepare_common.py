@@ -22,6 +22,7 @@ from helpers.miniature_trees import (
     script_error,
     snapshot,
     write_gray,
+    write_jpg,
 )
 
 SCRIPT = "prepare_voc"
@@ -123,6 +124,24 @@ def test_a_record_of_another_class_order_is_refused(tmp_path: Path, raw: dict[st
     assert "another class order, such as 'cat' as 11" in message and "--overwrite" in message
     run_script(SCRIPT, tmp_path, "--only", "voc2012_val", "--overwrite")
     assert snapshot(tmp_path) == before
+
+
+def test_a_mended_raw_label_ends_the_trouble(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    """Nothing is written of one that does not fit its image."""
+    bad = tmp_path / "VOCdevkit/VOC2012/SegmentationClass/2007_000042.png"
+    good = bad.read_bytes()
+    write_gray(bad, np.zeros((36, 48)))
+    message = script_error(SCRIPT, tmp_path, "--only", "voc2012_val")
+    assert message.startswith(f"DatasetError: {bad}: label is 48x36") and "24x18" in message
+    bad.write_bytes(good)
+    run_script(SCRIPT, tmp_path, "--only", "voc2012_val")
+    # Labels that were written, and an image that is another one since.
+    image = tmp_path / "VOCdevkit/VOC2012/JPEGImages/2007_000042.jpg"
+    write_jpg(image, 0, (30, 40))
+    message = script_error(SCRIPT, tmp_path, "--only", "voc2012_val")
+    assert f"it was made of {bad}: mend that first, then pass --overwrite" in message
+    write_gray(bad, np.zeros((30, 40)))
+    run_script(SCRIPT, tmp_path, "--only", "voc2012_val", "--overwrite")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

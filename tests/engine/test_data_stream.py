@@ -6,6 +6,8 @@ import hashlib
 import os
 import pickle
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +229,41 @@ def test_tensors_of_a_loader_process_come_in_shared_memory(
         "no room there (/dev/shm) for 96 bytes more"
     )
     assert "lower DATALOADER.NUM_WORKERS: 0 needs none" in line and "\n" not in line
+
+
+TWO_PROCESSES = """
+from tagclip.engine.data_stream import StreamLoader
+from tagclip.utils.cli import error_line
+import torch
+
+loader = StreamLoader(
+    [{"id": 0}],
+    lambda sample: sample | {"image": torch.zeros(3)},
+    batch_size=1,
+    max_iter=3,
+    seed=0,
+    num_workers=2,
+)
+try:
+    print(len(list(loader)))
+except Exception as error:
+    print(error_line(error))
+"""
+
+
+def test_loader_processes_without_a_place_for_sockets_end_the_run(tmp_path: Path) -> None:
+    """torch makes them in a thread, whose batch does not come then."""
+    place = tmp_path / ("a" * 100)
+    place.mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES], env={**os.environ, "TMPDIR": str(place)},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert ended.stdout == (
+        f"ConfigError: TMPDIR: found {place}, where no socket can be made (AF_UNIX path too long), "
+        "expected a folder with a shorter path and room for some, by which loader processes hand "
+        "on batches; set TMPDIR=/tmp, or another, or DATALOADER.NUM_WORKERS 0 (needs none)\n"
+    )
 
 
 def test_an_evaluation_without_room_in_shared_memory_ends(

@@ -65,14 +65,19 @@ def findable_weights(cfg: CfgNode, folder: Path, *opts: object) -> Path:
     return save_tiny(changed(cfg, *keys, *opts), folder / "output")
 
 
-@contextmanager
-def served_alone(weights: Path, *words: str) -> Iterator[tuple[int, str]]:
-    """Process id and address of the page, started by its own command with these words."""
+def page_command(weights: Path, *words: str) -> tuple[list[str], int]:
+    """The page's own command with these words, and its port, one that is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     tool = REPOSITORY / "projects" / "WebDemo" / "serve.py"
-    command = [sys.executable, str(tool), "--weights", str(weights), "--port", str(port), *words]
+    return [sys.executable, str(tool), "--weights", str(weights), "--port", str(port), *words], port
+
+
+@contextmanager
+def served_alone(weights: Path, *words: str) -> Iterator[tuple[int, str]]:
+    """Process id and address of the page, started by its own command with these words."""
+    command, port = page_command(weights, *words)
     # Freed memory goes back at once, so that what is resident is what is kept.
     env = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     with subprocess.Popen(
@@ -121,7 +126,7 @@ def served(
         probe.bind(("127.0.0.1", 0))
         port = port or probe.getsockname()[1]
     examples = [(str(image), "cat, grass")]
-    page = serve(predictor, examples, folder, port=port, max_upload_mb=1, wait=False, **more)
+    page = serve(predictor, examples, folder, port=port, max_upload_mb=1, **more)
     try:
         assert (page.share, page.server_name, page.analytics_enabled) == (False, "127.0.0.1", False)
         yield page.local_url

@@ -18,7 +18,7 @@ from helpers.tiny_run import changed, exit_of, load_tool, short_run, train
 from scipy import stats
 
 from tagclip import Vocabulary, load_config
-from tagclip.errors import ConfigError, OutputError
+from tagclip.errors import CheckpointError, ConfigError, OutputError
 from tagclip.projects.minibench import VOCABULARY_JSON
 from tagclip.projects.minibench.table import (
     ALL_ROWS,
@@ -41,6 +41,7 @@ from tagclip.projects.minibench.table_runs import (
     RUNS,
     SPLITS,
     gates_of,
+    run_config,
     swap_unseen_prompts,
     trained_model,
 )
@@ -163,6 +164,8 @@ def test_the_command_runs_what_others_start_from_first() -> None:
     tool = load_tool(PROJECT / "run_table.py")
     keys = tool.wanted_runs(2)
     assert len(tool.wanted_runs(2, ["NACLIP", "NACLIP conv"])) == 3 * len(SPLITS)
+    named = {name for _, name, _ in tool.wanted_runs(1, ["transductive conv"])}
+    assert named == {"transductive conv", "TagCLIP conv"}
     assert len(keys) == len(set(keys))
     for split, name, seed in keys:
         start = RUNS[name].start
@@ -319,6 +322,18 @@ def test_the_training_of_another_config_is_not_taken_for_a_run_s(
             (output / "last_checkpoint").write_text("model_0000001.pth")
         with pytest.raises(ConfigError, match="finished run of .*SEED 9 .was 0.*--output"):
             trained_model(changed(cfg, "SEED", 9, "SOLVER.MAX_ITER", 4))
+
+
+def test_a_run_whose_start_is_missing_says_how_to_do_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        run_config("composition", "transductive token", 3, tmp_path)
+    folder = tmp_path / "composition-TagCLIP_token_seen-3"
+    assert str(caught.value) == (
+        f"{folder}/model_0000159.pth: no such checkpoint, from which 'transductive token' starts; "
+        f"do that run first: tagclip minibench table --output {tmp_path} --one composition "
+        "'TagCLIP token seen' 3"
+    )
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tiny_cfg: CfgNode, tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ def test_sessions_of_the_running_page_do_not_mix(
     with served(predictor, image, folder, monkeypatch) as address:
         port = int(address.rstrip("/").rsplit(":", 1)[1])
         with pytest.raises(ConfigError, match=f"--port {port}: found it taken"):
-            serve(predictor, [], folder, port=port, wait=False)
+            serve(predictor, [], folder, port=port)
         first, second = (Client(address, verbose=False) for _ in range(2))
         upload = handle_file(str(image))
         for name, given in (

@@ -68,6 +68,30 @@ def test_what_cannot_be_read_is_said_as_everywhere(tmp_path: Path) -> None:
         read_size(tmp_path / "a.png", 6000, unchecked)
 
 
+@pytest.mark.parametrize("max_pixels", [25_000_000, 0])
+def test_a_webp_of_all_pixels_that_are_allowed_is_read(tmp_path: Path, max_pixels: int) -> None:
+    """Pillow takes 8 bytes for each to open it, and 4 more to read it."""
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (6200, 4000), (200, 30, 40)).save(path, quality=50)
+    assert read_size(path, max_pixels, unchecked) == (4000, 6200)
+    found = read_pixels(path, max_pixels, unchecked, 1 << 30)
+    assert np.array_equal(found, read_image(path, "BGR"))
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+def test_a_webp_that_is_damaged_or_too_large_says_so(tmp_path: Path, damaged: bool) -> None:
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (10, 10) if damaged else (10000, 5000)).save(path)
+    if damaged:
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DatasetError) as caught:
+        read_size(path, 1_000_000, unchecked)
+    assert str(caught.value) == (
+        f"{path}: found a WebP that is damaged or has more than the 1000000 pixels that are read "
+        "here, expected a whole one with fewer; save it anew as PNG or JPEG, and smaller"
+    )
+
+
 def test_formats_that_take_seconds_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.jpg", "JPEG2000")
     with pytest.raises(DatasetError, match=r"a\.jpg: found JPEG2000, expected one of AVIF, BMP, "):

@@ -411,6 +411,22 @@ def test_no_page_of_others_reads_an_answer(address: str, host: str) -> None:
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+def test_a_file_whose_name_begins_with_a_dot_is_refused(address: str, tmp_path: Path) -> None:
+    """gradio would take it, and then say that it was never brought."""
+    import httpx
+
+    content = (tmp_path / "a.png").read_bytes()
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": (".a.png", content)})
+    assert (answer.status_code, answer.text) == (
+        400,
+        "upload: found the name '.a.png', expected one that does not begin with a dot; rename the "
+        "file\n",
+    )
+    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", content)})
+    (path,) = map(Path, sent.json())
+    assert sent.status_code == 200 and [each.name for each in path.parent.iterdir()] == ["a.png"]
+
+
 def test_no_cookie_is_read(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import starlette.requests

@@ -20,7 +20,7 @@ from tagclip.analysis.gate_comparison import compare_gates
 from tagclip.data import Protocol
 from tagclip.engine.finished_run import refuse_finished_run
 from tagclip.engine.own_folder import own_folder
-from tagclip.errors import ConfigError
+from tagclip.errors import CheckpointError, ConfigError
 from tagclip.modeling.inference.gate import Gate
 from tagclip.projects import import_projects
 from tagclip.projects.minibench.asked_alone import measure_words_alone
@@ -210,11 +210,20 @@ def missing_sections(result: dict[str, Any]) -> list[str]:
 
 
 def run_config(split: str, name: str, seed: int, output: Path) -> CfgNode:
-    """Make the config of a run, its projects imported, and its folder; see `run_one`."""
+    """Make the config of a run, its projects imported, and its folder; see `run_one`.
+
+    Raises:
+        CheckpointError: the run that it starts from has not been done.
+    """
     run, folder = RUNS[name], run_folder(output, split, name, seed)
     weights = ""
     if run.start:
         weights = str(run_folder(output, split, run.start, seed) / "model_0000159.pth")
+        if not Path(weights).is_file():
+            raise CheckpointError(
+                f"{weights}: no such checkpoint, from which {name!r} starts; do that run first: "
+                f"tagclip minibench table --output {output} --one {split} {run.start!r} {seed}"
+            )
     opts = ["SEED", str(seed), "OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", weights, *run.opts]
     cfg = load_config(run.config.format(split), [*opts, "DATASETS.TEST", "()"])
     cfg.DATASETS.TEST = ("minibench_test",)

@@ -11,6 +11,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -156,6 +157,7 @@ class BodyDoor:
                     await self.app(scope, receive, keep)
                 finally:
                     self._remove_unnamed()
+                _refuse_hidden(answer)
         finally:
             slots.users -= 1
             if not slots.users:
@@ -168,6 +170,27 @@ class BodyDoor:
         for path in self.folder.glob(f"{tempfile.gettempprefix()}*"):
             if path.is_file():
                 path.unlink(missing_ok=True)
+
+
+def _refuse_hidden(answer: list[Message]) -> None:
+    """gradio keeps such a file, and then takes it for none of this page."""
+    for path in map(Path, _paths(answer)):
+        if path.name.startswith("."):
+            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()
+            raise _Refusal(
+                400,
+                f"upload: found the name {path.name!r}, expected one that does not begin with a "
+                "dot; rename the file",
+            )
+
+
+def _paths(answer: list[Message]) -> list[str]:
+    """Where files of a good answer to an upload lie."""
+    status = next((message["status"] for message in answer if "status" in message), 0)
+    body = b"".join(message.get("body", b"") for message in answer)
+    return json.loads(body) if status == 200 and body else []
 
 
 class _Refusal(Exception):
@@ -242,20 +265,19 @@ class _Answer:
     """Hands the answer to an upload on, and reads in it where the files lie."""
 
     def __init__(self, send: Send) -> None:
-        self._send, self._is_good, self._body = send, False, b""
-        self.has_begun = False
+        self._send, self._sent = send, []
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.has_begun = True
-            self._is_good = message["status"] == 200
-        elif message["type"] == "http.response.body" and self._is_good:
-            self._body += message.get("body", b"")
+        self._sent.append(message)
         await self._send(message)
 
     @property
+    def has_begun(self) -> bool:
+        return bool(self._sent)
+
+    @property
     def paths(self) -> list[str]:
-        return json.loads(self._body) if self._body else []
+        return _paths(self._sent)
 
 
 def _wrong_parts(body: IO[bytes], boundary: str) -> str:

@@ -12,25 +12,30 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+from PIL import Image
 
 from tagclip.data.image_io import opened, read_image, stored_size
 from tagclip.errors import DatasetError
 
-__all__ = ["read_pixels", "read_size"]
+__all__ = ["read_pixels", "read_size", "started_reading"]
 
 # As Pillow calls them: what cameras and browsers write, and quick to decode.
 _FORMATS = frozenset(("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP"))
 # Of a processor, for the header and for all of the picture; 25 million pixels take one or two.
 _HEADER_SECONDS, _SECONDS = 3, 10
-# That the header may take.
-_HEADER_NBYTES = 256 << 20
+# That the header may take, and more for each pixel: Pillow opens a WebP with two canvases.
+_HEADER_NBYTES, _CANVAS_NBYTES = 256 << 20, 8
+# What Pillow says of a WebP that is damaged, or for whose canvases there is no room.
+_NO_CANVAS = "could not create decoder object"
 # Seconds between two looks at whether anybody still waits.
 _LOOK = 0.1
 # Whoever answers others goes before whoever reads a picture.
@@ -46,19 +51,35 @@ if _METHOD == "forkserver":
 _Task = Callable[[str, int, Connection], None]
 
 
+@contextmanager
+def started_reading() -> Iterator[list[Path]]:
+    """Start what starts those processes; give the temporary files that it cannot do without."""
+    if _METHOD != "forkserver":
+        yield []
+        return
+    forkserver.ensure_running()
+    place = Path(get_temp_dir())
+    try:
+        yield [place, *place.iterdir()]
+    finally:
+        # Python removes it when it ends, and could not do so without a traceback if it has gone.
+        place.mkdir(exist_ok=True)
+
+
 def read_size(path: str | Path, max_pixels: int, check: Callable[[], None]) -> tuple[int, int]:
     """(height, width) of a picture as its header says, before any EXIF rotation.
 
     Args:
         path: of the file.
-        max_pixels: pictures with more are refused; 0 sets no limit.
+        max_pixels: pictures with more are refused; 0 sets none but Pillow's.
         check: called now and then; what it raises ends the reading.
 
     Raises:
         DatasetError: it is no picture, too large, of a format that takes long to decode, or its
             header takes more time or memory than headers do.
     """
-    return _read(_send_size, path, max_pixels, check, _HEADER_SECONDS, _HEADER_NBYTES)
+    nbytes = _HEADER_NBYTES + _CANVAS_NBYTES * (max_pixels or 2 * Image.MAX_IMAGE_PIXELS)
+    return _read(_send_size, path, max_pixels, check, _HEADER_SECONDS, nbytes)
 
 
 def read_pixels(
@@ -132,9 +153,19 @@ def _serve(
     except DatasetError as error:
         if isinstance(error.__cause__, MemoryError):
             _end()
-        sender.send((str(error), None))
+        sender.send((_large_or_damaged(path, max_pixels, error), None))
     except MemoryError:
         _end()
+
+
+def _large_or_damaged(path: str, max_pixels: int, error: DatasetError) -> str:
+    if _NO_CANVAS not in str(error.__cause__):
+        return str(error)
+    most = f"more than the {max_pixels} pixels" if max_pixels else "more pixels than those"
+    return (
+        f"{path}: found a WebP that is damaged or has {most} that are read here, expected a whole "
+        "one with fewer; save it anew as PNG or JPEG, and smaller"
+    )
 
 
 def _end() -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ from tagclip.projects.webdemo.doors import (
 )
 from tagclip.projects.webdemo.session import Limits
 from tagclip.projects.webdemo.space import UploadSpace
+from tagclip.projects.webdemo.temporary import TemporaryFiles
 from tagclip.projects.webdemo.turns import Turns
 from tagclip.structures.vocabulary import Vocabulary
 
@@ -48,6 +49,8 @@ _UNREAD = 2000
 _FILE_SYSTEM = 8192
 # Seconds for the requests at work when the server ends: Python would end in the middle of them.
 _LAST = 30
+# Seconds between two looks at the temporary files.
+_LOOK = 5
 
 _LOCAL_ONLY = {
     "share": False,
@@ -124,14 +127,14 @@ def serve(
     allowed_hosts: Sequence[str] = (),
     proxies: Sequence[str] = (),
     limits: Limits | None = None,
-    wait: bool = True,
+    files: TemporaryFiles | None = None,
 ) -> gr.Blocks:
     """Serve the page.
 
     Args:
         predictor: shared by all visitors.
         examples: of `find_examples`.
-        folder: for uploads and results.
+        folder: for uploads and results, of `page_folder`.
         host, port: where to listen.
         max_upload_mb: larger files are refused before they are read.
         max_uploads_mb: of all files that visitors have brought; a tenth of it, or one file, is for
@@ -139,13 +142,15 @@ def serve(
         allowed_hosts: names of the page beside ``host`` and those of this machine's loopback.
         proxies: addresses of servers in front, whose X-Forwarded-For says where a visitor is.
         limits: what a visitor may ask for.
-        wait: return only after Ctrl-C.
+        files: of the page, which is served until Ctrl-C or until one has gone; None: return at
+            once.
 
     Returns:
         The running page; ``close()`` ends it.
 
     Raises:
-        ConfigError: the port is taken, or the address is not this machine's.
+        ConfigError: the port is taken, or the address is not this machine's; or temporary files
+            that the page needs have gone.
     """
     # Read when gradio is imported and when the page is built.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -224,17 +229,20 @@ def serve(
     config.ws_protocol_class = None
     logging.getLogger("asyncio").addFilter(AcceptFilter())
     logger.info("The page is at %s (Ctrl-C ends it)", page.local_url)
-    if wait:
-        _serve_until_stopped(page, turns)
+    if files is not None:
+        _serve_until_stopped(page, turns, files)
     return page
 
 
-def _serve_until_stopped(page: gr.Blocks, turns: Turns) -> None:
+def _serve_until_stopped(page: gr.Blocks, turns: Turns, files: TemporaryFiles) -> None:
     try:
-        threading.Event().wait()
+        while True:
+            files.check()
+            time.sleep(_LOOK)
     except KeyboardInterrupt:
         logger.info("The page ends")
-    # A thread that is in the middle of the model when Python ends would make a crash of it.
-    if not turns.end(_LAST):
-        logger.warning("A request is still at work after %d seconds", _LAST)
-    page.close(verbose=False)
+    finally:
+        # A thread that is in the middle of the model when Python ends would make a crash of it.
+        if not turns.end(_LAST):
+            logger.warning("A request is still at work after %d seconds", _LAST)
+        page.close(verbose=False)
