@@ -261,6 +261,8 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         if not self._stage:
             self.model.training_record = _training_record(checkpoint, saved, path)
         others, free = changed_keys(saved, self.metadata) if restored else ("", "")
+        if restored:
+            self._record_resumed(saved, others, checkpoint.get("iteration"))
         if others:
             self.logger.warning(
                 "Resuming with other keys or data, the result is that of another run, going on "
@@ -269,6 +271,16 @@ class TagCLIPCheckpointer(DetectionCheckpointer):
         if free:
             self.logger.info("Resuming with other keys, which change no weight: %s", free)
         return checkpoint
+
+    def _record_resumed(self, saved: dict[str, Any], others: str, iteration: Any) -> None:
+        """A training of several configs is none of the last one, whatever that says."""
+        resumed = list(saved.get("resumed") or ())
+        if others:
+            resumed.append(f"after iteration {iteration} with {others}")
+        if resumed:
+            self.metadata["resumed"] = resumed
+            record = training_record(self.metadata, Path(self.save_dir))
+            self.model.training_record = self.model.training_record | record
 
     def _continue(self, provenance: Provenance, path: str | Path) -> None:
         """Its training is among the stages already, with its start, if it is the same one."""

@@ -78,7 +78,11 @@ def training_record(metadata: Mapping[str, Any], folder: Path) -> dict[str, str]
         tree = _hashed(resolve_paths(load_yaml(config), folder), "")
         defaults = _hashed(build_config(()), "")
         # A key that the version of the training did not have yet is what it is by default.
-        text = json_text(_changed(tree, defaults, ""), sort_keys=True)
+        changed = _changed(tree, defaults, "")
+        # Several configs had a part in it.
+        if resumed := metadata.get("resumed"):
+            changed["resumed"] = resumed
+        text = json_text(changed, sort_keys=True)
         record["trained_config"] = hashlib.sha256(text.encode()).hexdigest()[:12]
     if files := metadata.get("training_files"):
         record["training_files"] = files

@@ -85,6 +85,7 @@ _TYPES = {
     "training_contents": str,
     "label_colors": str,
     "processes": int,
+    "resumed": list[str],
     "seed": int,
 }
 # Folders that are made anew wherever they are missing.
@@ -136,7 +137,8 @@ def checkpoint_metadata(cfg: CfgNode, model: nn.Module, folder: str | Path = "")
         token), ``classes`` (names that training asks for), ``seen_classes`` (those of them with
         labels), ``vocabulary_fingerprint``, ``seed`` and ``provenance`` (a training adds
         ``training_files``, of `files_sha256`, ``label_colors``, of `Vocabulary.color_fingerprint`,
-        and ``processes``, their number; one that fits a gate
+        and ``processes``, their number; one that was resumed with other keys or data ``resumed``,
+        a text for each time; one that fits a gate
         ``training_contents``, of `contents_sha256`); the contents of files that building the model
         reads: ``vocabularies`` (dataset -> json), ``clip_json`` and ``clip_merges`` (base64; both
         "" for a model of open_clip); and ``places`` (key -> sha256 of its value with absolute

@@ -89,6 +89,7 @@ def _difference(path: Path, metadata: dict[str, Any], weights: str) -> str:
     if not saved.get("config"):
         return f"the {kind} of an unknown config ({path.name} holds none)"
     rows = [*filter(None, changed_keys(saved, metadata)[:1])]
+    rows += [f"resumed {text}" for text in (saved.get("resumed") or ())[:1]]
     rows += metadata_differences(saved, metadata, compare_classes=True)
     begins = find_weights(weights) if weights else Path()
     start = file_sha256(begins) if begins.is_file() else ""

@@ -80,6 +80,41 @@ def test_labels_that_are_read_by_other_colours_are_other_labels(
     assert "(the colours of the class list, by which label files may be read)" in str(caught.value)
 
 
+def test_a_run_of_several_configs_is_none_of_the_last(
+    train_net: ModuleType, config: Path, tmp_path: Path
+) -> None:
+    """Its results are no repetition of that one, and that one does not replace it."""
+
+    def run(folder: str, *opts: object, **more: bool) -> dict[str, Any]:
+        own = ("OUTPUT_DIR", tmp_path / folder, "SOLVER.CHECKPOINT_PERIOD", 2)
+        with own_loggers():
+            train_net.main(run_arguments(config, *own, *opts, **more))
+        (result,) = (tmp_path / folder).glob("inference/*/metrics.json")
+        return json.loads(result.read_text())["run"]
+
+    def saved() -> dict[str, Any]:
+        return read_checkpoint(tmp_path / "a" / "model_final.pth")["tagclip"]
+
+    straight = run("straight", "SOLVER.MAX_ITER", 6)
+    run("a", "SOLVER.BASE_LR", 0.05)
+    assert "resumed" not in saved()
+    record = run("a", "SOLVER.MAX_ITER", 6, resume=True)
+    (text,) = saved()["resumed"]
+    assert text.startswith("after iteration 3 with SOLVER.") and "SOLVER.MAX_ITER 6 (was 4)" in text
+    assert record["config_hash"] == straight["config_hash"]
+    assert record["trained_config"] != straight["trained_config"]
+    before = contents(tmp_path / "a")
+    opts = ("OUTPUT_DIR", tmp_path / "a", "SOLVER.MAX_ITER", 6)
+    line = exit_of(run_tool, train_net.start, run_arguments(config, *opts))
+    assert f"(resumed {text}" in line and contents(tmp_path / "a") == before
+    # It says so after another interruption, too.
+    for name in ("model_final.pth", "model_0000005.pth"):
+        (tmp_path / "a" / name).unlink()
+    (tmp_path / "a" / "last_checkpoint").write_text("model_0000003.pth")
+    again = run("a", "SOLVER.MAX_ITER", 6, resume=True)
+    assert saved()["resumed"] == [text] and again["trained_config"] == record["trained_config"]
+
+
 def test_another_config_is_refused_before_anything_is_written(
     train_net: ModuleType, config: Path, output: Path, tmp_path: Path
 ) -> None:
