@@ -35,6 +35,7 @@ from tagclip.config.checks import (
 )
 from tagclip.data import Protocol, ZeroShotDatasetMapper
 from tagclip.data.claim import Claim
+from tagclip.data.datasets.register import check_dataset_name
 from tagclip.data.datasets.selection import (
     refuse_masks,
     refuse_moved_words,
@@ -420,6 +421,7 @@ def _results_table(cfg: CfgNode) -> Path:
 
 
 def _check_evaluator_type(dataset_name: str) -> None:
+    check_dataset_name(dataset_name)
     Vocabulary.from_metadata(dataset_name)
     found = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if found != "zero_shot_sem_seg":

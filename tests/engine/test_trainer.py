@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from helpers.tiny_run import (
     UNSEEN,
     VOID,
@@ -26,12 +27,13 @@ from helpers.tiny_run import (
     train,
     train_labels,
     weights,
+    write_tiny_dataset,
 )
 from PIL import Image
 
 from tagclip import ZeroShotTrainer
 from tagclip.checkpoint import last_checkpoint
-from tagclip.errors import DatasetError, NonFiniteLossError
+from tagclip.errors import ConfigError, DatasetError, NonFiniteLossError
 from tagclip.evaluation import ZeroShotSemSegEvaluator
 from tagclip.structures.vocabulary import Vocabulary
 from tagclip.visualization.panels import save_png
@@ -258,3 +260,23 @@ def check_result(path: Path, expected: dict[str, float]) -> None:
         assert re.fullmatch(r"[0-9a-f]{16,64}", fingerprint)
     assert result["vocabulary_fingerprint"] != said["training_vocabulary"]
     assert "/" not in json.dumps({**said, "protocol": ""})
+
+
+def test_a_dataset_of_somebody_else_whose_name_is_none_of_a_folder(
+    tiny_cfg: CfgNode, tmp_path: Path
+) -> None:
+    """detectron2's catalogs take any name."""
+    write_tiny_dataset(tmp_path)
+    (name,) = tiny_cfg.DATASETS.TEST
+    DatasetCatalog.register("city/val", DatasetCatalog[name])
+    try:
+        known = MetadataCatalog.get(name)
+        MetadataCatalog.get("city/val").set(
+            vocabulary=known.vocabulary, evaluator_type=known.evaluator_type
+        )
+        cfg = changed(tiny_cfg, "DATASETS.TEST", ("city/val",))
+        with pytest.raises(ConfigError, match=r"dataset 'city/val': found a name .*'city_val'"):
+            ZeroShotTrainer.check(cfg, weights="", train=True)
+    finally:
+        DatasetCatalog.remove("city/val")
+        MetadataCatalog.remove("city/val")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from tagclip.utils.text import did_you_mean
 
 __all__ = [
     "LABEL_EXTS",
+    "check_dataset_name",
     "datasets_of",
     "other_parts",
     "register_datasets",
@@ -99,7 +101,7 @@ def register_zero_shot_sem_seg(
             their names may be any.
 
     Raises:
-        ConfigError: there are pairs and an image_list.
+        ConfigError: there are pairs and an image_list, or the name is none of a folder.
         DatasetError: the name belongs to another dataset.
     """
     image_exts = (image_ext,) if isinstance(image_ext, str) else image_ext
@@ -119,8 +121,23 @@ def _plain(extension: str) -> str:
     return extension.lower().lstrip(".")
 
 
+def check_dataset_name(name: str) -> None:
+    """Refuse a name that is none of a folder: results of a dataset lie in one of that name.
+
+    Raises:
+        ConfigError: it is no such name.
+    """
+    if name in ("", ".", "..") or set(name) & {"/", "\0"}:
+        good = re.sub(r"[/\0]+", "_", name).strip("._") or "my_val"
+        raise ConfigError(
+            f"dataset {name!r}: found a name that no folder can have, expected one, as results are "
+            f"in OUTPUT_DIR/inference/NAME; call it {good!r}, or otherwise"
+        )
+
+
 def _register(files: _PairedFiles, vocabulary_json: str) -> None:
     name = files.name
+    check_dataset_name(name)
     if files.pairs and files.image_list:
         raise ConfigError(
             f"dataset {name}: found image_list {files.image_list} and pairs {files.pairs}, "
@@ -219,7 +236,7 @@ def register_folder_dataset(
         pairs: text file with an image and its label per line.
 
     Raises:
-        ConfigError: there are pairs and an image_list.
+        ConfigError: there are pairs and an image_list, or the name is none of a folder.
         DatasetError: the name belongs to another dataset.
     """
     files = _PairedFiles(

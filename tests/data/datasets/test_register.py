@@ -13,7 +13,7 @@ from helpers.toy_dataset import forget, vocabulary_tree, write_json
 from PIL import Image
 
 from tagclip.data import register_folder_dataset, register_zero_shot_sem_seg
-from tagclip.errors import DatasetError, VocabularyError
+from tagclip.errors import ConfigError, DatasetError, VocabularyError
 from tagclip.structures.vocabulary import Vocabulary
 
 
@@ -232,6 +232,22 @@ def test_a_name_that_is_taken_says_what_differs(tmp_path: Path) -> None:
     with pytest.raises(DatasetError) as caught:
         register_folder_dataset(**same | {"name": "theirs"})
     assert str(caught.value).startswith(taken.format("theirs", text))
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("city/val", "city_val"), ("/abs/a", "abs_a"), ("..", "my_val"), (".", "my_val"),
+     ("", "my_val"), ("../../a", "a"), ("a\0b", "a_b")],
+)  # fmt: skip
+def test_a_name_that_is_none_of_a_folder_is_refused(name: str, good: str, tmp_path: Path) -> None:
+    """Its results would be where no command finds them, or outside OUTPUT_DIR."""
+    path = write_json(tmp_path / "toy.json", vocabulary_tree(["cat"]))
+    before = set(DatasetCatalog.list())
+    for register in (register_zero_shot_sem_seg, register_folder_dataset):
+        with pytest.raises(ConfigError, match="found a name that no folder can have") as caught:
+            register(name, tmp_path, tmp_path, path)
+        assert str(caught.value).endswith(f"call it {good!r}, or otherwise")
+    assert set(DatasetCatalog.list()) == before
 
 
 def test_a_name_of_somebody_else_is_taken(tmp_path: Path) -> None:
