@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tagclip.data.image_io import read_image
 from tagclip.data.label_io import read_label
 from tagclip.errors import ConfigError, DatasetError
 from tagclip.structures.vocabulary import Vocabulary
-from tagclip.utils.text import listed
+from tagclip.utils.text import listed, shortened
 
 __all__ = [
     "README",
@@ -141,8 +142,10 @@ def read_names(path: Path) -> list[str]:
     except DatasetError as error:
         raise DatasetError(f"{error}; {README}") from error
     names = [name.rpartition("JPEGImages/")[2] for name in names]
-    if len(set(names)) < len(names):
-        raise DatasetError(f"{path}: found a name twice, expected a list of images; {README}")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DatasetError(
+            f"{path}: found {shortened(twice[0], 80)!r} twice, expected each image once; {README}"
+        )
     return names
 
 

@@ -245,15 +245,16 @@ def wanted_runs(seeds: int, names: Sequence[str] = ()) -> list[RunKey]:
     """Runs of the table, all or those of some names; first those that they start from."""
     from tagclip.projects.minibench.table_runs import RUNS, SPLITS
 
-    wanted = {*names, *(RUNS[name].start for name in names)} if names else RUNS.keys()
-    keys = [
-        (split, name, seed)
-        for seed in range(seeds)
-        for split in SPLITS
-        for name, run in RUNS.items()
-        if (run.seeds is None or seed < run.seeds) and name in wanted
-    ]
-    return sorted(keys, key=lambda key: bool(RUNS[key[1]].start))
+    keys = [(split, name, seed) for seed in range(seeds) for split in SPLITS for name in RUNS]
+
+    def is_asked(key: RunKey) -> bool:
+        most = RUNS[key[1]].seeds
+        return (most is None or key[2] < most) and key[1] in (names or RUNS)
+
+    asked = set(filter(is_asked, keys))
+    starts = {(split, RUNS[name].start, seed) for split, name, seed in asked}
+    wanted = [key for key in keys if key in asked | starts]
+    return sorted(wanted, key=lambda key: bool(RUNS[key[1]].start))
 
 
 def write_table(output: Path, keys: list[RunKey], docs: bool) -> str:

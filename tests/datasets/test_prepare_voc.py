@@ -21,6 +21,7 @@ from helpers.miniature_trees import (
     script_error,
     snapshot,
     write_gray,
+    write_list,
 )
 from helpers.toy_dataset import toy_config
 from scipy.io import savemat
@@ -61,6 +62,14 @@ def test_every_label_of_both_sources(tmp_path: Path, raw: dict[str, Labels]) -> 
             written = result(tmp_path, subset, stem)
             np.testing.assert_array_equal(written, expected(label))
             assert written.dtype == np.uint8
+
+
+def test_an_image_that_a_list_has_twice_is_named(tmp_path: Path, raw: dict[str, Labels]) -> None:
+    path = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    names = path.read_text().split()
+    write_list(path, [*names, names[1], "2007_000032"])
+    message = script_error(SCRIPT, tmp_path, "--only", "voc2012_val")
+    assert f"{path}: found '{names[1]}' twice, expected each image once" in message
 
 
 LISTS = {

@@ -166,6 +166,9 @@ def test_the_command_runs_what_others_start_from_first() -> None:
     assert len(tool.wanted_runs(2, ["NACLIP", "NACLIP conv"])) == 3 * len(SPLITS)
     named = {name for _, name, _ in tool.wanted_runs(1, ["transductive conv"])}
     assert named == {"transductive conv", "TagCLIP conv"}
+    # Where that is not run with a seed, neither is this.
+    named = {(name, seed) for _, name, seed in tool.wanted_runs(2, ["transductive token"])}
+    assert named == {("transductive token", 0), ("TagCLIP token seen", 0)}
     assert len(keys) == len(set(keys))
     for split, name, seed in keys:
         start = RUNS[name].start
