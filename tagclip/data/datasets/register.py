@@ -471,6 +471,12 @@ class _PairedFiles:
         paths = (p for p in map(str, files_below(other.root)) if os.path.splitext(p)[0] in stems)
         if unread := next(paths, ""):
             found += f"{unread} is none of {other.patterns.replace(' or ', ', ')}: save it as one; "
+        # Commands that run in the folder of the images write below it.
+        if any(os.sep in key for key in keys):
+            found += (
+                "what is none of the dataset, such as results in there: move it elsewhere, and "
+                "name another OUTPUT_DIR or --output; "
+            )
         if not (self.prepare_command or files.keys() & partners.keys()):
             found += "name the image and the label of each pair in a list, pairs: FILE; or "
         raise DatasetError(

@@ -164,6 +164,21 @@ def test_lonely_files_are_counted_with_five_examples(tmp_path: Path) -> None:
     assert "1 labels without image" in _listing_error()
 
 
+def test_results_among_the_images_are_to_be_moved(tmp_path: Path) -> None:
+    """As of commands that run in a folder of photos and masks."""
+    _touch(tmp_path / "a.png", tmp_path / "a_mask.png")
+    path = write_json(tmp_path / "toy.json", vocabulary_tree(["cat"]))
+    register_folder_dataset("toy", tmp_path, tmp_path, path, label_suffix="_mask")
+    assert len(DatasetCatalog.get("toy")) == 1
+    results = tmp_path / "output" / "predictions"
+    _touch(results / "a.png")
+    message = _listing_error()
+    assert "such as output/predictions/a; what is none of the dataset, such as results " in message
+    assert "name another OUTPUT_DIR or --output; " in message
+    results.parent.rename(tmp_path.with_name("moved"))
+    assert len(DatasetCatalog.get("toy")) == 1
+
+
 def test_lonely_names_that_are_no_files_are_called_so(tmp_path: Path) -> None:
     _touch(*(tmp_path / kind / "a.png" for kind in ("images", "labels")))
     for kind in ("images", "labels"):
