@@ -49,9 +49,12 @@ def write_durably(path: Path, content: bytes | memoryview | str) -> None:
         # Else last_checkpoint could outlive the name of the checkpoint that it points to.
         sync_folder(path.parent)
     except OSError as error:
+        before, then = "earlier checkpoints are intact", "continue with --resume"
+        if not any(path.parent.glob("*.pth")):
+            before, then = "there is no earlier checkpoint", "start again"
         raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror}); earlier checkpoints are intact: free "
-            "space or make the folder writable, then continue with --resume"
+            f"{path}: cannot be written ({error.strerror}); {before}: free space or make the "
+            f"folder writable, then {then}"
         ) from error
 
 

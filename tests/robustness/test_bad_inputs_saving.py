@@ -65,6 +65,17 @@ def test_disk_full_while_writing(bench: Bench) -> None:
     assert Path(folder.get_checkpoint_file()).name == "model_later.pth"
 
 
+def test_disk_full_before_the_first_is_written(bench: Bench) -> None:
+    cfg, model = build(bench.cfg, seed=2)
+    folder = checkpointer(cfg, model, bench.root / "new")
+    with largest_file(1000):
+        refused(
+            lambda: folder.save("model_0000001"),
+            "model_0000001.pth: cannot be written (File too large); there is no earlier "
+            "checkpoint: free space or make the folder writable, then start again",
+        )
+
+
 def test_output_that_cannot_be_written(bench: Bench) -> None:
     """Found before the first step (a folder without rights would not stop root)."""
     (bench.root / "file").touch()
