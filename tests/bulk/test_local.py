@@ -131,9 +131,8 @@ def test_an_interruption_is_for_the_main_process_which_ends_the_others(
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_a_killed_process_changes_nothing(options: BulkOptions, tmp_path: Path, seed: int) -> None:
     """At a moment that the seed draws from all images."""
     list(run(replace(options, output=tmp_path / "whole"), 1))

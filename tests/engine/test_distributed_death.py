@@ -45,6 +45,7 @@ def end_of(process: subprocess.Popen) -> list[str]:
     return text.splitlines()
 
 
+@pytest.mark.slow
 def test_killed_in_training(config: Path, tmp_path: Path) -> None:
     process = start(command("--config-file", config, *TEAM, *FOREVER), tmp_path)
     wait_for(process, "iter: 19 ")

@@ -262,6 +262,7 @@ def test_two_runs_in_one_folder_and_a_run_of_other_words(
     assert content_of(tmp_path / "out") == content_of(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_is_finished(run: Callable[..., int], tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)).save(
         tmp_path / "in" / "004.png"
@@ -311,6 +312,7 @@ def test_a_log_that_nobody_gets_leaves_no_traceback(
     assert len(rows_of(tmp_path / "out")) == IMAGES
 
 
+@pytest.mark.slow
 def test_a_folder_that_goes_meanwhile_ends_the_run(
     run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

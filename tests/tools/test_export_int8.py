@@ -142,6 +142,7 @@ def test_run_onnx(
         assert example.parse_args(["a", "b", "c", "--runtime", runtime])
 
 
+@pytest.mark.slow
 def test_mistakes(tool: ModuleType, checkpoint: Path, dataset: str, tmp_path: Path) -> None:
     folder, images = tmp_path / "export", tmp_path / "images" / "train"
 

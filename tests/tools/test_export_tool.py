@@ -158,6 +158,7 @@ def test_the_example_says_what_it_reads_otherwise(
             assert line.startswith(f"{path}: {text}")
 
 
+@pytest.mark.slow
 def test_the_example_ends_with_one_line(
     tool: ModuleType,
     example: ModuleType,
