@@ -169,8 +169,7 @@ def converted_source(
     Raises:
         DatasetError: the order cannot be told, or is not what the user says.
     """
-    shared = sorted(files.keys() & reference.files.keys())
-    shared = _some(shared)
+    shared = _some(sorted(files.keys() & reference.files.keys()))
     pairs = ((read_label(files[n]), reference.read(reference.files[n])) for n in shared)
     candidates = {name: LabelMap.read(name, _vocabulary(dataset), background) for name in orders}
     found = candidates[recognize_order(pairs, reference.label_map, candidates, order)]

@@ -71,7 +71,8 @@ def training_record(metadata: Mapping[str, Any], folder: Path) -> dict[str, str]
 
     Returns:
         ``training_files`` as there, and ``trained_config``: 12 hex digits, the same for trainings
-        whose configs differ in no more than the seed and in what changes no weight.
+        whose configs differ in no more than the seed and in what changes no weight, and that were
+        resumed with the same changes or with none.
     """
     record = {}
     if config := metadata.get("config"):

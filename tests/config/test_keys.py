@@ -476,7 +476,7 @@ SWITCHES = {
 }
 
 
-# Each compilation takes half a minute.
+# What MODEL.COMPILE builds takes half a minute.
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name == "MODEL.COMPILE")) for name in NAMES],

@@ -472,7 +472,7 @@ class _PairedFiles:
         if unread := next(paths, ""):
             found += f"{unread} is none of {other.patterns.replace(' or ', ', ')}: save it as one; "
         # Commands that run in the folder of the images write below it.
-        if any(os.sep in key for key in keys):
+        if not self.prepare_command and any(os.sep in key for key in keys):
             found += (
                 "what is none of the dataset, such as results in there: move it elsewhere, and "
                 "name another OUTPUT_DIR or --output; "
